@@ -1,0 +1,287 @@
+//! What the demo knows, from what the pods write and the server announces, and how it looks.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use podlock::operator::Notice;
+use podlock::{Incarnation, RunId};
+
+use super::fleet::{LogLine, News, What};
+use super::screen::{Screen, Tone};
+
+/// How many runs the table shows.
+const ROWS: usize = 16;
+const BAR: usize = 30;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PodState {
+    Starting,
+    Alive,
+    Killed,
+    Draining,
+    Frozen,
+    Woken,
+    Ended,
+}
+
+pub(super) struct PodView {
+    pub(super) name: String,
+    pub(super) incarnation: Option<Incarnation>,
+    pub(super) state: PodState,
+}
+
+pub(super) struct RunView {
+    pub(super) id: RunId,
+    /// The pod that executes it, by what the pods say.
+    pub(super) pod: usize,
+    pub(super) attempt: i32,
+    pub(super) fence: i64,
+    pub(super) done: u32,
+    pub(super) made: bool,
+    /// Where it went on after the strike.
+    pub(super) moved: Option<Moved>,
+}
+
+/// A run that went on elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moved {
+    pub(super) to: usize,
+    pub(super) attempt: i32,
+    pub(super) fence: i64,
+    pub(super) after: Duration,
+    /// The chunk that it went on with.
+    pub(super) from: u32,
+}
+
+/// A notification about the pod that was struck.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    pub(super) event: String,
+    pub(super) by: String,
+    pub(super) reason: Option<String>,
+    pub(super) after: Duration,
+}
+
+/// The strike, and what came of it.
+pub(super) struct Strike {
+    pub(super) pod: usize,
+    pub(super) at: Instant,
+    pub(super) incarnation: Option<Incarnation>,
+    pub(super) heard: Vec<Heard>,
+    /// Its process has ended, after so long.
+    pub(super) ended: Option<Duration>,
+    /// The incarnation as which it came back, after so long.
+    pub(super) back: Option<(Incarnation, Duration)>,
+    /// When it was woken.
+    pub(super) woken: Option<Instant>,
+    /// Runs that its own clock, or the news of a claim, told to stop after it was woken.
+    pub(super) told_to_stop: usize,
+    /// Writes of it that were refused after it was woken.
+    pub(super) refused: usize,
+}
+
+impl Strike {
+    /// The first notification of this kind.
+    pub(super) fn heard(&self, event: &str) -> Option<&Heard> {
+        self.heard.iter().find(|heard| heard.event == event)
+    }
+}
+
+pub(super) struct Board {
+    pub(super) pods: Vec<PodView>,
+    pub(super) runs: Vec<RunView>,
+    pub(super) chunks: u32,
+    pub(super) strike: Option<Strike>,
+    index: HashMap<RunId, usize>,
+}
+
+impl Board {
+    pub(super) fn new(names: impl IntoIterator<Item = String>, chunks: u32) -> Self {
+        let pods = names.into_iter().map(|name| PodView { name, incarnation: None, state: PodState::Starting }).collect();
+        Self { pods, runs: Vec::new(), chunks, strike: None, index: HashMap::new() }
+    }
+
+    pub(super) fn add_run(&mut self, id: RunId, pod: usize, fence: i64) {
+        self.index.insert(id, self.runs.len());
+        self.runs.push(RunView { id, pod, attempt: 1, fence, done: 0, made: false, moved: None });
+    }
+
+    /// The pod that has the most runs left to do, and how many.
+    pub(super) fn busiest(&self) -> (usize, usize) {
+        let count = |pod| self.runs.iter().filter(|run| run.pod == pod && !run.made).count();
+        let counts = (0..self.pods.len()).map(|pod| (pod, count(pod)));
+        counts.max_by_key(|(pod, count)| (*count, usize::MAX - pod)).unwrap_or((0, 0))
+    }
+
+    pub(super) fn struck(&mut self, pod: usize, at: Instant, state: PodState) {
+        let incarnation = self.pods[pod].incarnation;
+        self.pods[pod].state = state;
+        self.strike = Some(Strike {
+            pod,
+            at,
+            incarnation,
+            heard: Vec::new(),
+            ended: None,
+            back: None,
+            woken: None,
+            told_to_stop: 0,
+            refused: 0,
+        });
+    }
+
+    /// Takes in what a pod wrote. Returns a sentence if it is worth one.
+    pub(super) fn take(&mut self, news: &News) -> Option<String> {
+        match &news.what {
+            What::Ready(_) => {
+                self.pods[news.pod].state = PodState::Alive;
+                None
+            }
+            What::Log(line) => self.take_log(news.pod, news.at, line),
+            What::Text(_) => None,
+            What::End => {
+                let view = &mut self.pods[news.pod];
+                view.state = if view.state == PodState::Killed { PodState::Killed } else { PodState::Ended };
+                if let Some(strike) = self.strike.as_mut().filter(|strike| strike.pod == news.pod) {
+                    strike.ended.get_or_insert(news.at.duration_since(strike.at));
+                }
+                None
+            }
+        }
+    }
+
+    fn take_log(&mut self, pod: usize, at: Instant, line: &LogLine) -> Option<String> {
+        let index = self.index.get(&line.run_id?).copied()?;
+        let run = &mut self.runs[index];
+        match line.event.as_str() {
+            "executing" => {
+                let again = line.attempt > run.attempt;
+                run.pod = pod;
+                run.attempt = line.attempt;
+                run.fence = line.fence;
+                run.done = line.from.saturating_sub(1);
+                let strike = self.strike.as_ref().filter(|strike| again && strike.pod != pod)?;
+                let after = at.duration_since(strike.at);
+                let moved = Moved { to: pod, attempt: line.attempt, fence: line.fence, after, from: line.from };
+                run.moved.get_or_insert(moved);
+                None
+            }
+            "chunk" if run.pod == pod => {
+                run.done = line.n;
+                None
+            }
+            "made" if run.pod == pod => {
+                run.made = true;
+                None
+            }
+            "told_to_stop" | "refused" => {
+                let strike = self.strike.as_mut().filter(|s| s.pod == pod && s.woken.is_some())?;
+                let count = if line.event == "refused" { &mut strike.refused } else { &mut strike.told_to_stop };
+                *count += 1;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes in a notification of the server.
+    pub(super) fn hear(&mut self, at: Instant, notice: Notice) -> Option<String> {
+        let (event, pod) = (notice.event?, notice.pod?);
+        let index = self.pods.iter().position(|view| view.name == pod)?;
+        let strike = self.strike.as_mut().filter(|strike| strike.pod == index)?;
+        let after = at.saturating_duration_since(strike.at);
+        if notice.incarnation != strike.incarnation {
+            if event == "joined" {
+                strike.back = notice.incarnation.map(|incarnation| (incarnation, after));
+            }
+            return None;
+        }
+        let heard = Heard { event, by: notice.by.unwrap_or_default(), reason: notice.reason, after };
+        let sentence = match heard.event.as_str() {
+            "buried" => Some(format!("{} noticed {} after the signal, and buried {pod}.", heard.by, ms(after))),
+            "draining" => Some(format!("{pod} says that it is draining, {} after the signal.", ms(after))),
+            _ => None,
+        };
+        strike.heard.push(heard);
+        sentence
+    }
+
+    /// The runs that the struck pod had, and those of them that went on elsewhere.
+    pub(super) fn moved(&self) -> impl Iterator<Item = (usize, &RunView, &Moved)> {
+        self.runs.iter().enumerate().filter_map(|(i, run)| run.moved.as_ref().map(|moved| (i + 1, run, moved)))
+    }
+
+    /// One line for where there is no terminal.
+    pub(super) fn summary(&self) -> String {
+        let made = self.runs.iter().filter(|run| run.made).count();
+        let chunks: u32 = self.runs.iter().map(|run| run.done).sum();
+        let pods = self.pods.iter().enumerate().map(|(i, pod)| {
+            let mine = self.runs.iter().filter(|run| run.pod == i && !run.made).count();
+            format!("{} {} {mine}", pod.name, pod.state.word())
+        });
+        let pods = pods.collect::<Vec<_>>().join(", ");
+        format!("    {made} of {} runs made, {chunks} chunks; {pods}", self.runs.len())
+    }
+
+    pub(super) fn table(&self, screen: &Screen) -> Vec<String> {
+        let mut lines = vec![String::new()];
+        for (i, pod) in self.pods.iter().enumerate() {
+            let mine = self.runs.iter().filter(|run| run.pod == i && !run.made).count();
+            let word = format!("{:<9}", pod.state.word());
+            let word = screen.paint(pod.state.tone(), &word);
+            lines.push(format!("    {:<8} {word} {mine:>3} runs", pod.name));
+        }
+        lines.push(String::new());
+        lines.push(screen.paint(Tone::Faint, "    run   on       attempt  fence  chunks"));
+        for (i, run) in self.runs.iter().enumerate().take(ROWS) {
+            lines.push(self.row(i, run, screen));
+        }
+        if self.runs.len() > ROWS {
+            lines.push(format!("    … and {} more", self.runs.len() - ROWS));
+        }
+        lines
+    }
+
+    fn row(&self, i: usize, run: &RunView, screen: &Screen) -> String {
+        let full = (run.done as usize * BAR) / self.chunks.max(1) as usize;
+        let bar = format!("{}{}", "█".repeat(full.min(BAR)), "░".repeat(BAR - full.min(BAR)));
+        let tone = if run.made {
+            Tone::Good
+        } else if self.pods[run.pod].state == PodState::Alive {
+            Tone::Strong
+        } else {
+            Tone::Bad
+        };
+        let bar = screen.paint(tone, &bar);
+        let number = format!("#{}", i + 1);
+        let on = &self.pods[run.pod].name;
+        format!("    {number:<5} {on:<8} {:>7}  {:>5}  {bar} {}/{}", run.attempt, run.fence, run.done, self.chunks)
+    }
+}
+
+impl PodState {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Alive => "alive",
+            Self::Killed => "killed",
+            Self::Draining => "draining",
+            Self::Frozen => "frozen",
+            Self::Woken => "woken",
+            Self::Ended => "ended",
+        }
+    }
+
+    fn tone(self) -> Tone {
+        match self {
+            Self::Alive => Tone::Good,
+            Self::Starting | Self::Woken => Tone::Strong,
+            _ => Tone::Bad,
+        }
+    }
+}
+
+/// A time for people: milliseconds, or seconds where those say more.
+pub(super) fn ms(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1000.0;
+    if ms < 9_999.5 { format!("{ms:.1} ms") } else { format!("{:.1} s", ms / 1000.0) }
+}

@@ -1,0 +1,50 @@
+//! The options that every verb takes.
+
+use podlock::{Config, Operator};
+
+use crate::failure::Failure;
+
+/// Where the database is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// Where PostgreSQL is, as postgres://user:password@host/database
+    ///
+    /// Better given in the environment: other users of the machine can see a command line.
+    #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(help_heading = "Database")]
+    database_url: Option<String>,
+    /// The schema of podlock's tables [default: public]
+    #[arg(long, global = true, env = "PODLOCK_SCHEMA", value_name = "NAME", help_heading = "Database")]
+    schema: Option<String>,
+}
+
+impl Global {
+    /// The settings of the environment, with the command line's on top.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let url = self.url().ok_or_else(|| {
+            Failure::Usage("no database is named; set DATABASE_URL or give --database-url".to_owned())
+        })?;
+        let config = Config::from_env()?.with(|c| c.database_url = url.into());
+        Ok(match &self.schema {
+            Some(schema) => config.schema(schema),
+            None => config,
+        })
+    }
+
+    /// The database's URL, if one was given. Empty counts as not given, as an unset variable often ends up.
+    pub(crate) fn url(&self) -> Option<String> {
+        self.database_url.clone().filter(|url| !url.is_empty())
+    }
+
+    /// The schema's name, which needs no database.
+    pub(crate) fn schema(&self) -> Result<&str, Failure> {
+        let schema = self.schema.as_deref().unwrap_or("public");
+        Config::new("").schema(schema).validate()?;
+        Ok(schema)
+    }
+
+    /// A handle on the database.
+    pub(crate) async fn operator(&self) -> Result<Operator, Failure> {
+        Ok(Operator::connect(&self.config()?).await?)
+    }
+}

@@ -1,0 +1,92 @@
+//! The `podlock` command: what operators ask, the reference pod, the demo. One file a verb.
+//!
+//! Exit codes: 0 fine, 1 failed, 2 bad usage. Results go to stdout, everything else to stderr.
+
+mod demo;
+mod drain;
+mod events;
+mod failure;
+mod global;
+mod migrate;
+mod output;
+mod pod;
+mod pods;
+mod runs;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::global::Global;
+
+/// A liveness layer for multi-pod services on PostgreSQL.
+///
+/// When a pod dies, its peers know within milliseconds and resume its runs, each under a fence.
+#[derive(Debug, Parser)]
+#[command(name = "podlock", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 fine, 1 failed, 2 bad usage.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Look at the pods of the roster
+    #[command(subcommand)]
+    Pods(pods::Verb),
+    /// Look at runs, or cancel one
+    #[command(subcommand)]
+    Runs(runs::Verb),
+    /// The log of the pods' lives
+    Events(events::Args),
+    /// Ask a pod to stop cleanly: it hands its runs over and ends
+    Drain(drain::Args),
+    /// Bring podlock's tables up to date, or see how they stand
+    #[command(subcommand)]
+    Migrate(migrate::Verb),
+    /// Run the reference pod, which links the library as any service would
+    Pod(Box<pod::Args>),
+    /// See a pod killed and its work go on elsewhere, with a PostgreSQL of its own
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing can fail only because nobody reads; the exit code still tells.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(cli));
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::Io(error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let global = &cli.global;
+    match cli.verb {
+        Verb::Pods(verb) => pods::run(global, verb).await,
+        Verb::Runs(verb) => runs::run(global, verb).await,
+        Verb::Events(args) => events::run(global, args).await,
+        Verb::Drain(args) => drain::run(global, args).await,
+        Verb::Migrate(verb) => migrate::run(global, verb).await,
+        Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Demo(args) => demo::run(global, args).await,
+    }
+}

@@ -1,0 +1,250 @@
+//! What goes to stdout: tables for people, JSON for programs.
+
+use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
+
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// How many rows a table shows unless told otherwise; JSON shows all.
+pub(crate) const TABLE_LIMIT: i64 = 100;
+/// How many rows are fetched at a time.
+pub(crate) const PAGE: i64 = 1000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns, for people
+    #[default]
+    Table,
+    /// One JSON value
+    Json,
+    /// One JSON object a line
+    Jsonl,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// How to print
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) format: Format,
+}
+
+impl OutputArgs {
+    /// For a verb whose output has no end, and therefore cannot be one JSON array.
+    pub(crate) fn endless(self, verb: &str) -> Result<Format, Failure> {
+        match self.format {
+            Format::Json => Err(Failure::Usage(format!("`{verb}` has no end, so it cannot print one array: use -o jsonl"))),
+            format => Ok(format),
+        }
+    }
+}
+
+/// Something that is a row of a table.
+pub(crate) trait Tabular {
+    /// The columns' names.
+    const COLUMNS: &'static [&'static str];
+    /// The columns that are numbers.
+    const NUMBERS: &'static [&'static str];
+
+    /// The cells, as many as there are columns.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// A list that is printed as its rows come, but for a table, whose widths are known only at the end.
+pub(crate) struct List {
+    out: BufWriter<Stdout>,
+    format: Format,
+    table: Table,
+    rows: usize,
+}
+
+impl List {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { out: BufWriter::new(io::stdout()), format, table: borderless(), rows: 0 }
+    }
+
+    pub(crate) fn push<T: Serialize + Tabular>(&mut self, row: &T) -> io::Result<()> {
+        match self.format {
+            Format::Table => {
+                if self.rows == 0 {
+                    head::<T>(&mut self.table);
+                }
+                self.table.add_row(cells(row));
+            }
+            Format::Json => {
+                self.out.write_all(if self.rows == 0 { b"[\n" } else { b",\n" })?;
+                serde_json::to_writer(&mut self.out, row)?;
+            }
+            Format::Jsonl => {
+                serde_json::to_writer(&mut self.out, row)?;
+                self.out.write_all(b"\n")?;
+            }
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Ends the list. `nothing` is what a table without rows says, on stderr.
+    pub(crate) fn finish(mut self, nothing: &str) -> io::Result<()> {
+        match self.format {
+            Format::Table if self.rows == 0 => crate::failure::note(nothing),
+            Format::Table => write_table(&mut self.out, &self.table)?,
+            Format::Json => self.out.write_all(if self.rows == 0 { b"[]\n" } else { b"\n]\n" })?,
+            Format::Jsonl => {}
+        }
+        self.out.flush()
+    }
+
+    /// How many rows there are so far.
+    pub(crate) fn len(&self) -> usize {
+        self.rows
+    }
+}
+
+/// Prints rows that are all there as a table.
+pub(crate) fn table_of<T: Tabular>(out: &mut impl Write, rows: &[T]) -> io::Result<()> {
+    let mut table = borderless();
+    head::<T>(&mut table);
+    for row in rows {
+        table.add_row(cells(row));
+    }
+    write_table(out, &table)
+}
+
+/// Prints one object: `json` over several lines, `jsonl` on one, a table by `table`.
+pub(crate) fn object<T: Serialize>(
+    format: Format,
+    value: &T,
+    table: impl FnOnce(&mut BufWriter<Stdout>, &T) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout());
+    match format {
+        Format::Table => table(&mut out, value)?,
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, value)?;
+            out.write_all(b"\n")?;
+        }
+        Format::Jsonl => {
+            serde_json::to_writer(&mut out, value)?;
+            out.write_all(b"\n")?;
+        }
+    }
+    out.flush()
+}
+
+/// Prints one line at once, for output that is followed.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Prints one JSON object on one line at once.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Names and values, one a line.
+pub(crate) fn facts(out: &mut impl Write, facts: &[(&str, String)]) -> io::Result<()> {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in facts {
+        writeln!(out, "{name:width$}  {}", printable(value))?;
+    }
+    Ok(())
+}
+
+/// True if colours and redrawing are welcome on stdout.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// True if colours are welcome on what is a terminal or not, by <https://no-color.org>.
+pub(crate) fn colour(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Seconds are enough for a list.
+pub(crate) fn seconds(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Milliseconds, for what is compared.
+pub(crate) fn millis(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// An object of plain values as `a=b c=d`, anything else as JSON.
+pub(crate) fn brief(value: &Value) -> String {
+    let Value::Object(fields) = value else { return value.to_string() };
+    let words = fields.iter().map(|(name, value)| match value {
+        Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Control characters would let a run's key redraw an operator's terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+fn borderless() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+fn head<T: Tabular>(table: &mut Table) {
+    table.set_header(T::COLUMNS.iter().map(|name| Cell::new(name.to_uppercase())));
+    for (i, name) in T::COLUMNS.iter().enumerate() {
+        if let Some(column) = table.column_mut(i) {
+            column.set_padding((0, 2));
+            if T::NUMBERS.contains(name) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+}
+
+fn cells<T: Tabular>(row: &T) -> Vec<String> {
+    row.cells().iter().map(|cell| printable(cell)).collect()
+}
+
+/// Without the blanks that pad the last column.
+fn write_table(out: &mut impl Write, table: &Table) -> io::Result<()> {
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn control_characters_do_not_reach_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(printable("名前 'ok'"), "名前 'ok'");
+    }
+
+    #[test]
+    fn details_are_brief() {
+        assert_eq!(brief(&json!({"n": 2, "reason": "lost", "why": "a b"})), r#"n=2 reason=lost why="a b""#);
+        assert_eq!(brief(&json!([1])), "[1]");
+    }
+}

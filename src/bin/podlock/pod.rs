@@ -1,0 +1,175 @@
+//! `podlock pod`: the reference pod. It links the library as any service would, and does nothing that a service
+//! could not do.
+//!
+//! Its life: bind the address, serve the probes while the pod starts, say that it is ready, serve; on SIGTERM, SIGINT,
+//! SIGHUP or a drain request stop the pod within `--grace` while HTTP still answers, and only then end the listener.
+
+mod boot;
+mod kind;
+mod logs;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use podlock::http::{not_found, router_with};
+use podlock::{Config, Pod, PodId};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+use crate::global::Global;
+use crate::output;
+use crate::signals::EndSignals;
+
+use logs::LogArgs;
+
+/// How long requests that are being answered may take when the listener ends.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Ends with 0 after a drain (SIGTERM, SIGINT, SIGHUP, or `podlock drain`), with 1 if the start was refused, the pod ended
+by itself, or a second signal cut the drain short. Kind `demo` takes
+  {\"chunks\": 1..100000, \"delay_ms\": 0..600000, \"resume\": \"restart\" or \"continue\"}")]
+pub(crate) struct Args {
+    /// The pod's name [env: POD_NAME] [default: a random one, but not where PODLOCK_ENV=production]
+    #[arg(long)]
+    name: Option<PodId>,
+    /// Where to listen for HTTP; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// How long a drain may take before what is left is aborted
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
+    grace: Duration,
+    /// The most runs at a time [env: PODLOCK_CAPACITY] [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    capacity: Option<u32>,
+    /// How long the server lets a silent session live [env: PODLOCK_LEASE] [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = lease)]
+    lease: Option<Duration>,
+    /// A label that operators see; may be given again
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// End at once when stdin is closed, so that no pod outlives the program that started it
+    #[arg(long)]
+    exit_with_stdin: bool,
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
+    args.logs.start()?;
+    if args.exit_with_stdin {
+        boot::exit_with_stdin()?;
+    }
+    let mut signals = EndSignals::listen()?;
+    let config = args.config(global)?;
+
+    let listener = boot::bind(args.listen).await?;
+    let address = listener.local_addr()?;
+    let Some(pod) = boot::start(&listener, config, &mut signals).await? else { return Ok(()) };
+    let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found));
+
+    let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
+    // Whoever started us may not care to read it.
+    let _ = output::line(&ready);
+
+    let outcome = live(pod, args.grace, &mut signals).await;
+    server.end().await;
+    outcome
+}
+
+impl Args {
+    /// The environment's settings, with the command line's on top.
+    fn config(&self, global: &Global) -> Result<Config, Failure> {
+        let mut config = global.config()?;
+        if let Some(name) = &self.name {
+            config = config.name(name.as_str());
+        }
+        if let Some(lease) = self.lease {
+            config = config.lease(lease);
+        }
+        if let Some(capacity) = self.capacity {
+            config = config.capacity(capacity as usize);
+        }
+        for (key, value) in &self.labels {
+            config = config.label(key, value);
+        }
+        if config.version.is_empty() {
+            config = config.version(env!("CARGO_PKG_VERSION"));
+        }
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Waits until the pod is to end, and ends it.
+async fn live(pod: Pod, grace: Duration, signals: &mut EndSignals) -> Result<(), Failure> {
+    let why = tokio::select! {
+        signal = signals.next() => signal,
+        () = pod.drain_requested() => "a drain request",
+        () = pod.closed() => {
+            let why = pod.failure().map_or_else(|| "no reason was given".to_owned(), |f| f.to_string());
+            return Err(Failure::Failed(format!("pod {} has ended: {why}", pod.pod_id())));
+        }
+    };
+    let name = pod.pod_id().to_string();
+    tracing::info!(target: "podlock::pod", event = "stopping", pod = %name, why, grace_ms = millis(grace), "draining");
+    let report = tokio::select! {
+        report = pod.shutdown(grace) => report?,
+        signal = signals.next() => {
+            // Destructors would wait for what the sender of a second signal does not want to wait for. The server
+            // frees the lock when the sockets close, and a peer takes the runs.
+            tracing::warn!(target: "podlock::pod", event = "cut_short", pod = %name, signal, "ending at once");
+            crate::failure::note(&format!("a second signal, {signal}, cut the drain of pod {name} short"));
+            std::process::exit(1);
+        }
+    };
+    tracing::info!(
+        target: "podlock::pod", event = "stopped", pod = %name,
+        finished = report.finished, yielded = report.yielded, aborted = report.aborted, "stopped cleanly"
+    );
+    Ok(())
+}
+
+/// The HTTP server's task, which ends last: while the pod drains, probes and reads are still answered.
+struct Server {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    fn start(listener: TcpListener, router: Router) -> Self {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let task = tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await });
+        Self { stop, task }
+    }
+
+    /// Takes no more requests, and waits a moment for those that are being answered.
+    async fn end(mut self) {
+        self.stop.cancel();
+        if tokio::time::timeout(LAST_REQUESTS, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The library checks the lease again; here it is a word on the command line that cannot be.
+pub(crate) fn lease(text: &str) -> Result<Duration, String> {
+    let lease = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    Config::new("").lease(lease).validate().map_err(|e| e.to_string())?;
+    Ok(lease)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is written key=value".to_owned()),
+    }
+}

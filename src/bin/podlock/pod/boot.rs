@@ -1,0 +1,82 @@
+//! From nothing to a pod that is in the roster.
+
+use std::io::{self, Read as _};
+use std::net::SocketAddr;
+
+use axum::routing::get;
+use axum::{Json, Router};
+use axum::http::StatusCode;
+use podlock::http::not_found;
+use podlock::{Config, Pod};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::failure::{Failure, note};
+use crate::pod::{Server, kind};
+use crate::signals::EndSignals;
+
+/// Ends this process when the other end of stdin is closed, and, where the kernel can, when the thread that started us
+/// ends: a process that is stopped cannot read.
+pub(super) fn exit_with_stdin() -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(|| {
+        let mut buffer = [0; 256];
+        let mut stdin = io::stdin().lock();
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => break,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
+                _ => {}
+            }
+        }
+        note("stdin is closed: ending at once");
+        std::process::exit(1);
+    })?;
+    Ok(())
+}
+
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|e| Failure::Failed(format!("cannot listen on {address}: {e}")))
+}
+
+/// Starts the pod. Meanwhile, which may take as long as a predecessor of the same name takes to die, the probes are
+/// answered: alive, not ready. `None` if a signal came first.
+pub(super) async fn start(
+    listener: &TcpListener,
+    config: Config,
+    signals: &mut EndSignals,
+) -> Result<Option<Pod>, Failure> {
+    let server = Server::start(another(listener)?, starting());
+    let starting = Pod::builder(config).handler(kind::NAME, kind::run).start();
+    let pod = tokio::select! {
+        pod = starting => pod.map(Some),
+        signal = signals.next() => {
+            tracing::info!(target: "podlock::pod", event = "stopped", signal, "ended before the pod was registered");
+            Ok(None)
+        }
+    };
+    server.end().await;
+    Ok(pod?)
+}
+
+/// The same socket once more: it stays open, and connections queue, when the first server ends.
+fn another(listener: &TcpListener) -> io::Result<TcpListener> {
+    let descriptor = rustix::io::dup(listener)?;
+    TcpListener::from_std(descriptor.into())
+}
+
+/// What is served until there is a pod.
+fn starting() -> Router {
+    let not_ready = || async {
+        let body = json!({ "error": "this pod is starting: it is not registered yet", "kind": "starting" });
+        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], Json(body))
+    };
+    Router::new()
+        .route("/livez", get(async || Json(json!({ "status": "ok" }))))
+        .route("/healthz", get(async || Json(json!({ "phase": "starting", "ready": false }))))
+        .route("/readyz", get(not_ready))
+        .route("/v1/runs", axum::routing::any(not_ready))
+        .route("/v1/runs/{id}", axum::routing::any(not_ready))
+        .fallback(not_found)
+}

@@ -1,0 +1,48 @@
+//! The pod's logs, on stderr.
+
+use std::io;
+
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::Failure;
+
+/// The variables that say what is logged; the first that is set counts.
+const FILTERS: [&str; 2] = ["PODLOCK_LOG", "RUST_LOG"];
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line of text for each event
+    #[default]
+    Text,
+    /// A JSON object a line, with the event's fields at its top
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct LogArgs {
+    /// How to write the log, which goes to stderr. What is logged: PODLOCK_LOG, else RUST_LOG, else `info`
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// Starts logging for the whole process.
+    pub(crate) fn start(self) -> Result<(), Failure> {
+        let logs = tracing_subscriber::fmt().with_env_filter(filter()?).with_writer(io::stderr).log_internal_errors(false);
+        let started = match self.log_format {
+            LogFormat::Text => logs.try_init(),
+            LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
+        };
+        started.map_err(|e| Failure::Failed(format!("cannot start logging: {e}")))
+    }
+}
+
+fn filter() -> Result<EnvFilter, Failure> {
+    for name in FILTERS {
+        if let Some(words) = std::env::var(name).ok().filter(|words| !words.is_empty()) {
+            return EnvFilter::try_new(&words).map_err(|e| Failure::Usage(format!("{name}={words:?}: {e}")));
+        }
+    }
+    Ok(EnvFilter::new("info"))
+}

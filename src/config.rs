@@ -1,0 +1,463 @@
+//! Every setting: its unit, its default, what it trades.
+//!
+//! A [`Config`] comes from code, from the environment ([`Config::from_env`]) or from any serde source. What is not set
+//! follows from the one number that matters, [`Config::lease`]. [`Config::validate`] resolves it into [`Settings`] and
+//! refuses a combination that would break an order that the protocol needs.
+
+mod settings;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::PodId;
+
+pub use settings::{Keepalives, Settings, WorstCase};
+
+/// The server frees a burier's or watcher's transaction that fell silent after this time.
+pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
+/// How long a granted watcher waits for the witness lock in the same statement.
+pub(crate) const WITNESS_WAIT: Duration = Duration::from_millis(25);
+/// Below this a watch slice costs more than the push is worth, and push turns itself off.
+pub(crate) const SHORTEST_WATCH_SLICE: Duration = Duration::from_millis(100);
+/// The first delay of the reconnect back-off.
+pub(crate) const RECONNECT_BACKOFF_MIN: Duration = Duration::from_millis(20);
+
+/// What a pod does with its runs when it has been silent for `self_fence` (L7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OnDetach {
+    /// Cancel every run before the server can free the lock. The default, and right for runs with effects outside
+    /// of the database.
+    #[default]
+    Cancel,
+    /// Let runs go on computing; no write of theirs is accepted unless the lock and the row are still there on
+    /// return. For services whose every effect is guarded by the fence: a database failover disturbs no run.
+    Continue,
+}
+
+/// The settings of a pod. All durations that are `None` follow from [`Config::lease`].
+///
+/// ```
+/// use std::time::Duration;
+/// let config = podlock::Config::new("postgres://app@db/app").name("web-0").lease(Duration::from_secs(10));
+/// assert_eq!(config.validate()?.self_fence, Duration::from_secs(8));
+/// # Ok::<(), podlock::Error>(())
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where PostgreSQL is: a URL or a key-value string. Environment: `DATABASE_URL`. It may hold a password, so it
+    /// never appears in `Debug`, logs or errors.
+    pub database_url: SecretString,
+    /// The pod's name. Environment: `POD_NAME`. Required where [`Config::env`] is `production`; elsewhere a random
+    /// one is made and logged. It must be unique among living pods, and stable across restarts if a restarted pod is
+    /// to take up its own runs at once.
+    pub pod_name: Option<String>,
+    /// The environment's name. Environment: `PODLOCK_ENV`. Only `production` means something.
+    pub env: Option<String>,
+    /// The schema of podlock's tables, at most 48 bytes. Default `public`. Pods of different schemas know nothing of
+    /// each other.
+    pub schema: String,
+    /// The version of your service, shown to operators. Default: empty.
+    pub version: String,
+    /// Free labels, shown to operators. Environment: `PODLOCK_LABELS=a=b,c=d`.
+    #[serde(deserialize_with = "labels_from_map_or_text")]
+    pub labels: BTreeMap<String, String>,
+    /// The lease: how long the server lets a silent liveness session live. Default 10 s, at least 2 s, at most 1 h.
+    /// Shorter finds frozen and cut-off pods sooner and tolerates shorter outages; a killed process is found within
+    /// milliseconds whatever the lease is.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How often the liveness session is pinged. Default lease / 5.
+    #[serde(with = "humantime_serde")]
+    pub ping_interval: Option<Duration>,
+    /// How long a ping may go unanswered. Default lease / 5.
+    #[serde(with = "humantime_serde")]
+    pub ping_timeout: Option<Duration>,
+    /// L7: a pod that was silent this long cancels its runs. Default 0.8 × lease.
+    #[serde(with = "humantime_serde")]
+    pub self_fence: Option<Duration>,
+    /// L2: how long a pod must have held its lock without a break before it may bury, and how long it waits where
+    /// many pods were lost at once. Default: lease.
+    #[serde(with = "humantime_serde")]
+    pub settle: Option<Duration>,
+    /// How long a pod whose liveness session broke while its process lives may take to come back. Default: lease.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_grace: Option<Duration>,
+    /// The longest delay between two tries to reconnect, jittered. Default lease / 20.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_backoff_max: Option<Duration>,
+    /// How often held peers are probed. Default lease / 40.
+    #[serde(with = "humantime_serde")]
+    pub hold_probe_interval: Option<Duration>,
+    /// How often a pod looks at all its peers and at all orphans, jittered by a tenth. Default min(5 s, lease / 3).
+    #[serde(with = "humantime_serde")]
+    pub sweep_interval: Option<Duration>,
+    /// How long one slice of the watch waits. Default min(lease / 10, 0.9 × the server's `deadlock_timeout`,
+    /// 0.9 × its `log_min_duration_statement`).
+    #[serde(with = "humantime_serde")]
+    pub watch_slice: Option<Duration>,
+    /// How often the pod writes the next event index, if it made progress. Default: lease.
+    #[serde(with = "humantime_serde")]
+    pub beat_interval: Option<Duration>,
+    /// How long the application's runtime may go without running a task before the pod ends its sessions.
+    /// Default: lease.
+    #[serde(with = "humantime_serde")]
+    pub stall_after: Option<Duration>,
+    /// How long a starting pod waits behind a predecessor of its name that is still dying. Default 2 × lease.
+    #[serde(with = "humantime_serde")]
+    pub acquire_timeout: Option<Duration>,
+    /// How long connecting to the server may take, handshake included. Default min(5 s, lease / 2).
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Option<Duration>,
+    /// How long a statement of ours may take, on the server and on our side. Default lease / 2.
+    #[serde(with = "humantime_serde")]
+    pub statement_timeout: Option<Duration>,
+    /// How long orphans of a dead pod are left alone before this pod claims them. Default 0. For services that want
+    /// a gap between the old and the new owner where a pod's sessions were ended under it (L7).
+    #[serde(with = "humantime_serde")]
+    pub claim_delay: Duration,
+    /// Whether deaths are pushed by a watch session. Default true; `false` saves one connection and finds deaths by
+    /// the sweep alone.
+    pub push: bool,
+    /// Whether a starting pod brings the schema up to date. Default true.
+    pub migrate: bool,
+    /// What happens to runs at `self_fence`. Default: cancel.
+    pub on_detach: OnDetach,
+    /// The most runs that this pod runs at a time. Default 100.
+    pub capacity: usize,
+    /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
+    pub pool_size: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            database_url: SecretString::default(),
+            pod_name: None,
+            env: None,
+            schema: "public".to_owned(),
+            version: String::new(),
+            labels: BTreeMap::new(),
+            lease: Duration::from_secs(10),
+            ping_interval: None,
+            ping_timeout: None,
+            self_fence: None,
+            settle: None,
+            reconnect_grace: None,
+            reconnect_backoff_max: None,
+            hold_probe_interval: None,
+            sweep_interval: None,
+            watch_slice: None,
+            beat_interval: None,
+            stall_after: None,
+            acquire_timeout: None,
+            connect_timeout: None,
+            statement_timeout: None,
+            claim_delay: Duration::ZERO,
+            push: true,
+            migrate: true,
+            on_detach: OnDetach::Cancel,
+            capacity: 100,
+            pool_size: 4,
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, on the database at `database_url`.
+    #[must_use]
+    pub fn new(database_url: impl Into<String>) -> Self {
+        Self { database_url: SecretString::from(database_url.into()), ..Self::default() }
+    }
+
+    /// Reads `DATABASE_URL`, `POD_NAME` and `PODLOCK_<FIELD>` for every field of this type.
+    ///
+    /// A `PODLOCK_` variable that is no setting is logged and passed over: Kubernetes makes such variables by itself
+    /// for a service of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] naming the variable whose value cannot be used.
+    pub fn from_env() -> Result<Self> {
+        Self::from_vars(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))
+    }
+
+    /// [`Config::from_env`] on the given variables.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_env`].
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        let mut fields = BTreeMap::new();
+        for (name, value) in vars {
+            let field = match name.as_str() {
+                "DATABASE_URL" => "database_url".to_owned(),
+                "POD_NAME" => "pod_name".to_owned(),
+                _ => match name.strip_prefix("PODLOCK_") {
+                    Some(field) => field.to_ascii_lowercase(),
+                    None => continue,
+                },
+            };
+            if FIELDS.contains(&field.as_str()) {
+                fields.insert(field, (name, value));
+            } else {
+                tracing::debug!(target: "podlock", variable = %name, "this variable is no setting of podlock's; passed over");
+            }
+        }
+        let mut config = Self::default();
+        for (field, (name, value)) in fields {
+            config = config.with_text(&field, value).map_err(|fault| {
+                Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {fault}"))
+                    .todo("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// Sets one field from text. A value is put into the error only where it cannot be a secret.
+    fn with_text(self, field: &str, value: String) -> Result<Self, String> {
+        if field == "database_url" {
+            return Ok(Self { database_url: SecretString::from(value), ..self });
+        }
+        let one = envy::from_iter::<_, Self>([(field.to_owned(), value.clone())])
+            .map_err(|e| format!("{value:?}: {e}"))?;
+        Ok(self.take_field(field, one))
+    }
+
+    /// Sets [`Config::pod_name`].
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.pod_name = Some(name.into());
+        self
+    }
+
+    /// Sets [`Config::schema`].
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = schema.into();
+        self
+    }
+
+    /// Sets [`Config::lease`].
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets [`Config::capacity`].
+    #[must_use]
+    pub fn capacity(mut self, runs: usize) -> Self {
+        self.capacity = runs;
+        self
+    }
+
+    /// Sets [`Config::version`].
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = version.into();
+        self
+    }
+
+    /// Adds one of [`Config::labels`].
+    #[must_use]
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Changes any field in place: `config.with(|c| c.push = false)`.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// Resolves what was not set and checks the orders that the protocol needs.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] naming the two values that contradict each other.
+    pub fn validate(&self) -> Result<Settings> {
+        Settings::resolve(self)
+    }
+
+    /// The bound for each kind of death, and the outage that disturbs no run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::validate`].
+    pub fn worst_case(&self) -> Result<WorstCase> {
+        Ok(self.validate()?.worst_case())
+    }
+
+    /// The pod's name: the given one, or a random one where that is allowed.
+    pub(crate) fn resolve_name(&self) -> Result<PodId> {
+        if let Some(name) = self.pod_name.as_deref().filter(|n| !n.is_empty()) {
+            return PodId::new(name);
+        }
+        if self.env.as_deref().is_some_and(|e| e.trim().eq_ignore_ascii_case("production")) {
+            return Err(Error::new(ErrorKind::Config, "POD_NAME is missing or empty, and PODLOCK_ENV is production")
+                .left("the pod was not started")
+                .todo(
+                    "set POD_NAME from the Kubernetes downward API (env: name: POD_NAME, valueFrom: fieldRef: \
+                     fieldPath: metadata.name), or pass a name that is unique among your living pods",
+                ));
+        }
+        let name = PodId::new(format!("pod-{:08x}", fastrand::u32(..)))?;
+        tracing::info!(target: "podlock", pod = %name, "POD_NAME is not set: made a random name");
+        Ok(name)
+    }
+
+    pub(crate) fn database_url(&self) -> &str {
+        self.database_url.expose_secret()
+    }
+}
+
+/// Makes the list of fields and the function that copies one of them, so that neither can miss one.
+macro_rules! fields {
+    ($($field:ident),* $(,)?) => {
+        const FIELDS: &[&str] = &[$(stringify!($field)),*];
+
+        impl Config {
+            fn take_field(mut self, field: &str, from: Self) -> Self {
+                match field {
+                    $(stringify!($field) => self.$field = from.$field,)*
+                    _ => {}
+                }
+                self
+            }
+
+            /// Fails to compile when a field is missing from the list.
+            #[cfg(test)]
+            fn every_field_is_listed(self) {
+                let Self { $($field: _),* } = self;
+            }
+        }
+    };
+}
+fields!(
+    database_url, pod_name, env, schema, version, labels, lease, ping_interval, ping_timeout, self_fence, settle,
+    reconnect_grace, reconnect_backoff_max, hold_probe_interval, sweep_interval, watch_slice, beat_interval,
+    stall_after, acquire_timeout, connect_timeout, statement_timeout, claim_delay, push, migrate, on_detach, capacity,
+    pool_size,
+);
+
+fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    struct Labels;
+    impl<'de> serde::de::Visitor<'de> for Labels {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a map of labels, or text like a=b,c=d")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            text.split(',')
+                .filter(|pair| !pair.trim().is_empty())
+                .map(|pair| match pair.split_once('=') {
+                    Some((key, value)) if !key.trim().is_empty() => {
+                        Ok((key.trim().to_owned(), value.trim().to_owned()))
+                    }
+                    _ => Err(E::custom(format!("{pair:?} is not key=value"))),
+                })
+                .collect()
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut labels = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry()? {
+                labels.insert(key, value);
+            }
+            Ok(labels)
+        }
+    }
+    deserializer.deserialize_any(Labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn every_field_can_come_from_the_environment() {
+        Config::default().every_field_is_listed();
+        let config = Config::from_vars(vars(&[
+            ("DATABASE_URL", "postgres://u:secret@h/d"),
+            ("POD_NAME", "web-0"),
+            ("PODLOCK_LEASE", "2500ms"),
+            ("PODLOCK_SWEEP_INTERVAL", "1s"),
+            ("PODLOCK_PUSH", "false"),
+            ("PODLOCK_CAPACITY", "7"),
+            ("PODLOCK_ON_DETACH", "continue"),
+            ("PODLOCK_LABELS", "zone=a, tier=web"),
+            ("PODLOCK_SERVICE_HOST", "10.0.0.1"),
+            ("UNRELATED", "x"),
+        ]))
+        .expect("accepted");
+        assert_eq!(config.database_url(), "postgres://u:secret@h/d");
+        assert_eq!(config.pod_name.as_deref(), Some("web-0"));
+        assert_eq!(config.lease, Duration::from_millis(2500));
+        assert_eq!(config.sweep_interval, Some(Duration::from_secs(1)));
+        assert!(!config.push && config.migrate);
+        assert_eq!(config.capacity, 7);
+        assert_eq!(config.on_detach, OnDetach::Continue);
+        assert_eq!(config.labels.len(), 2);
+        assert_eq!(config.labels["tier"], "web");
+    }
+
+    #[test]
+    fn a_bad_value_is_an_error_that_names_its_variable() {
+        for (name, value) in
+            [("PODLOCK_LEASE", "10"), ("PODLOCK_CAPACITY", "-1"), ("PODLOCK_PUSH", "maybe"), ("PODLOCK_LABELS", "novalue")]
+        {
+            let error = Config::from_vars(vars(&[(name, value)])).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(name) && error.to_string().contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_serde_source_will_do_and_an_unknown_field_is_refused() {
+        let config: Config = serde_json::from_str(r#"{"database_url":"postgres://h/d","lease":"3s","labels":{"a":"b"}}"#)
+            .expect("accepted");
+        assert_eq!((config.lease, config.labels["a"].as_str()), (Duration::from_secs(3), "b"));
+        assert!(serde_json::from_str::<Config>(r#"{"leese":"3s"}"#).is_err());
+    }
+
+    #[test]
+    fn the_password_is_not_in_debug() {
+        let shown = format!("{:?}", Config::new("postgres://u:hunter2@h/d"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn pod_name_is_required_in_production_only() {
+        for env in ["production", "Production", " production "] {
+            for name in [None, Some("")] {
+                let mut config = Config::default();
+                config.env = Some(env.to_owned());
+                config.pod_name = name.map(str::to_owned);
+                let error = config.resolve_name().expect_err("refused");
+                assert!(error.to_string().contains("downward API"), "{error}");
+            }
+        }
+        assert!(Config::default().resolve_name().expect("random").as_str().starts_with("pod-"));
+        let named = Config::default().name("given").with(|c| c.env = Some("production".into()));
+        assert_eq!(named.resolve_name().expect("given").as_str(), "given");
+    }
+}

@@ -1,0 +1,38 @@
+//! An axum router for a pod: health probes and the run API.
+//!
+//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test.
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `POST /v1/runs` `{"kind": …, "key": …, "input": …}` | 201 `{"run_id", "pod_id", "incarnation", "fence"}`: the run is this pod's and is executing |
+//! | `GET /v1/runs/{id}` | 200 and all about the run, as [`RunDetail`](crate::operator::RunDetail) |
+//! | `DELETE /v1/runs/{id}` | 200 and the run, cancelled, whichever pod owns it |
+//! | `GET /livez` | 200 while the process serves at all |
+//! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
+//! | `GET /healthz` | 200 and who this is and in which phase |
+//!
+//! The three probes never touch the database: an outage of it must not have every pod restarted.
+//!
+//! Every refusal is a JSON body `{"error": what was wrong, "kind": a stable word}`, and some bear more:
+//!
+//! | status | kind | when |
+//! | --- | --- | --- |
+//! | 400 | `bad_json`, `bad_request` | the body is not JSON; the id is not a UUID |
+//! | 404 | `not_found` | there is no such run |
+//! | 405 | `method_not_allowed` | |
+//! | 409 | `key_busy`, `already_ended` | the key is taken, with `run_id` of the run that has it; the run to cancel has ended, with its `state` |
+//! | 413 | `too_large` | the body is over 1 MiB |
+//! | 415 | `unsupported_media_type` | the body is not declared as JSON |
+//! | 422 | `invalid_input`, `no_handler` | the body is JSON of another shape; your check refused it; nobody here runs this kind |
+//! | 500 | as [`ErrorKind`](crate::ErrorKind) | the database refused something that it should not have |
+//! | 503 | `at_capacity`, `draining`, `detached`, `stopped`, … | this pod cannot do it now; `Retry-After` says when to try again |
+//!
+//! There is no authentication: listen on loopback, or nest the router behind your own.
+
+mod probes;
+mod problem;
+mod router;
+mod runs;
+
+pub use problem::not_found;
+pub use router::{BODY_LIMIT, router, router_with};

@@ -1,0 +1,41 @@
+//! The probes. None of them touches the database: they say what this process knows of itself.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use serde_json::json;
+
+use crate::http::problem::Problem;
+use crate::http::router::Api;
+use crate::Phase;
+
+/// The process serves. That is all that a restart could mend.
+pub(super) async fn livez() -> Response {
+    Json(json!({ "status": "ok" })).into_response()
+}
+
+/// May work be sent here?
+pub(super) async fn readyz(State(api): State<Api>) -> Response {
+    let phase = api.pod.status().phase;
+    match phase {
+        Phase::Active => Json(json!({ "status": "ready", "phase": phase })).into_response(),
+        Phase::Detached => {
+            Problem::unavailable("detached", "this pod has lost its lock and is trying to get it back").into_response()
+        }
+        Phase::Draining => Problem::unavailable("draining", "this pod is stopping and takes no more work").into_response(),
+        _ => Problem::unavailable("stopped", "this pod has ended").into_response(),
+    }
+}
+
+/// Who is this, and how is it?
+pub(super) async fn healthz(State(api): State<Api>) -> Response {
+    let status = api.pod.status();
+    Json(json!({
+        "pod_id": api.pod.pod_id(),
+        "incarnation": status.incarnation,
+        "phase": status.phase,
+        "ready": matches!(status.phase, Phase::Active),
+        "podlock": env!("CARGO_PKG_VERSION"),
+    }))
+    .into_response()
+}

@@ -1,0 +1,49 @@
+//! The routes, and what their handlers share.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::get;
+use serde_json::Value;
+
+use crate::http::{probes, problem, runs};
+use crate::Pod;
+
+/// The largest body that is read, in bytes.
+pub const BODY_LIMIT: usize = 1024 * 1024;
+
+type Validate = dyn Fn(&str, &Value) -> Result<(), String> + Send + Sync;
+
+/// What every handler has at hand.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) pod: Pod,
+    /// Looks at kind and input before a run is started.
+    pub(super) validate: Arc<Validate>,
+}
+
+/// The routes of the [module's table](crate::http) for this pod, with any input accepted.
+///
+/// It has no fallback, so that it can be merged into a router that has one; [`not_found`](super::not_found) is there
+/// for a router that is served as it is.
+pub fn router(pod: Pod) -> Router {
+    router_with(pod, |_, _| Ok(()))
+}
+
+/// [`router`] with a check of each new run's kind and input. What it refuses becomes a 422 with its words, before
+/// anything is written.
+pub fn router_with<V>(pod: Pod, validate: V) -> Router
+where
+    V: Fn(&str, &Value) -> Result<(), String> + Clone + Send + Sync + 'static,
+{
+    Router::new()
+        .route("/v1/runs", axum::routing::post(runs::start))
+        .route("/v1/runs/{id}", get(runs::describe).delete(runs::cancel))
+        .route("/livez", get(probes::livez))
+        .route("/readyz", get(probes::readyz))
+        .route("/healthz", get(probes::healthz))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(Api { pod, validate: Arc::new(validate) })
+}

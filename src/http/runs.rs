@@ -1,0 +1,117 @@
+//! The run API: start, describe, cancel.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::http::problem::Problem;
+use crate::http::router::Api;
+use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::{Cancelled, NewRun};
+
+/// The longest kind and key, in bytes. Both are words that a service makes; an index holds them.
+const WORD_LIMIT: usize = 512;
+
+/// The body of `POST /v1/runs`. A misspelt field is refused, not passed over.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartBody {
+    kind: String,
+    #[serde(default)]
+    key: Option<String>,
+    #[serde(default)]
+    input: Value,
+}
+
+#[derive(Serialize)]
+struct StartedBody<'a> {
+    run_id: RunId,
+    pod_id: &'a PodId,
+    incarnation: Incarnation,
+    fence: Fence,
+}
+
+/// Starts a run on this pod.
+pub(super) async fn start(
+    State(api): State<Api>,
+    body: Result<Json<StartBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let Json(body) = body?;
+    check_word("kind", &body.kind)?;
+    if let Some(key) = &body.key {
+        check_word("key", key)?;
+    }
+    (api.validate)(&body.kind, &body.input).map_err(|fault| invalid(format!("input of kind {:?}: {fault}", body.kind)))?;
+    let mut new = NewRun::new(body.kind).input(body.input);
+    if let Some(key) = body.key {
+        new = new.key(key);
+    }
+    let started = api.pod.start(new).await?;
+    let body = StartedBody {
+        run_id: started.run_id,
+        pod_id: api.pod.pod_id(),
+        incarnation: started.incarnation,
+        fence: started.fence,
+    };
+    Ok((StatusCode::CREATED, Json(body)).into_response())
+}
+
+/// All about a run, whichever pod owns it.
+pub(super) async fn describe(
+    State(api): State<Api>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let run_id = run_id(id)?;
+    match api.pod.operator().run(run_id).await? {
+        Some(run) => Ok(Json(run).into_response()),
+        None => Err(Problem::no_such_run(run_id)),
+    }
+}
+
+/// Cancels a run, whichever pod owns it.
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let run_id = run_id(id)?;
+    match api.pod.cancel(run_id).await? {
+        Cancelled::NotFound => Err(Problem::no_such_run(run_id)),
+        Cancelled::AlreadyEnded { state } => {
+            let error = format!("run {run_id} has ended already: it is {state}");
+            Err(Problem::new(StatusCode::CONFLICT, "already_ended", error)
+                .with("run_id", run_id.to_string())
+                .with("state", state.to_string()))
+        }
+        _ => match api.pod.operator().run(run_id).await? {
+            Some(run) => Ok(Json(run).into_response()),
+            None => Err(Problem::no_such_run(run_id)),
+        },
+    }
+}
+
+fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Problem> {
+    let bad = |error: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", error);
+    let Path(id) = id.map_err(|rejection| bad(rejection.body_text()))?;
+    id.parse().map_err(|e: crate::Error| bad(e.to_string()))
+}
+
+fn check_word(name: &str, word: &str) -> Result<(), Problem> {
+    if word.is_empty() {
+        return Err(invalid(format!("{name} is empty")));
+    }
+    if word.len() > WORD_LIMIT {
+        return Err(invalid(format!("{name} has {} bytes, and {WORD_LIMIT} is the most", word.len())));
+    }
+    if let Some(c) = word.chars().find(|c| c.is_control()) {
+        return Err(invalid(format!("{name} has the control character {}", c.escape_default())));
+    }
+    Ok(())
+}
+
+fn invalid(error: String) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_input", error)
+}

@@ -1,0 +1,205 @@
+//! The names of things: pods, incarnations, runs, fences, lock keys.
+//!
+//! Each is a type of its own, so that a pod's name cannot stand where its identity is meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The longest pod name, in characters.
+pub const POD_ID_MAX_CHARS: usize = 128;
+
+/// A pod's name (`POD_NAME`): 1 to 128 characters, none of them a control character.
+///
+/// A label that may be used again after a restart; identity is the [`Incarnation`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PodId(String);
+
+impl PodId {
+    /// Takes `name` as a pod's name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if it is empty, longer than 128 characters or has a control character.
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let chars = name.chars().count();
+        let fault = if chars == 0 {
+            "it is empty".to_owned()
+        } else if chars > POD_ID_MAX_CHARS {
+            format!("it has {chars} characters")
+        } else if let Some(c) = name.chars().find(|c| c.is_control()) {
+            format!("it has the control character {}", c.escape_default())
+        } else {
+            return Ok(Self(name));
+        };
+        Err(Error::new(ErrorKind::Config, format!("this cannot be a pod's name: {fault}"))
+            .todo(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for PodId {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        Self::new(s)
+    }
+}
+
+impl TryFrom<String> for PodId {
+    type Error = Error;
+    fn try_from(s: String) -> Result<Self> {
+        Self::new(s)
+    }
+}
+
+impl From<PodId> for String {
+    fn from(id: PodId) -> Self {
+        id.0
+    }
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// A new one: a UUID of version 7, so that later ones sort after earlier ones.
+            #[must_use]
+            pub fn generate() -> Self {
+                Self(Uuid::now_v7())
+            }
+
+            /// The UUID itself.
+            #[must_use]
+            pub const fn as_uuid(&self) -> Uuid {
+                self.0
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(uuid: Uuid) -> Self {
+                Self(uuid)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(s: &str) -> Result<Self> {
+                Uuid::parse_str(s).map(Self).map_err(|e| {
+                    Error::new(ErrorKind::InvalidInput, format!(concat!("{:?} is not ", $what), s))
+                        .todo("give a UUID, as the lists of `podlock` print them")
+                        .caused_by(e)
+                })
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// One registration of a pod. Identity is the incarnation, never the name.
+    Incarnation,
+    "an incarnation"
+);
+uuid_id!(
+    /// One run.
+    RunId,
+    "a run's id"
+);
+
+/// A number from one global sequence, new at each claim of a run. A larger one is newer (on one timeline of the
+/// database). Hand it to other systems as an idempotency key or a fencing token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fence(i64);
+
+impl Fence {
+    /// The number itself.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl From<i64> for Fence {
+    fn from(n: i64) -> Self {
+        Self(n)
+    }
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The 64-bit key of an advisory lock, made from schema and pod name by the server's `studio_lock_key` and
+/// `studio_witness_key`. The ring of pods is ordered by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LockKey(i64);
+
+impl LockKey {
+    /// The key itself.
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl From<i64> for LockKey {
+    fn from(key: i64) -> Self {
+        Self(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_names_of_1_to_128_characters_without_control_characters_are_accepted() {
+        let longest = "é".repeat(POD_ID_MAX_CHARS);
+        for name in ["a", "web-0", "o'brien\"; DROP TABLE studio_pods; --", "名前", " ", longest.as_str()] {
+            assert_eq!(PodId::new(name).map(|p| p.to_string()).ok().as_deref(), Some(name), "{name:?}");
+        }
+        let too_long = "x".repeat(POD_ID_MAX_CHARS + 1);
+        for name in ["", "a\nb", "a\0", "\u{7f}", "\u{85}", too_long.as_str()] {
+            let error = PodId::new(name).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Config, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn ids_survive_text_and_json() {
+        let run = RunId::generate();
+        assert_eq!(run.to_string().parse::<RunId>().expect("parses"), run);
+        let json = serde_json::to_string(&run).expect("serialises");
+        assert_eq!(serde_json::from_str::<RunId>(&json).expect("parses"), run);
+        assert!("nonsense".parse::<RunId>().expect_err("refused").to_string().contains("nonsense"));
+    }
+}

@@ -1,0 +1,28 @@
+//! podlock: when a pod dies, its peers know within milliseconds and resume its runs, each under a fence.
+#![doc = include_str!("../docs/promises.md")]
+
+pub mod config;
+mod error;
+mod id;
+#[cfg(feature = "http")]
+pub mod http;
+pub mod operator;
+mod pod;
+mod postgres;
+pub mod protocol;
+mod runs;
+#[cfg(feature = "throwaway")]
+pub mod throwaway;
+
+/// The schema's versions: what a pod does at its start, for those who do it apart.
+pub mod migrate {
+    pub use crate::postgres::migrate::{Version, sql, status, up};
+}
+
+pub use config::{Config, OnDetach, Settings, WorstCase};
+pub use error::{Error, ErrorKind, Result};
+pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
+pub use operator::Operator;
+pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ShutdownReport};
+pub use postgres::runs::Cancelled;
+pub use runs::{HandlerError, NewRun, Outcome, Run, Started, StopReason};

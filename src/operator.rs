@@ -1,0 +1,257 @@
+//! A handle for people and tools: look at pods, runs and events, cancel a run, ask a pod to drain.
+//!
+//! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod: it reads, and where it
+//! writes it asks. It is what the `podlock` command is made of.
+//!
+//! ```no_run
+//! # async fn example() -> podlock::Result<()> {
+//! use podlock::operator::{Operator, PodFilter, RunFilter};
+//!
+//! let operator = Operator::connect(&podlock::Config::from_env()?).await?;
+//! for pod in operator.pods(PodFilter::new().alive(false)).await? {
+//!     println!("{} is in the roster, and holds no lock", pod.pod_id);
+//! }
+//! let orphans = operator.runs(RunFilter::new().orphans()).await?;
+//! println!("{} runs wait for a pod", orphans.len());
+//! # Ok(())
+//! # }
+//! ```
+
+mod filter;
+mod follow;
+mod rows;
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, RunId};
+use crate::postgres::dial::Dialer;
+use crate::postgres::pool::Database;
+use crate::postgres::schema::Schema;
+use crate::postgres::session::Opener;
+use crate::postgres::{queries, runs};
+use crate::Cancelled;
+
+pub use filter::{EventFilter, PodFilter, RunFilter};
+pub use follow::{Follow, Notice, Notices};
+pub use rows::{AttemptRow, EventRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
+
+/// How many of a pod's incarnations and events [`Operator::pod`] shows.
+const POD_HISTORY: i64 = 20;
+/// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
+const NO_DATA_FOUND: &str = "P0002";
+
+/// A handle for people and tools. Cheap to clone; its connections are a pool's, opened as needed.
+#[derive(Clone)]
+pub struct Operator {
+    database: Database,
+    /// Opens the connection that [`Operator::notices`] listens on.
+    opener: Opener,
+}
+
+impl std::fmt::Debug for Operator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Operator").field("schema", &self.database.schema().name()).finish_non_exhaustive()
+    }
+}
+
+impl Operator {
+    /// A handle on the database of `config`, whose schema must be there: an operator does not migrate. Reads the
+    /// server's answer to one statement, so that a wrong address or password shows here and not later.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], or whatever kept it from connecting, as of [`Pod`](crate::Pod)'s start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a connection that was being made is closed.
+    pub async fn connect(config: &Config) -> Result<Self> {
+        let settings = Arc::new(config.validate()?);
+        let dialer = Dialer::new(config, &settings)?;
+        let schema = Schema::new(&config.schema);
+        let database = Database::new(&dialer, &settings, schema.clone(), "podlock/-/operator")?;
+        let operator = Self::new(database, Opener { dialer, settings, schema, pod: None });
+        queries::last_event(&operator.database).await?;
+        Ok(operator)
+    }
+
+    pub(crate) fn new(database: Database, opener: Opener) -> Self {
+        Self { database, opener }
+    }
+
+    /// The pods of the roster, by name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::SchemaMissing`] where podlock's tables are not there, else what the database said.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn pods(&self, filter: PodFilter) -> Result<Vec<PodRow>> {
+        let rows = queries::pods(&self.database, None, filter.state.as_deref(), filter.alive, filter.limit).await?;
+        rows.iter().map(PodRow::read).collect()
+    }
+
+    /// All about the pods that bear or bore this name; `None` if there never was one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn pod(&self, name: &str) -> Result<Option<PodDetail>> {
+        let rows = queries::pods(&self.database, Some(name), None, None, None).await?;
+        let present = rows.first().map(PodDetail::read).transpose()?;
+        let sessions = queries::sessions(&self.database, name, POD_HISTORY).await?;
+        let sessions = sessions.iter().map(SessionRow::read).collect::<Result<Vec<_>>>()?;
+        let Some(mut detail) = present.or_else(|| sessions.first().map(PodDetail::gone)) else {
+            return Ok(None);
+        };
+        if detail.state != "gone" {
+            detail.owned = self.runs(RunFilter::new().state("running").incarnation(detail.incarnation)).await?;
+        }
+        detail.sessions = sessions;
+        detail.events = self.events(EventFilter::new().pod(name).limit(POD_HISTORY)).await?;
+        Ok(Some(detail))
+    }
+
+    /// Runs, newest first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn runs(&self, filter: RunFilter) -> Result<Vec<RunRow>> {
+        queries::runs(&self.database, &filter.wanted).await?.iter().map(RunRow::read).collect()
+    }
+
+    /// One run with its input, checkpoint, output and attempts, all of one moment; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn run(&self, run_id: RunId) -> Result<Option<RunDetail>> {
+        queries::run(&self.database, run_id.as_uuid()).await?.as_ref().map(RunDetail::read).transpose()
+    }
+
+    /// Cancels a run, whoever owns it. Its handler is told to stop; no write of it is accepted from here on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`]. That there is no such run, or that it had ended, is not an error but an answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, the run is cancelled or it is not. Calling it again does no harm.
+    pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
+        runs::cancel(&self.database, run_id).await
+    }
+
+    /// Events, oldest first: those after [`EventFilter::after`], else the newest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn events(&self, filter: EventFilter) -> Result<Vec<EventRow>> {
+        let EventFilter { after, pod, kind, limit } = filter;
+        let (db, pod, kind) = (&self.database, pod.as_deref(), kind.as_deref());
+        let rows = match (after, limit) {
+            (Some(after), limit) => queries::events_after(db, after, pod, kind, limit).await?,
+            (None, None) => queries::events_after(db, 0, pod, kind, None).await?,
+            (None, Some(limit)) => queries::events_newest(db, pod, kind, limit).await?,
+        };
+        rows.iter().map(EventRow::read).collect()
+    }
+
+    /// Events as they come, from [`EventFilter::after`] on, or from now on if that is not set. [`EventFilter::limit`]
+    /// bounds how many one [`Follow::next`] returns. Takes a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn follow(&self, filter: EventFilter) -> Result<Follow> {
+        let seen = match filter.after {
+            Some(after) => after,
+            None => queries::last_event(&self.database).await?,
+        };
+        Ok(Follow::new(self.clone(), filter, seen))
+    }
+
+    /// The pods' notifications, the moment that the server sends them: what a NOTIFY says and no more. They hasten,
+    /// and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection of
+    /// its own.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept it from connecting, as of [`Pod`](crate::Pod)'s start.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a connection that was being made is closed.
+    pub async fn notices(&self) -> Result<Notices> {
+        Notices::open(&self.opener).await
+    }
+
+    /// Asks the pod of this name to stop cleanly, and returns the incarnation that was asked. It takes no more work,
+    /// lets its runs finish or hands them over, and ends; this does not wait for that.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if no pod of this name is in the roster; else as [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, the pod was asked or it was not. Asking again does no harm.
+    pub async fn drain(&self, name: &str) -> Result<Incarnation> {
+        let row = queries::drain(&self.database, name).await.map_err(|e| {
+            if e.sqlstate() != Some(NO_DATA_FOUND) {
+                return e;
+            }
+            Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
+                .left("nobody was asked to drain")
+                .todo("`podlock pods list` shows who is there")
+        })?;
+        rows::incarnation(row.as_ref())
+    }
+
+    /// Drops this operator's schema with all that is in it: podlock's tables, and yours if you keep any there.
+    /// `schema` must name it, so that nobody drops another by mistake.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if `schema` is another or is `public`, else what the database said.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, the schema is gone or it is whole.
+    #[cfg(feature = "throwaway")]
+    pub async fn drop_schema(&self, schema: &str) -> Result<()> {
+        let mine = self.database.schema().name();
+        if schema != mine || schema == "public" {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("schema {schema:?} is not to be dropped"))
+                .left("nothing was dropped")
+                .todo(format!("this handle is of schema {mine:?}, and `public` is never dropped")));
+        }
+        queries::drop_schema(&self.database).await
+    }
+}

@@ -1,0 +1,362 @@
+//! What an [`Operator`](super::Operator) shows. The fields bear the names of the tables' and views' columns, and each
+//! serialises under the same name: scripts depend on them, so they are added to and never renamed.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Fence, Incarnation, RunId};
+
+/// A pod of the roster, beside the lock that is really held.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PodRow {
+    /// The pod's name.
+    pub pod_id: String,
+    /// Its identity.
+    pub incarnation: Incarnation,
+    /// `active` or `draining`.
+    pub state: String,
+    /// True if the backend that it registered really holds its key, by `pg_locks` of this database.
+    pub alive: bool,
+    /// The server's process that holds its key now.
+    pub holder_pid: Option<i32>,
+    /// Where that process's client connects from; `None` over a unix socket, or without the right to see it.
+    pub client_addr: Option<String>,
+    /// How many running runs it owns.
+    pub runs: i64,
+    /// The global event index at its last beat.
+    pub event_index: i64,
+    /// When it registered.
+    pub started_at: Timestamp,
+    /// The version that the service gave itself.
+    pub version: String,
+    /// Free key-value pairs of the service.
+    pub labels: Value,
+}
+
+/// Everything that is known about the pods of one name: the one in the roster, if any, and those before it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PodDetail {
+    /// The pod's name.
+    pub pod_id: String,
+    /// Its identity; of a pod that is gone, the last one.
+    pub incarnation: Incarnation,
+    /// `active`, `draining`, or `gone` if no pod of this name is in the roster.
+    pub state: String,
+    /// True if the backend that it registered really holds its key.
+    pub alive: bool,
+    /// The server's process that holds its key now.
+    pub holder_pid: Option<i32>,
+    /// Where that process's client connects from.
+    pub client_addr: Option<String>,
+    /// How many running runs it owns.
+    pub runs: i64,
+    /// The global event index at its last beat; `None` once it is gone.
+    pub event_index: Option<i64>,
+    /// When it registered.
+    pub started_at: Timestamp,
+    /// The version that the service gave itself; `None` once it is gone.
+    pub version: Option<String>,
+    /// Free key-value pairs of the service; `None` once it is gone.
+    pub labels: Option<Value>,
+    /// True if its control session holds the witness key. `alive` false with this true: a broken connection that the
+    /// pod is mending.
+    pub witness: bool,
+    /// How many liveness sessions this incarnation has had; `None` once it is gone.
+    pub session: Option<i64>,
+    /// Milliseconds since its event index last moved; `None` once it is gone.
+    pub lag_ms: Option<i64>,
+    /// Who asked it to drain, if anybody did.
+    pub drain_requested: Option<String>,
+    /// The running runs of this incarnation, newest first.
+    pub owned: Vec<RunRow>,
+    /// The incarnations that this name had, newest first.
+    pub sessions: Vec<SessionRow>,
+    /// The last events about this name, oldest first.
+    pub events: Vec<EventRow>,
+}
+
+/// One incarnation: when it began, when and why it ended, who buried it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SessionRow {
+    /// The registration that this is about.
+    pub incarnation: Incarnation,
+    /// The name that it bore.
+    pub pod_id: String,
+    /// When it registered.
+    pub began_at: Timestamp,
+    /// When its row left the roster; `None` while it is there.
+    pub ended_at: Option<Timestamp>,
+    /// `shutdown`, `lost`, `stalled`, `evicted`, `replaced` or `detached`.
+    pub reason: Option<String>,
+    /// The pod that buried it; `None` where the next incarnation of the name took its place.
+    pub buried_by: Option<String>,
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunRow {
+    /// The run.
+    pub run_id: RunId,
+    /// Which handler runs it.
+    pub kind: String,
+    /// Of one kind and key, at most one run is running.
+    pub key: Option<String>,
+    /// `running`, `succeeded`, `failed`, `cancelled` or `quarantined`.
+    pub state: String,
+    /// Name of the last owner.
+    pub owner_pod: Option<String>,
+    /// The incarnation that owns it; `None`: nobody yet, or given back.
+    pub owner_incarnation: Option<Incarnation>,
+    /// The number of its latest claim; 0: never owned.
+    pub fence: Fence,
+    /// How many times a handler was begun for it.
+    pub attempt: i32,
+    /// How many owners in a row crashed under it without progress in between.
+    pub crashes: i32,
+    /// When it was started.
+    pub created_at: Timestamp,
+    /// When it ended; `None` while running.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A run with what it was given, what it made, and who worked on it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunDetail {
+    /// The run, as the list shows it.
+    #[serde(flatten)]
+    pub row: RunRow,
+    /// What it was started with.
+    pub input: Value,
+    /// What its last owner saved to go on from.
+    pub checkpoint: Option<Value>,
+    /// What came out of it; both fields are `None` while it runs.
+    pub output: RunOutput,
+    /// Its attempts, first to last.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// What came out of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunOutput {
+    /// What a succeeded run returned.
+    pub result: Option<Value>,
+    /// Why a failed one failed.
+    pub error: Option<String>,
+}
+
+/// One attempt at a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AttemptRow {
+    /// The first is 1.
+    pub attempt: i32,
+    /// Name of the pod that made it.
+    pub pod_id: String,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The fence of this attempt.
+    pub fence: Fence,
+    /// When it was claimed.
+    pub began_at: Timestamp,
+    /// When it ended; `None` while it goes on.
+    pub ended_at: Option<Timestamp>,
+    /// `succeeded`, `failed`, `cancelled`, `yielded`, `adopted`, or why its owner ended.
+    pub reason: Option<String>,
+}
+
+/// An event of the pods' lives.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct EventRow {
+    /// Position in the log. It rises in commit order: who has seen it has seen everything before it.
+    pub idx: i64,
+    /// The server's time.
+    pub at: Timestamp,
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed` or `quarantined`.
+    pub kind: String,
+    /// The pod that it is about.
+    pub pod_id: String,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The pod that wrote it.
+    pub by_pod: String,
+    /// The evidence and the numbers behind it.
+    pub detail: Value,
+}
+
+impl PodRow {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            pod_id: get(row, "pod_id")?,
+            incarnation: get::<Uuid>(row, "incarnation")?.into(),
+            state: get(row, "state")?,
+            alive: get(row, "alive")?,
+            holder_pid: get(row, "holder_pid")?,
+            client_addr: get(row, "client_addr")?,
+            runs: get(row, "runs")?,
+            event_index: get(row, "event_index")?,
+            started_at: get(row, "started_at")?,
+            version: get(row, "version")?,
+            labels: get(row, "labels")?,
+        })
+    }
+}
+
+impl PodDetail {
+    /// A pod that is in the roster.
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        let pod = PodRow::read(row)?;
+        Ok(Self {
+            pod_id: pod.pod_id,
+            incarnation: pod.incarnation,
+            state: pod.state,
+            alive: pod.alive,
+            holder_pid: pod.holder_pid,
+            client_addr: pod.client_addr,
+            runs: pod.runs,
+            event_index: Some(pod.event_index),
+            started_at: pod.started_at,
+            version: Some(pod.version),
+            labels: Some(pod.labels),
+            witness: get(row, "witness")?,
+            session: get(row, "session")?,
+            lag_ms: get(row, "lag_ms")?,
+            drain_requested: get(row, "drain_requested")?,
+            owned: Vec::new(),
+            sessions: Vec::new(),
+            events: Vec::new(),
+        })
+    }
+
+    /// A pod of which only its history is left.
+    pub(super) fn gone(last: &SessionRow) -> Self {
+        Self {
+            pod_id: last.pod_id.clone(),
+            incarnation: last.incarnation,
+            state: "gone".to_owned(),
+            alive: false,
+            holder_pid: None,
+            client_addr: None,
+            runs: 0,
+            event_index: None,
+            started_at: last.began_at,
+            version: None,
+            labels: None,
+            witness: false,
+            session: None,
+            lag_ms: None,
+            drain_requested: None,
+            owned: Vec::new(),
+            sessions: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+}
+
+impl SessionRow {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            incarnation: get::<Uuid>(row, "incarnation")?.into(),
+            pod_id: get(row, "pod_id")?,
+            began_at: get(row, "began_at")?,
+            ended_at: get(row, "ended_at")?,
+            reason: get(row, "reason")?,
+            buried_by: get(row, "buried_by")?,
+        })
+    }
+}
+
+impl RunRow {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            run_id: get::<Uuid>(row, "run_id")?.into(),
+            kind: get(row, "kind")?,
+            key: get(row, "key")?,
+            state: get(row, "state")?,
+            owner_pod: get(row, "owner_pod")?,
+            owner_incarnation: get::<Option<Uuid>>(row, "owner_incarnation")?.map(Incarnation::from),
+            fence: get::<i64>(row, "fence")?.into(),
+            attempt: get(row, "attempt")?,
+            crashes: get(row, "crashes")?,
+            created_at: get(row, "created_at")?,
+            finished_at: get(row, "finished_at")?,
+        })
+    }
+}
+
+impl RunDetail {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            row: RunRow::read(row)?,
+            input: get(row, "input")?,
+            checkpoint: get(row, "checkpoint")?,
+            output: RunOutput { result: get(row, "result")?, error: get(row, "error")? },
+            attempts: AttemptRow::read_all(row)?,
+        })
+    }
+}
+
+impl AttemptRow {
+    /// The attempts come as parallel arrays in the run's own row, so that both are of one snapshot.
+    fn read_all(row: &Row) -> Result<Vec<Self>> {
+        let numbers: Vec<i32> = get(row, "attempts")?;
+        let pods: Vec<String> = get(row, "attempt_pods")?;
+        let incarnations: Vec<Uuid> = get(row, "attempt_incarnations")?;
+        let fences: Vec<i64> = get(row, "attempt_fences")?;
+        let began: Vec<Timestamp> = get(row, "attempt_began")?;
+        let ended: Vec<Option<Timestamp>> = get(row, "attempt_ended")?;
+        let reasons: Vec<Option<String>> = get(row, "attempt_reasons")?;
+        let attempts = numbers.into_iter().zip(pods).zip(incarnations).zip(fences).zip(began).zip(ended).zip(reasons);
+        Ok(attempts
+            .map(|((((((attempt, pod_id), incarnation), fence), began_at), ended_at), reason)| Self {
+                attempt,
+                pod_id,
+                incarnation: incarnation.into(),
+                fence: fence.into(),
+                began_at,
+                ended_at,
+                reason,
+            })
+            .collect())
+    }
+}
+
+impl EventRow {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        Ok(Self {
+            idx: get(row, "idx")?,
+            at: get(row, "at")?,
+            kind: get(row, "kind")?,
+            pod_id: get(row, "pod_id")?,
+            incarnation: get::<Uuid>(row, "incarnation")?.into(),
+            by_pod: get(row, "by_pod")?,
+            detail: get(row, "detail")?,
+        })
+    }
+}
+
+/// The one incarnation that `studio_drain` answers with.
+pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
+    let row = row.ok_or_else(|| Error::new(ErrorKind::Database, "the server answered without a row"))?;
+    get::<Uuid>(row, "incarnation").map(Incarnation::from)
+}
+
+/// A column that is missing or of another type means tables of another version, which must not be a panic.
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
+    row.try_get(column).map_err(|e| {
+        Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
+            .todo("compare `podlock migrate status` with the version of this binary")
+            .caused_by(e)
+    })
+}

@@ -1,0 +1,154 @@
+//! From nothing to registered: dial, refuse what cannot hold a lock, migrate, lock, prove, register.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::canary;
+use super::clock;
+use super::local::{Held, Local};
+use super::shared::Shared;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, LockKey, PodId};
+use crate::postgres::migrate;
+use crate::postgres::pods::{self, Registration};
+use crate::postgres::session::{Opener, Role, Session};
+use std::sync::Arc;
+
+/// What a boot leaves open: the sessions that the loops take over.
+pub(crate) struct Booted {
+    pub(crate) local: Local,
+    pub(crate) liveness: Session,
+    pub(crate) control: Session,
+}
+
+/// What the service tells others about itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) version: String,
+    pub(crate) labels: serde_json::Value,
+}
+
+impl Identity {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self { version: config.version.clone(), labels: serde_json::json!(config.labels) }
+    }
+}
+
+/// Boots a pod. Whatever fails, the sessions that were opened are closed with their values.
+pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, migrates: bool) -> Result<Booted> {
+    let pod = shared.pod_id.clone();
+    let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
+    bring_schema(&opener, migrates, shared.settings.ping_timeout).await.map_err(in_boot)?;
+    let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
+    let keys = pods::keys(&liveness, &pod).await.map_err(in_boot)?;
+    let timeout = shared.settings.acquire_timeout;
+    acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
+    let since = clock::now();
+    let control = opener.open(Role::Control).await.map_err(in_boot)?;
+    canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
+    acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
+    pods::listen(&control).await.map_err(in_boot)?;
+    let local = Local::new(shared, opener, keys);
+    local.control.set(Some(control.backend()));
+    register(&local, &mut liveness, identity, None, since).await.map_err(in_boot)?;
+    Ok(Booted { local, liveness, control })
+}
+
+/// Registers a new incarnation on the session that holds the lock since `since`, and makes it the present one.
+pub(crate) async fn register(
+    local: &Local,
+    liveness: &mut Session,
+    identity: &Identity,
+    given_up: Option<Incarnation>,
+    since: crate::protocol::Moment,
+) -> Result<()> {
+    let shared = &local.shared;
+    let incarnation = Incarnation::generate();
+    let registration = Registration {
+        pod_id: shared.pod_id.clone(),
+        incarnation,
+        keys: local.keys,
+        version: identity.version.clone(),
+        labels: identity.labels.clone(),
+        liveness: liveness.backend(),
+        control: local.control.get(),
+        given_up,
+    };
+    let sent = clock::now();
+    let replaced = pods::register(liveness, &registration).await?;
+    shared.note_answered(sent);
+    shared.set_attached(incarnation);
+    local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
+    tracing::info!(
+        target: "podlock", event = "started", pod = %shared.pod_id, incarnation = %incarnation,
+        replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
+    );
+    shared.recover_now.notify_one();
+    Ok(())
+}
+
+/// Waits for a session lock behind a predecessor that is still dying. `beside` is kept from idling meanwhile.
+pub(crate) async fn acquire(
+    session: &Session,
+    key: LockKey,
+    pod: &PodId,
+    timeout: Duration,
+    beside: Option<&Session>,
+) -> Result<()> {
+    let give_up = Instant::now() + timeout;
+    loop {
+        let left = give_up.saturating_duration_since(Instant::now());
+        let slice = lock_slice(session).min(left);
+        if pods::lock(session, key, slice).await? {
+            return Ok(());
+        }
+        if Instant::now() >= give_up {
+            return Err(taken(session, key, pod, timeout).await);
+        }
+        if let Some(beside) = beside {
+            pods::ping(beside, timeout).await?;
+        }
+    }
+}
+
+/// One slice of a wait: under `deadlock_timeout`, so that neither its check nor `log_lock_waits` sees it.
+pub(crate) fn lock_slice(session: &Session) -> Duration {
+    session.facts().deadlock_timeout.mul_f64(0.9).clamp(Duration::from_millis(50), Duration::from_millis(500))
+}
+
+async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -> Error {
+    let holder = match pods::holder(session, key).await {
+        Ok(holder) => holder,
+        Err(e) => return e,
+    };
+    let Some(holder) = holder else {
+        return Error::new(ErrorKind::Timeout, format!("the lock of pod {pod} was not granted within {waited:?}, and nobody holds it now"))
+            .left("nothing was registered")
+            .todo("start the pod again");
+    };
+    if let Some(other) = holder.registered.as_deref().filter(|name| *name != pod.as_str()) {
+        return Error::new(ErrorKind::KeyCollision, format!("pod {pod} has the same lock key as pod {other}, which lives"))
+            .left("nothing was registered")
+            .todo("give one of them another name");
+    }
+    let address = holder.address.map_or_else(|| "a local socket".to_owned(), |a| a.to_string());
+    let age = holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()));
+    Error::new(
+        ErrorKind::NameTaken,
+        format!("pod {pod} lives already: server process {} from {address}, {age}, still holds its lock after {waited:?}", holder.pid),
+    )
+    .left("nothing was registered")
+    .todo("give each living pod its own name, or wait until the other has ended")
+}
+
+/// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
+async fn bring_schema(opener: &Opener, migrates: bool, ping_timeout: Duration) -> Result<()> {
+    let mut session = opener.open(Role::Migrate).await?;
+    canary::refuse_pooler(opener, &session, ping_timeout).await?;
+    let done = if migrates { migrate::up_on(&mut session).await.map(drop) } else { migrate::require_current(&session).await };
+    session.close().await;
+    done
+}
+

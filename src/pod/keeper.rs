@@ -1,0 +1,379 @@
+//! The keeper: an independent thread that holds the pod's lock, pings it, and takes it back when it was lost.
+//!
+//! * **Authority.** The keeper alone decides whether this pod is attached, detached or past its deadline (L7).
+//! * **States.** Attached: the lock is held on a live session. Detached: the session ended or went silent; tries to
+//!   return run, runs go on. Given up: the deadline passed, or the row was gone; runs are told to stop and a new
+//!   incarnation is registered. A buried incarnation never re-inserts itself.
+//! * **Bound.** A silent pod tells its runs to stop `self_fence` after the sending of the last answered ping.
+//! * **Failures.** A session that ends is noticed at once; one that is up but unanswered, within `ping_interval +
+//!   ping_timeout`; a blocked application runtime within `stall_after`.
+//! * **Not promised.** That a run stops before a peer claims it where a session is *ended* under a living pod: there
+//!   the fence protects every write.
+//!
+//! Its runtime is its own, so that neither a blocked application nor a busy pool can starve it.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
+
+use super::boot::{self, Booted, Identity};
+use super::canary;
+use super::clock;
+use super::local::{Backoff, Held, Local};
+use super::shared::Shared;
+use super::status::PodEvent;
+use super::{sweeper, watcher};
+use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::Incarnation;
+use crate::postgres::pods;
+use crate::postgres::session::{Backend, Opener, Role, Session};
+use crate::protocol::Moment;
+use crate::protocol::deadline::{Deadline, RuntimeWatch};
+use crate::runs::StopReason;
+
+/// Every how many pings `pg_locks` is asked whether the lock is really held.
+const CHECK_EVERY: u32 = 5;
+/// Former backends of ours that a return ends, if the server still has them.
+const FORMER_BACKENDS: usize = 8;
+const SHORTEST_TICK: Duration = Duration::from_millis(20);
+
+/// Starts the thread. The boot's outcome comes through `booted`; if nobody waits for it any more, the boot is undone.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    opener: Opener,
+    identity: Identity,
+    migrates: bool,
+    booted: oneshot::Sender<Result<()>>,
+) -> Result<()> {
+    let for_thread = Arc::clone(shared);
+    let thread = std::thread::Builder::new()
+        .name("podlock-keeper".to_owned())
+        .spawn(move || {
+            let _ending = Ending(Arc::clone(&for_thread));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(live(&for_thread, opener, identity, migrates, booted)),
+                Err(e) => {
+                    let error = Error::new(ErrorKind::Unsupported, format!("the keeper's runtime: {e}")).caused_by(e);
+                    // Nobody waiting means that nobody wants the pod any more.
+                    let _ = booted.send(Err(error));
+                }
+            }
+        })
+        .map_err(|e| Error::new(ErrorKind::Unsupported, format!("the keeper's thread: {e}")).caused_by(e))?;
+    *shared.keeper() = Some(thread);
+    Ok(())
+}
+
+/// Says that the thread has ended, also where it panicked.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.set_stopped();
+        self.0.root.cancel();
+        self.0.ended.cancel();
+    }
+}
+
+async fn live(
+    shared: &Arc<Shared>,
+    opener: Opener,
+    identity: Identity,
+    migrates: bool,
+    mut booted: oneshot::Sender<Result<()>>,
+) {
+    let outcome = tokio::select! {
+        biased;
+        () = booted.closed() => return,
+        () = shared.root.cancelled() => return,
+        outcome = boot::boot(Arc::clone(shared), opener, &identity, migrates) => outcome,
+    };
+    let Booted { local, liveness, control } = match outcome {
+        Ok(booted) => booted,
+        Err(e) => {
+            let _ = booted.send(Err(e));
+            return;
+        }
+    };
+    if booted.send(Ok(())).is_err() {
+        return;
+    }
+    let keeper = Keeper::new(&local, identity);
+    tokio::join!(keeper.run(liveness), sweeper::run(&local, control), watcher::run(&local));
+}
+
+/// Why holding ended.
+enum End {
+    Stop,
+    Lost(String),
+    RuntimeBlocked,
+    RowGone,
+    Fatal(Error),
+}
+
+struct Keeper<'a> {
+    local: &'a Local,
+    shared: &'a Shared,
+    identity: Identity,
+    deadline: Cell<Deadline>,
+    /// The incarnation that gave itself up; whatever happens later, it is over.
+    given_up: Cell<Option<Incarnation>>,
+    former: std::cell::RefCell<Vec<Backend>>,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(local: &'a Local, identity: Identity) -> Self {
+        let shared = &*local.shared;
+        let deadline = Deadline::new(clock::now(), shared.settings.self_fence);
+        Self { local, shared, identity, deadline: Cell::new(deadline), given_up: Cell::new(None), former: Vec::new().into() }
+    }
+
+    /// Holds, loses and regains the lock until the pod stops.
+    async fn run(&self, liveness: Session) {
+        let mut liveness = liveness;
+        loop {
+            let (cause, blocked) = match self.hold(&liveness).await {
+                End::Stop => {
+                    self.local.held.send_replace(None);
+                    liveness.close().await;
+                    return;
+                }
+                End::Fatal(e) => {
+                    self.local.held.send_replace(None);
+                    self.shared.fail(&e);
+                    return;
+                }
+                End::RowGone => {
+                    // The session is sound; only the incarnation is over. It has to be given up before a new one
+                    // may take its place, even under the very lock that it held.
+                    self.give_up(StopReason::Fenced);
+                    ("the pod's row is gone from the roster".to_owned(), false)
+                }
+                End::Lost(cause) => (cause, false),
+                End::RuntimeBlocked => {
+                    (format!("the application's runtime ran no task for {:?}", self.shared.settings.stall_after), true)
+                }
+            };
+            self.detach(&liveness, &cause);
+            drop(liveness);
+            if blocked && !self.stay_away().await {
+                return;
+            }
+            match self.regain(&cause).await {
+                Some(session) => liveness = session,
+                None => return,
+            }
+        }
+    }
+
+    /// Pings until something ends the session or the pod.
+    async fn hold(&self, session: &Session) -> End {
+        let settings = &self.shared.settings;
+        let tick = (settings.hold_probe_interval).max(SHORTEST_TICK);
+        let mut ticks = tokio::time::interval(tick);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut runtime = RuntimeWatch::new(clock::now(), self.pulse(), tick);
+        let mut next_ping = clock::now();
+        let mut pings = 0_u32;
+        // What was noticed of the incarnation before this one is of no account.
+        let _ = self.shared.row_gone.notified().now_or_never();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.root.cancelled() => return End::Stop,
+                cause = session.ended() => return End::Lost(cause.to_string()),
+                () = self.shared.row_gone.notified() => return End::RowGone,
+                _ = ticks.tick() => {}
+            }
+            let now = clock::now();
+            // Only a process that was itself stopped can find its deadline passed here: the server may have freed the
+            // lock meanwhile, whatever the socket still says.
+            if self.deadline.get().has_passed(now) {
+                return End::Lost("the pod itself was frozen past its deadline".to_owned());
+            }
+            if runtime.look(now, self.pulse()) >= settings.stall_after {
+                return End::RuntimeBlocked;
+            }
+            if now < next_ping {
+                continue;
+            }
+            next_ping = now + settings.ping_interval;
+            pings = pings.wrapping_add(1);
+            let sent = clock::now();
+            match self.ping(session, pings.is_multiple_of(CHECK_EVERY)).await {
+                Ok(()) => self.answered(sent),
+                Err(e) if e.kind() == ErrorKind::PooledLock => return End::Fatal(e),
+                Err(e) => return End::Lost(e.to_string()),
+            }
+        }
+    }
+
+    async fn ping(&self, session: &Session, check: bool) -> Result<()> {
+        let limit = self.shared.settings.ping_timeout;
+        let (pid, holds) = if check {
+            pods::ping_and_check(session, self.local.keys.lock, limit).await?
+        } else {
+            (pods::ping(session, limit).await?, true)
+        };
+        let own = session.backend().pid;
+        if pid != own {
+            return Err(canary::pooled(&format!("the liveness session was answered by backend {pid}, and its own is {own}")));
+        }
+        if !holds {
+            return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock")));
+        }
+        Ok(())
+    }
+
+    fn answered(&self, sent: Moment) {
+        let mut deadline = self.deadline.get();
+        deadline.answered(sent);
+        self.deadline.set(deadline);
+        self.shared.note_answered(sent);
+    }
+
+    fn detach(&self, liveness: &Session, cause: &str) {
+        self.local.held.send_replace(None);
+        self.shared.set_detached();
+        self.remember(liveness.backend());
+        self.shared.publish(PodEvent::Detached);
+        tracing::warn!(
+            target: "podlock", event = "detached", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), cause,
+            "lost the liveness session; trying to come back"
+        );
+    }
+
+    fn remember(&self, backend: Backend) {
+        let mut former = self.former.borrow_mut();
+        former.push(backend);
+        let surplus = former.len().saturating_sub(FORMER_BACKENDS);
+        former.drain(..surplus);
+    }
+
+    /// Keeps no session until the application's runtime runs again. False: the pod stops.
+    async fn stay_away(&self) -> bool {
+        self.local.away.send_replace(true);
+        let blocked_at = self.pulse();
+        let back = async {
+            while self.pulse() == blocked_at {
+                tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
+            }
+        };
+        let runs_again = self.beside_the_deadline(back).await.is_some();
+        self.local.away.send_replace(false);
+        runs_again
+    }
+
+    /// Tries until the lock is held again, as the same incarnation or a new one. `None`: the pod stops.
+    async fn regain(&self, cause: &str) -> Option<Session> {
+        let since = clock::now();
+        let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, self.shared.settings.reconnect_backoff_max);
+        loop {
+            match self.beside_the_deadline(self.try_to_return(cause, since)).await? {
+                Ok(session) => return Some(session),
+                Err(e) if e.kind() == ErrorKind::PooledLock || e.kind() == ErrorKind::KeyCollision => {
+                    self.give_up(StopReason::SelfFenced);
+                    self.shared.fail(&e);
+                    return None;
+                }
+                Err(e) if e.is_name_taken() => {
+                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "another process holds this pod's name");
+                }
+                Err(e) => {
+                    tracing::debug!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "not back yet");
+                }
+            }
+            let delay = backoff.delay();
+            self.beside_the_deadline(tokio::time::sleep(delay)).await?;
+        }
+    }
+
+    /// Awaits `work` while keeping the deadline (L7). `None`: the pod stops.
+    async fn beside_the_deadline<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        let mut ticks = tokio::time::interval(SHORTEST_TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shared.root.cancelled() => return None,
+                _ = ticks.tick() => {
+                    let passed = self.deadline.get().has_passed(clock::now());
+                    if passed && self.shared.settings.on_detach == OnDetach::Cancel {
+                        self.give_up(StopReason::SelfFenced);
+                    }
+                }
+                done = &mut work => return Some(done),
+            }
+        }
+    }
+
+    /// One try: dial, end what is left of our own former sessions, wait for the lock, and see whose row is there.
+    async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Session> {
+        let mut session = self.local.opener.open(Role::Liveness).await?;
+        let former = self.former.borrow().clone();
+        pods::end_own_backends(&session, &former).await?;
+        self.remember(session.backend());
+        boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
+            .await?;
+        let held_since = clock::now();
+        let incarnation = self.shared.incarnation();
+        if self.given_up.get() != Some(incarnation) {
+            let sent = clock::now();
+            let away = sent.saturating_sub(since);
+            let returned = pods::come_back(&mut session, &self.shared.pod_id, incarnation, cause, away).await?;
+            match returned {
+                // The deadline may have passed while the reply was under way: then it is over all the same.
+                Some(number) if self.given_up.get() != Some(incarnation) => {
+                    self.answered(sent);
+                    self.attach_again(&session, incarnation, held_since, number, away);
+                    return Ok(session);
+                }
+                Some(_) => {}
+                None => self.give_up(StopReason::Fenced),
+            }
+        }
+        let sent = clock::now();
+        boot::register(self.local, &mut session, &self.identity, self.given_up.get(), held_since).await?;
+        self.answered(sent);
+        Ok(session)
+    }
+
+    fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {
+        self.shared.set_attached(incarnation);
+        self.local.held.send_replace(Some(Held { incarnation, backend: session.backend(), since }));
+        self.shared.publish(PodEvent::Returned);
+        tracing::info!(
+            target: "podlock", event = "returned", pod = %self.shared.pod_id, incarnation = %incarnation,
+            session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX), "holds its lock again; no run was disturbed"
+        );
+        self.shared.recover_now.notify_one();
+        self.shared.look_now.notify_one();
+    }
+
+    /// Tells every run to stop, and gives the present incarnation up for good. Aborts what does not stop in time.
+    fn give_up(&self, reason: StopReason) {
+        let incarnation = self.shared.incarnation();
+        if self.given_up.replace(Some(incarnation)) == Some(incarnation) {
+            return;
+        }
+        let runs = self.shared.stop_all_runs(reason);
+        self.shared.publish(PodEvent::SelfFenced);
+        tracing::warn!(
+            target: "podlock", event = "self_fenced", pod = %self.shared.pod_id, incarnation = %incarnation, runs,
+            reason = %reason, "gave this incarnation up and told its runs to stop"
+        );
+        self.shared.registry.abort_all_after(&self.shared.tracker, &self.shared.runtime, self.shared.settings.stop_grace());
+    }
+
+    fn pulse(&self) -> u64 {
+        self.shared.runtime_pulse.load(Ordering::Acquire)
+    }
+}

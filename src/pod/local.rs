@@ -1,0 +1,144 @@
+//! What the three sessions of a pod share on the keeper's thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::clock;
+use super::shared::Shared;
+use crate::id::Incarnation;
+use crate::postgres::pods::{Keys, Look, Proof};
+use crate::postgres::session::{Backend, Opener};
+use crate::protocol::Moment;
+use crate::protocol::ring::{self, Place};
+use crate::protocol::verdict::{Decision, Observer, PeerLook, Timing};
+
+/// A lock that is held: by which backend, for which incarnation, since when without a break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) backend: Backend,
+    pub(crate) since: Moment,
+}
+
+pub(crate) struct Local {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) opener: Opener,
+    pub(crate) keys: Keys,
+    pub(crate) timing: Timing,
+    /// The liveness lock as it stands; `None` while detached.
+    pub(crate) held: watch::Sender<Option<Held>>,
+    /// True while the application's runtime is blocked: no session is kept.
+    pub(crate) away: watch::Sender<bool>,
+    pub(crate) control: Cell<Option<Backend>>,
+    /// The roster that the watch goes by has changed.
+    pub(crate) roster_changed: Notify,
+    observer: RefCell<Observer>,
+    roster: RefCell<Vec<Place>>,
+    roster_version: Cell<i64>,
+    told: RefCell<BTreeSet<Incarnation>>,
+}
+
+impl Local {
+    pub(crate) fn new(shared: Arc<Shared>, opener: Opener, keys: Keys) -> Self {
+        let settings = &shared.settings;
+        let timing = Timing {
+            window: settings.lease / 10,
+            second_look: settings.hold_probe_interval,
+            reconnect_grace: settings.reconnect_grace,
+            settle: settings.settle,
+        };
+        Self {
+            timing,
+            opener,
+            keys,
+            held: watch::channel(None).0,
+            away: watch::channel(false).0,
+            control: Cell::new(None),
+            roster_changed: Notify::new(),
+            observer: RefCell::default(),
+            roster: RefCell::default(),
+            roster_version: Cell::new(0),
+            told: RefCell::default(),
+            shared,
+        }
+    }
+
+    pub(crate) fn held(&self) -> Option<Held> {
+        *self.held.borrow()
+    }
+
+    /// L2: the lock has been held without a break for `settle`.
+    pub(crate) fn is_settled(&self, held: &Held) -> bool {
+        clock::now().saturating_sub(held.since) >= self.timing.settle
+    }
+
+    pub(crate) fn proof(&self, held: &Held) -> Proof {
+        Proof { incarnation: held.incarnation, lock: self.keys.lock, liveness: held.backend }
+    }
+
+    /// Decides on a look and remembers it.
+    pub(crate) fn decide(&self, look: &Look) -> Decision {
+        let peers: Vec<PeerLook> = look.peers.iter().map(|p| p.look.clone()).collect();
+        let decision = self.observer.borrow().decide(&self.timing, clock::now(), &peers);
+        self.observer.replace(decision.observer.clone());
+        let place = |p: &crate::postgres::pods::PeerRow| Place {
+            incarnation: p.look.incarnation,
+            lock_key: p.keys.lock,
+            witness_key: p.keys.witness,
+        };
+        self.roster.replace(look.peers.iter().map(place).collect());
+        self.roster_version.set(look.version);
+        self.told.borrow_mut().retain(|i| peers.iter().any(|p| p.incarnation == *i));
+        self.roster_changed.notify_one();
+        decision
+    }
+
+    pub(crate) fn note_burial(&self, incarnation: Incarnation) {
+        self.observer.borrow_mut().note_burial(clock::now(), incarnation);
+        self.roster.borrow_mut().retain(|p| p.incarnation != incarnation);
+    }
+
+    /// Whether the others have not been told of this one yet; from now on they count as told.
+    pub(crate) fn is_news(&self, incarnation: Incarnation) -> bool {
+        self.told.borrow_mut().insert(incarnation)
+    }
+
+    pub(crate) fn in_sight(&self) -> Vec<Incarnation> {
+        self.observer.borrow().in_sight().into_iter().collect()
+    }
+
+    pub(crate) fn anyone_in_sight(&self) -> bool {
+        !self.observer.borrow().in_sight().is_empty()
+    }
+
+    pub(crate) fn successor(&self) -> Option<Place> {
+        let skip = self.observer.borrow().in_sight();
+        ring::successor(self.keys.lock, &self.roster.borrow(), &skip).copied()
+    }
+
+    pub(crate) fn roster_version(&self) -> i64 {
+        self.roster_version.get()
+    }
+}
+
+/// Delays between tries: doubling, jittered, capped.
+pub(crate) struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(min: Duration, max: Duration) -> Self {
+        Self { next: min.min(max), max }
+    }
+
+    pub(crate) fn delay(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (self.next * 2).min(self.max);
+        delay.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}

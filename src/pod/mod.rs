@@ -1,0 +1,312 @@
+//! A pod's life: boot, hold, watch, sweep, stop.
+
+mod boot;
+mod canary;
+pub(crate) mod clock;
+mod funeral;
+mod keeper;
+pub(crate) mod local;
+pub(crate) mod shared;
+mod shutdown;
+mod status;
+mod sweeper;
+mod watcher;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, oneshot};
+
+use crate::config::{Config, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, PodId, RunId};
+use crate::operator::Operator;
+use crate::postgres::dial::Dialer;
+use crate::postgres::pool::Database;
+use crate::postgres::runs::{self as statements, Cancelled};
+use crate::postgres::schema::Schema;
+use crate::postgres::session::Opener;
+use crate::runs::{self, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason};
+use shared::{Parts, Shared};
+
+pub use shutdown::ShutdownReport;
+pub use status::{Phase, PodEvent, PodStatus};
+
+/// A living pod: a cheap handle on it.
+///
+/// When the last handle is dropped without [`Pod::shutdown`], the pod ends as if its process had been killed: its runs
+/// are aborted, its sessions end, and a survivor buries it.
+#[derive(Clone)]
+pub struct Pod {
+    shared: Arc<Shared>,
+    opener: Opener,
+    /// Held by handles alone, so that dropping the last one ends the pod.
+    _guard: Arc<EndOnDrop>,
+}
+
+/// A pod to be: its settings and its handlers.
+#[must_use]
+pub struct PodBuilder {
+    config: Config,
+    handlers: HashMap<String, Arc<dyn Handler>>,
+}
+
+impl PodBuilder {
+    /// Runs the runs of `kind` with `handler`. A pod claims only kinds that it has a handler for.
+    ///
+    /// The handler runs as a task of the runtime that [`PodBuilder::start`] is called on. What it returns ends the run:
+    /// `Ok(Outcome::Done(result))` as succeeded, `Ok(Outcome::Yield)` gives it to another pod, `Err` as failed, and so
+    /// does a panic. An `Err` after the run was told to stop because the pod drains counts as a yield. A failed run is
+    /// not tried again by podlock. Code that blocks belongs on `tokio::task::spawn_blocking`: a handler that never
+    /// awaits can be neither cancelled nor aborted.
+    pub fn handler<F, Fut>(mut self, kind: impl Into<String>, handler: F) -> Self
+    where
+        F: Fn(Run) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Outcome, HandlerError>> + Send + 'static,
+    {
+        self.handlers.insert(kind.into(), Arc::new(handler));
+        self
+    }
+
+    /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that it is real, registers.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], [`ErrorKind::Unreachable`], [`ErrorKind::AuthFailed`], [`ErrorKind::Timeout`],
+    /// [`ErrorKind::Standby`], [`ErrorKind::PooledLock`], [`ErrorKind::NameTaken`] (with the holder's pid, address and
+    /// age), [`ErrorKind::KeyCollision`], [`ErrorKind::SchemaMissing`], [`ErrorKind::SchemaIncompatible`],
+    /// [`ErrorKind::Forbidden`], [`ErrorKind::TooManyConnections`], [`ErrorKind::Unsupported`]. After any of them
+    /// nothing is registered and every connection is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call undoes the boot.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn start(self) -> Result<Pod> {
+        let settings = Arc::new(self.config.validate()?);
+        let pod_id = self.config.resolve_name()?;
+        let dialer = Dialer::new(&self.config, &settings)?;
+        let schema = Schema::new(&self.config.schema);
+        let db = Database::new(&dialer, &settings, schema.clone(), "podlock/pool")?;
+        let opener = Opener { dialer, settings: Arc::clone(&settings), schema, pod: Some(pod_id.clone()) };
+        let runtime = tokio::runtime::Handle::current();
+        let shared = Shared::new(Parts { pod_id, settings, db, handlers: self.handlers, runtime });
+        let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
+        let (booted_tx, booted) = oneshot::channel();
+        let identity = boot::Identity::of(&self.config);
+        keeper::spawn(&shared, opener.clone(), identity, self.config.migrate, booted_tx)?;
+        booted.await.map_err(|_| Error::new(ErrorKind::Stopped, "the keeper's thread ended during the boot"))??;
+        shared.tracker.spawn_on(runs::recover::pulse(Arc::clone(&shared)), &shared.runtime);
+        shared.tracker.spawn_on(runs::recover::run(Arc::clone(&shared)), &shared.runtime);
+        shared.tracker.spawn_on(shutdown::drain_on_request(Arc::clone(&shared)), &shared.runtime);
+        Ok(Pod { shared, opener, _guard: guard })
+    }
+}
+
+impl fmt::Debug for PodBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodBuilder").field("config", &self.config).field("kinds", &self.handlers.keys()).finish()
+    }
+}
+
+impl Pod {
+    /// Begins to build a pod.
+    pub fn builder(config: Config) -> PodBuilder {
+        PodBuilder { config, handlers: HashMap::new() }
+    }
+
+    /// The pod's name.
+    #[must_use]
+    pub fn pod_id(&self) -> &PodId {
+        &self.shared.pod_id
+    }
+
+    /// Its present registration.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.incarnation()
+    }
+
+    /// The pod as it stands. Touches no database.
+    #[must_use]
+    pub fn status(&self) -> PodStatus {
+        self.shared.status()
+    }
+
+    /// Resolves when the status may have changed since the call.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe. A change between two calls is missed: read [`Pod::status`] after making the future.
+    pub fn status_changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.shared.status_changes()
+    }
+
+    /// The settings that the pod runs with.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    /// What happens in the fleet from now on, best effort.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<PodEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Starts a run that this pod owns, and begins it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::KeyBusy`] naming the run that has the key, [`ErrorKind::NoHandler`], [`ErrorKind::AtCapacity`],
+    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], or the database's. Where the
+    /// reply was lost, the error says that the run may have been started.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call goes on in the background: the run may or may not be started, and if it is, it runs.
+    pub async fn start(&self, new: NewRun) -> Result<Started> {
+        let shared = Arc::clone(&self.shared);
+        self.in_background(async move { runs::start(&shared, new).await }).await
+    }
+
+    /// Starts a run that nobody owns: any pod with a handler and room takes it up, also one that is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::KeyBusy`], [`ErrorKind::InvalidInput`], or the database's.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start`].
+    pub async fn submit(&self, new: NewRun) -> Result<RunId> {
+        let shared = Arc::clone(&self.shared);
+        self.in_background(async move { runs::submit(&shared, &new).await }).await
+    }
+
+    /// Starts a run in the caller's transaction, on the caller's connection to the same database: it is there if and
+    /// only if the transaction commits, and then this pod takes it up, or a survivor if this pod has died.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start`]. After an error of the database the transaction is aborted; after the others it is as it was.
+    ///
+    /// # Cancel safety
+    ///
+    /// After a dropped call, roll the transaction back.
+    pub async fn start_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
+        runs::insert_in_txn(&self.shared, txn, &new, true).await
+    }
+
+    /// [`Pod::submit`] in the caller's transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start_in_txn`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start_in_txn`].
+    pub async fn submit_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
+        runs::insert_in_txn(&self.shared, txn, &new, false).await
+    }
+
+    /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted; its handler is told
+    /// at once.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may or may not have cancelled the run; calling again is safe.
+    pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
+        let outcome = statements::cancel(&self.shared.db, run_id).await?;
+        // The notification does the same; this is for a pod that has no control session at the moment.
+        if outcome == Cancelled::Now {
+            self.shared.stop_run(run_id, StopReason::Cancelled);
+        }
+        Ok(outcome)
+    }
+
+    /// Looks at runs, pods and events through this pod's pool.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator::new(self.shared.db.clone(), self.opener.clone())
+    }
+
+    /// Resolves when somebody asked this pod to drain (`podlock drain`, `studio_drain`). It takes no more work from
+    /// then on; answer with [`Pod::shutdown`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn drain_requested(&self) {
+        self.shared.drain_requested.cancelled().await;
+    }
+
+    /// Resolves when the pod has ended: after [`Pod::shutdown`], or because of what [`Pod::failure`] says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn closed(&self) {
+        self.shared.ended.cancelled().await;
+    }
+
+    /// Why the pod ended by itself; `None` if it did not.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure()
+    }
+
+    /// Stops cleanly: marks the row `draining`, takes no more work, tells the runs to stop, waits until they have
+    /// ended or `deadline` has passed, aborts and joins what is left, and only then ends the sessions. The row and the
+    /// owner columns stay: a survivor buries the pod and takes over what did not finish (L4).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stuck`] if an aborted handler does not end because it never awaits: the lock is then kept, so that
+    /// nobody resumes its run beside it. End the process.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call that held the last handle ends the pod at once, as dropping the handle does.
+    pub async fn shutdown(self, deadline: Duration) -> Result<ShutdownReport> {
+        shutdown::shutdown(&self.shared, deadline).await
+    }
+
+    async fn in_background<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.shared.tracker.spawn_on(work, &self.shared.runtime).await.unwrap_or_else(|e| {
+            Err(Error::new(ErrorKind::Stopped, format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id)))
+        })
+    }
+}
+
+impl fmt::Debug for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pod").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// Ends a pod whose last handle is gone.
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if !self.0.root.is_cancelled() {
+            self.0.stop_all_runs(StopReason::SelfFenced);
+            self.0.registry.abort_all();
+            self.0.root.cancel();
+        }
+    }
+}

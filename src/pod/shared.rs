@@ -1,0 +1,231 @@
+//! What the parts of a pod share: the application's side and the keeper's thread.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::clock;
+use super::status::{Phase, PodEvent, PodStatus};
+use crate::config::{OnDetach, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, PodId, RunId};
+use crate::postgres::pool::Database;
+use crate::protocol::Moment;
+use crate::runs::registry::Registry;
+use crate::runs::{Handler, StopReason};
+
+/// Events that wait for a slow receiver before it misses some.
+const EVENTS: usize = 256;
+
+/// The facts that make up a [`Phase`].
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    incarnation: Incarnation,
+    attached: bool,
+    draining: bool,
+    stopped: bool,
+}
+
+pub(crate) struct Shared {
+    pub(crate) pod_id: PodId,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) db: Database,
+    pub(crate) handlers: HashMap<String, Arc<dyn Handler>>,
+    pub(crate) registry: Registry,
+    /// The application's runtime: handlers and recovery run there.
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) tracker: TaskTracker,
+    /// Fires when the pod is to end everything; the keeper's thread ends on it.
+    pub(crate) root: CancellationToken,
+    /// Fires when the keeper's thread has ended.
+    pub(crate) ended: CancellationToken,
+    pub(crate) drain_requested: CancellationToken,
+    /// Hastens the next recovery pass.
+    pub(crate) recover_now: Notify,
+    /// Hastens the next look.
+    pub(crate) look_now: Notify,
+    /// Our own row is gone although we hold our lock.
+    pub(crate) row_gone: Notify,
+    pub(crate) events: broadcast::Sender<PodEvent>,
+    /// Raised by a task of the application's runtime: that it runs tasks at all.
+    pub(crate) runtime_pulse: AtomicU64,
+    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
+    answered: AtomicU64,
+    finished: AtomicUsize,
+    yielded: AtomicUsize,
+    standing: watch::Sender<Standing>,
+    failure: OnceLock<String>,
+    keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+pub(crate) struct Parts {
+    pub(crate) pod_id: PodId,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) db: Database,
+    pub(crate) handlers: HashMap<String, Arc<dyn Handler>>,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { pod_id, settings, db, handlers, runtime } = parts;
+        let standing =
+            Standing { incarnation: Incarnation::generate(), attached: false, draining: false, stopped: false };
+        Arc::new(Self {
+            pod_id,
+            registry: Registry::new(settings.capacity),
+            settings,
+            db,
+            handlers,
+            runtime,
+            tracker: TaskTracker::new(),
+            root: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            drain_requested: CancellationToken::new(),
+            recover_now: Notify::new(),
+            look_now: Notify::new(),
+            row_gone: Notify::new(),
+            events: broadcast::channel(EVENTS).0,
+            runtime_pulse: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            finished: AtomicUsize::new(0),
+            yielded: AtomicUsize::new(0),
+            standing: watch::channel(standing).0,
+            failure: OnceLock::new(),
+            keeper: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.standing.borrow().incarnation
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        let standing = *self.standing.borrow();
+        if standing.stopped {
+            Phase::Stopped
+        } else if standing.draining {
+            Phase::Draining
+        } else if standing.attached {
+            Phase::Active
+        } else {
+            Phase::Detached
+        }
+    }
+
+    pub(crate) fn status(&self) -> PodStatus {
+        let standing = *self.standing.borrow();
+        PodStatus {
+            pod_id: self.pod_id.clone(),
+            incarnation: standing.incarnation,
+            phase: self.phase(),
+            attached: standing.attached,
+            runs: self.registry.len(),
+        }
+    }
+
+    /// Resolves when the status may have changed.
+    pub(crate) fn status_changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.standing.subscribe();
+        async move {
+            // The sender lives as long as the pod; an error means that it is gone, which is a change as well.
+            let _ = changes.changed().await;
+        }
+    }
+
+    pub(crate) fn set_attached(&self, incarnation: Incarnation) {
+        self.standing.send_modify(|s| (s.incarnation, s.attached) = (incarnation, true));
+    }
+
+    pub(crate) fn set_detached(&self) {
+        self.standing.send_modify(|s| s.attached = false);
+    }
+
+    /// True if this call began it.
+    pub(crate) fn set_draining(&self) -> bool {
+        self.standing.send_if_modified(|s| !std::mem::replace(&mut s.draining, true))
+    }
+
+    pub(crate) fn set_stopped(&self) {
+        self.standing.send_modify(|s| (s.attached, s.stopped) = (false, true));
+    }
+
+    /// The pod may start and claim runs; else why not.
+    pub(crate) fn may_take_work(&self) -> Result<Incarnation> {
+        let (kind, why) = match self.phase() {
+            Phase::Active => return Ok(self.incarnation()),
+            Phase::Detached => (ErrorKind::Detached, "has lost its liveness session and is coming back"),
+            Phase::Draining => (ErrorKind::Draining, "is draining"),
+            Phase::Stopped => (ErrorKind::Stopped, "has ended"),
+        };
+        Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
+            .left("no run was started")
+            .todo("retry on another pod"))
+    }
+
+    /// A ping that was sent at `sent` was answered.
+    pub(crate) fn note_answered(&self, sent: Moment) {
+        self.answered.fetch_max(nanos(sent), Ordering::AcqRel);
+    }
+
+    /// L7, for each write: whether the pod has been silent for so long that its runs count as lost.
+    pub(crate) fn is_past_deadline(&self) -> bool {
+        let answered = Duration::from_nanos(self.answered.load(Ordering::Acquire));
+        self.settings.on_detach == OnDetach::Cancel && clock::now() >= answered + self.settings.self_fence
+    }
+
+    /// Tells every run to stop.
+    pub(crate) fn stop_all_runs(&self, reason: StopReason) -> usize {
+        self.registry.stop_all(reason)
+    }
+
+    /// Tells one run to stop.
+    pub(crate) fn stop_run(&self, run_id: RunId, reason: StopReason) {
+        self.registry.stop(run_id, reason);
+    }
+
+    pub(crate) fn publish(&self, event: PodEvent) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    /// Ends the pod for a reason that it cannot mend.
+    pub(crate) fn fail(&self, error: &Error) {
+        tracing::error!(target: "podlock", event = "failed", pod = %self.pod_id, incarnation = %self.incarnation(), error = %error, "the pod ends");
+        // The first failure is the one that counts.
+        let _ = self.failure.set(error.to_string());
+        self.stop_all_runs(StopReason::SelfFenced);
+        self.registry.abort_all_after(&self.tracker, &self.runtime, self.settings.stop_grace());
+        self.root.cancel();
+    }
+
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// How many runs were finished and yielded so far.
+    pub(crate) fn endings(&self) -> (usize, usize) {
+        (self.finished.load(Ordering::Acquire), self.yielded.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn note_finished(&self) {
+        self.finished.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn note_yielded(&self) {
+        self.yielded.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn keeper(&self) -> MutexGuard<'_, Option<std::thread::JoinHandle<()>>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn nanos(moment: Moment) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)
+}

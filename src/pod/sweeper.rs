@@ -1,0 +1,261 @@
+//! The control session: it holds the witness lock, hears the others, and sweeps, so that nothing depends on a push.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::boot;
+use super::funeral::{self, Trigger};
+use super::local::{Backoff, Held, Local};
+use super::status::PodEvent;
+use crate::config::RECONNECT_BACKOFF_MIN;
+use crate::error::Result;
+use crate::id::{Incarnation, PodId, RunId};
+use crate::postgres::pods::{self, Look};
+use crate::postgres::session::{Role, Session};
+use crate::protocol::verdict::Decision;
+use crate::runs::StopReason;
+
+/// Notices that come in a burst (fifty pods boot at once) lead to one look.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Keeps a control session until the pod stops, and sweeps on it.
+pub(crate) async fn run(local: &Local, first: Session) {
+    let mut session = Some(first);
+    let mut former = None;
+    let mut backoff = backoff(local);
+    loop {
+        if local.shared.root.is_cancelled() {
+            break;
+        }
+        let mut away = local.away.subscribe();
+        if *away.borrow_and_update() {
+            session = None;
+            local.control.set(None);
+            tokio::select! {
+                () = local.shared.root.cancelled() => {}
+                _ = away.changed() => {}
+            }
+            continue;
+        }
+        let Some(mut open) = session.take() else {
+            let delay = backoff.delay();
+            let opened = tokio::select! {
+                biased;
+                () = local.shared.root.cancelled() => continue,
+                _ = away.changed() => continue,
+                opened = async { tokio::time::sleep(delay).await; arm(local, former).await } => opened,
+            };
+            match opened {
+                Ok(opened) => session = Some(opened),
+                Err(e) => tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session yet"),
+            }
+            continue;
+        };
+        former = Some(open.backend());
+        let ended = tokio::select! {
+            biased;
+            () = local.shared.root.cancelled() => { open.close().await; break; }
+            _ = away.changed() => "the application's runtime is blocked".to_owned(),
+            e = serve(local, &mut open, &mut backoff) => e.to_string(),
+        };
+        local.control.set(None);
+        tracing::info!(target: "podlock", event = "control_lost", pod = %local.shared.pod_id, cause = ended, "lost the control session; opening another");
+    }
+}
+
+fn backoff(local: &Local) -> Backoff {
+    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.settings.reconnect_backoff_max)
+}
+
+/// A new control session, armed: the former one ended, the witness lock held, listening, recorded in the row.
+async fn arm(local: &Local, former: Option<crate::postgres::session::Backend>) -> Result<Session> {
+    let session = local.opener.open(Role::Control).await?;
+    pods::end_own_backends(&session, former.as_slice()).await?;
+    while !pods::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
+    pods::listen(&session).await?;
+    local.control.set(Some(session.backend()));
+    if let Some(held) = local.held() {
+        pods::set_control(&session, held.incarnation).await?;
+    }
+    Ok(session)
+}
+
+/// Sweeps, hears and beats on one session, until it fails.
+async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> crate::Error {
+    let mut held = local.held.subscribe();
+    let mut recorded = None;
+    let mut next_look = Instant::now();
+    let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
+    let mut beaten = local.shared.runtime_pulse.load(Ordering::Acquire);
+    // Whatever was missed while there was no control session is found by a pass of each kind.
+    local.shared.recover_now.notify_one();
+    loop {
+        let ended = session.ended();
+        tokio::select! {
+            biased;
+            cause = ended => return crate::Error::new(crate::ErrorKind::SessionLost, cause.to_string()),
+            payload = session.notice() => {
+                if let Some(by) = hear(local, &payload) {
+                    next_look = next_look.min(Instant::now() + by);
+                }
+                continue;
+            }
+            () = local.shared.look_now.notified() => next_look = Instant::now(),
+            _ = held.changed() => {}
+            () = tokio::time::sleep_until(next_look) => {}
+            () = tokio::time::sleep_until(next_beat) => {}
+        }
+        let now = Instant::now();
+        let standing = *held.borrow_and_update();
+        let done = async {
+            let Some(standing) = standing else {
+                if now >= next_look {
+                    pods::ping(session, local.shared.settings.ping_timeout).await?;
+                    next_look = now + sweep_delay(local);
+                }
+                return Ok(());
+            };
+            if recorded != Some(standing.incarnation) {
+                pods::set_control(session, standing.incarnation).await?;
+                recorded = Some(standing.incarnation);
+                next_look = now;
+            }
+            if now >= next_beat {
+                next_beat = now + local.shared.settings.beat_interval;
+                let pulse = local.shared.runtime_pulse.load(Ordering::Acquire);
+                if std::mem::replace(&mut beaten, pulse) != pulse {
+                    pods::beat(session, standing.incarnation).await?;
+                }
+            }
+            if now >= next_look {
+                sweep(local, session, &standing).await?;
+                next_look = Instant::now() + sweep_delay(local);
+            }
+            Ok(())
+        }
+        .await;
+        match done {
+            Ok(()) => *backoff_to_reset = backoff(local),
+            // The server refused a statement: unknown is not dead (L10), and the session is sound.
+            Err(e) if refused(&e) => {
+                tracing::warn!(target: "podlock", event = "sweep_failed", pod = %local.shared.pod_id, error = %e, "a look failed; nothing was concluded from it");
+                next_look = Instant::now() + sweep_delay(local);
+            }
+            Err(e) => return e,
+        }
+    }
+}
+
+/// Whether the server answered with an error that leaves the session usable.
+pub(crate) fn refused(error: &crate::Error) -> bool {
+    let e: &crate::Error = error;
+    e.sqlstate().is_some() && !e.is_session_lost()
+}
+
+fn sweep_delay(local: &Local) -> Duration {
+    if local.anyone_in_sight() {
+        local.shared.settings.hold_probe_interval
+    } else {
+        local.shared.settings.jittered_sweep(fastrand::f64())
+    }
+}
+
+/// One sweep: look → decide → bury or tell → report.
+async fn sweep(local: &Local, session: &mut Session, held: &Held) -> Result<()> {
+    let before: Vec<Incarnation> = local.in_sight();
+    let look = pods::look(session, held.incarnation).await?;
+    if !check_own_row(local, held, &look) {
+        return Ok(());
+    }
+    let decision: Decision = local.decide(&look);
+    funeral::report_holds(local, &decision, &look.peers, &before);
+    if decision.dead().next().is_none() {
+        return Ok(());
+    }
+    if local.is_settled(held) {
+        funeral::hold(local, session, held, Trigger::Sweep).await
+    } else {
+        funeral::tell_of(local, session, &decision).await
+    }
+}
+
+/// Looks at our own row. False if it is gone, which ends this incarnation.
+fn check_own_row(local: &Local, held: &Held, look: &Look) -> bool {
+    let Some(own) = &look.own else {
+        // A look that began before a new registration shows the roster without it.
+        if local.held().is_some_and(|now| now.incarnation == held.incarnation) {
+            local.shared.row_gone.notify_one();
+        }
+        return false;
+    };
+    if own.drain_requested.is_some() {
+        local.shared.drain_requested.cancel();
+    }
+    true
+}
+
+/// What goes over the channel: an event of the log, or a request.
+#[derive(Deserialize)]
+struct Notice {
+    event: Option<String>,
+    pod: Option<PodId>,
+    incarnation: Option<Incarnation>,
+    reason: Option<String>,
+    ask: Option<String>,
+    run: Option<RunId>,
+}
+
+/// Acts on a notification: how soon a look is due because of it. Nothing depends on any of them; they hasten.
+fn hear(local: &Local, payload: &str) -> Option<Duration> {
+    let shared = &local.shared;
+    let Ok(notice) = serde_json::from_str::<Notice>(payload) else {
+        tracing::debug!(target: "podlock", payload, "a notification that is not ours");
+        return None;
+    };
+    let is_ours = notice.incarnation == Some(shared.incarnation());
+    match (notice.event.as_deref(), notice.ask.as_deref()) {
+        (Some("buried"), _) => {
+            shared.recover_now.notify_one();
+            publish(local, notice);
+            Some(Duration::ZERO)
+        }
+        (Some("joined" | "draining"), _) => {
+            publish(local, notice);
+            Some(GATHER)
+        }
+        (Some("returned"), _) => Some(GATHER),
+        (_, Some("look")) => Some(Duration::ZERO),
+        (_, Some("recover")) => {
+            shared.recover_now.notify_one();
+            None
+        }
+        (_, Some("adopt")) if is_ours => {
+            shared.recover_now.notify_one();
+            None
+        }
+        (_, Some("stop")) => {
+            if let Some(run) = notice.run.filter(|_| is_ours) {
+                shared.stop_run(run, StopReason::Cancelled);
+            }
+            None
+        }
+        (_, Some("drain")) if is_ours => {
+            shared.drain_requested.cancel();
+            None
+        }
+        _ => None,
+    }
+}
+
+fn publish(local: &Local, notice: Notice) {
+    let (Some(pod), Some(incarnation)) = (notice.pod, notice.incarnation) else { return };
+    let event = match notice.event.as_deref() {
+        Some("joined") => PodEvent::Joined { pod, incarnation },
+        Some("draining") => PodEvent::Draining { pod, incarnation },
+        _ => PodEvent::Buried { pod, incarnation, reason: notice.reason.unwrap_or_default() },
+    };
+    local.shared.publish(event);
+}

@@ -1,0 +1,157 @@
+//! The watch: a session that waits for the ring successor's lock, so that a death is pushed.
+//!
+//! It holds no session lock: a ring of holders that wait would be a deadlock, and a blocked backend does not notice
+//! that its client is gone. A grant is only a signal: it is given back with the slice, and the funeral proves again.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::funeral::{self, Trigger};
+use super::local::{Backoff, Local};
+use super::sweeper::refused;
+use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::pods::{self, Keys, Slice};
+use crate::postgres::session::{Role, ServerFacts, Session};
+
+/// Keeps a watch session until the pod stops. Returns early where push is off.
+pub(crate) async fn run(local: &Local) {
+    let shared = &local.shared;
+    if !shared.settings.push {
+        return;
+    }
+    let mut backoff = backoff(local);
+    while !shared.root.is_cancelled() {
+        let mut away = local.away.subscribe();
+        if *away.borrow_and_update() {
+            tokio::select! {
+                () = shared.root.cancelled() => {}
+                _ = away.changed() => {}
+            }
+            continue;
+        }
+        let delay = backoff.delay();
+        let watched = async {
+            let mut session = local.opener.open(Role::Watch).await?;
+            let Some(slice) = slice(shared.settings.watch_slice, session.facts()) else {
+                session.close().await;
+                return Ok(());
+            };
+            watch(local, &mut session, slice, &mut backoff).await
+        };
+        let ended: Result<()> = tokio::select! {
+            biased;
+            () = shared.root.cancelled() => return,
+            _ = away.changed() => continue,
+            ended = watched => ended,
+        };
+        match ended {
+            Ok(()) => {
+                tracing::warn!(
+                    target: "podlock", event = "push_off", pod = %shared.pod_id,
+                    "the server's deadlock_timeout or log_min_duration_statement leaves no room for a watch of 100 ms: deaths are found by the sweep alone"
+                );
+                return;
+            }
+            Err(e) => tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.pod_id, cause = %e, "lost the watch session; opening another"),
+        }
+        tokio::select! {
+            () = shared.root.cancelled() => {}
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+fn backoff(local: &Local) -> Backoff {
+    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.settings.reconnect_backoff_max)
+}
+
+/// How long a slice may wait, so that neither the deadlock check, nor `log_lock_waits`, nor the log of slow statements
+/// ever sees it. `None`: too short to be worth it.
+fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
+    let mut slice = wanted.min(facts.deadlock_timeout.mul_f64(0.9));
+    if let Some(logged) = facts.log_min_duration {
+        slice = slice.min(logged.mul_f64(0.9));
+    }
+    (slice >= SHORTEST_WATCH_SLICE.min(wanted)).then_some(slice)
+}
+
+async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
+    let settings = &local.shared.settings;
+    let limit = slice + WITNESS_WAIT + settings.statement_timeout;
+    loop {
+        let Some(successor) = local.successor() else {
+            idle(local, session).await?;
+            continue;
+        };
+        let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
+        let began = Instant::now();
+        let (answer, version) = pods::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await?;
+        *backoff_to_reset = backoff(local);
+        if version != local.roster_version() {
+            local.shared.look_now.notify_one();
+        }
+        if answer == Slice::Held {
+            // A wait that ends early (the lock table is full, a cancel) must not spin.
+            if began.elapsed() < slice / 2 {
+                tokio::time::sleep(slice / 2).await;
+            }
+            continue;
+        }
+        let acted = match local.held() {
+            Some(held) if local.is_settled(&held) => funeral::hold(local, session, &held, Trigger::Push).await,
+            Some(held) => funeral::tell(local, session, &held).await,
+            // Detached: nothing may be concluded, and the sweep looks on return.
+            None => {
+                tokio::time::sleep(settings.hold_probe_interval).await;
+                Ok(())
+            }
+        };
+        match acted {
+            Ok(()) => {
+                // Its lock was free, and it is neither buried nor in sight: another holds it for a moment.
+                if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+            Err(e) if refused(&e) => {
+                tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.pod_id, error = %e, "nobody was buried");
+                tokio::time::sleep(settings.hold_probe_interval).await;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Nobody to watch: waits for the roster to change, and keeps the session from idling.
+async fn idle(local: &Local, session: &Session) -> Result<()> {
+    tokio::select! {
+        () = local.roster_changed.notified() => Ok(()),
+        cause = session.ended() => Err(Error::new(ErrorKind::SessionLost, cause.to_string())),
+        () = tokio::time::sleep(local.shared.settings.lease / 2) => {
+            pods::ping(session, local.shared.settings.ping_timeout).await.map(drop)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_stays_under_what_the_server_logs_and_below_100_ms_push_is_off() {
+        let ms = Duration::from_millis;
+        let facts = |deadlock, log: Option<u64>| ServerFacts {
+            deadlock_timeout: ms(deadlock),
+            log_min_duration: log.map(ms),
+            direct: true,
+        };
+        assert_eq!(slice(ms(1000), facts(1000, None)), Some(ms(900)));
+        assert_eq!(slice(ms(1000), facts(1000, Some(500))), Some(ms(450)));
+        assert_eq!(slice(ms(200), facts(1000, None)), Some(ms(200)));
+        assert_eq!(slice(ms(1000), facts(1000, Some(0))), None);
+        assert_eq!(slice(ms(1000), facts(50, None)), None);
+        assert_eq!(slice(ms(50), facts(1000, None)), Some(ms(50)), "asked for by name");
+    }
+}

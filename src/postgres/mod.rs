@@ -1,0 +1,17 @@
+//! All SQL and every socket.
+//!
+//! `dial` opens sockets, `session` makes dedicated connections of them, `pool` is the shared one; the rest are
+//! statements, one function each, `_in_txn` where it joins a transaction. Every built-in is called by its qualified
+//! name, every table of ours by the schema's, so that nobody's `search_path` can change what a statement means.
+
+pub(crate) mod dial;
+pub(crate) mod errors;
+pub(crate) mod migrate;
+pub(crate) mod pods;
+pub(crate) mod pool;
+pub(crate) mod queries;
+pub(crate) mod runs;
+pub(crate) mod schema;
+pub(crate) mod session;
+pub(crate) mod tls;
+pub(crate) mod url;

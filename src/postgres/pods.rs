@@ -1,0 +1,423 @@
+//! The roster, the locks, and the burial.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::pool::Database;
+use super::session::{Backend, Param, Session, Txn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, LockKey, PodId};
+use crate::protocol::verdict::PeerLook;
+
+/// A pod's two keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keys {
+    pub(crate) lock: LockKey,
+    pub(crate) witness: LockKey,
+}
+
+/// Who holds a key, as far as our role may see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) pid: i32,
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) age: Option<Duration>,
+    /// The pod whose row bears this key.
+    pub(crate) registered: Option<String>,
+}
+
+/// One look at the whole roster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Look {
+    pub(crate) peers: Vec<PeerRow>,
+    /// Our own row; `None` if it is not in the roster.
+    pub(crate) own: Option<OwnRow>,
+    /// The last event's position: an unchanged one means an unchanged roster.
+    pub(crate) version: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PeerRow {
+    pub(crate) look: PeerLook,
+    pub(crate) keys: Keys,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct OwnRow {
+    pub(crate) drain_requested: Option<String>,
+}
+
+/// What one slice of the watch ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slice {
+    Held,
+    LivenessFree,
+    BothFree,
+}
+
+/// Who we are when we act on others (L2): proved in the same transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) lock: LockKey,
+    pub(crate) liveness: Backend,
+}
+
+/// What a pod registers.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) pod_id: PodId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) keys: Keys,
+    pub(crate) version: String,
+    pub(crate) labels: Value,
+    pub(crate) liveness: Backend,
+    pub(crate) control: Option<Backend>,
+    /// An incarnation of ours that gave itself up (L7): its end is a detach, not a crash.
+    pub(crate) given_up: Option<Incarnation>,
+}
+
+pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
+    const SQL: &str = "SELECT @.studio_lock_key($1), @.studio_witness_key($1)";
+    let row = session.query_one("reading the pod's lock keys", SQL, &[(&pod.as_str(), Type::TEXT)]).await?;
+    Ok(Keys { lock: row.get::<_, i64>(0).into(), witness: row.get::<_, i64>(1).into() })
+}
+
+/// Waits at most `slice` for a session lock. The wait is a real one: a try would lose to queued watchers.
+pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Result<bool> {
+    const SQL: &str = "SELECT @.studio_lock($1, $2)";
+    let params: [Param<'_>; 2] = [(&key.get(), Type::INT8), (&millis(slice), Type::INT4)];
+    Ok(session.query_one("waiting for the pod's lock", SQL, &params).await?.get(0))
+}
+
+/// Who holds `key` now.
+pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Holder>> {
+    const SQL: &str = "SELECT l.pid, pg_catalog.host(a.client_addr), \
+         EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, \
+         (SELECT p.pod_id FROM @.studio_pods p WHERE p.lock_key = $1 OR p.witness_key = $1) \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
+           AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 \
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+    let rows = session.query("looking for the lock's holder", SQL, &[(&key.get(), Type::INT8)]).await?;
+    Ok(rows.first().map(|row| Holder {
+        pid: row.get(0),
+        address: row.get::<_, Option<String>>(1).and_then(|a| a.parse().ok()),
+        age: row.get::<_, Option<f64>>(2).and_then(|s| Duration::try_from_secs_f64(s).ok()),
+        registered: row.get(3),
+    }))
+}
+
+/// The canary: tries to take, from this session, a key that another session of ours holds. True if the server let it,
+/// which means that its session locks do not protect anything; the lock is then given back.
+pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool> {
+    const SQL: &str = "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock($1) \
+         THEN pg_catalog.pg_advisory_unlock($1) ELSE false END";
+    Ok(session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.get(0))
+}
+
+/// The pid that answers on this session now. It never changes, unless something pools in between.
+pub(crate) async fn ping(session: &Session, limit: Duration) -> Result<i32> {
+    const SQL: &str = "SELECT pg_catalog.pg_backend_pid()";
+    let rows = session.query_limited("ping", SQL, &[], limit).await?;
+    rows.first().map(|row| row.get(0)).ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))
+}
+
+/// [`ping`], and whether this backend still holds `key` in `pg_locks`.
+pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
+    const SQL: &str =
+        "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";
+    let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
+    rows.first()
+        .map(|row| (row.get(0), row.get(1)))
+        .ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))
+}
+
+/// Ends backends that were ours and that the server may still have: same role, pid and start. Returns how many it had.
+pub(crate) async fn end_own_backends(session: &Session, backends: &[Backend]) -> Result<usize> {
+    const SQL: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
+         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = current_user";
+    let mut ended = 0;
+    for backend in backends {
+        let params: [Param<'_>; 2] = [(&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ)];
+        ended += session.query("ending our own former backend", SQL, &params).await?.len();
+    }
+    Ok(ended)
+}
+
+/// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
+/// of the name is ended by it. Returns the incarnation that was replaced.
+pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
+    const PREVIOUS: &str = "SELECT incarnation, state = 'draining' FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
+    const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
+         WHERE incarnation = $1 AND ended_at IS NULL";
+    const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
+           witness_key, liveness_pid, liveness_started, control_pid, control_started) \
+         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10 \
+          WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
+         ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
+           labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
+           drain_requested = NULL, incarnation = EXCLUDED.incarnation, session = 1, lock_key = EXCLUDED.lock_key, \
+           witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
+           liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
+           control_started = EXCLUDED.control_started \
+         RETURNING p.pod_id";
+    const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
+    let incarnation = new.incarnation.as_uuid();
+    let pod = new.pod_id.as_str();
+    let txn = session.begin("registering").await?;
+    let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
+    let former = former.first().map(|row| (row.get::<_, Uuid>(0), row.get::<_, bool>(1)));
+    let mut detail = json!({ "version": new.version, "labels": new.labels });
+    if let Some((replaced, draining)) = former {
+        let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
+        let reason = if draining { "shutdown" } else if gave_up { "detached" } else { "replaced" };
+        txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
+        detail["replaced"] = json!(replaced);
+        detail["reason"] = json!(reason);
+    }
+    let control_pid = new.control.map(|b| b.pid);
+    let control_started = new.control.map(|b| b.started);
+    let params: [Param<'_>; 10] = [
+        (&pod, Type::TEXT),
+        (&new.version, Type::TEXT),
+        (&new.labels, Type::JSONB),
+        (&incarnation, Type::UUID),
+        (&new.keys.lock.get(), Type::INT8),
+        (&new.keys.witness.get(), Type::INT8),
+        (&new.liveness.pid, Type::INT4),
+        (&new.liveness.started, Type::TIMESTAMPTZ),
+        (&control_pid, Type::INT4),
+        (&control_started, Type::TIMESTAMPTZ),
+    ];
+    let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
+    if upserted.is_empty() {
+        return Err(Error::new(ErrorKind::PooledLock, format!("pod {pod}: this session does not hold the lock that it took"))
+            .left("nothing was registered")
+            .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
+    }
+    txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
+    append(&txn, "joined", &new.pod_id, new.incarnation, &new.pod_id, &detail).await?;
+    txn.commit("registering").await?;
+    Ok(former.map(|(replaced, _)| replaced.into()))
+}
+
+fn collision(error: Error, pod: &PodId) -> Error {
+    if error.sqlstate() != Some("23505") {
+        return error;
+    }
+    Error::new(ErrorKind::KeyCollision, format!("pod {pod}: another pod's name has the same lock key"))
+        .left("nothing was registered")
+        .todo("give one of them another name; SELECT pod_id, lock_key FROM studio_pods shows which")
+        .caused_by(error)
+}
+
+/// Records that this incarnation holds its lock again, on a new session. `None`: its row is gone, it was buried.
+pub(crate) async fn come_back(
+    session: &mut Session,
+    pod: &PodId,
+    incarnation: Incarnation,
+    cause: &str,
+    away: Duration,
+) -> Result<Option<i64>> {
+    const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4 \
+         WHERE pod_id = $1 AND incarnation = $2 AND @.studio_holds(lock_key, $3) RETURNING session";
+    let liveness = session.backend();
+    let step = "coming back";
+    let txn = session.begin(step).await?;
+    let params: [Param<'_>; 4] = [
+        (&pod.as_str(), Type::TEXT),
+        (&incarnation.as_uuid(), Type::UUID),
+        (&liveness.pid, Type::INT4),
+        (&liveness.started, Type::TIMESTAMPTZ),
+    ];
+    let rows = txn.query(step, SQL, &params).await?;
+    let Some(session_number) = rows.first().map(|row| row.get::<_, i64>(0)) else {
+        txn.rollback(step).await?;
+        return Ok(None);
+    };
+    let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
+    append(&txn, "detached", pod, incarnation, pod, &json!({ "cause": cause })).await?;
+    let detail = json!({ "session": session_number, "away_ms": away_ms });
+    append(&txn, "returned", pod, incarnation, pod, &detail).await?;
+    txn.commit(step).await?;
+    Ok(Some(session_number))
+}
+
+/// Records the control session's backend in the pod's row.
+pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> Result<()> {
+    const SQL: &str = "UPDATE @.studio_pods SET control_pid = $2, control_started = $3 WHERE incarnation = $1";
+    let backend = session.backend();
+    let params: [Param<'_>; 3] = [
+        (&incarnation.as_uuid(), Type::UUID),
+        (&backend.pid, Type::INT4),
+        (&backend.started, Type::TIMESTAMPTZ),
+    ];
+    session.query("recording the control session", SQL, &params).await.map(drop)
+}
+
+/// LISTENs on the schema's channel.
+pub(crate) async fn listen(session: &Session) -> Result<()> {
+    let channel = super::schema::quote_identifier(&session.schema().channel());
+    session.execute_batch("listening", &format!("LISTEN {channel}")).await
+}
+
+const LOOK: &str = "WITH roster AS MATERIALIZED ( \
+       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested FROM @.studio_pods \
+     ), newest AS MATERIALIZED ( \
+       SELECT COALESCE(pg_catalog.max(idx), 0) AS idx FROM @.studio_pod_events \
+     ) \
+     SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
+       CASE WHEN r.incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(r.lock_key) END, \
+       CASE WHEN r.incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(r.witness_key) END, \
+       n.idx \
+     FROM roster r CROSS JOIN newest n";
+
+/// Probes all peers in one statement of its own; keeps no lock.
+pub(crate) async fn look(session: &Session, own: Incarnation) -> Result<Look> {
+    let rows = session.query("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
+    read_look(own, &rows)
+}
+
+/// [`look`], keeping the locks that it got until the transaction ends.
+pub(crate) async fn look_in_txn(txn: &Txn<'_>, own: Incarnation) -> Result<Look> {
+    let rows = txn.query("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
+    read_look(own, &rows)
+}
+
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
+    let mut look = Look::default();
+    for row in rows {
+        look.version = row.get(9);
+        let incarnation = Incarnation::from(row.get::<_, Uuid>(1));
+        if incarnation == own {
+            look.own = Some(OwnRow { drain_requested: row.get(6) });
+            continue;
+        }
+        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        let peer = PeerLook {
+            pod_id: PodId::new(row.get::<_, String>(0))?,
+            incarnation,
+            session: row.get(2),
+            draining: row.get(3),
+            liveness_free: row.get(7),
+            witness_free: row.get(8),
+        };
+        look.peers.push(PeerRow { look: peer, keys });
+    }
+    Ok(look)
+}
+
+/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
+pub(crate) async fn watch_slice(
+    session: &Session,
+    keys: Keys,
+    slice: Duration,
+    witness_wait: Duration,
+    limit: Duration,
+) -> Result<(Slice, i64)> {
+    const SQL: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
+    let params: [Param<'_>; 4] = [
+        (&keys.lock.get(), Type::INT8),
+        (&keys.witness.get(), Type::INT8),
+        (&millis(slice), Type::INT4),
+        (&millis(witness_wait), Type::INT4),
+    ];
+    let rows = session.query_limited("watching the successor", SQL, &params, limit).await?;
+    let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
+    let slice = match row.get::<_, &str>(0) {
+        "both" => Slice::BothFree,
+        "liveness" => Slice::LivenessFree,
+        _ => Slice::Held,
+    };
+    Ok((slice, row.get(1)))
+}
+
+/// L2: whether our own liveness backend holds our own key, and our own incarnation is in the roster, now.
+pub(crate) async fn prove_in_txn(txn: &Txn<'_>, proof: &Proof) -> Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
+           AND p.liveness_started = $4) \
+         AND @.studio_holds($2, $3) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4)";
+    let params: [Param<'_>; 4] = [
+        (&proof.incarnation.as_uuid(), Type::UUID),
+        (&proof.lock.get(), Type::INT8),
+        (&proof.liveness.pid, Type::INT4),
+        (&proof.liveness.started, Type::TIMESTAMPTZ),
+    ];
+    Ok(txn.query_one("proving that we live ourselves", SQL, &params).await?.get(0))
+}
+
+/// L3: deletes the row of a dead incarnation and records its end, while this transaction holds its lock. Returns the
+/// reason, or `None` if the row was no longer as it was looked at.
+pub(crate) async fn bury_in_txn(
+    txn: &Txn<'_>,
+    dead: &PeerLook,
+    by: &PodId,
+) -> Result<Option<String>> {
+    const SQL: &str = "WITH gone AS ( \
+           DELETE FROM @.studio_pods p WHERE p.pod_id = $1 AND p.incarnation = $2 AND p.session = $4 \
+           RETURNING p.incarnation, CASE WHEN p.state = 'draining' THEN 'shutdown' ELSE 'lost' END AS reason \
+         ), ended AS ( \
+           UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $3 \
+             FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL \
+         ) SELECT reason FROM gone";
+    let params: [Param<'_>; 4] = [
+        (&dead.pod_id.as_str(), Type::TEXT),
+        (&dead.incarnation.as_uuid(), Type::UUID),
+        (&by.as_str(), Type::TEXT),
+        (&dead.session, Type::INT8),
+    ];
+    Ok(txn.query("burying", SQL, &params).await?.first().map(|row| row.get(0)))
+}
+
+/// Appends to the event log and tells every pod: the last statement of its transaction.
+pub(crate) async fn append(
+    txn: &Txn<'_>,
+    kind: &str,
+    pod: &PodId,
+    incarnation: Incarnation,
+    by: &PodId,
+    detail: &Value,
+) -> Result<()> {
+    const SQL: &str = "SELECT @.studio_append_event($1, $2, $3, $4, $5)";
+    let params: [Param<'_>; 5] = [
+        (&kind, Type::TEXT),
+        (&pod.as_str(), Type::TEXT),
+        (&incarnation.as_uuid(), Type::UUID),
+        (&by.as_str(), Type::TEXT),
+        (detail, Type::JSONB),
+    ];
+    txn.query("appending to the event log", SQL, &params).await.map(drop)
+}
+
+/// Asks every pod to look at the roster now.
+pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
+    const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"look\"}')";
+    session.query("telling the others", SQL, &[]).await.map(drop)
+}
+
+/// Writes the next event index into the pod's row.
+pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
+    const SQL: &str = "UPDATE @.studio_pods SET event_index = pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), \
+         beat_at = pg_catalog.now() WHERE incarnation = $1";
+    session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
+}
+
+/// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.
+pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {
+    const SQL: &str = "WITH marked AS ( \
+           UPDATE @.studio_pods SET state = 'draining' WHERE incarnation = $1 AND state = 'active' \
+           RETURNING pod_id, incarnation, drain_requested \
+         ) SELECT @.studio_append_event('draining', pod_id, incarnation, pod_id, \
+             pg_catalog.jsonb_build_object('requested_by', drain_requested)) FROM marked";
+    Ok(!db.query("marking the pod as draining", SQL, &[&incarnation.as_uuid()]).await?.is_empty())
+}
+
+fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX).max(1)
+}

@@ -1,0 +1,392 @@
+//! Statements on runs. Each write of an owner names its incarnation and its fence (L5); each condition that a plan
+//! rests on is repeated in the statement that acts on it; what happened is what the rows that come back say.
+
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::pool::Database;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::protocol::recover::Candidate;
+
+/// A run that is to be inserted.
+#[derive(Clone, Debug)]
+pub(crate) struct Insert<'a> {
+    pub(crate) run_id: RunId,
+    pub(crate) kind: &'a str,
+    pub(crate) key: Option<&'a str>,
+    pub(crate) input: &'a Value,
+}
+
+/// How an insert ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// It is there, under this fence (0 where nobody owns it).
+    Yes(Fence),
+    /// A running run of this kind has the key.
+    KeyBusy(RunId),
+    /// The incarnation that was to own it is not in the roster, or drains.
+    NoOwner,
+}
+
+/// A run that was claimed: all that a handler needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Claimed {
+    pub(crate) run_id: RunId,
+    pub(crate) kind: String,
+    pub(crate) key: Option<String>,
+    pub(crate) fence: Fence,
+    pub(crate) attempt: i32,
+    pub(crate) input: Value,
+    pub(crate) checkpoint: Option<Value>,
+}
+
+/// Who writes: the owner's half of every WHERE clause.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) run_id: RunId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) fence: Fence,
+}
+
+/// How an owner's run ends.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Ending {
+    Succeeded(Value),
+    Failed(String),
+}
+
+/// Where a run stands, for an owner whose write found no row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) state: String,
+    pub(crate) owner_pod: Option<String>,
+    pub(crate) owner: Option<Incarnation>,
+    pub(crate) fence: Fence,
+}
+
+/// What became of a cancellation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// The run is cancelled from now on; its owner, if it has one, has been told.
+    Now,
+    /// It had ended before, in this state.
+    AlreadyEnded {
+        /// `succeeded`, `failed`, `cancelled` or `quarantined`.
+        state: String,
+    },
+    /// There is no such run.
+    NotFound,
+}
+
+const BUSY: &str = "SELECT run_id FROM @.studio_runs WHERE kind = $1 AND key = $2 AND state = 'running'";
+
+/// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
+pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
+    const SQL: &str = "WITH me AS MATERIALIZED ( \
+           SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $1 AND state = 'active' \
+         ), run AS ( \
+           INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt) \
+           SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), 1 FROM me \
+           ON CONFLICT DO NOTHING RETURNING run_id, fence, owner_pod, owner_incarnation \
+         ), attempt AS ( \
+           INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
+           SELECT run_id, 1, owner_pod, owner_incarnation, fence FROM run \
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me)";
+    let step = "starting a run";
+    let params: [&(dyn ToSql + Sync); 5] = [&owner.as_uuid(), &new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
+    let row = one(step, db.query_opt(step, SQL, &params).await?)?;
+    if let Some(fence) = row.get::<_, Option<i64>>(0) {
+        return Ok(Inserted::Yes(fence.into()));
+    }
+    if !row.get::<_, bool>(1) {
+        return Ok(Inserted::NoOwner);
+    }
+    conflict(db, step, Some(owner), new).await
+}
+
+/// Starts a run that nobody owns, and tells every pod.
+pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
+    let step = "submitting a run";
+    let params: [&(dyn ToSql + Sync); 4] = [&new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
+    if db.query_opt(step, SUBMIT, &params).await?.is_some() {
+        return Ok(Inserted::Yes(Fence::from(0)));
+    }
+    conflict(db, step, None, new).await
+}
+
+const SUBMIT: &str = "WITH run AS ( \
+       INSERT INTO @.studio_runs (run_id, kind, key, input) VALUES ($1, $2, $3, $4) \
+       ON CONFLICT DO NOTHING RETURNING run_id \
+     ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM run";
+
+/// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key.
+async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Inserted> {
+    const OWN: &str = "SELECT fence, owner_incarnation FROM @.studio_runs WHERE run_id = $1";
+    if let Some(row) = db.query_opt(step, OWN, &[&new.run_id.as_uuid()]).await? {
+        let now = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
+        if owner.is_none() || now == owner {
+            return Ok(Inserted::Yes(row.get::<_, i64>(0).into()));
+        }
+        return Err(Error::new(ErrorKind::Fenced, format!("run {} was started, and another pod has it by now", new.run_id))
+            .about_run(new.run_id)
+            .todo("follow it by its id"));
+    }
+    match db.query_opt(step, BUSY, &[&new.kind, &new.key]).await? {
+        Some(row) => Ok(Inserted::KeyBusy(row.get::<_, Uuid>(0).into())),
+        None => Err(Error::new(ErrorKind::KeyBusy, format!("the run with key {:?} ended just now", new.key.unwrap_or_default()))
+            .left("no run was started")
+            .todo("start it again")),
+    }
+}
+
+/// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
+/// transaction has committed. Its first attempt begins only then.
+pub(crate) async fn insert_in_txn(
+    txn: &tokio_postgres::Transaction<'_>,
+    schema: &super::schema::Schema,
+    owner: Option<Incarnation>,
+    new: &Insert<'_>,
+) -> Result<Inserted> {
+    const OWNED: &str = "WITH me AS MATERIALIZED ( \
+           SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $1 AND state = 'active' \
+         ), run AS ( \
+           INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence) \
+           SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me \
+           ON CONFLICT DO NOTHING RETURNING fence, owner_incarnation \
+         ), told AS MATERIALIZED ( \
+           SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
+             'ask', 'adopt', 'incarnation', owner_incarnation)::pg_catalog.text) FROM run \
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told)";
+    let step = "starting a run in the caller's transaction";
+    let run_id = new.run_id.as_uuid();
+    let fail = |e| super::errors::translate(step, e);
+    let (inserted, owner_there) = match owner {
+        Some(owner) => {
+            let owner = owner.as_uuid();
+            let params: [&(dyn ToSql + Sync); 5] = [&owner, &run_id, &new.kind, &new.key, &new.input];
+            let row = txn.query_one(&schema.sql(OWNED), &params).await.map_err(fail)?;
+            (row.get::<_, Option<i64>>(0), row.get(1))
+        }
+        None => {
+            let params: [&(dyn ToSql + Sync); 4] = [&run_id, &new.kind, &new.key, &new.input];
+            let row = txn.query_opt(&schema.sql(SUBMIT), &params).await.map_err(fail)?;
+            (row.map(|_| 0), true)
+        }
+    };
+    if let Some(fence) = inserted {
+        return Ok(Inserted::Yes(fence.into()));
+    }
+    if !owner_there {
+        return Ok(Inserted::NoOwner);
+    }
+    let busy = txn.query_opt(&schema.sql(BUSY), &[&new.kind, &new.key]).await.map_err(fail)?;
+    busy.map(|row| Inserted::KeyBusy(row.get::<_, Uuid>(0).into())).ok_or_else(|| {
+        Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
+            .left("no run was started; the transaction is as it was")
+            .todo("under an isolation level that cannot see it, begin a new transaction to find it")
+    })
+}
+
+/// What a recovery pass looks at: every running run of ours, and at most `limit` orphans of the kinds that we handle.
+pub(crate) async fn candidates(
+    db: &Database,
+    own: Incarnation,
+    kinds: &[String],
+    limit: usize,
+) -> Result<Vec<Candidate>> {
+    const SQL: &str = "(SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
+           WHERE r.state = 'running' AND r.owner_incarnation = $1) \
+         UNION ALL \
+         (SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
+             LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
+           WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
+             AND r.owner_incarnation IS DISTINCT FROM $1 \
+           ORDER BY r.created_at, r.run_id LIMIT $3)";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = db.query("looking for orphans", SQL, &[&own.as_uuid(), &kinds, &limit]).await?;
+    let read = |row: &Row| {
+        let owner = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
+        Candidate {
+            run_id: row.get::<_, Uuid>(0).into(),
+            owner,
+            fence: row.get::<_, i64>(2).into(),
+            unbegun: owner == Some(own) && row.get::<_, i32>(3) == 0,
+        }
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
+/// read. A run whose expected owner is `own` itself is taken up anew, under a new fence.
+///
+/// Expectations come in as parameters: a locking pick re-reads a row that was just claimed and would hand on its new,
+/// living owner.
+pub(crate) async fn claim(
+    db: &Database,
+    own: Incarnation,
+    wanted: &[Candidate],
+    crash_reasons: &[&str],
+) -> Result<Vec<Claimed>> {
+    const SQL: &str = "WITH wanted AS MATERIALIZED ( \
+           SELECT w.run_id, w.expected, w.fence \
+             FROM pg_catalog.unnest($1::pg_catalog.uuid[], $2::pg_catalog.uuid[], $3::pg_catalog.int8[]) AS w(run_id, expected, fence) \
+         ), me AS MATERIALIZED ( \
+           SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
+         ), picked AS MATERIALIZED ( \
+           SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+            WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+            ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
+         ), claimed AS ( \
+           UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
+                  fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
+                  crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
+             FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
+                  LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
+            WHERE r.run_id = picked.run_id \
+              AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+              AND (w.expected IS NOT DISTINCT FROM $4 \
+                   OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected)) \
+           RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.owner_pod, \
+                     r.owner_incarnation, w.expected, s.ended_at, s.reason \
+         ), closed AS ( \
+           UPDATE @.studio_run_attempts a \
+              SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
+                  reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
+             FROM claimed c WHERE a.run_id = c.run_id AND a.attempt = c.attempt - 1 AND a.ended_at IS NULL \
+         ), begun AS ( \
+           INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
+           SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c \
+         ), summary AS MATERIALIZED ( \
+           SELECT pg_catalog.count(*) AS runs, \
+                  pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former FROM claimed c \
+         ), logged AS MATERIALIZED ( \
+           SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
+                    pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
+             FROM summary y CROSS JOIN me WHERE y.runs > 0 \
+         ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged";
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<_> = wanted.iter().map(|c| c.run_id.as_uuid()).collect();
+    let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
+    let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
+    let params: [&(dyn ToSql + Sync); 5] = [&ids, &expected, &fences, &own.as_uuid(), &crash_reasons];
+    Ok(db.query("claiming runs", SQL, &params).await?.iter().map(read_claimed).collect())
+}
+
+fn read_claimed(row: &Row) -> Claimed {
+    Claimed {
+        run_id: row.get::<_, Uuid>(0).into(),
+        kind: row.get(1),
+        key: row.get(2),
+        fence: row.get::<_, i64>(3).into(),
+        attempt: row.get(4),
+        input: row.get(5),
+        checkpoint: row.get(6),
+    }
+}
+
+/// Saves a checkpoint. That is progress: the crashes of former owners no longer count. False: fenced.
+pub(crate) async fn checkpoint(db: &Database, owner: Owner, value: &Value) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $4, crashes = 0 \
+         WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id";
+    let params: [&(dyn ToSql + Sync); 4] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &value];
+    Ok(db.query_opt("saving a checkpoint", SQL, &params).await?.is_some())
+}
+
+/// Ends a run. False: fenced, or it had ended.
+pub(crate) async fn finish(db: &Database, owner: Owner, ending: &Ending) -> Result<bool> {
+    const SQL: &str = "WITH done AS ( \
+           UPDATE @.studio_runs SET state = $4, result = $5, error = $6, finished_at = pg_catalog.clock_timestamp() \
+            WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id, attempt \
+         ), closed AS ( \
+           UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = $4 FROM done \
+            WHERE a.run_id = done.run_id AND a.attempt = done.attempt \
+         ) SELECT run_id FROM done";
+    let (state, result, error) = match ending {
+        Ending::Succeeded(value) => ("succeeded", Some(value), None),
+        Ending::Failed(why) => ("failed", None, Some(why.as_str())),
+    };
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &state, &result, &error];
+    Ok(db.query_opt("ending a run", SQL, &params).await?.is_some())
+}
+
+/// Gives a run back: nobody owns it, which is no crash, and every pod is told. False: fenced.
+pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
+    const SQL: &str = "WITH given AS ( \
+           UPDATE @.studio_runs SET owner_pod = NULL, owner_incarnation = NULL \
+            WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id, attempt \
+         ), closed AS ( \
+           UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'yielded' FROM given \
+            WHERE a.run_id = given.run_id AND a.attempt = given.attempt \
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM given";
+    let params: [&(dyn ToSql + Sync); 3] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+    Ok(db.query_opt("yielding a run", SQL, &params).await?.is_some())
+}
+
+/// Where a run stands now.
+pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Standing>> {
+    const SQL: &str = "SELECT state, owner_pod, owner_incarnation, fence FROM @.studio_runs WHERE run_id = $1";
+    let row = db.query_opt("reading where a run stands", SQL, &[&run_id.as_uuid()]).await?;
+    Ok(row.map(|row| Standing {
+        state: row.get(0),
+        owner_pod: row.get(1),
+        owner: row.get::<_, Option<Uuid>>(2).map(Incarnation::from),
+        fence: row.get::<_, i64>(3).into(),
+    }))
+}
+
+/// Cancels a run, whoever owns it, and tells its owner.
+pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
+    const SQL: &str = "WITH done AS ( \
+           UPDATE @.studio_runs SET state = 'cancelled', finished_at = pg_catalog.clock_timestamp() \
+            WHERE run_id = $1 AND state = 'running' RETURNING run_id, attempt, owner_incarnation \
+         ), closed AS ( \
+           UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'cancelled' FROM done \
+            WHERE a.run_id = done.run_id AND a.attempt = done.attempt AND a.ended_at IS NULL \
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
+             'ask', 'stop', 'run', run_id, 'incarnation', owner_incarnation)::pg_catalog.text) FROM done";
+    if db.query_opt("cancelling a run", SQL, &[&run_id.as_uuid()]).await?.is_some() {
+        return Ok(Cancelled::Now);
+    }
+    Ok(match standing(db, run_id).await? {
+        Some(standing) => Cancelled::AlreadyEnded { state: standing.state },
+        None => Cancelled::NotFound,
+    })
+}
+
+fn one(step: &str, row: Option<Row>) -> Result<Row> {
+    row.ok_or_else(|| Error::new(ErrorKind::Database, format!("{step}: the server sent no row")))
+}
+
+/// What an owner is told whose write found no row.
+pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> Error {
+    let now = match standing {
+        None => "the run is gone".to_owned(),
+        Some(s) if s.state != "running" => format!("the run is {}", s.state),
+        Some(s) => match &s.owner_pod {
+            Some(pod) => format!("pod {pod} owns it under fence {}", s.fence),
+            None => "nobody owns it".to_owned(),
+        },
+    };
+    Error::new(ErrorKind::Fenced, format!("run {}: {what} under fence {} was refused: {now}", owner.run_id, owner.fence))
+        .about_run(owner.run_id)
+        .left("nothing was written")
+        .todo("stop working on it")
+}
+
+/// A pod's name in an error.
+pub(crate) fn not_registered(pod: &PodId) -> Error {
+    Error::new(ErrorKind::Detached, format!("pod {pod} is not in the roster as this incarnation, or drains"))
+        .left("no run was started")
+        .todo("retry on another pod, or on this one when it is ready again")
+}

@@ -1,0 +1,54 @@
+//! The schema's name in statements.
+
+use std::sync::Arc;
+
+/// The schema that holds podlock's tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Schema {
+    name: Arc<str>,
+    prefix: Arc<str>,
+}
+
+impl Schema {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.into(), prefix: format!("{}.", quote_identifier(name)).into() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn quoted(&self) -> &str {
+        &self.prefix[..self.prefix.len() - 1]
+    }
+
+    /// A statement with each `@.` replaced by the schema: `SELECT … FROM @.studio_pods`. At the start of a literal,
+    /// as in `'@.studio_fence'::regclass`, the name is quoted for the literal as well.
+    pub(crate) fn sql(&self, template: &str) -> String {
+        let in_literal = format!("'{}", self.prefix.replace('\'', "''"));
+        template.replace("'@.", &in_literal).replace("@.", &self.prefix)
+    }
+
+    /// The NOTIFY channel, as the SQL function `studio_channel` makes it.
+    pub(crate) fn channel(&self) -> String {
+        format!("podlock_{}", self.name)
+    }
+}
+
+/// `name` as an SQL identifier.
+pub(crate) fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_stay_names() {
+        let schema = Schema::new("a\"; DROP TABLE x; --.");
+        assert_eq!(schema.sql("SELECT FROM @.t"), "SELECT FROM \"a\"\"; DROP TABLE x; --.\".t");
+        assert_eq!(Schema::new("o'b").sql("'@.s'::regclass"), "'\"o''b\".s'::regclass");
+        assert_eq!(Schema::new("s").quoted(), "\"s\"");
+    }
+}

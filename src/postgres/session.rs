@@ -1,0 +1,400 @@
+//! A dedicated connection: dialled, set up on the server, and watched for its end.
+//!
+//! It is the server that frees a lock, so it is the server that is told when to: each session sets the lease and every
+//! other time-out for itself, whatever the role, the database or a proxy may carry.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Row, Transaction};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::dial::{Connection, Dialled, Dialer, Target};
+use super::errors;
+use super::schema::Schema;
+use crate::config::{IDLE_IN_TRANSACTION, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::PodId;
+
+/// A parameter with its type, so that a statement takes one round trip and no name is looked up.
+pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Notifications that may wait to be read. Beyond it they are dropped: they only hasten what a sweep does anyway.
+const NOTICES: usize = 1024;
+/// The oldest server with `idle_session_timeout`.
+const OLDEST_SERVER: i32 = 140_000;
+/// How long a clean close may take before the socket is dropped.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// The server truncates a longer `application_name`.
+const APPLICATION_NAME_MAX: usize = 63;
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Liveness,
+    Control,
+    Watch,
+    Migrate,
+    Follow,
+}
+
+impl Role {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Liveness => "liveness",
+            Self::Control => "control",
+            Self::Watch => "watch",
+            Self::Migrate => "migrate",
+            Self::Follow => "follow",
+        }
+    }
+
+    fn application_name(self, pod: Option<&PodId>) -> String {
+        let name = pod.map_or("-", PodId::as_str);
+        let room = APPLICATION_NAME_MAX - "podlock//".len() - self.as_str().len();
+        let mut end = name.len().min(room);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        format!("podlock/{}/{}", &name[..end], self.as_str())
+    }
+}
+
+/// The server's process behind a session. A pid alone can come back; with its start it cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pub(crate) pid: i32,
+    pub(crate) started: Timestamp,
+}
+
+/// What the server says about itself, as far as the protocol adapts to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerFacts {
+    pub(crate) deadlock_timeout: Duration,
+    /// `None` where slow statements are not logged.
+    pub(crate) log_min_duration: Option<Duration>,
+    /// The server sees our very port: nothing that could pool stands in between.
+    pub(crate) direct: bool,
+}
+
+/// A dedicated connection.
+pub(crate) struct Session {
+    client: Client,
+    role: Role,
+    schema: Schema,
+    backend: Backend,
+    facts: ServerFacts,
+    limit: Duration,
+    ended: watch::Receiver<Option<Arc<str>>>,
+    notices: mpsc::Receiver<String>,
+    driver: AbortOnDropHandle<()>,
+}
+
+/// Opens sessions: a dialler, the settings, and for whom.
+#[derive(Clone)]
+pub(crate) struct Opener {
+    pub(crate) dialer: Dialer,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) schema: Schema,
+    pub(crate) pod: Option<PodId>,
+}
+
+impl Opener {
+    /// Tries each host in turn until one is a primary.
+    ///
+    /// Cancel safe: a dropped call closes what it opened.
+    pub(crate) async fn open(&self, role: Role) -> Result<Session> {
+        let mut worst: Option<Error> = None;
+        for target in self.dialer.targets() {
+            match self.open_at(target, role).await {
+                Ok(session) => return Ok(session),
+                // A standby among several hosts says more than a host that is down.
+                Err(e) if worst.is_none() || e.kind() == ErrorKind::Standby => worst = Some(e),
+                Err(_) => {}
+            }
+        }
+        Err(worst.unwrap_or_else(|| Error::new(ErrorKind::Config, "DATABASE_URL names no host")))
+    }
+
+    async fn open_at(&self, target: &Target, role: Role) -> Result<Session> {
+        let dialled = self.dialer.dial(target, &role.application_name(self.pod.as_ref())).await?;
+        Session::set_up(dialled, self, target, role).await
+    }
+}
+
+impl Session {
+    async fn set_up(dialled: Dialled, opener: &Opener, target: &Target, role: Role) -> Result<Self> {
+        let Dialled { client, connection, local_port } = dialled;
+        let version = major_version(connection.parameter("server_version").unwrap_or_default());
+        let (ended_tx, ended) = watch::channel(None);
+        let (notices_tx, notices) = mpsc::channel(NOTICES);
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            let cause = drive(connection, &notices_tx).await;
+            ended_tx.send_replace(Some(cause.into()));
+        }));
+        let now = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
+        let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
+        let limit = opener.settings.statement_timeout;
+        let schema = opener.schema.clone();
+        let mut session = Self { client, role, schema, backend: now, facts, limit, ended, notices, driver };
+        session.identify(target, local_port).await?;
+        let step = session.step_name("setting the session's time-outs");
+        let sets = set_statements(&opener.settings, role, version);
+        session.within(&step, session.client.batch_execute(&sets)).await?;
+        Ok(session)
+    }
+
+    async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
+        const IDENTIFY: &str = "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
+             pg_catalog.current_setting('server_version_num')::int, \
+             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name = 'deadlock_timeout'), \
+             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name = 'log_min_duration_statement'), \
+             pg_catalog.inet_client_port() \
+             FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()";
+        let row = self.query_one("asking the server who it is", IDENTIFY, &[]).await?;
+        if row.get::<_, bool>(2) {
+            return Err(Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
+                .left("the connection was closed")
+                .todo("point DATABASE_URL at the primary, or name all hosts in it"));
+        }
+        let version: i32 = row.get(3);
+        if version < OLDEST_SERVER {
+            return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
+                .left("the connection was closed")
+                .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
+        }
+        let duration = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
+        let seen_port = row.get::<_, Option<i32>>(6);
+        self.backend = Backend { pid: row.get(0), started: row.get(1) };
+        self.facts = ServerFacts {
+            deadlock_timeout: duration(row.get(4)).unwrap_or(Duration::from_secs(1)),
+            log_min_duration: duration(row.get(5)),
+            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port))),
+        };
+        Ok(())
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    pub(crate) fn facts(&self) -> ServerFacts {
+        self.facts
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Resolves when the connection has ended, with the reason.
+    ///
+    /// Cancel safe.
+    pub(crate) fn ended(&self) -> impl Future<Output = Arc<str>> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(cause) => cause.clone().unwrap_or_else(|| "it ended".into()),
+                Err(_) => "its task was ended".into(),
+            }
+        }
+    }
+
+    /// The next notification. Pends for ever once the connection has ended: watch [`Session::ended`] beside it.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn notice(&mut self) -> String {
+        match self.notices.recv().await {
+            Some(payload) => payload,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Runs one statement. `@.` in it stands for the schema.
+    ///
+    /// Cancel safe for reads; a dropped write may or may not have happened.
+    pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.query_limited(step, template, params, self.limit).await
+    }
+
+    pub(crate) async fn query_limited(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[Param<'_>],
+        limit: Duration,
+    ) -> Result<Vec<Row>> {
+        let sql = self.schema.sql(template);
+        let step = self.step_name(step);
+        within(&step, limit, self.client.query_typed(&sql, params)).await
+    }
+
+    /// [`Session::query`] for a statement that returns one row.
+    pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
+        one(step, self.query(step, template, params).await?)
+    }
+
+    /// Runs a statement that has no parameters and returns nothing.
+    pub(crate) async fn execute_batch(&self, step: &str, template: &str) -> Result<()> {
+        let sql = self.schema.sql(template);
+        let step = self.step_name(step);
+        self.within(&step, self.client.batch_execute(&sql)).await
+    }
+
+    /// Begins a transaction, which is rolled back when the value is dropped.
+    pub(crate) async fn begin(&mut self, step: &str) -> Result<Txn<'_>> {
+        let step = self.step_name(step);
+        let limit = self.limit;
+        let txn = within(&step, limit, self.client.transaction()).await?;
+        Ok(Txn { txn, schema: &self.schema, role: self.role, limit })
+    }
+
+    /// The client itself, for refinery.
+    pub(crate) fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Says goodbye, so that the server ends the backend at once, and waits for it a moment.
+    pub(crate) async fn close(self) {
+        let Self { client, ended, driver, .. } = self;
+        drop(client);
+        let mut ended = ended;
+        // Past the wait the socket is dropped with the driver, which ends the session as surely.
+        let _ = tokio::time::timeout(CLOSE_WAIT, ended.wait_for(Option::is_some)).await;
+        drop(driver);
+    }
+
+    async fn within<T>(&self, step: &str, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+        within(step, self.limit, work).await
+    }
+
+    fn step_name(&self, step: &str) -> String {
+        format!("{step} ({} session)", self.role.as_str())
+    }
+}
+
+/// A transaction of a session.
+pub(crate) struct Txn<'a> {
+    txn: Transaction<'a>,
+    schema: &'a Schema,
+    role: Role,
+    limit: Duration,
+}
+
+impl Txn<'_> {
+    pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let sql = self.schema.sql(template);
+        within(&self.step_name(step), self.limit, self.txn.query_typed(&sql, params)).await
+    }
+
+    pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
+        one(step, self.query(step, template, params).await?)
+    }
+
+    pub(crate) async fn commit(self, step: &str) -> Result<()> {
+        let step = self.step_name(step);
+        within(&step, self.limit, self.txn.commit()).await
+    }
+
+    pub(crate) async fn rollback(self, step: &str) -> Result<()> {
+        let step = self.step_name(step);
+        within(&step, self.limit, self.txn.rollback()).await
+    }
+
+    fn step_name(&self, step: &str) -> String {
+        format!("{step} ({} session)", self.role.as_str())
+    }
+}
+
+async fn within<T>(
+    step: &str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => Err(errors::translate(step, e)),
+        Err(_) => Err(errors::timed_out(step, limit)),
+    }
+}
+
+fn one(step: &str, rows: Vec<Row>) -> Result<Row> {
+    let count = rows.len();
+    let mut rows = rows.into_iter();
+    match (rows.next(), rows.next()) {
+        (Some(row), None) => Ok(row),
+        _ => Err(Error::new(ErrorKind::Database, format!("{step}: the server sent {count} rows, and one was due"))),
+    }
+}
+
+/// Moves the connection's bytes until it ends; returns why it did.
+async fn drive(mut connection: Connection, notices: &mpsc::Sender<String>) -> String {
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notification(n))) => {
+                if notices.try_send(n.payload().to_owned()).is_err() {
+                    tracing::debug!(target: "podlock", "a notification was dropped: too many wait to be read");
+                }
+            }
+            Some(Ok(AsyncMessage::Notice(n))) => tracing::debug!(target: "podlock", notice = %n, "the server says"),
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return errors::chain(&e),
+            None => return "the connection was closed".to_owned(),
+        }
+    }
+}
+
+fn major_version(text: &str) -> u32 {
+    text.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// What each session sets for itself on the server.
+fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
+    let keepalives = settings.keepalives();
+    let ms = |d: Duration| d.as_millis();
+    let idle_in_transaction = if role == Role::Migrate { settings.statement_timeout * 4 } else { IDLE_IN_TRANSACTION };
+    // Longer than another's frozen transaction can hold the event log (see studio_append_event).
+    let lock_timeout = (IDLE_IN_TRANSACTION * 3 / 2).min(settings.statement_timeout);
+    let mut sets = vec![
+        ("search_path", "pg_catalog, pg_temp".to_owned()),
+        ("default_transaction_isolation", "'read committed'".to_owned()),
+        ("default_transaction_read_only", "off".to_owned()),
+        ("client_min_messages", "warning".to_owned()),
+        ("idle_session_timeout", ms(settings.lease).to_string()),
+        ("tcp_user_timeout", ms(settings.lease).to_string()),
+        ("tcp_keepalives_idle", keepalives.idle.to_string()),
+        ("tcp_keepalives_interval", keepalives.interval.to_string()),
+        ("tcp_keepalives_count", keepalives.count.to_string()),
+        ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
+        ("statement_timeout", ms(settings.statement_timeout).to_string()),
+        ("lock_timeout", ms(lock_timeout).to_string()),
+    ];
+    if version >= 17 {
+        sets.push(("transaction_timeout", "0".to_owned()));
+    }
+    sets.iter().map(|(name, value)| format!("SET {name} = {value};")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn application_names_fit_and_are_cut_at_a_character() {
+        let long = PodId::new("é".repeat(100)).expect("a name");
+        let name = Role::Liveness.application_name(Some(&long));
+        assert!(name.len() <= APPLICATION_NAME_MAX && name.ends_with("é/liveness"), "{name}");
+        assert_eq!(Role::Watch.application_name(None), "podlock/-/watch");
+    }
+
+    #[test]
+    fn versions_are_read_from_what_servers_say() {
+        let cases = [("15.18 (Debian 15.18-0+deb12u1)", 15), ("17beta1", 17), ("", 0), ("14.2", 14)];
+        for (text, major) in cases {
+            assert_eq!(major_version(text), major, "{text}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! L7, stop before you are replaced: when a silent pod gives its runs up, and when its runtime counts as blocked.
+//!
+//! Authority: a pod decides this about itself alone. The clock is its own and counts suspended time. Not promised: that
+//! a task which never awaits stops. The fence protects its writes.
+
+use std::time::Duration;
+
+use super::Moment;
+
+/// The pod's side of its lease.
+///
+/// It runs from the moment at which the last *answered* ping was *sent*: the server can have counted from no earlier
+/// moment, and a reply that was slow extends nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    answered: Moment,
+    self_fence: Duration,
+}
+
+impl Deadline {
+    /// A deadline whose last answered ping was sent at `sent`.
+    #[must_use]
+    pub const fn new(sent: Moment, self_fence: Duration) -> Self {
+        Self { answered: sent, self_fence }
+    }
+
+    /// A ping that was sent at `sent` was answered. An answer to an older ping changes nothing.
+    pub fn answered(&mut self, sent: Moment) {
+        self.answered = self.answered.max(sent);
+    }
+
+    /// When the pod must have told its runs to stop.
+    #[must_use]
+    pub fn at(&self) -> Moment {
+        self.answered.saturating_add(self.self_fence)
+    }
+
+    /// Whether that moment has come.
+    #[must_use]
+    pub fn has_passed(&self, now: Moment) -> bool {
+        now >= self.at()
+    }
+}
+
+/// Watches the application's runtime by a counter that one of its tasks raises.
+///
+/// Only time that the watcher itself was awake for counts: after a pause of the whole process (SIGSTOP, a suspended
+/// host) the runtime is given the time to raise its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuntimeWatch {
+    last_count: u64,
+    last_tick: Moment,
+    unmoved: Duration,
+    tick: Duration,
+}
+
+impl RuntimeWatch {
+    /// Begins at `now`, to be looked at about every `tick`.
+    #[must_use]
+    pub const fn new(now: Moment, count: u64, tick: Duration) -> Self {
+        Self { last_count: count, last_tick: now, unmoved: Duration::ZERO, tick }
+    }
+
+    /// One look: for how long the counter has stood still while the watcher was awake.
+    pub fn look(&mut self, now: Moment, count: u64) -> Duration {
+        let awake = now.saturating_sub(self.last_tick).min(self.tick * 2);
+        self.last_tick = now;
+        if count == self.last_count {
+            self.unmoved += awake;
+        } else {
+            self.last_count = count;
+            self.unmoved = Duration::ZERO;
+        }
+        self.unmoved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn l7_the_deadline_counts_from_the_sending_of_the_last_answered_ping() {
+        let mut deadline = Deadline::new(ms(1000), ms(800));
+        assert!(!deadline.has_passed(ms(1799)));
+        assert!(deadline.has_passed(ms(1800)));
+        deadline.answered(ms(1500));
+        assert_eq!(deadline.at(), ms(2300));
+        deadline.answered(ms(1200));
+        assert_eq!(deadline.at(), ms(2300), "an answer to an older ping changes nothing");
+    }
+
+    #[test]
+    fn l7_a_slow_reply_does_not_extend_the_deadline() {
+        let mut deadline = Deadline::new(ms(0), ms(800));
+        // Sent at 100, answered at 700: the server may have counted from 100.
+        deadline.answered(ms(100));
+        assert!(deadline.has_passed(ms(900)));
+    }
+
+    #[test]
+    fn a_blocked_runtime_is_seen_and_a_pause_of_the_whole_process_is_not_mistaken_for_one() {
+        let mut watch = RuntimeWatch::new(ms(0), 0, ms(100));
+        assert_eq!(watch.look(ms(100), 0), ms(100));
+        assert_eq!(watch.look(ms(200), 0), ms(200));
+        assert_eq!(watch.look(ms(300), 1), ms(0), "it moved");
+        assert_eq!(watch.look(ms(60_300), 1), ms(200), "a minute asleep counts as two ticks");
+        assert_eq!(watch.look(ms(60_400), 2), ms(0));
+    }
+}

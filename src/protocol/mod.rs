@@ -1,0 +1,17 @@
+//! The rules, as pure functions.
+//!
+//! Nothing here does IO, reads a clock, draws a random number or logs: what was seen comes in as values, what should be
+//! done goes out as values. The laws L1 to L10 that the rules keep are stated in `ARCHITECTURE.md`.
+//!
+//! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
+
+pub mod deadline;
+pub mod fold;
+pub mod recover;
+pub mod ring;
+pub mod verdict;
+
+use std::time::Duration;
+
+/// A point on one process's own monotonic clock, as the time since an origin of its choice.
+pub type Moment = Duration;

@@ -1,0 +1,262 @@
+//! The rule as tables of cases, and its properties.
+
+use super::*;
+use proptest::prelude::*;
+
+const TIMING: Timing = Timing { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A fleet of `n` peers, all alive.
+fn fleet(n: usize) -> Vec<PeerLook> {
+    let peer = |i: usize| PeerLook {
+        pod_id: PodId::new(format!("pod-{i}")).expect("a name"),
+        incarnation: Incarnation::generate(),
+        session: 1,
+        draining: false,
+        liveness_free: false,
+        witness_free: false,
+    };
+    (0..n).map(peer).collect()
+}
+
+fn kill(peer: &mut PeerLook) {
+    peer.liveness_free = true;
+    peer.witness_free = true;
+}
+
+fn verdict(decision: &Decision, peer: &PeerLook) -> Verdict {
+    decision.verdicts.iter().find(|(i, _)| *i == peer.incarnation).expect("a verdict").1
+}
+
+fn is_dead(decision: &Decision, peer: &PeerLook) -> bool {
+    matches!(verdict(decision, peer), Verdict::Dead(_))
+}
+
+#[test]
+fn all_held_is_alive() {
+    let peers = fleet(3);
+    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert!(peers.iter().all(|p| verdict(&decision, p) == Verdict::Alive));
+    assert_eq!(decision.next_look(), None);
+}
+
+#[test]
+fn a_free_witness_alone_is_alive_it_is_mending_its_control_session() {
+    let mut peers = fleet(2);
+    peers[0].witness_free = true;
+    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert_eq!(verdict(&decision, &peers[0]), Verdict::Alive);
+    assert!(decision.observer.in_sight().is_empty());
+}
+
+#[test]
+fn both_free_and_alone_is_dead_at_once() {
+    // With 1 other, and with 9: one loss is never many.
+    for n in [1, 2, 9] {
+        let mut peers = fleet(n);
+        kill(&mut peers[0]);
+        let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+        let Verdict::Dead(evidence) = verdict(&decision, &peers[0]) else { panic!("{n}: {decision:?}") };
+        assert_eq!((evidence.losses, evidence.others, evidence.witness_free), (1, n, true));
+    }
+}
+
+#[test]
+fn session_loss_is_not_death_a_held_witness_holds_for_the_grace_from_the_first_sighting() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let first = Observer::default().decide(&TIMING, ms(100), &peers);
+    assert_eq!(verdict(&first, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_100)));
+    let later = first.observer.decide(&TIMING, ms(10_099), &peers);
+    assert_eq!(verdict(&later, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_100)));
+    let last = later.observer.decide(&TIMING, ms(10_100), &peers);
+    assert!(is_dead(&last, &peers[0]));
+}
+
+#[test]
+fn a_witness_that_goes_during_the_grace_ends_the_wait() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    peers[0].witness_free = true;
+    assert!(is_dead(&first.observer.decide(&TIMING, ms(500), &peers), &peers[0]));
+}
+
+#[test]
+fn a_held_look_ends_a_hold_only_if_the_row_shows_the_return() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    // Another prober's momentary lock.
+    peers[0].liveness_free = false;
+    let probed = first.observer.decide(&TIMING, ms(250), &peers);
+    assert!(matches!(verdict(&probed, &peers[0]), Verdict::Hold(HoldReason::Unconfirmed, _)));
+    peers[0].liveness_free = true;
+    let free = probed.observer.decide(&TIMING, ms(500), &peers);
+    assert_eq!(verdict(&free, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_000)), "not prolonged");
+    peers[0].liveness_free = false;
+    peers[0].session = 2;
+    let back = free.observer.decide(&TIMING, ms(750), &peers);
+    assert_eq!(verdict(&back, &peers[0]), Verdict::Alive);
+    assert!(back.observer.in_sight().is_empty());
+    // A later loss of the new session is a new sighting.
+    peers[0].liveness_free = true;
+    let again = back.observer.decide(&TIMING, ms(9_000), &peers);
+    assert_eq!(verdict(&again, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(19_000)));
+}
+
+#[test]
+fn a_held_lock_is_never_dead_however_long_it_was_in_sight() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    peers[0].liveness_free = false;
+    let decision = first.observer.decide(&TIMING, ms(1_000_000), &peers);
+    assert!(!is_dead(&decision, &peers[0]));
+}
+
+#[test]
+fn two_of_two_others_lost_at_once_are_many_and_held_for_settle_each() {
+    let mut peers = fleet(2);
+    peers.iter_mut().for_each(kill);
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert!(peers.iter().all(|p| verdict(&first, p) == Verdict::Hold(HoldReason::ManyLost, ms(10_000))));
+    let just_before = first.observer.decide(&TIMING, ms(9_999), &peers);
+    assert!(peers.iter().all(|p| !is_dead(&just_before, p)));
+    let after = just_before.observer.decide(&TIMING, ms(10_000), &peers);
+    assert!(peers.iter().all(|p| is_dead(&after, p)));
+}
+
+#[test]
+fn a_mass_loss_hold_stays_although_the_others_came_back() {
+    let mut peers = fleet(4);
+    peers[..3].iter_mut().for_each(kill);
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    for peer in &mut peers[..2] {
+        (peer.liveness_free, peer.witness_free, peer.session) = (false, false, 2);
+    }
+    let later = first.observer.decide(&TIMING, ms(5_000), &peers);
+    assert_eq!(verdict(&later, &peers[2]), Verdict::Hold(HoldReason::ManyLost, ms(10_000)));
+}
+
+#[test]
+fn half_of_the_others_is_not_many_but_gets_a_second_look() {
+    let mut peers = fleet(4);
+    peers[..2].iter_mut().for_each(kill);
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert_eq!(verdict(&first, &peers[0]), Verdict::Hold(HoldReason::SecondLoss, ms(250)));
+    assert_eq!(first.next_look(), Some(ms(250)));
+    let second = first.observer.decide(&TIMING, ms(250), &peers);
+    assert!(is_dead(&second, &peers[0]) && is_dead(&second, &peers[1]));
+}
+
+#[test]
+fn when_a_proxy_restarts_and_sessions_end_one_after_another_at_most_one_is_buried() {
+    let mut peers = fleet(10);
+    let mut observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let mut buried = 0;
+    for i in 0..10 {
+        kill(&mut peers[i]);
+        let now = ms(10 * (i as u64 + 1));
+        let decision = observer.decide(&TIMING, now, &peers);
+        observer = decision.observer.clone();
+        for (incarnation, _) in decision.dead() {
+            observer.note_burial(now, incarnation);
+            peers.retain(|p| p.incarnation != incarnation);
+            peers.push(fleet(1).remove(0)); // keeps the indices; a peer that lives
+            buried += 1;
+        }
+    }
+    assert_eq!(buried, 1);
+}
+
+#[test]
+fn a_burial_by_another_counts_in_the_window_and_a_replacement_does_not() {
+    let mut peers = fleet(3);
+    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    // Another pod buried the first: the next loss is the second within the window, two of three.
+    let mut rest = peers[1..].to_vec();
+    kill(&mut rest[0]);
+    let decision = observer.decide(&TIMING, ms(100), &rest);
+    assert!(matches!(verdict(&decision, &rest[0]), Verdict::Hold(HoldReason::ManyLost, _)));
+    // After the window it no longer counts.
+    let alone = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let quiet = alone.decide(&TIMING, ms(100), &peers[1..]).observer;
+    assert!(is_dead(&quiet.decide(&TIMING, ms(1_200), &rest), &rest[0]));
+    // A new incarnation under the same name is no loss.
+    peers[0].incarnation = Incarnation::generate();
+    kill(&mut peers[1]);
+    assert!(is_dead(&observer.decide(&TIMING, ms(100), &peers), &peers[1]));
+}
+
+#[test]
+fn a_peer_that_has_been_held_for_long_is_no_loss_of_this_window() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    kill(&mut peers[1]);
+    let decision = first.observer.decide(&TIMING, ms(5_000), &peers);
+    assert!(is_dead(&decision, &peers[1]), "{decision:?}");
+    assert!(!is_dead(&decision, &peers[0]));
+}
+
+#[test]
+fn draining_pods_are_left_out_of_the_count() {
+    // A scale-down: three of four others stop cleanly at once. Nobody is held.
+    let mut peers = fleet(4);
+    for peer in &mut peers[..3] {
+        peer.draining = true;
+        kill(peer);
+    }
+    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert!(peers[..3].iter().all(|p| is_dead(&decision, p)));
+    // But where many that do not drain are lost, a draining one is held as well: the cause is not they.
+    let mut peers = fleet(4);
+    peers[0].draining = true;
+    peers.iter_mut().for_each(kill);
+    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    assert!(peers.iter().all(|p| !is_dead(&decision, p)));
+}
+
+proptest! {
+    /// Whatever is seen in whatever order: a peer whose lock was not free in the look is never dead, a first look never
+    /// buries more than half, and nobody is held past the longest wait once its lock reads free.
+    #[test]
+    fn no_series_of_looks_buries_a_holder_or_holds_for_ever(
+        looks in proptest::collection::vec(proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6), 1..30),
+        step in 1_u64..2_000,
+    ) {
+        let mut peers = fleet(6);
+        let mut observer = Observer::default();
+        let mut now = ms(0);
+        for (n, look) in looks.iter().enumerate() {
+            now += ms(step);
+            for (peer, (free, witness, returned)) in peers.iter_mut().zip(look) {
+                peer.liveness_free = *free;
+                peer.witness_free = *witness;
+                if *returned && !free { peer.session += 1; }
+            }
+            let decision = observer.decide(&TIMING, now, &peers);
+            prop_assert_eq!(decision.verdicts.len(), peers.len());
+            for (peer, (incarnation, verdict)) in peers.iter().zip(&decision.verdicts) {
+                prop_assert_eq!(peer.incarnation, *incarnation);
+                match verdict {
+                    Verdict::Dead(_) => prop_assert!(peer.liveness_free),
+                    Verdict::Alive => prop_assert!(!peer.liveness_free),
+                    Verdict::Hold(..) if peer.liveness_free => {
+                        let seen = decision.observer.sighting(*incarnation).expect("in sight").first_seen;
+                        prop_assert!(now < seen + TIMING.settle.max(TIMING.reconnect_grace));
+                    }
+                    Verdict::Hold(..) => {}
+                }
+            }
+            if n == 0 {
+                prop_assert!(decision.dead().count() * 2 <= peers.len().max(2));
+            }
+            observer = decision.observer;
+        }
+    }
+}

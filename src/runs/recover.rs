@@ -1,0 +1,168 @@
+//! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::registry::Reservation;
+use super::{StopReason, execute};
+use crate::error::Result;
+use crate::id::{Incarnation, RunId};
+use crate::pod::clock;
+use crate::pod::shared::Shared;
+use crate::postgres::runs;
+use crate::protocol::Moment;
+use crate::protocol::recover::{self, Candidate, Memory};
+
+/// The most orphans that one statement claims.
+const BATCH: usize = 500;
+/// How an owner ended whose end counts as a crash of the run.
+const CRASHES: [&str; 3] = ["lost", "stalled", "replaced"];
+
+/// What a pass remembers for the next.
+#[derive(Default)]
+struct Passes {
+    seen_unclaimed: BTreeSet<RunId>,
+    /// When an owner was first seen gone, for `claim_delay`.
+    gone_since: BTreeMap<Incarnation, Moment>,
+    short_of_room: bool,
+}
+
+/// What a pass did.
+struct Report {
+    claimed: usize,
+    adopted: usize,
+    /// Another pass is due at once: there was more, or something was seen for the first time.
+    again: Option<Duration>,
+}
+
+/// Passes until the pod ends: on every sweep, whenever nudged, and when room frees after it was short.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut passes = Passes::default();
+    let mut due = Duration::ZERO;
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.root.cancelled() => return,
+            () = shared.recover_now.notified() => {}
+            () = shared.registry.freed.notified(), if passes.short_of_room => {}
+            () = tokio::time::sleep(due) => {}
+        }
+        due = shared.settings.jittered_sweep(fastrand::f64());
+        let Ok(incarnation) = shared.may_take_work() else { continue };
+        match pass(&shared, incarnation, &mut passes).await {
+            Ok(report) => {
+                if let Some(again) = report.again {
+                    due = due.min(again);
+                }
+                if report.claimed + report.adopted > 0 {
+                    tracing::info!(
+                        target: "podlock", event = "claimed", pod = %shared.pod_id, incarnation = %incarnation,
+                        runs = report.claimed, adopted = report.adopted, "took runs up"
+                    );
+                }
+            }
+            Err(e) => {
+                tracing::debug!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %e, "a recovery pass failed; the next one comes");
+                due = due.min(shared.settings.reconnect_backoff_max);
+            }
+        }
+    }
+}
+
+async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
+    let (running, pending, room) = shared.registry.snapshot();
+    let seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
+    let memory = Memory { running, pending, seen_unclaimed, room };
+    let kinds: Vec<String> = shared.handlers.keys().cloned().collect();
+    let rows = runs::candidates(&shared.db, own, &kinds, room.min(BATCH) + 1).await?;
+    let (rows, delayed) = after_claim_delay(shared, own, rows, &mut passes.gone_since);
+    let plan = recover::plan(own, &memory, &rows);
+    let first_seen = !plan.unclaimed.is_empty();
+    passes.seen_unclaimed = plan.unclaimed;
+    passes.short_of_room = plan.short_of_room;
+    check(shared, own, &plan.check).await?;
+    let wanted: Vec<Candidate> = plan.adopt.iter().chain(&plan.claim).take(BATCH).copied().collect();
+    let more = plan.adopt.len() + plan.claim.len() > BATCH || rows.len() > room.min(BATCH);
+    let claimed = claim(shared, own, &wanted).await?;
+    let adopted = claimed.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
+    let again = if more && !claimed.is_empty() {
+        Some(Duration::ZERO)
+    } else if first_seen {
+        Some(shared.settings.hold_probe_interval)
+    } else {
+        delayed
+    };
+    Ok(Report { claimed: claimed.len() - adopted, adopted, again })
+}
+
+/// Leaves out the orphans whose owner has not been gone for `claim_delay`, by our own clock; and when to look again.
+fn after_claim_delay(
+    shared: &Shared,
+    own: Incarnation,
+    rows: Vec<Candidate>,
+    gone_since: &mut BTreeMap<Incarnation, Moment>,
+) -> (Vec<Candidate>, Option<Duration>) {
+    let delay = shared.settings.claim_delay;
+    if delay.is_zero() {
+        return (rows, None);
+    }
+    let now = clock::now();
+    let owners: BTreeSet<_> = rows.iter().filter_map(|c| c.owner).filter(|o| *o != own).collect();
+    gone_since.retain(|owner, _| owners.contains(owner));
+    for owner in owners {
+        gone_since.entry(owner).or_insert(now);
+    }
+    let waits = |c: &Candidate| c.owner.and_then(|o| gone_since.get(&o)).map_or(Duration::ZERO, |s| (*s + delay).saturating_sub(now));
+    let next = rows.iter().map(waits).filter(|w| !w.is_zero()).min();
+    (rows.into_iter().filter(|c| waits(c).is_zero()).collect(), next)
+}
+
+/// Claims, and begins what was claimed. Returns the runs that came back.
+async fn claim(shared: &Arc<Shared>, own: Incarnation, wanted: &[Candidate]) -> Result<Vec<RunId>> {
+    let mut places: BTreeMap<RunId, Reservation<'_>> = BTreeMap::new();
+    for candidate in wanted {
+        if let Some(place) = shared.registry.reserve(candidate.run_id) {
+            places.insert(candidate.run_id, place);
+        }
+    }
+    let wanted: Vec<Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
+    let claimed = runs::claim(&shared.db, own, &wanted, &CRASHES).await?;
+    let mut begun = Vec::with_capacity(claimed.len());
+    for run in claimed {
+        let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
+            continue;
+        };
+        begun.push(run.run_id);
+        execute::begin(shared, handler, place, run, own);
+    }
+    Ok(begun)
+}
+
+/// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.
+async fn check(shared: &Shared, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
+    for run_id in run_ids {
+        let Some(fence) = shared.registry.fence_of(*run_id) else { continue };
+        let reason = match runs::standing(&shared.db, *run_id).await? {
+            Some(s) if s.state == "running" && s.owner == Some(own) && s.fence == fence => continue,
+            Some(s) if s.state == "cancelled" => StopReason::Cancelled,
+            _ => StopReason::Fenced,
+        };
+        shared.stop_run(*run_id, reason);
+    }
+    Ok(())
+}
+
+/// Raises the pulse by which the keeper sees that the application's runtime runs tasks.
+pub(crate) async fn pulse(shared: Arc<Shared>) {
+    let interval = (shared.settings.stall_after / 8).min(Duration::from_millis(500));
+    loop {
+        shared.runtime_pulse.fetch_add(1, Ordering::AcqRel);
+        tokio::select! {
+            biased;
+            () = shared.root.cancelled() => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+    }
+}

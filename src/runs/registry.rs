@@ -1,0 +1,248 @@
+//! The runs that this process works on, so that none is begun twice and each can be told to stop.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::StopReason;
+use crate::id::{Fence, RunId};
+
+/// Tells a run's handler to stop, with a reason that only gets graver.
+#[derive(Debug, Default)]
+pub(crate) struct StopSignal {
+    token: CancellationToken,
+    reason: AtomicU8,
+}
+
+const REASONS: [StopReason; 4] =
+    [StopReason::Draining, StopReason::Cancelled, StopReason::SelfFenced, StopReason::Fenced];
+
+impl StopSignal {
+    pub(crate) fn fire(&self, reason: StopReason) {
+        self.reason.fetch_max(reason as u8 + 1, Ordering::AcqRel);
+        self.token.cancel();
+    }
+
+    pub(crate) fn reason(&self) -> Option<StopReason> {
+        let graver_by_one = usize::from(self.reason.load(Ordering::Acquire));
+        graver_by_one.checked_sub(1).and_then(|i| REASONS.get(i)).copied()
+    }
+
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+}
+
+enum Entry {
+    /// A start or claim is under way: the row may or may not be there.
+    Pending,
+    Running { fence: Fence, stop: Arc<StopSignal>, task: AbortHandle },
+}
+
+pub(crate) struct Registry {
+    capacity: usize,
+    entries: Mutex<HashMap<RunId, Entry>>,
+    /// Notified whenever a run leaves.
+    pub(crate) freed: Notify,
+    /// How many runs this process works on, for those who wait until it is none.
+    count: watch::Sender<usize>,
+}
+
+impl Registry {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, entries: Mutex::default(), freed: Notify::new(), count: watch::channel(0).0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    pub(crate) fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.len())
+    }
+
+    /// What a recovery pass must know before it loads rows: running runs, pending ones, room.
+    pub(crate) fn snapshot(&self) -> (BTreeMap<RunId, Fence>, BTreeSet<RunId>, usize) {
+        let entries = self.entries();
+        let mut running = BTreeMap::new();
+        let mut pending = BTreeSet::new();
+        for (run_id, entry) in entries.iter() {
+            match entry {
+                Entry::Running { fence, .. } => _ = running.insert(*run_id, *fence),
+                Entry::Pending => _ = pending.insert(*run_id),
+            }
+        }
+        (running, pending, self.capacity.saturating_sub(entries.len()))
+    }
+
+    /// Takes a place for a run that is about to be started or claimed. `None`: full, or this process has it already.
+    pub(crate) fn reserve(self: &Registry, run_id: RunId) -> Option<Reservation<'_>> {
+        let mut entries = self.entries();
+        if entries.len() >= self.capacity || entries.contains_key(&run_id) {
+            return None;
+        }
+        entries.insert(run_id, Entry::Pending);
+        self.count.send_replace(entries.len());
+        Some(Reservation { registry: self, run_id, kept: false })
+    }
+
+    /// The fence that a running run works under.
+    pub(crate) fn fence_of(&self, run_id: RunId) -> Option<Fence> {
+        match self.entries().get(&run_id) {
+            Some(Entry::Running { fence, .. }) => Some(*fence),
+            Some(Entry::Pending) | None => None,
+        }
+    }
+
+    pub(crate) fn stop_all(&self, reason: StopReason) -> usize {
+        let entries = self.entries();
+        let signals = entries.values().filter_map(|entry| match entry {
+            Entry::Running { stop, .. } => Some(stop),
+            Entry::Pending => None,
+        });
+        signals.inspect(|stop| stop.fire(reason)).count()
+    }
+
+    pub(crate) fn stop(&self, run_id: RunId, reason: StopReason) {
+        if let Some(Entry::Running { stop, .. }) = self.entries().get(&run_id) {
+            stop.fire(reason);
+        }
+    }
+
+    /// Aborts the tasks of all runs that run now. They end at their next await.
+    pub(crate) fn abort_all(&self) -> usize {
+        let entries = self.entries();
+        let tasks = entries.values().filter_map(|entry| match entry {
+            Entry::Running { task, .. } => Some(task),
+            Entry::Pending => None,
+        });
+        tasks.inspect(|task| task.abort()).count()
+    }
+
+    /// Aborts the runs that run now and still run after `grace`.
+    pub(crate) fn abort_all_after(&self, tracker: &TaskTracker, runtime: &tokio::runtime::Handle, grace: Duration) {
+        let tasks: Vec<AbortHandle> = self
+            .entries()
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Running { task, .. } => Some(task.clone()),
+                Entry::Pending => None,
+            })
+            .collect();
+        if tasks.is_empty() {
+            return;
+        }
+        tracker.spawn_on(
+            async move {
+                tokio::time::sleep(grace).await;
+                tasks.iter().for_each(AbortHandle::abort);
+            },
+            runtime,
+        );
+    }
+
+    fn remove(&self, run_id: RunId) {
+        let mut entries = self.entries();
+        entries.remove(&run_id);
+        self.count.send_replace(entries.len());
+        drop(entries);
+        self.freed.notify_one();
+    }
+
+    /// Resolves when no run is left.
+    pub(crate) async fn emptied(&self) {
+        let mut count = self.count.subscribe();
+        // The sender lives in self: it cannot have gone.
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    pub(crate) fn run_ids(&self) -> Vec<RunId> {
+        self.entries().keys().copied().collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place that is given back on drop, unless a task took it over.
+pub(crate) struct Reservation<'a> {
+    registry: &'a Registry,
+    run_id: RunId,
+    kept: bool,
+}
+
+impl Reservation<'_> {
+    /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
+    pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
+        let mut entries = self.registry.entries();
+        let task = spawn();
+        entries.insert(self.run_id, Entry::Running { fence, stop, task });
+        drop(entries);
+        self.kept = true;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.registry.remove(self.run_id);
+        }
+    }
+}
+
+/// A running task's hold on its place: gives it back when the task ends, however it does.
+pub(crate) struct Place {
+    shared: Arc<crate::pod::shared::Shared>,
+    run_id: RunId,
+}
+
+impl Place {
+    pub(crate) fn new(shared: Arc<crate::pod::shared::Shared>, run_id: RunId) -> Self {
+        Self { shared, run_id }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.registry.remove(self.run_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_reason_only_gets_graver() {
+        let signal = StopSignal::default();
+        assert_eq!(signal.reason(), None);
+        assert!(!signal.token().is_cancelled());
+        signal.fire(StopReason::SelfFenced);
+        signal.fire(StopReason::Draining);
+        assert_eq!(signal.reason(), Some(StopReason::SelfFenced));
+        signal.fire(StopReason::Fenced);
+        assert_eq!(signal.reason(), Some(StopReason::Fenced));
+        assert!(signal.token().is_cancelled());
+    }
+
+    #[test]
+    fn a_place_is_taken_once_bounded_and_given_back() {
+        let registry = Registry::new(2);
+        let (a, b, c) = (RunId::generate(), RunId::generate(), RunId::generate());
+        let first = registry.reserve(a).expect("room");
+        assert!(registry.reserve(a).is_none(), "this process has it already");
+        let second = registry.reserve(b).expect("room");
+        assert!(registry.reserve(c).is_none(), "full");
+        drop(first);
+        assert!(registry.reserve(c).is_some());
+        drop(second);
+        assert_eq!(registry.len(), 0);
+    }
+}

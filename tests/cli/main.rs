@@ -1,0 +1,10 @@
+//! The contract of the command: verbs, JSON, exit codes, HTTP, the reference pod, the demo. Real processes on a real
+//! PostgreSQL.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
+
+mod demo;
+mod harness;
+mod http;
+mod pod;
+mod verbs;

@@ -1,0 +1,351 @@
+//! The verbs of operators.
+
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Db, Lines, TEST, connect, fields, finish, podlock, server, wait_for, within};
+
+const POD: [&str; 11] = [
+    "pod_id", "incarnation", "state", "alive", "holder_pid", "client_addr", "runs", "event_index", "started_at",
+    "version", "labels",
+];
+const RUN: [&str; 11] = [
+    "run_id", "kind", "key", "state", "owner_pod", "owner_incarnation", "fence", "attempt", "crashes", "created_at",
+    "finished_at",
+];
+const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
+const ATTEMPT: [&str; 7] = ["attempt", "pod_id", "incarnation", "fence", "began_at", "ended_at", "reason"];
+
+#[test]
+fn json_bears_the_names_of_the_contract() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let pod = db.pod("web-0", &["--label", "zone=a"]).await;
+        let run = pod.demo(json!({ "chunks": 1000, "delay_ms": 50 })).await;
+
+        let pods = db.ok(&["pods", "list", "-o", "jsonl"]).await;
+        assert_eq!(fields(&pods), POD);
+        let pods = db.json(&["pods", "list"]).await;
+        assert_eq!(pods[0]["pod_id"], "web-0");
+        assert_eq!(pods[0]["state"], "active");
+        assert_eq!(pods[0]["alive"], true);
+        assert_eq!(pods[0]["runs"], 1);
+        assert_eq!(pods[0]["labels"], json!({ "zone": "a" }));
+        assert!(pods[0]["holder_pid"].is_i64() && pods[0]["event_index"].is_i64(), "{pods}");
+        assert!(pods[0]["started_at"].as_str().unwrap().ends_with('Z'), "{pods}");
+        let described = db.ok(&["pods", "describe", "web-0", "-o", "jsonl"]).await;
+        assert_eq!(fields(&described)[..11], POD);
+
+        let runs = db.ok(&["runs", "list", "-o", "jsonl"]).await;
+        assert_eq!(fields(&runs), RUN);
+        let described = db.ok(&["runs", "describe", &run, "-o", "jsonl"]).await;
+        assert_eq!(fields(&described), [&RUN[..], &["input", "checkpoint", "output", "attempts"]].concat());
+        let described: Value = serde_json::from_str(&described).unwrap();
+        assert_eq!(described["run_id"], run);
+        assert_eq!(described["state"], "running");
+        assert_eq!(described["owner_pod"], "web-0");
+        assert_eq!(described["owner_incarnation"], pods[0]["incarnation"]);
+        assert_eq!(described["output"], json!({ "result": null, "error": null }));
+        let attempt = &described["attempts"][0];
+        for name in ATTEMPT {
+            assert!(attempt.get(name).is_some(), "no {name} in {attempt}");
+        }
+        assert_eq!(attempt["fence"], described["fence"]);
+
+        let events = db.ok(&["events", "-o", "jsonl"]).await;
+        let first = events.lines().next().unwrap();
+        assert_eq!(fields(first), EVENT);
+        let first: Value = serde_json::from_str(first).unwrap();
+        assert_eq!((&first["kind"], &first["pod_id"]), (&json!("joined"), &json!("web-0")));
+        assert!(db.json(&["events"]).await.is_array());
+        assert!(db.json(&["migrate", "status"]).await.is_array());
+
+        let cancelled = db.json(&["runs", "cancel", &run]).await;
+        assert_eq!(cancelled, json!({ "run_id": run, "state": "cancelled" }));
+        let drained = db.json(&["drain", "web-0", "--wait", "20s"]).await;
+        assert_eq!(drained["incarnation"], pods[0]["incarnation"]);
+    });
+}
+
+#[test]
+fn tables_show_the_same_and_their_control_characters_are_harmless() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        let insert = "INSERT INTO studio_runs (run_id, kind, key) VALUES (gen_random_uuid(), 'x', E'a\\x1b[2Jb')";
+        client.batch_execute(insert).await.unwrap();
+        let table = db.ok(&["runs", "list"]).await;
+        assert!(table.starts_with("RUN_ID") && table.contains("a\\u{1b}[2Jb"), "{table:?}");
+        assert!(!table.contains('\u{1b}'), "{table:?}");
+        for args in [&["pods", "list"][..], &["events"], &["runs", "list", "--kind", "none"]] {
+            let done = db.run(args).await;
+            assert_eq!((done.code, done.stdout.as_str()), (0, ""), "{args:?}");
+            assert!(done.stderr.starts_with("podlock: "), "{done:?}");
+        }
+    });
+}
+
+#[test]
+fn lists_are_filtered_limited_and_whole() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        // Many of one moment, so that going through pages must tell runs of the same time apart.
+        client
+            .batch_execute(
+                "INSERT INTO studio_runs (run_id, kind, state, finished_at, created_at)
+                   SELECT gen_random_uuid(), 'a', 'succeeded', now(), now() - (i / 700) * interval '1 s'
+                     FROM generate_series(1, 2500) AS i;
+                 INSERT INTO studio_runs (run_id, kind, key) VALUES (gen_random_uuid(), 'b', 'k');
+                 SELECT studio_append_event('claimed', 'p' || i % 2, gen_random_uuid(), 'q', '{}')
+                   FROM generate_series(1, 2500) AS i;",
+            )
+            .await
+            .unwrap();
+        let runs = db.json(&["runs", "list"]).await;
+        let runs = runs.as_array().unwrap();
+        let ids: std::collections::BTreeSet<_> = runs.iter().map(|run| run["run_id"].as_str().unwrap()).collect();
+        assert_eq!((runs.len(), ids.len()), (2501, 2501));
+        let count = async |args: &[&str]| db.ok(&[args, &["-o", "jsonl"]].concat()).await.lines().count();
+        assert_eq!(count(&["runs", "list", "--limit", "1500"]).await, 1500);
+        assert_eq!(count(&["runs", "list", "--limit", "1"]).await, 1);
+        assert_eq!(count(&["runs", "list", "--state", "running"]).await, 1);
+        assert_eq!(count(&["runs", "list", "--orphans"]).await, 1);
+        assert_eq!(count(&["runs", "list", "--kind", "b", "--key", "k"]).await, 1);
+        assert_eq!(count(&["runs", "list", "--owner", "nobody"]).await, 0);
+        assert_eq!(count(&["events"]).await, 2500);
+        assert_eq!(count(&["events", "--pod", "p1"]).await, 1250);
+        assert_eq!(count(&["events", "--kind", "joined"]).await, 0);
+        assert_eq!(count(&["events", "--after", "2400"]).await, 100);
+        let newest = db.ok(&["events", "--limit", "2", "-o", "jsonl"]).await;
+        let idx: Vec<_> = newest.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].clone()).collect();
+        assert_eq!(idx, [json!(2499), json!(2500)]);
+        let first = db.json(&["events", "--after", "7", "--limit", "1"]).await;
+        assert_eq!(first[0]["idx"], 8);
+        let cut = db.run(&["runs", "list"]).await;
+        assert_eq!(cut.stdout.lines().count(), 101);
+        assert!(cut.stderr.contains("--limit"), "{cut:?}");
+    });
+}
+
+#[test]
+fn exit_codes_are_0_fine_1_failed_2_usage() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let run = "018f0000-0000-7000-8000-000000000000";
+        let cases: &[(&[&str], i32, &str)] = &[
+            (&["--help"], 0, "Usage"),
+            (&["--version"], 0, "podlock"),
+            (&["pods", "list"], 0, ""),
+            (&["pods", "describe", "nobody"], 1, "no pod was ever named \"nobody\""),
+            (&["runs", "describe", run], 1, "there is no run"),
+            (&["runs", "cancel", run], 1, "there is no run"),
+            (&["drain", "nobody"], 1, "no pod named \"nobody\" is in the roster"),
+            (&["--schema", "nowhere", "pods", "list"], 1, "migrate up"),
+            (&["--schema", "pg_x", "pods", "list"], 1, "server's own"),
+            (&[], 2, "Usage"),
+            (&["nonsense"], 2, "nonsense"),
+            (&["pods"], 2, "Usage"),
+            (&["pods", "list", "-o", "yaml"], 2, "yaml"),
+            (&["pods", "list", "--limit", "0"], 2, "--limit"),
+            (&["runs", "describe", "x"], 2, "not a run's id"),
+            (&["runs", "list", "--state", "walking"], 2, "walking"),
+            (&["events", "--follow", "-o", "json"], 2, "jsonl"),
+            (&["pods", "watch", "-o", "json"], 2, "jsonl"),
+            (&["demo", "--pods", "1"], 2, "--pods"),
+            (&["demo", "--kill", "hup"], 2, "hup"),
+        ];
+        for (args, code, word) in cases {
+            let done = db.run(args).await;
+            assert_eq!(done.code, *code, "podlock {args:?}: {done:?}");
+            assert!(done.all().contains(word), "podlock {args:?} does not say {word:?}: {done:?}");
+            assert_eq!(done.stderr.is_empty(), *code == 0 && !args.contains(&"list"), "podlock {args:?}: {done:?}");
+        }
+        for url in [None, Some("")] {
+            let mut command = podlock(&["pods", "list"]);
+            if let Some(url) = url {
+                command.env("DATABASE_URL", url);
+            }
+            let done = finish(command).await;
+            assert_eq!(done.code, 2, "{done:?}");
+            assert!(done.stderr.contains("DATABASE_URL"), "{done:?}");
+        }
+    });
+}
+
+#[test]
+fn a_password_is_never_printed() {
+    within(TEST, async {
+        let port = server().port();
+        let urls = [
+            (format!("postgres://podlock:hunter2@127.0.0.1:{port}/postgres"), "password authentication failed"),
+            ("postgres://podlock:hunter2@127.0.0.1:1/postgres".to_owned(), "127.0.0.1:1"),
+            ("postgres://podlock:hunter2@[bad/postgres".to_owned(), "DATABASE_URL"),
+            ("host=127.0.0.1 password=hunter2 nonsense".to_owned(), "DATABASE_URL"),
+        ];
+        let run = "018f0000-0000-7000-8000-000000000000";
+        let verbs: &[&[&str]] = &[
+            &["pods", "list"],
+            &["pods", "describe", "x"],
+            &["runs", "list"],
+            &["runs", "cancel", run],
+            &["events"],
+            &["drain", "x"],
+            &["migrate", "up"],
+            &["migrate", "status"],
+            &["pod", "--name", "x"],
+        ];
+        for (url, word) in &urls {
+            for args in verbs {
+                for in_environment in [true, false] {
+                    let mut command = podlock(args);
+                    command.env("PODLOCK_LOG", "trace");
+                    if in_environment {
+                        command.env("DATABASE_URL", url);
+                    } else {
+                        command.args(["--database-url", url]);
+                    }
+                    let done = finish(command).await;
+                    assert_eq!(done.code, 1, "podlock {args:?}: {done:?}");
+                    assert!(done.stderr.contains(word), "podlock {args:?} on {url} does not say {word:?}: {done:?}");
+                    assert!(!done.all().contains("hunter2"), "podlock {args:?} on {url}: {done:?}");
+                }
+            }
+            for args in [&["--help"][..], &["pods", "list", "--help"], &["pod", "--nonsense"], &["pods", "--limit", "x"]] {
+                let mut command = podlock(args);
+                command.env("DATABASE_URL", url);
+                let done = finish(command).await;
+                assert!(!done.all().contains("hunter2"), "podlock {args:?}: {done:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let insert = "INSERT INTO studio_runs (run_id, kind) SELECT gen_random_uuid(), repeat('x', 200)
+                        FROM generate_series(1, 5000)";
+        db.client().await.batch_execute(insert).await.unwrap();
+        for args in [&["runs", "list", "-o", "jsonl"][..], &["runs", "list", "-o", "json"], &["runs", "list", "--limit", "5000"]] {
+            let mut command = db.command(args);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            drop(child.stdout.take());
+            let done = child.wait_with_output().await.unwrap();
+            let stderr = String::from_utf8(done.stderr).unwrap();
+            assert_eq!((done.status.code(), stderr.as_str()), (Some(0), ""), "podlock {args:?}");
+        }
+    });
+}
+
+#[test]
+fn migrations_are_applied_once_listed_and_printed() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let before = db.json(&["migrate", "status"]).await;
+        assert_eq!(before[0]["applied"], false);
+        assert_eq!(before[0]["version"], 1);
+        let applied = db.json(&["migrate", "up"]).await;
+        assert_eq!(applied.as_array().unwrap().len(), before.as_array().unwrap().len());
+        assert_eq!(db.json(&["migrate", "up"]).await, json!([]));
+        assert_eq!(db.json(&["migrate", "status"]).await[0]["applied"], true);
+
+        // The printed script, run by hand, leaves nothing to do. Its schema's name is hostile.
+        let schema = "o'b\"; DROP SCHEMA public; --";
+        let script = db.ok(&["--schema", schema, "migrate", "sql"]).await;
+        connect(&db.url).await.batch_execute(&script).await.unwrap();
+        assert_eq!(db.json(&["--schema", schema, "migrate", "status"]).await[0]["applied"], true);
+        assert_eq!(db.json(&["--schema", schema, "migrate", "up"]).await, json!([]));
+        assert_eq!(db.json(&["--schema", schema, "pods", "list"]).await, json!([]));
+        let done = finish(podlock(&["migrate", "sql"])).await;
+        assert_eq!(done.code, 0, "no database is needed: {done:?}");
+    });
+}
+
+#[test]
+fn pods_watch_shows_who_comes_and_goes() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let first = db.pod("first", &[]).await;
+        let mut watch = db.command(&["pods", "watch", "-o", "jsonl", "--every", "100ms"]);
+        let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+        let seen = Lines::read(watch.stdout.take().unwrap());
+        let change = |change: &'static str, pod: &'static str| {
+            let seen = seen.clone();
+            async move {
+                seen.find(&format!("{pod} {change}"), |line| {
+                    let line: Value = serde_json::from_str(line).unwrap();
+                    (line["change"] == change && line["pod_id"] == pod).then_some(())
+                })
+                .await;
+            }
+        };
+        change("present", "first").await;
+        let mut second = db.pod("second", &[]).await;
+        change("joined", "second").await;
+        second.signal(Signal::TERM);
+        assert_eq!(second.ended().await, Some(0));
+        change("left", "second").await;
+        watch.kill().await.unwrap();
+        drop(first);
+    });
+}
+
+#[test]
+fn events_follow_skips_none_and_repeats_none() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        let append = "SELECT studio_append_event('claimed', 'p', gen_random_uuid(), 'q', '{}') FROM generate_series(1, 50)";
+        client.batch_execute(append).await.unwrap();
+        let mut follow = db.command(&["events", "--follow", "-o", "jsonl"]);
+        let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let seen = Lines::read(follow.stdout.take().unwrap());
+        let idx = |seen: &Lines| -> Vec<i64> {
+            seen.all().iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].as_i64().unwrap()).collect()
+        };
+        for round in 1..=3_i64 {
+            wait_for("all events are printed", || async {
+                let got = idx(&seen);
+                if got.len() as i64 >= round * 50 { Ok(()) } else { Err(format!("{got:?}")) }
+            })
+            .await;
+            if round == 1 {
+                // Its connections end under it; it goes on.
+                let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                            WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                client.batch_execute(end).await.unwrap();
+            }
+            if round < 3 {
+                client.batch_execute(append).await.unwrap();
+            }
+        }
+        assert_eq!(idx(&seen), (1..=150).collect::<Vec<_>>());
+        follow.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_drained_pod_ends_and_drain_can_wait_for_it() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let other = db.pod("other", &[]).await;
+        let mut pod = db.pod("pod", &[]).await;
+        let run = pod.demo(json!({ "chunks": 1000, "delay_ms": 20 })).await;
+        let said = db.ok(&["drain", "pod", "--wait"]).await;
+        assert!(said.contains("gone"), "{said}");
+        assert_eq!(pod.ended().await, Some(0));
+        wait_for("the run goes on elsewhere", || async {
+            let run = db.json(&["runs", "describe", &run]).await;
+            if run["owner_pod"] == "other" && run["state"] == "running" { Ok(()) } else { Err(run.to_string()) }
+        })
+        .await;
+        let gone = db.json(&["pods", "describe", "pod"]).await;
+        assert_eq!((&gone["state"], &gone["alive"]), (&json!("gone"), &json!(false)));
+        assert_eq!(gone["sessions"][0]["reason"], "shutdown");
+        drop(other);
+    });
+}
