@@ -84,16 +84,19 @@ impl Local {
     pub(crate) fn decide(&self, look: &Look) -> Decision {
         let peers: Vec<PeerLook> = look.peers.iter().map(|p| p.look.clone()).collect();
         let decision = self.observer.borrow().decide(&self.timing, clock::now(), &peers);
-        self.observer.replace(decision.observer.clone());
+        let before = self.observer.replace(decision.observer.clone());
         let place = |p: &crate::postgres::pods::PeerRow| Place {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
             witness_key: p.keys.witness,
         };
-        self.roster.replace(look.peers.iter().map(place).collect());
+        let roster: Vec<_> = look.peers.iter().map(place).collect();
         self.roster_version.set(look.version);
         self.told.borrow_mut().retain(|i| peers.iter().any(|p| p.incarnation == *i));
-        self.roster_changed.notify_one();
+        let same_sight = before.in_sight() == decision.observer.in_sight();
+        if self.roster.replace(roster.clone()) != roster || !same_sight {
+            self.roster_changed.notify_one();
+        }
         decision
     }
 

@@ -80,15 +80,17 @@ fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.settings;
     let limit = slice + WITNESS_WAIT + settings.statement_timeout;
+    let mut spoken = Instant::now();
     loop {
         let Some(successor) = local.successor() else {
-            idle(local, session).await?;
+            idle(local, session, &mut spoken).await?;
             continue;
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
         let (answer, version) = pods::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await?;
         *backoff_to_reset = backoff(local);
+        spoken = Instant::now();
         if version != local.roster_version() {
             local.shared.look_now.notify_one();
         }
@@ -124,12 +126,13 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
     }
 }
 
-/// Nobody to watch: waits for the roster to change, and keeps the session from idling.
-async fn idle(local: &Local, session: &Session) -> Result<()> {
+/// Nobody to watch: waits for the roster to change, and keeps the session from idling since it last spoke.
+async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<()> {
     tokio::select! {
         () = local.roster_changed.notified() => Ok(()),
         cause = session.ended() => Err(Error::new(ErrorKind::SessionLost, cause.to_string())),
-        () = tokio::time::sleep(local.shared.settings.lease / 2) => {
+        () = tokio::time::sleep_until(*spoken + local.shared.settings.lease / 2) => {
+            *spoken = Instant::now();
             pods::ping(session, local.shared.settings.ping_timeout).await.map(drop)
         }
     }

@@ -235,7 +235,8 @@ pub(crate) async fn claim(
 ) -> Result<Vec<Claimed>> {
     const SQL: &str = "WITH wanted AS MATERIALIZED ( \
            SELECT w.run_id, w.expected, w.fence \
-             FROM pg_catalog.unnest($1::pg_catalog.uuid[], $2::pg_catalog.uuid[], $3::pg_catalog.int8[]) AS w(run_id, expected, fence) \
+             FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
+                             pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
          ), me AS MATERIALIZED ( \
            SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
          ), picked AS MATERIALIZED ( \

@@ -63,6 +63,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     );
                 }
             }
+            Err(e) if !e.is_transient() => {
+                tracing::warn!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %e, "a recovery pass failed; the next one comes");
+            }
             Err(e) => {
                 tracing::debug!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %e, "a recovery pass failed; the next one comes");
                 due = due.min(shared.settings.reconnect_backoff_max);

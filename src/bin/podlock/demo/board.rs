@@ -9,8 +9,8 @@ use podlock::{Incarnation, RunId};
 use super::fleet::{LogLine, News, What};
 use super::screen::{Screen, Tone};
 
-/// How many runs the table shows.
-const ROWS: usize = 16;
+/// How many lines the table takes at most: a terminal of 24 must hold it, or it cannot be redrawn in place.
+const LINES: usize = 22;
 const BAR: usize = 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +197,9 @@ impl Board {
         }
         let heard = Heard { event, by: notice.by.unwrap_or_default(), reason: notice.reason, after };
         let sentence = match heard.event.as_str() {
+            "buried" if heard.reason.as_deref() == Some("shutdown") => {
+                Some(format!("{} buried {pod} {} after the signal, as one that stopped cleanly.", heard.by, ms(after)))
+            }
             "buried" => Some(format!("{} noticed {} after the signal, and buried {pod}.", heard.by, ms(after))),
             "draining" => Some(format!("{pod} says that it is draining, {} after the signal.", ms(after))),
             _ => None,
@@ -219,7 +222,7 @@ impl Board {
             format!("{} {} {mine}", pod.name, pod.state.word())
         });
         let pods = pods.collect::<Vec<_>>().join(", ");
-        format!("    {made} of {} runs made, {chunks} chunks; {pods}", self.runs.len())
+        format!("    {made} of {} runs done, {chunks} chunks; {pods}", self.runs.len())
     }
 
     pub(super) fn table(&self, screen: &Screen) -> Vec<String> {
@@ -232,11 +235,12 @@ impl Board {
         }
         lines.push(String::new());
         lines.push(screen.paint(Tone::Faint, "    run   on       attempt  fence  chunks"));
-        for (i, run) in self.runs.iter().enumerate().take(ROWS) {
+        let room = LINES.saturating_sub(lines.len() + 1);
+        for (i, run) in self.runs.iter().enumerate().take(room) {
             lines.push(self.row(i, run, screen));
         }
-        if self.runs.len() > ROWS {
-            lines.push(format!("    … and {} more", self.runs.len() - ROWS));
+        if self.runs.len() > room {
+            lines.push(format!("    … and {} more", self.runs.len() - room));
         }
         lines
     }

@@ -118,7 +118,8 @@ pub(super) fn tell(screen: &mut Screen, board: &Board, report: &Report) -> Resul
     if let Some(time) = report.noticed_ms {
         let by = report.noticed_by.as_deref().unwrap_or("a peer");
         let reason = report.reason.as_deref().unwrap_or("?");
-        screen.say(&fact(&format!("{signal} → noticed"), time, &format!("{by} buried it (reason: {reason})")))?;
+        let word = if reason == "shutdown" { "buried" } else { "noticed" };
+        screen.say(&fact(&format!("{signal} → {word}"), time, &format!("{by} buried it (reason: {reason})")))?;
     }
     let Spread { least, median, most } = &report.executing_ms;
     if let (Some(least), Some(median), Some(most)) = (least, median, most) {
@@ -170,7 +171,7 @@ fn moved(screen: &mut Screen, report: &Report) -> Result<(), Failure> {
 }
 
 fn fact(name: &str, time: f64, more: &str) -> String {
-    format!("    {name:<24} {time:>9.1} ms   {more}")
+    format!("    {name:<26} {time:>8.1} ms   {more}")
 }
 
 fn millis(time: Duration) -> f64 {

@@ -200,8 +200,8 @@ impl Story<'_> {
         let since = after.saturating_sub(woken.duration_since(strike.at));
         let (told, refused) = (strike.told_to_stop, strike.refused);
         self.say(&format!(
-            "{name} found that it had been buried: {told} of its runs were told to stop, {refused} late writes were refused \
-             by the fence. {} after waking it is back as a new incarnation, {incarnation}.",
+            "{name} found that it had been buried: {told} of its runs were told to stop before they wrote anything, {refused} \
+             late writes were refused by the fence. It is back as a new incarnation, {incarnation}, {} after waking.",
             ms(since)
         ))
     }
@@ -232,11 +232,11 @@ impl Story<'_> {
         if self.follow(limit, holds).await? {
             return Ok(());
         }
-        let summary = self.board.summary();
-        Err(Failure::Failed(format!(
-            "waited {} until {what}, in vain:\n{summary}",
-            humantime::format_duration(limit)
-        )))
+        let mut text = format!("waited {} until {what}, in vain:\n{}", humantime::format_duration(limit), self.board.summary());
+        for (pod, view) in self.board.pods.iter().enumerate() {
+            text.push_str(&format!("\nThe last words of {}:{}", view.name, self.stage.fleet.last_words(pod)));
+        }
+        Err(Failure::Failed(text))
     }
 
     async fn for_a_while(&mut self, time: Duration) -> Result<(), Failure> {

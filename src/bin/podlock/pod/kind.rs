@@ -9,9 +9,6 @@ use serde_json::{Map, Value, json};
 
 pub(super) const NAME: &str = "demo";
 
-/// How long to wait before a checkpoint that failed for the moment is tried again.
-const AGAIN: Duration = Duration::from_millis(100);
-
 /// What a run of this kind is started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Input {
@@ -66,48 +63,32 @@ pub(super) async fn run(run: Run) -> Result<Outcome, HandlerError> {
             () = tokio::time::sleep(input.delay) => {}
         }
         let made = progress.make(attempt, fence);
-        if let Some(stopped) = save(&run, &progress).await? {
-            return Ok(stopped);
-        }
+        save(&run, &progress).await?;
         tracing::info!(target: "podlock::demo", event = "chunk", %run_id, n = progress.done, "{made}");
     }
     tracing::info!(target: "podlock::demo", event = "made", %run_id, attempt, fence = fence.get(), "all chunks are made");
     Ok(Outcome::Done(progress.result()))
 }
 
-/// Writes the checkpoint under the fence. What fails only for the moment, such as a database that restarts, is tried
-/// again until it succeeds or the run is stopped: an outage that the pod survives must not fail its runs.
-async fn save(run: &Run, progress: &Progress) -> Result<Option<Outcome>, HandlerError> {
-    let checkpoint = serde_json::to_value(progress)?;
-    loop {
-        match run.checkpoint(checkpoint.clone()).await {
-            Ok(()) => return Ok(None),
-            Err(error) if error.is_transient() => {
-                tracing::debug!(target: "podlock::demo", event = "again", run_id = %run.id(), %error, "trying again");
-            }
-            Err(error) => {
-                if error.is_fenced() {
-                    tracing::warn!(
-                        target: "podlock::demo", event = "refused", run_id = %run.id(), fence = run.fence().get(),
-                        n = progress.done, "a late write was refused: {error}"
-                    );
-                }
-                return Err(error.into());
-            }
+/// Writes the checkpoint under the fence. An outage of the database is waited out inside of the call; what comes back
+/// as an error is final.
+async fn save(run: &Run, progress: &Progress) -> Result<(), HandlerError> {
+    run.checkpoint(serde_json::to_value(progress)?).await.inspect_err(|error| {
+        if error.is_fenced() {
+            tracing::warn!(
+                target: "podlock::demo", event = "refused", run_id = %run.id(), fence = run.fence().get(),
+                n = progress.done, "a late write was refused: {error}"
+            );
         }
-        tokio::select! {
-            biased;
-            reason = run.stopped() => return Ok(Some(stop(run, reason, progress.done - 1))),
-            () = tokio::time::sleep(AGAIN) => {}
-        }
-    }
+    })?;
+    Ok(())
 }
 
 /// Gives the run back as it is; whoever takes it up goes on from the checkpoint, or starts anew.
 fn stop(run: &Run, reason: StopReason, done: u32) -> Outcome {
     tracing::info!(
         target: "podlock::demo", event = "told_to_stop", run_id = %run.id(), fence = run.fence().get(), n = done,
-        reason = ?reason, "told to stop"
+        %reason, "told to stop"
     );
     Outcome::Yield
 }

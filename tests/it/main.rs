@@ -1,0 +1,10 @@
+//! podlock on a real PostgreSQL: one server for this binary, a database per test, in parallel.
+//!
+//! A test that shows a law bears its number in its name. Tests wait for conditions, with a deadline and a message that
+//! says what was seen.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod smoke;

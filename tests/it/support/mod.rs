@@ -1,0 +1,135 @@
+//! A database per test, pods on it, and waiting for conditions.
+
+pub(crate) mod sql;
+
+use std::future::Future;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use podlock::throwaway::Server;
+use podlock::{Config, Outcome, Pod, PodBuilder, Run};
+use serde_json::json;
+
+/// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out.
+pub(crate) const LEASE: Duration = Duration::from_secs(4);
+
+/// The server of this test binary. It ends with the process.
+pub(crate) fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        Server::builder()
+            .setting("max_connections", "600")
+            .setting("max_locks_per_transaction", "256")
+            .start()
+            .expect("a throwaway PostgreSQL")
+    })
+}
+
+/// A database of the test's own. Advisory locks are per database, so tests do not see each other.
+pub(crate) struct Db {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) client: sql::Client,
+}
+
+impl Db {
+    pub(crate) async fn new() -> Self {
+        Self::on(server()).await
+    }
+
+    pub(crate) async fn on(server: &Server) -> Self {
+        log_if_asked();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let admin = sql::connect(&server.url("postgres")).await;
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("a database");
+        let url = server.url(&name);
+        let client = sql::connect(&url).await;
+        Self { name, url, client }
+    }
+
+    pub(crate) fn config(&self, pod: &str) -> Config {
+        Config::new(&self.url).name(pod).lease(LEASE)
+    }
+
+    /// A pod with the test kinds, and a lease of [`LEASE`].
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
+        start(self.config(name)).await
+    }
+
+    /// Pods `a`, `b`, … that may bury: their `settle` has passed.
+    pub(crate) async fn settled_pods<const N: usize>(&self) -> [Pod; N] {
+        let mut pods = Vec::new();
+        for i in 0..N {
+            pods.push(self.pod(&char::from(b'a' + u8::try_from(i).unwrap()).to_string()).await);
+        }
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        pods.try_into().expect("as many as asked for")
+    }
+}
+
+/// `RUST_LOG=podlock=debug cargo test … -- --nocapture` shows what the pods say.
+fn log_if_asked() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        // A second test of this process finds it set.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    }
+}
+
+pub(crate) async fn start(config: Config) -> Pod {
+    with_kinds(Pod::builder(config)).start().await.expect("the pod starts")
+}
+
+/// The kinds that tests run: `wait` runs until it is told to stop, `echo` returns its input at once, `steps` counts
+/// checkpoints up to its input's `steps`, `panic` panics, `fail` fails.
+pub(crate) fn with_kinds(builder: PodBuilder) -> PodBuilder {
+    builder
+        .handler("wait", |run: Run| async move {
+            run.stopped().await;
+            Err::<Outcome, _>("told to stop".into())
+        })
+        .handler("echo", |run: Run| async move { Ok(Outcome::Done(run.input().clone())) })
+        .handler("steps", |run: Run| async move {
+            let steps = run.input()["steps"].as_u64().unwrap_or(10);
+            let pause = Duration::from_millis(run.input()["pause_ms"].as_u64().unwrap_or(50));
+            let mut done = run.saved().and_then(|s| s["done"].as_u64()).unwrap_or(0);
+            while done < steps {
+                done += 1;
+                run.checkpoint(json!({"done": done})).await?;
+                tokio::time::sleep(pause).await;
+            }
+            Ok(Outcome::Done(json!({"steps": done, "attempt": run.attempt()})))
+        })
+        .handler("panic", |_run: Run| async move { panic!("as asked") })
+        .handler("fail", |_run: Run| async move { Err::<Outcome, _>("as asked".into()) })
+}
+
+/// Waits until `look` gives a value, at most `limit`; else fails with what `look` said last.
+pub(crate) async fn eventually<T, F, Fut>(limit: Duration, what: &str, mut look: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, String>>,
+{
+    let began = Instant::now();
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(seen) => {
+                assert!(began.elapsed() < limit, "{what}: not within {limit:?}; seen last: {seen}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Fails a test that takes longer than any of its waits should.
+pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(limit, test).await.expect("the whole test took too long")
+}
+
+/// The same for most tests.
+pub(crate) async fn timed<T>(test: impl Future<Output = T>) -> T {
+    within(Duration::from_secs(90), test).await
+}
