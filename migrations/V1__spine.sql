@@ -222,9 +222,13 @@ BEGIN
     EXCEPTION WHEN lock_not_available THEN
         NULL;
     END;
+    -- Told to all before anybody acts on it: should the burier freeze, the others look soon and not at their next sweep.
+    IF answer <> 'held' THEN
+        PERFORM pg_catalog.pg_notify(studio_channel(), pg_catalog.jsonb_build_object('ask', 'look', 'key', liveness_key)::text);
+    END IF;
     SELECT COALESCE(pg_catalog.max(idx), 0) INTO roster_version FROM studio_pod_events;
 END $$;
-COMMENT ON FUNCTION studio_watch(bigint, bigint, integer, integer) IS 'One slice of the watch on a peer: held (still alive), liveness (its liveness lock came free), both (its witness too). Also the roster''s version, the last event''s idx. Keeps no lock.';
+COMMENT ON FUNCTION studio_watch(bigint, bigint, integer, integer) IS 'One slice of the watch on a peer: held (still alive), liveness (its liveness lock came free), both (its witness too); what came free is told to every pod. Also the roster''s version, the last event''s idx. Keeps no lock.';
 
 CREATE FUNCTION studio_holds(lock_key bigint, backend integer) RETURNS boolean
     LANGUAGE sql STABLE STRICT SET search_path FROM CURRENT

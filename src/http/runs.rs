@@ -5,8 +5,8 @@ use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::http::problem::Problem;
 use crate::http::router::Api;
@@ -16,15 +16,34 @@ use crate::{Cancelled, NewRun};
 /// The longest kind and key, in bytes. Both are words that a service makes; an index holds them.
 const WORD_LIMIT: usize = 512;
 
-/// The body of `POST /v1/runs`. A misspelt field is refused, not passed over.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StartBody {
+/// The body of `POST /v1/runs`.
+struct StartBody {
     kind: String,
-    #[serde(default)]
     key: Option<String>,
-    #[serde(default)]
     input: Value,
+}
+
+impl StartBody {
+    /// A misspelt field is refused, not passed over.
+    fn read(fields: Map<String, Value>) -> Result<Self, String> {
+        let (mut kind, mut key, mut input) = (None, None, Value::Null);
+        for (name, value) in fields {
+            match (name.as_str(), value) {
+                ("kind", Value::String(word)) => kind = Some(word),
+                ("key", Value::String(word)) => key = Some(word),
+                ("key", Value::Null) => {}
+                ("input", value) => input = value,
+                ("kind" | "key", value) => return Err(format!("{name} is {value}, but must be a string")),
+                _ => return Err(format!("there is no field {name:?}; there are kind, key and input")),
+            }
+        }
+        let kind = kind.ok_or("kind is missing: it names the handler that runs it")?;
+        check_word("kind", &kind)?;
+        if let Some(key) = &key {
+            check_word("key", key)?;
+        }
+        Ok(Self { kind, key, input })
+    }
 }
 
 #[derive(Serialize)]
@@ -38,13 +57,10 @@ struct StartedBody<'a> {
 /// Starts a run on this pod.
 pub(super) async fn start(
     State(api): State<Api>,
-    body: Result<Json<StartBody>, JsonRejection>,
+    body: Result<Json<Map<String, Value>>, JsonRejection>,
 ) -> Result<Response, Problem> {
-    let Json(body) = body?;
-    check_word("kind", &body.kind)?;
-    if let Some(key) = &body.key {
-        check_word("key", key)?;
-    }
+    let Json(fields) = body?;
+    let body = StartBody::read(fields).map_err(invalid)?;
     (api.validate)(&body.kind, &body.input).map_err(|fault| invalid(format!("input of kind {:?}: {fault}", body.kind)))?;
     let mut new = NewRun::new(body.kind).input(body.input);
     if let Some(key) = body.key {
@@ -99,15 +115,15 @@ fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Problem> {
     id.parse().map_err(|e: crate::Error| bad(e.to_string()))
 }
 
-fn check_word(name: &str, word: &str) -> Result<(), Problem> {
+fn check_word(name: &str, word: &str) -> Result<(), String> {
     if word.is_empty() {
-        return Err(invalid(format!("{name} is empty")));
+        return Err(format!("{name} is empty"));
     }
     if word.len() > WORD_LIMIT {
-        return Err(invalid(format!("{name} has {} bytes, and {WORD_LIMIT} is the most", word.len())));
+        return Err(format!("{name} has {} bytes, and {WORD_LIMIT} is the most", word.len()));
     }
     if let Some(c) = word.chars().find(|c| c.is_control()) {
-        return Err(invalid(format!("{name} has the control character {}", c.escape_default())));
+        return Err(format!("{name} has the control character {}", c.escape_default()));
     }
     Ok(())
 }

@@ -176,7 +176,7 @@ impl<'a> Keeper<'a> {
     /// Pings until something ends the session or the pod.
     async fn hold(&self, session: &Session) -> End {
         let settings = &self.shared.settings;
-        let tick = (settings.hold_probe_interval).max(SHORTEST_TICK);
+        let tick = settings.hold_probe_interval.min(settings.ping_interval / 4).max(SHORTEST_TICK);
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut runtime = RuntimeWatch::new(clock::now(), self.pulse(), tick);

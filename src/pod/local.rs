@@ -9,12 +9,15 @@ use tokio::sync::{Notify, watch};
 
 use super::clock;
 use super::shared::Shared;
-use crate::id::Incarnation;
+use crate::id::{Incarnation, LockKey};
 use crate::postgres::pods::{Keys, Look, Proof};
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::ring::{self, Place};
 use crate::protocol::verdict::{Decision, Observer, PeerLook, Timing};
+
+/// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
+const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) struct Local {
     roster: RefCell<Vec<Place>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
+    /// A peer that another's watch saw free, and until when this pod looks often because of it.
+    reported: Cell<Option<(LockKey, Moment)>>,
 }
 
 impl Local {
@@ -63,6 +68,7 @@ impl Local {
             roster: RefCell::default(),
             roster_version: Cell::new(0),
             told: RefCell::default(),
+            reported: Cell::new(None),
             shared,
         }
     }
@@ -116,6 +122,18 @@ impl Local {
 
     pub(crate) fn anyone_in_sight(&self) -> bool {
         !self.observer.borrow().in_sight().is_empty()
+    }
+
+    /// Another's watch was granted this key: it will bury, or freeze.
+    pub(crate) fn note_report(&self, key: LockKey) {
+        self.reported.set(Some((key, clock::now() + BURIER_MAY_FREEZE)));
+    }
+
+    /// Whether a reported peer is still in the roster, a while after the report.
+    pub(crate) fn is_report_open(&self) -> bool {
+        self.reported.get().is_some_and(|(key, until)| {
+            clock::now() < until && self.roster.borrow().iter().any(|p| p.lock_key == key)
+        })
     }
 
     pub(crate) fn successor(&self) -> Option<Place> {

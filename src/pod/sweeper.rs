@@ -12,7 +12,7 @@ use super::local::{Backoff, Held, Local};
 use super::status::PodEvent;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::Result;
-use crate::id::{Incarnation, PodId, RunId};
+use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::pods::{self, Look};
 use crate::postgres::session::{Role, Session};
 use crate::protocol::verdict::Decision;
@@ -156,7 +156,7 @@ pub(crate) fn refused(error: &crate::Error) -> bool {
 }
 
 fn sweep_delay(local: &Local) -> Duration {
-    if local.anyone_in_sight() {
+    if local.anyone_in_sight() || local.is_report_open() {
         local.shared.settings.hold_probe_interval
     } else {
         local.shared.settings.jittered_sweep(fastrand::f64())
@@ -206,6 +206,7 @@ struct Notice {
     reason: Option<String>,
     ask: Option<String>,
     run: Option<RunId>,
+    key: Option<LockKey>,
 }
 
 /// Acts on a notification: how soon a look is due because of it. Nothing depends on any of them; they hasten.
@@ -227,7 +228,14 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             Some(GATHER)
         }
         (Some("returned"), _) => Some(GATHER),
-        (_, Some("look")) => Some(Duration::ZERO),
+        (_, Some("look")) => Some(match notice.key {
+            // Whoever was granted it is about to bury: look when that should be over, and stay out of its way till then.
+            Some(key) => {
+                local.note_report(key);
+                shared.settings.hold_probe_interval
+            }
+            None => Duration::ZERO,
+        }),
         (_, Some("recover")) => {
             shared.recover_now.notify_one();
             None

@@ -88,8 +88,8 @@ impl Db {
 
     /// Starts a pod with a short lease and waits until it is registered.
     pub(crate) async fn pod(&self, name: &str, args: &[&str]) -> PodProcess {
-        let mut command = self.command(&["pod", "--name", name, "--lease", "3s", "--log-format", "json"]);
-        command.args(args);
+        let mut command = self.command(&["pod", "--name", name, "--log-format", "json"]);
+        command.env("PODLOCK_LEASE", "3s").args(args);
         PodProcess::start(command).await
     }
 }

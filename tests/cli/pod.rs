@@ -144,8 +144,11 @@ fn sigterm_hands_runs_over_and_exits_0_while_http_answers() {
         let went_on = next.log.event("executing").await;
         assert_eq!((&went_on["run_id"], &went_on["attempt"]), (&json!(run), &json!(2)));
         assert_eq!(went_on["from"], done + 1, "it goes on from the checkpoint");
-        let left = db.json(&["pods", "describe", "leaving"]).await;
-        assert_eq!(left["sessions"][0]["reason"], "shutdown", "{left}");
+        wait_for("it is on record as one that stopped cleanly", || async {
+            let left = db.json(&["pods", "describe", "leaving"]).await;
+            if left["sessions"][0]["reason"] == "shutdown" { Ok(()) } else { Err(left.to_string()) }
+        })
+        .await;
     });
 }
 

@@ -343,8 +343,12 @@ fn a_drained_pod_ends_and_drain_can_wait_for_it() {
             if run["owner_pod"] == "other" && run["state"] == "running" { Ok(()) } else { Err(run.to_string()) }
         })
         .await;
-        let gone = db.json(&["pods", "describe", "pod"]).await;
-        assert_eq!((&gone["state"], &gone["alive"]), (&json!("gone"), &json!(false)));
+        let gone = wait_for("it is buried", || async {
+            let pod = db.json(&["pods", "describe", "pod"]).await;
+            if pod["state"] == "gone" { Ok(pod) } else { Err(pod.to_string()) }
+        })
+        .await;
+        assert_eq!(gone["alive"], false);
         assert_eq!(gone["sessions"][0]["reason"], "shutdown");
         drop(other);
     });

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use podlock::operator::PodFilter;
 use podlock::{Incarnation, Operator};
 use serde_json::json;
 
@@ -18,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(crate) struct Args {
     /// The pod's name
     pod: String,
-    /// Wait until it is gone, at most this long
+    /// Wait until it has ended, at most this long [without a value: 60s]
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "60s")]
     #[arg(value_parser = humantime::parse_duration)]
     wait: Option<Duration>,
@@ -39,11 +38,12 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     })?)
 }
 
+/// It is gone when both its locks are free. Its row may stay: a survivor takes it away, if there is one.
 async fn until_gone(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
     let began = Instant::now();
     loop {
-        let pods = operator.pods(PodFilter::new()).await?;
-        let Some(there) = pods.iter().find(|p| p.incarnation == incarnation) else { return Ok(()) };
+        let there = operator.pod(pod).await?;
+        let Some(there) = there.filter(|p| p.incarnation == incarnation && (p.alive || p.witness)) else { return Ok(()) };
         if began.elapsed() >= most {
             return Err(Failure::Failed(format!(
                 "{pod:?} was asked to drain, and is still {} with {} runs after {}",
