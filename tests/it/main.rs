@@ -7,5 +7,6 @@
 
 mod support;
 
+mod burials;
 mod laws;
 mod smoke;

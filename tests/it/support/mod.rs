@@ -1,5 +1,6 @@
 //! A database per test, pods on it, and waiting for conditions.
 
+pub(crate) mod process;
 pub(crate) mod sql;
 
 use std::future::Future;
@@ -50,7 +51,8 @@ impl Db {
     }
 
     pub(crate) fn config(&self, pod: &str) -> Config {
-        Config::new(&self.url).name(pod).lease(LEASE)
+        // A loaded machine takes its time to connect; that is not what these tests are about.
+        Config::new(&self.url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
     }
 
     /// A pod with the test kinds, and a lease of [`LEASE`].

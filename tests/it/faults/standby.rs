@@ -1,0 +1,64 @@
+//! A real streaming standby beside its primary.
+
+use std::process::Command;
+use std::time::Duration;
+
+use podlock::throwaway::Server;
+use podlock::{Config, ErrorKind, NewRun};
+use serde_json::json;
+
+use crate::support::faults::{
+    Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused,
+};
+use crate::support::{Db, LEASE, start, timed};
+
+struct Standby {
+    port: u16,
+    _daemon: Daemon,
+    _dir: tempfile::TempDir,
+}
+
+async fn standby_of(primary: &Server) -> Standby {
+    let dir = account_dir();
+    let data = dir.path().join("data");
+    let mut backup = Command::new(primary.bin_dir().join("pg_basebackup"));
+    backup.arg("-D").arg(&data).args(["-R", "-X", "stream", "-c", "fast", "-d", &primary.url("postgres")]);
+    let backup = tokio::task::spawn_blocking(move || as_account(&mut backup).output()).await.unwrap().unwrap();
+    assert!(backup.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&backup.stderr));
+    let port = free_port();
+    let program = primary.bin_dir().join("postgres").display().to_string();
+    let set = [format!("port={port}"), "listen_addresses=127.0.0.1".into(), format!("unix_socket_directories={}", dir.path().display())];
+    let mut args = vec!["-D".to_owned(), data.display().to_string()];
+    args.extend(set.into_iter().flat_map(|s| ["-c".to_owned(), s]));
+    let daemon = Daemon::spawn(&program, args);
+    let (client, _) = reconnected(&hosts_url(primary, &[port], "postgres")).await;
+    assert!(client.scalar::<bool>("SELECT pg_is_in_recovery()", &[]).await);
+    Standby { port, _daemon: daemon, _dir: dir }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_is_refused_and_among_several_hosts_the_primary_is_found() {
+    timed(async {
+        let primary = OwnServer::start(&[]).await;
+        let db = Db::on(&primary).await;
+        let standby = standby_of(&primary).await;
+        let config = |ports: &[u16]| {
+            Config::new(hosts_url(&primary, ports, &db.name)).name("a").lease(LEASE)
+        };
+        let limit = config(&[standby.port]).validate().unwrap().connect_timeout;
+        let standby_words = [format!("127.0.0.1:{}", standby.port), "is a standby".into(), "the primary".into()];
+        let words: Vec<&str> = standby_words.iter().map(String::as_str).collect();
+        refused(config(&[standby.port])).await.is(ErrorKind::Standby, &words, limit);
+        // It says more than a host that is down.
+        refused(config(&[free_port(), standby.port])).await.is(ErrorKind::Standby, &words, limit * 2);
+
+        let pod = start(config(&[standby.port, free_port(), primary.port()])).await;
+        assert!(pod.status().attached);
+        assert_eq!(db.client.roster().await, ["a"]);
+        // Not its sessions alone: its pool writes to the primary, too.
+        let run = pod.start(NewRun::new("echo").input(json!(1))).await.expect("a run starts on the primary");
+        db.client.run_in_state(run.run_id, "succeeded", Duration::from_secs(10)).await;
+        pod.shutdown(Duration::from_secs(5)).await.unwrap();
+    })
+    .await;
+}
