@@ -116,7 +116,7 @@ pub struct Config {
     /// How long connecting to the server may take, handshake included. Default min(5 s, lease / 2).
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Option<Duration>,
-    /// How long a statement of ours may take, on the server and on our side. Default lease / 2.
+    /// How long a statement of ours may take, on the server and on our side. Default max(1.5 s, lease / 2).
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Option<Duration>,
     /// How long orphans of a dead pod are left alone before this pod claims them. Default 0. For services that want

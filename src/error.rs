@@ -176,7 +176,9 @@ impl Error {
     /// True if the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(
+        // Serialisation failures and deadlocks, and a server short of resources.
+        let passing = self.sqlstate().is_some_and(|code| code.starts_with("40") || code.starts_with("53"));
+        passing || matches!(
             self.0.kind,
             ErrorKind::Unreachable
                 | ErrorKind::Timeout

@@ -23,6 +23,7 @@ mod rows;
 
 use std::sync::Arc;
 
+use crate::Cancelled;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
@@ -31,7 +32,6 @@ use crate::postgres::pool::Database;
 use crate::postgres::schema::Schema;
 use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
-use crate::Cancelled;
 
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notice, Notices};

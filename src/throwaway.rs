@@ -377,6 +377,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_server_can_be_shared_between_threads() {
+        fn shareable<T: Send + Sync + 'static>() {}
+        shareable::<Server>();
+        shareable::<ThrowawayError>();
+    }
+
+    #[test]
     fn percent_encoding_keeps_only_unreserved_characters() {
         assert_eq!(percent_encode(b"aZ09-._~"), "aZ09-._~");
         assert_eq!(percent_encode(b"/tmp/a b"), "%2Ftmp%2Fa%20b");

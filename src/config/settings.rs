@@ -8,6 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 const LEASE_MIN: Duration = Duration::from_secs(2);
 const LEASE_MAX: Duration = Duration::from_secs(3600);
 const SCHEMA_MAX_BYTES: usize = 48;
+/// Longer than the server lets a frozen transaction of another stand in the way.
+const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
 /// A sweep comes at most this much later than its interval.
 const SWEEP_JITTER: f64 = 0.1;
 
@@ -101,7 +103,7 @@ impl Settings {
             stall_after: or(config.stall_after, 1.0),
             acquire_timeout: or(config.acquire_timeout, 2.0),
             connect_timeout: config.connect_timeout.unwrap_or((lease / 2).min(Duration::from_secs(5))),
-            statement_timeout: or(config.statement_timeout, 0.5),
+            statement_timeout: config.statement_timeout.unwrap_or((lease / 2).max(STATEMENT_TIMEOUT_MIN)),
             claim_delay: config.claim_delay,
             push: config.push,
             on_detach: config.on_detach,
@@ -124,6 +126,12 @@ impl Settings {
                 "self_fence",
                 self.self_fence,
             ),
+            (
+                "watch_slice + 50ms",
+                self.watch_slice + Duration::from_millis(50),
+                "statement_timeout",
+                self.statement_timeout,
+            ),
             ("1.1 × sweep_interval", self.longest_sweep(), "lease (it keeps the control session alive)", self.lease),
         ];
         for (small_name, small, large_name, large) in below {
@@ -135,7 +143,6 @@ impl Settings {
             ("self_fence + 0.1 × lease", longest_run_on, "settle", self.settle),
             ("self_fence + 0.1 × lease", longest_run_on, "reconnect_grace", self.reconnect_grace),
             ("hold_probe_interval", self.hold_probe_interval, "0.1 × lease", self.lease / 10),
-            ("watch_slice", self.watch_slice, "0.5 × lease", self.lease / 2),
             ("reconnect_backoff (its start)", RECONNECT_BACKOFF_MIN, "reconnect_backoff_max", self.reconnect_backoff_max),
         ];
         for (small_name, small, large_name, large) in at_most {
@@ -279,7 +286,7 @@ mod tests {
             (|c| c.reconnect_grace = Some(secs(8)), &["9s", "reconnect_grace, 8s"]),
             (|c| c.hold_probe_interval = Some(secs(2)), &["hold_probe_interval is 2s", "1s"]),
             (|c| c.sweep_interval = Some(secs(10)), &["11s", "10s"]),
-            (|c| c.watch_slice = Some(secs(6)), &["watch_slice is 6s", "5s"]),
+            (|c| c.watch_slice = Some(secs(6)), &["watch_slice + 50ms is 6.05s", "statement_timeout, 5s"]),
             (|c| c.watch_slice = Some(Duration::ZERO), &["watch_slice", "10ms"]),
             (|c| c.reconnect_backoff_max = Some(Duration::from_millis(1)), &["20ms", "1ms"]),
             (|c| c.reconnect_backoff_max = Some(secs(7)), &["9s", "8s"]),

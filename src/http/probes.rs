@@ -5,9 +5,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
 
+use crate::Phase;
 use crate::http::problem::Problem;
 use crate::http::router::Api;
-use crate::Phase;
 
 /// The process serves. That is all that a restart could mend.
 pub(super) async fn livez() -> Response {
@@ -22,7 +22,9 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         Phase::Detached => {
             Problem::unavailable("detached", "this pod has lost its lock and is trying to get it back").into_response()
         }
-        Phase::Draining => Problem::unavailable("draining", "this pod is stopping and takes no more work").into_response(),
+        Phase::Draining => {
+            Problem::unavailable("draining", "this pod is stopping and takes no more work").into_response()
+        }
         _ => Problem::unavailable("stopped", "this pod has ended").into_response(),
     }
 }

@@ -7,8 +7,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use serde_json::Value;
 
-use crate::http::{probes, problem, runs};
 use crate::Pod;
+use crate::http::{probes, problem, runs};
 
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;

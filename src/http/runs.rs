@@ -61,7 +61,8 @@ pub(super) async fn start(
 ) -> Result<Response, Problem> {
     let Json(fields) = body?;
     let body = StartBody::read(fields).map_err(invalid)?;
-    (api.validate)(&body.kind, &body.input).map_err(|fault| invalid(format!("input of kind {:?}: {fault}", body.kind)))?;
+    (api.validate)(&body.kind, &body.input)
+        .map_err(|fault| invalid(format!("input of kind {:?}: {fault}", body.kind)))?;
     let mut new = NewRun::new(body.kind).input(body.input);
     if let Some(key) = body.key {
         new = new.key(key);

@@ -1,5 +1,6 @@
 //! From nothing to registered: dial, refuse what cannot hold a lock, migrate, lock, prove, register.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +15,11 @@ use crate::id::{Incarnation, LockKey, PodId};
 use crate::postgres::migrate;
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::session::{Opener, Role, Session};
-use std::sync::Arc;
+
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+const REGISTER_TRIES: u32 = 10;
+const SLICE_MIN: Duration = Duration::from_millis(5);
+const SLICE_MAX: Duration = Duration::from_millis(500);
 
 /// What a boot leaves open: the sessions that the loops take over.
 pub(crate) struct Booted {
@@ -46,7 +51,8 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     let timeout = shared.settings.acquire_timeout;
     acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
     let since = clock::now();
-    let control = opener.open(Role::Control).await.map_err(in_boot)?;
+    let limit = shared.settings.statement_timeout;
+    let control = beside(&liveness, limit, opener.open(Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
     pods::listen(&control).await.map_err(in_boot)?;
@@ -76,8 +82,15 @@ pub(crate) async fn register(
         control: local.control.get(),
         given_up,
     };
-    let sent = clock::now();
-    let replaced = pods::register(liveness, &registration).await?;
+    let mut tries = 0;
+    let (sent, replaced) = loop {
+        let sent = clock::now();
+        match pods::register(liveness, &registration).await {
+            // Many register at once, or somebody froze in the middle: the log is handed on one by one.
+            Err(e) if e.sqlstate() == Some(LOCK_NOT_AVAILABLE) && tries < REGISTER_TRIES => tries += 1,
+            done => break (sent, done?),
+        }
+    };
     shared.note_answered(sent);
     shared.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
@@ -85,8 +98,22 @@ pub(crate) async fn register(
         target: "podlock", event = "started", pod = %shared.pod_id, incarnation = %incarnation,
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
+    if shared.is_draining() {
+        pods::mark_draining_here(liveness, incarnation).await?;
+    }
     shared.recover_now.notify_one();
     Ok(())
+}
+
+/// Awaits `work` while keeping `session` from idling past its lease.
+async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(limit / 2, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => _ = pods::ping(session, limit).await?,
+        }
+    }
 }
 
 /// Waits for a session lock behind a predecessor that is still dying. `beside` is kept from idling meanwhile.
@@ -115,7 +142,8 @@ pub(crate) async fn acquire(
 
 /// One slice of a wait: under `deadlock_timeout`, so that neither its check nor `log_lock_waits` sees it.
 pub(crate) fn lock_slice(session: &Session) -> Duration {
-    session.facts().deadlock_timeout.mul_f64(0.9).clamp(Duration::from_millis(50), Duration::from_millis(500))
+    let below_the_deadlock_check = session.facts().deadlock_timeout.mul_f64(0.9);
+    below_the_deadlock_check.min(session.limit().mul_f64(0.5)).clamp(SLICE_MIN, SLICE_MAX)
 }
 
 async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -> Error {

@@ -3,9 +3,9 @@
 use super::local::{Held, Local};
 use crate::error::Result;
 use crate::id::Incarnation;
-use crate::postgres::pods::{self, PeerRow};
+use crate::postgres::pods::{self, Event, Look, PeerRow};
 use crate::postgres::session::Session;
-use crate::protocol::verdict::{Decision, Evidence, HoldReason, Verdict};
+use crate::protocol::verdict::{Decision, Evidence, Verdict};
 
 /// What brought the pass about; kept with the burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
     let me = &local.shared.pod_id;
     let txn = session.begin("burying").await?;
     let look = pods::look_in_txn(&txn, held.incarnation).await?;
-    let decision = local.decide(&look);
+    let decision = decide(local, &look);
     let dead = rows_of(&decision, &look.peers);
     if dead.is_empty() {
         return txn.rollback("burying").await;
@@ -45,11 +45,13 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
             buried.push((peer, evidence, reason));
         }
     }
+    let mut events = Vec::with_capacity(buried.len());
     for (peer, evidence, reason) in &buried {
         let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": evidence });
-        pods::append(&txn, "buried", &peer.look.pod_id, peer.look.incarnation, me, &detail).await?;
+        let (pod, incarnation) = (&peer.look.pod_id, peer.look.incarnation);
+        events.push(Event { kind: "buried", pod, incarnation, by: me, detail });
     }
-    txn.commit("burying").await?;
+    pods::commit_with_events(txn, "burying", &events).await?;
     for (peer, evidence, reason) in &buried {
         local.note_burial(peer.look.incarnation);
         tracing::info!(
@@ -68,34 +70,38 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
 /// For a pod that may not bury yet: takes the look into its memory, and tells the settled ones what it saw.
 pub(crate) async fn tell(local: &Local, session: &Session, held: &Held) -> Result<()> {
     let look = pods::look(session, held.incarnation).await?;
-    let decision = local.decide(&look);
+    let decision = decide(local, &look);
     tell_of(local, session, &decision).await
 }
 
 /// Tells the settled pods of deaths that this one may not act on, once for each.
 pub(crate) async fn tell_of(local: &Local, session: &Session, decision: &Decision) -> Result<()> {
-    let news = decision.dead().filter(|(incarnation, _)| local.is_news(*incarnation)).count();
-    if news > 0 {
-        tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = news, "not settled yet: told the others of a loss");
+    let news: Vec<Incarnation> = decision.dead().map(|(i, _)| i).filter(|i| !local.is_told(*i)).collect();
+    if !news.is_empty() {
         pods::ask_for_a_look(session).await?;
+        tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = news.len(), "not settled yet: told the others of a loss");
+        local.note_told(news);
     }
     Ok(())
 }
 
-/// Reports holds that began with this look.
-pub(crate) fn report_holds(local: &Local, decision: &Decision, peers: &[PeerRow], before: &[Incarnation]) {
+/// Decides on a look, remembers it, and reports the holds that begin with it.
+pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
+    let before = local.in_sight();
+    let decision = local.decide(look);
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Hold(reason, _) = verdict else { continue };
-        if before.contains(incarnation) || *reason == HoldReason::Unconfirmed {
+        if before.contains(incarnation) {
             continue;
         }
-        if let Some(peer) = peers.iter().find(|p| p.look.incarnation == *incarnation) {
+        if let Some(peer) = look.peers.iter().find(|p| p.look.incarnation == *incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
                 by = %local.shared.pod_id, reason = ?reason, "a peer's lock is free; waiting before it counts as dead"
             );
         }
     }
+    decision
 }
 
 fn rows_of<'a>(decision: &Decision, peers: &'a [PeerRow]) -> Vec<(&'a PeerRow, Evidence)> {

@@ -58,7 +58,11 @@ pub(crate) fn spawn(
             let _ending = Ending(Arc::clone(&for_thread));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(live(&for_thread, opener, identity, migrates, booted)),
+                Ok(runtime) => {
+                    runtime.block_on(live(&for_thread, opener, identity, migrates, booted));
+                    // A name that is being resolved must not hold up the end.
+                    runtime.shutdown_background();
+                }
                 Err(e) => {
                     let error = Error::new(ErrorKind::Unsupported, format!("the keeper's runtime: {e}")).caused_by(e);
                     // Nobody waiting means that nobody wants the pod any more.
@@ -78,6 +82,9 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.0.set_stopped();
         self.0.root.cancel();
+        // After a clean stop there are none left; after a panic here, nobody holds the lock for them any more.
+        self.0.stop_all_runs(StopReason::SelfFenced);
+        self.0.registry.abort_all();
         self.0.ended.cancel();
     }
 }
@@ -123,16 +130,14 @@ struct Keeper<'a> {
     shared: &'a Shared,
     identity: Identity,
     deadline: Cell<Deadline>,
-    /// The incarnation that gave itself up; whatever happens later, it is over.
-    given_up: Cell<Option<Incarnation>>,
     former: std::cell::RefCell<Vec<Backend>>,
 }
 
 impl<'a> Keeper<'a> {
     fn new(local: &'a Local, identity: Identity) -> Self {
         let shared = &*local.shared;
-        let deadline = Deadline::new(clock::now(), shared.settings.self_fence);
-        Self { local, shared, identity, deadline: Cell::new(deadline), given_up: Cell::new(None), former: Vec::new().into() }
+        let deadline = Deadline::new(shared.answered(), shared.settings.self_fence);
+        Self { local, shared, identity, deadline: Cell::new(deadline), former: Vec::new().into() }
     }
 
     /// Holds, loses and regains the lock until the pod stops.
@@ -158,6 +163,10 @@ impl<'a> Keeper<'a> {
                 }
                 End::Lost(cause) => (cause, false),
                 End::RuntimeBlocked => {
+                    // Both locks are free the moment the sessions end, so the runs are told first.
+                    if self.shared.settings.on_detach == OnDetach::Cancel {
+                        self.give_up(StopReason::SelfFenced);
+                    }
                     (format!("the application's runtime ran no task for {:?}", self.shared.settings.stall_after), true)
                 }
             };
@@ -216,7 +225,9 @@ impl<'a> Keeper<'a> {
     }
 
     async fn ping(&self, session: &Session, check: bool) -> Result<()> {
-        let limit = self.shared.settings.ping_timeout;
+        // Never past the deadline: a reply that comes later is of no use.
+        let left = self.deadline.get().at().saturating_sub(clock::now());
+        let limit = self.shared.settings.ping_timeout.min(left);
         let (pid, holds) = if check {
             pods::ping_and_check(session, self.local.keys.lock, limit).await?
         } else {
@@ -325,13 +336,13 @@ impl<'a> Keeper<'a> {
             .await?;
         let held_since = clock::now();
         let incarnation = self.shared.incarnation();
-        if self.given_up.get() != Some(incarnation) {
+        if !self.shared.has_given_up(incarnation) {
             let sent = clock::now();
             let away = sent.saturating_sub(since);
             let returned = pods::come_back(&mut session, &self.shared.pod_id, incarnation, cause, away).await?;
             match returned {
                 // The deadline may have passed while the reply was under way: then it is over all the same.
-                Some(number) if self.given_up.get() != Some(incarnation) => {
+                Some(number) if !self.shared.has_given_up(incarnation) => {
                     self.answered(sent);
                     self.attach_again(&session, incarnation, held_since, number, away);
                     return Ok(session);
@@ -341,7 +352,7 @@ impl<'a> Keeper<'a> {
             }
         }
         let sent = clock::now();
-        boot::register(self.local, &mut session, &self.identity, self.given_up.get(), held_since).await?;
+        boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), held_since).await?;
         self.answered(sent);
         Ok(session)
     }
@@ -361,7 +372,7 @@ impl<'a> Keeper<'a> {
     /// Tells every run to stop, and gives the present incarnation up for good. Aborts what does not stop in time.
     fn give_up(&self, reason: StopReason) {
         let incarnation = self.shared.incarnation();
-        if self.given_up.replace(Some(incarnation)) == Some(incarnation) {
+        if !self.shared.set_given_up(incarnation) {
             return;
         }
         let runs = self.shared.stop_all_runs(reason);

@@ -1,16 +1,17 @@
 //! What the three sessions of a pod share on the keeper's thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::clock;
 use super::shared::Shared;
 use crate::id::{Incarnation, LockKey};
-use crate::postgres::pods::{Keys, Look, Proof};
+use crate::postgres::pods::{Keys, Look, PeerRow, Proof};
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::ring::{self, Place};
@@ -18,6 +19,11 @@ use crate::protocol::verdict::{Decision, Observer, PeerLook, Timing};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
+
+/// How many burials of its own a pod remembers: far more than can overlap with one look.
+const REMEMBERED_BURIALS: usize = 1024;
+/// A held peer is probed no more often.
+const SHORTEST_PROBE: Duration = Duration::from_millis(10);
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +49,10 @@ pub(crate) struct Local {
     roster: RefCell<Vec<Place>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
+    /// Those that this pod buried: a look that began before may still show them.
+    buried: RefCell<VecDeque<Incarnation>>,
+    next_look: Cell<Option<Moment>>,
+    recover_at: Cell<Option<Instant>>,
     /// A peer that another's watch saw free, and until when this pod looks often because of it.
     reported: Cell<Option<(LockKey, Moment)>>,
 }
@@ -68,6 +78,9 @@ impl Local {
             roster: RefCell::default(),
             roster_version: Cell::new(0),
             told: RefCell::default(),
+            buried: RefCell::default(),
+            next_look: Cell::new(None),
+            recover_at: Cell::new(None),
             reported: Cell::new(None),
             shared,
         }
@@ -88,15 +101,18 @@ impl Local {
 
     /// Decides on a look and remembers it.
     pub(crate) fn decide(&self, look: &Look) -> Decision {
-        let peers: Vec<PeerLook> = look.peers.iter().map(|p| p.look.clone()).collect();
+        let buried = self.buried.borrow();
+        let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.contains(&p.look.incarnation)).collect();
+        let peers: Vec<PeerLook> = shown.iter().map(|p| p.look.clone()).collect();
         let decision = self.observer.borrow().decide(&self.timing, clock::now(), &peers);
         let before = self.observer.replace(decision.observer.clone());
-        let place = |p: &crate::postgres::pods::PeerRow| Place {
+        self.next_look.set(decision.next_look());
+        let place = |p: &&PeerRow| Place {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
             witness_key: p.keys.witness,
         };
-        let roster: Vec<_> = look.peers.iter().map(place).collect();
+        let roster: Vec<_> = shown.iter().map(place).collect();
         self.roster_version.set(look.version);
         self.told.borrow_mut().retain(|i| peers.iter().any(|p| p.incarnation == *i));
         let same_sight = before.in_sight() == decision.observer.in_sight();
@@ -109,19 +125,31 @@ impl Local {
     pub(crate) fn note_burial(&self, incarnation: Incarnation) {
         self.observer.borrow_mut().note_burial(clock::now(), incarnation);
         self.roster.borrow_mut().retain(|p| p.incarnation != incarnation);
+        let mut buried = self.buried.borrow_mut();
+        buried.push_back(incarnation);
+        if buried.len() > REMEMBERED_BURIALS {
+            buried.pop_front();
+        }
     }
 
-    /// Whether the others have not been told of this one yet; from now on they count as told.
-    pub(crate) fn is_news(&self, incarnation: Incarnation) -> bool {
-        self.told.borrow_mut().insert(incarnation)
+    /// Whether the others have been told of this one.
+    pub(crate) fn is_told(&self, incarnation: Incarnation) -> bool {
+        self.told.borrow().contains(&incarnation)
+    }
+
+    pub(crate) fn note_told(&self, incarnations: Vec<Incarnation>) {
+        self.told.borrow_mut().extend(incarnations);
+    }
+
+    /// In how long a held peer is due to be looked at again; `None` if nobody is held.
+    pub(crate) fn hold_delay(&self) -> Option<Duration> {
+        let probe = self.shared.settings.hold_probe_interval;
+        let until = |next: Moment| next.saturating_sub(clock::now()).clamp(SHORTEST_PROBE, probe);
+        self.next_look.get().map(until)
     }
 
     pub(crate) fn in_sight(&self) -> Vec<Incarnation> {
         self.observer.borrow().in_sight().into_iter().collect()
-    }
-
-    pub(crate) fn anyone_in_sight(&self) -> bool {
-        !self.observer.borrow().in_sight().is_empty()
     }
 
     /// Another's watch was granted this key: it will bury, or freeze.
@@ -134,6 +162,15 @@ impl Local {
         self.reported.get().is_some_and(|(key, until)| {
             clock::now() < until && self.roster.borrow().iter().any(|p| p.lock_key == key)
         })
+    }
+
+    /// When a recovery pass is due that nothing else brings about; far away if none is.
+    pub(crate) fn recover_at(&self) -> Instant {
+        self.recover_at.get().unwrap_or_else(|| Instant::now() + self.shared.settings.lease)
+    }
+
+    pub(crate) fn recover_by(&self, at: Option<Instant>) {
+        self.recover_at.set(at);
     }
 
     pub(crate) fn successor(&self) -> Option<Place> {

@@ -303,7 +303,7 @@ struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        if !self.0.root.is_cancelled() {
+        if !self.0.root.is_cancelled() && !self.0.is_stuck() {
             self.0.stop_all_runs(StopReason::SelfFenced);
             self.0.registry.abort_all();
             self.0.root.cancel();

@@ -1,7 +1,7 @@
 //! What the parts of a pod share: the application's side and the keeper's thread.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,10 @@ pub(crate) struct Shared {
     finished: AtomicUsize,
     yielded: AtomicUsize,
     standing: watch::Sender<Standing>,
+    /// The incarnation that gave itself up (L7); whatever happens later, it is over.
+    given_up: Mutex<Option<Incarnation>>,
+    /// A stop that could not join its runs: the lock stays until the process ends.
+    stuck: AtomicBool,
     failure: OnceLock<String>,
     keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -96,6 +100,8 @@ impl Shared {
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
             standing: watch::channel(standing).0,
+            given_up: Mutex::new(None),
+            stuck: AtomicBool::new(false),
             failure: OnceLock::new(),
             keeper: Mutex::new(None),
         })
@@ -173,10 +179,43 @@ impl Shared {
         self.answered.fetch_max(nanos(sent), Ordering::AcqRel);
     }
 
+    /// When the last answered ping was sent.
+    pub(crate) fn answered(&self) -> Moment {
+        Duration::from_nanos(self.answered.load(Ordering::Acquire))
+    }
+
+    /// Gives `incarnation` up for good. True if this call did it. What begins under it later is told to stop as well.
+    pub(crate) fn set_given_up(&self, incarnation: Incarnation) -> bool {
+        self.given_up_slot().replace(incarnation) != Some(incarnation)
+    }
+
+    pub(crate) fn has_given_up(&self, incarnation: Incarnation) -> bool {
+        self.given_up() == Some(incarnation)
+    }
+
+    pub(crate) fn given_up(&self) -> Option<Incarnation> {
+        *self.given_up_slot()
+    }
+
+    fn given_up_slot(&self) -> MutexGuard<'_, Option<Incarnation>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.standing.borrow().draining
+    }
+
+    pub(crate) fn set_stuck(&self) {
+        self.stuck.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Acquire)
+    }
+
     /// L7, for each write: whether the pod has been silent for so long that its runs count as lost.
     pub(crate) fn is_past_deadline(&self) -> bool {
-        let answered = Duration::from_nanos(self.answered.load(Ordering::Acquire));
-        self.settings.on_detach == OnDetach::Cancel && clock::now() >= answered + self.settings.self_fence
+        self.settings.on_detach == OnDetach::Cancel && clock::now() >= self.answered() + self.settings.self_fence
     }
 
     /// Tells every run to stop.

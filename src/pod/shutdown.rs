@@ -11,6 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::pods;
 use crate::runs::StopReason;
 
+/// A stop without any grace still tries for so long to say that it was a clean one.
+const MARK_AT_LEAST: Duration = Duration::from_millis(500);
+
 /// How the runs of a stopped pod ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -26,13 +29,17 @@ pub struct ShutdownReport {
 pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result<ShutdownReport> {
     let until = Instant::now() + deadline;
     let (finished, yielded) = shared.endings();
-    drain(shared).await;
+    shared.set_draining();
     shared.stop_all_runs(StopReason::Draining);
-    wait_for_runs(shared, until).await;
+    let mark_until = until.max(Instant::now() + MARK_AT_LEAST);
+    tokio::join!(tokio::time::timeout_at(mark_until, mark(shared)), wait_for_runs(shared, until)).0.unwrap_or_else(|_| {
+        tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, "the row could not be marked as draining in time");
+    });
     let aborted = shared.registry.abort_all();
     wait_for_runs(shared, Instant::now() + shared.settings.lease).await;
     let stuck = shared.registry.run_ids();
     if !stuck.is_empty() {
+        shared.set_stuck();
         let names: Vec<String> = stuck.iter().map(ToString::to_string).collect();
         return Err(Error::new(
             ErrorKind::Stuck,
@@ -51,10 +58,9 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
     Ok(report)
 }
 
-/// Takes no more work and says so in the row. That the row cannot be marked does not stop the stop: the death is then
-/// recorded as a loss.
-async fn drain(shared: &Shared) {
-    shared.set_draining();
+/// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
+/// loss.
+async fn mark(shared: &Shared) {
     match pods::mark_draining(&shared.db, shared.incarnation()).await {
         Ok(_) => {}
         Err(e) => tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %e, "the row could not be marked as draining"),
@@ -66,7 +72,10 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
     tokio::select! {
         biased;
         () = shared.root.cancelled() => {}
-        () = shared.drain_requested.cancelled() => drain(&shared).await,
+        () = shared.drain_requested.cancelled() => {
+            shared.set_draining();
+            mark(&shared).await;
+        }
     }
 }
 

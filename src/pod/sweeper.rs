@@ -15,7 +15,6 @@ use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::pods::{self, Look};
 use crate::postgres::session::{Role, Session};
-use crate::protocol::verdict::Decision;
 use crate::runs::StopReason;
 
 /// Notices that come in a burst (fifty pods boot at once) lead to one look.
@@ -106,7 +105,12 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             () = local.shared.look_now.notified() => next_look = Instant::now(),
             _ = held.changed() => {}
             () = tokio::time::sleep_until(next_look) => {}
-            () = tokio::time::sleep_until(next_beat) => {}
+            () = tokio::time::sleep_until(next_beat), if local.held().is_some() => {}
+            () = tokio::time::sleep_until(local.recover_at()) => {
+                local.recover_by(None);
+                local.shared.recover_now.notify_one();
+                continue;
+            }
         }
         let now = Instant::now();
         let standing = *held.borrow_and_update();
@@ -156,22 +160,21 @@ pub(crate) fn refused(error: &crate::Error) -> bool {
 }
 
 fn sweep_delay(local: &Local) -> Duration {
-    if local.anyone_in_sight() || local.is_report_open() {
-        local.shared.settings.hold_probe_interval
-    } else {
-        local.shared.settings.jittered_sweep(fastrand::f64())
+    let settings = &local.shared.settings;
+    match local.hold_delay() {
+        Some(delay) => delay,
+        None if local.is_report_open() => settings.hold_probe_interval,
+        None => settings.jittered_sweep(fastrand::f64()),
     }
 }
 
 /// One sweep: look → decide → bury or tell → report.
 async fn sweep(local: &Local, session: &mut Session, held: &Held) -> Result<()> {
-    let before: Vec<Incarnation> = local.in_sight();
     let look = pods::look(session, held.incarnation).await?;
     if !check_own_row(local, held, &look) {
         return Ok(());
     }
-    let decision: Decision = local.decide(&look);
-    funeral::report_holds(local, &decision, &look.peers, &before);
+    let decision = funeral::decide(local, &look);
     if decision.dead().next().is_none() {
         return Ok(());
     }
@@ -224,6 +227,10 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             Some(Duration::ZERO)
         }
         (Some("joined" | "draining"), _) => {
+            // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
+            if notice.reason.is_some() && !is_ours {
+                local.recover_by(Some(Instant::now() + shared.settings.hold_probe_interval));
+            }
             publish(local, notice);
             Some(GATHER)
         }

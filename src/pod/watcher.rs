@@ -112,6 +112,10 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
         };
         match acted {
             Ok(()) => {
+                // Whom this look left in sight, the sweep goes on looking at.
+                if local.hold_delay().is_some() {
+                    local.shared.look_now.notify_one();
+                }
                 // Its lock was free, and it is neither buried nor in sight: another holds it for a moment.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
                     tokio::time::sleep(Duration::from_millis(2)).await;

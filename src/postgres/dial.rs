@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -50,6 +51,8 @@ pub(crate) struct Dialled {
 pub(crate) struct Dialer {
     config: Arc<tokio_postgres::Config>,
     targets: Arc<[Target]>,
+    /// The target that was good last: tried first, so that a silent host costs its time once.
+    good: Arc<AtomicUsize>,
     timeout: Duration,
     lease: Duration,
 }
@@ -58,7 +61,8 @@ impl Dialer {
     pub(crate) fn new(config: &Config, settings: &Settings) -> Result<Self> {
         let parsed = url::parse(config.database_url())?;
         let targets = targets(&parsed)?.into();
-        Ok(Self { config: Arc::new(parsed), targets, timeout: settings.connect_timeout, lease: settings.lease })
+        let good = Arc::default();
+        Ok(Self { config: Arc::new(parsed), targets, good, timeout: settings.connect_timeout, lease: settings.lease })
     }
 
     /// The parsed connection string, for the pool.
@@ -71,8 +75,15 @@ impl Dialer {
         url::describe(&self.config)
     }
 
-    pub(crate) fn targets(&self) -> &[Target] {
-        &self.targets
+    /// The targets in the order in which to try them, with their indices.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = (usize, &Target)> {
+        let (count, first) = (self.targets.len(), self.good.load(Ordering::Relaxed));
+        let order = move |i: usize| (first + i) % count.max(1);
+        (0..count).filter_map(move |i| self.targets.get(order(i)).map(|target| (order(i), target)))
+    }
+
+    pub(crate) fn note_good(&self, index: usize) {
+        self.good.store(index, Ordering::Relaxed);
     }
 
     /// Connects to one target and does the handshake, all within the connect time-out.
@@ -111,8 +122,11 @@ impl Dialer {
                     None => tokio::net::lookup_host((host.as_str(), *port)).await.map_err(unreachable)?.collect(),
                 };
                 let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+                // Each address has its share of the time: one that does not answer must not use it up.
+                let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
                 for address in addresses {
-                    match TcpStream::connect(address).await {
+                    let connecting = tokio::time::timeout(share, TcpStream::connect(address));
+                    match connecting.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                         Ok(stream) => {
                             self.tune(&stream).map_err(unreachable)?;
                             let port = stream.local_addr().map_err(unreachable)?.port();

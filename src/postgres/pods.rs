@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -201,8 +202,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
             .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
     txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
-    append(&txn, "joined", &new.pod_id, new.incarnation, &new.pod_id, &detail).await?;
-    txn.commit("registering").await?;
+    let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
+    commit_with_events(txn, "registering", &[joined]).await?;
     Ok(former.map(|(replaced, _)| replaced.into()))
 }
 
@@ -241,10 +242,12 @@ pub(crate) async fn come_back(
         return Ok(None);
     };
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
-    append(&txn, "detached", pod, incarnation, pod, &json!({ "cause": cause })).await?;
-    let detail = json!({ "session": session_number, "away_ms": away_ms });
-    append(&txn, "returned", pod, incarnation, pod, &detail).await?;
-    txn.commit(step).await?;
+    let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
+    let events = [
+        event("detached", json!({ "cause": cause })),
+        event("returned", json!({ "session": session_number, "away_ms": away_ms })),
+    ];
+    commit_with_events(txn, step, &events).await?;
     Ok(Some(session_number))
 }
 
@@ -375,24 +378,22 @@ pub(crate) async fn bury_in_txn(
     Ok(txn.query("burying", SQL, &params).await?.first().map(|row| row.get(0)))
 }
 
-/// Appends to the event log and tells every pod: the last statement of its transaction.
-pub(crate) async fn append(
-    txn: &Txn<'_>,
-    kind: &str,
-    pod: &PodId,
-    incarnation: Incarnation,
-    by: &PodId,
-    detail: &Value,
-) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_append_event($1, $2, $3, $4, $5)";
-    let params: [Param<'_>; 5] = [
-        (&kind, Type::TEXT),
-        (&pod.as_str(), Type::TEXT),
-        (&incarnation.as_uuid(), Type::UUID),
-        (&by.as_str(), Type::TEXT),
-        (detail, Type::JSONB),
-    ];
-    txn.query("appending to the event log", SQL, &params).await.map(drop)
+/// An entry for the event log.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Event<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) pod: &'a PodId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) by: &'a PodId,
+    pub(crate) detail: Value,
+}
+
+/// Commits, appending to the event log in order and telling every pod. Appends are serialised until commit, so both go
+/// to the server together: no frozen pod holds the log.
+pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event<'_>]) -> Result<()> {
+    const SQL: &str = "SELECT @.studio_append_event(t.e->>'kind', t.e->>'pod', (t.e->>'incarnation')::pg_catalog.uuid, \
+         t.e->>'by', t.e->'detail') FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS t(e, n)";
+    txn.commit_with(step, SQL, &[(&json!(events), Type::JSONB)]).await
 }
 
 /// Asks every pod to look at the roster now.
@@ -408,14 +409,20 @@ pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
-/// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.
-pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {
-    const SQL: &str = "WITH marked AS ( \
+const MARK_DRAINING: &str = "WITH marked AS ( \
            UPDATE @.studio_pods SET state = 'draining' WHERE incarnation = $1 AND state = 'active' \
            RETURNING pod_id, incarnation, drain_requested \
          ) SELECT @.studio_append_event('draining', pod_id, incarnation, pod_id, \
              pg_catalog.jsonb_build_object('requested_by', drain_requested)) FROM marked";
-    Ok(!db.query("marking the pod as draining", SQL, &[&incarnation.as_uuid()]).await?.is_empty())
+
+/// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.
+pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {
+    Ok(!db.query("marking the pod as draining", MARK_DRAINING, &[&incarnation.as_uuid()]).await?.is_empty())
+}
+
+/// [`mark_draining`] on a session: for a pod that registers anew while it drains.
+pub(crate) async fn mark_draining_here(session: &Session, incarnation: Incarnation) -> Result<()> {
+    session.query("marking the pod as draining", MARK_DRAINING, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
 fn millis(duration: Duration) -> i32 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio_postgres::Row;
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
 
 use super::dial::Dialer;
@@ -20,6 +21,8 @@ pub(crate) struct Database {
     pool: Pool,
     schema: Schema,
     limit: Duration,
+    /// How long a connection may take to come: waiting for a place, connecting, setting it up.
+    get_limit: Duration,
     place: String,
 }
 
@@ -28,6 +31,8 @@ impl Database {
     pub(crate) fn new(dialer: &Dialer, settings: &Settings, schema: Schema, application: &str) -> Result<Self> {
         let mut config = dialer.config().clone();
         config.application_name(application).connect_timeout(settings.connect_timeout).tcp_user_timeout(settings.lease);
+        // As the dedicated sessions: of several hosts, the primary.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.keepalives(true).keepalives_idle(Duration::from_secs((settings.lease.as_secs() / 2).max(1)));
         let manager =
             Manager::from_config(config, tls::connector(), ManagerConfig { recycling_method: RecyclingMethod::Fast });
@@ -36,6 +41,7 @@ impl Database {
             let sets = sets.clone();
             Box::pin(async move { client.batch_execute(&sets).await.map_err(HookError::Backend) })
         });
+        let get_limit = settings.statement_timeout + settings.connect_timeout * 2;
         let pool = Pool::builder(manager)
             .max_size(settings.pool_size)
             .runtime(Runtime::Tokio1)
@@ -45,7 +51,7 @@ impl Database {
             .post_create(set_up)
             .build()
             .map_err(|e| Error::new(ErrorKind::Config, format!("making the connection pool: {e}")).caused_by(e))?;
-        Ok(Self { pool, schema, limit: settings.statement_timeout, place: dialer.describe() })
+        Ok(Self { pool, schema, limit: settings.statement_timeout, get_limit, place: dialer.describe() })
     }
 
     pub(crate) fn schema(&self) -> &Schema {
@@ -70,7 +76,7 @@ impl Database {
         // A statement that the server refused leaves the connection idle; anything else leaves it unknown.
         let idle = match &rows {
             Ok(_) => true,
-            Err(e) => e.sqlstate().is_some(),
+            Err(e) => e.sqlstate().is_some() && e.kind() != ErrorKind::Standby,
         };
         if idle {
             client.give_back();
@@ -94,7 +100,10 @@ impl Database {
     }
 
     async fn get(&self, step: &str) -> Result<Leased> {
-        match self.pool.get().await {
+        let Ok(got) = tokio::time::timeout(self.get_limit, self.pool.get()).await else {
+            return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
+        };
+        match got {
             Ok(client) => Ok(Leased { client: Some(client) }),
             Err(PoolError::Backend(e)) if e.as_db_error().is_none() => {
                 Err(Error::new(ErrorKind::Unreachable, format!("{step}: {} cannot be reached: {}", self.place, errors::chain(&e)))

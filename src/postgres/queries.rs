@@ -193,5 +193,7 @@ pub(crate) async fn drop_schema(db: &Database) -> Result<()> {
 /// Asks for the schema's notifications on a dedicated session. It holds no lock, so no lease need end it.
 pub(crate) async fn listen(session: &Session) -> Result<()> {
     let channel = quote_identifier(&session.schema().channel());
-    session.execute_batch("listening for notifications", &format!("SET idle_session_timeout = 0; LISTEN {channel}")).await
+    session
+        .execute_batch("listening for notifications", &format!("SET idle_session_timeout = 0; LISTEN {channel}"))
+        .await
 }

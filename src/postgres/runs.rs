@@ -193,11 +193,13 @@ pub(crate) async fn insert_in_txn(
     })
 }
 
-/// What a recovery pass looks at: every running run of ours, and at most `limit` orphans of the kinds that we handle.
+/// What a recovery pass looks at: every running run of ours, and at most `limit` orphans of the kinds that we handle,
+/// leaving out those in `passed_over`.
 pub(crate) async fn candidates(
     db: &Database,
     own: Incarnation,
     kinds: &[String],
+    passed_over: &[RunId],
     limit: usize,
 ) -> Result<Vec<Candidate>> {
     const SQL: &str = "(SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
@@ -206,10 +208,12 @@ pub(crate) async fn candidates(
          (SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
              LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
            WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
-             AND r.owner_incarnation IS DISTINCT FROM $1 \
+             AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
            ORDER BY r.created_at, r.run_id LIMIT $3)";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = db.query("looking for orphans", SQL, &[&own.as_uuid(), &kinds, &limit]).await?;
+    let passed_over: Vec<_> = passed_over.iter().map(RunId::as_uuid).collect();
+    let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &kinds, &limit, &passed_over];
+    let rows = db.query("looking for orphans", SQL, &params).await?;
     let read = |row: &Row| {
         let owner = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
         Candidate {

@@ -7,10 +7,11 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Row, Transaction};
+use tokio_postgres::{AsyncMessage, Client, Row};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::dial::{Connection, Dialled, Dialer, Target};
@@ -109,9 +110,12 @@ impl Opener {
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(&self, role: Role) -> Result<Session> {
         let mut worst: Option<Error> = None;
-        for target in self.dialer.targets() {
+        for (index, target) in self.dialer.targets() {
             match self.open_at(target, role).await {
-                Ok(session) => return Ok(session),
+                Ok(session) => {
+                    self.dialer.note_good(index);
+                    return Ok(session);
+                }
                 // A standby among several hosts says more than a host that is down.
                 Err(e) if worst.is_none() || e.kind() == ErrorKind::Standby => worst = Some(e),
                 Err(_) => {}
@@ -186,6 +190,11 @@ impl Session {
         self.facts
     }
 
+    /// How long a statement may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     pub(crate) fn schema(&self) -> &Schema {
         &self.schema
     }
@@ -247,9 +256,10 @@ impl Session {
     /// Begins a transaction, which is rolled back when the value is dropped.
     pub(crate) async fn begin(&mut self, step: &str) -> Result<Txn<'_>> {
         let step = self.step_name(step);
-        let limit = self.limit;
-        let txn = within(&step, limit, self.client.transaction()).await?;
-        Ok(Txn { txn, schema: &self.schema, role: self.role, limit })
+        // Made first: a begin whose reply was lost is rolled back as well.
+        let txn = Txn { client: &self.client, schema: &self.schema, role: self.role, limit: self.limit, open: true };
+        within(&step, self.limit, self.client.batch_execute("BEGIN")).await?;
+        Ok(txn)
     }
 
     /// The client itself, for refinery.
@@ -276,32 +286,50 @@ impl Session {
     }
 }
 
-/// A transaction of a session.
+/// A transaction of a session. Dropped, it is rolled back before the session's next statement.
 pub(crate) struct Txn<'a> {
-    txn: Transaction<'a>,
+    client: &'a Client,
     schema: &'a Schema,
     role: Role,
     limit: Duration,
+    open: bool,
+}
+
+impl Drop for Txn<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // The first poll sends it; nobody needs the answer.
+            let _ = self.client.batch_execute("ROLLBACK").now_or_never();
+        }
+    }
 }
 
 impl Txn<'_> {
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         let sql = self.schema.sql(template);
-        within(&self.step_name(step), self.limit, self.txn.query_typed(&sql, params)).await
+        within(&self.step_name(step), self.limit, self.client.query_typed(&sql, params)).await
     }
 
     pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
         one(step, self.query(step, template, params).await?)
     }
 
-    pub(crate) async fn commit(self, step: &str) -> Result<()> {
+    /// Sends a last statement together with the COMMIT, so that what it locks is never held over a round trip. Where
+    /// the statement fails, the server rolls back instead.
+    pub(crate) async fn commit_with(mut self, step: &str, template: &str, params: &[Param<'_>]) -> Result<()> {
+        let sql = self.schema.sql(template);
         let step = self.step_name(step);
-        within(&step, self.limit, self.txn.commit()).await
+        let (client, limit) = (self.client, self.limit);
+        self.open = false;
+        // Polled in this order, so sent in this order.
+        let both = async { tokio::try_join!(biased; client.query_typed(&sql, params), client.batch_execute("COMMIT")) };
+        within(&step, limit, both).await.map(drop)
     }
 
-    pub(crate) async fn rollback(self, step: &str) -> Result<()> {
+    pub(crate) async fn rollback(mut self, step: &str) -> Result<()> {
         let step = self.step_name(step);
-        within(&step, self.limit, self.txn.rollback()).await
+        self.open = false;
+        within(&step, self.limit, self.client.batch_execute("ROLLBACK")).await
     }
 
     fn step_name(&self, step: &str) -> String {
@@ -356,8 +384,6 @@ fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
     let keepalives = settings.keepalives();
     let ms = |d: Duration| d.as_millis();
     let idle_in_transaction = if role == Role::Migrate { settings.statement_timeout * 4 } else { IDLE_IN_TRANSACTION };
-    // Longer than another's frozen transaction can hold the event log (see studio_append_event).
-    let lock_timeout = (IDLE_IN_TRANSACTION * 3 / 2).min(settings.statement_timeout);
     let mut sets = vec![
         ("search_path", "pg_catalog, pg_temp".to_owned()),
         ("default_transaction_isolation", "'read committed'".to_owned()),
@@ -370,7 +396,7 @@ fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
         ("tcp_keepalives_count", keepalives.count.to_string()),
         ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
         ("statement_timeout", ms(settings.statement_timeout).to_string()),
-        ("lock_timeout", ms(lock_timeout).to_string()),
+        ("lock_timeout", ms(settings.statement_timeout).to_string()),
     ];
     if version >= 17 {
         sets.push(("transaction_timeout", "0".to_owned()));

@@ -28,6 +28,8 @@ pub struct Plan {
     pub claim: Vec<Candidate>,
     /// Own rows that no task of this process runs: taken up by a claim from itself, under a new fence.
     pub adopt: Vec<Candidate>,
+    /// Own rows for which there is no room: given back, so that another may take them.
+    pub release: Vec<Candidate>,
     /// Runs in memory whose row no longer names this incarnation and that fence: read back, then stopped.
     pub check: Vec<RunId>,
     /// Own rows seen for the first time without a task; adopted if the next pass sees them again.
@@ -71,7 +73,11 @@ pub fn plan(own: Incarnation, memory: &Memory, rows: &[Candidate]) -> Plan {
             // This process works on it under another fence, or is about to: first that has to end.
         } else if row.owner == Some(own) {
             if row.unbegun || memory.seen_unclaimed.contains(&row.run_id) {
-                take(&mut plan.adopt, row, &mut plan.short_of_room);
+                let mut full = false;
+                take(&mut plan.adopt, row, &mut full);
+                if full {
+                    plan.release.push(*row);
+                }
             } else {
                 plan.unclaimed.insert(row.run_id);
             }
@@ -120,6 +126,14 @@ mod tests {
         let second = plan(own, &memory, &[lost_reply]);
         assert_eq!(ids(&second.adopt), [lost_reply.run_id]);
         assert!(second.unclaimed.is_empty());
+    }
+
+    #[test]
+    fn an_own_row_for_which_there_is_no_room_is_given_back() {
+        let own = Incarnation::generate();
+        let started = Candidate { unbegun: true, ..row(Some(own), 7) };
+        let plan = plan(own, &Memory::default(), &[started]);
+        assert_eq!((ids(&plan.release), plan.adopt.len()), (vec![started.run_id], 0));
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub(crate) fn begin(
     if shared.incarnation() != incarnation {
         stop.fire(StopReason::Fenced);
     }
+    if shared.has_given_up(incarnation) {
+        stop.fire(StopReason::SelfFenced);
+    }
     if shared.phase() == crate::pod::Phase::Draining {
         stop.fire(StopReason::Draining);
     }

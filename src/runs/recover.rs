@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::id::{Incarnation, RunId};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::runs;
+use crate::postgres::runs::{self, Owner};
 use crate::protocol::Moment;
 use crate::protocol::recover::{self, Candidate, Memory};
 
@@ -79,12 +79,21 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
     let memory = Memory { running, pending, seen_unclaimed, room };
     let kinds: Vec<String> = shared.handlers.keys().cloned().collect();
-    let rows = runs::candidates(&shared.db, own, &kinds, room.min(BATCH) + 1).await?;
+    // What winds down here, and what this pod gave back just now, is not for it to claim.
+    let mut passed_over: Vec<RunId> = memory.running.keys().chain(&memory.pending).copied().collect();
+    passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
+    let rows = runs::candidates(&shared.db, own, &kinds, &passed_over, room.min(BATCH) + 1).await?;
     let (rows, delayed) = after_claim_delay(shared, own, rows, &mut passes.gone_since);
     let plan = recover::plan(own, &memory, &rows);
     let first_seen = !plan.unclaimed.is_empty();
     passes.seen_unclaimed = plan.unclaimed;
-    passes.short_of_room = plan.short_of_room;
+    // A run that is no longer ours frees its place, and perhaps its row, when its task ends.
+    passes.short_of_room = plan.short_of_room || !plan.check.is_empty();
+    for row in &plan.release {
+        let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
+        runs::give_back(&shared.db, owner).await?;
+        shared.registry.note_yielded(row.run_id, clock::now());
+    }
     check(shared, own, &plan.check).await?;
     let wanted: Vec<Candidate> = plan.adopt.iter().chain(&plan.claim).take(BATCH).copied().collect();
     let more = plan.adopt.len() + plan.claim.len() > BATCH || rows.len() > room.min(BATCH);

@@ -1,7 +1,7 @@
 //! The runs that this process works on, so that none is begun twice and each can be told to stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::StopReason;
 use crate::id::{Fence, RunId};
+use crate::protocol::Moment;
 
 /// Tells a run's handler to stop, with a reason that only gets graver.
 #[derive(Debug, Default)]
@@ -42,12 +43,16 @@ impl StopSignal {
 enum Entry {
     /// A start or claim is under way: the row may or may not be there.
     Pending,
-    Running { fence: Fence, stop: Arc<StopSignal>, task: AbortHandle },
+    /// The task is not there yet for a moment after the entry.
+    Running { fence: Fence, stop: Arc<StopSignal>, task: Option<AbortHandle> },
 }
 
 pub(crate) struct Registry {
     capacity: usize,
     entries: Mutex<HashMap<RunId, Entry>>,
+    /// Set when everything is to end: what begins later is aborted at once.
+    closed: AtomicBool,
+    yielded: Mutex<HashMap<RunId, Moment>>,
     /// Notified whenever a run leaves.
     pub(crate) freed: Notify,
     /// How many runs this process works on, for those who wait until it is none.
@@ -56,7 +61,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, entries: Mutex::default(), freed: Notify::new(), count: watch::channel(0).0 }
+        Self { capacity, entries: Mutex::default(), closed: AtomicBool::new(false), yielded: Mutex::default(), freed: Notify::new(), count: watch::channel(0).0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -115,26 +120,17 @@ impl Registry {
         }
     }
 
-    /// Aborts the tasks of all runs that run now. They end at their next await.
+    /// Aborts the tasks of all runs, also of those that are about to begin. They end at their next await.
     pub(crate) fn abort_all(&self) -> usize {
-        let entries = self.entries();
-        let tasks = entries.values().filter_map(|entry| match entry {
-            Entry::Running { task, .. } => Some(task),
-            Entry::Pending => None,
-        });
-        tasks.inspect(|task| task.abort()).count()
+        self.closed.store(true, Ordering::SeqCst);
+        let tasks = self.tasks();
+        tasks.iter().for_each(AbortHandle::abort);
+        tasks.len()
     }
 
     /// Aborts the runs that run now and still run after `grace`.
     pub(crate) fn abort_all_after(&self, tracker: &TaskTracker, runtime: &tokio::runtime::Handle, grace: Duration) {
-        let tasks: Vec<AbortHandle> = self
-            .entries()
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Running { task, .. } => Some(task.clone()),
-                Entry::Pending => None,
-            })
-            .collect();
+        let tasks = self.tasks();
         if tasks.is_empty() {
             return;
         }
@@ -145,6 +141,26 @@ impl Registry {
             },
             runtime,
         );
+    }
+
+    /// This process gave the run back at `now`: for a while others go first.
+    pub(crate) fn note_yielded(&self, run_id: RunId, now: Moment) {
+        self.yielded.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id, now);
+    }
+
+    /// The runs that this process gave back less than `wait` ago.
+    pub(crate) fn yielded_lately(&self, now: Moment, wait: Duration) -> Vec<RunId> {
+        let mut yielded = self.yielded.lock().unwrap_or_else(PoisonError::into_inner);
+        yielded.retain(|_, at| now.saturating_sub(*at) < wait);
+        yielded.keys().copied().collect()
+    }
+
+    fn tasks(&self) -> Vec<AbortHandle> {
+        let task_of = |entry: &Entry| match entry {
+            Entry::Running { task, .. } => task.clone(),
+            Entry::Pending => None,
+        };
+        self.entries().values().filter_map(task_of).collect()
     }
 
     fn remove(&self, run_id: RunId) {
@@ -181,11 +197,20 @@ pub(crate) struct Reservation<'a> {
 impl Reservation<'_> {
     /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
-        let mut entries = self.registry.entries();
-        let task = spawn();
-        entries.insert(self.run_id, Entry::Running { fence, stop, task });
-        drop(entries);
         self.kept = true;
+        let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
+        self.registry.entries().insert(self.run_id, running(None));
+        // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.
+        let task = spawn();
+        let mut entries = self.registry.entries();
+        if let Some(entry) = entries.get_mut(&self.run_id) {
+            *entry = running(Some(task.clone()));
+        }
+        drop(entries);
+        if self.registry.closed.load(Ordering::SeqCst) {
+            stop.fire(StopReason::SelfFenced);
+            task.abort();
+        }
     }
 }
 

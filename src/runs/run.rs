@@ -155,6 +155,7 @@ impl Run {
         let db = &self.shared.db;
         let was_done = |s: &Standing| s.state == "running" && s.owner.is_none() && s.fence == self.owner.fence;
         self.write("a yield", || runs::give_back(db, self.owner), was_done).await?;
+        self.shared.registry.note_yielded(self.owner.run_id, crate::pod::clock::now());
         self.shared.note_yielded();
         Ok(())
     }
@@ -180,7 +181,8 @@ impl Run {
                 },
                 Err(e) => e,
             };
-            if !error.is_transient() {
+            // A standby that was a primary a moment ago: a failover is under way.
+            if !error.is_transient() && error.kind() != ErrorKind::Standby {
                 return Err(error.about_run(self.owner.run_id));
             }
             tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");

@@ -53,9 +53,11 @@ fn a_killed_pods_runs_each_finish_once() {
         let (done, report) = end_to_end(&["--kill", "kill"]).await;
         assert_eq!(report["reason"], "lost", "{report}");
         assert!(report["moved"].as_array().is_some_and(|moved| moved.len() >= 4), "{report}");
-        // Far below the lease of 3 s: the death was pushed. Idle machines see a few milliseconds.
-        assert!(report["noticed_ms"].as_f64().is_some_and(|ms| ms < 1000.0), "{report}");
-        assert!(report["executing_ms"]["most"].as_f64().is_some_and(|ms| ms < 2000.0), "{report}");
+        // A few milliseconds, where the machine has nothing else to do; the bound holds even if no push arrives.
+        let bound = podlock::Config::new("").lease(Duration::from_secs(3)).worst_case().unwrap().process_killed;
+        let bound = bound.as_secs_f64() * 1000.0;
+        assert!(report["noticed_ms"].as_f64().is_some_and(|ms| ms < bound), "{report}");
+        assert!(report["executing_ms"]["most"].as_f64().is_some_and(|ms| ms < bound + 1000.0), "{report}");
         for sentence in ["SIGKILL", "noticed", "may bury", "Every run finished once: 12 of 12"] {
             assert!(done.stderr.contains(sentence), "no {sentence:?} in {}", done.stderr);
         }

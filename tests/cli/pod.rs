@@ -109,7 +109,7 @@ fn bad_usage_exits_2_and_a_refused_start_1() {
 fn sigterm_hands_runs_over_and_exits_0_while_http_answers() {
     within(TEST, async {
         let db = Db::new().await;
-        let mut pod = db.pod("leaving", &["--grace", "20s"]).await;
+        let mut pod = db.pod("leaving", &["--grace", "20s", "--lease", "30s"]).await;
         let run = pod.demo(json!({"chunks": 100_000, "delay_ms": 10, "resume": "continue"})).await;
         wait_for("the run has made some chunks", || async {
             let run = pod.get(&format!("/v1/runs/{run}")).await.1;

@@ -8,11 +8,29 @@ use serde_json::{Value, json};
 use crate::harness::{Db, Lines, TEST, connect, fields, finish, podlock, server, wait_for, within};
 
 const POD: [&str; 11] = [
-    "pod_id", "incarnation", "state", "alive", "holder_pid", "client_addr", "runs", "event_index", "started_at",
-    "version", "labels",
+    "pod_id",
+    "incarnation",
+    "state",
+    "alive",
+    "holder_pid",
+    "client_addr",
+    "runs",
+    "event_index",
+    "started_at",
+    "version",
+    "labels",
 ];
 const RUN: [&str; 11] = [
-    "run_id", "kind", "key", "state", "owner_pod", "owner_incarnation", "fence", "attempt", "crashes", "created_at",
+    "run_id",
+    "kind",
+    "key",
+    "state",
+    "owner_pod",
+    "owner_incarnation",
+    "fence",
+    "attempt",
+    "crashes",
+    "created_at",
     "finished_at",
 ];
 const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
@@ -120,7 +138,8 @@ fn lists_are_filtered_limited_and_whole() {
         assert_eq!(count(&["events", "--kind", "joined"]).await, 0);
         assert_eq!(count(&["events", "--after", "2400"]).await, 100);
         let newest = db.ok(&["events", "--limit", "2", "-o", "jsonl"]).await;
-        let idx: Vec<_> = newest.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].clone()).collect();
+        let idx: Vec<_> =
+            newest.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].clone()).collect();
         assert_eq!(idx, [json!(2499), json!(2500)]);
         let first = db.json(&["events", "--after", "7", "--limit", "1"]).await;
         assert_eq!(first[0]["idx"], 8);
@@ -213,7 +232,9 @@ fn a_password_is_never_printed() {
                     assert!(!done.all().contains("hunter2"), "podlock {args:?} on {url}: {done:?}");
                 }
             }
-            for args in [&["--help"][..], &["pods", "list", "--help"], &["pod", "--nonsense"], &["pods", "--limit", "x"]] {
+            for args in
+                [&["--help"][..], &["pods", "list", "--help"], &["pod", "--nonsense"], &["pods", "--limit", "x"]]
+            {
                 let mut command = podlock(args);
                 command.env("DATABASE_URL", url);
                 let done = finish(command).await;
@@ -230,7 +251,11 @@ fn a_reader_that_goes_away_is_no_failure() {
         let insert = "INSERT INTO studio_runs (run_id, kind) SELECT gen_random_uuid(), repeat('x', 200)
                         FROM generate_series(1, 5000)";
         db.client().await.batch_execute(insert).await.unwrap();
-        for args in [&["runs", "list", "-o", "jsonl"][..], &["runs", "list", "-o", "json"], &["runs", "list", "--limit", "5000"]] {
+        for args in [
+            &["runs", "list", "-o", "jsonl"][..],
+            &["runs", "list", "-o", "json"],
+            &["runs", "list", "--limit", "5000"],
+        ] {
             let mut command = db.command(args);
             let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             drop(child.stdout.take());
@@ -299,13 +324,17 @@ fn events_follow_skips_none_and_repeats_none() {
     within(TEST, async {
         let db = Db::migrated().await;
         let client = db.client().await;
-        let append = "SELECT studio_append_event('claimed', 'p', gen_random_uuid(), 'q', '{}') FROM generate_series(1, 50)";
+        let append =
+            "SELECT studio_append_event('claimed', 'p', gen_random_uuid(), 'q', '{}') FROM generate_series(1, 50)";
         client.batch_execute(append).await.unwrap();
         let mut follow = db.command(&["events", "--follow", "-o", "jsonl"]);
         let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let seen = Lines::read(follow.stdout.take().unwrap());
         let idx = |seen: &Lines| -> Vec<i64> {
-            seen.all().iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].as_i64().unwrap()).collect()
+            seen.all()
+                .iter()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["idx"].as_i64().unwrap())
+                .collect()
         };
         for round in 1..=3_i64 {
             wait_for("all events are printed", || async {

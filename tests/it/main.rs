@@ -8,5 +8,6 @@
 mod support;
 
 mod burials;
+mod faults;
 mod laws;
 mod smoke;

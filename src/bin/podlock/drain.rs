@@ -43,7 +43,9 @@ async fn until_gone(operator: &Operator, pod: &str, incarnation: Incarnation, mo
     let began = Instant::now();
     loop {
         let there = operator.pod(pod).await?;
-        let Some(there) = there.filter(|p| p.incarnation == incarnation && (p.alive || p.witness)) else { return Ok(()) };
+        let Some(there) = there.filter(|p| p.incarnation == incarnation && (p.alive || p.witness)) else {
+            return Ok(());
+        };
         if began.elapsed() >= most {
             return Err(Failure::Failed(format!(
                 "{pod:?} was asked to drain, and is still {} with {} runs after {}",

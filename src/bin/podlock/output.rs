@@ -37,7 +37,9 @@ impl OutputArgs {
     /// For a verb whose output has no end, and therefore cannot be one JSON array.
     pub(crate) fn endless(self, verb: &str) -> Result<Format, Failure> {
         match self.format {
-            Format::Json => Err(Failure::Usage(format!("`{verb}` has no end, so it cannot print one array: use -o jsonl"))),
+            Format::Json => {
+                Err(Failure::Usage(format!("`{verb}` has no end, so it cannot print one array: use -o jsonl")))
+            }
             format => Ok(format),
         }
     }

@@ -217,8 +217,19 @@ fn describe(out: &mut impl std::io::Write, pod: &PodDetail) -> std::io::Result<(
 }
 
 impl Tabular for PodRow {
-    const COLUMNS: &'static [&'static str] =
-        &["pod_id", "state", "alive", "holder_pid", "client_addr", "runs", "event_index", "started_at", "version", "labels", "incarnation"];
+    const COLUMNS: &'static [&'static str] = &[
+        "pod_id",
+        "state",
+        "alive",
+        "holder_pid",
+        "client_addr",
+        "runs",
+        "event_index",
+        "started_at",
+        "version",
+        "labels",
+        "incarnation",
+    ];
     const NUMBERS: &'static [&'static str] = &["holder_pid", "runs", "event_index"];
 
     fn cells(&self) -> Vec<String> {

@@ -85,7 +85,9 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             let state = match global.operator().await?.cancel(run).await? {
                 Cancelled::NotFound => return Err(no_such(run)),
                 Cancelled::AlreadyEnded { state } => {
-                    return Err(Failure::Failed(format!("run {run} was not cancelled: it has ended already, as {state}")));
+                    return Err(Failure::Failed(format!(
+                        "run {run} was not cancelled: it has ended already, as {state}"
+                    )));
                 }
                 _ => "cancelled",
             };

@@ -12,6 +12,19 @@ use crate::support::{Db, LEASE, eventually, server, start, timed};
 
 const CONNECT: Duration = Duration::from_millis(700);
 
+/// Waits until a second liveness session of pod `a` waits for the lock. Each slice of the wait is a statement of its own.
+async fn second_waits(db: &Db) {
+    let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE NOT l.granted \
+               AND l.locktype = 'advisory' AND a.application_name = 'podlock/a/liveness' AND a.datname = current_database()";
+    eventually(Duration::from_secs(10), "a second pod waits for the lock", || async {
+        match db.client.scalar::<i64>(sql, &[]).await {
+            1 => Ok(()),
+            n => Err(format!("{n} wait")),
+        }
+    })
+    .await;
+}
+
 fn quick(url: String) -> Config {
     Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
 }
@@ -22,7 +35,11 @@ async fn a_wrong_password_is_auth_failed() {
         let db = Db::new().await;
         let url = db.url.replace(server().password(), "hunter2-not-it");
         let refusal = refused(quick(url)).await;
-        refusal.is(ErrorKind::AuthFailed, &["pod a cannot start", "password authentication", "28P01", "DATABASE_URL"], CONNECT);
+        refusal.is(
+            ErrorKind::AuthFailed,
+            &["pod a cannot start", "password authentication", "28P01", "DATABASE_URL"],
+            CONNECT,
+        );
         assert!(!refusal.error.is_transient(), "trying again will not help");
         let url = db.url.replace("//podlock:", "//nobody-we-know:");
         refused(quick(url)).await.is(ErrorKind::AuthFailed, &["nobody-we-know", "correct the user"], CONNECT);
@@ -44,7 +61,11 @@ async fn a_host_where_nobody_listens_is_unreachable() {
     timed(async {
         let port = free_port();
         let refusal = refused(quick(format!("postgres://u:hunter2@127.0.0.1:{port}/d"))).await;
-        refusal.is(ErrorKind::Unreachable, &[&format!("127.0.0.1:{port}"), "refused", "see whether the server runs"], CONNECT);
+        refusal.is(
+            ErrorKind::Unreachable,
+            &[&format!("127.0.0.1:{port}"), "refused", "see whether the server runs"],
+            CONNECT,
+        );
         assert!(refusal.error.is_transient());
         let refusal = refused(quick("host=/nonexistent user=u password=hunter2 dbname=d".to_owned())).await;
         refusal.is(ErrorKind::Unreachable, &["/nonexistent", "see whether the server runs"], CONNECT);
@@ -63,7 +84,11 @@ async fn a_server_that_accepts_and_never_answers_is_a_timeout_of_connect_timeout
         // Accepted, read from, never answered.
         let accepted = std::thread::spawn(move || listener.accept().map(|(socket, _)| socket));
         let refusal = refused(quick(format!("postgres://u:hunter2@127.0.0.1:{port}/d"))).await;
-        refusal.is(ErrorKind::Timeout, &[&format!("connecting to 127.0.0.1:{port}"), "700ms", "stopped or unreachable"], CONNECT);
+        refusal.is(
+            ErrorKind::Timeout,
+            &[&format!("connecting to 127.0.0.1:{port}"), "700ms", "stopped or unreachable"],
+            CONNECT,
+        );
         assert!(refusal.took >= CONNECT, "{:?}", refusal.took);
         let socket: TcpStream = accepted.join().unwrap().unwrap();
         // The client's hello, then its end: the socket was closed.
@@ -81,7 +106,11 @@ async fn a_server_that_stalls_after_the_handshake_is_a_timeout_of_statement_time
         let limit = Duration::from_secs(1);
         let config = quick(hosts_url(server(), &[relay.port], &db.name)).with(|c| c.statement_timeout = Some(limit));
         let refusal = refused(config).await;
-        refusal.is(ErrorKind::Timeout, &["asking the server who it is", "no answer within 1s", "see whether the server"], limit);
+        refusal.is(
+            ErrorKind::Timeout,
+            &["asking the server who it is", "no answer within 1s", "see whether the server"],
+            limit,
+        );
         nothing_is_left_of(&db.client, "a").await;
     })
     .await;
@@ -97,15 +126,7 @@ async fn a_server_that_freezes_ends_a_start_within_its_limits_wherever_it_stands
         let waiting = db.config("a").with(|c| c.acquire_timeout = Some(Duration::from_secs(60)));
         let statement = waiting.validate().unwrap().statement_timeout;
         let waiting = tokio::spawn(refused(waiting));
-        eventually(Duration::from_secs(10), "the second pod waits for the lock", || async {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'podlock/a/liveness' \
-                       AND datname = current_database()";
-            match db.client.scalar::<i64>(sql, &[]).await {
-                2 => Ok(()),
-                n => Err(format!("{n} liveness sessions")),
-            }
-        })
-        .await;
+        second_waits(&db).await;
         server.suffers(podlock::throwaway::Server::pause).await;
         let frozen = std::time::Instant::now();
         let refusal = refused(quick(db.url.clone())).await;
@@ -169,15 +190,7 @@ async fn a_name_comes_free_while_its_successor_waits() {
         let db = Db::new().await;
         let first = db.pod("a").await;
         let (old, second) = (first.incarnation(), tokio::spawn(start(db.config("a"))));
-        eventually(Duration::from_secs(5), "the successor waits", || async {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'podlock/a/liveness' \
-                       AND datname = current_database()";
-            match db.client.scalar::<i64>(sql, &[]).await {
-                2 => Ok(()),
-                n => Err(format!("{n} liveness sessions")),
-            }
-        })
-        .await;
+        second_waits(&db).await;
         drop(first);
         let second = second.await.unwrap();
         assert_eq!(db.client.session_end(old).await, Some(("replaced".to_owned(), None)));

@@ -48,12 +48,13 @@ async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
         "SELECT r.state, r.owner_pod, r.attempt, (SELECT reason || ' ' || buried_by FROM {s}.studio_pod_sessions s \
          WHERE s.incarnation = $2) FROM {s}.studio_runs r WHERE run_id = $1"
     );
-    let (row, _) = eventually(Duration::from_secs(30), &format!("in schema {schema:?} the run is finished"), || async {
-        let row = db.client.query_one(&sql, &[&run.run_id.as_uuid(), &dead.as_uuid()]).await.unwrap();
-        let (state, attempt): (String, i32) = (row.get(0), row.get(2));
-        if state == "succeeded" { Ok((row, attempt)) } else { Err(format!("{state}, attempt {attempt}")) }
-    })
-    .await;
+    let (row, _) =
+        eventually(Duration::from_secs(30), &format!("in schema {schema:?} the run is finished"), || async {
+            let row = db.client.query_one(&sql, &[&run.run_id.as_uuid(), &dead.as_uuid()]).await.unwrap();
+            let (state, attempt): (String, i32) = (row.get(0), row.get(2));
+            if state == "succeeded" { Ok((row, attempt)) } else { Err(format!("{state}, attempt {attempt}")) }
+        })
+        .await;
     assert_eq!((row.get::<_, String>(1), row.get::<_, i32>(2)), (survivor.to_owned(), 2), "{schema:?}");
     assert_eq!(row.get::<_, String>(3), format!("lost {survivor}"), "{schema:?}");
     let status = format!("SELECT pod_id, alive, witness FROM {s}.studio_pod_status");
@@ -95,7 +96,8 @@ async fn a_name_that_the_server_reads_as_another_is_refused() {
     timed(async {
         let db = Db::new().await;
         // In a search_path, "$user" is the role's name even in quotes.
-        for schema in ["$user", "pg_temp", "pg_x", "information_schema", "", "a\nb", "ééééééééééééééééééééééééé"] {
+        for schema in ["$user", "pg_temp", "pg_x", "information_schema", "", "a\nb", "ééééééééééééééééééééééééé"]
+        {
             let refusal = refused(db.config("a").schema(schema)).await;
             refusal.is(ErrorKind::Config, &["schema", "cannot be used", "nothing was started"], Duration::ZERO);
         }

@@ -107,7 +107,10 @@ async fn no_connection_left_is_too_many_connections_and_transient() {
     timed(async {
         let server = OwnServer::start(&[("max_connections", "12"), ("superuser_reserved_connections", "3")]).await;
         let db = Db::on(&server).await;
-        db.client.batch_execute("CREATE ROLE app LOGIN PASSWORD 'hunter2secret'; GRANT CREATE ON DATABASE postgres TO app").await.unwrap();
+        db.client
+            .batch_execute("CREATE ROLE app LOGIN PASSWORD 'hunter2secret'; GRANT CREATE ON DATABASE postgres TO app")
+            .await
+            .unwrap();
         let url = format!("postgresql://app:hunter2secret@127.0.0.1:{}/postgres", server.port());
         podlock::migrate::up(&config(&url).schema("app")).await.unwrap();
         let mut taken = Vec::new();

@@ -7,9 +7,7 @@ use podlock::throwaway::Server;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
 
-use crate::support::faults::{
-    Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused,
-};
+use crate::support::faults::{Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused};
 use crate::support::{Db, LEASE, start, timed};
 
 struct Standby {
@@ -27,7 +25,11 @@ async fn standby_of(primary: &Server) -> Standby {
     assert!(backup.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&backup.stderr));
     let port = free_port();
     let program = primary.bin_dir().join("postgres").display().to_string();
-    let set = [format!("port={port}"), "listen_addresses=127.0.0.1".into(), format!("unix_socket_directories={}", dir.path().display())];
+    let set = [
+        format!("port={port}"),
+        "listen_addresses=127.0.0.1".into(),
+        format!("unix_socket_directories={}", dir.path().display()),
+    ];
     let mut args = vec!["-D".to_owned(), data.display().to_string()];
     args.extend(set.into_iter().flat_map(|s| ["-c".to_owned(), s]));
     let daemon = Daemon::spawn(&program, args);
@@ -42,9 +44,7 @@ async fn a_standby_is_refused_and_among_several_hosts_the_primary_is_found() {
         let primary = OwnServer::start(&[]).await;
         let db = Db::on(&primary).await;
         let standby = standby_of(&primary).await;
-        let config = |ports: &[u16]| {
-            Config::new(hosts_url(&primary, ports, &db.name)).name("a").lease(LEASE)
-        };
+        let config = |ports: &[u16]| Config::new(hosts_url(&primary, ports, &db.name)).name("a").lease(LEASE);
         let limit = config(&[standby.port]).validate().unwrap().connect_timeout;
         let standby_words = [format!("127.0.0.1:{}", standby.port), "is a standby".into(), "the primary".into()];
         let words: Vec<&str> = standby_words.iter().map(String::as_str).collect();

@@ -12,6 +12,8 @@ use super::screen::{Screen, Tone};
 /// How many lines the table takes at most: a terminal of 24 must hold it, or it cannot be redrawn in place.
 const LINES: usize = 22;
 const BAR: usize = 30;
+/// More pods than this are counted, not named, in a line.
+const NAMED: usize = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PodState {
@@ -97,7 +99,8 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn new(names: impl IntoIterator<Item = String>, chunks: u32) -> Self {
-        let pods = names.into_iter().map(|name| PodView { name, incarnation: None, state: PodState::Starting }).collect();
+        let pods =
+            names.into_iter().map(|name| PodView { name, incarnation: None, state: PodState::Starting }).collect();
         Self { pods, runs: Vec::new(), chunks, strike: None, index: HashMap::new() }
     }
 
@@ -217,11 +220,16 @@ impl Board {
     pub(super) fn summary(&self) -> String {
         let made = self.runs.iter().filter(|run| run.made).count();
         let chunks: u32 = self.runs.iter().map(|run| run.done).sum();
-        let pods = self.pods.iter().enumerate().map(|(i, pod)| {
-            let mine = self.runs.iter().filter(|run| run.pod == i && !run.made).count();
-            format!("{} {} {mine}", pod.name, pod.state.word())
-        });
-        let pods = pods.collect::<Vec<_>>().join(", ");
+        let pods = if self.pods.len() > NAMED {
+            let alive = self.pods.iter().filter(|pod| pod.state == PodState::Alive).count();
+            format!("{alive} of {} pods alive", self.pods.len())
+        } else {
+            let pods = self.pods.iter().enumerate().map(|(i, pod)| {
+                let mine = self.runs.iter().filter(|run| run.pod == i && !run.made).count();
+                format!("{} {} {mine}", pod.name, pod.state.word())
+            });
+            pods.collect::<Vec<_>>().join(", ")
+        };
         format!("    {made} of {} runs done, {chunks} chunks; {pods}", self.runs.len())
     }
 

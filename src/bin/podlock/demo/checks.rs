@@ -44,8 +44,11 @@ pub(super) async fn check(operator: &Operator, board: &Board, args: &Args) -> Re
         judge(format!("{all} of {all} runs succeeded, each by exactly one attempt"), &runs, succeeded_once),
         judge("every run's attempts are numbered without a gap, under fences that only rise".to_owned(), &runs, rising),
         judge(
-            format!("{} of {} chunks were made: none is missing, none was made twice", all as u64 * u64::from(chunks),
-                all as u64 * u64::from(chunks)),
+            format!(
+                "{} of {} chunks were made: none is missing, none was made twice",
+                all as u64 * u64::from(chunks),
+                all as u64 * u64::from(chunks)
+            ),
             &runs,
             |run| whole(run, chunks),
         ),
@@ -53,7 +56,8 @@ pub(super) async fn check(operator: &Operator, board: &Board, args: &Args) -> Re
 }
 
 fn judge(what: String, runs: &[(usize, RunDetail)], fault: impl Fn(&RunDetail) -> Option<String>) -> Check {
-    let faults = runs.iter().filter_map(|(n, run)| fault(run).map(|fault| format!("#{n} ({}): {fault}", run.row.run_id)));
+    let faults =
+        runs.iter().filter_map(|(n, run)| fault(run).map(|fault| format!("#{n} ({}): {fault}", run.row.run_id)));
     let faults: Vec<_> = faults.collect();
     Check { what, ok: faults.is_empty(), faults }
 }

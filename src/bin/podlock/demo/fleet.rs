@@ -155,10 +155,13 @@ impl Fleet {
 
     /// Sends a signal; returns the moment just before.
     pub(super) fn signal(&self, pod: usize, signal: Signal) -> Result<Instant, Failure> {
-        let Some(member) = self.members.get(pod) else { return Err(Failure::Failed("there is no such pod".to_owned())) };
+        let Some(member) = self.members.get(pod) else {
+            return Err(Failure::Failed("there is no such pod".to_owned()));
+        };
         let before = Instant::now();
-        kill_process(member.pid, signal)
-            .map_err(|e| Failure::Failed(format!("process {} cannot be signalled: {e}", member.pid.as_raw_nonzero())))?;
+        kill_process(member.pid, signal).map_err(|e| {
+            Failure::Failed(format!("process {} cannot be signalled: {e}", member.pid.as_raw_nonzero()))
+        })?;
         Ok(before)
     }
 

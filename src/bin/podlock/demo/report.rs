@@ -110,7 +110,8 @@ pub(super) fn tell(screen: &mut Screen, board: &Board, report: &Report) -> Resul
         "term" => "SIGTERM",
         _ => "freeze",
     };
-    let heading = screen.paint(Tone::Strong, &format!("What happened to {}, in milliseconds after the signal:", report.struck));
+    let heading =
+        screen.paint(Tone::Strong, &format!("What happened to {}, in milliseconds after the signal:", report.struck));
     screen.say(&format!("\n{heading}\n"))?;
     if let Some(time) = report.draining_ms {
         screen.say(&fact(&format!("{signal} → draining"), time, "by its own word"))?;

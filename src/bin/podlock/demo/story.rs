@@ -71,7 +71,10 @@ impl Story<'_> {
     /// A server, the pods, and the wait until they may bury.
     async fn set_up(&mut self) -> Result<Operator, Failure> {
         let Args { pods, runs, .. } = *self.args;
-        self.heading(&format!("{pods} pods share {runs} runs. One of them {}, and its runs go on elsewhere.", self.fate()))?;
+        self.heading(&format!(
+            "{pods} pods share {runs} runs. One of them {}, and its runs go on elsewhere.",
+            self.fate()
+        ))?;
         if self.stage.is_given() {
             let schema = self.stage.schema().to_owned();
             self.say(&format!("Using the database of DATABASE_URL, in schema {schema}, which is dropped at the end."))?;
@@ -111,7 +114,10 @@ impl Story<'_> {
     /// The runs, spread over the pods through their HTTP interfaces.
     async fn start_runs(&mut self) -> Result<(), Failure> {
         let Args { runs, chunks, delay, .. } = *self.args;
-        self.say(&format!("Starting {runs} runs of {chunks} chunks, a chunk every {}.", humantime::format_duration(delay)))?;
+        self.say(&format!(
+            "Starting {runs} runs of {chunks} chunks, a chunk every {}.",
+            humantime::format_duration(delay)
+        ))?;
         let client = reqwest::Client::builder().timeout(SLACK).build().map_err(http)?;
         let input = json!({ "chunks": chunks, "delay_ms": delay.as_millis() as u64, "resume": "continue" });
         for n in 0..usize::from(runs) {
@@ -170,8 +176,15 @@ impl Story<'_> {
         self.until("its peers have buried it", limit, buried).await?;
         self.until("its runs go on elsewhere", limit, elsewhere).await?;
         let moved = self.board.moved().count();
-        let slowest = self.board.moved().map(|(_, _, moved)| moved.after).max().unwrap_or_default();
-        self.say(&format!("{moved} runs of {name} go on elsewhere, the last one {} after the signal.", ms(slowest)))?;
+        match self.board.moved().map(|(_, _, moved)| moved.after).max() {
+            Some(last) => {
+                self.say(&format!(
+                    "{moved} runs of {name} go on elsewhere, the last one {} after the signal.",
+                    ms(last)
+                ))?;
+            }
+            None => self.say(&format!("{name} had nothing left to do, so nothing has to go on elsewhere."))?,
+        }
         match kill {
             Fate::Kill => Ok(()),
             Fate::Term => {
@@ -186,7 +199,9 @@ impl Story<'_> {
     }
 
     async fn wake(&mut self, pod: usize, name: &str, limit: Duration) -> Result<(), Failure> {
-        self.say(&format!("Waking {name} (SIGCONT). It does not know that it was away, and that its runs are others' now."))?;
+        self.say(&format!(
+            "Waking {name} (SIGCONT). It does not know that it was away, and that its runs are others' now."
+        ))?;
         let woken = self.stage.fleet.signal(pod, Signal::CONT)?;
         self.board.pods[pod].state = PodState::Woken;
         if let Some(strike) = &mut self.board.strike {
@@ -232,7 +247,8 @@ impl Story<'_> {
         if self.follow(limit, holds).await? {
             return Ok(());
         }
-        let mut text = format!("waited {} until {what}, in vain:\n{}", humantime::format_duration(limit), self.board.summary());
+        let mut text =
+            format!("waited {} until {what}, in vain:\n{}", humantime::format_duration(limit), self.board.summary());
         for (pod, view) in self.board.pods.iter().enumerate() {
             text.push_str(&format!("\nThe last words of {}:{}", view.name, self.stage.fleet.last_words(pod)));
         }

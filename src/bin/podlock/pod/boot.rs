@@ -3,9 +3,9 @@
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 
+use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use axum::http::StatusCode;
 use podlock::http::not_found;
 use podlock::{Config, Pod};
 use rustix::process::{Signal, set_parent_process_death_signal};

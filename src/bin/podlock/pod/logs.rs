@@ -29,7 +29,8 @@ pub(crate) struct LogArgs {
 impl LogArgs {
     /// Starts logging for the whole process.
     pub(crate) fn start(self) -> Result<(), Failure> {
-        let logs = tracing_subscriber::fmt().with_env_filter(filter()?).with_writer(io::stderr).log_internal_errors(false);
+        let logs =
+            tracing_subscriber::fmt().with_env_filter(filter()?).with_writer(io::stderr).log_internal_errors(false);
         let started = match self.log_format {
             LogFormat::Text => logs.try_init(),
             LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),

@@ -1,0 +1,136 @@
+//! PgBouncer between a pod and its server.
+
+use std::time::Duration;
+
+use podlock::{Config, ErrorKind, NewRun};
+use serde_json::json;
+use tokio_postgres::NoTls;
+
+use crate::support::faults::{nothing_is_left_of, refused};
+use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
+use crate::support::{Db, LEASE, eventually, server, start, timed, within};
+
+const ANSWER: Duration = Duration::from_secs(4);
+
+fn config(url: &str, pod: &str) -> Config {
+    Config::new(url).name(pod).lease(LEASE)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pgbouncer_in_transaction_mode_is_refused_every_time_and_no_lock_is_left() {
+    within(Duration::from_secs(180), async {
+        let db = Db::new().await;
+        let pools = [("one", 1), ("two", 2), ("four", 4), ("many", 20)];
+        let options = pools.map(|(_, size)| format!("dbname={} pool_mode=transaction pool_size={size}", db.name));
+        let databases: Vec<_> = pools.iter().zip(&options).map(|((name, _), o)| (*name, o.as_str())).collect();
+        let Some(pooler) = PgBouncer::start(server(), &databases).await else { return };
+        podlock::migrate::up(&db.config("a")).await.unwrap();
+        // Others use the pool meanwhile, so that backends come and go.
+        let mut others = Vec::new();
+        for (name, _) in &pools[2..] {
+            let (client, connection) = tokio_postgres::connect(&pooler.url(name), NoTls).await.unwrap();
+            others.push(tokio::spawn(connection));
+            others.push(tokio::spawn(async move {
+                while client.simple_query("SELECT pg_sleep(random() * 0.01)").await.is_ok() {}
+                Ok(())
+            }));
+        }
+        for boot in 0..32 {
+            let (name, size) = pools[boot % pools.len()];
+            let refusal = refused(config(&pooler.url(name), "a")).await;
+            println!("pool of {size}: {:?}", refusal.took);
+            refusal.is(
+                ErrorKind::PooledLock,
+                &["session locks mean nothing", "pool_mode = session", "not registered"],
+                ANSWER,
+            );
+            assert_eq!(db.client.roster().await, Vec::<String>::new());
+        }
+        for other in others {
+            other.abort();
+        }
+        nothing_is_left_of(&db.client, "a").await;
+        let sessions: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_sessions", &[]).await;
+        assert_eq!(sessions, 0, "never once accepted");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pgbouncer_in_statement_mode_is_refused() {
+    timed(async {
+        let db = Db::new().await;
+        let options = format!("dbname={} pool_mode=statement", db.name);
+        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        for _ in 0..3 {
+            let refusal = refused(config(&pooler.url("d"), "a")).await;
+            refusal.is(ErrorKind::PooledLock, &["session locks mean nothing", "pool_mode = session"], ANSWER);
+        }
+        nothing_is_left_of(&db.client, "a").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
+    timed(async {
+        let db = Db::new().await;
+        let options = format!("dbname={} pool_mode=session", db.name);
+        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        let a = start(config(&pooler.url("d"), "a")).await;
+        let b = start(config(&pooler.url("d"), "b")).await;
+        let run = b.start(NewRun::new("steps").input(json!({"steps": 400, "pause_ms": 10}))).await.unwrap().run_id;
+        let alive = "SELECT count(*) FROM studio_pod_status WHERE alive AND witness AND holder_pid IS NOT NULL";
+        assert_eq!(db.client.scalar::<i64>(alive, &[]).await, 2);
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        assert_eq!(db.client.scalar::<i64>(alive, &[]).await, 2);
+        let (dead, began) = (b.incarnation(), std::time::Instant::now());
+        drop(b);
+        db.client.run_owned_by(run, a.incarnation(), a.settings().worst_case().process_killed).await;
+        println!("taken over after {:?}", began.elapsed());
+        assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("a".to_owned()))));
+        assert_eq!(db.client.run_in_state(run, "succeeded", Duration::from_secs(15)).await.attempt, 2);
+        a.shutdown(Duration::from_secs(5)).await.unwrap();
+        db.client.assert_fold_is_roster().await;
+    })
+    .await;
+}
+
+/// A session pooler keeps the backend of a client that went and hands it to the next one. A pod that comes back ends
+/// its former backend "if the server still has it": by then it may be anybody's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend() {
+    timed(async {
+        let db = Db::new().await;
+        let options = format!("dbname={} pool_mode=session", db.name);
+        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        let relay = Relay::start(pooler.port, Manner::Forward);
+        let through_relay = pooler.url("d").replace(&format!(":{}/", pooler.port), &format!(":{}/", relay.port));
+        let a = start(config(&through_relay, "a")).await;
+        let was = a.incarnation();
+        for cuts in 1..=4_i64 {
+            // Another takes the backend that pod a leaves behind, before pod a is back.
+            let pid: i32 = db.client.scalar("SELECT liveness_pid FROM studio_pods", &[]).await;
+            assert_eq!(relay.cut("podlock/a/liveness"), 1);
+            let (client, connection) = tokio_postgres::connect(&pooler.url("d"), NoTls).await.unwrap();
+            let bystander = tokio::spawn(connection);
+            let got: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+            println!("pod a had backend {pid}, the bystander got {got}");
+            eventually(Duration::from_secs(8), "pod a returned", || async {
+                match db.client.scalar::<i64>("SELECT session FROM studio_pods", &[]).await {
+                    n if n == cuts + 1 => Ok(()),
+                    n => Err(format!("session {n}, {} due", cuts + 1)),
+                }
+            })
+            .await;
+            db.client.armed("a", Duration::from_secs(8)).await;
+            let still: Result<_, _> = client.query_one("SELECT pg_backend_pid()", &[]).await;
+            assert!(still.is_ok(), "the bystander's session was ended: {still:?}");
+            bystander.abort();
+        }
+        assert_eq!(a.incarnation(), was);
+        let others: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
+        assert_eq!(others, 0);
+    })
+    .await;
+}

@@ -1,0 +1,15 @@
+//! Runs: started, ended, claimed, handed over; each interleaving that matters is forced, by locks that the test holds,
+//! by a proxy that it commands, or by handlers that do what it says.
+
+mod capacity;
+mod claims;
+mod drain;
+mod endings;
+mod fences;
+mod lost_replies;
+mod orphans;
+mod restart;
+mod silence;
+mod stage;
+mod start;
+mod txn;

@@ -1,0 +1,179 @@
+//! Claims against finishes, against other claims, and against claims by the living.
+
+use std::collections::BTreeMap;
+
+use podlock::OnDetach;
+use serde_json::json;
+
+use super::stage::{
+    CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, detail_of_event, nudge, no_orphans, orphan, story, told,
+    whole_run,
+};
+use crate::support::proxy::Flow;
+use crate::support::{Db, LEASE, eventually, sql, timed};
+
+/// By name in the issue. `a` is buried but alive, and its fence is still the run's: it may finish until somebody has
+/// claimed. `b` has its snapshot, in which the run runs, and is held before it picks a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_finishes_between_scan_and_claim_and_is_not_run_again() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let pause = Pause::install(&db).await;
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = stage.pod(config.with(|c| c.on_detach = OnDetach::Continue)).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        let b = stage.pod(Pause::config(&db, "b")).await;
+        proxy.all(&["liveness", "control", "watch"], Flow::Hole);
+        blocked(&db.client, CLAIM, 1).await;
+        assert_eq!(db.client.roster().await, ["b"]);
+        begun.done(json!("by its first owner"));
+        let ended = db.client.run_in_state(run_id, "succeeded", SOON).await;
+        let whole = whole_run(&db.client, run_id).await;
+        pause.release().await;
+        blocked(&db.client, CLAIM, 0).await;
+        // A later run's claim shows that the pass is over.
+        b.submit(act()).await.unwrap();
+        let next = stage.act().await;
+        assert!(next.run.id() != run_id && next.pod() == "b");
+        assert_eq!(whole_run(&db.client, run_id).await, whole);
+        assert_eq!(ended.attempt, 1);
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}
+
+/// The other side of it: the finish holds the row while the claim looks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_passes_over_a_run_that_is_being_finished() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        podlock::migrate::up(&db.config("m")).await.unwrap();
+        let (run_id, _) = orphan(&db.client, "act").await;
+        let mut finisher = sql::connect(&db.url).await;
+        let txn = finisher.transaction().await.unwrap();
+        txn.batch_execute("UPDATE studio_runs SET state = 'succeeded', finished_at = now()").await.unwrap();
+        let b = stage.pod(db.config("b")).await;
+        for _ in 0..2 {
+            // Whatever is taken after it: the pass that took it saw the older orphan, and tried.
+            b.submit(act()).await.unwrap();
+            assert!(stage.act().await.run.id() != run_id);
+        }
+        txn.commit().await.unwrap();
+        b.submit(act()).await.unwrap();
+        assert!(stage.act().await.run.id() != run_id);
+        let end = db.client.run(run_id).await;
+        assert_eq!((end.state.as_str(), end.attempt), ("succeeded", 1));
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}
+
+/// By name in the issue: both survivors have seen all the orphans before either has picked one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_survivors_claim_the_same_200_orphans_and_each_is_claimed_once() {
+    const RUNS: usize = 200;
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let pause = Pause::install(&db).await;
+        let room = |c: &mut podlock::Config| c.capacity = RUNS;
+        let a = stage.pod(db.config("a").with(room)).await;
+        let survivors = [
+            stage.pod(Pause::config(&db, "b").with(room)).await,
+            stage.pod(Pause::config(&db, "c").with(room)).await,
+        ];
+        let starts = (0..RUNS).map(|_| a.start(act()));
+        let mut runs: Vec<_> = futures(starts).await.into_iter().map(|s| s.unwrap().run_id).collect();
+        runs.sort_unstable();
+        let dead = a.incarnation();
+        drop(stage.acts(RUNS).await);
+        tokio::time::sleep(LEASE).await;
+        drop(a);
+        blocked(&db.client, CLAIM, 2).await;
+        pause.release().await;
+        let acts = stage.acts(RUNS).await;
+        let mut taken: Vec<_> = acts.iter().map(|act| act.run.id()).collect();
+        taken.sort_unstable();
+        assert_eq!(taken, runs, "each of them exactly once");
+        no_orphans(&db.client).await;
+        let mut shares = BTreeMap::new();
+        for act in &acts {
+            *shares.entry(act.pod().to_owned()).or_insert(0_usize) += 1;
+            assert_eq!(story(&db.client, act.run.id()).await, told(&[("a", Some("lost")), (act.pod(), None)]));
+            assert_eq!(db.client.run(act.run.id()).await.owner, Some(act.run.incarnation().as_uuid()));
+        }
+        let mut said = 0;
+        for pod in &survivors {
+            if let Some(detail) = detail_of_event(&db.client, "claimed", pod.incarnation()).await {
+                assert_eq!(detail["from"], json!([dead]));
+                said += detail["runs"].as_u64().unwrap();
+            }
+        }
+        assert_eq!(said, RUNS as u64, "the log counts what came back: {shares:?}");
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}
+
+async fn futures<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut done = Vec::new();
+    for one in all {
+        done.push(one.await);
+    }
+    done
+}
+
+/// DESIGN §5, the interleaving that four of seven plausible claim statements got wrong: `b`'s snapshot shows an orphan,
+/// `c` claims it and commits, and only then does `b` pick and lock the row's newest version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_a_living_pod_claimed_just_now_is_not_claimed_again() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let pause = Pause::install(&db).await;
+        let b = stage.pod(Pause::config(&db, "b")).await;
+        let (run_id, _) = orphan(&db.client, "act").await;
+        let (second, _) = orphan(&db.client, "act").await;
+        nudge(&db.client).await;
+        blocked(&db.client, CLAIM, 1).await;
+        let c = stage.pod(db.config("c")).await;
+        let taken = stage.acts(2).await;
+        assert!(taken.iter().all(|act| act.pod() == "c" && act.run.attempt() == 2));
+        let before = [whole_run(&db.client, run_id).await, whole_run(&db.client, second).await];
+        pause.release().await;
+        blocked(&db.client, CLAIM, 0).await;
+        eventually(SOON, "b's pass is over", || async {
+            if b.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", b.status())) }
+        })
+        .await;
+        for act in &taken {
+            act.run.checkpoint(json!(1)).await.expect("c still owns it");
+        }
+        for (run_id, before) in [run_id, second].into_iter().zip(before) {
+            let row = db.client.run(run_id).await;
+            assert_eq!((row.owner, row.attempt), (Some(c.incarnation().as_uuid()), 2), "{before}");
+            assert_eq!(story(&db.client, run_id).await.len(), 2);
+        }
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}
+
+/// A guard's or a frozen client's row lock holds up neither the pass nor, once it is gone, the run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_orphan_is_passed_over_and_claimed_when_it_is_free() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let mut holder = sql::connect(&db.url).await;
+        podlock::migrate::up(&db.config("m")).await.unwrap();
+        let (locked, _) = orphan(&db.client, "act").await;
+        let (free, _) = orphan(&db.client, "act").await;
+        let txn = holder.transaction().await.unwrap();
+        txn.execute("SELECT FROM studio_runs WHERE run_id = $1 FOR SHARE", &[&locked.as_uuid()]).await.unwrap();
+        let _a = stage.pod(db.config("a")).await;
+        assert_eq!(stage.act().await.run.id(), free);
+        assert_eq!(db.client.run(locked).await.attempt, 1);
+        txn.rollback().await.unwrap();
+        assert_eq!(stage.act().await.run.id(), locked);
+    })
+    .await;
+}

@@ -1,0 +1,236 @@
+//! Handlers that the test directs, pauses inside of claims, and the tables as the tests read them.
+
+use std::time::{Duration, Instant};
+
+use podlock::{Config, HandlerError, Incarnation, NewRun, Outcome, Pod, Run, RunId};
+use serde_json::Value;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::support::sql::{self, Client};
+use crate::support::{Db, eventually, server, with_kinds};
+
+/// How long anything may take that should take no time: generous, for a loaded machine.
+pub(super) const SOON: Duration = Duration::from_secs(15);
+
+/// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is aborted.
+pub(super) struct Act {
+    pub(super) run: Run,
+    pub(super) at: Instant,
+    end: oneshot::Sender<Result<Outcome, HandlerError>>,
+}
+
+impl Act {
+    pub(super) fn done(self, result: impl Into<Value>) {
+        self.end(Ok(Outcome::Done(result.into())));
+    }
+
+    pub(super) fn fail(self, error: impl Into<HandlerError>) {
+        self.end(Err(error.into()));
+    }
+
+    pub(super) fn give_back(self) {
+        self.end(Ok(Outcome::Yield));
+    }
+
+    fn end(self, how: Result<Outcome, HandlerError>) {
+        // An aborted handler does not listen any more.
+        let _ = self.end.send(how);
+    }
+
+    pub(super) fn pod(&self) -> &str {
+        self.run.pod_id().as_str()
+    }
+}
+
+/// Where the attempts of kind `act` of all of a test's pods come together.
+pub(super) struct Stage {
+    acts: Mutex<mpsc::UnboundedReceiver<Act>>,
+    begun: mpsc::UnboundedSender<Act>,
+}
+
+impl Stage {
+    pub(super) fn new() -> Self {
+        let (begun, acts) = mpsc::unbounded_channel();
+        Self { acts: Mutex::new(acts), begun }
+    }
+
+    /// A pod with the kind `act` beside the usual ones.
+    pub(super) async fn pod(&self, config: Config) -> Pod {
+        let begun = self.begun.clone();
+        let builder = with_kinds(Pod::builder(config)).handler("act", move |run: Run| {
+            let (end, ended) = oneshot::channel();
+            // A test that has ended listens no more.
+            let _ = begun.send(Act { run, at: Instant::now(), end });
+            async move {
+                match ended.await {
+                    Ok(how) => how,
+                    Err(_) => std::future::pending().await,
+                }
+            }
+        });
+        builder.start().await.expect("the pod starts")
+    }
+
+    /// The next attempt that begins.
+    pub(super) async fn act(&self) -> Act {
+        let mut acts = self.acts.lock().await;
+        tokio::time::timeout(SOON, acts.recv()).await.expect("an attempt begins soon").expect("the stage lives")
+    }
+
+    /// The next `count` attempts that begin.
+    pub(super) async fn acts(&self, count: usize) -> Vec<Act> {
+        let mut acts = Vec::with_capacity(count);
+        while acts.len() < count {
+            acts.push(self.act().await);
+        }
+        acts
+    }
+
+    /// Fails if an attempt has begun that the test did not take up.
+    pub(super) async fn nothing_more_has_begun(&self) {
+        if let Ok(act) = self.acts.lock().await.try_recv() {
+            panic!("an attempt began that should not have: {:?} on {}", act.run, act.pod());
+        }
+    }
+}
+
+pub(super) fn act() -> NewRun {
+    NewRun::new("act")
+}
+
+/// One row of `studio_run_attempts`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Attempt {
+    pub(super) attempt: i32,
+    pub(super) pod: String,
+    pub(super) fence: i64,
+    pub(super) reason: Option<String>,
+}
+
+pub(super) async fn attempts(client: &Client, run_id: RunId) -> Vec<Attempt> {
+    let sql = "SELECT attempt, pod_id, fence, reason FROM studio_run_attempts WHERE run_id = $1 ORDER BY attempt";
+    let rows = client.query(sql, &[&run_id.as_uuid()]).await.expect("attempts");
+    let read = |r: &tokio_postgres::Row| Attempt { attempt: r.get(0), pod: r.get(1), fence: r.get(2), reason: r.get(3) };
+    rows.iter().map(read).collect()
+}
+
+/// Number, pod and reason of each attempt; also the law that they are contiguous and their fences rise (L9).
+pub(super) async fn story(client: &Client, run_id: RunId) -> Vec<(String, Option<String>)> {
+    let attempts = attempts(client, run_id).await;
+    for (i, attempt) in attempts.iter().enumerate() {
+        assert_eq!(usize::try_from(attempt.attempt).unwrap(), i + 1, "attempts are contiguous: {attempts:?}");
+        assert!(attempt.fence > i.checked_sub(1).map_or(0, |b| attempts[b].fence), "L9, fences rise: {attempts:?}");
+    }
+    attempts.into_iter().map(|a| (a.pod, a.reason)).collect()
+}
+
+/// A story as it is written down in a test.
+pub(super) fn told(parts: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
+    parts.iter().map(|(pod, reason)| ((*pod).to_owned(), reason.map(str::to_owned))).collect()
+}
+
+/// The whole row of a run, to show that nothing changed.
+pub(super) async fn whole_run(client: &Client, run_id: RunId) -> Value {
+    let sql = "SELECT jsonb_build_object('run', to_jsonb(r), 'attempts', \
+                 (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM studio_run_attempts a WHERE a.run_id = r.run_id)) \
+               FROM studio_runs r WHERE run_id = $1";
+    client.scalar(sql, &[&run_id.as_uuid()]).await
+}
+
+/// Makes an orphan by hand, and tells nobody: its owner is in no roster.
+pub(super) async fn orphan(client: &Client, kind: &str) -> (RunId, Incarnation) {
+    let (run_id, ghost) = (RunId::generate(), Incarnation::generate());
+    let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt) \
+                 VALUES ($1, $2, 'ghost', $3, nextval('studio_fence'), 1) RETURNING *) \
+               INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
+               SELECT run_id, attempt, owner_pod, owner_incarnation, fence FROM run";
+    client.execute(sql, &[&run_id.as_uuid(), &kind, &ghost.as_uuid()]).await.expect("an orphan");
+    (run_id, ghost)
+}
+
+/// Makes every pod look for orphans now.
+pub(super) async fn nudge(client: &Client) {
+    client.batch_execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"recover\"}')").await.expect("a nudge");
+}
+
+/// The beginnings of the pods' statements, by which a test sees which of them waits.
+pub(super) const CLAIM: &str = "WITH wanted AS%";
+pub(super) const START: &str = "WITH me AS%";
+pub(super) const FINISH: &str = "WITH done AS%";
+
+/// Waits until `count` statements of the pods' pools wait for a lock.
+pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+               AND application_name = 'podlock/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
+    eventually(SOON, &format!("{count} statements like {statement:?} wait for a lock"), || async {
+        let seen: i64 = client.scalar(sql, &[&statement]).await;
+        if seen == count { Ok(()) } else { Err(format!("{seen} wait")) }
+    })
+    .await;
+}
+
+pub(super) async fn no_orphans(client: &Client) {
+    eventually(SOON, "no orphan is left", || async {
+        let count: i64 = client.scalar("SELECT count(*) FROM studio_orphans", &[]).await;
+        if count == 0 { Ok(()) } else { Err(format!("{count} orphans")) }
+    })
+    .await;
+}
+
+pub(super) async fn detail_of_event(client: &Client, kind: &str, incarnation: Incarnation) -> Option<Value> {
+    let sql = "SELECT detail FROM studio_pod_events WHERE kind = $1 AND incarnation = $2 ORDER BY idx DESC LIMIT 1";
+    let id: Uuid = incarnation.as_uuid();
+    client.query_opt(sql, &[&kind, &id]).await.expect("events").map(|row| row.get(0))
+}
+
+/// Holds the statements of chosen pods that change runs in the moment between their snapshot and their first row: the
+/// interleavings of DESIGN §5 happen there. A chosen pod connects by [`Pause::config`].
+pub(super) struct Pause(Client);
+
+impl Pause {
+    pub(super) async fn install(db: &Db) -> Self {
+        podlock::migrate::up(&db.config("migrator")).await.expect("the schema");
+        let sql = "CREATE FUNCTION test_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                     IF current_setting('test.pause', true) = 'yes' THEN \
+                       PERFORM pg_catalog.pg_advisory_xact_lock_shared(4242); \
+                     END IF; RETURN NULL; END $$; \
+                   CREATE TRIGGER test_pause BEFORE UPDATE ON studio_runs \
+                     FOR EACH STATEMENT EXECUTE FUNCTION test_pause()";
+        db.client.batch_execute(sql).await.expect("a trigger");
+        let pause = Self(sql::connect(&db.url).await);
+        pause.hold().await;
+        pause
+    }
+
+    /// A pod that pauses while the pause is held, for as long as the test wants.
+    pub(super) fn config(db: &Db, pod: &str) -> Config {
+        let url = format!("{}?options=-c%20test.pause%3Dyes", db.url);
+        let config = db.config(pod);
+        Config::new(url).with(|c| {
+            c.pod_name = config.pod_name;
+            c.lease = config.lease;
+            c.statement_timeout = Some(Duration::from_secs(30));
+        })
+    }
+
+    pub(super) async fn hold(&self) {
+        self.0.batch_execute("SELECT pg_advisory_lock(4242)").await.expect("the pause is held");
+    }
+
+    pub(super) async fn release(&self) {
+        self.0.batch_execute("SELECT pg_advisory_unlock(4242)").await.expect("the pause is over");
+    }
+}
+
+/// A proxy before the tests' server, and the settings of a pod that connects through it.
+pub(super) async fn behind_proxy(db: &Db, pod: &str) -> (crate::support::proxy::Proxy, Config) {
+    let port = server().port();
+    let proxy = crate::support::proxy::Proxy::before(port).await;
+    let config = db.config(pod);
+    let through = Config::new(proxy.url(&db.url, port)).with(|c| {
+        c.pod_name = config.pod_name;
+        c.lease = config.lease;
+    });
+    (proxy, through)
+}
