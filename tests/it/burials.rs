@@ -130,34 +130,38 @@ async fn the_burier_dies_between_burial_and_claim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_three_pods_lost_at_once_are_buried_after_settle_and_not_before() {
     timed(async {
-        let db = Db::new().await;
+        let mut db = Db::new().await;
         let [a, b, c] = db.settled_pods().await;
         let mut runs = Vec::new();
         for pod in [&a, &b] {
             runs.push(pod.start(NewRun::new("wait")).await.unwrap().run_id);
         }
-        // Both before anybody can look: the survivor's two ways of looking are ended with them, and come back.
-        let lost = Instant::now();
-        let pids = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
-                    AND application_name ~ '^podlock/(a|b)/' OR application_name ~ '^podlock/c/(watch|control)'";
+        // Nobody can look at the roster until both are gone: the first look sees two losses.
+        let blind = db.client.transaction().await.unwrap();
+        blind.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
         let (inc_a, inc_b) = (a.incarnation(), b.incarnation());
         drop((a, b));
-        db.client.query(pids, &[]).await.unwrap();
-        tokio::time::sleep(LEASE.mul_f64(0.8)).await;
-        let roster = db.client.roster().await;
-        let early = lost.elapsed();
-        db.client.roster_is(&["c"], LEASE * 2 + SOON).await;
-        // The first look may have come between the two deaths: then it saw one loss, and buried that one at once.
-        let reasons: Vec<String> = db
+        let eyes = sql::connect(&db.url).await;
+        eventually(SOON, "all locks of both are free", || async {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '^podlock/[ab]/'";
+            let n: i64 = eyes.scalar(sql, &[]).await;
+            if n == 0 { Ok(()) } else { Err(format!("{n} sessions of theirs")) }
+        })
+        .await;
+        blind.rollback().await.unwrap();
+        let seen = Instant::now();
+        eyes.roster_is(&["c"], LEASE * 2 + SOON).await;
+        let took = seen.elapsed();
+        assert!(took > LEASE.mul_f64(0.9), "buried after {took:?}, and settle is {LEASE:?}");
+        let losses: Vec<i64> = db
             .client
-            .query("SELECT detail->'evidence'->>'losses' FROM studio_pod_events WHERE kind = 'buried'", &[])
+            .query("SELECT (detail->'evidence'->>'in_sight_ms')::bigint FROM studio_pod_events WHERE kind = 'buried'", &[])
             .await
             .unwrap()
             .iter()
             .map(|row| row.get(0))
             .collect();
-        assert_eq!(reasons.len(), 2);
-        assert!(roster.len() >= 2, "{roster:?} after {early:?}: both were buried at once");
+        assert!(losses.len() == 2 && losses.iter().all(|ms| *ms >= 4000), "{losses:?}");
         for incarnation in [inc_a, inc_b] {
             assert_eq!(db.client.session_end(incarnation).await, Some(("lost".to_owned(), Some("c".to_owned()))));
         }

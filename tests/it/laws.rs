@@ -31,7 +31,11 @@ async fn l1_a_row_appears_only_while_its_lock_is_held_by_the_session_that_writes
         eventually(SOON, "the pod waits for its lock", || async {
             let waiting: i64 = db
                 .client
-                .scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", &[])
+                .scalar(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                    &[],
+                )
                 .await;
             if waiting == 1 { Ok(()) } else { Err(format!("{waiting} wait")) }
         })
@@ -115,6 +119,7 @@ async fn l2_a_pod_next_to_an_unsettled_one_is_buried_at_once_by_a_settled_one() 
                 .client
                 .scalar(
                     "SELECT count(*) FROM pg_locks l WHERE l.locktype = 'advisory' AND NOT l.granted \
+                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                        AND ((l.classid::bigint << 32) | l.objid::bigint) = studio_lock_key('victim')",
                     &[],
                 )

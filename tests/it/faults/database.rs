@@ -10,7 +10,7 @@ use crate::support::sql::RunState;
 use crate::support::{Db, eventually, timed};
 
 /// A restart takes below a second; a loaded machine gets what this lease tolerates.
-const LEASE: Duration = Duration::from_secs(6);
+const LEASE: Duration = Duration::from_secs(8);
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// Three settled pods with two runs each that checkpoint all the time.
@@ -47,8 +47,8 @@ impl Fleet {
         self.db.client.scalar("SELECT sum((checkpoint ->> 'done')::bigint)::bigint FROM studio_runs", &[]).await
     }
 
-    /// What must hold after an outage that was `out` long: nobody was buried, and no run was disturbed.
-    async fn is_undisturbed(mut self, began: Instant) {
+    /// What must hold after an outage that began then: nobody was buried, and no run was disturbed.
+    async fn must_be_undisturbed(mut self, began: Instant) {
         let (client, _) = reconnected(&self.db.url).await;
         self.db.client = client;
         for (name, pod) in NAMES.iter().zip(&self.pods) {
@@ -106,7 +106,7 @@ async fn after(fault: fn(&Server) -> Result<(), ThrowawayError>) {
         let fleet = Fleet::settled().await;
         let began = Instant::now();
         fleet.server.suffers(fault).await;
-        fleet.is_undisturbed(began).await;
+        fleet.must_be_undisturbed(began).await;
     })
     .await;
 }
@@ -137,7 +137,7 @@ async fn kill_9_of_one_unrelated_backend_buries_nobody_and_disturbs_no_run() {
         let url = fleet.db.url.clone();
         let (client, _) = reconnected(&url).await;
         assert_ne!(client.backend("a", "liveness").await, liveness, "pod a has another backend");
-        fleet.is_undisturbed(began).await;
+        fleet.must_be_undisturbed(began).await;
     })
     .await;
 }

@@ -92,12 +92,12 @@ async fn a_role_without_rights_is_forbidden_and_told_what_to_grant() {
 }
 
 async fn finished(db: &Db, schema: &str, run: uuid::Uuid) {
-    let sql = format!("SELECT state FROM {schema}.studio_runs WHERE run_id = $1");
+    let sql = format!("SELECT state, owner_pod, attempt, checkpoint::text FROM {schema}.studio_runs WHERE run_id = $1");
     eventually(Duration::from_secs(10), "the run succeeds", || async {
-        match db.client.scalar::<String>(&sql, &[&run]).await.as_str() {
-            "succeeded" => Ok(()),
-            state => Err(state.to_owned()),
-        }
+        let row = db.client.query_one(&sql, &[&run]).await.unwrap();
+        let (state, owner, attempt): (String, Option<String>, i32) = (row.get(0), row.get(1), row.get(2));
+        let seen = || format!("{state}, attempt {attempt} of {owner:?}, {:?}", row.get::<_, Option<String>>(3));
+        if state == "succeeded" { Ok(()) } else { Err(seen()) }
     })
     .await;
 }
@@ -151,7 +151,7 @@ async fn no_connection_left_is_too_many_connections_and_transient() {
 
 /// What a role may carry. Each would break a session that trusts its defaults.
 const HOSTILE: &[&str] = &[
-    "statement_timeout = '50ms'",
+    "statement_timeout = '250ms'",
     "lock_timeout = '1ms'",
     "default_transaction_isolation = 'serializable'",
     "default_transaction_read_only = on",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use podlock::{ErrorKind, NewRun, Outcome, Phase, Pod, Run, StopReason};
 use serde_json::json;
 
-use super::stage::{SOON, START, Stage, act, blocked, detail_of_event, story, told};
+use super::stage::{SOON, START, Stage, act, blocked, detail_of_event, story, take_key, told};
 use crate::support::{Db, LEASE, eventually, sql, timed};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +199,7 @@ async fn a_pod_that_is_asked_to_drain_takes_no_more_and_says_who_asked() {
         running.done(json!(null));
         a.shutdown(SOON).await.unwrap();
         let error = db.client.query("SELECT studio_drain('nobody')", &[]).await.unwrap_err();
-        assert_eq!(error.code().unwrap().code(), "02000");
+        assert_eq!(error.code().unwrap().code(), "P0002");
         stage.nothing_more_has_begun().await;
     })
     .await;
@@ -213,9 +213,10 @@ async fn a_start_under_way_at_the_deadline_is_stopped_as_well() {
         let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(Duration::from_secs(20)))).await;
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
-        gate.batch_execute("LOCK TABLE studio_runs IN SHARE MODE").await.unwrap();
+        // The start has read its pod's row, and now waits to see what becomes of the key.
+        take_key(&gate, "k").await;
         let starter = a.clone();
-        let starting = tokio::spawn(async move { starter.start(act()).await });
+        let starting = tokio::spawn(async move { starter.start(act().key("k")).await });
         blocked(&db.client, START, 1).await;
         let stopping = tokio::spawn(a.shutdown(Duration::ZERO));
         eventually(SOON, "the row is marked", || async {

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use podlock::{ErrorKind, NewRun};
+use podlock::ErrorKind;
 use serde_json::json;
 
-use super::stage::{CLAIM, FINISH, SOON, START, Stage, act, behind_proxy, blocked, no_orphans, orphan, story, told};
+use super::stage::{
+    CLAIM, FINISH, SOON, START, Stage, act, behind_proxy, blocked, no_orphans, nudge, orphan, story, take_key, told,
+};
 use crate::support::proxy::Flow;
 use crate::support::{Db, eventually, sql, timed};
 
@@ -109,10 +111,9 @@ async fn a_start_whose_reply_was_lost_with_its_connection_is_started_once() {
         let (db, stage) = (Db::new().await, Stage::new());
         let (proxy, config) = behind_proxy(&db, "a").await;
         let a = stage.pod(config.with(patient)).await;
-        a.start(NewRun::new("echo")).await.unwrap();
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
-        gate.batch_execute("LOCK TABLE studio_runs IN SHARE MODE").await.unwrap();
+        take_key(&gate, "k").await;
         let starter = a.clone();
         let starting = tokio::spawn(async move { starter.start(act().key("k")).await });
         blocked(&db.client, START, 1).await;
@@ -141,12 +142,11 @@ async fn a_start_that_timed_out_after_its_commit_says_so_and_runs_once() {
         let (db, stage) = (Db::new().await, Stage::new());
         let (proxy, config) = behind_proxy(&db, "a").await;
         let a = stage.pod(config).await;
-        a.start(NewRun::new("echo")).await.unwrap();
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
-        gate.batch_execute("LOCK TABLE studio_runs IN SHARE MODE").await.unwrap();
+        take_key(&gate, "k").await;
         let starter = a.clone();
-        let starting = tokio::spawn(async move { starter.start(act()).await });
+        let starting = tokio::spawn(async move { starter.start(act().key("k")).await });
         blocked(&db.client, START, 1).await;
         assert!(proxy.present(&["pool"], Flow::Mute) > 0);
         gate.rollback().await.unwrap();
@@ -174,12 +174,12 @@ async fn a_claim_that_is_under_way_when_its_pod_ends_begins_nothing() {
         let gate = gate.transaction().await.unwrap();
         gate.batch_execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))").await.unwrap();
         let (run_id, _) = orphan(&db.client, "act").await;
-        super::stage::nudge(&db.client).await;
+        nudge(&db.client).await;
         blocked(&db.client, CLAIM, 1).await;
         drop(a);
         gate.rollback().await.unwrap();
         blocked(&db.client, CLAIM, 0).await;
-        let b = stage.pod(db.config("b").with(|c| c.settle = Some(c.lease))).await;
+        let b = stage.pod(db.config("b")).await;
         let begun = stage.act().await;
         assert_eq!((begun.run.id(), begun.pod()), (run_id, "b"), "the dead pod began an attempt");
         assert_eq!(begun.run.incarnation(), b.incarnation());

@@ -149,6 +149,12 @@ pub(super) async fn orphan(client: &Client, kind: &str) -> (RunId, Incarnation) 
     (run_id, ghost)
 }
 
+/// Holds a key in a transaction that is never committed: who starts a run of it waits, after its snapshot.
+pub(super) async fn take_key(gate: &tokio_postgres::Transaction<'_>, key: &str) {
+    let sql = "INSERT INTO studio_runs (run_id, kind, key) VALUES ($1, 'act', $2)";
+    gate.execute(sql, &[&RunId::generate().as_uuid(), &key]).await.expect("the key");
+}
+
 /// Makes every pod look for orphans now.
 pub(super) async fn nudge(client: &Client) {
     client.batch_execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"recover\"}')").await.expect("a nudge");

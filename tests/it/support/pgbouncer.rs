@@ -67,10 +67,13 @@ impl PgBouncer {
     }
 }
 
+/// Each live connection's first bytes, and its client's side.
+type Live = Arc<Mutex<Vec<(Vec<u8>, TcpStream)>>>;
+
 /// Forwards connections to a port of 127.0.0.1, and can cut those whose first bytes hold a given text.
 pub(crate) struct Relay {
     pub(crate) port: u16,
-    live: Arc<Mutex<Vec<(Vec<u8>, TcpStream)>>>,
+    live: Live,
 }
 
 /// What becomes of the connections of a [`Relay`].
@@ -86,7 +89,7 @@ impl Relay {
     pub(crate) fn start(to: u16, manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let live = Arc::<Mutex<Vec<(Vec<u8>, TcpStream)>>>::default();
+        let live = Live::default();
         let known = Arc::clone(&live);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -112,7 +115,7 @@ impl Relay {
     }
 }
 
-fn forward(mut client: TcpStream, to: u16, manner: Manner, known: &Mutex<Vec<(Vec<u8>, TcpStream)>>) {
+fn forward(mut client: TcpStream, to: u16, manner: Manner, known: &Live) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)) else { return };
     let mut hello = vec![0; 4096];
     let Ok(n) = client.read(&mut hello) else { return };
