@@ -226,8 +226,8 @@ impl Config {
         if field == "database_url" {
             return Ok(Self { database_url: SecretString::from(value), ..self });
         }
-        let one = envy::from_iter::<_, Self>([(field.to_owned(), value.clone())])
-            .map_err(|e| format!("{value:?}: {e}"))?;
+        let one =
+            envy::from_iter::<_, Self>([(field.to_owned(), value.clone())]).map_err(|e| format!("{value:?}: {e}"))?;
         Ok(self.take_field(field, one))
     }
 
@@ -344,9 +344,32 @@ macro_rules! fields {
     };
 }
 fields!(
-    database_url, pod_name, env, schema, version, labels, lease, ping_interval, ping_timeout, self_fence, settle,
-    reconnect_grace, reconnect_backoff_max, hold_probe_interval, sweep_interval, watch_slice, beat_interval,
-    stall_after, acquire_timeout, connect_timeout, statement_timeout, claim_delay, push, migrate, on_detach, capacity,
+    database_url,
+    pod_name,
+    env,
+    schema,
+    version,
+    labels,
+    lease,
+    ping_interval,
+    ping_timeout,
+    self_fence,
+    settle,
+    reconnect_grace,
+    reconnect_backoff_max,
+    hold_probe_interval,
+    sweep_interval,
+    watch_slice,
+    beat_interval,
+    stall_after,
+    acquire_timeout,
+    connect_timeout,
+    statement_timeout,
+    claim_delay,
+    push,
+    migrate,
+    on_detach,
+    capacity,
     pool_size,
 );
 
@@ -422,9 +445,12 @@ mod tests {
 
     #[test]
     fn a_bad_value_is_an_error_that_names_its_variable() {
-        for (name, value) in
-            [("PODLOCK_LEASE", "10"), ("PODLOCK_CAPACITY", "-1"), ("PODLOCK_PUSH", "maybe"), ("PODLOCK_LABELS", "novalue")]
-        {
+        for (name, value) in [
+            ("PODLOCK_LEASE", "10"),
+            ("PODLOCK_CAPACITY", "-1"),
+            ("PODLOCK_PUSH", "maybe"),
+            ("PODLOCK_LABELS", "novalue"),
+        ] {
             let error = Config::from_vars(vars(&[(name, value)])).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.to_string().contains(name) && error.to_string().contains(value), "{error}");
@@ -433,8 +459,9 @@ mod tests {
 
     #[test]
     fn any_serde_source_will_do_and_an_unknown_field_is_refused() {
-        let config: Config = serde_json::from_str(r#"{"database_url":"postgres://h/d","lease":"3s","labels":{"a":"b"}}"#)
-            .expect("accepted");
+        let config: Config =
+            serde_json::from_str(r#"{"database_url":"postgres://h/d","lease":"3s","labels":{"a":"b"}}"#)
+                .expect("accepted");
         assert_eq!((config.lease, config.labels["a"].as_str()), (Duration::from_secs(3), "b"));
         assert!(serde_json::from_str::<Config>(r#"{"leese":"3s"}"#).is_err());
     }

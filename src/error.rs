@@ -178,15 +178,16 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         // Serialisation failures and deadlocks, and a server short of resources.
         let passing = self.sqlstate().is_some_and(|code| code.starts_with("40") || code.starts_with("53"));
-        passing || matches!(
-            self.0.kind,
-            ErrorKind::Unreachable
-                | ErrorKind::Timeout
-                | ErrorKind::TooManyConnections
-                | ErrorKind::SessionLost
-                | ErrorKind::Detached
-                | ErrorKind::AtCapacity
-        )
+        passing
+            || matches!(
+                self.0.kind,
+                ErrorKind::Unreachable
+                    | ErrorKind::Timeout
+                    | ErrorKind::TooManyConnections
+                    | ErrorKind::SessionLost
+                    | ErrorKind::Detached
+                    | ErrorKind::AtCapacity
+            )
     }
 
     /// True if a live pod holds the name.

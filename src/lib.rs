@@ -3,9 +3,9 @@
 
 pub mod config;
 mod error;
-mod id;
 #[cfg(feature = "http")]
 pub mod http;
+mod id;
 pub mod operator;
 mod pod;
 mod postgres;

@@ -136,14 +136,21 @@ impl Settings {
         ];
         for (small_name, small, large_name, large) in below {
             if small >= large {
-                return Err(refuse(format!("{small_name} is {small:?}, but must be less than {large_name}, {large:?}")));
+                return Err(refuse(format!(
+                    "{small_name} is {small:?}, but must be less than {large_name}, {large:?}"
+                )));
             }
         }
         let at_most = [
             ("self_fence + 0.1 × lease", longest_run_on, "settle", self.settle),
             ("self_fence + 0.1 × lease", longest_run_on, "reconnect_grace", self.reconnect_grace),
             ("hold_probe_interval", self.hold_probe_interval, "0.1 × lease", self.lease / 10),
-            ("reconnect_backoff (its start)", RECONNECT_BACKOFF_MIN, "reconnect_backoff_max", self.reconnect_backoff_max),
+            (
+                "reconnect_backoff (its start)",
+                RECONNECT_BACKOFF_MIN,
+                "reconnect_backoff_max",
+                self.reconnect_backoff_max,
+            ),
         ];
         for (small_name, small, large_name, large) in at_most {
             if small > large {
@@ -257,7 +264,10 @@ mod tests {
         let s = config().validate().expect("valid");
         assert_eq!((s.ping_interval, s.ping_timeout), (secs(2), secs(2)));
         assert_eq!((s.self_fence, s.settle, s.reconnect_grace), (secs(8), secs(10), secs(10)));
-        assert_eq!((s.reconnect_backoff_max, s.hold_probe_interval), (Duration::from_millis(500), Duration::from_millis(250)));
+        assert_eq!(
+            (s.reconnect_backoff_max, s.hold_probe_interval),
+            (Duration::from_millis(500), Duration::from_millis(250))
+        );
         assert_eq!(s.sweep_interval.as_millis(), 3333);
         assert_eq!((s.acquire_timeout, s.beat_interval), (secs(20), secs(10)));
         assert_eq!(s.worst_case().outage_tolerated, Duration::from_millis(5500));

@@ -152,20 +152,29 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
         Err(e) => return e,
     };
     let Some(holder) = holder else {
-        return Error::new(ErrorKind::Timeout, format!("the lock of pod {pod} was not granted within {waited:?}, and nobody holds it now"))
-            .left("nothing was registered")
-            .todo("start the pod again");
+        return Error::new(
+            ErrorKind::Timeout,
+            format!("the lock of pod {pod} was not granted within {waited:?}, and nobody holds it now"),
+        )
+        .left("nothing was registered")
+        .todo("start the pod again");
     };
     if let Some(other) = holder.registered.as_deref().filter(|name| *name != pod.as_str()) {
-        return Error::new(ErrorKind::KeyCollision, format!("pod {pod} has the same lock key as pod {other}, which lives"))
-            .left("nothing was registered")
-            .todo("give one of them another name");
+        return Error::new(
+            ErrorKind::KeyCollision,
+            format!("pod {pod} has the same lock key as pod {other}, which lives"),
+        )
+        .left("nothing was registered")
+        .todo("give one of them another name");
     }
     let address = holder.address.map_or_else(|| "a local socket".to_owned(), |a| a.to_string());
     let age = holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()));
     Error::new(
         ErrorKind::NameTaken,
-        format!("pod {pod} lives already: server process {} from {address}, {age}, still holds its lock after {waited:?}", holder.pid),
+        format!(
+            "pod {pod} lives already: server process {} from {address}, {age}, still holds its lock after {waited:?}",
+            holder.pid
+        ),
     )
     .left("nothing was registered")
     .todo("give each living pod its own name, or wait until the other has ended")
@@ -175,8 +184,8 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
 async fn bring_schema(opener: &Opener, migrates: bool, ping_timeout: Duration) -> Result<()> {
     let mut session = opener.open(Role::Migrate).await?;
     canary::refuse_pooler(opener, &session, ping_timeout).await?;
-    let done = if migrates { migrate::up_on(&mut session).await.map(drop) } else { migrate::require_current(&session).await };
+    let done =
+        if migrates { migrate::up_on(&mut session).await.map(drop) } else { migrate::require_current(&session).await };
     session.close().await;
     done
 }
-

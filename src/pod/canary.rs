@@ -27,7 +27,8 @@ pub(crate) async fn refuse_pooler(opener: &Opener, session: &Session, limit: std
         let mut transactions = Vec::with_capacity(others.len());
         for other in &mut others {
             let txn = other.begin("checking for a pooler").await?;
-            let pid: i32 = txn.query_one("checking for a pooler", "SELECT pg_catalog.pg_backend_pid()", &[]).await?.get(0);
+            let pid: i32 =
+                txn.query_one("checking for a pooler", "SELECT pg_catalog.pg_backend_pid()", &[]).await?.get(0);
             transactions.push(txn);
             if pid == own {
                 return Err(pooled("two connections share one backend"));

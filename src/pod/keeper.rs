@@ -235,7 +235,9 @@ impl<'a> Keeper<'a> {
         };
         let own = session.backend().pid;
         if pid != own {
-            return Err(canary::pooled(&format!("the liveness session was answered by backend {pid}, and its own is {own}")));
+            return Err(canary::pooled(&format!(
+                "the liveness session was answered by backend {pid}, and its own is {own}"
+            )));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock")));
@@ -381,7 +383,11 @@ impl<'a> Keeper<'a> {
             target: "podlock", event = "self_fenced", pod = %self.shared.pod_id, incarnation = %incarnation, runs,
             reason = %reason, "gave this incarnation up and told its runs to stop"
         );
-        self.shared.registry.abort_all_after(&self.shared.tracker, &self.shared.runtime, self.shared.settings.stop_grace());
+        self.shared.registry.abort_all_after(
+            &self.shared.tracker,
+            &self.shared.runtime,
+            self.shared.settings.stop_grace(),
+        );
     }
 
     fn pulse(&self) -> u64 {

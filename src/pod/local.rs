@@ -159,9 +159,9 @@ impl Local {
 
     /// Whether a reported peer is still in the roster, a while after the report.
     pub(crate) fn is_report_open(&self) -> bool {
-        self.reported.get().is_some_and(|(key, until)| {
-            clock::now() < until && self.roster.borrow().iter().any(|p| p.lock_key == key)
-        })
+        self.reported
+            .get()
+            .is_some_and(|(key, until)| clock::now() < until && self.roster.borrow().iter().any(|p| p.lock_key == key))
     }
 
     /// When a recovery pass is due that nothing else brings about; far away if none is.

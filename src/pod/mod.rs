@@ -292,7 +292,10 @@ impl Pod {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         self.shared.tracker.spawn_on(work, &self.shared.runtime).await.unwrap_or_else(|e| {
-            Err(Error::new(ErrorKind::Stopped, format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id)))
+            Err(Error::new(
+                ErrorKind::Stopped,
+                format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id),
+            ))
         })
     }
 }

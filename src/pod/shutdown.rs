@@ -63,7 +63,9 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
 async fn mark(shared: &Shared) {
     match pods::mark_draining(&shared.db, shared.incarnation()).await {
         Ok(_) => {}
-        Err(e) => tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %e, "the row could not be marked as draining"),
+        Err(e) => {
+            tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %e, "the row could not be marked as draining")
+        }
     }
 }
 

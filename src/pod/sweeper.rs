@@ -49,7 +49,9 @@ pub(crate) async fn run(local: &Local, first: Session) {
             };
             match opened {
                 Ok(opened) => session = Some(opened),
-                Err(e) => tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session yet"),
+                Err(e) => {
+                    tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session yet")
+                }
             }
             continue;
         };

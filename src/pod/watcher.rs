@@ -54,7 +54,9 @@ pub(crate) async fn run(local: &Local) {
                 );
                 return;
             }
-            Err(e) => tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.pod_id, cause = %e, "lost the watch session; opening another"),
+            Err(e) => {
+                tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.pod_id, cause = %e, "lost the watch session; opening another")
+            }
         }
         tokio::select! {
             () = shared.root.cancelled() => {}

@@ -174,9 +174,7 @@ fn targets(config: &tokio_postgres::Config) -> Result<Vec<Target>> {
     let port = |i: usize| ports.get(i).or_else(|| ports.first()).copied().unwrap_or(5432);
     let target = |i: usize| match hosts.get(i) {
         Some(Host::Unix(directory)) => Target::Unix { socket: directory.join(format!(".s.PGSQL.{}", port(i))) },
-        Some(Host::Tcp(host)) => {
-            Target::Tcp { host: host.clone(), port: port(i), address: addresses.get(i).copied() }
-        }
+        Some(Host::Tcp(host)) => Target::Tcp { host: host.clone(), port: port(i), address: addresses.get(i).copied() },
         None => Target::Tcp { host: String::new(), port: port(i), address: addresses.get(i).copied() },
     };
     Ok((0..hosts.len().max(addresses.len())).map(target).collect())

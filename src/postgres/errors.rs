@@ -29,14 +29,34 @@ pub(crate) fn timed_out(step: &str, limit: std::time::Duration) -> Error {
 fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
     let table: &[(&SqlState, ErrorKind, &str)] = &[
         (&SqlState::INVALID_PASSWORD, ErrorKind::AuthFailed, "correct the user or the password in DATABASE_URL"),
-        (&SqlState::INVALID_AUTHORIZATION_SPECIFICATION, ErrorKind::AuthFailed, "correct the user in DATABASE_URL, or the server's pg_hba.conf"),
+        (
+            &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            ErrorKind::AuthFailed,
+            "correct the user in DATABASE_URL, or the server's pg_hba.conf",
+        ),
         (&SqlState::INVALID_CATALOG_NAME, ErrorKind::Config, "correct the database in DATABASE_URL, or create it"),
-        (&SqlState::TOO_MANY_CONNECTIONS, ErrorKind::TooManyConnections, "raise max_connections, or lower pool_size: a pod needs three connections and its pool"),
-        (&SqlState::INSUFFICIENT_PRIVILEGE, ErrorKind::Forbidden, "grant the role its rights, or run `podlock migrate up` as the owner of the schema"),
+        (
+            &SqlState::TOO_MANY_CONNECTIONS,
+            ErrorKind::TooManyConnections,
+            "raise max_connections, or lower pool_size: a pod needs three connections and its pool",
+        ),
+        (
+            &SqlState::INSUFFICIENT_PRIVILEGE,
+            ErrorKind::Forbidden,
+            "grant the role its rights, or run `podlock migrate up` as the owner of the schema",
+        ),
         (&SqlState::UNDEFINED_TABLE, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
-        (&SqlState::UNDEFINED_FUNCTION, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
+        (
+            &SqlState::UNDEFINED_FUNCTION,
+            ErrorKind::SchemaMissing,
+            "run `podlock migrate up`, or correct PODLOCK_SCHEMA",
+        ),
         (&SqlState::UNDEFINED_COLUMN, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
-        (&SqlState::INVALID_SCHEMA_NAME, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
+        (
+            &SqlState::INVALID_SCHEMA_NAME,
+            ErrorKind::SchemaMissing,
+            "run `podlock migrate up`, or correct PODLOCK_SCHEMA",
+        ),
         (&SqlState::READ_ONLY_SQL_TRANSACTION, ErrorKind::Standby, "point DATABASE_URL at the primary"),
         (&SqlState::QUERY_CANCELED, ErrorKind::Timeout, "see whether the server is overloaded"),
         (&SqlState::LOCK_NOT_AVAILABLE, ErrorKind::Timeout, "see pg_locks for who holds the lock"),
@@ -44,7 +64,11 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
         (&SqlState::CANNOT_CONNECT_NOW, ErrorKind::Unreachable, "wait until the server is up"),
         (&SqlState::ADMIN_SHUTDOWN, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
         (&SqlState::CRASH_SHUTDOWN, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
-        (&SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
+        (
+            &SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            ErrorKind::SessionLost,
+            "nothing by hand: the connection is made again",
+        ),
         (&SqlState::IDLE_SESSION_TIMEOUT, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
     ];
     if let Some((_, kind, todo)) = table.iter().find(|(known, ..)| *known == code) {

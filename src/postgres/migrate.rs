@@ -138,14 +138,12 @@ async fn is_current(session: &Session) -> Result<bool> {
     let latest = known().iter().map(Migration::version).max().unwrap_or(0);
     match applied_version(session).await? {
         None => Ok(false),
-        Some(at) if at > latest => {
-            Err(Error::new(
-                ErrorKind::SchemaIncompatible,
-                format!("schema {:?} is at version {at}, and this binary knows {latest}", session.schema().name()),
-            )
-            .left("nothing was changed")
-            .todo("run a newer version of the service"))
-        }
+        Some(at) if at > latest => Err(Error::new(
+            ErrorKind::SchemaIncompatible,
+            format!("schema {:?} is at version {at}, and this binary knows {latest}", session.schema().name()),
+        )
+        .left("nothing was changed")
+        .todo("run a newer version of the service")),
         Some(at) => Ok(at == latest),
     }
 }
@@ -171,9 +169,12 @@ async fn lock(session: &Session) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= give_up {
-            return Err(Error::new(ErrorKind::Timeout, format!("another has been migrating schema {schema:?} for {LIMIT:?}"))
-                .left("nothing was changed")
-                .todo("see pg_stat_activity for podlock/-/migrate"));
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                format!("another has been migrating schema {schema:?} for {LIMIT:?}"),
+            )
+            .left("nothing was changed")
+            .todo("see pg_stat_activity for podlock/-/migrate"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
@@ -187,12 +188,15 @@ async fn apply(session: &mut Session) -> Result<Vec<Version>> {
         session.execute_batch("creating the schema", &format!("CREATE SCHEMA IF NOT EXISTS {quoted}")).await?;
     }
     let limit = LIMIT.as_millis();
-    let path = format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {limit}");
+    let path =
+        format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {limit}");
     session.execute_batch("preparing to migrate", &path).await?;
     let report = match tokio::time::timeout(LIMIT, runner().run_async(session.client_mut())).await {
         Ok(Ok(report)) => report,
         Ok(Err(e)) => return Err(refused(e)),
-        Err(_) => return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back")),
+        Err(_) => {
+            return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back"));
+        }
     };
     session.execute_batch("ending the migration", "SET search_path = pg_catalog, pg_temp").await?;
     let applied: Vec<_> = report.applied_migrations().iter().map(|m| version_of(m, true)).collect();
@@ -204,10 +208,8 @@ async fn apply(session: &mut Session) -> Result<Vec<Version>> {
 
 fn refused(error: refinery::Error) -> Error {
     let text = errors::chain(&error);
-    let divergent = matches!(
-        error.kind(),
-        refinery::error::Kind::DivergentVersion(..) | refinery::error::Kind::MissingVersion(..)
-    );
+    let divergent =
+        matches!(error.kind(), refinery::error::Kind::DivergentVersion(..) | refinery::error::Kind::MissingVersion(..));
     if divergent {
         return Error::new(ErrorKind::SchemaIncompatible, format!("migrating: {text}"))
             .left("nothing was changed")

@@ -130,8 +130,7 @@ pub(crate) async fn ping(session: &Session, limit: Duration) -> Result<i32> {
 
 /// [`ping`], and whether this backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
-    const SQL: &str =
-        "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";
+    const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
     rows.first()
         .map(|row| (row.get(0), row.get(1)))
@@ -176,7 +175,13 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let mut detail = json!({ "version": new.version, "labels": new.labels });
     if let Some((replaced, draining)) = former {
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
-        let reason = if draining { "shutdown" } else if gave_up { "detached" } else { "replaced" };
+        let reason = if draining {
+            "shutdown"
+        } else if gave_up {
+            "detached"
+        } else {
+            "replaced"
+        };
         txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
@@ -197,9 +202,12 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     ];
     let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if upserted.is_empty() {
-        return Err(Error::new(ErrorKind::PooledLock, format!("pod {pod}: this session does not hold the lock that it took"))
-            .left("nothing was registered")
-            .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
+        return Err(Error::new(
+            ErrorKind::PooledLock,
+            format!("pod {pod}: this session does not hold the lock that it took"),
+        )
+        .left("nothing was registered")
+        .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
     txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
@@ -255,11 +263,8 @@ pub(crate) async fn come_back(
 pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> Result<()> {
     const SQL: &str = "UPDATE @.studio_pods SET control_pid = $2, control_started = $3 WHERE incarnation = $1";
     let backend = session.backend();
-    let params: [Param<'_>; 3] = [
-        (&incarnation.as_uuid(), Type::UUID),
-        (&backend.pid, Type::INT4),
-        (&backend.started, Type::TIMESTAMPTZ),
-    ];
+    let params: [Param<'_>; 3] =
+        [(&incarnation.as_uuid(), Type::UUID), (&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ)];
     session.query("recording the control session", SQL, &params).await.map(drop)
 }
 
@@ -357,11 +362,7 @@ pub(crate) async fn prove_in_txn(txn: &Txn<'_>, proof: &Proof) -> Result<bool> {
 
 /// L3: deletes the row of a dead incarnation and records its end, while this transaction holds its lock. Returns the
 /// reason, or `None` if the row was no longer as it was looked at.
-pub(crate) async fn bury_in_txn(
-    txn: &Txn<'_>,
-    dead: &PeerLook,
-    by: &PodId,
-) -> Result<Option<String>> {
+pub(crate) async fn bury_in_txn(txn: &Txn<'_>, dead: &PeerLook, by: &PodId) -> Result<Option<String>> {
     const SQL: &str = "WITH gone AS ( \
            DELETE FROM @.studio_pods p WHERE p.pod_id = $1 AND p.incarnation = $2 AND p.session = $4 \
            RETURNING p.incarnation, CASE WHEN p.state = 'draining' THEN 'shutdown' ELSE 'lost' END AS reason \

@@ -105,11 +105,12 @@ impl Database {
         };
         match got {
             Ok(client) => Ok(Leased { client: Some(client) }),
-            Err(PoolError::Backend(e)) if e.as_db_error().is_none() => {
-                Err(Error::new(ErrorKind::Unreachable, format!("{step}: {} cannot be reached: {}", self.place, errors::chain(&e)))
-                    .todo("see whether the server runs")
-                    .caused_by(e))
-            }
+            Err(PoolError::Backend(e)) if e.as_db_error().is_none() => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("{step}: {} cannot be reached: {}", self.place, errors::chain(&e)),
+            )
+            .todo("see whether the server runs")
+            .caused_by(e)),
             Err(PoolError::Backend(e)) => Err(errors::translate(step, e)),
             Err(PoolError::Timeout(kind)) => {
                 let what = match kind {

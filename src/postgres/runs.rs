@@ -132,15 +132,21 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         if owner.is_none() || now == owner {
             return Ok(Inserted::Yes(row.get::<_, i64>(0).into()));
         }
-        return Err(Error::new(ErrorKind::Fenced, format!("run {} was started, and another pod has it by now", new.run_id))
-            .about_run(new.run_id)
-            .todo("follow it by its id"));
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("run {} was started, and another pod has it by now", new.run_id),
+        )
+        .about_run(new.run_id)
+        .todo("follow it by its id"));
     }
     match db.query_opt(step, BUSY, &[&new.kind, &new.key]).await? {
         Some(row) => Ok(Inserted::KeyBusy(row.get::<_, Uuid>(0).into())),
-        None => Err(Error::new(ErrorKind::KeyBusy, format!("the run with key {:?} ended just now", new.key.unwrap_or_default()))
-            .left("no run was started")
-            .todo("start it again")),
+        None => Err(Error::new(
+            ErrorKind::KeyBusy,
+            format!("the run with key {:?} ended just now", new.key.unwrap_or_default()),
+        )
+        .left("no run was started")
+        .todo("start it again")),
     }
 }
 
@@ -333,8 +339,7 @@ pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'yielded' FROM given \
             WHERE a.run_id = given.run_id AND a.attempt = given.attempt \
          ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM given";
-    let params: [&(dyn ToSql + Sync); 3] =
-        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+    let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("yielding a run", SQL, &params).await?.is_some())
 }
 
@@ -383,10 +388,13 @@ pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> E
             None => "nobody owns it".to_owned(),
         },
     };
-    Error::new(ErrorKind::Fenced, format!("run {}: {what} under fence {} was refused: {now}", owner.run_id, owner.fence))
-        .about_run(owner.run_id)
-        .left("nothing was written")
-        .todo("stop working on it")
+    Error::new(
+        ErrorKind::Fenced,
+        format!("run {}: {what} under fence {} was refused: {now}", owner.run_id, owner.fence),
+    )
+    .about_run(owner.run_id)
+    .left("nothing was written")
+    .todo("stop working on it")
 }
 
 /// A pod's name in an error.

@@ -14,7 +14,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Row};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dial::{Connection, Dialled, Dialer, Target};
+use super::dial::{Connection, Dialer, Dialled, Target};
 use super::errors;
 use super::schema::Schema;
 use crate::config::{IDLE_IN_TRANSACTION, Settings};

@@ -5,9 +5,25 @@ use tokio_postgres::config::{Host, SslMode};
 use crate::error::{Error, ErrorKind, Result};
 
 const WORDS: &[&str] = &[
-    "user", "password", "dbname", "options", "application_name", "sslmode", "sslnegotiation", "host", "hostaddr", "port",
-    "connect_timeout", "tcp_user_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_retries",
-    "target_session_attrs", "channel_binding", "load_balance_hosts",
+    "user",
+    "password",
+    "dbname",
+    "options",
+    "application_name",
+    "sslmode",
+    "sslnegotiation",
+    "host",
+    "hostaddr",
+    "port",
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "target_session_attrs",
+    "channel_binding",
+    "load_balance_hosts",
 ];
 
 /// Parses a connection string. Its text never enters an error: it may hold a password in a place where no parser
@@ -33,9 +49,14 @@ pub(crate) fn parse(text: &str) -> Result<tokio_postgres::Config> {
             .todo("add a host, or the directory of the server's unix socket as host=/var/run/postgresql"));
     }
     if config.get_ssl_mode() == SslMode::Require {
-        return Err(Error::new(ErrorKind::Unsupported, "DATABASE_URL asks for sslmode=require, and this version has no TLS")
-            .left("nothing was started")
-            .todo("reach the server over a unix socket, a private network or a TLS tunnel, with sslmode=prefer or disable"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "DATABASE_URL asks for sslmode=require, and this version has no TLS",
+        )
+        .left("nothing was started")
+        .todo(
+            "reach the server over a unix socket, a private network or a TLS tunnel, with sslmode=prefer or disable",
+        ));
     }
     Ok(config)
 }

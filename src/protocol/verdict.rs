@@ -196,9 +196,10 @@ impl Observer {
         let names: BTreeSet<_> = look.iter().map(|p| &p.pod_id).collect();
         let mut buried: Vec<_> = self.buried.clone();
         // Gone, and no other incarnation took its name: somebody buried it.
-        let gone = self.roster.iter().filter(|(i, (name, draining))| {
-            !draining && !present.contains(*i) && !names.contains(name)
-        });
+        let gone = self
+            .roster
+            .iter()
+            .filter(|(i, (name, draining))| !draining && !present.contains(*i) && !names.contains(name));
         buried.extend(gone.map(|(incarnation, _)| (now, *incarnation)));
         buried.retain(|(at, _)| now.saturating_sub(*at) < timing.window);
         let mut sightings = BTreeMap::new();

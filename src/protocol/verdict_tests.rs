@@ -3,7 +3,8 @@
 use super::*;
 use proptest::prelude::*;
 
-const TIMING: Timing = Timing { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
+const TIMING: Timing =
+    Timing { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)

@@ -126,7 +126,9 @@ fn after_claim_delay(
     for owner in owners {
         gone_since.entry(owner).or_insert(now);
     }
-    let waits = |c: &Candidate| c.owner.and_then(|o| gone_since.get(&o)).map_or(Duration::ZERO, |s| (*s + delay).saturating_sub(now));
+    let waits = |c: &Candidate| {
+        c.owner.and_then(|o| gone_since.get(&o)).map_or(Duration::ZERO, |s| (*s + delay).saturating_sub(now))
+    };
     let next = rows.iter().map(waits).filter(|w| !w.is_zero()).min();
     (rows.into_iter().filter(|c| waits(c).is_zero()).collect(), next)
 }

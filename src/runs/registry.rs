@@ -61,7 +61,14 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, entries: Mutex::default(), closed: AtomicBool::new(false), yielded: Mutex::default(), freed: Notify::new(), count: watch::channel(0).0 }
+        Self {
+            capacity,
+            entries: Mutex::default(),
+            closed: AtomicBool::new(false),
+            yielded: Mutex::default(),
+            freed: Notify::new(),
+            count: watch::channel(0).0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -145,7 +145,8 @@ impl Run {
             Ending::Failed(_) => "failed",
         };
         // A finish whose reply was lost is read back by its fence.
-        let was_done = |s: &Standing| s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
+        let was_done =
+            |s: &Standing| s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
         self.write("its end", || runs::finish(db, self.owner, ending), was_done).await?;
         self.shared.note_finished();
         Ok(())

@@ -25,15 +25,8 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
     let insert = insert_of(run_id, &new);
     let inserted = repeat(run_id, || runs::start(&shared.db, incarnation, &insert)).await?;
     let fence = outcome(shared, inserted, &new)?;
-    let claimed = Claimed {
-        run_id,
-        kind: new.kind,
-        key: new.key,
-        fence,
-        attempt: 1,
-        input: new.input,
-        checkpoint: None,
-    };
+    let claimed =
+        Claimed { run_id, kind: new.kind, key: new.key, fence, attempt: 1, input: new.input, checkpoint: None };
     execute::begin(shared, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
 }
@@ -86,7 +79,9 @@ where
         match insert().await {
             Err(e) if e.is_session_lost() && tried < TRIES => tokio::time::sleep(BETWEEN_TRIES).await,
             Err(e) if e.is_session_lost() || e.kind() == ErrorKind::Timeout => {
-                return Err(e.about_run(run_id).left("the run may have been started all the same; if so, it is taken up"));
+                return Err(e
+                    .about_run(run_id)
+                    .left("the run may have been started all the same; if so, it is taken up"));
             }
             done => return done,
         }
@@ -98,7 +93,11 @@ fn outcome(shared: &Shared, inserted: Inserted, new: &NewRun) -> Result<Fence> {
         Inserted::Yes(fence) => Ok(fence),
         Inserted::KeyBusy(run_id) => Err(Error::new(
             ErrorKind::KeyBusy,
-            format!("run {run_id} of kind {:?} and key {:?} is running", new.kind, new.key.as_deref().unwrap_or_default()),
+            format!(
+                "run {run_id} of kind {:?} and key {:?} is running",
+                new.kind,
+                new.key.as_deref().unwrap_or_default()
+            ),
         )
         .about_run(run_id)
         .left("no run was started")
@@ -119,9 +118,8 @@ fn check(new: &NewRun) -> Result<()> {
     };
     match fault {
         None => Ok(()),
-        Some(fault) => {
-            Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}")).left("no run was started"))
-        }
+        Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
+            .left("no run was started")),
     }
 }
 
@@ -137,13 +135,19 @@ fn has_nul(value: &Value) -> bool {
 fn no_handler(shared: &Shared, kind: &str) -> Error {
     let mut known: Vec<_> = shared.handlers.keys().map(String::as_str).collect();
     known.sort_unstable();
-    Error::new(ErrorKind::NoHandler, format!("pod {} has no handler for kind {kind:?}; it has {known:?}", shared.pod_id))
-        .left("no run was started")
-        .todo("register a handler for it, or submit it unowned for a pod that has one")
+    Error::new(
+        ErrorKind::NoHandler,
+        format!("pod {} has no handler for kind {kind:?}; it has {known:?}", shared.pod_id),
+    )
+    .left("no run was started")
+    .todo("register a handler for it, or submit it unowned for a pod that has one")
 }
 
 fn full(shared: &Shared) -> Error {
-    Error::new(ErrorKind::AtCapacity, format!("pod {} runs {} runs, as many as it may", shared.pod_id, shared.settings.capacity))
-        .left("no run was started")
-        .todo("retry later or on another pod, raise capacity, or submit it unowned")
+    Error::new(
+        ErrorKind::AtCapacity,
+        format!("pod {} runs {} runs, as many as it may", shared.pod_id, shared.settings.capacity),
+    )
+    .left("no run was started")
+    .todo("retry later or on another pod, raise capacity, or submit it unowned")
 }
