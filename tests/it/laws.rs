@@ -288,6 +288,15 @@ async fn l6_an_orphan_that_nobody_was_told_of_is_found() {
     timed(async {
         let db = Db::new().await;
         let pod = db.pod("a").await;
+        eventually(SOON, "the passes that a boot brings about are over", || async {
+            let sql = "SELECT min(extract(epoch FROM clock_timestamp() - state_change))::float8 FROM pg_stat_activity \
+                       WHERE datname = current_database() AND application_name = 'podlock/pool' AND state = 'idle'";
+            match db.client.scalar::<Option<f64>>(sql, &[]).await {
+                Some(idle) if idle > 0.4 => Ok(()),
+                idle => Err(format!("idle for {idle:?} s")),
+            }
+        })
+        .await;
         // By hand: no notification, no event. One that was never owned, one whose owner is not in the roster.
         db.client
             .batch_execute(
@@ -438,7 +447,8 @@ async fn l10_a_look_that_fails_is_unknown_and_nobody_is_buried_on_it() {
     timed(async {
         let db = Db::new().await;
         let [a, b] = db.settled_pods().await;
-        db.client.batch_execute("ALTER TABLE studio_pod_events RENAME TO away").await.unwrap();
+        // What a look reads and a burial does not.
+        db.client.batch_execute("ALTER TABLE studio_pods RENAME COLUMN drain_requested TO away").await.unwrap();
         drop(a);
         eventually(SOON, "a's lock is free", || async {
             let n: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_status WHERE pod_id = 'a' AND NOT alive", &[]).await;
@@ -448,7 +458,7 @@ async fn l10_a_look_that_fails_is_unknown_and_nobody_is_buried_on_it() {
         tokio::time::sleep(LEASE).await;
         assert_eq!(db.client.roster().await, ["a", "b"], "buried on an unknown");
         assert!(b.status().attached, "the survivor is not disturbed");
-        db.client.batch_execute("ALTER TABLE away RENAME TO studio_pod_events").await.unwrap();
+        db.client.batch_execute("ALTER TABLE studio_pods RENAME COLUMN away TO drain_requested").await.unwrap();
         db.client.roster_is(&["b"], SOON).await;
         b.shutdown(SOON).await.unwrap();
     })
