@@ -371,7 +371,7 @@ impl<'a> Keeper<'a> {
         self.shared.look_now.notify_one();
     }
 
-    /// Tells every run to stop, and gives the present incarnation up for good. Aborts what does not stop in time.
+    /// Tells every run to stop, and gives the present incarnation up for good. What does not stop in time is aborted.
     fn give_up(&self, reason: StopReason) {
         let incarnation = self.shared.incarnation();
         if !self.shared.set_given_up(incarnation) {
@@ -382,11 +382,6 @@ impl<'a> Keeper<'a> {
         tracing::warn!(
             target: "podlock", event = "self_fenced", pod = %self.shared.pod_id, incarnation = %incarnation, runs,
             reason = %reason, "gave this incarnation up and told its runs to stop"
-        );
-        self.shared.registry.abort_all_after(
-            &self.shared.tracker,
-            &self.shared.runtime,
-            self.shared.settings.stop_grace(),
         );
     }
 

@@ -239,7 +239,6 @@ impl Shared {
         // The first failure is the one that counts.
         let _ = self.failure.set(error.to_string());
         self.stop_all_runs(StopReason::SelfFenced);
-        self.registry.abort_all_after(&self.tracker, &self.runtime, self.settings.stop_grace());
         self.root.cancel();
     }
 

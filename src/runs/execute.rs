@@ -20,17 +20,28 @@ pub(crate) fn begin(
     claimed: Claimed,
     incarnation: Incarnation,
 ) {
+    // The pod has ended meanwhile: nobody would resume beside this attempt, and nobody needs it. Its row is an orphan.
+    if shared.root.is_cancelled() {
+        return;
+    }
     let stop = Arc::new(StopSignal::default());
     // A run that was claimed while the pod began to drain or lost its lock is told so from the start.
     let (fence, run_id) = (claimed.fence, claimed.run_id);
     let run = Run::new(Arc::clone(shared), claimed, incarnation, Arc::clone(&stop));
     let task_shared = Arc::clone(shared);
+    let grace = shared.settings.stop_grace();
     place.begin(fence, Arc::clone(&stop), || {
         let place = Place::new(Arc::clone(&task_shared), run_id);
         let task = task_shared.tracker.spawn_on(
             async move {
                 let _place = place;
-                attempt(handler, run).await;
+                let stop = run.stop_signal();
+                tokio::select! {
+                    biased;
+                    () = attempt(handler, run) => {}
+                    // Dropping the attempt is the abort at its next await.
+                    () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
+                }
             },
             &task_shared.runtime,
         );
@@ -50,7 +61,14 @@ pub(crate) fn begin(
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     let called = AssertUnwindSafe(async { handler.call(run.clone()).await }).catch_unwind().await;
     let written = match decide(called, run.stop_reason()) {
-        End::Finish(ending) => run.finish(&ending).await,
+        End::Finish(ending) => match run.finish(&ending).await {
+            // What the server refuses to store it refuses again: without an end the run would begin anew for ever.
+            Err(e) if e.sqlstate().is_some() && !e.is_fenced() && !e.is_transient() => {
+                let why = format!("its end could not be stored: {e}").replace('\0', "\u{fffd}");
+                run.finish(&Ending::Failed(why)).await
+            }
+            written => written,
+        },
         End::GiveBack => run.give_back().await,
         End::Nothing => Ok(()),
     };

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::StopReason;
 use crate::id::{Fence, RunId};
@@ -18,6 +17,8 @@ use crate::protocol::Moment;
 #[derive(Debug, Default)]
 pub(crate) struct StopSignal {
     token: CancellationToken,
+    /// Fires when nothing more is accepted: for every reason but a drain.
+    over: CancellationToken,
     reason: AtomicU8,
 }
 
@@ -28,11 +29,18 @@ impl StopSignal {
     pub(crate) fn fire(&self, reason: StopReason) {
         self.reason.fetch_max(reason as u8 + 1, Ordering::AcqRel);
         self.token.cancel();
+        if reason > StopReason::Draining {
+            self.over.cancel();
+        }
     }
 
     pub(crate) fn reason(&self) -> Option<StopReason> {
         let graver_by_one = usize::from(self.reason.load(Ordering::Acquire));
         graver_by_one.checked_sub(1).and_then(|i| REASONS.get(i)).copied()
+    }
+
+    pub(crate) fn over(&self) -> &CancellationToken {
+        &self.over
     }
 
     pub(crate) fn token(&self) -> &CancellationToken {
@@ -133,21 +141,6 @@ impl Registry {
         let tasks = self.tasks();
         tasks.iter().for_each(AbortHandle::abort);
         tasks.len()
-    }
-
-    /// Aborts the runs that run now and still run after `grace`.
-    pub(crate) fn abort_all_after(&self, tracker: &TaskTracker, runtime: &tokio::runtime::Handle, grace: Duration) {
-        let tasks = self.tasks();
-        if tasks.is_empty() {
-            return;
-        }
-        tracker.spawn_on(
-            async move {
-                tokio::time::sleep(grace).await;
-                tasks.iter().for_each(AbortHandle::abort);
-            },
-            runtime,
-        );
     }
 
     /// This process gave the run back at `now`: for a while others go first.

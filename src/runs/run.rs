@@ -138,6 +138,10 @@ impl Run {
         self.write("a checkpoint", || runs::checkpoint(db, self.owner, &value), |_| false).await
     }
 
+    pub(super) fn stop_signal(&self) -> Arc<StopSignal> {
+        Arc::clone(&self.stop)
+    }
+
     pub(super) async fn finish(&self, ending: &Ending) -> Result<()> {
         let db = &self.shared.db;
         let state = match ending {

@@ -10,4 +10,5 @@ mod support;
 mod burials;
 mod faults;
 mod laws;
+mod runs;
 mod smoke;

@@ -7,7 +7,7 @@ use podlock::{Incarnation, NewRun, Pod, RunId};
 
 use crate::support::faults::{Audit, OwnServer, audited, reconnected};
 use crate::support::sql::RunState;
-use crate::support::{Db, eventually, timed};
+use crate::support::{Db, eventually, timed, within};
 
 /// A restart takes below a second; a loaded machine gets what this lease tolerates.
 const LEASE: Duration = Duration::from_secs(8);
@@ -47,8 +47,9 @@ impl Fleet {
         self.db.client.scalar("SELECT sum((checkpoint ->> 'done')::bigint)::bigint FROM studio_runs", &[]).await
     }
 
-    /// What must hold after an outage that began then: nobody was buried, and no run was disturbed.
-    async fn must_be_undisturbed(mut self, began: Instant) {
+    /// What must hold after an outage that began then: nobody was buried, and no run was disturbed. False: this
+    /// machine took longer over the restart than is tolerated, so that it shows nothing.
+    async fn must_be_undisturbed(mut self, began: Instant) -> bool {
         let (client, _) = reconnected(&self.db.url).await;
         self.db.client = client;
         for (name, pod) in NAMES.iter().zip(&self.pods) {
@@ -57,10 +58,11 @@ impl Fleet {
             })
             .await;
         }
-        let out = began.elapsed();
-        let tolerated = self.pods[0].settings().worst_case().outage_tolerated;
+        let (out, tolerated) = (began.elapsed(), self.pods[0].settings().worst_case().outage_tolerated);
         println!("all pods were back after {out:?}; {tolerated:?} is tolerated");
-        assert!(out < tolerated, "this machine took {out:?} to restart a server: the test shows nothing");
+        if out >= tolerated {
+            return false;
+        }
         // A wrong burial would come by now, or as soon as the pods are settled again.
         let settings = self.pods[0].settings();
         tokio::time::sleep(settings.settle + settings.sweep_interval + Duration::from_millis(300)).await;
@@ -98,15 +100,29 @@ impl Fleet {
         for name in NAMES {
             self.db.client.armed(name, LEASE).await;
         }
+        true
     }
 }
 
+/// Shows a sentence about a restart on a machine that may be too busy for it at the first try.
+async fn shown(tried: impl AsyncFn() -> bool) {
+    within(Duration::from_secs(180), async {
+        for _ in 0..3 {
+            if tried().await {
+                return;
+            }
+        }
+        panic!("this machine is too busy to restart a server in time: nothing was shown");
+    })
+    .await;
+}
+
 async fn after(fault: fn(&Server) -> Result<(), ThrowawayError>) {
-    timed(async {
+    shown(async || {
         let fleet = Fleet::settled().await;
         let began = Instant::now();
         fleet.server.suffers(fault).await;
-        fleet.must_be_undisturbed(began).await;
+        fleet.must_be_undisturbed(began).await
     })
     .await;
 }
@@ -123,21 +139,21 @@ async fn an_immediate_restart_buries_nobody_and_disturbs_no_run() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_of_one_unrelated_backend_buries_nobody_and_disturbs_no_run() {
-    timed(async {
+    shown(async || {
         let fleet = Fleet::settled().await;
         let unrelated: i32 = fleet.db.client.scalar("SELECT pg_backend_pid()", &[]).await;
         let liveness = fleet.db.client.backend("a", "liveness").await;
         let began = Instant::now();
         let pid = rustix::process::Pid::from_raw(unrelated).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-        eventually(Duration::from_secs(5), "the postmaster ended all backends", || async {
-            if fleet.db.client.is_closed() { Ok(()) } else { Err("our connection is still there".to_owned()) }
+        eventually(Duration::from_secs(20), "the postmaster ended all backends", || async {
+            let said = fleet.server.log_text().unwrap().contains("all server processes terminated; reinitializing");
+            if said { Ok(()) } else { Err("its log does not say so".to_owned()) }
         })
         .await;
-        let url = fleet.db.url.clone();
-        let (client, _) = reconnected(&url).await;
+        let (client, _) = reconnected(&fleet.db.url).await;
         assert_ne!(client.backend("a", "liveness").await, liveness, "pod a has another backend");
-        fleet.must_be_undisturbed(began).await;
+        fleet.must_be_undisturbed(began).await
     })
     .await;
 }

@@ -106,7 +106,7 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
         let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
         let relay = Relay::start(pooler.port, Manner::Forward);
         let through_relay = pooler.url("d").replace(&format!(":{}/", pooler.port), &format!(":{}/", relay.port));
-        let a = start(config(&through_relay, "a")).await;
+        let a = start(config(&through_relay, "a").lease(Duration::from_secs(8))).await;
         let was = a.incarnation();
         for cuts in 1..=4_i64 {
             // Another takes the backend that pod a leaves behind, before pod a is back.

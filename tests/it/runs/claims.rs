@@ -1,13 +1,10 @@
 //! Claims against finishes, against other claims, and against claims by the living.
 
-use std::collections::BTreeMap;
-
-use podlock::OnDetach;
+use podlock::{Incarnation, OnDetach, Pod, RunId};
 use serde_json::json;
 
 use super::stage::{
-    CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, detail_of_event, nudge, no_orphans, orphan, story, told,
-    whole_run,
+    Act, CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, no_orphans, nudge, orphan, story, told, whole_run,
 };
 use crate::support::proxy::Flow;
 use crate::support::{Db, LEASE, eventually, sql, timed};
@@ -23,14 +20,14 @@ async fn a_run_finishes_between_scan_and_claim_and_is_not_run_again() {
         let a = stage.pod(config.with(|c| c.on_detach = OnDetach::Continue)).await;
         let run_id = a.start(act()).await.unwrap().run_id;
         let begun = stage.act().await;
-        let b = stage.pod(Pause::config(&db, "b")).await;
+        let b = stage.pod(Pause::config(&db, "b", 1)).await;
         proxy.all(&["liveness", "control", "watch"], Flow::Hole);
         blocked(&db.client, CLAIM, 1).await;
         assert_eq!(db.client.roster().await, ["b"]);
         begun.done(json!("by its first owner"));
         let ended = db.client.run_in_state(run_id, "succeeded", SOON).await;
         let whole = whole_run(&db.client, run_id).await;
-        pause.release().await;
+        pause.release(1).await;
         blocked(&db.client, CLAIM, 0).await;
         // A later run's claim shows that the pass is over.
         b.submit(act()).await.unwrap();
@@ -69,58 +66,91 @@ async fn a_claim_passes_over_a_run_that_is_being_finished() {
     .await;
 }
 
-/// By name in the issue: both survivors have seen all the orphans before either has picked one.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_survivors_claim_the_same_200_orphans_and_each_is_claimed_once() {
-    const RUNS: usize = 200;
-    timed(async {
+const RUNS: usize = 200;
+
+/// `a` dies with 200 runs; `b` and `c` have seen all of them as orphans, and are about to pick.
+struct Orphaned {
+    db: Db,
+    stage: Stage,
+    pause: Pause,
+    runs: Vec<RunId>,
+    dead: Incarnation,
+    survivors: [Pod; 2],
+}
+
+impl Orphaned {
+    async fn seen_by_survivors_with_room(rooms: [usize; 2]) -> Self {
         let (db, stage) = (Db::new().await, Stage::new());
         let pause = Pause::install(&db).await;
-        let room = |c: &mut podlock::Config| c.capacity = RUNS;
-        let a = stage.pod(db.config("a").with(room)).await;
+        let a = stage.pod(db.config("a").capacity(RUNS)).await;
         let survivors = [
-            stage.pod(Pause::config(&db, "b").with(room)).await,
-            stage.pod(Pause::config(&db, "c").with(room)).await,
+            stage.pod(Pause::config(&db, "b", 1).capacity(rooms[0])).await,
+            stage.pod(Pause::config(&db, "c", 2).capacity(rooms[1])).await,
         ];
-        let starts = (0..RUNS).map(|_| a.start(act()));
-        let mut runs: Vec<_> = futures(starts).await.into_iter().map(|s| s.unwrap().run_id).collect();
+        let mut runs = Vec::new();
+        for _ in 0..RUNS {
+            runs.push(a.start(act()).await.unwrap().run_id);
+        }
         runs.sort_unstable();
         let dead = a.incarnation();
         drop(stage.acts(RUNS).await);
+        // From here on the survivors may bury.
         tokio::time::sleep(LEASE).await;
         drop(a);
         blocked(&db.client, CLAIM, 2).await;
-        pause.release().await;
-        let acts = stage.acts(RUNS).await;
+        Self { db, stage, pause, runs, dead, survivors }
+    }
+
+    /// Every run was claimed once, its attempts say so, and so does the log. Returns how many each survivor has.
+    async fn assert_each_claimed_once(&self, acts: &[Act]) -> [usize; 2] {
+        let client = &self.db.client;
         let mut taken: Vec<_> = acts.iter().map(|act| act.run.id()).collect();
         taken.sort_unstable();
-        assert_eq!(taken, runs, "each of them exactly once");
-        no_orphans(&db.client).await;
-        let mut shares = BTreeMap::new();
-        for act in &acts {
-            *shares.entry(act.pod().to_owned()).or_insert(0_usize) += 1;
-            assert_eq!(story(&db.client, act.run.id()).await, told(&[("a", Some("lost")), (act.pod(), None)]));
-            assert_eq!(db.client.run(act.run.id()).await.owner, Some(act.run.incarnation().as_uuid()));
+        assert_eq!(taken, self.runs, "each of them exactly once");
+        no_orphans(client).await;
+        for act in acts {
+            assert_eq!(story(client, act.run.id()).await, told(&[("a", Some("lost")), (act.pod(), None)]));
+            assert_eq!(client.run(act.run.id()).await.owner, Some(act.run.incarnation().as_uuid()));
         }
+        let sql = "SELECT detail FROM studio_pod_events WHERE kind = 'claimed'";
         let mut said = 0;
-        for pod in &survivors {
-            if let Some(detail) = detail_of_event(&db.client, "claimed", pod.incarnation()).await {
-                assert_eq!(detail["from"], json!([dead]));
-                said += detail["runs"].as_u64().unwrap();
-            }
+        for row in client.query(sql, &[]).await.unwrap() {
+            let detail: serde_json::Value = row.get(0);
+            assert_eq!(detail["from"], json!([self.dead]));
+            said += detail["runs"].as_u64().unwrap();
         }
-        assert_eq!(said, RUNS as u64, "the log counts what came back: {shares:?}");
-        stage.nothing_more_has_begun().await;
+        assert_eq!(said, RUNS as u64, "the log counts the rows that came back");
+        self.stage.nothing_more_has_begun().await;
+        self.survivors.each_ref().map(|pod| acts.iter().filter(|act| act.pod() == pod.pod_id().as_str()).count())
+    }
+}
+
+/// By name in the issue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_survivors_claim_the_same_200_orphans_at_once_and_each_is_claimed_once() {
+    timed(async {
+        let orphaned = Orphaned::seen_by_survivors_with_room([RUNS, RUNS]).await;
+        tokio::join!(orphaned.pause.release(1), orphaned.pause.release(2));
+        let acts = orphaned.stage.acts(RUNS).await;
+        orphaned.assert_each_claimed_once(&acts).await;
     })
     .await;
 }
 
-async fn futures<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut done = Vec::new();
-    for one in all {
-        done.push(one.await);
-    }
-    done
+/// The same, with the first one's claim committed before the second one picks by what it saw earlier.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_that_comes_late_claims_what_the_first_one_left() {
+    timed(async {
+        let orphaned = Orphaned::seen_by_survivors_with_room([120, RUNS]).await;
+        orphaned.pause.release(1).await;
+        let mut acts = orphaned.stage.acts(120).await;
+        assert!(acts.iter().all(|act| act.pod() == "b"));
+        orphaned.pause.release(2).await;
+        acts.extend(orphaned.stage.acts(RUNS - 120).await);
+        let shares = orphaned.assert_each_claimed_once(&acts).await;
+        assert_eq!(shares, [120, RUNS - 120]);
+    })
+    .await;
 }
 
 /// DESIGN §5, the interleaving that four of seven plausible claim statements got wrong: `b`'s snapshot shows an orphan,
@@ -130,7 +160,7 @@ async fn a_run_that_a_living_pod_claimed_just_now_is_not_claimed_again() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let pause = Pause::install(&db).await;
-        let b = stage.pod(Pause::config(&db, "b")).await;
+        let b = stage.pod(Pause::config(&db, "b", 1)).await;
         let (run_id, _) = orphan(&db.client, "act").await;
         let (second, _) = orphan(&db.client, "act").await;
         nudge(&db.client).await;
@@ -139,7 +169,7 @@ async fn a_run_that_a_living_pod_claimed_just_now_is_not_claimed_again() {
         let taken = stage.acts(2).await;
         assert!(taken.iter().all(|act| act.pod() == "c" && act.run.attempt() == 2));
         let before = [whole_run(&db.client, run_id).await, whole_run(&db.client, second).await];
-        pause.release().await;
+        pause.release(1).await;
         blocked(&db.client, CLAIM, 0).await;
         eventually(SOON, "b's pass is over", || async {
             if b.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", b.status())) }

@@ -42,7 +42,11 @@ async fn a_shutdown_lets_runs_finish_or_yield_and_aborts_the_rest() {
         let resumed = stage.acts(3).await;
         let at = resumed.iter().find(|act| act.run.id() == ids[3]).unwrap();
         assert_eq!(at.run.saved(), Some(&json!({"at": 3})));
-        assert_eq!(story(&db.client, ids[0]).await, told(&[("a", Some("yielded")), ("b", None)]), "an error while draining is a yield");
+        assert_eq!(
+            story(&db.client, ids[0]).await,
+            told(&[("a", Some("yielded")), ("b", None)]),
+            "an error while draining is a yield"
+        );
         assert_eq!(story(&db.client, ids[1]).await, told(&[("a", Some("succeeded"))]));
         assert_eq!(story(&db.client, ids[2]).await, told(&[("a", Some("shutdown")), ("b", None)]));
         assert_eq!(story(&db.client, ids[3]).await, told(&[("a", Some("yielded")), ("b", None)]));
@@ -68,7 +72,8 @@ async fn l4_the_row_and_the_owner_stay_until_a_survivor_buries_with_reason_shutd
         let report = a.shutdown(Duration::from_millis(50)).await.unwrap();
         assert_eq!((report.finished, report.yielded, report.aborted), (0, 0, 1));
         drop(hangs);
-        let row = db.client.query_one("SELECT state, alive FROM studio_pod_status WHERE pod_id = 'a'", &[]).await.unwrap();
+        let row =
+            db.client.query_one("SELECT state, alive FROM studio_pod_status WHERE pod_id = 'a'", &[]).await.unwrap();
         assert_eq!((row.get::<_, String>(0), row.get::<_, bool>(1)), ("draining".to_owned(), false));
         let left = db.client.run(run_id).await;
         assert_eq!((left.state.as_str(), left.owner, left.attempt), ("running", Some(dead.as_uuid()), 1));
@@ -220,7 +225,8 @@ async fn a_start_under_way_at_the_deadline_is_stopped_as_well() {
         blocked(&db.client, START, 1).await;
         let stopping = tokio::spawn(a.shutdown(Duration::ZERO));
         eventually(SOON, "the row is marked", || async {
-            let draining: i64 = db.client.scalar("SELECT count(*) FROM studio_pods WHERE state = 'draining'", &[]).await;
+            let draining: i64 =
+                db.client.scalar("SELECT count(*) FROM studio_pods WHERE state = 'draining'", &[]).await;
             if draining == 1 { Ok(()) } else { Err("active".to_owned()) }
         })
         .await;

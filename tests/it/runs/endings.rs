@@ -46,7 +46,8 @@ async fn a_run_succeeds_with_its_result_or_fails_with_its_errors_text() {
         let text = "the order was not shipped: the lorry broke down".to_owned();
         assert_eq!(ending(&db.client, bad).await, ("failed".into(), None, Some(text)));
         assert_eq!(story(&db.client, bad).await, told(&[("a", Some("failed"))]));
-        let finished: i64 = db.client.scalar("SELECT count(*) FROM studio_runs WHERE finished_at IS NOT NULL", &[]).await;
+        let finished: i64 =
+            db.client.scalar("SELECT count(*) FROM studio_runs WHERE finished_at IS NOT NULL", &[]).await;
         assert_eq!(finished, 2);
         stage.nothing_more_has_begun().await;
     })
@@ -141,7 +142,8 @@ async fn a_cancelled_run_is_told_at_once_whichever_pod_cancels_it_and_writes_not
             })
             .await;
             assert_eq!(ending(&db.client, run_id).await, ("cancelled".into(), None, None));
-            let saved: Value = db.client.scalar("SELECT checkpoint FROM studio_runs WHERE run_id = $1", &[&run_id.as_uuid()]).await;
+            let saved: Value =
+                db.client.scalar("SELECT checkpoint FROM studio_runs WHERE run_id = $1", &[&run_id.as_uuid()]).await;
             assert_eq!(saved, json!(1));
             assert_eq!(story(&db.client, run_id).await, told(&[("a", Some("cancelled"))]));
             let again = canceller.cancel(run_id).await.unwrap();
@@ -201,7 +203,11 @@ async fn a_result_or_error_that_postgres_cannot_store_fails_the_run_once() {
         for i in 0..2 {
             let run_id = a.start(act()).await.unwrap().run_id;
             let begun = stage.act().await;
-            if i == 0 { begun.done(json!({"text": "a\0b"})) } else { begun.fail("a\0b") }
+            if i == 0 {
+                begun.done(json!({"text": "a\0b"}))
+            } else {
+                begun.fail("a\0b")
+            }
             let end = db.client.run_in_state(run_id, "failed", LEASE).await;
             assert_eq!(end.attempt, 1);
         }

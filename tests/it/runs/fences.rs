@@ -38,12 +38,8 @@ async fn l5_after_a_takeover_no_write_of_the_old_attempt_leaves_a_trace() {
         assert_eq!(old[0].run.stop_reason(), Some(StopReason::Fenced));
         let ids: Vec<_> = old.iter().map(|act| act.run.id()).collect();
         let runs: Vec<_> = old.iter().map(|act| act.run.clone()).collect();
-        let ends: [fn(Act); 4] = [
-            |act| act.fail("stopped"),
-            |act| act.done(json!("stale")),
-            |act| act.fail("stale"),
-            |act| act.give_back(),
-        ];
+        let ends: [fn(Act); 4] =
+            [|act| act.fail("stopped"), |act| act.done(json!("stale")), |act| act.fail("stale"), |act| act.give_back()];
         old.into_iter().zip(ends).for_each(|(act, end)| end(act));
         eventually(SOON, "the old attempts have ended", || async {
             if a.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", a.status())) }

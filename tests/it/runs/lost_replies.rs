@@ -6,7 +6,8 @@ use podlock::ErrorKind;
 use serde_json::json;
 
 use super::stage::{
-    CLAIM, FINISH, SOON, START, Stage, act, behind_proxy, blocked, no_orphans, nudge, orphan, story, take_key, told,
+    CLAIM, FINISH, SOON, START, Stage, act, behind_proxy, blocked, no_orphans, nudge, orphan, port_of_blocked, story,
+    take_key, told,
 };
 use crate::support::proxy::Flow;
 use crate::support::{Db, eventually, sql, timed};
@@ -18,34 +19,45 @@ fn patient(c: &mut podlock::Config) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_finish_whose_reply_was_lost_is_read_back_and_not_called_fenced() {
-    timed(async {
-        let (db, stage) = (Db::new().await, Stage::new());
-        let (proxy, config) = behind_proxy(&db, "a").await;
-        let a = stage.pod(config.with(patient)).await;
-        let run_id = a.start(act()).await.unwrap().run_id;
-        let begun = stage.act().await;
-        let run = begun.run.clone();
-        let mut gate = sql::connect(&db.url).await;
-        let gate = gate.transaction().await.unwrap();
-        gate.execute("SELECT FROM studio_runs WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()]).await.unwrap();
-        begun.done(json!("once"));
-        blocked(&db.client, FINISH, 1).await;
-        assert!(proxy.present(&["pool"], Flow::Mute) > 0);
-        gate.rollback().await.unwrap();
-        db.client.run_in_state(run_id, "succeeded", SOON).await;
-        assert_eq!(a.status().runs, 1, "its handler's end has not come back yet");
-        proxy.present(&["pool"], Flow::Cut);
-        eventually(SOON, "the attempt has ended", || async {
-            if a.status().runs == 0 { Ok(()) } else { Err(format!("{run:?}")) }
-        })
-        .await;
-        assert_eq!(run.stop_reason(), None, "nobody called it fenced");
-        assert_eq!(story(&db.client, run_id).await, told(&[("a", Some("succeeded"))]));
-        let report = a.shutdown(SOON).await.unwrap();
-        assert_eq!((report.yielded, report.aborted), (0, 0));
-        stage.nothing_more_has_begun().await;
+    timed(finish_with_lost_reply(false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn not_even_if_a_recovery_pass_sees_the_finish_before_its_owner_does() {
+    timed(finish_with_lost_reply(true)).await;
+}
+
+async fn finish_with_lost_reply(with_a_pass: bool) {
+    let (db, stage) = (Db::new().await, Stage::new());
+    let (proxy, config) = behind_proxy(&db, "a").await;
+    // No pass comes by itself.
+    let lease = Duration::from_secs(60);
+    let a = stage.pod(config.lease(lease).with(patient).with(|c| c.sweep_interval = Some(lease / 2))).await;
+    let run_id = a.start(act()).await.unwrap().run_id;
+    let begun = stage.act().await;
+    let run = begun.run.clone();
+    let mut gate = sql::connect(&db.url).await;
+    let gate = gate.transaction().await.unwrap();
+    gate.execute("SELECT FROM studio_runs WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()]).await.unwrap();
+    begun.done(json!("once"));
+    let link = port_of_blocked(&db.client, FINISH).await;
+    proxy.one(link, Flow::Mute);
+    gate.rollback().await.unwrap();
+    db.client.run_in_state(run_id, "succeeded", SOON).await;
+    assert_eq!(a.status().runs, 1, "its owner does not know yet");
+    if with_a_pass {
+        a.submit(act()).await.unwrap();
+        // What a pass claims, it begins after it has checked the runs in memory.
+        stage.act().await.done(json!(null));
+    }
+    proxy.one(link, Flow::Cut);
+    eventually(SOON, "the attempt has ended", || async {
+        if a.status().runs == 0 { Ok(()) } else { Err(format!("{run:?}")) }
     })
     .await;
+    assert_eq!(run.stop_reason(), None, "somebody called it fenced");
+    assert_eq!(story(&db.client, run_id).await, told(&[("a", Some("succeeded"))]));
+    stage.nothing_more_has_begun().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,7 +27,10 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
         let after = cut_off.elapsed();
         assert_eq!(reason, StopReason::SelfFenced);
         assert!(after <= settings.self_fence + SLACK, "told after {after:?}");
-        assert!(after + settings.ping_interval + settings.ping_timeout > settings.self_fence, "told after {after:?}, too soon");
+        assert!(
+            after + settings.ping_interval + settings.ping_timeout > settings.self_fence,
+            "told after {after:?}, too soon"
+        );
         let error = silent.run.checkpoint(json!("too late")).await.unwrap_err();
         assert!(error.is_fenced() && error.to_string().contains("silent"), "{error}");
         // It does not listen, so it is aborted.

@@ -111,7 +111,8 @@ pub(super) struct Attempt {
 pub(super) async fn attempts(client: &Client, run_id: RunId) -> Vec<Attempt> {
     let sql = "SELECT attempt, pod_id, fence, reason FROM studio_run_attempts WHERE run_id = $1 ORDER BY attempt";
     let rows = client.query(sql, &[&run_id.as_uuid()]).await.expect("attempts");
-    let read = |r: &tokio_postgres::Row| Attempt { attempt: r.get(0), pod: r.get(1), fence: r.get(2), reason: r.get(3) };
+    let read =
+        |r: &tokio_postgres::Row| Attempt { attempt: r.get(0), pod: r.get(1), fence: r.get(2), reason: r.get(3) };
     rows.iter().map(read).collect()
 }
 
@@ -176,6 +177,14 @@ pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
     .await;
 }
 
+/// The port from which the one waiting statement of the pods' pools came.
+pub(super) async fn port_of_blocked(client: &Client, statement: &str) -> u16 {
+    blocked(client, statement, 1).await;
+    let sql = "SELECT client_port FROM pg_stat_activity WHERE datname = current_database() \
+               AND application_name = 'podlock/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
+    client.scalar::<i32>(sql, &[&statement]).await.try_into().expect("a TCP port")
+}
+
 pub(super) async fn no_orphans(client: &Client) {
     eventually(SOON, "no orphan is left", || async {
         let count: i64 = client.scalar("SELECT count(*) FROM studio_orphans", &[]).await;
@@ -198,20 +207,20 @@ impl Pause {
     pub(super) async fn install(db: &Db) -> Self {
         podlock::migrate::up(&db.config("migrator")).await.expect("the schema");
         let sql = "CREATE FUNCTION test_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                     IF current_setting('test.pause', true) = 'yes' THEN \
-                       PERFORM pg_catalog.pg_advisory_xact_lock_shared(4242); \
+                     IF current_setting('test.pause', true) <> '' THEN \
+                       PERFORM pg_catalog.pg_advisory_xact_lock_shared(current_setting('test.pause')::bigint); \
                      END IF; RETURN NULL; END $$; \
                    CREATE TRIGGER test_pause BEFORE UPDATE ON studio_runs \
                      FOR EACH STATEMENT EXECUTE FUNCTION test_pause()";
         db.client.batch_execute(sql).await.expect("a trigger");
         let pause = Self(sql::connect(&db.url).await);
-        pause.hold().await;
+        pause.0.batch_execute("SELECT pg_advisory_lock(n) FROM unnest(ARRAY[1, 2]) n").await.expect("pauses are held");
         pause
     }
 
-    /// A pod that pauses while the pause is held, for as long as the test wants.
-    pub(super) fn config(db: &Db, pod: &str) -> Config {
-        let url = format!("{}?options=-c%20test.pause%3Dyes", db.url);
+    /// A pod that pauses until the pause of that number, 1 or 2, is released; as long as the test wants.
+    pub(super) fn config(db: &Db, pod: &str, number: u8) -> Config {
+        let url = format!("{}?options=-c%20test.pause%3D{number}", db.url);
         let config = db.config(pod);
         Config::new(url).with(|c| {
             c.pod_name = config.pod_name;
@@ -220,12 +229,9 @@ impl Pause {
         })
     }
 
-    pub(super) async fn hold(&self) {
-        self.0.batch_execute("SELECT pg_advisory_lock(4242)").await.expect("the pause is held");
-    }
-
-    pub(super) async fn release(&self) {
-        self.0.batch_execute("SELECT pg_advisory_unlock(4242)").await.expect("the pause is over");
+    pub(super) async fn release(&self, number: u8) {
+        let number = i64::from(number);
+        assert!(self.0.scalar::<bool>("SELECT pg_advisory_unlock($1)", &[&number]).await, "the pause was held");
     }
 }
 

@@ -103,7 +103,8 @@ async fn a_second_start_of_a_key_is_refused_naming_the_running_run_until_that_ha
 async fn of_twenty_racing_starts_of_one_key_exactly_one_runs() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        let config = |name| db.config(name).with(|c| (c.pool_size, c.statement_timeout) = (10, Some(Duration::from_secs(20))));
+        let config =
+            |name| db.config(name).with(|c| (c.pool_size, c.statement_timeout) = (10, Some(Duration::from_secs(20))));
         let pods = [stage.pod(config("a")).await, stage.pod(config("b")).await];
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
@@ -183,7 +184,8 @@ async fn what_postgres_cannot_store_is_invalid_input() {
         }
         assert_eq!(db.client.scalar::<i64>("SELECT count(*) FROM studio_runs", &[]).await, 0);
         assert_eq!(a.status().runs, 0);
-        let odd = NewRun::new("'; DROP TABLE studio_runs; --").key("k".repeat(1024)).input(json!({"\u{1}": "é\u{1F600}"}));
+        let odd =
+            NewRun::new("'; DROP TABLE studio_runs; --").key("k".repeat(1024)).input(json!({"\u{1}": "é\u{1F600}"}));
         let run_id = a.submit(odd).await.expect("quotes and control characters are just text");
         assert_eq!(db.client.run(run_id).await.state, "running");
     })

@@ -71,7 +71,7 @@ async fn a_survivor_runs_it_if_the_pod_dies_after_the_commit_before_taking_it_up
         let db = Db::new().await;
         let stage = Stage::new();
         let pause = Pause::install(&db).await;
-        let a = stage.pod(Pause::config(&db, "a")).await;
+        let a = stage.pod(Pause::config(&db, "a", 1)).await;
         let b = stage.pod(db.config("b")).await;
         let mut client = sql::connect(&db.url).await;
         let txn = client.transaction().await.unwrap();
@@ -85,7 +85,7 @@ async fn a_survivor_runs_it_if_the_pod_dies_after_the_commit_before_taking_it_up
         assert_eq!((begun.run.id(), begun.run.attempt(), begun.pod()), (run_id, 1, "b"));
         assert_eq!(db.client.session_end(dead).await.unwrap().0, "lost");
         // The dead pod's claim, which was on its way, now goes on: it must find nothing.
-        pause.release().await;
+        pause.release(1).await;
         blocked(&db.client, CLAIM, 0).await;
         begun.run.checkpoint(json!(1)).await.expect("still the owner");
         begun.done(json!(null));

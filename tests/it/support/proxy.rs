@@ -1,6 +1,7 @@
 //! A TCP proxy between a pod and the server. Its links bear the role that the session gave itself (`liveness`,
 //! `control`, `watch`, `pool`), and a test decides what flows on which.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,9 +32,16 @@ pub(crate) struct Proxy {
 
 #[derive(Default)]
 struct State {
-    links: Mutex<Vec<(String, watch::Sender<Flow>)>>,
+    links: Mutex<Vec<Link>>,
     /// What new links of a role do at first, where it is not to pass.
     rules: Mutex<Vec<(String, Flow)>>,
+}
+
+struct Link {
+    role: String,
+    /// The port that the server sees; 0 until there is one.
+    port: Arc<AtomicU16>,
+    flow: watch::Sender<Flow>,
 }
 
 impl Proxy {
@@ -66,9 +74,16 @@ impl Proxy {
     /// Changes the links of these roles that are there now.
     pub(crate) fn present(&self, roles: &[&str], flow: Flow) -> usize {
         let mut links = lock(&self.state.links);
-        links.retain(|(_, link)| !link.is_closed());
-        let hit = links.iter().filter(|(role, _)| roles.contains(&role.as_str()));
-        hit.inspect(|(_, link)| _ = link.send_replace(flow)).count()
+        links.retain(|link| !link.flow.is_closed());
+        let hit = links.iter().filter(|link| roles.contains(&link.role.as_str()));
+        hit.inspect(|link| _ = link.flow.send_replace(flow)).count()
+    }
+
+    /// Changes the one link that the server knows by this `client_port`.
+    pub(crate) fn one(&self, client_port: u16, flow: Flow) {
+        let links = lock(&self.state.links);
+        let link = links.iter().find(|link| link.port.load(Ordering::Acquire) == client_port);
+        link.expect("the proxy has this link").flow.send_replace(flow);
     }
 
     /// Changes what links of these roles do that come from now on.
@@ -102,12 +117,14 @@ async fn link(mut client: TcpStream, upstream: u16, state: &State) -> std::io::R
     let role = role_of(&startup);
     let first = lock(&state.rules).iter().find(|(r, _)| *r == role).map_or(Flow::Pass, |(_, flow)| *flow);
     let (flow, seen) = watch::channel(first);
-    lock(&state.links).push((role, flow));
+    let port = Arc::new(AtomicU16::new(0));
+    lock(&state.links).push(Link { role, port: Arc::clone(&port), flow });
     let mut seen_here = seen.clone();
     if through(&mut seen_here).await == Flow::Cut {
         return Ok(());
     }
     let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
+    port.store(server.local_addr()?.port(), Ordering::Release);
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     server.write_u32(length).await?;
