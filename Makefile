@@ -13,15 +13,15 @@ help: ## List these commands
 
 demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to the program
 	@sh scripts/ensure-postgres.sh
-	$(CARGO) build --release --features cli --bin podlock
-	@"$${CARGO_TARGET_DIR:-target}/release/podlock" demo $(ARGS)
+	$(CARGO) build --features cli --bin podlock
+	@"$${CARGO_TARGET_DIR:-target}/debug/podlock" demo $(ARGS)
 
 # The documentation's tests come first: cargo would run them last, and end with their timing instead of a summary.
 test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
 	@sh scripts/ensure-postgres.sh
 	@sh scripts/ensure-pgbouncer.sh
 	$(CARGO) test --all-features --doc
-	$(CARGO) test --all-features --lib --bins --tests
+	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
 
 lint: cargo ## Check format, lints and documentation; changes nothing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || \

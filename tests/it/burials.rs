@@ -113,7 +113,8 @@ async fn the_burier_dies_between_burial_and_claim() {
         let claims = db.client.transaction().await.unwrap();
         claims.batch_execute("LOCK TABLE studio_runs IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
-        let (_, buried_by) = eventually(SOON, "a is buried", || async { eyes.session_end(dead).await.ok_or("not".to_owned()) }).await;
+        let (_, buried_by) =
+            eventually(SOON, "a is buried", || async { eyes.session_end(dead).await.ok_or("not".to_owned()) }).await;
         let buried_by = buried_by.expect("a burier");
         let (burier, survivor) = if buried_by == "b" { (b, c) } else { (c, b) };
         drop(burier);
@@ -178,10 +179,11 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
     timed(async {
         let mut db = Db::new().await;
         let url = db.url.clone();
-        let mut processes = tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, LEASE)))
-            .await
-            .unwrap()
-            .into_iter();
+        let mut processes =
+            tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, LEASE)))
+                .await
+                .unwrap()
+                .into_iter();
         let (a, b, c) = (processes.next().unwrap(), processes.next().unwrap(), processes.next().unwrap());
         for pod in ["a", "b", "c"] {
             db.client.armed(pod, SOON).await;
@@ -262,6 +264,9 @@ async fn probes(db: &Db) -> i64 {
     // Each look reads the event log's newest index once, by one index scan; so does each slice.
     db.client.execute("SELECT pg_stat_force_next_flush()", &[]).await.unwrap();
     db.client
-        .scalar("SELECT coalesce(idx_scan, 0) FROM pg_stat_user_indexes WHERE indexrelname = 'studio_pod_events_pkey'", &[])
+        .scalar(
+            "SELECT coalesce(idx_scan, 0) FROM pg_stat_user_indexes WHERE indexrelname = 'studio_pod_events_pkey'",
+            &[],
+        )
         .await
 }

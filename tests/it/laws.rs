@@ -103,10 +103,8 @@ async fn l2_a_pod_next_to_an_unsettled_one_is_buried_at_once_by_a_settled_one() 
         }))
         .await;
         eventually(SOON, "settled", || async {
-            let age: f64 = db
-                .client
-                .scalar("SELECT extract(epoch FROM now() - started_at)::float8 FROM studio_pods", &[])
-                .await;
+            let age: f64 =
+                db.client.scalar("SELECT extract(epoch FROM now() - started_at)::float8 FROM studio_pods", &[]).await;
             if age > 4.8 { Ok(()) } else { Err(format!("{age} s old")) }
         })
         .await;
@@ -147,7 +145,10 @@ async fn l2_a_pod_that_cannot_prove_that_it_lives_buries_nobody() {
         let db = Db::new().await;
         let [a, b] = db.settled_pods().await;
         // b's row no longer names the backend that holds b's lock.
-        db.client.execute("UPDATE studio_pods SET liveness_started = now() - interval '1 day' WHERE pod_id = 'b'", &[]).await.unwrap();
+        db.client
+            .execute("UPDATE studio_pods SET liveness_started = now() - interval '1 day' WHERE pod_id = 'b'", &[])
+            .await
+            .unwrap();
         drop(a);
         let frees = "SELECT count(*) FROM studio_pod_status WHERE pod_id = 'a' AND NOT alive";
         eventually(SOON, "a's lock is free", || async {
@@ -221,7 +222,10 @@ async fn l4_a_pod_never_deletes_its_own_row_and_a_clean_stop_is_told_from_a_kill
         drop(b);
         assert_eq!(db.client.roster().await, ["b"]);
         let c = db.pod("c").await;
-        let end = eventually(LEASE + SOON, "b is buried", || async { db.client.session_end(killed).await.ok_or("not".to_owned()) }).await;
+        let end = eventually(LEASE + SOON, "b is buried", || async {
+            db.client.session_end(killed).await.ok_or("not".to_owned())
+        })
+        .await;
         assert_eq!(end.0, "lost");
         let taken = db.client.run_owned_by(run.run_id, c.incarnation(), SOON).await;
         assert_eq!((taken.attempt, taken.crashes), (3, 1), "a kill is a crash");
@@ -270,7 +274,10 @@ async fn l5_a_write_needs_both_the_owners_incarnation_and_its_fence() {
             ask.send(()).await.unwrap();
             told.recv().await.unwrap().expect("the owner writes");
             // The owner, not a recovery pass, must notice: both in one go.
-            db.client.batch_execute(&format!("{change}; UPDATE studio_runs SET checkpoint = '\"other\"'")).await.unwrap();
+            db.client
+                .batch_execute(&format!("{change}; UPDATE studio_runs SET checkpoint = '\"other\"'"))
+                .await
+                .unwrap();
             ask.send(()).await.unwrap();
             let refused = told.recv().await.unwrap().expect_err(change);
             assert!(refused.is_fenced(), "{change}: {refused}");
@@ -319,7 +326,8 @@ async fn l6_an_orphan_that_nobody_was_told_of_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l7_a_silent_pod_tells_its_runs_to_stop_before_the_server_can_free_its_lock() {
     timed(async {
-        let server = tokio::task::spawn_blocking(|| podlock::throwaway::Server::builder().start().unwrap()).await.unwrap();
+        let server =
+            tokio::task::spawn_blocking(|| podlock::throwaway::Server::builder().start().unwrap()).await.unwrap();
         let server = std::sync::Arc::new(server);
         for on_detach in [OnDetach::Cancel, OnDetach::Continue] {
             let db = Db::on(&server).await;
@@ -406,7 +414,8 @@ async fn l9_fences_only_rise() {
     timed(async {
         let db = Db::new().await;
         podlock::migrate::up(&db.config("x")).await.unwrap();
-        let cache: i64 = db.client.scalar("SELECT cache_size FROM pg_sequences WHERE sequencename = 'studio_fence'", &[]).await;
+        let cache: i64 =
+            db.client.scalar("SELECT cache_size FROM pg_sequences WHERE sequencename = 'studio_fence'", &[]).await;
         assert_eq!(cache, 1, "a cached sequence hands numbers out of order");
         let yielding = |name: &str| {
             with_kinds(Pod::builder(db.config(name))).handler("hop", |run: Run| async move {
@@ -432,7 +441,11 @@ async fn l9_fences_only_rise() {
             )
             .await;
         let (attempts, fences): (i64, i64) = {
-            let row = db.client.query_one("SELECT count(*), count(DISTINCT fence) FROM studio_run_attempts", &[]).await.unwrap();
+            let row = db
+                .client
+                .query_one("SELECT count(*), count(DISTINCT fence) FROM studio_run_attempts", &[])
+                .await
+                .unwrap();
             (row.get(0), row.get(1))
         };
         assert_eq!((falling, attempts, fences), (0, 200, 200));
@@ -451,7 +464,8 @@ async fn l10_a_look_that_fails_is_unknown_and_nobody_is_buried_on_it() {
         db.client.batch_execute("ALTER TABLE studio_pods RENAME COLUMN drain_requested TO away").await.unwrap();
         drop(a);
         eventually(SOON, "a's lock is free", || async {
-            let n: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_status WHERE pod_id = 'a' AND NOT alive", &[]).await;
+            let n: i64 =
+                db.client.scalar("SELECT count(*) FROM studio_pod_status WHERE pod_id = 'a' AND NOT alive", &[]).await;
             if n == 1 { Ok(()) } else { Err(format!("{n}")) }
         })
         .await;

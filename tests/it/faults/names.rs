@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use podlock::{Config, ErrorKind, NewRun};
-use serde_json::json;
 
-use crate::support::faults::refused;
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::faults::{Audit, audited, refused};
+use crate::support::{Db, LEASE, eventually, timed};
 
 const SCHEMAS: &[&str] = &[
     "two words",
@@ -37,12 +36,14 @@ fn quoted(name: &str) -> String {
 /// Boots two pods, lets one die, and sees its run taken over and everything in the schema that was asked for.
 async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
     let config = |name: &str| Config::new(&db.url).name(name).lease(LEASE).schema(schema);
-    let a = start(config(survivor)).await;
-    let b = start(config(dying)).await;
-    let run = b.start(NewRun::new("steps").key(schema).input(json!({"steps": 500, "pause_ms": 20}))).await.unwrap();
+    let audit = Audit::new();
+    let a = audited(config(survivor), &audit).start().await.expect("the survivor starts");
+    let b = audited(config(dying), &audit).start().await.expect("the other starts");
+    let run = b.start(NewRun::new("work").key(schema)).await.unwrap();
     tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
     let dead = b.incarnation();
     drop(b);
+    audit.let_finish();
     let s = quoted(schema);
     let sql = format!(
         "SELECT r.state, r.owner_pod, r.attempt, (SELECT reason || ' ' || buried_by FROM {s}.studio_pod_sessions s \

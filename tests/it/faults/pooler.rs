@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use podlock::{Config, ErrorKind, NewRun};
-use serde_json::json;
 use tokio_postgres::NoTls;
 
-use crate::support::faults::{nothing_is_left_of, refused};
+use crate::support::faults::{Audit, audited, nothing_is_left_of, refused};
 use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
 use crate::support::{Db, LEASE, eventually, server, start, timed, within};
 
@@ -77,9 +76,10 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
         let db = Db::new().await;
         let options = format!("dbname={} pool_mode=session", db.name);
         let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
-        let a = start(config(&pooler.url("d"), "a")).await;
-        let b = start(config(&pooler.url("d"), "b")).await;
-        let run = b.start(NewRun::new("steps").input(json!({"steps": 400, "pause_ms": 10}))).await.unwrap().run_id;
+        let audit = Audit::new();
+        let a = audited(config(&pooler.url("d"), "a"), &audit).start().await.unwrap();
+        let b = audited(config(&pooler.url("d"), "b"), &audit).start().await.unwrap();
+        let run = b.start(NewRun::new("work")).await.unwrap().run_id;
         let alive = "SELECT count(*) FROM studio_pod_status WHERE alive AND witness AND holder_pid IS NOT NULL";
         assert_eq!(db.client.scalar::<i64>(alive, &[]).await, 2);
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
@@ -89,6 +89,7 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
         db.client.run_owned_by(run, a.incarnation(), a.settings().worst_case().process_killed).await;
         println!("taken over after {:?}", began.elapsed());
         assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("a".to_owned()))));
+        audit.let_finish();
         assert_eq!(db.client.run_in_state(run, "succeeded", Duration::from_secs(15)).await.attempt, 2);
         a.shutdown(Duration::from_secs(5)).await.unwrap();
         db.client.assert_fold_is_roster().await;

@@ -1,9 +1,9 @@
 //! A database per test, pods on it, and waiting for conditions.
 
-pub(crate) mod process;
-pub(crate) mod proxy;
 pub(crate) mod faults;
 pub(crate) mod pgbouncer;
+pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod sql;
 
 use std::future::Future;

@@ -56,12 +56,17 @@ pub(crate) struct RunState {
 }
 
 impl Client {
-    pub(crate) async fn scalar<T: tokio_postgres::types::FromSqlOwned>(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> T {
+    pub(crate) async fn scalar<T: tokio_postgres::types::FromSqlOwned>(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> T {
         self.query_one(sql, params).await.unwrap_or_else(|e| panic!("{sql}: {e:?}")).get(0)
     }
 
     pub(crate) async fn run(&self, run_id: RunId) -> RunState {
-        let sql = "SELECT state, owner_pod, owner_incarnation, fence, attempt, crashes FROM studio_runs WHERE run_id = $1";
+        let sql =
+            "SELECT state, owner_pod, owner_incarnation, fence, attempt, crashes FROM studio_runs WHERE run_id = $1";
         let row = self.query_one(sql, &[&run_id.as_uuid()]).await.expect("the run");
         RunState {
             state: row.get(0),
@@ -131,10 +136,8 @@ impl Client {
             })
             .collect();
         let folded = fold::fold(&entries).unwrap_or_else(|e| panic!("{e}; log: {log:#}"));
-        let folded: Vec<_> = folded
-            .into_iter()
-            .map(|(pod, m)| (pod.to_string(), m.incarnation, m.draining, m.session))
-            .collect();
+        let folded: Vec<_> =
+            folded.into_iter().map(|(pod, m)| (pod.to_string(), m.incarnation, m.draining, m.session)).collect();
         let roster: Vec<_> = roster
             .as_array()
             .unwrap()

@@ -170,7 +170,7 @@ mod tests {
             (json!({"chunks": "20"}), "chunks is \"20\""),
             (json!({"chunks": 100_001}), "100000"),
             (json!({"chunks": u64::MAX}), "18446744073709551615"),
-            (json!({"chunks": 1e30}), "chunks is 1e30"),
+            (json!({"chunks": 1e30}), "whole number from 1 to 100000"),
             (json!({"chunks": null}), "chunks is null"),
             (json!({"delay_ms": 600_001}), "delay_ms is 600001"),
             (json!({"resume": "Continue"}), "resume is \"Continue\""),
