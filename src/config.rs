@@ -476,9 +476,10 @@ mod tests {
     fn pod_name_is_required_in_production_only() {
         for env in ["production", "Production", " production "] {
             for name in [None, Some("")] {
-                let mut config = Config::default();
-                config.env = Some(env.to_owned());
-                config.pod_name = name.map(str::to_owned);
+                let config = Config::default().with(|c| {
+                    c.env = Some(env.to_owned());
+                    c.pod_name = name.map(str::to_owned);
+                });
                 let error = config.resolve_name().expect_err("refused");
                 assert!(error.to_string().contains("downward API"), "{error}");
             }

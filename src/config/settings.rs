@@ -233,7 +233,7 @@ fn check_schema(schema: &str) -> Result<()> {
         format!("it has {} bytes, and {SCHEMA_MAX_BYTES} is the most", schema.len())
     } else if schema.chars().any(char::is_control) {
         "it has a control character".to_owned()
-    } else if schema.starts_with("pg_") || schema == "information_schema" {
+    } else if schema.starts_with("pg_") || schema == "information_schema" || schema == "$user" {
         "the name is the server's own".to_owned()
     } else {
         return Ok(());

@@ -26,7 +26,7 @@ pub(crate) async fn refuse_pooler(opener: &Opener, session: &Session, limit: std
         let mut pids = BTreeSet::from([pods::ping(session, limit).await?]);
         let mut transactions = Vec::with_capacity(others.len());
         for other in &mut others {
-            let txn = other.begin("checking for a pooler").await?;
+            let txn = other.begin("checking for a pooler").await.map_err(refuses_transactions)?;
             let pid: i32 =
                 txn.query_one("checking for a pooler", "SELECT pg_catalog.pg_backend_pid()", &[]).await?.get(0);
             transactions.push(txn);
@@ -43,6 +43,11 @@ pub(crate) async fn refuse_pooler(opener: &Opener, session: &Session, limit: std
         other.close().await;
     }
     Ok(())
+}
+
+/// What PgBouncer answers in statement mode.
+fn refuses_transactions(error: Error) -> Error {
+    if error.sqlstate() == Some("08P01") { pooled("it takes no transactions").caused_by(error) } else { error }
 }
 
 /// The canary: a second connection must not get the lock that the first holds.

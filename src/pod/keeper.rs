@@ -332,7 +332,7 @@ impl<'a> Keeper<'a> {
     async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Session> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
         let former = self.former.borrow().clone();
-        pods::end_own_backends(&session, &former).await?;
+        pods::end_own_backends(&session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
         boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
             .await?;

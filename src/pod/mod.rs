@@ -279,12 +279,7 @@ impl Pod {
     ///
     /// A dropped call that held the last handle ends the pod at once, as dropping the handle does.
     pub async fn shutdown(self, deadline: Duration) -> Result<ShutdownReport> {
-        let done = shutdown::shutdown(&self.shared, deadline).await;
-        if matches!(&done, Err(e) if e.kind() == ErrorKind::Stuck) {
-            // This may be the last handle, and dropping that ends the pod: the lock has to stay until the process ends.
-            std::mem::forget(Arc::clone(&self._guard));
-        }
-        done
+        shutdown::shutdown(&self.shared, deadline).await
     }
 
     async fn in_background<T: Send + 'static>(

@@ -74,7 +74,7 @@ fn backoff(local: &Local) -> Backoff {
 /// A new control session, armed: the former one ended, the witness lock held, listening, recorded in the row.
 async fn arm(local: &Local, former: Option<crate::postgres::session::Backend>) -> Result<Session> {
     let session = local.opener.open(Role::Control).await?;
-    pods::end_own_backends(&session, former.as_slice()).await?;
+    pods::end_own_backends(&session, local.keys.witness, former.as_slice()).await?;
     while !pods::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
     pods::listen(&session).await?;
     local.control.set(Some(session.backend()));

@@ -28,6 +28,16 @@ pub(crate) enum Target {
     Unix { socket: PathBuf },
 }
 
+impl Target {
+    /// The port that is dialled; `None` for a unix socket.
+    pub(crate) fn port(&self) -> Option<i32> {
+        match self {
+            Self::Tcp { port, .. } => Some(i32::from(*port)),
+            Self::Unix { .. } => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

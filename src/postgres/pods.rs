@@ -138,12 +138,18 @@ pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Durat
 }
 
 /// Ends backends that were ours and that the server may still have: same role, pid and start. Returns how many it had.
-pub(crate) async fn end_own_backends(session: &Session, backends: &[Backend]) -> Result<usize> {
+///
+/// And still with our `key`: a session pooler may have handed the backend on to somebody else, even to ourselves.
+pub(crate) async fn end_own_backends(session: &Session, key: LockKey, backends: &[Backend]) -> Result<usize> {
     const SQL: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = current_user";
+         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid() \
+           AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 \
+             AND ((l.classid::bigint << 32) | l.objid::bigint) = $3 \
+             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))";
     let mut ended = 0;
     for backend in backends {
-        let params: [Param<'_>; 2] = [(&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ)];
+        let params: [Param<'_>; 3] =
+            [(&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ), (&key.get(), Type::INT8)];
         ended += session.query("ending our own former backend", SQL, &params).await?.len();
     }
     Ok(ended)

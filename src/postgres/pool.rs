@@ -31,8 +31,11 @@ impl Database {
     pub(crate) fn new(dialer: &Dialer, settings: &Settings, schema: Schema, application: &str) -> Result<Self> {
         let mut config = dialer.config().clone();
         config.application_name(application).connect_timeout(settings.connect_timeout).tcp_user_timeout(settings.lease);
-        // As the dedicated sessions: of several hosts, the primary.
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        // As the dedicated sessions: of several hosts, the primary. The driver takes a role whose default is read-only
+        // for a standby, so a single host is not asked.
+        if dialer.config().get_hosts().len().max(dialer.config().get_hostaddrs().len()) > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         config.keepalives(true).keepalives_idle(Duration::from_secs((settings.lease.as_secs() / 2).max(1)));
         let manager =
             Manager::from_config(config, tls::connector(), ManagerConfig { recycling_method: RecyclingMethod::Fast });
@@ -65,11 +68,20 @@ impl Database {
     /// A dropped write may or may not have happened. The connection of a dropped or timed-out call is thrown away,
     /// since it is still busy.
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_as_it_stands(step, &self.schema.sql(template), params).await
+    }
+
+    /// [`Database::query`] for a statement in which nothing is to be replaced.
+    pub(crate) async fn query_as_it_stands(
+        &self,
+        step: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
         let client = self.get(step).await?;
-        let sql = self.schema.sql(template);
         let rows = self
             .within(step, async {
-                let statement = client.prepare_cached(&sql).await?;
+                let statement = client.prepare_cached(sql).await?;
                 client.query(&statement, params).await
             })
             .await;
@@ -175,6 +187,7 @@ fn set_statements(settings: &Settings) -> String {
     format!(
         "SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \
+         SET standard_conforming_strings = on; SET idle_session_timeout = 0; SET jit = off; \
          SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
          SET idle_in_transaction_session_timeout = {half}; SET tcp_user_timeout = {half}; \
          SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = {};",

@@ -187,7 +187,7 @@ pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
 #[cfg(feature = "throwaway")]
 pub(crate) async fn drop_schema(db: &Database) -> Result<()> {
     let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", db.schema().quoted());
-    db.query("dropping the schema", &sql, &[]).await.map(drop)
+    db.query_as_it_stands("dropping the schema", &sql, &[]).await.map(drop)
 }
 
 /// Asks for the schema's notifications on a dedicated session. It holds no lock, so no lease need end it.

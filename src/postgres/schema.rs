@@ -26,7 +26,9 @@ impl Schema {
     /// as in `'@.studio_fence'::regclass`, the name is quoted for the literal as well.
     pub(crate) fn sql(&self, template: &str) -> String {
         let in_literal = format!("'{}", self.prefix.replace('\'', "''"));
-        template.replace("'@.", &in_literal).replace("@.", &self.prefix)
+        // In one pass: the name itself may hold the placeholder.
+        let parts: Vec<_> = template.split("'@.").map(|part| part.replace("@.", &self.prefix)).collect();
+        parts.join(&in_literal)
     }
 
     /// The NOTIFY channel, as the SQL function `studio_channel` makes it.

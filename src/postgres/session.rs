@@ -104,6 +104,17 @@ pub(crate) struct Opener {
     pub(crate) pod: Option<PodId>,
 }
 
+/// How much the error of one host says beside that of another: an answer says more than silence, and a primary's more
+/// than a standby's.
+fn says(error: &Error) -> u8 {
+    match error.kind() {
+        ErrorKind::Unreachable => 0,
+        ErrorKind::Timeout => 1,
+        ErrorKind::Standby => 2,
+        _ => 3,
+    }
+}
+
 impl Opener {
     /// Tries each host in turn until one is a primary.
     ///
@@ -116,8 +127,7 @@ impl Opener {
                     self.dialer.note_good(index);
                     return Ok(session);
                 }
-                // A standby among several hosts says more than a host that is down.
-                Err(e) if worst.is_none() || e.kind() == ErrorKind::Standby => worst = Some(e),
+                Err(e) if worst.as_ref().is_none_or(|w| says(&e) > says(w)) => worst = Some(e),
                 Err(_) => {}
             }
         }
@@ -155,10 +165,10 @@ impl Session {
     async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
         const IDENTIFY: &str = "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
              pg_catalog.current_setting('server_version_num')::int, \
-             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name = 'deadlock_timeout'), \
-             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name = 'log_min_duration_statement'), \
-             pg_catalog.inet_client_port() \
-             FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_catalog.pg_backend_pid()";
+             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout'), \
+             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
+             pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
+             FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
         let row = self.query_one("asking the server who it is", IDENTIFY, &[]).await?;
         if row.get::<_, bool>(2) {
             return Err(Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
@@ -177,7 +187,7 @@ impl Session {
         self.facts = ServerFacts {
             deadlock_timeout: duration(row.get(4)).unwrap_or(Duration::from_secs(1)),
             log_min_duration: duration(row.get(5)),
-            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port))),
+            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port))) && target.port() == row.get(7),
         };
         Ok(())
     }
@@ -246,11 +256,10 @@ impl Session {
         one(step, self.query(step, template, params).await?)
     }
 
-    /// Runs a statement that has no parameters and returns nothing.
-    pub(crate) async fn execute_batch(&self, step: &str, template: &str) -> Result<()> {
-        let sql = self.schema.sql(template);
+    /// Runs statements that have no parameters and return nothing, as they stand: `@.` is not replaced in them.
+    pub(crate) async fn execute_batch(&self, step: &str, sql: &str) -> Result<()> {
         let step = self.step_name(step);
-        self.within(&step, self.client.batch_execute(&sql)).await
+        self.within(&step, self.client.batch_execute(sql)).await
     }
 
     /// Begins a transaction, which is rolled back when the value is dropped.
@@ -389,6 +398,9 @@ fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
         ("default_transaction_isolation", "'read committed'".to_owned()),
         ("default_transaction_read_only", "off".to_owned()),
         ("client_min_messages", "warning".to_owned()),
+        ("standard_conforming_strings", "on".to_owned()),
+        // Compiling a statement of ours takes longer than running it, and cannot be interrupted.
+        ("jit", "off".to_owned()),
         ("idle_session_timeout", ms(settings.lease).to_string()),
         ("tcp_user_timeout", ms(settings.lease).to_string()),
         ("tcp_keepalives_idle", keepalives.idle.to_string()),

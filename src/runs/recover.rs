@@ -160,7 +160,13 @@ async fn check(shared: &Shared, own: Incarnation, run_ids: &[RunId]) -> Result<(
         let Some(fence) = shared.registry.fence_of(*run_id) else { continue };
         let reason = match runs::standing(&shared.db, *run_id).await? {
             // Ours, or ended by this very attempt, which may not have had its reply yet.
-            Some(s) if s.state != "cancelled" && s.owner == Some(own) && s.fence == fence => continue,
+            Some(s)
+                if matches!(s.state.as_str(), "running" | "succeeded" | "failed")
+                    && s.owner == Some(own)
+                    && s.fence == fence =>
+            {
+                continue;
+            }
             Some(s) if s.state == "cancelled" => StopReason::Cancelled,
             _ => StopReason::Fenced,
         };

@@ -102,7 +102,8 @@ fn outcome(shared: &Shared, inserted: Inserted, new: &NewRun) -> Result<Fence> {
         .about_run(run_id)
         .left("no run was started")
         .todo("follow that run, or wait until it has ended")),
-        Inserted::NoOwner => Err(runs::not_registered(&shared.pod_id)),
+        // It began to drain, or lost its row, while the start was under way.
+        Inserted::NoOwner => Err(shared.may_take_work().err().unwrap_or_else(|| runs::not_registered(&shared.pod_id))),
     }
 }
 
