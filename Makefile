@@ -31,6 +31,8 @@ lint: cargo ## Check format, lints and documentation; changes nothing
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-features --all-targets -- -D warnings
 	$(CARGO) clippy --no-default-features --lib -- -D warnings
+	$(CARGO) clippy --no-default-features --features http --lib -- -D warnings
+	$(CARGO) clippy --no-default-features --features throwaway --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
 fmt: cargo ## Format the code

@@ -186,7 +186,20 @@ impl Config {
     ///
     /// [`ErrorKind::Config`] naming the variable whose value cannot be used.
     pub fn from_env() -> Result<Self> {
-        Self::from_vars(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))
+        let mut vars = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => vars.push((name, value)),
+                Err(_) if is_ours(&name) => {
+                    return Err(Error::new(ErrorKind::Config, format!("environment variable {name} is not UTF-8"))
+                        .left("nothing was started")
+                        .todo("set it to text"));
+                }
+                Err(_) => {}
+            }
+        }
+        Self::from_vars(vars)
     }
 
     /// [`Config::from_env`] on the given variables.
@@ -205,10 +218,12 @@ impl Config {
                     None => continue,
                 },
             };
-            if FIELDS.contains(&field.as_str()) {
+            // Two fields have names of their own, and those alone.
+            let alias = matches!(name.as_str(), "PODLOCK_DATABASE_URL" | "PODLOCK_POD_NAME");
+            if FIELDS.contains(&field.as_str()) && !alias {
                 fields.insert(field, (name, value));
-            } else {
-                tracing::debug!(target: "podlock", variable = %name, "this variable is no setting of podlock's; passed over");
+            } else if !is_known_other(&name) {
+                tracing::warn!(target: "podlock", event = "unknown_setting", variable = %name, "this variable is no setting of podlock's; passed over");
             }
         }
         let mut config = Self::default();
@@ -319,6 +334,15 @@ impl Config {
     pub(crate) fn database_url(&self) -> &str {
         self.database_url.expose_secret()
     }
+}
+
+fn is_ours(name: &str) -> bool {
+    matches!(name, "DATABASE_URL" | "POD_NAME") || name.starts_with("PODLOCK_")
+}
+
+/// Variables of the command, and those that Kubernetes makes for a service that is called podlock.
+fn is_known_other(name: &str) -> bool {
+    matches!(name, "PODLOCK_LOG" | "PODLOCK_PG_BIN") || name.contains("_SERVICE_") || name.contains("_PORT")
 }
 
 /// Makes the list of fields and the function that copies one of them, so that neither can miss one.

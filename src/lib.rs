@@ -9,6 +9,7 @@ mod id;
 pub mod operator;
 mod pod;
 mod postgres;
+#[doc(hidden)]
 pub mod protocol;
 mod runs;
 #[cfg(feature = "throwaway")]
@@ -18,6 +19,9 @@ pub mod throwaway;
 pub mod migrate {
     pub use crate::postgres::migrate::{Version, sql, status, up};
 }
+
+/// The driver whose transactions [`Pod::start_in_txn`] joins.
+pub use tokio_postgres;
 
 pub use config::{Config, OnDetach, Settings, WorstCase};
 pub use error::{Error, ErrorKind, Result};

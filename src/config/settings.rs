@@ -53,7 +53,8 @@ pub struct Keepalives {
 }
 
 /// How long each kind of death takes at most to be noticed, counted from the fault, while the server answers our
-/// statements within `ping_timeout`. The usual time of a killed process is milliseconds, by push; these are the bounds
+/// statements within `ping_timeout` and at least one survivor is settled (right after all survivors have started, up to
+/// `settle` comes on top). The usual time of a killed process is milliseconds, by push; these are the bounds
 /// when every push is lost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -120,6 +121,12 @@ impl Settings {
         let below = [
             ("ping_interval + ping_timeout", self.ping_interval + self.ping_timeout, "self_fence", self.self_fence),
             ("self_fence", self.self_fence, "lease", self.lease),
+            (
+                "self_fence + 0.05 × lease + 20ms (until what does not stop is aborted)",
+                self.self_fence + self.stop_grace() + Duration::from_millis(20),
+                "lease",
+                self.lease,
+            ),
             (
                 "ping_interval + reconnect_backoff_max",
                 self.ping_interval + self.reconnect_backoff_max,
@@ -260,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn at_ten_seconds_the_table_of_the_design_holds() {
+    fn at_ten_seconds_the_documented_defaults_hold() {
         let s = config().validate().expect("valid");
         assert_eq!((s.ping_interval, s.ping_timeout), (secs(2), secs(2)));
         assert_eq!((s.self_fence, s.settle, s.reconnect_grace), (secs(8), secs(10), secs(10)));
@@ -292,6 +299,10 @@ mod tests {
             (|c| c.lease = secs(3601), &["3601s", "3600s"]),
             (|c| c.ping_interval = Some(secs(6)), &["ping_interval + ping_timeout is 8s", "self_fence, 8s"]),
             (|c| c.self_fence = Some(secs(10)), &["self_fence is 10s", "lease, 10s"]),
+            (
+                |c| c.self_fence = Some(Duration::from_millis(9600)),
+                &["self_fence + 0.05 × lease", "10.12s", "lease, 10s"],
+            ),
             (|c| c.settle = Some(secs(8)), &["9s", "settle, 8s"]),
             (|c| c.reconnect_grace = Some(secs(8)), &["9s", "reconnect_grace, 8s"]),
             (|c| c.hold_probe_interval = Some(secs(2)), &["hold_probe_interval is 2s", "1s"]),

@@ -91,6 +91,9 @@ pub(crate) async fn register(
             done => break (sent, done?),
         }
     };
+    if shared.is_draining() {
+        pods::mark_draining_here(liveness, incarnation).await?;
+    }
     shared.note_answered(sent);
     shared.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
@@ -98,9 +101,6 @@ pub(crate) async fn register(
         target: "podlock", event = "started", pod = %shared.pod_id, incarnation = %incarnation,
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
-    if shared.is_draining() {
-        pods::mark_draining_here(liveness, incarnation).await?;
-    }
     shared.recover_now.notify_one();
     Ok(())
 }

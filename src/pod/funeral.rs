@@ -97,7 +97,7 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
         if let Some(peer) = look.peers.iter().find(|p| p.look.incarnation == *incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
-                by = %local.shared.pod_id, reason = ?reason, "a peer's lock is free; waiting before it counts as dead"
+                by = %local.shared.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
             );
         }
     }

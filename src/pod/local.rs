@@ -53,8 +53,8 @@ pub(crate) struct Local {
     buried: RefCell<VecDeque<Incarnation>>,
     next_look: Cell<Option<Moment>>,
     recover_at: Cell<Option<Instant>>,
-    /// A peer that another's watch saw free, and until when this pod looks often because of it.
-    reported: Cell<Option<(LockKey, Moment)>>,
+    /// Peers that another's watch saw free, and until when this pod looks often because of each.
+    reported: RefCell<Vec<(LockKey, Moment)>>,
 }
 
 impl Local {
@@ -81,7 +81,7 @@ impl Local {
             buried: RefCell::default(),
             next_look: Cell::new(None),
             recover_at: Cell::new(None),
-            reported: Cell::new(None),
+            reported: RefCell::default(),
             shared,
         }
     }
@@ -154,14 +154,17 @@ impl Local {
 
     /// Another's watch was granted this key: it will bury, or freeze.
     pub(crate) fn note_report(&self, key: LockKey) {
-        self.reported.set(Some((key, clock::now() + BURIER_MAY_FREEZE)));
+        let now = clock::now();
+        let mut reported = self.reported.borrow_mut();
+        reported.retain(|(other, until)| *other != key && now < *until);
+        reported.push((key, now + BURIER_MAY_FREEZE));
     }
 
     /// Whether a reported peer is still in the roster, a while after the report.
     pub(crate) fn is_report_open(&self) -> bool {
-        self.reported
-            .get()
-            .is_some_and(|(key, until)| clock::now() < until && self.roster.borrow().iter().any(|p| p.lock_key == key))
+        let (now, roster) = (clock::now(), self.roster.borrow());
+        let is_open = |(key, until): &(LockKey, Moment)| now < *until && roster.iter().any(|p| p.lock_key == *key);
+        self.reported.borrow().iter().any(is_open)
     }
 
     /// When a recovery pass is due that nothing else brings about; far away if none is.

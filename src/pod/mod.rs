@@ -138,7 +138,7 @@ impl Pod {
         self.shared.status()
     }
 
-    /// Resolves when the status may have changed since the call.
+    /// Resolves when the phase or the incarnation may have changed since the call. The number of runs is not watched.
     ///
     /// # Cancel safety
     ///
@@ -164,8 +164,9 @@ impl Pod {
     /// # Errors
     ///
     /// [`ErrorKind::KeyBusy`] naming the run that has the key, [`ErrorKind::NoHandler`], [`ErrorKind::AtCapacity`],
-    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], or the database's. Where the
-    /// reply was lost, the error says that the run may have been started.
+    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], [`ErrorKind::Stopped`], or the
+    /// database's. Where the reply was lost, the error says that the run may have been started; where it was started
+    /// and has ended or moved on meanwhile, it is [`ErrorKind::Fenced`].
     ///
     /// # Cancel safety
     ///

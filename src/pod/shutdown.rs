@@ -6,13 +6,18 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::local::Backoff;
 use super::shared::Shared;
+use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::RunId;
 use crate::postgres::pods;
 use crate::runs::StopReason;
 
 /// A stop without any grace still tries for so long to say that it was a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);
+
+const POLL: Duration = Duration::from_millis(20);
 
 /// How the runs of a stopped pod ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -36,8 +41,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, "the row could not be marked as draining in time");
     });
     let aborted = shared.registry.abort_all();
-    wait_for_runs(shared, Instant::now() + shared.settings.lease).await;
-    let stuck = shared.registry.run_ids();
+    let stuck = wait_for_tasks(shared, Instant::now() + shared.settings.lease).await;
     if !stuck.is_empty() {
         shared.set_stuck();
         let names: Vec<String> = stuck.iter().map(ToString::to_string).collect();
@@ -61,12 +65,18 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
 /// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
 /// loss.
 async fn mark(shared: &Shared) {
-    match pods::mark_draining(&shared.db, shared.incarnation()).await {
-        Ok(_) => {}
-        Err(e) => {
-            tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %e, "the row could not be marked as draining")
+    let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, shared.settings.reconnect_backoff_max);
+    loop {
+        match pods::mark_draining(&shared.db, shared.incarnation()).await {
+            Ok(_) => return,
+            Err(e) if e.is_transient() => tokio::time::sleep(backoff.delay()).await,
+            Err(e) => return report_unmarked(shared, &e),
         }
     }
+}
+
+fn report_unmarked(shared: &Shared, error: &Error) {
+    tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %error, "the row could not be marked as draining");
 }
 
 /// Drains as soon as somebody asks for it; the service answers with a shutdown when it is ready.
@@ -76,7 +86,11 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
         () = shared.root.cancelled() => {}
         () = shared.drain_requested.cancelled() => {
             shared.set_draining();
-            mark(&shared).await;
+            tokio::select! {
+                biased;
+                () = shared.root.cancelled() => {}
+                () = mark(&shared) => {}
+            }
         }
     }
 }
@@ -84,6 +98,18 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
 async fn wait_for_runs(shared: &Shared, until: Instant) {
     // Past the time, what is left is aborted, or reported.
     let _ = tokio::time::timeout_at(until, shared.registry.emptied()).await;
+}
+
+/// Waits for the aborted, and returns those that did not end. A start or claim that is under way is none of them: it
+/// begins no task any more.
+async fn wait_for_tasks(shared: &Shared, until: Instant) -> Vec<RunId> {
+    loop {
+        let running = shared.registry.running_ids();
+        if running.is_empty() || Instant::now() >= until {
+            return running;
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Ends the sessions, then everything else.
@@ -96,7 +122,10 @@ async fn end(shared: &Shared) {
     {
         tracing::error!(target: "podlock", event = "failed", pod = %shared.pod_id, "the keeper's thread panicked");
     }
-    shared.tracker.close();
-    shared.tracker.wait().await;
+    // First the pool: whoever waits for it is told, instead of waiting for a database that may not answer.
     shared.db.close();
+    shared.tracker.close();
+    if tokio::time::timeout(shared.settings.statement_timeout, shared.tracker.wait()).await.is_err() {
+        tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.pod_id, tasks = shared.tracker.len(), "calls that wait for the database were left behind");
+    }
 }

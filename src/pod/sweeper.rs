@@ -14,16 +14,18 @@ use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::pods::{self, Look};
-use crate::postgres::session::{Role, Session};
+use crate::postgres::session::{Backend, Role, Session};
 use crate::runs::StopReason;
 
+/// Former backends of ours that a new session ends, if the server still has them.
+const FORMER_BACKENDS: usize = 8;
 /// Notices that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Keeps a control session until the pod stops, and sweeps on it.
 pub(crate) async fn run(local: &Local, first: Session) {
     let mut session = Some(first);
-    let mut former = None;
+    let mut former = Vec::new();
     let mut backoff = backoff(local);
     loop {
         if local.shared.root.is_cancelled() {
@@ -45,7 +47,7 @@ pub(crate) async fn run(local: &Local, first: Session) {
                 biased;
                 () = local.shared.root.cancelled() => continue,
                 _ = away.changed() => continue,
-                opened = async { tokio::time::sleep(delay).await; arm(local, former).await } => opened,
+                opened = async { tokio::time::sleep(delay).await; arm(local, &mut former).await } => opened,
             };
             match opened {
                 Ok(opened) => session = Some(opened),
@@ -55,7 +57,7 @@ pub(crate) async fn run(local: &Local, first: Session) {
             }
             continue;
         };
-        former = Some(open.backend());
+        former = vec![open.backend()];
         let ended = tokio::select! {
             biased;
             () = local.shared.root.cancelled() => { open.close().await; break; }
@@ -72,9 +74,13 @@ fn backoff(local: &Local) -> Backoff {
 }
 
 /// A new control session, armed: the former one ended, the witness lock held, listening, recorded in the row.
-async fn arm(local: &Local, former: Option<crate::postgres::session::Backend>) -> Result<Session> {
+async fn arm(local: &Local, former: &mut Vec<Backend>) -> Result<Session> {
     let session = local.opener.open(Role::Control).await?;
-    pods::end_own_backends(&session, local.keys.witness, former.as_slice()).await?;
+    pods::end_own_backends(&session, local.keys.witness, former).await?;
+    // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
+    former.push(session.backend());
+    let surplus = former.len().saturating_sub(FORMER_BACKENDS);
+    former.drain(..surplus);
     while !pods::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
     pods::listen(&session).await?;
     local.control.set(Some(session.backend()));

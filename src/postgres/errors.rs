@@ -8,6 +8,9 @@ use crate::error::{Error, ErrorKind};
 pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
     let Some(db) = error.as_db_error() else {
         let lost = error.is_closed() || is_io(&error);
+        if !lost && let Some(refused) = refused_by_driver(step, &error) {
+            return refused.caused_by(error);
+        }
         let kind = if lost { ErrorKind::SessionLost } else { ErrorKind::Database };
         let translated = Error::new(kind, format!("{step}: {}", chain(&error))).caused_by(error);
         return if lost { translated.todo("nothing by hand: the connection is made again") } else { translated };
@@ -81,7 +84,25 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
     }
 }
 
-fn is_io(error: &tokio_postgres::Error) -> bool {
+/// What the driver itself refuses before the server has said anything: it gives these no code, only a text.
+fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
+    let text = chain(error);
+    let (kind, todo) = if text.contains("password missing") || text.starts_with("authentication error") {
+        (ErrorKind::AuthFailed, "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one")
+    } else if text.starts_with("invalid configuration") {
+        (ErrorKind::Config, "correct DATABASE_URL")
+    } else if text.starts_with("error performing TLS handshake") {
+        (
+            ErrorKind::Unsupported,
+            "this version has no TLS: use sslmode=prefer or disable over a private network or a tunnel",
+        )
+    } else {
+        return None;
+    };
+    Some(Error::new(kind, format!("{step}: {text}")).todo(todo))
+}
+
+pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
 }
 

@@ -167,7 +167,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
           WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
-           drain_requested = NULL, incarnation = EXCLUDED.incarnation, session = 1, lock_key = EXCLUDED.lock_key, \
+           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, lock_key = EXCLUDED.lock_key, \
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
            control_started = EXCLUDED.control_started \
@@ -194,7 +194,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     }
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
-    let params: [Param<'_>; 10] = [
+    let given_up = new.given_up.map(|i| i.as_uuid());
+    let params: [Param<'_>; 11] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -205,6 +206,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&new.liveness.started, Type::TIMESTAMPTZ),
         (&control_pid, Type::INT4),
         (&control_started, Type::TIMESTAMPTZ),
+        (&given_up, Type::UUID),
     ];
     let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if upserted.is_empty() {

@@ -117,7 +117,7 @@ impl Database {
         };
         match got {
             Ok(client) => Ok(Leased { client: Some(client) }),
-            Err(PoolError::Backend(e)) if e.as_db_error().is_none() => Err(Error::new(
+            Err(PoolError::Backend(e)) if e.is_closed() || errors::is_io(&e) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("{step}: {} cannot be reached: {}", self.place, errors::chain(&e)),
             )

@@ -99,24 +99,44 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
          ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me)";
     let step = "starting a run";
     let params: [&(dyn ToSql + Sync); 5] = [&owner.as_uuid(), &new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
-    let row = one(step, db.query_opt(step, SQL, &params).await?)?;
-    if let Some(fence) = row.get::<_, Option<i64>>(0) {
-        return Ok(Inserted::Yes(fence.into()));
+    for _ in 0..KEY_TRIES {
+        let row = one(step, db.query_opt(step, SQL, &params).await?)?;
+        if let Some(fence) = row.get::<_, Option<i64>>(0) {
+            return Ok(Inserted::Yes(fence.into()));
+        }
+        if !row.get::<_, bool>(1) {
+            return Ok(Inserted::NoOwner);
+        }
+        if let Some(outcome) = conflict(db, step, Some(owner), new).await? {
+            return Ok(outcome);
+        }
     }
-    if !row.get::<_, bool>(1) {
-        return Ok(Inserted::NoOwner);
-    }
-    conflict(db, step, Some(owner), new).await
+    Err(contended(new))
 }
 
 /// Starts a run that nobody owns, and tells every pod.
 pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
     let step = "submitting a run";
     let params: [&(dyn ToSql + Sync); 4] = [&new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
-    if db.query_opt(step, SUBMIT, &params).await?.is_some() {
-        return Ok(Inserted::Yes(Fence::from(0)));
+    for _ in 0..KEY_TRIES {
+        if db.query_opt(step, SUBMIT, &params).await?.is_some() {
+            return Ok(Inserted::Yes(Fence::from(0)));
+        }
+        if let Some(outcome) = conflict(db, step, None, new).await? {
+            return Ok(outcome);
+        }
     }
-    conflict(db, step, None, new).await
+    Err(contended(new))
+}
+
+/// How often a start goes for a key whose holder ends between the insert and the look at it.
+const KEY_TRIES: usize = 5;
+
+fn contended(new: &Insert<'_>) -> Error {
+    let key = new.key.unwrap_or_default();
+    Error::new(ErrorKind::KeyBusy, format!("runs with key {key:?} come and go faster than one can be started"))
+        .left("no run was started")
+        .todo("start it again")
 }
 
 const SUBMIT: &str = "WITH run AS ( \
@@ -124,30 +144,24 @@ const SUBMIT: &str = "WITH run AS ( \
        ON CONFLICT DO NOTHING RETURNING run_id \
      ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM run";
 
-/// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key.
-async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Inserted> {
-    const OWN: &str = "SELECT fence, owner_incarnation FROM @.studio_runs WHERE run_id = $1";
+/// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key. `None`: it
+/// is gone by now.
+async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Option<Inserted>> {
+    const OWN: &str = "SELECT fence, owner_incarnation, state = 'running' FROM @.studio_runs WHERE run_id = $1";
     if let Some(row) = db.query_opt(step, OWN, &[&new.run_id.as_uuid()]).await? {
         let now = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
-        if owner.is_none() || now == owner {
-            return Ok(Inserted::Yes(row.get::<_, i64>(0).into()));
+        if owner.is_none() || (now == owner && row.get(2)) {
+            return Ok(Some(Inserted::Yes(row.get::<_, i64>(0).into())));
         }
         return Err(Error::new(
             ErrorKind::Fenced,
-            format!("run {} was started, and another pod has it by now", new.run_id),
+            format!("run {} was started, and has ended or moved on by now", new.run_id),
         )
         .about_run(new.run_id)
         .todo("follow it by its id"));
     }
-    match db.query_opt(step, BUSY, &[&new.kind, &new.key]).await? {
-        Some(row) => Ok(Inserted::KeyBusy(row.get::<_, Uuid>(0).into())),
-        None => Err(Error::new(
-            ErrorKind::KeyBusy,
-            format!("the run with key {:?} ended just now", new.key.unwrap_or_default()),
-        )
-        .left("no run was started")
-        .todo("start it again")),
-    }
+    let busy = db.query_opt(step, BUSY, &[&new.kind, &new.key]).await?;
+    Ok(busy.map(|row| Inserted::KeyBusy(row.get::<_, Uuid>(0).into())))
 }
 
 /// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the

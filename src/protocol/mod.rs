@@ -3,6 +3,8 @@
 //! Nothing here does IO, reads a clock, draws a random number or logs: what was seen comes in as values, what should be
 //! done goes out as values. The laws L1 to L10 that the rules keep are stated in `ARCHITECTURE.md`.
 //!
+//! Public for models and tests of the protocol alone: it follows the protocol, not semantic versioning.
+//!
 //! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
 
 pub mod deadline;

@@ -64,6 +64,19 @@ pub enum HoldReason {
     Unconfirmed,
 }
 
+impl HoldReason {
+    /// Its stable name, in snake case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionBroken => "connection_broken",
+            Self::SecondLoss => "second_loss",
+            Self::ManyLost => "many_lost",
+            Self::Unconfirmed => "unconfirmed",
+        }
+    }
+}
+
 /// What was known when a peer was found dead. Kept with its burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Evidence {

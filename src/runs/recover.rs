@@ -51,7 +51,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         due = shared.settings.jittered_sweep(fastrand::f64());
         let Ok(incarnation) = shared.may_take_work() else { continue };
-        match pass(&shared, incarnation, &mut passes).await {
+        let passed = tokio::select! {
+            biased;
+            () = shared.root.cancelled() => return,
+            passed = pass(&shared, incarnation, &mut passes) => passed,
+        };
+        match passed {
             Ok(report) => {
                 if let Some(again) = report.again {
                     due = due.min(again);

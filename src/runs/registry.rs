@@ -178,8 +178,11 @@ impl Registry {
         let _ = count.wait_for(|count| *count == 0).await;
     }
 
-    pub(crate) fn run_ids(&self) -> Vec<RunId> {
-        self.entries().keys().copied().collect()
+    /// The runs that have a task. Once the registry is closed, no other gets one.
+    pub(crate) fn running_ids(&self) -> Vec<RunId> {
+        let entries = self.entries();
+        let running = entries.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
+        running.map(|(run_id, _)| *run_id).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Entry>> {
@@ -197,6 +200,10 @@ pub(crate) struct Reservation<'a> {
 impl Reservation<'_> {
     /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
+        // Before anything is spawned: what is closed begins nothing more.
+        if self.registry.closed.load(Ordering::SeqCst) {
+            return;
+        }
         self.kept = true;
         let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
         self.registry.entries().insert(self.run_id, running(None));
