@@ -12,3 +12,5 @@ mod faults;
 mod laws;
 mod runs;
 mod smoke;
+mod stops;
+mod tracing_events;

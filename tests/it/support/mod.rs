@@ -5,6 +5,7 @@ pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod sql;
+pub(crate) mod trace;
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -43,7 +44,7 @@ impl Db {
     }
 
     pub(crate) async fn on(server: &Server) -> Self {
-        log_if_asked();
+        trace::keep();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let admin = sql::connect(&server.url("postgres")).await;
@@ -71,15 +72,6 @@ impl Db {
         }
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
         pods.try_into().expect("as many as asked for")
-    }
-}
-
-/// `RUST_LOG=podlock=debug cargo test … -- --nocapture` shows what the pods say.
-fn log_if_asked() {
-    if std::env::var_os("RUST_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        // A second test of this process finds it set.
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     }
 }
 
