@@ -48,6 +48,21 @@ async fn a_wrong_password_is_auth_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_password_is_auth_failed_at_boot_and_in_the_pool() {
+    timed(async {
+        let db = Db::new().await;
+        let url = db.url.replace(&format!(":{}@", server().password()), "@");
+        assert_ne!(url, db.url, "there was one");
+        let refusal = refused(quick(url.clone())).await;
+        refusal.is(ErrorKind::AuthFailed, &["pod a cannot start", "password missing", "DATABASE_URL"], CONNECT);
+        assert!(!refusal.error.is_transient(), "trying again will not help");
+        let error = podlock::Operator::connect(&quick(url)).await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::AuthFailed, "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_database_is_a_config_error() {
     timed(async {
         let refusal = refused(quick(server().url("no_such_database"))).await;
