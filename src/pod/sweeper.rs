@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::boot;
 use super::funeral::{self, Trigger};
-use super::local::{Backoff, Held, Local};
+use super::local::{Held, Local};
 use super::status::PodEvent;
+use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::funeral::{self, Trigger};
-use super::local::{Backoff, Local};
+use super::local::Local;
 use super::sweeper::refused;
+use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::postgres::pods::{self, Keys, Slice};

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::StopReason;
 use super::registry::StopSignal;
+use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
-use crate::pod::local::Backoff;
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
 

@@ -195,7 +195,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         a.signal(Signal::KILL);
         let (burier, _) = burier_of(&eyes, "a", &[]).await;
         let frozen = if burier == "b" { &b } else { &c };
-        frozen.signal(Signal::STOP);
+        frozen.freeze();
         let from = Instant::now();
         row.rollback().await.unwrap();
         let end = eventually(SOON, "a is buried", || async {
