@@ -278,7 +278,7 @@ BEGIN
     PERFORM pg_catalog.pg_notify(studio_channel(), pg_catalog.jsonb_build_object('ask', 'drain', 'incarnation', asked)::text);
     RETURN asked;
 END $$;
-COMMENT ON FUNCTION studio_drain(text) IS 'Asks a pod to stop cleanly: it takes no more work, lets its runs finish or hands them over, and ends. Returns the incarnation that was asked.';
+COMMENT ON FUNCTION studio_drain(text) IS 'Asks a pod to stop cleanly: it takes no more work at once; its service, if it listens for that, lets its runs finish or hands them over, and ends. Returns the incarnation that was asked.';
 
 CREATE VIEW studio_pod_status AS
 WITH held AS MATERIALIZED (
@@ -343,7 +343,7 @@ SELECT r.run_id,
         OR NOT EXISTS (SELECT FROM studio_pods AS p WHERE p.incarnation = r.owner_incarnation))
  ORDER BY 5, 1;
 
-COMMENT ON VIEW   studio_orphans IS 'Running runs that nobody in the roster owns. A healthy fleet empties it within milliseconds; a row that stays has no pod with a handler and room for its kind.';
+COMMENT ON VIEW   studio_orphans IS 'Running runs that nobody in the roster owns. A healthy fleet empties it within milliseconds; a row that stays has no pod with a handler and room for its kind. The runs of a dead pod that is not buried yet are not here: see studio_pod_status.runs where alive is false.';
 COMMENT ON COLUMN studio_orphans.run_id IS 'The run.';
 COMMENT ON COLUMN studio_orphans.kind IS 'Which handler it needs.';
 COMMENT ON COLUMN studio_orphans.owner_pod IS 'Name of its last owner; NULL if it has none.';

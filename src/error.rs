@@ -224,12 +224,12 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error")
-            .field("kind", &self.0.kind)
-            .field("message", &self.to_string())
-            .field("sqlstate", &self.0.sqlstate)
-            .field("source", &self.0.source.as_ref().map(ToString::to_string))
-            .finish()
+        // What `fn main() -> Result<(), Box<dyn Error>>` prints: for people as well.
+        write!(f, "{self} [{}]", self.0.kind.as_str())?;
+        if let Some(source) = &self.0.source {
+            write!(f, "\n  caused by: {source}")?;
+        }
+        Ok(())
     }
 }
 

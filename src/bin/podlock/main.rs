@@ -44,7 +44,7 @@ enum Verb {
     Runs(runs::Verb),
     /// The log of the pods' lives
     Events(events::Args),
-    /// Ask a pod to stop cleanly: it hands its runs over and ends
+    /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
     Drain(drain::Args),
     /// Bring podlock's tables up to date, or see how they stand
     #[command(subcommand)]
