@@ -9,7 +9,7 @@ use super::stage::{
 use crate::support::proxy::Flow;
 use crate::support::{Db, LEASE, eventually, sql, timed};
 
-/// By name in the issue. `a` is buried but alive, and its fence is still the run's: it may finish until somebody has
+/// `a` is buried but alive, and its fence is still the run's: it may finish until somebody has
 /// claimed. `b` has its snapshot, in which the run runs, and is held before it picks a row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_finishes_between_scan_and_claim_and_is_not_run_again() {
@@ -125,7 +125,6 @@ impl Orphaned {
     }
 }
 
-/// By name in the issue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_survivors_claim_the_same_200_orphans_at_once_and_each_is_claimed_once() {
     timed(async {
@@ -153,7 +152,7 @@ async fn a_survivor_that_comes_late_claims_what_the_first_one_left() {
     .await;
 }
 
-/// DESIGN §5, the interleaving that four of seven plausible claim statements got wrong: `b`'s snapshot shows an orphan,
+/// The interleaving that plausible claim statements get wrong: `b`'s snapshot shows an orphan,
 /// `c` claims it and commits, and only then does `b` pick and lock the row's newest version.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_a_living_pod_claimed_just_now_is_not_claimed_again() {

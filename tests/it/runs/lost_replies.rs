@@ -86,7 +86,7 @@ async fn a_checkpoint_whose_reply_was_lost_is_written_again_and_the_run_goes_on(
     .await;
 }
 
-/// Also by name in the issue. The claim's last step appends to the event log, whose lock the test holds.
+/// The claim's last step appends to the event log, whose lock the test holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reply_to_a_claim_is_lost_after_commit_and_the_run_is_adopted_under_a_new_fence() {
     timed(async {

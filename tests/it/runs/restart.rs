@@ -8,7 +8,7 @@ use serde_json::json;
 use super::stage::{SOON, Stage, act, nudge, story, told};
 use crate::support::{Db, LEASE, timed};
 
-/// By name in the issue. Nobody may bury here: nobody has held its lock for `settle`.
+/// Nobody may bury here: nobody has held its lock for `settle`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_restarted_under_its_old_name_gets_its_previous_runs_back_at_once() {
     timed(async {

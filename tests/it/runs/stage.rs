@@ -200,7 +200,7 @@ pub(super) async fn detail_of_event(client: &Client, kind: &str, incarnation: In
 }
 
 /// Holds the statements of chosen pods that change runs in the moment between their snapshot and their first row: the
-/// interleavings of DESIGN §5 happen there. A chosen pod connects by [`Pause::config`].
+/// interleavings in which a claim could double happen there. A chosen pod connects by [`Pause::config`].
 pub(super) struct Pause(Client);
 
 impl Pause {
