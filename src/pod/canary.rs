@@ -27,8 +27,7 @@ pub(crate) async fn refuse_pooler(opener: &Opener, session: &Session, limit: std
         let mut transactions = Vec::with_capacity(others.len());
         for other in &mut others {
             let txn = other.begin("checking for a pooler").await.map_err(refuses_transactions)?;
-            let pid: i32 =
-                txn.query_one("checking for a pooler", "SELECT pg_catalog.pg_backend_pid()", &[]).await?.get(0);
+            let pid = pods::pid_in_txn(&txn).await?;
             transactions.push(txn);
             if pid == own {
                 return Err(pooled("two connections share one backend"));

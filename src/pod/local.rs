@@ -15,15 +15,13 @@ use crate::postgres::pods::{Keys, Look, PeerRow, Proof};
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::ring::{self, Place};
-use crate::protocol::verdict::{Decision, Observer, PeerLook, Timing};
+use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
 /// How many burials of its own a pod remembers: far more than can overlap with one look.
 const REMEMBERED_BURIALS: usize = 1024;
-/// A held peer is probed no more often.
-const SHORTEST_PROBE: Duration = Duration::from_millis(10);
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,8 +142,7 @@ impl Local {
     /// In how long a held peer is due to be looked at again; `None` if nobody is held.
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
         let probe = self.shared.settings.hold_probe_interval;
-        let until = |next: Moment| next.saturating_sub(clock::now()).clamp(SHORTEST_PROBE, probe);
-        self.next_look.get().map(until)
+        self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
     pub(crate) fn in_sight(&self) -> Vec<Incarnation> {

@@ -164,8 +164,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
 
 /// Whether the server answered with an error that leaves the session usable.
 pub(crate) fn refused(error: &crate::Error) -> bool {
-    let e: &crate::Error = error;
-    e.sqlstate().is_some() && !e.is_session_lost()
+    error.sqlstate().is_some() && !error.is_session_lost()
 }
 
 fn sweep_delay(local: &Local) -> Duration {

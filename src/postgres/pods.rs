@@ -128,6 +128,12 @@ pub(crate) async fn ping(session: &Session, limit: Duration) -> Result<i32> {
     rows.first().map(|row| row.get(0)).ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))
 }
 
+/// [`ping`] inside a transaction, which keeps a pooler's backend busy.
+pub(crate) async fn pid_in_txn(txn: &Txn<'_>) -> Result<i32> {
+    const SQL: &str = "SELECT pg_catalog.pg_backend_pid()";
+    Ok(txn.query_one("checking for a pooler", SQL, &[]).await?.get(0))
+}
+
 /// [`ping`], and whether this backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";

@@ -149,6 +149,16 @@ impl Decision {
     }
 }
 
+/// How long to wait before a held peer, due for a look at `due`, is looked at again: until then, but no longer than
+/// `probe`. One that is overdue, since its lock reads as held, is probed at the same pace and no faster.
+#[must_use]
+pub fn probe_delay(now: Moment, due: Moment, probe: Duration) -> Duration {
+    match due.checked_sub(now) {
+        Some(left) if !left.is_zero() => left.min(probe),
+        _ => probe,
+    }
+}
+
 impl Observer {
     /// The peers whose lock is known to be free: the watch passes them over.
     #[must_use]

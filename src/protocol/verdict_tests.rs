@@ -205,6 +205,15 @@ fn a_peer_that_has_been_held_for_long_is_no_loss_of_this_window() {
 }
 
 #[test]
+fn a_held_peer_is_probed_when_it_is_due_and_an_overdue_one_no_faster() {
+    let probe = ms(250);
+    assert_eq!(probe_delay(ms(1_000), ms(1_100), probe), ms(100), "due soon");
+    assert_eq!(probe_delay(ms(1_000), ms(9_000), probe), probe, "due late");
+    assert_eq!(probe_delay(ms(1_000), ms(1_000), probe), probe, "due now, and just looked at");
+    assert_eq!(probe_delay(ms(9_000), ms(1_000), probe), probe, "overdue: its lock reads as held");
+}
+
+#[test]
 fn draining_pods_are_left_out_of_the_count() {
     // A scale-down: three of four others stop cleanly at once. Nobody is held.
     let mut peers = fleet(4);

@@ -210,7 +210,8 @@ impl Reservation<'_> {
         // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.
         let task = spawn();
         let mut entries = self.registry.entries();
-        if let Some(entry) = entries.get_mut(&self.run_id) {
+        // Only its own entry: the task may have ended, and the run been taken up again, meanwhile.
+        if let Some(entry @ Entry::Running { task: None, .. }) = entries.get_mut(&self.run_id) {
             *entry = running(Some(task.clone()));
         }
         drop(entries);
