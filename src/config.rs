@@ -4,6 +4,7 @@
 //! follows from the one number that matters, [`Config::lease`]. [`Config::validate`] resolves it into [`Settings`] and
 //! refuses a combination that would break an order that the protocol needs.
 
+mod credentials;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use serde::Deserialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
 
+pub use credentials::PasswordRequest;
+pub(crate) use credentials::{Environment, PasswordSource};
 pub use settings::{Keepalives, Settings, WorstCase};
 
 /// The server frees a burier's or watcher's transaction that fell silent after this time.
@@ -134,6 +137,12 @@ pub struct Config {
     pub capacity: usize,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,
+    /// libpq's variables that came with the rest; `None`: those of the process.
+    #[serde(skip)]
+    pub(crate) environment: Option<Environment>,
+    /// Where passwords are asked for.
+    #[serde(skip)]
+    pub(crate) password_source: Option<PasswordSource>,
 }
 
 impl Default for Config {
@@ -166,6 +175,8 @@ impl Default for Config {
             on_detach: OnDetach::Cancel,
             capacity: 100,
             pool_size: 4,
+            environment: None,
+            password_source: None,
         }
     }
 }
@@ -208,6 +219,8 @@ impl Config {
     ///
     /// As [`Config::from_env`].
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        let vars: Vec<_> = vars.into_iter().collect();
+        let environment = vars.iter().cloned().collect();
         let mut fields = BTreeMap::new();
         for (name, value) in vars {
             let field = match name.as_str() {
@@ -226,7 +239,7 @@ impl Config {
                 tracing::warn!(target: "podlock", event = "unknown_setting", variable = %name, "this variable is no setting of podlock's; passed over");
             }
         }
-        let mut config = Self::default();
+        let mut config = Self { environment: Some(environment), ..Self::default() };
         for (field, (name, value)) in fields {
             config = config.with_text(&field, value).map_err(|fault| {
                 Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {fault}"))
@@ -285,6 +298,29 @@ impl Config {
     #[must_use]
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Asks the service for the password whenever a connection is opened: for credentials that rotate, such as the
+    /// tokens of a cloud's identity service. It wins over every password that is written down.
+    ///
+    /// Each connection asks anew, a reconnect too, so that no expired token is ever used. The question is part of
+    /// connecting and of its time limit ([`Config::connect_timeout`]); it is asked on the runtime that the pod was
+    /// started on. An error of it is [`ErrorKind::AuthFailed`]; a living pod asks again at its next try.
+    ///
+    /// ```
+    /// # async fn token_for(user: &str) -> std::io::Result<String> { Ok(user.to_owned()) }
+    /// let config = podlock::Config::new("postgres://app@db/app")
+    ///     .password_from(|login| async move { token_for(&login.user).await });
+    /// ```
+    #[must_use]
+    pub fn password_from<F, Fut, E>(mut self, ask: F) -> Self
+    where
+        F: Fn(PasswordRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.password_source = Some(PasswordSource::new(ask));
         self
     }
 
@@ -362,7 +398,7 @@ macro_rules! fields {
             /// Fails to compile when a field is missing from the list.
             #[cfg(test)]
             fn every_field_is_listed(self) {
-                let Self { $($field: _),* } = self;
+                let Self { $($field: _,)* environment: _, password_source: _ } = self;
             }
         }
     };

@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Unreachable,
     /// The server refused the user or the password.
     AuthFailed,
+    /// The TLS handshake failed, or a certificate was refused.
+    Tls,
     /// A step did not end within its time limit; the message names the step.
     Timeout,
     /// The server is a standby: it takes no writes and its locks mean nothing.
@@ -72,6 +74,7 @@ impl ErrorKind {
             Self::Config => "config",
             Self::Unreachable => "unreachable",
             Self::AuthFailed => "auth_failed",
+            Self::Tls => "tls",
             Self::Timeout => "timeout",
             Self::Standby => "standby",
             Self::PooledLock => "pooled_lock",

@@ -24,7 +24,7 @@ pub mod migrate {
 /// The driver whose transactions [`Pod::start_in_txn`] joins.
 pub use tokio_postgres;
 
-pub use config::{Config, OnDetach, Settings, WorstCase};
+pub use config::{Config, OnDetach, PasswordRequest, Settings, WorstCase};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;

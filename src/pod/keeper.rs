@@ -300,6 +300,10 @@ impl<'a> Keeper<'a> {
                 Err(e) if e.is_name_taken() => {
                     tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "another process holds this pod's name");
                 }
+                // What does not pass by itself, as a password that was changed, somebody has to know.
+                Err(e) if !e.is_transient() => {
+                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "not back, and it needs a hand");
+                }
                 Err(e) => {
                     tracing::debug!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "not back yet");
                 }

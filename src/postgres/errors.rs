@@ -2,15 +2,17 @@
 
 use tokio_postgres::error::SqlState;
 
+use super::conninfo::Target;
+use super::tls;
 use crate::error::{Error, ErrorKind};
 
 /// Translates a driver's error that happened in `step`.
 pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
     let Some(db) = error.as_db_error() else {
-        let lost = error.is_closed() || is_io(&error);
-        if !lost && let Some(refused) = refused_by_driver(step, &error) {
+        if let Some(refused) = refused_by_driver(step, &error) {
             return refused.caused_by(error);
         }
+        let lost = error.is_closed() || is_io(&error);
         let kind = if lost { ErrorKind::SessionLost } else { ErrorKind::Database };
         let translated = Error::new(kind, format!("{step}: {}", chain(&error))).caused_by(error);
         return if lost { translated.todo("nothing by hand: the connection is made again") } else { translated };
@@ -27,6 +29,26 @@ pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
 pub(crate) fn timed_out(step: &str, limit: std::time::Duration) -> Error {
     Error::new(ErrorKind::Timeout, format!("{step}: no answer within {limit:?}"))
         .todo("see whether the server is overloaded, stopped or unreachable")
+}
+
+/// Awaits an answer for at most `limit`.
+pub(crate) async fn within<T>(
+    step: &str,
+    limit: std::time::Duration,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => Err(translate(step, e)),
+        Err(_) => Err(timed_out(step, limit)),
+    }
+}
+
+/// A server that takes no writes, and whose locks mean nothing.
+pub(crate) fn standby(target: &Target) -> Error {
+    Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
+        .left("the connection was closed")
+        .todo("point DATABASE_URL at the primary, or name all hosts in it")
 }
 
 fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
@@ -91,11 +113,8 @@ fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error>
         (ErrorKind::AuthFailed, "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one")
     } else if text.starts_with("invalid configuration") {
         (ErrorKind::Config, "correct DATABASE_URL")
-    } else if text.starts_with("error performing TLS handshake") {
-        (
-            ErrorKind::Unsupported,
-            "this version has no TLS: use sslmode=prefer or disable over a private network or a tunnel",
-        )
+    } else if text.starts_with("error performing TLS handshake") || text.contains("received fatal alert") {
+        (ErrorKind::Tls, tls::advice(&text))
     } else {
         return None;
     };

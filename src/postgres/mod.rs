@@ -1,9 +1,11 @@
 //! All SQL and every socket.
 //!
-//! `dial` opens sockets, `session` makes dedicated connections of them, `pool` is the shared one; the rest are
-//! statements, one function each, `_in_txn` where it joins a transaction. Every built-in is called by its qualified
-//! name, every table of ours by the schema's, so that nobody's `search_path` can change what a statement means.
+//! `conninfo` understands connection strings and `tls` their words about TLS; `dial` opens sockets with both, `session`
+//! makes dedicated connections of them, `pool` the shared ones; the rest are statements, one function each, `_in_txn`
+//! where it joins a transaction. Every built-in is called by its qualified name, every table of ours by the schema's,
+//! so that nobody's `search_path` can change what a statement means.
 
+pub(crate) mod conninfo;
 pub(crate) mod dial;
 pub(crate) mod errors;
 pub(crate) mod migrate;
@@ -14,4 +16,3 @@ pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod session;
 pub(crate) mod tls;
-pub(crate) mod url;

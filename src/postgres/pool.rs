@@ -4,21 +4,22 @@ use std::future::Future;
 use std::ops::Deref;
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio_postgres::Row;
-use tokio_postgres::config::TargetSessionAttrs;
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
+use deadpool_postgres::{ClientWrapper, Runtime};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, SimpleQueryMessage};
 
+use super::conninfo::Target;
 use super::dial::Dialer;
+use super::errors;
 use super::schema::Schema;
-use super::{errors, tls};
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The pool with its schema and its time limits. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Database {
-    pool: Pool,
+    pool: managed::Pool<Manager>,
     schema: Schema,
     limit: Duration,
     /// How long a connection may take to come: waiting for a place, connecting, setting it up.
@@ -29,31 +30,23 @@ pub(crate) struct Database {
 impl Database {
     /// Makes the pool. Connects to nothing yet.
     pub(crate) fn new(dialer: &Dialer, settings: &Settings, schema: Schema, application: &str) -> Result<Self> {
-        let mut config = dialer.config().clone();
-        config.application_name(application).connect_timeout(settings.connect_timeout).tcp_user_timeout(settings.lease);
-        // As the dedicated sessions: of several hosts, the primary. The driver takes a role whose default is read-only
-        // for a standby, so a single host is not asked.
-        if dialer.config().get_hosts().len().max(dialer.config().get_hostaddrs().len()) > 1 {
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
-        config.keepalives(true).keepalives_idle(Duration::from_secs((settings.lease.as_secs() / 2).max(1)));
-        let manager =
-            Manager::from_config(config, tls::connector(), ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let sets = set_statements(settings);
-        let set_up = Hook::async_fn(move |client, _| {
-            let sets = sets.clone();
-            Box::pin(async move { client.batch_execute(&sets).await.map_err(HookError::Backend) })
-        });
-        let get_limit = settings.statement_timeout + settings.connect_timeout * 2;
-        let pool = Pool::builder(manager)
+        let application = dialer.application_name().unwrap_or(application).to_owned();
+        let manager = Manager {
+            dialer: dialer.clone(),
+            application,
+            sets: set_statements(settings),
+            limit: settings.statement_timeout,
+        };
+        let connecting = dialer.timeout() + settings.statement_timeout;
+        let pool = managed::Pool::builder(manager)
             .max_size(settings.pool_size)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(settings.statement_timeout))
-            .create_timeout(Some(settings.connect_timeout))
-            .recycle_timeout(Some(settings.connect_timeout))
-            .post_create(set_up)
+            .create_timeout(Some(connecting))
+            .recycle_timeout(Some(connecting))
             .build()
             .map_err(|e| Error::new(ErrorKind::Config, format!("making the connection pool: {e}")).caused_by(e))?;
+        let get_limit = settings.statement_timeout + connecting;
         Ok(Self { pool, schema, limit: settings.statement_timeout, get_limit, place: dialer.describe() })
     }
 
@@ -117,18 +110,12 @@ impl Database {
         };
         match got {
             Ok(client) => Ok(Leased { client: Some(client) }),
-            Err(PoolError::Backend(e)) if e.is_closed() || errors::is_io(&e) => Err(Error::new(
-                ErrorKind::Unreachable,
-                format!("{step}: {} cannot be reached: {}", self.place, errors::chain(&e)),
-            )
-            .todo("see whether the server runs")
-            .caused_by(e)),
-            Err(PoolError::Backend(e)) => Err(errors::translate(step, e)),
+            Err(PoolError::Backend(e)) => Err(e.during(step)),
             Err(PoolError::Timeout(kind)) => {
                 let what = match kind {
-                    deadpool_postgres::TimeoutType::Wait => "no connection of the pool came free in time",
-                    deadpool_postgres::TimeoutType::Create => "connecting took too long",
-                    deadpool_postgres::TimeoutType::Recycle => "checking a pooled connection took too long",
+                    TimeoutType::Wait => "no connection of the pool came free in time",
+                    TimeoutType::Create => "connecting took too long",
+                    TimeoutType::Recycle => "checking a pooled connection took too long",
                 };
                 Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place))
                     .todo("see whether the server is overloaded, or raise pool_size"))
@@ -136,8 +123,7 @@ impl Database {
             Err(PoolError::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))
             }
-            Err(PoolError::PostCreateHook(HookError::Backend(e))) => Err(errors::translate(step, e)),
-            Err(e) => Err(Error::new(ErrorKind::Database, format!("{step}: {}", errors::chain(&e))).caused_by(e)),
+            Err(e) => Err(Error::new(ErrorKind::Database, format!("{step}: {e}")).caused_by(e)),
         }
     }
 
@@ -152,9 +138,55 @@ impl Database {
     }
 }
 
+/// Opens the pool's connections: dialled like every other.
+struct Manager {
+    dialer: Dialer,
+    application: String,
+    sets: String,
+    limit: Duration,
+}
+
+impl managed::Manager for Manager {
+    type Type = ClientWrapper;
+    type Error = Error;
+
+    async fn create(&self) -> Result<ClientWrapper> {
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            if let Some(opened) = attempts.ended(self.open(target).await) {
+                return Ok(opened);
+            }
+        }
+        Err(attempts.give_up())
+    }
+
+    async fn recycle(&self, client: &mut ClientWrapper, _: &Metrics) -> RecycleResult<Error> {
+        if client.is_closed() { Err(RecycleError::message("the connection has ended")) } else { Ok(()) }
+    }
+}
+
+impl Manager {
+    async fn open(&self, target: &Target) -> Result<ClientWrapper> {
+        let dialled = self.dialer.dial(target, &self.application).await?;
+        let connection = dialled.connection;
+        // Its task ends with the wrapper, however that ends.
+        let task = tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!(target: "podlock", cause = %errors::chain(&e), "a connection of the pool ended");
+            }
+        });
+        let client = ClientWrapper::new(dialled.client, task);
+        let step = format!("setting up a connection to {target}");
+        let set_up = format!("{} SELECT pg_catalog.pg_is_in_recovery()", self.sets);
+        let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
+        let is_standby = answers.iter().any(|a| matches!(a, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
+        if is_standby { Err(errors::standby(target)) } else { Ok(client) }
+    }
+}
+
 /// A pooled connection that is thrown away unless it is given back.
 struct Leased {
-    client: Option<Object>,
+    client: Option<managed::Object<Manager>>,
 }
 
 impl Leased {
@@ -164,10 +196,10 @@ impl Leased {
 }
 
 impl Deref for Leased {
-    type Target = Object;
+    type Target = ClientWrapper;
 
     #[expect(clippy::expect_used, reason = "it is taken only by give_back and drop, which consume the value")]
-    fn deref(&self) -> &Object {
+    fn deref(&self) -> &ClientWrapper {
         self.client.as_ref().expect("the connection is there until it is given back")
     }
 }
@@ -175,7 +207,7 @@ impl Deref for Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
-            drop(Object::take(client));
+            drop(managed::Object::take(client));
         }
     }
 }

@@ -14,8 +14,9 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Row};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::dial::{Connection, Dialer, Dialled, Target};
-use super::errors;
+use super::conninfo::Target;
+use super::dial::{Connection, Dialer, Dialled};
+use super::errors::{self, within};
 use super::schema::Schema;
 use crate::config::{IDLE_IN_TRANSACTION, Settings};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +42,8 @@ pub(crate) enum Role {
     Watch,
     Migrate,
     Follow,
+    Pool,
+    Operator,
 }
 
 impl Role {
@@ -51,10 +54,12 @@ impl Role {
             Self::Watch => "watch",
             Self::Migrate => "migrate",
             Self::Follow => "follow",
+            Self::Pool => "pool",
+            Self::Operator => "operator",
         }
     }
 
-    fn application_name(self, pod: Option<&PodId>) -> String {
+    pub(crate) fn application_name(self, pod: Option<&PodId>) -> String {
         let name = pod.map_or("-", PodId::as_str);
         let room = APPLICATION_NAME_MAX - "podlock//".len() - self.as_str().len();
         let mut end = name.len().min(room);
@@ -104,34 +109,18 @@ pub(crate) struct Opener {
     pub(crate) pod: Option<PodId>,
 }
 
-/// How much the error of one host says beside that of another: an answer says more than silence, and a primary's more
-/// than a standby's.
-fn says(error: &Error) -> u8 {
-    match error.kind() {
-        ErrorKind::Unreachable => 0,
-        ErrorKind::Timeout => 1,
-        ErrorKind::Standby => 2,
-        _ => 3,
-    }
-}
-
 impl Opener {
     /// Tries each host in turn until one is a primary.
     ///
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(&self, role: Role) -> Result<Session> {
-        let mut worst: Option<Error> = None;
-        for (index, target) in self.dialer.targets() {
-            match self.open_at(target, role).await {
-                Ok(session) => {
-                    self.dialer.note_good(index);
-                    return Ok(session);
-                }
-                Err(e) if worst.as_ref().is_none_or(|w| says(&e) > says(w)) => worst = Some(e),
-                Err(_) => {}
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            if let Some(opened) = attempts.ended(self.open_at(target, role).await) {
+                return Ok(opened);
             }
         }
-        Err(worst.unwrap_or_else(|| Error::new(ErrorKind::Config, "DATABASE_URL names no host")))
+        Err(attempts.give_up())
     }
 
     async fn open_at(&self, target: &Target, role: Role) -> Result<Session> {
@@ -171,9 +160,7 @@ impl Session {
              FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
         let row = self.query_one("asking the server who it is", IDENTIFY, &[]).await?;
         if row.get::<_, bool>(2) {
-            return Err(Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
-                .left("the connection was closed")
-                .todo("point DATABASE_URL at the primary, or name all hosts in it"));
+            return Err(errors::standby(target));
         }
         let version: i32 = row.get(3);
         if version < OLDEST_SERVER {
@@ -187,7 +174,8 @@ impl Session {
         self.facts = ServerFacts {
             deadlock_timeout: duration(row.get(4)).unwrap_or(Duration::from_secs(1)),
             log_min_duration: duration(row.get(5)),
-            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port))) && target.port() == row.get(7),
+            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
+                && target.tcp_port() == row.get(7),
         };
         Ok(())
     }
@@ -343,18 +331,6 @@ impl Txn<'_> {
 
     fn step_name(&self, step: &str) -> String {
         format!("{step} ({} session)", self.role.as_str())
-    }
-}
-
-async fn within<T>(
-    step: &str,
-    limit: Duration,
-    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(e)) => Err(errors::translate(step, e)),
-        Err(_) => Err(errors::timed_out(step, limit)),
     }
 }
 

@@ -1,11 +1,258 @@
-//! The one source of TLS settings for all four kinds of connection.
+//! The one source of TLS settings, for all four kinds of connection.
+//!
+//! Files are read anew for each connection, since certificates are rotated under running pods; as long as they say the
+//! same, the settings made of them are kept.
 
-use tokio_postgres::NoTls;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// What every connection of podlock negotiates TLS with.
-pub(crate) type Tls = NoTls;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// The connector that the dialled sessions and the pool share.
-pub(crate) fn connector() -> Tls {
-    NoTls
+use super::conninfo::files;
+use super::conninfo::{Roots, SslMode, TlsWords};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What one handshake is done with.
+pub(crate) type Connect<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
+/// A stream under TLS.
+pub(crate) type TlsStream<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+
+/// Makes the TLS settings of connections from libpq's words.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    words: Arc<TlsWords>,
+    /// The files that the last settings were made of, and these.
+    made: Arc<Mutex<Option<(Files, MakeRustlsConnect)>>>,
+}
+
+/// The contents of the files that the words name.
+#[derive(Clone, PartialEq, Eq, Default)]
+struct Files {
+    roots: Option<Vec<u8>>,
+    revocations: Option<Vec<u8>>,
+    certificate: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
+}
+
+impl Tls {
+    pub(crate) fn new(words: TlsWords) -> Self {
+        Self { words: Arc::new(words), made: Arc::default() }
+    }
+
+    pub(crate) fn words(&self) -> &TlsWords {
+        &self.words
+    }
+
+    /// The connector for `host`, or for a connection that stays plain. Blocks on the files that the words name.
+    pub(crate) fn connector<S>(&self, host: &str, plain: bool) -> Result<Connect<S>>
+    where
+        MakeRustlsConnect: MakeTlsConnect<S>,
+        <MakeRustlsConnect as MakeTlsConnect<S>>::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let mut maker = if plain { unused()? } else { self.maker()? };
+        MakeTlsConnect::<S>::make_tls_connect(&mut maker, host)
+            .map_err(|e| Error::new(ErrorKind::Tls, format!("preparing TLS for {host:?}: {e}")).caused_by(e))
+    }
+
+    fn maker(&self) -> Result<MakeRustlsConnect> {
+        let files = self.read()?;
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, maker)) = &*made
+            && *of == files
+        {
+            return Ok(maker.clone());
+        }
+        let maker = MakeRustlsConnect::new(client_config(&self.words, &files)?);
+        *made = Some((files, maker.clone()));
+        Ok(maker)
+    }
+
+    fn read(&self) -> Result<Files> {
+        let mut read = Files::default();
+        if let Some(Roots::File(file)) = &self.words.roots {
+            read.roots = Some(files::read("sslrootcert", file)?);
+        }
+        if let Some(file) = &self.words.revocations {
+            read.revocations = Some(files::read("sslcrl", file)?);
+        }
+        if let Some((certificate, key)) = &self.words.identity {
+            read.certificate = Some(files::read("sslcert", certificate)?);
+            files::check_private(key)?;
+            read.key = Some(files::read("sslkey", key)?);
+        }
+        Ok(read)
+    }
+}
+
+/// What the driver is handed where no TLS is spoken.
+fn unused() -> Result<MakeRustlsConnect> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| cannot("TLS cannot be set up", &e).caused_by(e))?;
+    Ok(MakeRustlsConnect::new(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()))
+}
+
+fn client_config(words: &TlsWords, files: &Files) -> Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let versions: &[&'static SupportedProtocolVersion] = match words.versions {
+        (true, true) => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        (true, false) => &[&rustls::version::TLS12],
+        (false, _) => &[&rustls::version::TLS13],
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)
+        .map_err(|e| cannot("TLS cannot be set up", &e).caused_by(e))?;
+    let chain = match (words.mode >= SslMode::VerifyCa, &words.roots) {
+        (true, Some(roots)) => Some(chain_verifier(roots, files, &provider)?),
+        _ => None,
+    };
+    let verifier = Verifier { chain, name: words.mode == SslMode::VerifyFull, provider };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match (&files.certificate, &files.key) {
+        (Some(certificate), Some(key)) => {
+            let chain = certificates("sslcert", certificate)?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| {
+                cannot("sslkey holds no private key that can be read (an encrypted one cannot)", &e).caused_by(e)
+            })?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|e| cannot("sslcert and sslkey cannot be used", &e).caused_by(e))?
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    config.enable_sni = words.sni;
+    if words.direct {
+        // The server insists on it where nothing in PostgreSQL's protocol came first.
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    Ok(config)
+}
+
+fn chain_verifier(roots: &Roots, files: &Files, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
+    let mut store = RootCertStore::empty();
+    match roots {
+        Roots::System => {
+            let found = rustls_native_certs::load_native_certs();
+            store.add_parsable_certificates(found.certs);
+        }
+        Roots::File(_) => {
+            for certificate in certificates("sslrootcert", files.roots.as_deref().unwrap_or_default())? {
+                store.add(certificate).map_err(|e| {
+                    cannot("sslrootcert has a certificate that cannot be a trust root", &e).caused_by(e)
+                })?;
+            }
+        }
+    }
+    if store.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "the system has no certificate authorities to trust")
+            .left("no connection was made")
+            .todo("install them (Debian: ca-certificates), or name a file by sslrootcert"));
+    }
+    let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
+    if let Some(revocations) = &files.revocations {
+        let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(revocations)
+            .collect::<Result<_, _>>()
+            .map_err(|e| cannot("sslcrl cannot be read", &e).caused_by(e))?;
+        builder = builder.with_crls(lists);
+    }
+    builder.build().map_err(|e| cannot("the trust roots cannot be used", &e).caused_by(e))
+}
+
+fn certificates(word: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(Error::new(ErrorKind::Config, format!("{word} holds no certificate in PEM form"))
+            .left("no connection was made")
+            .todo("name a file with -----BEGIN CERTIFICATE-----")),
+        Err(e) => Err(cannot(&format!("{word} cannot be read as PEM"), &e).caused_by(e)),
+    }
+}
+
+fn cannot(what: &str, error: &dyn std::error::Error) -> Error {
+    Error::new(ErrorKind::Config, format!("{what}: {error}"))
+        .left("no connection was made")
+        .todo("correct the files that the connection string's TLS words name")
+}
+
+/// libpq's degrees of trust: nothing of the certificate, its chain, or its chain and its name. That the server has the
+/// certificate's key is proved in each.
+#[derive(Debug)]
+struct Verifier {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    name: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The name is looked at last, when the chain has been found good.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.name => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What to do about a handshake that failed, by what was wrong.
+pub(crate) fn advice(text: &str) -> &'static str {
+    let table = [
+        (
+            "server does not support TLS",
+            "set ssl = on on the server, or write sslmode=prefer if the network is private",
+        ),
+        ("UnknownIssuer", "name the authority that signed the server's certificate by sslrootcert"),
+        (
+            "NotValidForName",
+            "connect by a name that the certificate is made out to (a subject alternative name; a common name does not count), or write sslmode=verify-ca",
+        ),
+        ("NotValidForNameContext", "connect by a name that the certificate is made out to, or write sslmode=verify-ca"),
+        ("Expired", "renew the server's certificate"),
+        ("Revoked", "give the server a certificate that was not revoked"),
+        ("CaUsedAsEndEntity", "give the server a certificate of its own, signed by the authority, not the authority's"),
+        ("UnsupportedCertVersion", "use certificates of X.509 version 3"),
+        ("CertificateRequired", "name a client certificate by sslcert and sslkey"),
+    ];
+    let known = table.iter().find(|(word, _)| text.contains(word));
+    known.map_or("see the server's log, and the connection string's TLS words", |(_, todo)| todo)
 }

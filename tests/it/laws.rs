@@ -297,7 +297,7 @@ async fn l6_an_orphan_that_nobody_was_told_of_is_found() {
         let pod = db.pod("a").await;
         eventually(SOON, "the passes that a boot brings about are over", || async {
             let sql = "SELECT min(extract(epoch FROM clock_timestamp() - state_change))::float8 FROM pg_stat_activity \
-                       WHERE datname = current_database() AND application_name = 'podlock/pool' AND state = 'idle'";
+                       WHERE datname = current_database() AND application_name LIKE 'podlock/%/pool' AND state = 'idle'";
             match db.client.scalar::<Option<f64>>(sql, &[]).await {
                 Some(idle) if idle > 0.4 => Ok(()),
                 idle => Err(format!("idle for {idle:?} s")),

@@ -7,7 +7,9 @@ use crate::failure::Failure;
 /// Where the database is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// Where PostgreSQL is, as postgres://user:password@host/database
+    /// Where PostgreSQL is, as postgres://user:password@host/database, or in libpq's words
+    ///
+    /// What it leaves out comes from libpq's variables (PGHOST, PGUSER, PGPASSWORD, PGSERVICE, ...).
     ///
     /// Better given in the environment: other users of the machine can see a command line.
     #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
@@ -21,9 +23,15 @@ pub(crate) struct Global {
 impl Global {
     /// The settings of the environment, with the command line's on top.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let url = self.url().ok_or_else(|| {
-            Failure::Usage("no database is named; set DATABASE_URL or give --database-url".to_owned())
-        })?;
+        let named_otherwise = ["PGHOST", "PGHOSTADDR", "PGSERVICE"].iter().any(|name| std::env::var_os(name).is_some());
+        let url = match self.url() {
+            Some(url) => url,
+            None if named_otherwise => String::new(),
+            None => {
+                let missing = "no database is named; set DATABASE_URL, PGHOST or PGSERVICE, or give --database-url";
+                return Err(Failure::Usage(missing.to_owned()));
+            }
+        };
         let config = Config::from_env()?.with(|c| c.database_url = url.into());
         Ok(match &self.schema {
             Some(schema) => config.schema(schema),

@@ -169,7 +169,7 @@ pub(super) const FINISH: &str = "WITH done AS%";
 /// Waits until `count` statements of the pods' pools wait for a lock.
 pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-               AND application_name = 'podlock/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
+               AND application_name LIKE 'podlock/%/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
     eventually(SOON, &format!("{count} statements like {statement:?} wait for a lock"), || async {
         let seen: i64 = client.scalar(sql, &[&statement]).await;
         if seen == count { Ok(()) } else { Err(format!("{seen} wait")) }
@@ -181,7 +181,7 @@ pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
 pub(super) async fn port_of_blocked(client: &Client, statement: &str) -> u16 {
     blocked(client, statement, 1).await;
     let sql = "SELECT client_port FROM pg_stat_activity WHERE datname = current_database() \
-               AND application_name = 'podlock/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
+               AND application_name LIKE 'podlock/%/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
     client.scalar::<i32>(sql, &[&statement]).await.try_into().expect("a TCP port")
 }
 

@@ -1,0 +1,201 @@
+//! libpq's words, and what podlock makes of each. None is ignored: a word is honoured, or refused by name.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What podlock makes of a word.
+#[derive(Clone, Copy, Debug)]
+enum Support {
+    /// It is honoured.
+    Honoured,
+    /// These values alone can be honoured, for the reason given.
+    Only(&'static [&'static str], &'static str),
+    /// It cannot be honoured, for the reason given.
+    Refused(&'static str),
+}
+
+struct Word {
+    name: &'static str,
+    /// The environment's variable that stands for it where the string does not say it.
+    variable: Option<&'static str>,
+    support: Support,
+}
+
+const fn word(name: &'static str, variable: Option<&'static str>, support: Support) -> Word {
+    Word { name, variable, support }
+}
+
+use Support::{Honoured, Only, Refused};
+
+const NO_GSS: &str = "podlock does not speak GSSAPI";
+const NO_OAUTH: &str = "podlock does not speak OAuth; give the token by Config::password_from";
+
+const WORDS: &[Word] = &[
+    word("host", Some("PGHOST"), Honoured),
+    word("hostaddr", Some("PGHOSTADDR"), Honoured),
+    word("port", Some("PGPORT"), Honoured),
+    word("dbname", Some("PGDATABASE"), Honoured),
+    word("user", Some("PGUSER"), Honoured),
+    word("password", Some("PGPASSWORD"), Honoured),
+    word("passfile", Some("PGPASSFILE"), Honoured),
+    word("service", Some("PGSERVICE"), Honoured),
+    word("servicefile", Some("PGSERVICEFILE"), Honoured),
+    word("connect_timeout", Some("PGCONNECT_TIMEOUT"), Honoured),
+    word("options", Some("PGOPTIONS"), Honoured),
+    word("application_name", Some("PGAPPNAME"), Honoured),
+    word("fallback_application_name", None, Honoured),
+    word("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Honoured),
+    word("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), Honoured),
+    word("keepalives", None, Honoured),
+    word("keepalives_idle", None, Honoured),
+    word("keepalives_interval", None, Honoured),
+    word("keepalives_count", None, Honoured),
+    word("tcp_user_timeout", None, Honoured),
+    word("channel_binding", Some("PGCHANNELBINDING"), Honoured),
+    word("sslmode", Some("PGSSLMODE"), Honoured),
+    word("sslnegotiation", Some("PGSSLNEGOTIATION"), Honoured),
+    word("sslrootcert", Some("PGSSLROOTCERT"), Honoured),
+    word("sslcert", Some("PGSSLCERT"), Honoured),
+    word("sslkey", Some("PGSSLKEY"), Honoured),
+    word("sslcrl", Some("PGSSLCRL"), Honoured),
+    word("sslsni", Some("PGSSLSNI"), Honoured),
+    word(
+        "sslcertmode",
+        Some("PGSSLCERTMODE"),
+        Only(&["allow", "disable"], "podlock cannot tell whether the server asked for a certificate"),
+    ),
+    word("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Honoured),
+    word(
+        "ssl_max_protocol_version",
+        Some("PGSSLMAXPROTOCOLVERSION"),
+        Only(&["TLSv1.2", "TLSv1.3"], "older ones are not spoken"),
+    ),
+    word("sslpassword", None, Refused("podlock reads no encrypted keys; decrypt the key and restrict who may read it")),
+    word("sslcrldir", Some("PGSSLCRLDIR"), Refused("put the lists into one file and name it by sslcrl")),
+    word("sslcompression", Some("PGSSLCOMPRESSION"), Only(&["0"], "TLS compression is unsafe")),
+    word("sslkeylogfile", None, Refused("podlock writes no session keys")),
+    word(
+        "client_encoding",
+        Some("PGCLIENTENCODING"),
+        Only(&["UTF8", "utf8", "UTF-8", "utf-8", "auto"], "podlock speaks UTF-8"),
+    ),
+    word("replication", None, Only(&["false", "off", "no", "0"], "podlock needs ordinary connections")),
+    word("min_protocol_version", Some("PGMINPROTOCOLVERSION"), Only(&["3.0"], "podlock speaks version 3.0")),
+    word(
+        "max_protocol_version",
+        Some("PGMAXPROTOCOLVERSION"),
+        Only(&["3.0", "3.2", "latest"], "podlock speaks version 3.0"),
+    ),
+    word("requirepeer", Some("PGREQUIREPEER"), Refused("podlock does not look up the owner of a socket")),
+    word(
+        "require_auth",
+        Some("PGREQUIREAUTH"),
+        Refused(
+            "podlock cannot see by which method the server asked; use channel_binding=require or sslmode=verify-full",
+        ),
+    ),
+    word("gssencmode", Some("PGGSSENCMODE"), Only(&["disable", "prefer"], NO_GSS)),
+    word("krbsrvname", Some("PGKRBSRVNAME"), Refused(NO_GSS)),
+    word("gsslib", Some("PGGSSLIB"), Refused(NO_GSS)),
+    word("gssdelegation", Some("PGGSSDELEGATION"), Refused(NO_GSS)),
+    word("scram_client_key", None, Refused("give the password itself")),
+    word("scram_server_key", None, Refused("give the password itself")),
+    word("oauth_issuer", None, Refused(NO_OAUTH)),
+    word("oauth_client_id", None, Refused(NO_OAUTH)),
+    word("oauth_client_secret", None, Refused(NO_OAUTH)),
+    word("oauth_scope", None, Refused(NO_OAUTH)),
+];
+
+/// The longest name that an error repeats, if it looks like a word at all.
+const NAME_MAX: usize = 40;
+
+/// Words and their values. Never shown: a value may be a password.
+#[derive(Default)]
+pub(super) struct Values(BTreeMap<&'static str, String>);
+
+impl Values {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Sets a word that `source` says; the last one counts.
+    pub(super) fn set(&mut self, source: &str, name: &str, value: String) -> Result<()> {
+        let Some(word) = WORDS.iter().find(|word| word.name == name) else {
+            return Err(unknown(source, name));
+        };
+        check(&format!("{} in {source}", word.name), word.support, &value)?;
+        self.0.insert(word.name, value);
+        Ok(())
+    }
+
+    /// Takes over what `other` says of the words that are not set here.
+    pub(super) fn fill_from(&mut self, other: Self) {
+        for (name, value) in other.0 {
+            self.0.entry(name).or_insert(value);
+        }
+    }
+
+    /// Takes over what the environment says of the words that are not set here.
+    pub(super) fn fill_from_variables<'a>(&mut self, get: impl Fn(&str) -> Option<&'a str>) -> Result<()> {
+        for word in WORDS {
+            let Some((variable, value)) = word.variable.and_then(|v| Some((v, get(v)?))) else { continue };
+            if self.0.contains_key(word.name) {
+                continue;
+            }
+            check(&format!("environment variable {variable}"), word.support, value)?;
+            self.0.insert(word.name, value.to_owned());
+        }
+        // The word's older form.
+        if get("PGREQUIRESSL").is_some_and(|v| v.starts_with('1')) {
+            self.0.entry("sslmode").or_insert_with(|| "require".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn check(place: &str, support: Support, value: &str) -> Result<()> {
+    let (fault, todo) = match support {
+        Refused(why) => (format!("{place} cannot be honoured: {why}"), "remove it".to_owned()),
+        Only(values, why) if !value.is_empty() && !values.contains(&value) => {
+            (format!("{place} cannot be honoured as it stands: {why}"), format!("it may be {}", values.join(", ")))
+        }
+        Honoured | Only(..) => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Config, fault).left("nothing was started").todo(todo))
+}
+
+/// A word that libpq does not have. It is named unless it may be a piece of something else, as of a password in which
+/// a space was not quoted.
+fn unknown(source: &str, name: &str) -> Error {
+    let looks_like_a_word = name.len() <= NAME_MAX && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let shown = if looks_like_a_word { format!("{name:?}") } else { "a word (kept out of this message)".to_owned() };
+    let meant = match name {
+        "keepalives_retries" => "keepalives_count",
+        "database" | "db" => "dbname",
+        "username" => "user",
+        "ssl_mode" => "sslmode",
+        "ssl_root_cert" => "sslrootcert",
+        _ => "",
+    };
+    let todo = if meant.is_empty() {
+        "use the words of libpq's connection strings, and quote values that hold spaces".to_owned()
+    } else {
+        format!("libpq's word is {meant}")
+    };
+    Error::new(ErrorKind::Config, format!("{source} has {shown}, which is none of libpq's words"))
+        .left("nothing was started")
+        .todo(todo)
+}
+
+/// A value that its word does not admit. The value is not repeated: it may be a piece of a password.
+pub(super) fn bad_value(name: &str, admitted: &str) -> Error {
+    let variable = WORDS.iter().find(|word| word.name == name).and_then(|word| word.variable);
+    let or_variable = variable.map_or_else(String::new, |v| format!(" (or {v})"));
+    Error::new(
+        ErrorKind::Config,
+        format!("the connection string's {name}{or_variable} has a value that cannot be used"),
+    )
+    .left("nothing was started")
+    .todo(format!("{name} may be {admitted}"))
+}
