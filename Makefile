@@ -6,7 +6,7 @@ CARGO ?= cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt clean cargo
+.PHONY: help demo test lint fmt docs clean cargo
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ fmt: cargo ## Format the code
 	@$(CARGO) fmt --version >/dev/null 2>&1 || \
 		{ echo 'fmt: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	$(CARGO) fmt
+
+docs: cargo ## Renew the pages that are made from the code (docs/errors.md); the tests compare them
+	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib error::document
 
 clean: cargo ## Remove what was built
 	$(CARGO) clean

@@ -5,108 +5,216 @@ use std::fmt;
 
 use crate::id::RunId;
 
+#[cfg(test)]
+mod document;
+
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, for code that must tell cases apart. More kinds may be added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// A setting is missing, malformed or contradicts another.
-    Config,
-    /// No server could be reached.
-    Unreachable,
-    /// The server refused the user or the password.
-    AuthFailed,
-    /// The TLS handshake failed, or a certificate was refused.
-    Tls,
-    /// A step did not end within its time limit; the message names the step.
-    Timeout,
-    /// The server is a standby: it takes no writes and its locks mean nothing.
-    Standby,
-    /// Something between the pod and the server hands out other backends, or its session locks do nothing.
-    PooledLock,
-    /// A live pod holds this name.
-    NameTaken,
-    /// Another name hashes to the same lock key.
-    KeyCollision,
-    /// podlock's tables are not there.
-    SchemaMissing,
-    /// podlock's tables are of a version that this binary cannot use.
-    SchemaIncompatible,
-    /// The role lacks a right.
-    Forbidden,
-    /// The server has no connection left for us.
-    TooManyConnections,
-    /// The server is too old or lacks something that podlock needs.
-    Unsupported,
-    /// A connection ended in the middle of a statement.
-    SessionLost,
-    /// The run is not this attempt's any more: another claimed it, or it was ended.
-    Fenced,
-    /// The pod does not hold its lock at the moment.
-    Detached,
-    /// The pod is stopping and takes no more work.
-    Draining,
-    /// The pod has ended.
-    Stopped,
-    /// A run of this kind and key is running already.
-    KeyBusy,
-    /// This pod has no handler for the kind.
-    NoHandler,
-    /// The pod runs as many runs as it may.
-    AtCapacity,
-    /// A value given by the caller cannot be used.
-    InvalidInput,
-    /// There is no such thing.
-    NotFound,
-    /// A task did not end although it was aborted.
-    Stuck,
-    /// Any other error of the server.
-    Database,
+/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, its meaning, whether it
+/// may pass by itself, in what state it leaves things, what to do. The documentation is made from the same words.
+macro_rules! kinds {
+    ($($kind:ident = $name:literal, $passes:ident {
+        means: $means:literal,
+        left: $left:literal,
+        todo: $todo:literal $(,)?
+    })+) => {
+        /// What went wrong, for code that must tell cases apart. More kinds may be added.
+        ///
+        /// Each says in what state it leaves things and what to do; a message may say it more exactly.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum ErrorKind {
+            $(
+                #[doc = $means]
+                ///
+                #[doc = $left]
+                #[doc = $todo]
+                $kind,
+            )+
+        }
+
+        impl ErrorKind {
+            /// Every kind of this version.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),+];
+
+            /// The kind's stable name, in snake case, for logs and JSON.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)+
+                }
+            }
+
+            /// True if the same call may succeed later without anybody changing anything. [`Error::is_transient`] knows
+            /// more: it looks at the server's SQLSTATE as well.
+            #[must_use]
+            pub const fn is_transient(self) -> bool {
+                match self {
+                    $(Self::$kind => kinds!(@ $passes),)+
+                }
+            }
+
+            /// What it means, in what state it leaves things, what to do.
+            #[cfg(test)]
+            const fn words(self) -> [&'static str; 3] {
+                match self {
+                    $(Self::$kind => [$means, $left, $todo],)+
+                }
+            }
+        }
+    };
+    (@ lasting) => { false };
+    (@ transient) => { true };
 }
 
-impl ErrorKind {
-    /// The kind's stable name, in snake case, for logs and JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Config => "config",
-            Self::Unreachable => "unreachable",
-            Self::AuthFailed => "auth_failed",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Standby => "standby",
-            Self::PooledLock => "pooled_lock",
-            Self::NameTaken => "name_taken",
-            Self::KeyCollision => "key_collision",
-            Self::SchemaMissing => "schema_missing",
-            Self::SchemaIncompatible => "schema_incompatible",
-            Self::Forbidden => "forbidden",
-            Self::TooManyConnections => "too_many_connections",
-            Self::Unsupported => "unsupported",
-            Self::SessionLost => "session_lost",
-            Self::Fenced => "fenced",
-            Self::Detached => "detached",
-            Self::Draining => "draining",
-            Self::Stopped => "stopped",
-            Self::KeyBusy => "key_busy",
-            Self::NoHandler => "no_handler",
-            Self::AtCapacity => "at_capacity",
-            Self::InvalidInput => "invalid_input",
-            Self::NotFound => "not_found",
-            Self::Stuck => "stuck",
-            Self::Database => "database",
-        }
+kinds! {
+    Config = "config", lasting {
+        means: "A setting is missing, malformed or contradicts another.",
+        left: "Nothing was started or sent.",
+        todo: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
+    }
+    Unreachable = "unreachable", transient {
+        means: "No server could be reached.",
+        left: "No statement was sent.",
+        todo: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
+               itself.",
+    }
+    Tls = "tls", lasting {
+        means: "The TLS handshake failed, or a certificate was refused.",
+        left: "No statement was sent, and no password.",
+        todo: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
+    }
+    AuthFailed = "auth_failed", lasting {
+        means: "The server refused the user or the password.",
+        left: "No statement was sent.",
+        todo: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
+    }
+    Timeout = "timeout", transient {
+        means: "A step did not end within its time limit; the message names the step.",
+        left: "A read changed nothing; a write may have been done or not.",
+        todo: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
+               safety`: what holds for a dropped call holds here.",
+    }
+    Standby = "standby", lasting {
+        means: "The server is a standby: it takes no writes and its locks mean nothing.",
+        left: "Nothing was written.",
+        todo: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
+               themselves.",
+    }
+    PooledLock = "pooled_lock", lasting {
+        means: "Something between the pod and the server hands out other backends, or its session locks do nothing.",
+        left: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
+        todo: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
+    }
+    NameTaken = "name_taken", lasting {
+        means: "A live pod holds this name.",
+        left: "Nothing was registered; the holder is undisturbed.",
+        todo: "Give each living pod its own name, or wait until the other has ended.",
+    }
+    KeyCollision = "key_collision", lasting {
+        means: "Another name hashes to the same lock key.",
+        left: "Nothing was registered; the other pod is undisturbed.",
+        todo: "Give one of the two another name.",
+    }
+    SchemaMissing = "schema_missing", lasting {
+        means: "podlock's tables are not there.",
+        left: "Nothing was changed.",
+        todo: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
+    }
+    SchemaIncompatible = "schema_incompatible", lasting {
+        means: "podlock's tables are of a version that this binary cannot use.",
+        left: "Nothing was changed.",
+        todo: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
+    }
+    Forbidden = "forbidden", lasting {
+        means: "The role lacks a right.",
+        left: "The statement was undone.",
+        todo: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
+    }
+    TooManyConnections = "too_many_connections", transient {
+        means: "The server has no connection left for us.",
+        left: "No statement was sent.",
+        todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections and its pool.",
+    }
+    Unsupported = "unsupported", lasting {
+        means: "The server is too old, or it or the system lacks something that podlock needs.",
+        left: "Nothing was registered.",
+        todo: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
+    }
+    SessionLost = "session_lost", transient {
+        means: "A connection ended in the middle of a statement.",
+        left: "A read changed nothing; a write may have been done or not.",
+        todo: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
+               holds for a dropped call holds here.",
+    }
+    Fenced = "fenced", lasting {
+        means: "The run is not this attempt's any more: another claimed it, or it was ended.",
+        left: "Nothing was written. From a start whose reply was lost: the run was started, and has moved on.",
+        todo: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
+    }
+    Detached = "detached", transient {
+        means: "The pod does not hold its lock at the moment.",
+        left: "No run was started; those of the pod go on.",
+        todo: "Start it on another pod, or here when `Pod::status` says active again.",
+    }
+    Draining = "draining", lasting {
+        means: "The pod is stopping and takes no more work.",
+        left: "No run was started.",
+        todo: "Start it on another pod, or `Pod::submit` it for whoever has room.",
+    }
+    Stopped = "stopped", lasting {
+        means: "The pod has ended.",
+        left: "No run was started, unless the message says otherwise.",
+        todo: "Start it on another pod; `Pod::failure` says why this one ended by itself, if it did.",
+    }
+    KeyBusy = "key_busy", lasting {
+        means: "A run of this kind and key is running already.",
+        left: "No run was started.",
+        todo: "Follow the run that `Error::run_id` names, or wait until it has ended.",
+    }
+    NoHandler = "no_handler", lasting {
+        means: "This pod has no handler for the kind.",
+        left: "No run was started.",
+        todo: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
+    }
+    AtCapacity = "at_capacity", transient {
+        means: "The pod runs as many runs as it may.",
+        left: "No run was started.",
+        todo: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
+    }
+    InvalidInput = "invalid_input", lasting {
+        means: "A value given by the caller cannot be used.",
+        left: "Nothing was written.",
+        todo: "Correct the value that the message names.",
+    }
+    NotFound = "not_found", lasting {
+        means: "There is no such thing.",
+        left: "Nothing was written.",
+        todo: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
+    }
+    Stuck = "stuck", lasting {
+        means: "A task did not end although it was aborted.",
+        left: "The pod keeps its lock, so that nobody resumes the run beside it.",
+        todo: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
+    }
+    Database = "database", lasting {
+        means: "Any other error of the server.",
+        left: "The statement was undone.",
+        todo: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
     }
 }
+
+/// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
+pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
 
 type Source = Box<dyn StdError + Send + Sync>;
 
 /// Any failure of podlock.
 ///
 /// Tell cases apart by [`Error::kind`] or the predicates. The text is for people: what failed, on what, in what
-/// state it left things, what to do. It never holds a password.
+/// state it left things, what to do. It never holds a password. [`ErrorKind`] says it of every kind, and
+/// `docs/errors.md` lists beside them what each of the server's SQLSTATEs becomes.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -152,6 +260,14 @@ impl Error {
         self
     }
 
+    /// For a write whose reply did not come: in what state that may have left things.
+    pub(crate) fn in_doubt(self, left: &str) -> Self {
+        match self.0.kind {
+            ErrorKind::SessionLost | ErrorKind::Timeout => self.left(left),
+            _ => self,
+        }
+    }
+
     /// Names the step in which a failure of the database happened.
     pub(crate) fn during(mut self, step: &str) -> Self {
         self.0.what = format!("{step}: {}", self.0.what);
@@ -179,18 +295,8 @@ impl Error {
     /// True if the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        // Serialisation failures and deadlocks, and a server short of resources.
-        let passing = self.sqlstate().is_some_and(|code| code.starts_with("40") || code.starts_with("53"));
-        passing
-            || matches!(
-                self.0.kind,
-                ErrorKind::Unreachable
-                    | ErrorKind::Timeout
-                    | ErrorKind::TooManyConnections
-                    | ErrorKind::SessionLost
-                    | ErrorKind::Detached
-                    | ErrorKind::AtCapacity
-            )
+        let class = self.sqlstate().and_then(|code| code.get(..2));
+        self.0.kind.is_transient() || class.is_some_and(|class| PASSING_CLASSES.contains(&class))
     }
 
     /// True if a live pod holds the name.
@@ -257,5 +363,28 @@ mod tests {
             "boot of pod a: the lock was not granted within 2s; nothing was registered; look at studio_pod_status"
         );
         assert!(error.is_transient() && !error.is_fenced());
+    }
+
+    #[test]
+    fn an_error_may_pass_by_its_kind_or_by_what_the_server_said() {
+        let error = |kind, code| Error::new(kind, "x").with_sqlstate(code);
+        for code in ["40001", "40P01", "53100", "53300"] {
+            assert!(error(ErrorKind::Database, code).is_transient(), "{code}");
+        }
+        for code in ["42501", "22P05", "4", ""] {
+            assert!(!error(ErrorKind::Database, code).is_transient(), "{code}");
+        }
+        assert!(error(ErrorKind::Timeout, "57014").is_transient());
+        assert!(!Error::new(ErrorKind::Tls, "x").is_transient());
+    }
+
+    #[test]
+    fn only_a_write_whose_reply_did_not_come_is_in_doubt() {
+        let left = |kind| Error::new(kind, "x").in_doubt("perhaps").to_string();
+        assert_eq!(
+            (left(ErrorKind::Timeout), left(ErrorKind::SessionLost)),
+            ("x; perhaps".into(), "x; perhaps".into())
+        );
+        assert_eq!(left(ErrorKind::Forbidden), "x");
     }
 }

@@ -39,6 +39,7 @@ impl PodId {
             return Ok(Self(name));
         };
         Err(Error::new(ErrorKind::Config, format!("this cannot be a pod's name: {fault}"))
+            .left("nothing was started")
             .todo(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
     }
 

@@ -156,7 +156,8 @@ impl Operator {
     ///
     /// Dropped halfway, the run is cancelled or it is not. Calling it again does no harm.
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
-        runs::cancel(&self.database, run_id).await
+        let cancelled = runs::cancel(&self.database, run_id).await;
+        cancelled.map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))
     }
 
     /// Events, oldest first: those after [`EventFilter::after`], else the newest.
@@ -225,7 +226,7 @@ impl Operator {
     pub async fn drain(&self, name: &str) -> Result<Incarnation> {
         let row = queries::drain(&self.database, name).await.map_err(|e| {
             if e.sqlstate() != Some(NO_DATA_FOUND) {
-                return e;
+                return e.in_doubt("the pod may have been asked or not; asking again is safe");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
                 .left("nobody was asked to drain")

@@ -348,7 +348,11 @@ impl EventRow {
 
 /// The one incarnation that `studio_drain` answers with.
 pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
-    let row = row.ok_or_else(|| Error::new(ErrorKind::Database, "the server answered without a row"))?;
+    let row = row.ok_or_else(|| {
+        Error::new(ErrorKind::Database, "studio_drain answered without a row")
+            .left("the pod may have been asked or not")
+            .todo("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
+    })?;
     get::<Uuid>(row, "incarnation").map(Incarnation::from)
 }
 
@@ -356,6 +360,7 @@ pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
     row.try_get(column).map_err(|e| {
         Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
+            .left("what was read is not returned")
             .todo("compare `podlock migrate status` with the version of this binary")
             .caused_by(e)
     })

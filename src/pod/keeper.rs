@@ -65,15 +65,22 @@ pub(crate) fn spawn(
                     runtime.shutdown_background();
                 }
                 Err(e) => {
-                    let error = Error::new(ErrorKind::Unsupported, format!("the keeper's runtime: {e}")).caused_by(e);
+                    let error = unsupported("runtime", e);
                     // Nobody waiting means that nobody wants the pod any more.
                     let _ = booted.send(Err(error));
                 }
             }
         })
-        .map_err(|e| Error::new(ErrorKind::Unsupported, format!("the keeper's thread: {e}")).caused_by(e))?;
+        .map_err(|e| unsupported("thread", e))?;
     *shared.keeper() = Some(thread);
     Ok(())
+}
+
+fn unsupported(what: &str, cause: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("the keeper's {what} could not be made: {cause}"))
+        .left("nothing was registered")
+        .todo("see the limits on threads, memory and open files of the process")
+        .caused_by(cause)
 }
 
 /// Says that the thread has ended, also where it panicked.
@@ -241,7 +248,8 @@ impl<'a> Keeper<'a> {
             )));
         }
         if !holds {
-            return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock")));
+            return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))
+                .todo("nothing by hand: the pod takes it back; see who ends or resets its session"));
         }
         Ok(())
     }

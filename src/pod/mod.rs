@@ -101,7 +101,11 @@ impl PodBuilder {
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
         keeper::spawn(&shared, opener.clone(), identity, self.config.migrate, booted_tx)?;
-        booted.await.map_err(|_| Error::new(ErrorKind::Stopped, "the keeper's thread ended during the boot"))??;
+        booted.await.map_err(|_| {
+            Error::new(ErrorKind::Stopped, "the keeper's thread ended during the boot")
+                .left("its connections are closed; what it had registered, a survivor buries")
+                .todo("look for its panic on stderr")
+        })??;
         shared.tracker.spawn_on(runs::recover::pulse(Arc::clone(&shared)), &shared.runtime);
         shared.tracker.spawn_on(runs::recover::run(Arc::clone(&shared)), &shared.runtime);
         shared.tracker.spawn_on(shutdown::drain_on_request(Arc::clone(&shared)), &shared.runtime);
@@ -229,7 +233,9 @@ impl Pod {
     ///
     /// A dropped call may or may not have cancelled the run; calling again is safe.
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
-        let outcome = statements::cancel(&self.shared.db, run_id).await?;
+        let outcome = statements::cancel(&self.shared.db, run_id)
+            .await
+            .map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))?;
         // The notification does the same; this is for a pod that has no control session at the moment.
         if outcome == Cancelled::Now {
             self.shared.stop_run(run_id, StopReason::Cancelled);
@@ -292,7 +298,9 @@ impl Pod {
             Err(Error::new(
                 ErrorKind::Stopped,
                 format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id),
-            ))
+            )
+            .left("the run may have been started all the same; if so, a survivor takes it up")
+            .todo("call from a runtime that outlives the pod"))
         })
     }
 }

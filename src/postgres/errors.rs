@@ -21,8 +21,7 @@ pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
     let code = db.code().code().to_owned();
     let hint = db.hint().map_or_else(String::new, |h| format!(" ({h})"));
     let translated = Error::new(kind, format!("{step}: the server said {:?}{hint} [{code}]", db.message()));
-    let translated = if todo.is_empty() { translated } else { translated.todo(todo) };
-    translated.with_sqlstate(&code).caused_by(error)
+    translated.todo(todo).with_sqlstate(&code).caused_by(error)
 }
 
 /// A step that did not end within `limit`.
@@ -51,74 +50,122 @@ pub(crate) fn standby(target: &Target) -> Error {
         .todo("point DATABASE_URL at the primary, or name all hosts in it")
 }
 
-fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
-    let table: &[(&SqlState, ErrorKind, &str)] = &[
-        (&SqlState::INVALID_PASSWORD, ErrorKind::AuthFailed, "correct the user or the password in DATABASE_URL"),
-        (
-            &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-            ErrorKind::AuthFailed,
-            "correct the user in DATABASE_URL, or the server's pg_hba.conf",
-        ),
-        (&SqlState::INVALID_CATALOG_NAME, ErrorKind::Config, "correct the database in DATABASE_URL, or create it"),
-        (
-            &SqlState::TOO_MANY_CONNECTIONS,
-            ErrorKind::TooManyConnections,
-            "raise max_connections, or lower pool_size: a pod needs three connections and its pool",
-        ),
-        (
-            &SqlState::INSUFFICIENT_PRIVILEGE,
-            ErrorKind::Forbidden,
-            "grant the role its rights, or run `podlock migrate up` as the owner of the schema",
-        ),
-        (&SqlState::UNDEFINED_TABLE, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
-        (
-            &SqlState::UNDEFINED_FUNCTION,
-            ErrorKind::SchemaMissing,
-            "run `podlock migrate up`, or correct PODLOCK_SCHEMA",
-        ),
-        (&SqlState::UNDEFINED_COLUMN, ErrorKind::SchemaMissing, "run `podlock migrate up`, or correct PODLOCK_SCHEMA"),
-        (
-            &SqlState::INVALID_SCHEMA_NAME,
-            ErrorKind::SchemaMissing,
-            "run `podlock migrate up`, or correct PODLOCK_SCHEMA",
-        ),
-        (&SqlState::READ_ONLY_SQL_TRANSACTION, ErrorKind::Standby, "point DATABASE_URL at the primary"),
-        (&SqlState::QUERY_CANCELED, ErrorKind::Timeout, "see whether the server is overloaded"),
-        (&SqlState::LOCK_NOT_AVAILABLE, ErrorKind::Timeout, "see pg_locks for who holds the lock"),
-        (&SqlState::NO_DATA_FOUND, ErrorKind::NotFound, ""),
-        (&SqlState::CANNOT_CONNECT_NOW, ErrorKind::Unreachable, "wait until the server is up"),
-        (&SqlState::ADMIN_SHUTDOWN, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
-        (&SqlState::CRASH_SHUTDOWN, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
-        (
-            &SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-            ErrorKind::SessionLost,
-            "nothing by hand: the connection is made again",
-        ),
-        (&SqlState::IDLE_SESSION_TIMEOUT, ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
-    ];
-    if let Some((_, kind, todo)) = table.iter().find(|(known, ..)| *known == code) {
-        return (*kind, todo);
+const AGAIN: &str = "nothing by hand: the connection is made again";
+const MIGRATE: &str = "run `podlock migrate up`, or correct PODLOCK_SCHEMA";
+
+/// What an error of the server becomes.
+pub(crate) struct Rule {
+    code: Code,
+    /// What PostgreSQL calls it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/errors.md, which a test makes"))]
+    pub(crate) condition: &'static str,
+    pub(crate) kind: ErrorKind,
+    pub(crate) todo: &'static str,
+}
+
+enum Code {
+    One(SqlState),
+    /// Every code that begins so and has no rule of its own. Two characters, or none: everything else.
+    Class(&'static str),
+}
+
+macro_rules! rules {
+    ($(($code:ident $(= $class:literal)?, $kind:ident, $todo:expr)),+ $(,)?) => {
+        &[$(rules!(@ $code $(= $class)?, $kind, $todo)),+]
+    };
+    (@ $condition:ident = $class:literal, $kind:ident, $todo:expr) => {
+        Rule { code: Code::Class($class), condition: stringify!($condition), kind: ErrorKind::$kind, todo: $todo }
+    };
+    (@ $code:ident, $kind:ident, $todo:expr) => {
+        Rule { code: Code::One(SqlState::$code), condition: stringify!($code), kind: ErrorKind::$kind, todo: $todo }
+    };
+}
+
+/// Every rule, the exact before the general. `docs/errors.md` is made from this table.
+pub(crate) const RULES: &[Rule] = rules![
+    (INVALID_PASSWORD, AuthFailed, "correct the user or the password in DATABASE_URL"),
+    (INVALID_AUTHORIZATION_SPECIFICATION, AuthFailed, "correct the user in DATABASE_URL, or the server's pg_hba.conf"),
+    (INVALID_CATALOG_NAME, Config, "correct the database in DATABASE_URL, or create it"),
+    (
+        TOO_MANY_CONNECTIONS,
+        TooManyConnections,
+        "raise max_connections, or lower pool_size: a pod needs three connections and its pool"
+    ),
+    (
+        INSUFFICIENT_PRIVILEGE,
+        Forbidden,
+        "grant the role its rights, or run `podlock migrate up` as the owner of the schema"
+    ),
+    (UNDEFINED_TABLE, SchemaMissing, MIGRATE),
+    (UNDEFINED_FUNCTION, SchemaMissing, MIGRATE),
+    (UNDEFINED_COLUMN, SchemaMissing, MIGRATE),
+    (INVALID_SCHEMA_NAME, SchemaMissing, MIGRATE),
+    (READ_ONLY_SQL_TRANSACTION, Standby, "point DATABASE_URL at the primary"),
+    (QUERY_CANCELED, Timeout, "see whether the server is overloaded"),
+    (LOCK_NOT_AVAILABLE, Timeout, "see pg_locks for who holds the lock"),
+    (NO_DATA_FOUND, NotFound, "correct the name"),
+    (CANNOT_CONNECT_NOW, Unreachable, "wait until the server is up"),
+    (ADMIN_SHUTDOWN, SessionLost, AGAIN),
+    (CRASH_SHUTDOWN, SessionLost, AGAIN),
+    (IDLE_IN_TRANSACTION_SESSION_TIMEOUT, SessionLost, AGAIN),
+    (IDLE_SESSION_TIMEOUT, SessionLost, AGAIN),
+    (connection_exception = "08", SessionLost, AGAIN),
+    (data_exception = "22", InvalidInput, "correct the value"),
+    (transaction_rollback = "40", Database, "call again: the server undid the statement for the sake of another"),
+    (insufficient_resources = "53", Database, "give the server memory or disk; then the same call succeeds"),
+    (any_other = "", Database, "read the server's message and its log"),
+];
+
+impl Rule {
+    fn covers(&self, code: &SqlState) -> bool {
+        match &self.code {
+            Code::One(one) => one == code,
+            Code::Class(class) => code.code().starts_with(class),
+        }
     }
-    match code.code().get(..2) {
-        Some("08") => (ErrorKind::SessionLost, "nothing by hand: the connection is made again"),
-        Some("22") => (ErrorKind::InvalidInput, "correct the value"),
-        _ => (ErrorKind::Database, ""),
+
+    /// The code, or the class with `xxx` for the rest.
+    #[cfg(test)]
+    pub(crate) fn pattern(&self) -> String {
+        match &self.code {
+            Code::One(one) => one.code().to_owned(),
+            Code::Class("") => "others".to_owned(),
+            Code::Class(class) => format!("{class:x<5}"),
+        }
     }
 }
 
-/// What the driver itself refuses before the server has said anything: it gives these no code, only a text.
+/// What `code` becomes.
+pub(crate) fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
+    RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.todo))
+}
+
+/// What the driver itself refuses before the server has said anything has no code, only a text: how that begins, the
+/// kind, what to do.
+pub(crate) const REFUSED_BY_DRIVER: &[(&str, ErrorKind, &str)] = &[
+    (
+        "invalid configuration: password missing",
+        ErrorKind::AuthFailed,
+        "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one",
+    ),
+    (
+        "authentication error",
+        ErrorKind::AuthFailed,
+        "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one",
+    ),
+    ("invalid configuration", ErrorKind::Config, "correct DATABASE_URL"),
+    (TLS_FAILED, ErrorKind::Tls, "as its message says: by what was wrong with the certificate or the sslmode"),
+];
+
+const TLS_FAILED: &str = "error performing TLS handshake";
+
 fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
     let text = chain(error);
-    let (kind, todo) = if text.contains("password missing") || text.starts_with("authentication error") {
-        (ErrorKind::AuthFailed, "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one")
-    } else if text.starts_with("invalid configuration") {
-        (ErrorKind::Config, "correct DATABASE_URL")
-    } else if text.starts_with("error performing TLS handshake") || text.contains("received fatal alert") {
-        (ErrorKind::Tls, tls::advice(&text))
-    } else {
-        return None;
-    };
-    Some(Error::new(kind, format!("{step}: {text}")).todo(todo))
+    if text.starts_with(TLS_FAILED) || text.contains("received fatal alert") {
+        return Some(Error::new(ErrorKind::Tls, format!("{step}: {text}")).todo(tls::advice(&text)));
+    }
+    let (_, kind, todo) = REFUSED_BY_DRIVER.iter().find(|(begins, ..)| text.starts_with(begins))?;
+    Some(Error::new(*kind, format!("{step}: {text}")).todo(*todo))
 }
 
 pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
@@ -138,4 +185,26 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_sqlstate_with_a_rule_of_its_own_follows_it_and_any_other_its_class() {
+        for rule in RULES {
+            if let Code::One(code) = &rule.code {
+                assert_eq!(classify(code), (rule.kind, rule.todo), "a rule before it hides {}", rule.pattern());
+            }
+        }
+        let kind = |code| classify(&SqlState::from_code(code)).0;
+        assert_eq!(kind("08006"), ErrorKind::SessionLost);
+        assert_eq!(kind("22P05"), ErrorKind::InvalidInput);
+        assert_eq!(kind("53300"), ErrorKind::TooManyConnections);
+        for other in ["40001", "53200", "XX000", "23505"] {
+            assert_eq!(kind(other), ErrorKind::Database, "{other}");
+        }
+        assert_eq!(RULES.last().map(Rule::pattern).as_deref(), Some("others"), "the rule for the rest must be last");
+    }
 }

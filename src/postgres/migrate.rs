@@ -227,6 +227,7 @@ fn refused(error: refinery::Error) -> Error {
     }
     Error::new(ErrorKind::Database, format!("migrating: {text}"))
         .left("the version that was under way is rolled back")
+        .todo("read the server's log, then migrate again")
         .caused_by(error)
 }
 

@@ -188,7 +188,10 @@ impl Run {
             };
             // A standby that was a primary a moment ago: a failover is under way.
             if !error.is_transient() && error.kind() != ErrorKind::Standby {
-                return Err(error.about_run(self.owner.run_id));
+                let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
+                // What the server answered with an error it undid; anything else may be the end of the pod.
+                let answered = error.sqlstate().is_some();
+                return Err(if answered { error.left("nothing was written; the run goes on") } else { error });
             }
             tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");
             tokio::time::sleep(backoff.delay()).await;

@@ -81,7 +81,8 @@ where
             Err(e) if e.is_session_lost() || e.kind() == ErrorKind::Timeout => {
                 return Err(e
                     .about_run(run_id)
-                    .left("the run may have been started all the same; if so, it is taken up"));
+                    .left(format!("run {run_id} may have been started all the same; if so, it is taken up"))
+                    .todo("look for it by its id before you start another; with a key, a second start is refused"));
             }
             done => return done,
         }
@@ -120,7 +121,8 @@ fn check(new: &NewRun) -> Result<()> {
     match fault {
         None => Ok(()),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
-            .left("no run was started")),
+            .left("no run was started")
+            .todo("correct it")),
     }
 }
 

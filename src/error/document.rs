@@ -1,0 +1,104 @@
+//! `docs/errors.md`, made from the tables in the code, so that neither can say what the other does not.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{Error, ErrorKind};
+use crate::postgres::errors::{REFUSED_BY_DRIVER, RULES};
+
+const RENEW: &str = "PODLOCK_RENEW_DOCS";
+
+const INTRODUCTION: &str = "\
+# Errors
+
+Everything that can fail returns one opaque `podlock::Error`. `Error::kind` tells cases apart; there are predicates for
+the usual questions: `is_transient` (the same call may succeed later without anybody changing anything), `is_fenced`
+(stop working on the run), `is_session_lost`, `is_name_taken`. `Error::run_id` names the run that the error is about,
+`Error::sqlstate` what the server said, and `source()` is the driver's error. Kinds may be added in a minor version; the
+names in the first column never change their meaning, and are what logs, the HTTP interface and `Debug` show.
+
+A message says what failed, on what, in what state that left things where it is not the kind's usual one, and what to
+do. It never holds a password.
+
+This page is made from the tables in `src/error.rs` and `src/postgres/errors.rs`: change them there, then `make docs`.
+
+## Kinds
+
+";
+
+const SQLSTATES: &str = "
+## What the server says
+
+By its SQLSTATE; `xxx` stands for every code of the class that has no line of its own. \"Passes\" is what
+`Error::is_transient` answers.
+
+";
+
+const DRIVER: &str = "
+## What the driver refuses
+
+Before the server has said anything there is no SQLSTATE. Then the driver's text decides:
+
+";
+
+fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+fn document() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    text.push_str(
+        "| kind | `ErrorKind::` | means | passes | leaves | what to do |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for kind in ErrorKind::ALL {
+        let [means, left, todo] = kind.words();
+        let passes = yes_or_no(kind.is_transient());
+        writeln!(text, "| `{}` | `{kind:?}` | {means} | {passes} | {left} | {todo} |", kind.as_str()).unwrap();
+    }
+    text.push_str(SQLSTATES);
+    text.push_str("| SQLSTATE | condition | kind | passes | what to do |\n| --- | --- | --- | --- | --- |\n");
+    for rule in RULES {
+        let pattern = rule.pattern();
+        // Asked of a real error, so that the column is what a caller will see.
+        let passes = yes_or_no(Error::new(rule.kind, "").with_sqlstate(&pattern).is_transient());
+        let (condition, kind, todo) = (rule.condition.to_lowercase(), rule.kind.as_str(), rule.todo);
+        writeln!(text, "| `{pattern}` | {condition} | `{kind}` | {passes} | {todo} |").unwrap();
+    }
+    text.push_str(DRIVER);
+    text.push_str("| its text begins | kind | what to do |\n| --- | --- | --- |\n");
+    for (begins, kind, todo) in REFUSED_BY_DRIVER {
+        writeln!(text, "| {begins} | `{}` | {todo} |", kind.as_str()).unwrap();
+    }
+    text
+}
+
+#[test]
+fn the_page_on_errors_says_what_the_code_does() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let made = document();
+    if std::env::var_os(RENEW).is_some_and(|v| v == "1") {
+        std::fs::write(&path, made).unwrap();
+        return;
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    let differs = made.lines().zip(written.lines()).find(|(made, written)| made != written);
+    assert!(
+        made == written,
+        "docs/errors.md is not what the code says: `make docs` renews it. The first line that differs: {differs:#?}"
+    );
+}
+
+#[test]
+fn every_kind_and_every_sqlstate_says_what_to_do_and_names_are_unique() {
+    let mut names = std::collections::BTreeSet::new();
+    for kind in ErrorKind::ALL {
+        assert!(names.insert(kind.as_str()), "{kind:?} bears the name of another kind");
+        let [means, left, todo] = kind.words();
+        for sentence in [means, left, todo] {
+            assert!(sentence.ends_with('.') && !sentence.contains('|'), "{kind:?}: {sentence:?} is no sentence");
+        }
+    }
+    for rule in RULES {
+        assert!(!rule.todo.is_empty() && !rule.todo.contains('|'), "{}", rule.pattern());
+    }
+}
