@@ -165,7 +165,12 @@ impl Dialer {
         let (stream, local_port) = self.connect(target).await?;
         match driver.connect_raw(stream, connector).await {
             Ok((client, connection)) => Ok(Dialled { client, connection, local_port }),
-            Err(e) => Err(errors::translate(step, e)),
+            Err(e) => {
+                let direct = self.tls.words().direct && errors::is_io(&e);
+                let failed = errors::translate(step, e);
+                // An older server hangs up.
+                Err(if direct { failed.todo("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
+            }
         }
     }
 

@@ -154,15 +154,21 @@ pub(crate) const REFUSED_BY_DRIVER: &[(&str, ErrorKind, &str)] = &[
         "put the password into DATABASE_URL, or let the server's pg_hba.conf do without one",
     ),
     ("invalid configuration", ErrorKind::Config, "correct DATABASE_URL"),
-    (TLS_FAILED, ErrorKind::Tls, "as its message says: by what was wrong with the certificate or the sslmode"),
+    (
+        "error performing TLS handshake",
+        ErrorKind::Tls,
+        "set ssl = on on the server, or write sslmode=prefer if the network is private",
+    ),
 ];
-
-const TLS_FAILED: &str = "error performing TLS handshake";
 
 fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
     let text = chain(error);
-    if text.starts_with(TLS_FAILED) || text.contains("received fatal alert") {
-        return Some(Error::new(ErrorKind::Tls, format!("{step}: {text}")).todo(tls::advice(&text)));
+    if let Some(fault) = tls::fault(error) {
+        return Some(Error::new(ErrorKind::Tls, format!("{step}: {text}")).todo(tls::advice(fault)));
+    }
+    // A connection that broke in the handshake says nothing about TLS.
+    if is_io(error) {
+        return None;
     }
     let (_, kind, todo) = REFUSED_BY_DRIVER.iter().find(|(begins, ..)| text.starts_with(begins))?;
     Some(Error::new(*kind, format!("{step}: {text}")).todo(*todo))

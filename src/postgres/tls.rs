@@ -234,25 +234,38 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// What to do about a handshake that failed, by what was wrong.
-pub(crate) fn advice(text: &str) -> &'static str {
-    let table = [
-        (
-            "server does not support TLS",
-            "set ssl = on on the server, or write sslmode=prefer if the network is private",
-        ),
-        ("UnknownIssuer", "name the authority that signed the server's certificate by sslrootcert"),
-        (
-            "NotValidForName",
-            "connect by a name that the certificate is made out to (a subject alternative name; a common name does not count), or write sslmode=verify-ca",
-        ),
-        ("NotValidForNameContext", "connect by a name that the certificate is made out to, or write sslmode=verify-ca"),
-        ("Expired", "renew the server's certificate"),
-        ("Revoked", "give the server a certificate that was not revoked"),
-        ("CaUsedAsEndEntity", "give the server a certificate of its own, signed by the authority, not the authority's"),
-        ("UnsupportedCertVersion", "use certificates of X.509 version 3"),
-        ("CertificateRequired", "name a client certificate by sslcert and sslkey"),
-    ];
-    let known = table.iter().find(|(word, _)| text.contains(word));
-    known.map_or("see the server's log, and the connection string's TLS words", |(_, todo)| todo)
+/// What was wrong with TLS, if that is what `error` is about.
+pub(crate) fn fault(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
+    let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
+    io.get_ref()?.downcast_ref()
+}
+
+/// What to do about it.
+pub(crate) fn advice(fault: &rustls::Error) -> &'static str {
+    use rustls::Error::{AlertReceived, InvalidCertificate};
+    match fault {
+        InvalidCertificate(certificate) => match certificate {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "name the authority that signed the server's certificate by sslrootcert; a certificate that signed itself \
+                 proves nothing, so give the server one of an authority's"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "connect by a name that the certificate is made out to (a subject alternative name; a common name does \
+                 not count), or write sslmode=verify-ca"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "renew the server's certificate",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "wait until the server's certificate is valid, or correct the clock"
+            }
+            CertificateError::Revoked => "give the server a certificate that was not revoked",
+            _ => "give the server a certificate of X.509 version 3 of its own, signed by an authority",
+        },
+        AlertReceived(rustls::AlertDescription::CertificateRequired) => {
+            "name a client certificate by sslcert and sslkey"
+        }
+        AlertReceived(_) => {
+            "see the server's log for why it refused; a client certificate is named by sslcert and sslkey"
+        }
+        _ => "see the server's log, and the connection string's TLS words",
+    }
 }

@@ -8,6 +8,7 @@
 mod support;
 
 mod burials;
+mod connections;
 mod faults;
 mod laws;
 mod runs;

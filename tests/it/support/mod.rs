@@ -44,12 +44,21 @@ impl Db {
     }
 
     pub(crate) async fn on(server: &Server) -> Self {
+        Self::at(|database| server.url(database)).await
+    }
+
+    /// Reached over the server's unix socket.
+    pub(crate) async fn over_socket(server: &Server) -> Self {
+        Self::at(|database| server.socket_url(database)).await
+    }
+
+    async fn at(url: impl Fn(&str) -> String) -> Self {
         trace::keep();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let admin = sql::connect(&server.url("postgres")).await;
+        let admin = sql::connect(&url("postgres")).await;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("a database");
-        let url = server.url(&name);
+        let url = url(&name);
         let client = sql::connect(&url).await;
         Self { name, url, client }
     }

@@ -1,0 +1,80 @@
+//! Passwords that rotate.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use podlock::{Config, ErrorKind, NewRun, PasswordRequest};
+use serde_json::json;
+
+use super::authority::TlsServer;
+use crate::support::faults::refused;
+use crate::support::{LEASE, start, timed};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// The role's password is changed under a living pod, and every connection is lost: each is opened with the new one,
+/// since the service is asked at every reconnect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_password_callback_is_asked_at_every_reconnect() {
+    timed(async {
+        let tls = TlsServer::start().await;
+        let token = Arc::new(Mutex::new("first".to_owned()));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let last: Arc<Mutex<Option<PasswordRequest>>> = Arc::default();
+        let source = {
+            let (token, asked, last) = (Arc::clone(&token), Arc::clone(&asked), Arc::clone(&last));
+            move |request: PasswordRequest| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                *last.lock().unwrap() = Some(request);
+                let token = token.lock().unwrap().clone();
+                async move {
+                    tokio::task::yield_now().await;
+                    Ok::<_, std::io::Error>(token)
+                }
+            }
+        };
+        // The string's own password is wrong: the source wins.
+        let url = tls.trusting("changing", "sslmode=verify-full password=stale");
+        let config = Config::new(url).name("a").lease(LEASE).password_from(source);
+        let pod = start(config.clone()).await;
+        tls.db.client.armed("a", SOON).await;
+        let run = pod.start(NewRun::new("wait")).await.expect("the pool asked, too");
+        let before = asked.load(Ordering::SeqCst);
+        assert!(before >= 4, "each of the four kinds asked: {before}");
+        let request = last.lock().unwrap().clone().expect("asked");
+        assert_eq!((request.host.as_str(), request.port), ("localhost", tls.server.port()));
+        assert_eq!((request.user.as_str(), &request.database), ("changing", &tls.db.name));
+
+        tls.db.client.batch_execute("ALTER ROLE changing PASSWORD 'second'").await.unwrap();
+        *token.lock().unwrap() = "second".to_owned();
+        tls.end_all("a").await;
+        tls.db.client.armed("a", SOON).await;
+        let echo = pod.start(NewRun::new("echo").input(json!(1))).await.expect("the pool asked again");
+        tls.db.client.run_in_state(echo.run_id, "succeeded", SOON).await;
+        assert!(asked.load(Ordering::SeqCst) >= before + 4, "asked {} times", asked.load(Ordering::SeqCst));
+        // Nobody's run was disturbed by it.
+        let state = tls.db.client.run(run.run_id).await;
+        assert_eq!((state.state.as_str(), state.attempt), ("running", 1), "{state:?}");
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_source_that_fails_is_an_error_of_the_start_and_one_that_hangs_is_not_waited_for() {
+    timed(async {
+        let tls = TlsServer::start().await;
+        let url = tls.trusting("app", "sslmode=verify-full");
+        let config = |name: &str| Config::new(&url).name(name).lease(LEASE);
+        let failing = config("a").password_from(|_| async { Err::<String, _>("the vault is sealed") });
+        refused(failing).await.is(ErrorKind::AuthFailed, &["the vault is sealed", "localhost"], LEASE);
+        let panicking = config("a").password_from(|_| async { panic!("as asked") as Result<String, std::io::Error> });
+        refused(panicking).await.is(ErrorKind::AuthFailed, &["asking the service for the password"], LEASE);
+        let hanging = config("a").password_from(|_| std::future::pending::<Result<String, std::io::Error>>());
+        let limit = config("a").validate().unwrap().connect_timeout;
+        refused(hanging).await.is(ErrorKind::Timeout, &["connecting to localhost"], limit);
+    })
+    .await;
+}
