@@ -40,8 +40,8 @@ fmt: cargo ## Format the code
 		{ echo 'fmt: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	$(CARGO) fmt
 
-docs: cargo ## Renew the pages that are made from the code (docs/errors.md); the tests compare them
-	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib error::document
+docs: cargo ## Renew the pages that are made from the code (errors, connections); the tests compare them
+	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
 
 clean: cargo ## Remove what was built
 	$(CARGO) clean

@@ -137,6 +137,10 @@ pub struct Config {
     pub capacity: usize,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,
+    /// The newest version of the schema that the pod is to know: how tests make a binary of an older release.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub schema_knows: Option<i32>,
     /// libpq's variables that came with the rest; `None`: those of the process.
     #[serde(skip)]
     pub(crate) environment: Option<Environment>,
@@ -175,6 +179,7 @@ impl Default for Config {
             on_detach: OnDetach::Cancel,
             capacity: 100,
             pool_size: 4,
+            schema_knows: None,
             environment: None,
             password_source: None,
         }
@@ -398,7 +403,7 @@ macro_rules! fields {
             /// Fails to compile when a field is missing from the list.
             #[cfg(test)]
             fn every_field_is_listed(self) {
-                let Self { $($field: _,)* environment: _, password_source: _ } = self;
+                let Self { $($field: _,)* schema_knows: _, environment: _, password_source: _ } = self;
             }
         }
     };

@@ -8,6 +8,8 @@ mod error;
 pub mod http;
 mod id;
 pub mod operator;
+#[cfg(test)]
+mod pages;
 mod pod;
 mod postgres;
 #[doc(hidden)]
@@ -18,7 +20,7 @@ pub mod throwaway;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
-    pub use crate::postgres::migrate::{Version, sql, status, up};
+    pub use crate::postgres::migrate::{Access, Version, grants, sql, status, up};
 }
 
 /// The driver whose transactions [`Pod::start_in_txn`] joins.

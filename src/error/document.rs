@@ -1,12 +1,10 @@
 //! `docs/errors.md`, made from the tables in the code, so that neither can say what the other does not.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::{Error, ErrorKind};
+use crate::pages;
 use crate::postgres::errors::{REFUSED_BY_DRIVER, RULES};
-
-const RENEW: &str = "PODLOCK_RENEW_DOCS";
 
 const INTRODUCTION: &str = "\
 # Errors
@@ -74,18 +72,7 @@ fn document() -> String {
 
 #[test]
 fn the_page_on_errors_says_what_the_code_does() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
-    let made = document();
-    if std::env::var_os(RENEW).is_some_and(|v| v == "1") {
-        std::fs::write(&path, made).unwrap();
-        return;
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = made.lines().zip(written.lines()).find(|(made, written)| made != written);
-    assert!(
-        made == written,
-        "docs/errors.md is not what the code says: `make docs` renews it. The first line that differs: {differs:#?}"
-    );
+    pages::renew_or_compare("docs/errors.md", &document());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
-use crate::postgres::migrate;
+use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::session::{Opener, Role, Session};
 
@@ -42,10 +42,10 @@ impl Identity {
 }
 
 /// Boots a pod. Whatever fails, the sessions that were opened are closed with their values.
-pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, migrates: bool) -> Result<Booted> {
+pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
     let pod = shared.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
-    bring_schema(&opener, migrates, shared.settings.ping_timeout).await.map_err(in_boot)?;
+    bring_schema(&opener, policy, shared.settings.ping_timeout).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = pods::keys(&liveness, &pod).await.map_err(in_boot)?;
     let timeout = shared.settings.acquire_timeout;
@@ -181,11 +181,10 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
 }
 
 /// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
-async fn bring_schema(opener: &Opener, migrates: bool, ping_timeout: Duration) -> Result<()> {
+async fn bring_schema(opener: &Opener, policy: Policy, ping_timeout: Duration) -> Result<()> {
     let mut session = opener.open(Role::Migrate).await?;
     canary::refuse_pooler(opener, &session, ping_timeout).await?;
-    let done =
-        if migrates { migrate::up_on(&mut session).await.map(drop) } else { migrate::require_current(&session).await };
+    let done = migrate::prepare(&mut session, policy).await;
     session.close().await;
     done
 }

@@ -32,6 +32,7 @@ use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
+use crate::postgres::migrate::Policy;
 use crate::postgres::pods;
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
@@ -49,7 +50,7 @@ pub(crate) fn spawn(
     shared: &Arc<Shared>,
     opener: Opener,
     identity: Identity,
-    migrates: bool,
+    policy: Policy,
     booted: oneshot::Sender<Result<()>>,
 ) -> Result<()> {
     let for_thread = Arc::clone(shared);
@@ -60,7 +61,7 @@ pub(crate) fn spawn(
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
                 Ok(runtime) => {
-                    runtime.block_on(live(&for_thread, opener, identity, migrates, booted));
+                    runtime.block_on(live(&for_thread, opener, identity, policy, booted));
                     // A name that is being resolved must not hold up the end.
                     runtime.shutdown_background();
                 }
@@ -101,14 +102,14 @@ async fn live(
     shared: &Arc<Shared>,
     opener: Opener,
     identity: Identity,
-    migrates: bool,
+    policy: Policy,
     mut booted: oneshot::Sender<Result<()>>,
 ) {
     let outcome = tokio::select! {
         biased;
         () = booted.closed() => return,
         () = shared.root.cancelled() => return,
-        outcome = boot::boot(Arc::clone(shared), opener, &identity, migrates) => outcome,
+        outcome = boot::boot(Arc::clone(shared), opener, &identity, policy) => outcome,
     };
     let Booted { local, liveness, control } = match outcome {
         Ok(booted) => booted,

@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::operator::Operator;
 use crate::postgres::dial::Dialer;
+use crate::postgres::migrate::Policy;
 use crate::postgres::pool::Database;
 use crate::postgres::runs::{self as statements, Cancelled};
 use crate::postgres::schema::Schema;
@@ -100,7 +101,7 @@ impl PodBuilder {
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
-        keeper::spawn(&shared, opener.clone(), identity, self.config.migrate, booted_tx)?;
+        keeper::spawn(&shared, opener.clone(), identity, Policy::of(&self.config), booted_tx)?;
         booted.await.map_err(|_| {
             Error::new(ErrorKind::Stopped, "the keeper's thread ended during the boot")
                 .left("its connections are closed; what it had registered, a survivor buries")

@@ -448,4 +448,6 @@ fn in_home(environment: &Environment, file: &str) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
+mod document;
+#[cfg(test)]
 mod tests;

@@ -2,18 +2,21 @@
 //!
 //! refinery takes no lock, so fifty pods that boot at once would trip over each other. The lock is tried for, never
 //! waited for: a waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would wait for it.
+//!
+//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
+//! what it knows, unless the schema says that it must not (`studio_schema_compat`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use refinery::{Migration, Runner};
+use refinery::{Migration, Runner, Target};
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
 use super::dial::Dialer;
 use super::errors;
-use super::schema::Schema;
+use super::schema::{Schema, quote_identifier};
 use super::session::{Opener, Role, Session};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +40,33 @@ pub struct Version {
     pub name: String,
     /// Whether the database has it.
     pub applied: bool,
+    /// Whether this binary was built with it. A version that it does not know came with a newer one.
+    pub known: bool,
+}
+
+/// What a starting pod does about the schema.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Whether it brings the schema up to date.
+    apply: bool,
+    /// The newest version that it knows.
+    knows: i32,
+}
+
+impl Policy {
+    pub(crate) fn of(config: &Config) -> Self {
+        let newest = known(i32::MAX).last().map_or(0, Migration::version);
+        Self { apply: config.migrate, knows: config.schema_knows.map_or(newest, |v| v.min(newest)) }
+    }
+}
+
+/// How the database's schema stands to a binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It has all that the binary knows, and perhaps more.
+    Usable,
+    /// It lacks versions; 0 is a schema without any.
+    Behind { at: i32 },
 }
 
 /// Brings the schema of `config` up to date, creating it if need be. Safe when many do it at once.
@@ -54,12 +84,12 @@ pub struct Version {
 /// A dropped call ends its session; each version is applied in one transaction, wholly or not at all.
 pub async fn up(config: &Config) -> Result<Vec<Version>> {
     let mut session = open(config).await?;
-    let applied = up_on(&mut session).await;
+    let applied = up_on(&mut session, Policy::of(config)).await;
     session.close().await;
     applied
 }
 
-/// Every version that this binary knows, and whether the database has it.
+/// Every version that this binary knows or the database has, the oldest first.
 ///
 /// # Errors
 ///
@@ -70,20 +100,39 @@ pub async fn up(config: &Config) -> Result<Vec<Version>> {
 /// Reads only.
 pub async fn status(config: &Config) -> Result<Vec<Version>> {
     let session = open(config).await?;
-    let at = applied_version(&session).await?.unwrap_or(0);
+    let history = history(&session).await?;
     session.close().await;
-    Ok(known().iter().map(|m| version_of(m, m.version() <= at)).collect())
+    let mut versions: Vec<_> = known(Policy::of(config).knows).iter().map(|m| version_of(m, false)).collect();
+    for (version, name) in history {
+        match versions.iter_mut().find(|v| v.version == version) {
+            Some(known) => known.applied = true,
+            None => versions.push(Version { version, name, applied: true, known: false }),
+        }
+    }
+    versions.sort_by_key(|v| v.version);
+    Ok(versions)
 }
 
-/// The whole schema as one SQL script, for those who run it by hand with `psql`. Pods then find it up to date.
+/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
+/// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
 #[must_use]
-pub fn sql(schema: &str) -> String {
+pub fn sql(schema: &str, from: i32) -> String {
     let quoted = Schema::new(schema).quoted().to_owned();
-    let mut script = format!(
-        "BEGIN;\nCREATE SCHEMA IF NOT EXISTS {quoted};\nSET LOCAL search_path = {quoted}, pg_temp;\n\
-         CREATE TABLE {HISTORY_TABLE} (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));\n"
-    );
-    for migration in known() {
+    let mut script =
+        format!("BEGIN;\nCREATE SCHEMA IF NOT EXISTS {quoted};\nSET LOCAL search_path = {quoted}, pg_temp;\n");
+    if from <= 0 {
+        script.push_str(&format!(
+            "CREATE TABLE {HISTORY_TABLE} (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), \
+             checksum varchar(255));\n"
+        ));
+    } else {
+        script.push_str(&format!(
+            "LOCK TABLE {HISTORY_TABLE};\nDO $$ BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {HISTORY_TABLE}) <> {from} THEN\n        \
+             RAISE EXCEPTION 'the schema is not at version {from}'\n            \
+             USING HINT = 'podlock migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND $$;\n"
+        ));
+    }
+    for migration in known(i32::MAX).iter().filter(|m| m.version() > from) {
         script.push_str(&format!(
             "\n{}\nINSERT INTO {HISTORY_TABLE} (version, name, applied_on, checksum) VALUES ({}, '{}', \
              pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}');\n",
@@ -97,13 +146,71 @@ pub fn sql(schema: &str) -> String {
     script
 }
 
+/// What a role may do on podlock's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, delete no history.
+    Pod,
+    /// Reading, for people and dashboards.
+    Read,
+}
+
+/// A SQL script that gives `role` the least rights for `access`. Run it as the schema's owner, and again after each
+/// migration: a new version may bring new tables.
+#[must_use]
+pub fn grants(schema: &str, role: &str, access: Access) -> String {
+    let (schema, role) = (Schema::new(schema), quote_identifier(role));
+    let mut script = format!("BEGIN;\nGRANT USAGE ON SCHEMA {} TO {role};\n", schema.quoted());
+    let mut grant = |rights: &str, what: &str| {
+        script.push_str(&schema.sql(&format!("GRANT {rights} ON {what} TO {role};\n")));
+    };
+    for readable in [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans"] {
+        grant("SELECT", &format!("@.{readable}"));
+    }
+    for (table, rights) in [
+        ("studio_pods", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_pod_sessions", "SELECT, INSERT, UPDATE"),
+        ("studio_pod_events", "SELECT, INSERT"),
+        ("studio_runs", "SELECT, INSERT, UPDATE"),
+        ("studio_run_attempts", "SELECT, INSERT, UPDATE"),
+    ] {
+        grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
+    }
+    if access == Access::Pod {
+        for sequence in ["studio_fence", "studio_beat"] {
+            grant("USAGE", &format!("SEQUENCE @.{sequence}"));
+        }
+        grant("EXECUTE", &format!("ALL FUNCTIONS IN SCHEMA {}", schema.quoted()));
+    }
+    script.push_str("COMMIT;\n");
+    script
+}
+
+/// What a pod does about the schema at its start.
+pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()> {
+    if policy.apply {
+        return up_on(session, policy).await.map(drop);
+    }
+    let Standing::Behind { at } = standing(session, policy.knows).await? else { return Ok(()) };
+    let (schema, knows) = (session.schema().name(), policy.knows);
+    let (kind, what) = if at == 0 {
+        (ErrorKind::SchemaMissing, format!("schema {schema:?} has no tables of podlock"))
+    } else {
+        (ErrorKind::SchemaIncompatible, format!("schema {schema:?} is at version {at}, and this binary needs {knows}"))
+    };
+    Err(Error::new(kind, what)
+        .left("nothing was registered")
+        .todo("run `podlock migrate up`, or let the pod migrate itself"))
+}
+
 /// [`up`] on a session that is open.
-pub(crate) async fn up_on(session: &mut Session) -> Result<Vec<Version>> {
-    if is_current(session).await? {
+async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
+    if standing(session, policy.knows).await? == Standing::Usable {
         return Ok(Vec::new());
     }
     lock(session).await?;
-    let applied = apply(session).await;
+    let applied = apply(session, policy.knows).await;
     // Closing the session would do it too, but not before the next pod's first try.
     let unlocked = session
         .query(
@@ -117,46 +224,47 @@ pub(crate) async fn up_on(session: &mut Session) -> Result<Vec<Version>> {
     Ok(applied)
 }
 
-/// For a pod that was told not to migrate: the schema must be there and at the version of this binary.
-pub(crate) async fn require_current(session: &Session) -> Result<()> {
-    if is_current(session).await? {
-        return Ok(());
-    }
-    let schema = session.schema().name();
-    Err(Error::new(ErrorKind::SchemaMissing, format!("schema {schema:?} has no tables of podlock, or older ones"))
-        .left("nothing was registered")
-        .todo("run `podlock migrate up`, or let the pod migrate itself"))
-}
-
 async fn open(config: &Config) -> Result<Session> {
     let settings = Arc::new(config.validate()?);
     let dialer = Dialer::new(config, &settings)?;
     Opener { dialer, settings, schema: Schema::new(&config.schema), pod: None }.open(Role::Migrate).await
 }
 
-async fn is_current(session: &Session) -> Result<bool> {
-    let latest = known().iter().map(Migration::version).max().unwrap_or(0);
-    match applied_version(session).await? {
-        None => Ok(false),
-        Some(at) if at > latest => Err(Error::new(
-            ErrorKind::SchemaIncompatible,
-            format!("schema {:?} is at version {at}, and this binary knows {latest}", session.schema().name()),
-        )
-        .left("nothing was changed")
-        .todo("run a newer version of the service")),
-        Some(at) => Ok(at == latest),
+async fn standing(session: &Session, knows: i32) -> Result<Standing> {
+    let at = history(session).await?.last().map_or(0, |(version, _)| *version);
+    if at < knows {
+        return Ok(Standing::Behind { at });
     }
+    if at == knows {
+        return Ok(Standing::Usable);
+    }
+    const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
+    let usable_from: i32 =
+        session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.get(0);
+    if usable_from <= knows {
+        return Ok(Standing::Usable);
+    }
+    Err(Error::new(
+        ErrorKind::SchemaIncompatible,
+        format!(
+            "schema {:?} is at version {at} and admits binaries that know version {usable_from} or newer; this one knows {knows}",
+            session.schema().name()
+        ),
+    )
+    .left("nothing was changed")
+    .todo("run a newer version of the service"))
 }
 
-async fn applied_version(session: &Session) -> Result<Option<i32>> {
+/// The versions that the database has, the oldest first.
+async fn history(session: &Session) -> Result<Vec<(i32, String)>> {
     const EXISTS: &str = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
     let table = session.schema().sql(&format!("@.{HISTORY_TABLE}"));
     let step = "reading the schema's version";
     if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.get::<_, bool>(0) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let newest = format!("SELECT pg_catalog.max(version) FROM @.{HISTORY_TABLE}");
-    Ok(session.query_one(step, &newest, &[]).await?.get(0))
+    let all = format!("SELECT version, name FROM @.{HISTORY_TABLE} ORDER BY version");
+    Ok(session.query(step, &all, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 async fn lock(session: &Session) -> Result<()> {
@@ -180,7 +288,7 @@ async fn lock(session: &Session) -> Result<()> {
     }
 }
 
-async fn apply(session: &mut Session) -> Result<Vec<Version>> {
+async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     const CREATE: &str = "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL";
     let quoted = session.schema().quoted().to_owned();
     let exists = session.query_one("looking for the schema", CREATE, &[(&quoted, Type::TEXT)]).await?;
@@ -191,7 +299,7 @@ async fn apply(session: &mut Session) -> Result<Vec<Version>> {
     let path =
         format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {limit}");
     session.execute_batch("preparing to migrate", &path).await?;
-    let report = match tokio::time::timeout(LIMIT, runner().run_async(session.client_mut())).await {
+    let report = match tokio::time::timeout(LIMIT, runner(knows).run_async(session.client_mut())).await {
         Ok(Ok(report)) => report,
         Ok(Err(e)) => return Err(refused(e)),
         Err(_) => {
@@ -242,18 +350,20 @@ fn sqlstate_of(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     None
 }
 
-fn runner() -> Runner {
-    let mut runner = embedded::migrations::runner().set_abort_missing(false);
+fn runner(knows: i32) -> Runner {
+    let mut runner = embedded::migrations::runner().set_abort_missing(false).set_target(Target::Version(knows));
     runner.set_migration_table_name(HISTORY_TABLE);
     runner
 }
 
-fn known() -> Vec<Migration> {
+/// The versions up to `newest` that this binary was built with, the oldest first.
+fn known(newest: i32) -> Vec<Migration> {
     let mut known = embedded::migrations::runner().get_migrations().clone();
+    known.retain(|m| m.version() <= newest);
     known.sort_by_key(Migration::version);
     known
 }
 
 fn version_of(migration: &Migration, applied: bool) -> Version {
-    Version { version: migration.version(), name: migration.name().to_owned(), applied }
+    Version { version: migration.version(), name: migration.name().to_owned(), applied, known: true }
 }

@@ -1,6 +1,6 @@
 //! `podlock migrate`: podlock's tables.
 
-use podlock::migrate::{self, Version};
+use podlock::migrate::{self, Access, Version};
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
@@ -18,8 +18,20 @@ pub(crate) enum Verb {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Print the whole schema as a script for psql, for a database that only its administrators may change
-    Sql,
+    /// Print the schema as a script for psql, for a database that only its administrators may change
+    Sql {
+        /// The newest version that the database has, by `podlock migrate status`; 0 for none
+        #[arg(long, value_name = "VERSION", default_value_t = 0)]
+        from: i32,
+    },
+    /// Print a script for psql that gives a role what a pod needs, and no more. Run it again after each migration
+    Grants {
+        /// The role; it must exist
+        role: String,
+        /// Only what reading needs, for people and dashboards
+        #[arg(long)]
+        read_only: bool,
+    },
 }
 
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
@@ -33,7 +45,11 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Verb::Sql => Ok(output::line(migrate::sql(global.schema()?).trim_end())?),
+        Verb::Sql { from } => Ok(output::line(migrate::sql(global.schema()?, from).trim_end())?),
+        Verb::Grants { role, read_only } => {
+            let access = if read_only { Access::Read } else { Access::Pod };
+            Ok(output::line(migrate::grants(global.schema()?, &role, access).trim_end())?)
+        }
     }
 }
 
@@ -46,10 +62,10 @@ fn list(versions: &[Version], output: OutputArgs, nothing: &str) -> Result<(), F
 }
 
 impl Tabular for Version {
-    const COLUMNS: &'static [&'static str] = &["version", "name", "applied"];
+    const COLUMNS: &'static [&'static str] = &["version", "name", "applied", "known"];
     const NUMBERS: &'static [&'static str] = &["version"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.version.to_string(), self.name.clone(), self.applied.to_string()]
+        vec![self.version.to_string(), self.name.clone(), self.applied.to_string(), self.known.to_string()]
     }
 }

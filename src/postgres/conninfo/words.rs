@@ -6,20 +6,21 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What podlock makes of a word.
 #[derive(Clone, Copy, Debug)]
-enum Support {
-    /// It is honoured.
-    Honoured,
+pub(super) enum Support {
+    /// It is honoured, as said.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/connections.md, which a test makes"))]
+    Honoured(&'static str),
     /// These values alone can be honoured, for the reason given.
     Only(&'static [&'static str], &'static str),
     /// It cannot be honoured, for the reason given.
     Refused(&'static str),
 }
 
-struct Word {
-    name: &'static str,
+pub(super) struct Word {
+    pub(super) name: &'static str,
     /// The environment's variable that stands for it where the string does not say it.
-    variable: Option<&'static str>,
-    support: Support,
+    pub(super) variable: Option<&'static str>,
+    pub(super) support: Support,
 }
 
 const fn word(name: &'static str, variable: Option<&'static str>, support: Support) -> Word {
@@ -31,41 +32,109 @@ use Support::{Honoured, Only, Refused};
 const NO_GSS: &str = "podlock does not speak GSSAPI";
 const NO_OAUTH: &str = "podlock does not speak OAuth; give the token by Config::password_from";
 
-const WORDS: &[Word] = &[
-    word("host", Some("PGHOST"), Honoured),
-    word("hostaddr", Some("PGHOSTADDR"), Honoured),
-    word("port", Some("PGPORT"), Honoured),
-    word("dbname", Some("PGDATABASE"), Honoured),
-    word("user", Some("PGUSER"), Honoured),
-    word("password", Some("PGPASSWORD"), Honoured),
-    word("passfile", Some("PGPASSFILE"), Honoured),
-    word("service", Some("PGSERVICE"), Honoured),
-    word("servicefile", Some("PGSERVICEFILE"), Honoured),
-    word("connect_timeout", Some("PGCONNECT_TIMEOUT"), Honoured),
-    word("options", Some("PGOPTIONS"), Honoured),
-    word("application_name", Some("PGAPPNAME"), Honoured),
-    word("fallback_application_name", None, Honoured),
-    word("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Honoured),
-    word("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), Honoured),
-    word("keepalives", None, Honoured),
-    word("keepalives_idle", None, Honoured),
-    word("keepalives_interval", None, Honoured),
-    word("keepalives_count", None, Honoured),
-    word("tcp_user_timeout", None, Honoured),
-    word("channel_binding", Some("PGCHANNELBINDING"), Honoured),
-    word("sslmode", Some("PGSSLMODE"), Honoured),
-    word("sslnegotiation", Some("PGSSLNEGOTIATION"), Honoured),
-    word("sslrootcert", Some("PGSSLROOTCERT"), Honoured),
-    word("sslcert", Some("PGSSLCERT"), Honoured),
-    word("sslkey", Some("PGSSLKEY"), Honoured),
-    word("sslcrl", Some("PGSSLCRL"), Honoured),
-    word("sslsni", Some("PGSSLSNI"), Honoured),
+pub(super) const WORDS: &[Word] = &[
+    word(
+        "host",
+        Some("PGHOST"),
+        Honoured("names, addresses or socket directories, in a list; without it the server's unix socket"),
+    ),
+    word(
+        "hostaddr",
+        Some("PGHOSTADDR"),
+        Honoured(
+            "addresses to dial instead of looking the names up; the names stay what certificates are checked against",
+        ),
+    ),
+    word("port", Some("PGPORT"), Honoured("one for all hosts, or one for each")),
+    word("dbname", Some("PGDATABASE"), Honoured("by default the user's name")),
+    word("user", Some("PGUSER"), Honoured("by default the system's user")),
+    word("password", Some("PGPASSWORD"), Honoured("never shown; `Config::password_from` wins over it")),
+    word(
+        "passfile",
+        Some("PGPASSFILE"),
+        Honoured("by default `~/.pgpass`; read anew for each connection; refused if others may read it"),
+    ),
+    word("service", Some("PGSERVICE"), Honoured("a section of the service file")),
+    word(
+        "servicefile",
+        Some("PGSERVICEFILE"),
+        Honoured("by default `~/.pg_service.conf`, then `pg_service.conf` in `PGSYSCONFDIR`"),
+    ),
+    word(
+        "connect_timeout",
+        Some("PGCONNECT_TIMEOUT"),
+        Honoured(
+            "seconds for one host, handshake included; `Config::connect_timeout` wins over it; 0 leaves podlock's default",
+        ),
+    ),
+    word(
+        "options",
+        Some("PGOPTIONS"),
+        Honoured("sent to the server; what podlock's sessions need they set for themselves afterwards"),
+    ),
+    word(
+        "application_name",
+        Some("PGAPPNAME"),
+        Honoured(
+            "names the connections of the pool and of the operator; the dedicated sessions stay `podlock/<pod>/<role>`",
+        ),
+    ),
+    word("fallback_application_name", None, Honoured("as `application_name`, where that is not given")),
+    word(
+        "target_session_attrs",
+        Some("PGTARGETSESSIONATTRS"),
+        Honoured(
+            "`any`, `read-write`, `primary`: podlock takes the primary in each case, since only its locks mean something; a standby is refused",
+        ),
+    ),
+    word(
+        "load_balance_hosts",
+        Some("PGLOADBALANCEHOSTS"),
+        Honoured("`disable` or `random`: the order in which hosts are tried, drawn once per process"),
+    ),
+    word("keepalives", None, Honoured("of the client's side; `0` turns them off there")),
+    word("keepalives_idle", None, Honoured("seconds; by default lease / 5")),
+    word("keepalives_interval", None, Honoured("seconds; by default lease / 5")),
+    word("keepalives_count", None, Honoured("by default 3")),
+    word(
+        "tcp_user_timeout",
+        None,
+        Honoured("milliseconds, of the client's side; by default the lease; 0 is the system's own"),
+    ),
+    word("channel_binding", Some("PGCHANNELBINDING"), Honoured("`disable`, `prefer`, `require`")),
+    word(
+        "sslmode",
+        Some("PGSSLMODE"),
+        Honoured(
+            "`disable`, `allow`, `prefer` (default), `require`, `verify-ca`, `verify-full`; as in libpq, `require` checks the authority where a root certificate is there; a unix socket never has TLS",
+        ),
+    ),
+    word(
+        "sslnegotiation",
+        Some("PGSSLNEGOTIATION"),
+        Honoured("`postgres` or `direct` (PostgreSQL 17, `sslmode=require` or stronger)"),
+    ),
+    word(
+        "sslrootcert",
+        Some("PGSSLROOTCERT"),
+        Honoured(
+            "a file of PEM certificates, by default `~/.postgresql/root.crt`; `system` for the system's authorities, which implies `verify-full`",
+        ),
+    ),
+    word("sslcert", Some("PGSSLCERT"), Honoured("a client certificate, by default `~/.postgresql/postgresql.crt`")),
+    word(
+        "sslkey",
+        Some("PGSSLKEY"),
+        Honoured("its key, unencrypted, readable by nobody else; by default `~/.postgresql/postgresql.key`"),
+    ),
+    word("sslcrl", Some("PGSSLCRL"), Honoured("a file of revocation lists, by default `~/.postgresql/root.crl`")),
+    word("sslsni", Some("PGSSLSNI"), Honoured("`0` or `1`")),
     word(
         "sslcertmode",
         Some("PGSSLCERTMODE"),
         Only(&["allow", "disable"], "podlock cannot tell whether the server asked for a certificate"),
     ),
-    word("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Honoured),
+    word("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Honoured("nothing older than TLS 1.2 is spoken")),
     word(
         "ssl_max_protocol_version",
         Some("PGSSLMAXPROTOCOLVERSION"),
@@ -160,7 +229,7 @@ fn check(place: &str, support: Support, value: &str) -> Result<()> {
         Only(values, why) if !value.is_empty() && !values.contains(&value) => {
             (format!("{place} cannot be honoured as it stands: {why}"), format!("it may be {}", values.join(", ")))
         }
-        Honoured | Only(..) => return Ok(()),
+        Honoured(_) | Only(..) => return Ok(()),
     };
     Err(Error::new(ErrorKind::Config, fault).left("nothing was started").todo(todo))
 }

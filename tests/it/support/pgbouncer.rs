@@ -9,6 +9,7 @@ use podlock::throwaway::Server;
 
 use super::eventually;
 use super::faults::{Daemon, account_dir, free_port, give_to_account};
+use super::proxy::SSL_REQUEST;
 
 /// A running pgbouncer. It ends when this is dropped.
 pub(crate) struct PgBouncer {
@@ -118,7 +119,18 @@ impl Relay {
 fn forward(mut client: TcpStream, to: u16, manner: Manner, known: &Live) {
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)) else { return };
     let mut hello = vec![0; 4096];
-    let Ok(n) = client.read(&mut hello) else { return };
+    let n = loop {
+        match client.read(&mut hello) {
+            // No TLS here, as on the server behind.
+            Ok(8) if hello[4..8] == SSL_REQUEST => {
+                if client.write_all(b"N").is_err() {
+                    return;
+                }
+            }
+            Ok(n) => break n,
+            Err(_) => return,
+        }
+    };
     hello.truncate(n);
     if server.write_all(&hello).is_err() {
         return;

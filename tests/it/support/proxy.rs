@@ -24,6 +24,9 @@ pub(crate) enum Flow {
 /// Every role that a pod's connections have.
 pub(crate) const ALL: [&str; 5] = ["liveness", "control", "watch", "pool", "migrate"];
 
+/// What a client asks first that would like TLS. The proxy has none, as the servers behind it.
+pub(super) const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
+
 pub(crate) struct Proxy {
     port: u16,
     state: Arc<State>,
@@ -111,9 +114,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 async fn link(mut client: TcpStream, upstream: u16, state: &State) -> std::io::Result<()> {
-    let length = client.read_u32().await?;
-    let mut startup = vec![0; (length as usize).saturating_sub(4)];
-    client.read_exact(&mut startup).await?;
+    let (length, startup) = loop {
+        let length = client.read_u32().await?;
+        let mut startup = vec![0; (length as usize).saturating_sub(4)];
+        client.read_exact(&mut startup).await?;
+        if startup != SSL_REQUEST {
+            break (length, startup);
+        }
+        client.write_all(b"N").await?;
+    };
     let role = role_of(&startup);
     let first = lock(&state.rules).iter().find(|(r, _)| *r == role).map_or(Flow::Pass, |(_, flow)| *flow);
     let (flow, seen) = watch::channel(first);

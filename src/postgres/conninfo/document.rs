@@ -1,0 +1,62 @@
+//! `docs/connections.md`, made from the table of words.
+
+use std::fmt::Write as _;
+
+use super::words::{Support, WORDS};
+use crate::pages;
+
+const INTRODUCTION: &str = "\
+# Connections
+
+Where the server is comes from `DATABASE_URL` (`Config::new`, `Config::database_url`), a URL or a key-value string in
+libpq's words. What it leaves out comes from the service file if a `service` is named, then from libpq's variables, then
+from libpq's defaults. With `PGHOST`, `PGHOSTADDR` or `PGSERVICE` set, `DATABASE_URL` may be missing.
+
+Every connection goes this way and under the same TLS settings: the three dedicated sessions of a pod, its pool, and the
+connections of operators and migrations. Certificates, keys and the password file are read anew for each connection, so
+that renewing them needs no restart. Several hosts are tried in turn until one is a primary.
+
+Passwords that rotate (tokens of a cloud's identity service) are asked for by `Config::password_from`, at every
+connection and so at every reconnect.
+
+The time-outs and keepalives that make a lock a lease are not set here: they follow from `lease`, and each session sets
+them on the server. The words about keepalives below are about the client's side of the socket.
+
+## TLS is rustls
+
+It differs from OpenSSL in what it takes: certificates of X.509 version 3 only; a server's certificate must name the
+host as a subject alternative name (a common name does not count) and must not be the authority's own; TLS 1.2 and 1.3
+only; no encrypted keys. A server whose certificate is signed with Ed25519 offers no channel binding.
+
+## Words
+
+No word is ignored: it is honoured, or it is an error that names it. This table is made from
+`src/postgres/conninfo/words.rs`: change it there, then `make docs`.
+
+";
+
+fn document() -> String {
+    let mut text = INTRODUCTION.to_owned();
+    text.push_str("| word | variable | what podlock makes of it |\n| --- | --- | --- |\n");
+    for word in WORDS {
+        let variable = word.variable.map_or_else(String::new, |v| format!("`{v}`"));
+        let made = match word.support {
+            Support::Honoured(how) => how.to_owned(),
+            Support::Only(values, why) => {
+                format!("{} only: {why}", values.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(", "))
+            }
+            Support::Refused(why) => format!("refused: {why}"),
+        };
+        writeln!(text, "| `{}` | {variable} | {made} |", word.name).unwrap();
+    }
+    text.push_str(
+        "\nBeside these, `PGREQUIRESSL=1` is `sslmode=require`; `PGTZ`, `PGDATESTYLE` and `PGGEQO` are set by `options`; and \
+         a URL may say `ssl=true`.\n",
+    );
+    text
+}
+
+#[test]
+fn the_page_on_connections_says_what_the_code_does() {
+    pages::renew_or_compare("docs/connections.md", &document());
+}
