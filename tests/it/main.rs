@@ -12,6 +12,7 @@ mod connections;
 mod faults;
 mod laws;
 mod runs;
+mod schema;
 mod smoke;
 mod stops;
 mod tracing_events;

@@ -25,7 +25,7 @@ fn config(url: &str) -> Config {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_tables_are_schema_missing_and_nothing_is_made() {
     timed(async {
-        let db = Db::new().await;
+        let db = Db::empty().await;
         for schema in ["public", "elsewhere"] {
             let refusal = refused(db.config("a").schema(schema).with(|c| c.migrate = false)).await;
             refusal.is(ErrorKind::SchemaMissing, &[schema, "podlock migrate up"], ANSWER);
@@ -40,23 +40,9 @@ async fn missing_tables_are_schema_missing_and_nothing_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_schema_is_incompatible() {
-    timed(async {
-        let db = Db::new().await;
-        podlock::migrate::up(&db.config("a")).await.unwrap();
-        db.client.batch_execute("UPDATE studio_schema_history SET version = 999").await.unwrap();
-        for migrate in [true, false] {
-            let refusal = refused(db.config("a").with(|c| c.migrate = migrate)).await;
-            refusal.is(ErrorKind::SchemaIncompatible, &["999", "nothing was changed", "newer version"], ANSWER);
-        }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_rights_is_forbidden_and_told_what_to_grant() {
     timed(async {
-        let db = Db::new().await;
+        let db = Db::empty().await;
         let (role, url) = role(&db).await;
         db.client.batch_execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await.unwrap();
         // It may not create tables in a schema that is there, nor the schema.

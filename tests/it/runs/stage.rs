@@ -220,7 +220,7 @@ impl Pause {
 
     /// A pod that pauses until the pause of that number, 1 or 2, is released; as long as the test wants.
     pub(super) fn config(db: &Db, pod: &str, number: u8) -> Config {
-        let url = format!("{}?options=-c%20test.pause%3D{number}", db.url);
+        let url = format!("{}?options=-c%20test.pause%3D{number}", db.pod_url);
         let config = db.config(pod);
         Config::new(url).with(|c| {
             c.pod_name = config.pod_name;
@@ -240,7 +240,7 @@ pub(super) async fn behind_proxy(db: &Db, pod: &str) -> (crate::support::proxy::
     let port = server().port();
     let proxy = crate::support::proxy::Proxy::before(port).await;
     let config = db.config(pod);
-    let through = Config::new(proxy.url(&db.url, port)).with(|c| {
+    let through = Config::new(proxy.url(&db.pod_url, port)).with(|c| {
         c.pod_name = config.pod_name;
         c.lease = config.lease;
     });

@@ -4,6 +4,7 @@ pub(crate) mod faults;
 pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod roles;
 pub(crate) mod sql;
 pub(crate) mod trace;
 
@@ -34,38 +35,52 @@ pub(crate) fn server() -> &'static Server {
 /// A database of the test's own. Advisory locks are per database, so tests do not see each other.
 pub(crate) struct Db {
     pub(crate) name: String,
+    /// The superuser's: for what tests do themselves.
     pub(crate) url: String,
+    /// For pods.
+    pub(crate) pod_url: String,
     pub(crate) client: sql::Client,
 }
 
 impl Db {
+    /// A database with podlock's tables, which its owner made; pods connect as a role that has what
+    /// [`podlock::migrate::grants`] gives it, and nothing more.
     pub(crate) async fn new() -> Self {
+        let roles = roles::of(server()).await;
+        let mut db = Self::at(|database| server().url(database), roles.template).await;
+        db.pod_url = roles.pod_url(&db.name);
+        db
+    }
+
+    /// A database with nothing in it, where pods connect as the superuser.
+    pub(crate) async fn empty() -> Self {
         Self::on(server()).await
     }
 
+    /// As [`Db::empty`], on a server of the test's own.
     pub(crate) async fn on(server: &Server) -> Self {
-        Self::at(|database| server.url(database)).await
+        Self::at(|database| server.url(database), "template1").await
     }
 
     /// Reached over the server's unix socket.
     pub(crate) async fn over_socket(server: &Server) -> Self {
-        Self::at(|database| server.socket_url(database)).await
+        Self::at(|database| server.socket_url(database), "template1").await
     }
 
-    async fn at(url: impl Fn(&str) -> String) -> Self {
+    async fn at(url: impl Fn(&str) -> String, template: &str) -> Self {
         trace::keep();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let admin = sql::connect(&url("postgres")).await;
-        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("a database");
+        admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await.expect("a database");
         let url = url(&name);
         let client = sql::connect(&url).await;
-        Self { name, url, client }
+        Self { name, pod_url: url.clone(), url, client }
     }
 
     pub(crate) fn config(&self, pod: &str) -> Config {
         // A loaded machine takes its time to connect; that is not what these tests are about.
-        Config::new(&self.url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
     }
 
     /// A pod with the test kinds, and a lease of [`LEASE`].

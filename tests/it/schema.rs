@@ -1,0 +1,233 @@
+//! Versions of the schema: old and new binaries on one database, scripts for administrators, and the least rights.
+
+use std::time::Duration;
+
+use podlock::migrate::{self, Access};
+use podlock::{Config, ErrorKind, NewRun, Operator, Pod};
+
+use crate::support::faults::refused;
+use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
+
+const SOON: Duration = Duration::from_secs(15);
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A pod of a binary that knows the schema up to `version`.
+async fn pod_of(db: &Db, name: &str, version: i32) -> Pod {
+    start(db.config(name).with(|c| c.schema_knows = Some(version))).await
+}
+
+async fn versions(db: &Db) -> Vec<i32> {
+    let rows = db.client.query("SELECT version FROM studio_schema_history ORDER BY 1", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn newest(db: &Db) -> i32 {
+    migrate::status(&db.config("x")).await.unwrap().iter().map(|v| v.version).max().expect("there are versions")
+}
+
+/// An older binary works on a newer compatible schema: a rolling upgrade with old and new pods together, in which a
+/// run goes from old to new and back again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_rolling_upgrade_old_and_new_pods_take_over_each_others_runs() {
+    timed(async {
+        let db = Db::empty().await;
+        let old = pod_of(&db, "old", 1).await;
+        assert_eq!(versions(&db).await, [1], "the old binary made what it knows");
+        let run = old.start(NewRun::new("wait")).await.expect("started").run_id;
+        // The new one migrates under the old one's feet.
+        let new = start(db.config("new")).await;
+        assert_eq!(versions(&db).await.last(), Some(&newest(&db).await));
+        assert!(newest(&db).await > 1, "there is something to upgrade to");
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        let also = old.start(NewRun::new("echo")).await.expect("the old pod goes on");
+        db.client.run_in_state(also.run_id, "succeeded", SOON).await;
+        let dead = old.incarnation();
+        drop(old);
+        db.client.run_owned_by(run, new.incarnation(), SOON).await;
+        assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("new".to_owned()))));
+        // And back: an old binary starts on the newer schema, and buries a new one.
+        let old = pod_of(&db, "old-again", 1).await;
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        drop(new);
+        db.client.run_owned_by(run, old.incarnation(), SOON).await;
+        old.shutdown(Duration::from_secs(5)).await.unwrap();
+        db.client.assert_fold_is_roster().await;
+    })
+    .await;
+}
+
+/// A schema of the future that only adds: columns, with defaults and without, and tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_binary_works_on_a_later_schema_that_only_adds() {
+    timed(async {
+        let db = Db::new().await;
+        let later = newest(&db).await + 40;
+        let tables: Vec<String> = db
+            .client
+            .query("SELECT tablename::text FROM pg_tables WHERE tablename LIKE 'studio_%'", &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get(0))
+            .collect();
+        assert!(tables.len() >= 7, "{tables:?}");
+        for table in &tables {
+            let add = format!("ALTER TABLE {table} ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7");
+            db.client.batch_execute(&add).await.unwrap();
+        }
+        let record = "INSERT INTO studio_schema_history (version, name, later_text) VALUES ($1, 'later', '')";
+        db.client.execute(record, &[&later]).await.unwrap();
+        for migrate in [true, false] {
+            let pod = start(db.config("a").with(|c| c.migrate = migrate)).await;
+            pod.shutdown(Duration::from_secs(5)).await.unwrap();
+        }
+        let [a, b] = db.settled_pods().await;
+        let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
+        drop(a);
+        db.client.run_owned_by(run, b.incarnation(), SOON).await;
+        let status = migrate::status(&db.config("x")).await.unwrap();
+        let last = status.last().expect("there are versions");
+        assert_eq!((last.version, last.applied, last.known), (later, true, false), "{status:?}");
+        let operator = Operator::connect(&db.config("x")).await.expect("operators read it too");
+        assert_eq!(operator.pods(Default::default()).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incompatible_schema_is_refused_by_name_older_or_newer() {
+    timed(async {
+        let db = Db::new().await;
+        let (now, later) = (newest(&db).await, newest(&db).await + 40);
+        let record = format!(
+            "INSERT INTO studio_schema_history (version, name) VALUES ({later}, 'later'); \
+             UPDATE studio_schema_compat SET usable_from = {}",
+            later - 2
+        );
+        db.client.batch_execute(&record).await.unwrap();
+        let words =
+            [format!("version {later}"), format!("version {}", later - 2), format!("knows {now}"), "\"public\"".into()];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for migrate in [true, false] {
+            let refusal = refused(db.config("a").with(|c| c.migrate = migrate)).await;
+            refusal.is(ErrorKind::SchemaIncompatible, &words, ANSWER);
+            refusal.is(ErrorKind::SchemaIncompatible, &["nothing was changed", "newer version of the service"], ANSWER);
+        }
+        assert_eq!(db.client.roster().await, [""; 0]);
+        // Older, and told not to migrate.
+        let db = Db::empty().await;
+        pod_of(&db, "old", 1).await.shutdown(Duration::from_secs(5)).await.unwrap();
+        let refusal = refused(db.config("a").with(|c| c.migrate = false)).await;
+        let words = ["version 1".to_owned(), format!("needs {now}")];
+        refusal.is(ErrorKind::SchemaIncompatible, &[&words[0], &words[1], "podlock migrate up"], ANSWER);
+    })
+    .await;
+}
+
+/// `podlock migrate sql`: pods find what an administrator made by hand as they would have made it, from nothing and
+/// from each version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scripts_for_administrators_make_what_the_pods_would() {
+    timed(async {
+        let by_pods = Db::empty().await;
+        start(by_pods.config("a").schema("s")).await.shutdown(Duration::from_secs(5)).await.unwrap();
+        let newest = newest_in(&by_pods, "s").await;
+        for from in 0..newest {
+            let by_hand = Db::empty().await;
+            if from > 0 {
+                let old = by_hand.config("a").schema("s").with(|c| c.schema_knows = Some(from));
+                migrate::up(&old).await.unwrap();
+            }
+            by_hand.client.batch_execute(&migrate::sql("s", from)).await.unwrap_or_else(|e| panic!("from {from}: {e}"));
+            let refusal = by_hand.client.batch_execute(&migrate::sql("s", from)).await.expect_err("once only");
+            assert!(refusal.as_db_error().is_some(), "{refusal}");
+            by_hand.client.batch_execute("ROLLBACK").await.unwrap();
+            assert_eq!(shape(&by_hand).await, shape(&by_pods).await, "from {from}");
+            let pod = start(by_hand.config("a").schema("s").with(|c| c.migrate = false)).await;
+            pod.shutdown(Duration::from_secs(5)).await.unwrap();
+        }
+    })
+    .await;
+}
+
+async fn newest_in(db: &Db, schema: &str) -> i32 {
+    db.client.scalar(&format!("SELECT max(version) FROM {schema}.studio_schema_history"), &[]).await
+}
+
+/// Every column, constraint, index, function and recorded version.
+async fn shape(db: &Db) -> Vec<String> {
+    let sql = "SELECT 'column ' || table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || coalesce(column_default, '') \
+                 FROM information_schema.columns WHERE table_schema = 's' \
+               UNION ALL SELECT 'constraint ' || conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 's'::regnamespace \
+               UNION ALL SELECT 'index ' || indexdef FROM pg_indexes WHERE schemaname = 's' \
+               UNION ALL SELECT 'function ' || pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 's'::regnamespace \
+               UNION ALL SELECT 'version ' || version || name || checksum FROM s.studio_schema_history ORDER BY 1";
+    db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// The other tests run under the pods' role; this one shows that it has nothing to spare.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
+    timed(async {
+        let db = Db::new().await;
+        let pod = start(db.config("a")).await;
+        let run = pod.start(NewRun::new("echo")).await.unwrap().run_id;
+        db.client.run_in_state(run, "succeeded", SOON).await;
+        let as_pod = sql::connect(&db.pod_url).await;
+        let denied = async |client: &sql::Client, statement: &str| {
+            let refusal = client.batch_execute(statement).await.expect_err(statement);
+            let code = refusal.code().map(|c| c.code().to_owned());
+            assert_eq!(code.as_deref(), Some("42501"), "{statement}: {refusal}");
+        };
+        for statement in [
+            "DELETE FROM studio_runs",
+            "TRUNCATE studio_pods",
+            "UPDATE studio_pod_events SET kind = 'lost'",
+            "DELETE FROM studio_pod_events",
+            "DELETE FROM studio_pod_sessions",
+            "DELETE FROM studio_run_attempts",
+            "UPDATE studio_schema_compat SET usable_from = 9",
+            "DELETE FROM studio_schema_history",
+            "ALTER TABLE studio_runs ADD x text",
+            "DROP FUNCTION studio_drain(text)",
+            "SELECT setval('studio_fence', 1)",
+        ] {
+            denied(&as_pod, statement).await;
+        }
+        let reader = format!("reader_{}", db.name);
+        let create = format!("CREATE ROLE {reader} LOGIN PASSWORD 'hunter2secret'");
+        db.client.batch_execute(&create).await.unwrap();
+        db.client.batch_execute(&migrate::grants("public", &reader, Access::Read)).await.unwrap();
+        let url = format!("postgresql://{reader}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
+        let as_reader = sql::connect(&url).await;
+        for readable in [
+            "studio_pods",
+            "studio_pod_status",
+            "studio_orphans",
+            "studio_pod_events",
+            "studio_pod_sessions",
+            "studio_runs",
+            "studio_run_attempts",
+            "studio_schema_history",
+            "studio_schema_compat",
+        ] {
+            as_reader
+                .query(&format!("SELECT * FROM {readable}"), &[])
+                .await
+                .unwrap_or_else(|e| panic!("{readable}: {e:?}"));
+        }
+        for statement in
+            ["DELETE FROM studio_pods", "SELECT studio_drain('a')", "UPDATE studio_runs SET state = 'failed'"]
+        {
+            denied(&as_reader, statement).await;
+        }
+        let operator = Operator::connect(&Config::new(&url)).await.expect("readers may use the command");
+        eventually(SOON, "the reader sees the pod alive", || async {
+            let pods = operator.pods(Default::default()).await.map_err(|e| e.to_string())?;
+            if pods.len() == 1 && pods[0].alive { Ok(()) } else { Err(format!("{pods:?}")) }
+        })
+        .await;
+        pod.shutdown(Duration::from_secs(5)).await.unwrap();
+    })
+    .await;
+}
