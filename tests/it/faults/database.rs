@@ -164,11 +164,14 @@ async fn a_pod_that_died_during_the_restart_is_buried_within_its_bound() {
         let mut fleet = Fleet::settled().await;
         let dead = fleet.pods.pop().unwrap();
         let (dead_incarnation, bound) = (dead.incarnation(), dead.settings().worst_case().database_restarted);
+        let (went, tolerated) = (Instant::now(), dead.settings().worst_case().outage_tolerated);
         fleet.server.suffers(Server::stop).await;
         drop(dead);
         fleet.server.suffers(Server::start_again).await;
         let back = Instant::now();
         let (client, _) = reconnected(&fleet.db.url).await;
+        // On a machine so slow that it was out for longer, the living gave their runs up, too.
+        let undisturbed = went.elapsed() < tolerated;
         client.roster_is(&["a", "b"], bound + Duration::from_secs(3)).await;
         println!("buried {:?} after the server's return; the bound is {bound:?}", back.elapsed());
         let (reason, _) = client.session_end(dead_incarnation).await.expect("its end");
@@ -177,7 +180,8 @@ async fn a_pod_that_died_during_the_restart_is_buried_within_its_bound() {
         for (run_id, then) in &fleet.runs {
             let end = client.run_in_state(*run_id, "succeeded", Duration::from_secs(10)).await;
             let was_its = then.owner == Some(dead_incarnation.as_uuid());
-            assert_eq!(end.attempt, if was_its { 2 } else { 1 }, "{end:?}");
+            assert!(!was_its || end.attempt == 2, "{end:?}");
+            assert!(was_its || !undisturbed || end.attempt == 1, "{end:?}");
         }
         client.assert_fold_is_roster().await;
     })
