@@ -31,3 +31,8 @@ pub use operator::Operator;
 pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ShutdownReport};
 pub use postgres::runs::Cancelled;
 pub use runs::{HandlerError, NewRun, Outcome, Run, Started, StopReason};
+
+/// The README's code compiles as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
