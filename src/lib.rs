@@ -21,6 +21,10 @@ pub mod migrate {
     pub use crate::postgres::migrate::{Version, sql, status, up};
 }
 
+#[cfg(doc)]
+#[doc = include_str!("../docs/handlers.md")]
+pub mod handlers {}
+
 /// The driver whose transactions [`Pod::start_in_txn`] joins.
 pub use tokio_postgres;
 
