@@ -4,12 +4,16 @@ SHELL := /bin/sh
 CARGO ?= cargo
 # What comes after `podlock demo`.
 ARGS ?=
+# What `make deny` checks; "advisories" fetches the advisory database.
+CHECKS ?= advisories bans licenses sources
+TOOLS = $${CARGO_TARGET_DIR:-target}/tools
+HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt docs clean cargo
+.PHONY: help demo test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to the program
 	@sh scripts/ensure-postgres.sh
@@ -23,16 +27,14 @@ test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
 	$(CARGO) test --all-features --doc
 	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
 
-lint: cargo ## Check format, lints and documentation; changes nothing
+lint: cargo hack ## Check format, lints and documentation; changes nothing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || \
 		{ echo 'lint: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	@$(CARGO) clippy --version >/dev/null 2>&1 || \
 		{ echo 'lint: clippy is missing: rustup component add clippy' >&2; exit 1; }
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-features --all-targets -- -D warnings
-	$(CARGO) clippy --no-default-features --lib -- -D warnings
-	$(CARGO) clippy --no-default-features --features http --lib -- -D warnings
-	$(CARGO) clippy --no-default-features --features throwaway --lib -- -D warnings
+	$(HACK) clippy --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
 fmt: cargo ## Format the code
@@ -43,8 +45,21 @@ fmt: cargo ## Format the code
 docs: cargo ## Renew the pages that are made from the code (errors, connections); the tests compare them
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
 
+features: cargo hack ## Compile each combination of features, tests and examples included
+	$(HACK) check --all-targets
+
+deny: cargo ## Check licences, sources and advisories of the dependencies (deny.toml)
+	@test -x "$(TOOLS)/bin/cargo-deny" || $(CARGO) install --locked --root "$(TOOLS)" cargo-deny
+	"$(TOOLS)/bin/cargo-deny" --all-features check $(CHECKS)
+
+package: cargo ## Build what would be published, from the package itself; publishes nothing
+	$(CARGO) publish --dry-run
+
 clean: cargo ## Remove what was built
 	$(CARGO) clean
+
+hack: cargo
+	@test -x "$(TOOLS)/bin/cargo-hack" || $(CARGO) install --locked --root "$(TOOLS)" cargo-hack
 
 cargo:
 	@command -v $(CARGO) >/dev/null 2>&1 || \

@@ -133,7 +133,7 @@ uuid_id!(
 );
 
 /// A number from one global sequence, new at each claim of a run. A larger one is newer (on one timeline of the
-/// database). Hand it to other systems as an idempotency key or a fencing token.
+/// database). Hand it to other systems as a fencing token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fence(i64);

@@ -23,6 +23,10 @@ pub mod migrate {
     pub use crate::postgres::migrate::{Access, Version, grants, sql, status, up};
 }
 
+#[cfg(doc)]
+#[doc = include_str!("../docs/handlers.md")]
+pub mod handlers {}
+
 /// The driver whose transactions [`Pod::start_in_txn`] joins.
 pub use tokio_postgres;
 
@@ -33,3 +37,8 @@ pub use operator::Operator;
 pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ShutdownReport};
 pub use postgres::runs::Cancelled;
 pub use runs::{HandlerError, NewRun, Outcome, Run, Started, StopReason};
+
+/// The README's code compiles as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -106,6 +106,10 @@ fn is_about_the_value(sqlstate: &str) -> bool {
 }
 
 /// The 404 of a router that is served as it is: `router(pod).fallback(not_found)`.
+///
+/// # Cancel safety
+///
+/// Safe: it touches nothing.
 pub async fn not_found(method: Method, uri: Uri) -> Response {
     Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {method} {}", uri.path()))
         .into_response()

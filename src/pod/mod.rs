@@ -61,7 +61,7 @@ impl PodBuilder {
     /// `Ok(Outcome::Done(result))` as succeeded, `Ok(Outcome::Yield)` gives it to another pod, `Err` as failed, and so
     /// does a panic. An `Err` after the run was told to stop because the pod drains counts as a yield. A failed run is
     /// not tried again by podlock. Code that blocks belongs on `tokio::task::spawn_blocking`: a handler that never
-    /// awaits can be neither cancelled nor aborted.
+    /// awaits can be neither cancelled nor aborted. [All that a handler may rely on](crate::handlers).
     pub fn handler<F, Fut>(mut self, kind: impl Into<String>, handler: F) -> Self
     where
         F: Fn(Run) -> Fut + Send + Sync + 'static,

@@ -25,11 +25,12 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 /// [`Run::token`] fires when the run is to stop; [`Run::stop_reason`] says why. After [`StopReason::Draining`] writes
 /// are still accepted for a while: save a checkpoint, then return [`Outcome::Yield`](super::Outcome::Yield). After any
 /// other reason nothing is accepted any more: return soon. A handler that has not returned `lease / 20` after that, or
-/// by the deadline of the shutdown, is aborted at its next await.
+/// by the deadline of the shutdown, is aborted at its next await. [All that a handler may rely on](crate::handlers).
 ///
 /// # Effects outside of the database
 ///
-/// Pass [`Run::fence`] along as an idempotency key or fencing token: a later attempt bears a larger one.
+/// Pass [`Run::fence`] along as a fencing token: a later attempt bears a larger one. An idempotency key is what stays the
+/// same in every attempt: [`Run::id`] with the number of the step.
 #[derive(Clone)]
 pub struct Run {
     shared: Arc<Shared>,

@@ -96,7 +96,14 @@ impl Db {
 
 /// The command, without anything of the environment that could matter to it.
 pub(crate) fn podlock(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_podlock"));
+    let mut command = clean(Path::new(env!("CARGO_BIN_EXE_podlock")));
+    command.args(args);
+    command
+}
+
+/// A program, without anything of the environment that could matter to podlock.
+pub(crate) fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("PODLOCK_") {
             command.env_remove(variable);
@@ -105,7 +112,7 @@ pub(crate) fn podlock(args: &[&str]) -> Command {
     for variable in ["DATABASE_URL", "POD_NAME", "RUST_LOG", "NO_COLOR"] {
         command.env_remove(variable);
     }
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 

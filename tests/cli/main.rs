@@ -8,3 +8,4 @@ mod harness;
 mod http;
 mod pod;
 mod verbs;
+mod worker;

@@ -3,6 +3,7 @@
 //! A test that shows a law bears its number in its name. Tests wait for conditions, with a deadline and a message that
 //! says what was seen.
 
+#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod support;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use podlock::{OnDetach, Phase, StopReason};
+use podlock::{NewRun, OnDetach, Outcome, Phase, Pod, Run, StopReason};
 use serde_json::json;
 
 use super::stage::{SOON, Stage, act, behind_proxy, story, told};
@@ -93,6 +93,60 @@ async fn with_on_detach_continue_runs_go_on_past_self_fence_and_the_same_incarna
         assert!(sessions >= 2, "{sessions}");
         stage.nothing_more_has_begun().await;
         db.client.assert_fold_is_roster().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_runtime_is_blocked_gives_its_runs_up_and_comes_back_as_another() {
+    timed(async {
+        let db = Db::new().await;
+        let one_thread = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (wake, asleep) = std::sync::mpsc::channel::<()>();
+        let (wrote, written) = tokio::sync::oneshot::channel();
+        let first = std::sync::Mutex::new(Some((asleep, wrote)));
+        let blocks = move |run: Run| {
+            let first = first.lock().unwrap().take();
+            async move {
+                if let Some((asleep, wrote)) = first {
+                    asleep.recv().unwrap();
+                    wrote.send((run.checkpoint(json!("stale")).await, run.stop_reason())).unwrap();
+                }
+                Ok(Outcome::Done(json!(run.attempt())))
+            }
+        };
+        let config = db.config("a").with(|c| c.stall_after = Some(LEASE / 4));
+        let starting = one_thread.spawn(Pod::builder(config).handler("blocks", blocks).start());
+        let a = starting.await.unwrap().expect("a starts");
+        let before = a.incarnation();
+        let run_id = a.submit(NewRun::new("blocks")).await.unwrap();
+        db.client.run_owned_by(run_id, before, SOON).await;
+        let b = Pod::builder(db.config("b"))
+            .handler("blocks", |run: Run| async move { Ok(Outcome::Done(json!(run.attempt()))) })
+            .start()
+            .await
+            .unwrap();
+        // A survivor has it while the first attempt still sleeps.
+        let end = db.client.run_in_state(run_id, "succeeded", SOON).await;
+        assert_eq!((end.attempt, end.owner), (2, Some(b.incarnation().as_uuid())));
+        assert_eq!(a.status().phase, Phase::Detached, "it stays away while its runtime is blocked");
+        wake.send(()).unwrap();
+        let (write, reason) = tokio::time::timeout(SOON, written).await.expect("it wakes").unwrap();
+        assert!(write.unwrap_err().is_fenced());
+        assert_eq!(reason, Some(StopReason::SelfFenced));
+        eventually(SOON, "a is back as another", || async {
+            let status = a.status();
+            if status.phase == Phase::Active && status.incarnation != before {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
+        .await;
+        let saved: Option<serde_json::Value> = db.client.scalar("SELECT checkpoint FROM studio_runs", &[]).await;
+        assert_eq!(saved, None);
+        drop(a);
+        one_thread.shutdown_background();
     })
     .await;
 }

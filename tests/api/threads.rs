@@ -1,0 +1,104 @@
+//! What may cross threads. The compiler is the judge; the tests only make it look.
+
+use std::time::Duration;
+
+use podlock::operator::{EventFilter, Follow, Notices, Operator, PodFilter, RunFilter};
+use podlock::{Config, NewRun, Pod, PodBuilder, Run, RunId, migrate, tokio_postgres};
+
+fn crosses<T: Send + Sync>() {}
+
+/// What `tokio::spawn` asks of a future, but for its lifetime.
+fn is_send<T: Send>(_: T) {}
+
+/// What `tokio::spawn` asks of a future.
+fn can_be_spawned<T: Send + 'static>(_: T) {}
+
+#[test]
+fn every_public_type_is_send_and_sync() {
+    crosses::<podlock::Cancelled>();
+    crosses::<Config>();
+    crosses::<podlock::Error>();
+    crosses::<podlock::ErrorKind>();
+    crosses::<podlock::Fence>();
+    crosses::<podlock::HandlerError>();
+    crosses::<podlock::Incarnation>();
+    crosses::<podlock::LockKey>();
+    crosses::<NewRun>();
+    crosses::<podlock::OnDetach>();
+    crosses::<podlock::Outcome>();
+    crosses::<podlock::Phase>();
+    crosses::<Pod>();
+    crosses::<PodBuilder>();
+    crosses::<podlock::PodEvent>();
+    crosses::<podlock::PodId>();
+    crosses::<podlock::PodStatus>();
+    crosses::<Run>();
+    crosses::<RunId>();
+    crosses::<podlock::Settings>();
+    crosses::<podlock::ShutdownReport>();
+    crosses::<podlock::Started>();
+    crosses::<podlock::StopReason>();
+    crosses::<podlock::WorstCase>();
+    crosses::<podlock::config::Keepalives>();
+    crosses::<migrate::Version>();
+    crosses::<podlock::operator::AttemptRow>();
+    crosses::<EventFilter>();
+    crosses::<podlock::operator::EventRow>();
+    crosses::<Follow>();
+    crosses::<podlock::operator::Notice>();
+    crosses::<Notices>();
+    crosses::<Operator>();
+    crosses::<podlock::operator::PodDetail>();
+    crosses::<PodFilter>();
+    crosses::<podlock::operator::PodRow>();
+    crosses::<podlock::operator::RunDetail>();
+    crosses::<RunFilter>();
+    crosses::<podlock::operator::RunOutput>();
+    crosses::<podlock::operator::RunRow>();
+    crosses::<podlock::operator::SessionRow>();
+    crosses::<podlock::throwaway::Builder>();
+    crosses::<podlock::throwaway::Server>();
+    crosses::<podlock::throwaway::ThrowawayError>();
+}
+
+/// Whatever the call borrows, its future may be awaited in a task of a runtime with many threads. Compiled, never run.
+#[expect(dead_code, reason = "it is enough that it compiles")]
+fn every_public_future_is_send(
+    builder: PodBuilder,
+    pod: &Pod,
+    txn: &tokio_postgres::Transaction<'_>,
+    run: &Run,
+    operator: &Operator,
+    (follow, notices): (&mut Follow, &mut Notices),
+    (config, run_id): (&Config, RunId),
+) {
+    let new = || NewRun::new("kind");
+    is_send(PodBuilder::start(builder));
+    is_send(Pod::start(pod, new()));
+    is_send(Pod::submit(pod, new()));
+    is_send(Pod::start_in_txn(pod, txn, new()));
+    is_send(Pod::submit_in_txn(pod, txn, new()));
+    is_send(Pod::cancel(pod, run_id));
+    is_send(Pod::drain_requested(pod));
+    is_send(Pod::closed(pod));
+    can_be_spawned(Pod::status_changes(pod));
+    can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
+    is_send(Run::stopped(run));
+    is_send(Run::checkpoint(run, 1));
+    is_send(Operator::connect(config));
+    is_send(Operator::pods(operator, PodFilter::new()));
+    is_send(Operator::pod(operator, "name"));
+    is_send(Operator::runs(operator, RunFilter::new()));
+    is_send(Operator::run(operator, run_id));
+    is_send(Operator::cancel(operator, run_id));
+    is_send(Operator::events(operator, EventFilter::new()));
+    is_send(Operator::follow(operator, EventFilter::new()));
+    is_send(Operator::notices(operator));
+    is_send(Operator::drain(operator, "name"));
+    is_send(Operator::drop_schema(operator, "schema"));
+    is_send(Follow::next(follow));
+    is_send(Notices::next(notices));
+    is_send(migrate::up(config));
+    is_send(migrate::status(config));
+    is_send(podlock::http::not_found(axum::http::Method::GET, axum::http::Uri::from_static("/")));
+}
