@@ -10,15 +10,19 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-detect test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to the program
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) build --features cli --bin podlock
 	@"$${CARGO_TARGET_DIR:-target}/debug/podlock" demo $(ARGS)
+
+bench-detect: cargo ## Measure how fast deaths are noticed, beside a floor; ARGS="--kills 200 --idle 600"
+	@sh scripts/ensure-postgres.sh
+	$(CARGO) bench --features cli --bench detect -- $(ARGS)
 
 # The documentation's tests come first: cargo would run them last, and end with their timing instead of a summary.
 test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers

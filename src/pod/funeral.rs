@@ -1,11 +1,17 @@
 //! The burial pass: look → decide → bury → report, in one transaction (L2, L3).
 
+use tokio_postgres::types::Type;
+
 use super::local::{Held, Local};
+use super::sweeper::refused;
 use crate::error::Result;
-use crate::id::Incarnation;
-use crate::postgres::pods::{self, Event, Look, PeerRow};
-use crate::postgres::session::Session;
-use crate::protocol::verdict::{Decision, Evidence, Verdict};
+use crate::id::{Incarnation, RunId};
+use crate::postgres::pods::{self, Burial, Look, PeerRow};
+use crate::postgres::runs;
+use crate::postgres::session::{Param, Session};
+use crate::protocol::ending;
+use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
+use crate::runs::recover::{self, Load};
 
 /// What brought the pass about; kept with the burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,50 +31,78 @@ impl Trigger {
     }
 }
 
-/// Looks at the whole roster and buries who is dead. An error means unknown: nothing was buried on it (L10).
-pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trigger: Trigger) -> Result<()> {
+/// Looks at the whole roster and buries who is dead; returns what it saw. An error means unknown: nothing was buried on
+/// it (L10).
+///
+/// Two round trips: one that begins the transaction and takes the locks, one that proves, deletes, records and commits.
+pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trigger: Trigger) -> Result<Look> {
     let me = &local.shared.pod_id;
-    let txn = session.begin("burying").await?;
-    let look = pods::look_in_txn(&txn, held.incarnation).await?;
+    let (txn, look) = pods::begin_look(session, held.incarnation).await?;
     let decision = decide(local, &look);
     let dead = rows_of(&decision, &look.peers);
     if dead.is_empty() {
-        return txn.rollback("burying").await;
+        txn.rollback("burying").await?;
+        return Ok(look);
     }
-    if !pods::prove_in_txn(&txn, &local.proof(held)).await? {
+    let burials: Vec<Burial<'_>> = dead.iter().map(|(peer, evidence)| burial(peer, *evidence, trigger)).collect();
+    // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
+    let load = Load::new(&local.shared, held.incarnation);
+    let passed_over: Vec<_> = load.passed_over.iter().map(RunId::as_uuid).collect();
+    let limit = i64::try_from(load.limit).unwrap_or(i64::MAX);
+    let candidates: [Param<'_>; 4] = [
+        (&held.incarnation.as_uuid(), Type::UUID),
+        (&load.kinds, Type::TEXT_ARRAY),
+        (&limit, Type::INT8),
+        (&passed_over, Type::UUID_ARRAY),
+    ];
+    let then = (runs::CANDIDATES.template, candidates.as_slice());
+    let (buried, orphans) = pods::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
+    if !buried.gone.is_empty() {
+        let orphans = orphans.map(|rows| runs::read_candidates(held.incarnation, &rows));
+        recover::recover_with(&local.shared, orphans.map(|rows| load.with(rows)));
+    }
+    if !buried.proved {
         tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");
-        return txn.rollback("burying").await;
     }
-    let mut buried = Vec::with_capacity(dead.len());
-    for (peer, evidence) in dead {
-        if let Some(reason) = pods::bury_in_txn(&txn, &peer.look, me).await? {
-            buried.push((peer, evidence, reason));
+    for ((peer, evidence), burial) in dead.iter().zip(&burials) {
+        if !buried.gone.contains(&burial.incarnation) {
+            continue;
         }
-    }
-    let mut events = Vec::with_capacity(buried.len());
-    for (peer, evidence, reason) in &buried {
-        let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": evidence });
-        let (pod, incarnation) = (&peer.look.pod_id, peer.look.incarnation);
-        events.push(Event { kind: "buried", pod, incarnation, by: me, detail });
-    }
-    pods::commit_with_events(txn, "burying", &events).await?;
-    for (peer, evidence, reason) in &buried {
-        local.note_burial(peer.look.incarnation);
+        local.note_burial(burial.incarnation);
         tracing::info!(
-            target: "podlock", event = "buried", pod = %peer.look.pod_id, incarnation = %peer.look.incarnation, by = %me,
-            reason, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms, losses = evidence.losses,
-            others = evidence.others, "buried a dead pod"
+            target: "podlock", event = "buried", pod = %peer.look.pod_id, incarnation = %burial.incarnation, by = %me,
+            reason = burial.reason, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
+            losses = evidence.losses, others = evidence.others, "buried a dead pod"
         );
     }
-    if !buried.is_empty() {
-        local.shared.recover_now.notify_one();
+    if !buried.gone.is_empty() {
         local.roster_changed.notify_one();
     }
-    Ok(())
+    Ok(look)
 }
 
-/// For a pod that may not bury yet: takes the look into its memory, and tells the settled ones what it saw.
-pub(crate) async fn tell(local: &Local, session: &Session, held: &Held) -> Result<()> {
+fn burial(peer: &PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'_> {
+    let PeerLook { pod_id, incarnation, session, draining, .. } = &peer.look;
+    let reason = ending::buried(*draining).as_str();
+    let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": evidence });
+    Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, reason, detail }
+}
+
+/// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.
+pub(crate) async fn rehearse(local: &Local, session: &mut Session) -> Result<()> {
+    match pods::rehearse(session).await {
+        Err(e) if refused(&e) => {
+            tracing::debug!(target: "podlock", event = "unrehearsed", pod = %local.shared.pod_id, error = %e, "the first burial will be slower");
+            Ok(())
+        }
+        rehearsed => rehearsed,
+    }
+}
+
+/// For a pod that may not bury yet: tells the settled ones at once of the successor that its watch found dead, then
+/// takes a look into its memory, and tells of whomever else that showed.
+pub(crate) async fn tell(local: &Local, session: &Session, held: &Held, successor: Option<Incarnation>) -> Result<()> {
+    tell_news(local, session, successor.into_iter().collect()).await?;
     let look = pods::look(session, held.incarnation).await?;
     let decision = decide(local, &look);
     tell_of(local, session, &decision).await
@@ -76,11 +110,15 @@ pub(crate) async fn tell(local: &Local, session: &Session, held: &Held) -> Resul
 
 /// Tells the settled pods of deaths that this one may not act on, once for each.
 pub(crate) async fn tell_of(local: &Local, session: &Session, decision: &Decision) -> Result<()> {
-    let news: Vec<Incarnation> = decision.dead().map(|(i, _)| i).filter(|i| !local.is_told(*i)).collect();
-    if !news.is_empty() {
+    tell_news(local, session, decision.dead().map(|(incarnation, _)| incarnation).collect()).await
+}
+
+async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>) -> Result<()> {
+    lost.retain(|incarnation| !local.is_told(*incarnation));
+    if !lost.is_empty() {
         pods::ask_for_a_look(session).await?;
-        tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = news.len(), "not settled yet: told the others of a loss");
-        local.note_told(news);
+        tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = lost.len(), "not settled yet: told the others of a loss");
+        local.note_told(lost);
     }
     Ok(())
 }

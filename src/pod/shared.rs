@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::postgres::pool::Database;
 use crate::protocol::Moment;
+use crate::runs::recover::Loaded;
 use crate::runs::registry::Registry;
 use crate::runs::{Handler, StopReason};
 
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) drain_requested: CancellationToken,
     /// Hastens the next recovery pass.
     pub(crate) recover_now: Notify,
+    /// What the next recovery pass need not load, because a burial has.
+    pub(crate) loaded: Mutex<Option<Loaded>>,
     /// Hastens the next look.
     pub(crate) look_now: Notify,
     /// Our own row is gone although we hold our lock.
@@ -92,6 +95,7 @@ impl Shared {
             ended: CancellationToken::new(),
             drain_requested: CancellationToken::new(),
             recover_now: Notify::new(),
+            loaded: Mutex::new(None),
             look_now: Notify::new(),
             row_gone: Notify::new(),
             events: broadcast::channel(EVENTS).0,

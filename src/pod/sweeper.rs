@@ -93,8 +93,12 @@ async fn arm(local: &Local, former: &mut Vec<Backend>) -> Result<Session> {
 
 /// Sweeps, hears and beats on one session, until it fails.
 async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> crate::Error {
+    if let Err(e) = funeral::rehearse(local, session).await {
+        return e;
+    }
     let mut held = local.held.subscribe();
     let mut recorded = None;
+    let mut told_of_a_loss = false;
     let mut next_look = Instant::now();
     let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
     let mut beaten = local.shared.runtime_pulse.load(Ordering::Acquire);
@@ -108,6 +112,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             payload = session.notice() => {
                 if let Some(by) = hear(local, &payload) {
                     next_look = next_look.min(Instant::now() + by);
+                    told_of_a_loss |= by.is_zero();
                 }
                 continue;
             }
@@ -144,7 +149,8 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 }
             }
             if now >= next_look {
-                sweep(local, session, &standing).await?;
+                let expects_a_loss = std::mem::take(&mut told_of_a_loss);
+                sweep(local, session, &standing, expects_a_loss).await?;
                 next_look = Instant::now() + sweep_delay(local);
             }
             Ok(())
@@ -176,8 +182,14 @@ fn sweep_delay(local: &Local) -> Duration {
     }
 }
 
-/// One sweep: look → decide → bury or tell → report.
-async fn sweep(local: &Local, session: &mut Session, held: &Held) -> Result<()> {
+/// One sweep: look → decide → bury or tell → report. Where a loss is expected, the look is the burial's own, which
+/// saves one of them.
+async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss: bool) -> Result<()> {
+    if expects_a_loss && local.is_settled(held) {
+        let look = funeral::hold(local, session, held, Trigger::Sweep).await?;
+        check_own_row(local, held, &look);
+        return Ok(());
+    }
     let look = pods::look(session, held.incarnation).await?;
     if !check_own_row(local, held, &look) {
         return Ok(());
@@ -187,7 +199,7 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held) -> Result<()> 
         return Ok(());
     }
     if local.is_settled(held) {
-        funeral::hold(local, session, held, Trigger::Sweep).await
+        funeral::hold(local, session, held, Trigger::Sweep).await.map(drop)
     } else {
         funeral::tell_of(local, session, &decision).await
     }
@@ -232,7 +244,7 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
         (Some("buried"), _) => {
             shared.recover_now.notify_one();
             publish(local, notice);
-            Some(Duration::ZERO)
+            Some(GATHER)
         }
         (Some("joined" | "draining"), _) => {
             // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.

@@ -83,6 +83,7 @@ fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.settings;
     let limit = slice + WITNESS_WAIT + settings.statement_timeout;
+    funeral::rehearse(local, session).await?;
     let mut spoken = Instant::now();
     loop {
         let Some(successor) = local.successor() else {
@@ -105,8 +106,13 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
             continue;
         }
         let acted = match local.held() {
-            Some(held) if local.is_settled(&held) => funeral::hold(local, session, &held, Trigger::Push).await,
-            Some(held) => funeral::tell(local, session, &held).await,
+            Some(held) if local.is_settled(&held) => {
+                funeral::hold(local, session, &held, Trigger::Push).await.map(drop)
+            }
+            Some(held) => {
+                let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
+                funeral::tell(local, session, &held, dead).await
+            }
             // Detached: nothing may be concluded, and the sweep looks on return.
             None => {
                 tokio::time::sleep(settings.hold_probe_interval).await;

@@ -9,9 +9,10 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::pool::Database;
-use super::session::{Backend, Param, Session, Txn};
+use super::session::{Backend, Call, Param, Prepared, Session, Txn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
+use crate::protocol::ending;
 use crate::protocol::verdict::PeerLook;
 
 /// A pod's two keys.
@@ -187,13 +188,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let mut detail = json!({ "version": new.version, "labels": new.labels });
     if let Some((replaced, draining)) = former {
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
-        let reason = if draining {
-            "shutdown"
-        } else if gave_up {
-            "detached"
-        } else {
-            "replaced"
-        };
+        let reason = ending::replaced(draining, gave_up).as_str();
         txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
@@ -288,14 +283,17 @@ pub(crate) async fn listen(session: &Session) -> Result<()> {
     session.execute_batch("listening", &format!("LISTEN {channel}")).await
 }
 
+/// A witness is tried only where the liveness lock was free: it says nothing otherwise, and of two who look at once the
+/// same one gets both.
 const LOOK: &str = "WITH roster AS MATERIALIZED ( \
-       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested FROM @.studio_pods \
+       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested, \
+         CASE WHEN incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(lock_key) END AS free \
+       FROM @.studio_pods \
      ), newest AS MATERIALIZED ( \
        SELECT COALESCE(pg_catalog.max(idx), 0) AS idx FROM @.studio_pod_events \
      ) \
      SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
-       CASE WHEN r.incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(r.lock_key) END, \
-       CASE WHEN r.incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(r.witness_key) END, \
+       r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
        n.idx \
      FROM roster r CROSS JOIN newest n";
 
@@ -305,10 +303,11 @@ pub(crate) async fn look(session: &Session, own: Incarnation) -> Result<Look> {
     read_look(own, &rows)
 }
 
-/// [`look`], keeping the locks that it got until the transaction ends.
-pub(crate) async fn look_in_txn(txn: &Txn<'_>, own: Incarnation) -> Result<Look> {
-    let rows = txn.query("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
-    read_look(own, &rows)
+/// [`look`] in a transaction that begins with it and keeps the locks that it got.
+pub(crate) async fn begin_look<'a>(session: &'a mut Session, own: Incarnation) -> Result<(Txn<'a>, Look)> {
+    let (txn, rows) = session.begin_with("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
+    let look = read_look(own, &rows)?;
+    Ok((txn, look))
 }
 
 fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
@@ -334,6 +333,8 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
     Ok(look)
 }
 
+const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
+
 /// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
 pub(crate) async fn watch_slice(
     session: &Session,
@@ -342,14 +343,13 @@ pub(crate) async fn watch_slice(
     witness_wait: Duration,
     limit: Duration,
 ) -> Result<(Slice, i64)> {
-    const SQL: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
     let params: [Param<'_>; 4] = [
         (&keys.lock.get(), Type::INT8),
         (&keys.witness.get(), Type::INT8),
         (&millis(slice), Type::INT4),
         (&millis(witness_wait), Type::INT4),
     ];
-    let rows = session.query_limited("watching the successor", SQL, &params, limit).await?;
+    let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
     let slice = match row.get::<_, &str>(0) {
         "both" => Slice::BothFree,
@@ -359,38 +359,101 @@ pub(crate) async fn watch_slice(
     Ok((slice, row.get(1)))
 }
 
-/// L2: whether our own liveness backend holds our own key, and our own incarnation is in the roster, now.
-pub(crate) async fn prove_in_txn(txn: &Txn<'_>, proof: &Proof) -> Result<bool> {
-    const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
+/// A burial that was decided on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Burial<'a> {
+    pub(crate) pod_id: &'a PodId,
+    pub(crate) incarnation: Incarnation,
+    /// As looked at; a row that has changed since is not deleted.
+    pub(crate) session: i64,
+    pub(crate) draining: bool,
+    pub(crate) reason: &'static str,
+    /// For the event log.
+    pub(crate) detail: Value,
+}
+
+/// What became of the burials.
+#[derive(Clone, Debug)]
+pub(crate) struct Buried {
+    /// L2: whether we could prove that we live. Without it nobody was buried.
+    pub(crate) proved: bool,
+    /// Those whose rows were still as they were looked at.
+    pub(crate) gone: Vec<Incarnation>,
+}
+
+/// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
+/// the roster, now. What `studio_holds` says is written out here: a call of it is planned anew each time.
+const BURY: &str = "WITH proof AS MATERIALIZED ( \
+       SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
            AND p.liveness_started = $4) \
-         AND @.studio_holds($2, $3) \
-         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4)";
-    let params: [Param<'_>; 4] = [
+         AND EXISTS (SELECT FROM pg_catalog.pg_locks l \
+           WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
+             AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
+             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4) AS given \
+     ), dead AS MATERIALIZED ( \
+       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.reason, d.detail \
+         FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
+           session pg_catalog.int8, draining pg_catalog.bool, reason pg_catalog.text, detail pg_catalog.jsonb) \
+     ), gone AS ( \
+       DELETE FROM @.studio_pods p USING dead d, proof \
+        WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
+          AND (p.state = 'draining') = d.draining \
+       RETURNING p.pod_id, p.incarnation, d.reason, d.detail \
+     ), ended AS ( \
+       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6 \
+         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL \
+     ), logged AS MATERIALIZED ( \
+       SELECT gone.incarnation, \
+           @.studio_append_event('buried', gone.pod_id, gone.incarnation, $6, gone.detail) AS idx FROM gone \
+     ) SELECT proof.given, logged.incarnation FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
+
+/// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
+/// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
+/// took the locks: its snapshot is younger than they are.
+pub(crate) async fn commit_burials(
+    txn: Txn<'_>,
+    proof: &Proof,
+    dead: &[Burial<'_>],
+    by: &PodId,
+    then: Call<'_>,
+) -> Result<(Buried, Option<Vec<tokio_postgres::Row>>)> {
+    let params: [Param<'_>; 6] = [
         (&proof.incarnation.as_uuid(), Type::UUID),
         (&proof.lock.get(), Type::INT8),
         (&proof.liveness.pid, Type::INT4),
         (&proof.liveness.started, Type::TIMESTAMPTZ),
+        (&json!(dead), Type::JSONB),
+        (&by.as_str(), Type::TEXT),
     ];
-    Ok(txn.query_one("proving that we live ourselves", SQL, &params).await?.get(0))
+    let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
+    let gone = rows.iter().filter_map(|row| row.get::<_, Option<Uuid>>(1)).map(Incarnation::from).collect();
+    Ok((Buried { proved: rows.first().is_some_and(|row| row.get(0)), gone }, then))
 }
 
-/// L3: deletes the row of a dead incarnation and records its end, while this transaction holds its lock. Returns the
-/// reason, or `None` if the row was no longer as it was looked at.
-pub(crate) async fn bury_in_txn(txn: &Txn<'_>, dead: &PeerLook, by: &PodId) -> Result<Option<String>> {
-    const SQL: &str = "WITH gone AS ( \
-           DELETE FROM @.studio_pods p WHERE p.pod_id = $1 AND p.incarnation = $2 AND p.session = $4 \
-           RETURNING p.incarnation, CASE WHEN p.state = 'draining' THEN 'shutdown' ELSE 'lost' END AS reason \
-         ), ended AS ( \
-           UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $3 \
-             FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL \
-         ) SELECT reason FROM gone";
-    let params: [Param<'_>; 4] = [
-        (&dead.pod_id.as_str(), Type::TEXT),
-        (&dead.incarnation.as_uuid(), Type::UUID),
-        (&by.as_str(), Type::TEXT),
-        (&dead.session, Type::INT8),
+/// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.
+pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
+    const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
+    const STATEMENTS: [Prepared; 4] = [
+        Prepared { template: LOOK, types: &[Type::UUID] },
+        Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
+        Prepared { template: BURY, types: BURY_TYPES },
+        super::runs::CANDIDATES,
     ];
-    Ok(txn.query("burying", SQL, &params).await?.first().map(|row| row.get(0)))
+    session.prepare("preparing for burials", &STATEMENTS).await?;
+    let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
+    let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
+    let kinds: [&str; 0] = [];
+    let passed_over: [Uuid; 0] = [];
+    let candidates: [Param<'_>; 4] = [
+        (&nobody.as_uuid(), Type::UUID),
+        (&kinds.as_slice(), Type::TEXT_ARRAY),
+        (&0_i64, Type::INT8),
+        (&passed_over.as_slice(), Type::UUID_ARRAY),
+    ];
+    let by = PodId::new("nobody")?;
+    let txn = session.begin("rehearsing a burial").await?;
+    commit_burials(txn, &proof, &[], &by, (super::runs::CANDIDATES.template, &candidates)).await.map(drop)
 }
 
 /// An entry for the event log.

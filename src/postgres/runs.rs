@@ -3,10 +3,11 @@
 
 use serde_json::Value;
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::pool::Database;
+use super::session::Prepared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::protocol::recover::Candidate;
@@ -213,6 +214,19 @@ pub(crate) async fn insert_in_txn(
     })
 }
 
+/// Its parameters are our incarnation, the kinds that we handle, how many orphans at most, and the runs to leave out.
+pub(crate) const CANDIDATES: Prepared = Prepared {
+    template: "(SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
+           WHERE r.state = 'running' AND r.owner_incarnation = $1) \
+         UNION ALL \
+         (SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
+             LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
+           WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
+             AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
+           ORDER BY r.created_at, r.run_id LIMIT $3)",
+    types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY],
+};
+
 /// What a recovery pass looks at: every running run of ours, and at most `limit` orphans of the kinds that we handle,
 /// leaving out those in `passed_over`.
 pub(crate) async fn candidates(
@@ -222,18 +236,13 @@ pub(crate) async fn candidates(
     passed_over: &[RunId],
     limit: usize,
 ) -> Result<Vec<Candidate>> {
-    const SQL: &str = "(SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
-           WHERE r.state = 'running' AND r.owner_incarnation = $1) \
-         UNION ALL \
-         (SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
-             LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
-           WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
-             AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
-           ORDER BY r.created_at, r.run_id LIMIT $3)";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let passed_over: Vec<_> = passed_over.iter().map(RunId::as_uuid).collect();
     let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &kinds, &limit, &passed_over];
-    let rows = db.query("looking for orphans", SQL, &params).await?;
+    Ok(read_candidates(own, &db.query("looking for orphans", CANDIDATES.template, &params).await?))
+}
+
+pub(crate) fn read_candidates(own: Incarnation, rows: &[Row]) -> Vec<Candidate> {
     let read = |row: &Row| {
         let owner = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
         Candidate {
@@ -243,8 +252,47 @@ pub(crate) async fn candidates(
             unbegun: owner == Some(own) && row.get::<_, i32>(3) == 0,
         }
     };
-    Ok(rows.iter().map(read).collect())
+    rows.iter().map(read).collect()
 }
+
+const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
+       SELECT w.run_id, w.expected, w.fence \
+         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
+                         pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
+     ), me AS MATERIALIZED ( \
+       SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
+     ), picked AS MATERIALIZED ( \
+       SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+        WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+        ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
+     ), claimed AS ( \
+       UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
+              fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
+              crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
+         FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
+              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
+        WHERE r.run_id = picked.run_id \
+          AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+          AND (w.expected IS NOT DISTINCT FROM $4 \
+               OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected)) \
+       RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.owner_pod, \
+                 r.owner_incarnation, w.expected, s.ended_at, s.reason \
+     ), closed AS ( \
+       UPDATE @.studio_run_attempts a \
+          SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
+              reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
+         FROM claimed c WHERE a.run_id = c.run_id AND a.attempt = c.attempt - 1 AND a.ended_at IS NULL \
+     ), begun AS ( \
+       INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
+       SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c \
+     ), summary AS MATERIALIZED ( \
+       SELECT pg_catalog.count(*) AS runs, \
+              pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former FROM claimed c \
+     ), logged AS MATERIALIZED ( \
+       SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
+                pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
+         FROM summary y CROSS JOIN me WHERE y.runs > 0 \
+     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged";
 
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
 /// read. A run whose expected owner is `own` itself is taken up anew, under a new fence.
@@ -257,52 +305,28 @@ pub(crate) async fn claim(
     wanted: &[Candidate],
     crash_reasons: &[&str],
 ) -> Result<Vec<Claimed>> {
-    const SQL: &str = "WITH wanted AS MATERIALIZED ( \
-           SELECT w.run_id, w.expected, w.fence \
-             FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
-                             pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
-         ), me AS MATERIALIZED ( \
-           SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
-         ), picked AS MATERIALIZED ( \
-           SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
-            WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
-            ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
-         ), claimed AS ( \
-           UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
-                  fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
-                  crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
-             FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
-                  LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
-            WHERE r.run_id = picked.run_id \
-              AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
-              AND (w.expected IS NOT DISTINCT FROM $4 \
-                   OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected)) \
-           RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.owner_pod, \
-                     r.owner_incarnation, w.expected, s.ended_at, s.reason \
-         ), closed AS ( \
-           UPDATE @.studio_run_attempts a \
-              SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
-                  reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
-             FROM claimed c WHERE a.run_id = c.run_id AND a.attempt = c.attempt - 1 AND a.ended_at IS NULL \
-         ), begun AS ( \
-           INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
-           SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c \
-         ), summary AS MATERIALIZED ( \
-           SELECT pg_catalog.count(*) AS runs, \
-                  pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former FROM claimed c \
-         ), logged AS MATERIALIZED ( \
-           SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
-                    pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
-             FROM summary y CROSS JOIN me WHERE y.runs > 0 \
-         ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged";
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
+    claim_any(db, own, wanted, crash_reasons).await
+}
+
+/// Has the server parse and plan [`claim`] by claiming nothing: the first claim is as quick as the next.
+pub(crate) async fn rehearse_claim(db: &Database, own: Incarnation) -> Result<()> {
+    claim_any(db, own, &[], &[]).await.map(drop)
+}
+
+async fn claim_any(
+    db: &Database,
+    own: Incarnation,
+    wanted: &[Candidate],
+    crash_reasons: &[&str],
+) -> Result<Vec<Claimed>> {
     let ids: Vec<_> = wanted.iter().map(|c| c.run_id.as_uuid()).collect();
     let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
     let params: [&(dyn ToSql + Sync); 5] = [&ids, &expected, &fences, &own.as_uuid(), &crash_reasons];
-    Ok(db.query("claiming runs", SQL, &params).await?.iter().map(read_claimed).collect())
+    Ok(db.query("claiming runs", CLAIM, &params).await?.iter().map(read_claimed).collect())
 }
 
 fn read_claimed(row: &Row) -> Claimed {

@@ -3,6 +3,7 @@
 //! It is the server that frees a lock, so it is the server that is told when to: each session sets the lease and every
 //! other time-out for itself, whatever the role, the database or a proxy may carry.
 
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Row};
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::conninfo::Target;
@@ -24,6 +25,16 @@ use crate::id::PodId;
 
 /// A parameter with its type, so that a statement takes one round trip and no name is looked up.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A statement that a session keeps prepared, with the types of its parameters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prepared {
+    pub(crate) template: &'static str,
+    pub(crate) types: &'static [Type],
+}
+
+/// A statement and its parameters, to be sent together with others.
+pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 
 /// Notifications that may wait to be read. Beyond it they are dropped: they only hasten what a sweep does anyway.
 const NOTICES: usize = 1024;
@@ -95,6 +106,7 @@ pub(crate) struct Session {
     backend: Backend,
     facts: ServerFacts,
     limit: Duration,
+    prepared: HashMap<&'static str, Statement>,
     ended: watch::Receiver<Option<Arc<str>>>,
     notices: mpsc::Receiver<String>,
     driver: AbortOnDropHandle<()>,
@@ -143,7 +155,8 @@ impl Session {
         let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
         let limit = opener.settings.statement_timeout;
         let schema = opener.schema.clone();
-        let mut session = Self { client, role, schema, backend: now, facts, limit, ended, notices, driver };
+        let prepared = HashMap::new();
+        let mut session = Self { client, role, schema, backend: now, facts, limit, prepared, ended, notices, driver };
         session.identify(target, local_port).await?;
         let step = session.step_name("setting the session's time-outs");
         let sets = set_statements(&opener.settings, role, version);
@@ -220,6 +233,20 @@ impl Session {
         }
     }
 
+    /// Has the server parse statements now and keep their plans, so that they are as quick as can be when they are due.
+    /// From then on, each is run so wherever this session runs it.
+    pub(crate) async fn prepare(&mut self, step: &str, statements: &[Prepared]) -> Result<()> {
+        let step = self.step_name(step);
+        // They are few and their plans do not depend on the parameters: planned once, not at each of the first five times.
+        self.within(&step, self.client.batch_execute("SET plan_cache_mode = force_generic_plan")).await?;
+        for Prepared { template, types } in statements {
+            let sql = self.schema.sql(template);
+            let statement = self.within(&step, self.client.prepare_typed(&sql, types)).await?;
+            self.prepared.insert(template, statement);
+        }
+        Ok(())
+    }
+
     /// Runs one statement. `@.` in it stands for the schema.
     ///
     /// Cancel safe for reads; a dropped write may or may not have happened.
@@ -234,9 +261,8 @@ impl Session {
         params: &[Param<'_>],
         limit: Duration,
     ) -> Result<Vec<Row>> {
-        let sql = self.schema.sql(template);
         let step = self.step_name(step);
-        within(&step, limit, self.client.query_typed(&sql, params)).await
+        within(&step, limit, self.statements().run((template, params))).await
     }
 
     /// [`Session::query`] for a statement that returns one row.
@@ -254,9 +280,29 @@ impl Session {
     pub(crate) async fn begin(&mut self, step: &str) -> Result<Txn<'_>> {
         let step = self.step_name(step);
         // Made first: a begin whose reply was lost is rolled back as well.
-        let txn = Txn { client: &self.client, schema: &self.schema, role: self.role, limit: self.limit, open: true };
+        let txn = Txn { on: self.statements(), role: self.role, limit: self.limit, open: true };
         within(&step, self.limit, self.client.batch_execute("BEGIN")).await?;
         Ok(txn)
+    }
+
+    /// [`Session::begin`] and the first statement in one round trip.
+    pub(crate) async fn begin_with(
+        &mut self,
+        step: &str,
+        template: &str,
+        params: &[Param<'_>],
+    ) -> Result<(Txn<'_>, Vec<Row>)> {
+        let step = self.step_name(step);
+        let txn = Txn { on: self.statements(), role: self.role, limit: self.limit, open: true };
+        // Polled in this order, so sent in this order.
+        let both =
+            async { tokio::try_join!(biased; self.client.batch_execute("BEGIN"), txn.on.run((template, params))) };
+        let ((), rows) = within(&step, self.limit, both).await?;
+        Ok((txn, rows))
+    }
+
+    fn statements(&self) -> Statements<'_> {
+        Statements { client: &self.client, schema: &self.schema, prepared: &self.prepared }
     }
 
     /// The client itself, for refinery.
@@ -283,10 +329,28 @@ impl Session {
     }
 }
 
-/// A transaction of a session. Dropped, it is rolled back before the session's next statement.
-pub(crate) struct Txn<'a> {
+/// A session's client and what it takes to run a statement of ours on it.
+#[derive(Clone, Copy)]
+struct Statements<'a> {
     client: &'a Client,
     schema: &'a Schema,
+    prepared: &'a HashMap<&'static str, Statement>,
+}
+
+impl Statements<'_> {
+    /// Runs one statement, the prepared one if there is one.
+    async fn run(&self, (template, params): Call<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let Some(statement) = self.prepared.get(template) else {
+            return self.client.query_typed(&self.schema.sql(template), params).await;
+        };
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.query(statement, &values).await
+    }
+}
+
+/// A transaction of a session. Dropped, it is rolled back before the session's next statement.
+pub(crate) struct Txn<'a> {
+    on: Statements<'a>,
     role: Role,
     limit: Duration,
     open: bool,
@@ -296,15 +360,14 @@ impl Drop for Txn<'_> {
     fn drop(&mut self) {
         if self.open {
             // The first poll sends it; nobody needs the answer.
-            let _ = self.client.batch_execute("ROLLBACK").now_or_never();
+            let _ = self.on.client.batch_execute("ROLLBACK").now_or_never();
         }
     }
 }
 
 impl Txn<'_> {
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
-        let sql = self.schema.sql(template);
-        within(&self.step_name(step), self.limit, self.client.query_typed(&sql, params)).await
+        within(&self.step_name(step), self.limit, self.on.run((template, params))).await
     }
 
     pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
@@ -314,19 +377,37 @@ impl Txn<'_> {
     /// Sends a last statement together with the COMMIT, so that what it locks is never held over a round trip. Where
     /// the statement fails, the server rolls back instead.
     pub(crate) async fn commit_with(mut self, step: &str, template: &str, params: &[Param<'_>]) -> Result<()> {
-        let sql = self.schema.sql(template);
         let step = self.step_name(step);
-        let (client, limit) = (self.client, self.limit);
+        let (on, limit) = (self.on, self.limit);
         self.open = false;
         // Polled in this order, so sent in this order.
-        let both = async { tokio::try_join!(biased; client.query_typed(&sql, params), client.batch_execute("COMMIT")) };
+        let both = async { tokio::try_join!(biased; on.run((template, params)), on.client.batch_execute("COMMIT")) };
         within(&step, limit, both).await.map(drop)
+    }
+
+    /// [`Txn::commit_with`], and in the same round trip a statement that begins when the transaction has committed, on
+    /// its own. Returns the rows of both; those of the second are `None` if it failed, which undoes nothing.
+    pub(crate) async fn commit_with_then(
+        mut self,
+        step: &str,
+        last: Call<'_>,
+        then: Call<'_>,
+    ) -> Result<(Vec<Row>, Option<Vec<Row>>)> {
+        let step = self.step_name(step);
+        let (on, limit) = (self.on, self.limit);
+        self.open = false;
+        // Polled in this order, so sent in this order.
+        let all = async {
+            let then = async { Ok(on.run(then).await.ok()) };
+            tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT"), then)
+        };
+        within(&step, limit, all).await.map(|(rows, (), then)| (rows, then))
     }
 
     pub(crate) async fn rollback(mut self, step: &str) -> Result<()> {
         let step = self.step_name(step);
         self.open = false;
-        within(&step, self.limit, self.client.batch_execute("ROLLBACK")).await
+        within(&step, self.limit, self.on.client.batch_execute("ROLLBACK")).await
     }
 
     fn step_name(&self, step: &str) -> String {

@@ -8,6 +8,7 @@
 //! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
 
 pub mod deadline;
+pub mod ending;
 pub mod fold;
 pub mod recover;
 pub mod ring;

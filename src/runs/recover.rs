@@ -1,8 +1,8 @@
 //! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::registry::Reservation;
@@ -29,6 +29,53 @@ struct Passes {
     short_of_room: bool,
 }
 
+/// What a pass begins with: what was known before the load, and what the load brought.
+pub(crate) struct Loaded {
+    own: Incarnation,
+    memory: Memory,
+    limit: usize,
+    rows: Vec<Candidate>,
+}
+
+/// A load that is about to be made.
+pub(crate) struct Load {
+    own: Incarnation,
+    memory: Memory,
+    pub(crate) kinds: Vec<String>,
+    pub(crate) passed_over: Vec<RunId>,
+    pub(crate) limit: usize,
+}
+
+impl Load {
+    /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
+    pub(crate) fn new(shared: &Shared, own: Incarnation) -> Self {
+        let (running, pending, room) = shared.registry.snapshot();
+        // What winds down here, and what this pod gave back just now, is not for it to claim.
+        let mut passed_over: Vec<RunId> = running.keys().chain(&pending).copied().collect();
+        passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
+        let kinds = shared.handlers.keys().cloned().collect();
+        let memory = Memory { running, pending, seen_unclaimed: BTreeSet::new(), room };
+        Self { own, memory, kinds, passed_over, limit: room.min(BATCH) + 1 }
+    }
+
+    pub(crate) fn with(self, rows: Vec<Candidate>) -> Loaded {
+        Loaded { own: self.own, memory: self.memory, limit: self.limit, rows }
+    }
+
+    async fn run(self, shared: &Shared) -> Result<Loaded> {
+        let rows = runs::candidates(&shared.db, self.own, &self.kinds, &self.passed_over, self.limit).await?;
+        Ok(self.with(rows))
+    }
+}
+
+/// Begins a pass with what a burial has loaded on its own session, so that it need not ask again.
+pub(crate) fn recover_with(shared: &Shared, loaded: Option<Loaded>) {
+    if loaded.is_some() {
+        *shared.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
+    }
+    shared.recover_now.notify_one();
+}
+
 /// What a pass did.
 struct Report {
     claimed: usize,
@@ -41,6 +88,9 @@ struct Report {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut passes = Passes::default();
     let mut due = Duration::ZERO;
+    if let Err(e) = runs::rehearse_claim(&shared.db, shared.incarnation()).await {
+        tracing::debug!(target: "podlock", event = "unrehearsed", pod = %shared.pod_id, error = %e, "the first claim will be slower");
+    }
     loop {
         tokio::select! {
             biased;
@@ -80,14 +130,14 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
-    let (running, pending, room) = shared.registry.snapshot();
-    let seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
-    let memory = Memory { running, pending, seen_unclaimed, room };
-    let kinds: Vec<String> = shared.handlers.keys().cloned().collect();
-    // What winds down here, and what this pod gave back just now, is not for it to claim.
-    let mut passed_over: Vec<RunId> = memory.running.keys().chain(&memory.pending).copied().collect();
-    passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
-    let rows = runs::candidates(&shared.db, own, &kinds, &passed_over, room.min(BATCH) + 1).await?;
+    let from_a_burial = shared.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let loaded = match from_a_burial {
+        Some(loaded) if loaded.own == own => loaded,
+        _ => Load::new(shared, own).run(shared).await?,
+    };
+    let Loaded { mut memory, limit, rows, .. } = loaded;
+    memory.seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
+    let more_rows = rows.len() >= limit;
     let (rows, delayed) = after_claim_delay(shared, own, rows, &mut passes.gone_since);
     let plan = recover::plan(own, &memory, &rows);
     let first_seen = !plan.unclaimed.is_empty();
@@ -101,7 +151,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     }
     check(shared, own, &plan.check).await?;
     let wanted: Vec<Candidate> = plan.adopt.iter().chain(&plan.claim).take(BATCH).copied().collect();
-    let more = plan.adopt.len() + plan.claim.len() > BATCH || rows.len() > room.min(BATCH);
+    let more = plan.adopt.len() + plan.claim.len() > BATCH || more_rows;
     let claimed = claim(shared, own, &wanted).await?;
     let adopted = claimed.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let again = if more && !claimed.is_empty() {
