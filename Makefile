@@ -6,10 +6,10 @@ CARGO ?= cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt clean cargo
+.PHONY: help demo test compose-test lint fmt clean cargo
 
 help: ## List these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to the program
 	@sh scripts/ensure-postgres.sh
@@ -22,6 +22,9 @@ test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
 	@sh scripts/ensure-pgbouncer.sh
 	$(CARGO) test --all-features --doc
 	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
+
+compose-test: cargo ## Kill and stop pods that run in containers; needs a Docker engine, and no registry
+	@CARGO="$(CARGO)" sh scripts/compose-test.sh
 
 lint: cargo ## Check format, lints and documentation; changes nothing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || \
