@@ -1,6 +1,6 @@
 #!/bin/sh
 # `podlock-image.sh NAME` makes an image of the podlock in this directory, without a registry: cargo builds the program
-# here, and compose/Dockerfile's stage `prebuilt` wraps it.
+# here, and is put on compose/Dockerfile's stage `runtime`.
 #
 # The dev profile and all features are those of the tests, so that nothing but the program itself is compiled for this.
 # An image for others is made by compose/Dockerfile as a whole, from the release profile.
@@ -14,5 +14,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
+docker build --quiet --target runtime -f compose/Dockerfile -t podlock-test-runtime "$work" >/dev/null
 cp "${CARGO_TARGET_DIR:-target}/debug/podlock" "$work/podlock"
-docker build --quiet --target prebuilt -f compose/Dockerfile -t "$1" "$work" >/dev/null
+printf 'FROM podlock-test-runtime\nCOPY podlock /usr/local/bin/podlock\n' >"$work/Dockerfile"
+docker build --quiet -t "$1" "$work" >/dev/null
