@@ -10,7 +10,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-detect test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-detect test compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
 	@sh scripts/ensure-pgbouncer.sh
 	$(CARGO) test --all-features --doc
 	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
+
+compose-test: cargo ## Kill and stop pods that run in containers; needs a Docker engine, and no registry
+	@CARGO="$(CARGO)" sh scripts/compose-test.sh
 
 lint: cargo hack ## Check format, lints and documentation; changes nothing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || \

@@ -1,9 +1,10 @@
 //! The HTTP interface of the reference pod.
 
 use podlock::throwaway::Server;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Db, TEST, answer, wait_for, within};
+use crate::harness::{Db, TEST, answer, finish, podlock, wait_for, within};
 
 #[test]
 fn a_run_is_started_described_and_cancelled() {
@@ -56,6 +57,36 @@ fn a_busy_key_is_a_conflict_that_names_its_run() {
         assert_eq!(status, 200);
         let (status, again) = pod.post(body).await;
         assert_eq!(status, 201, "a key is free when its run has ended: {again}");
+    });
+}
+
+#[test]
+fn a_probe_ends_with_0_for_a_ready_pod_alone() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let mut pod = db.pod("web-0", &[]).await;
+        let probe = async |url: &str| finish(podlock(&["probe", "--timeout", "5s", url])).await;
+        let readyz = format!("{}/readyz", pod.url);
+        let done = probe(&readyz).await;
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{done:?}");
+        let answer: Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!(answer["status"], "ready", "{done:?}");
+
+        let done = probe(&format!("{}/nothing", pod.url)).await;
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stdout.is_empty() && done.stderr.contains("404") && done.stderr.contains("not_found"), "{done:?}");
+
+        pod.signal(Signal::KILL);
+        pod.ended().await;
+        let done = probe(&readyz).await;
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("refused"), "{done:?}");
+
+        let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/readyz", mute.local_addr().unwrap());
+        let done = finish(podlock(&["probe", "--timeout", "200ms", &url])).await;
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("timed out"), "{done:?}");
     });
 }
 

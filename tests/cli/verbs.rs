@@ -173,6 +173,8 @@ fn exit_codes_are_0_fine_1_failed_2_usage() {
             (&["runs", "list", "--state", "walking"], 2, "walking"),
             (&["events", "--follow", "-o", "json"], 2, "jsonl"),
             (&["pods", "watch", "-o", "json"], 2, "jsonl"),
+            (&["probe"], 2, "Usage"),
+            (&["probe", "8080"], 2, "8080"),
             (&["demo", "--pods", "1"], 2, "--pods"),
             (&["demo", "--kill", "hup"], 2, "hup"),
         ];

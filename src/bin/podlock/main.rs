@@ -11,6 +11,7 @@ mod migrate;
 mod output;
 mod pod;
 mod pods;
+mod probe;
 mod runs;
 mod signals;
 
@@ -51,6 +52,8 @@ enum Verb {
     Migrate(migrate::Verb),
     /// Run the reference pod, which links the library as any service would
     Pod(Box<pod::Args>),
+    /// Ask a pod over HTTP how it is, as a container's health check does
+    Probe(probe::Args),
     /// See a pod killed and its work go on elsewhere, with a PostgreSQL of its own
     Demo(demo::Args),
 }
@@ -87,6 +90,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Drain(args) => drain::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Probe(args) => probe::run(args).await,
         Verb::Demo(args) => demo::run(global, args).await,
     }
 }

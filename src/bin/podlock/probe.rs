@@ -1,0 +1,51 @@
+//! `podlock probe`: ask a pod how it is, where that can only be done by a command, as in a container's health check. An
+//! image that holds nothing but this program has no other client.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{StatusCode, Url};
+
+use crate::failure::Failure;
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Prints the answer. Ends with 0 if its status is a 2xx, else with 1.")]
+pub(crate) struct Args {
+    /// What to ask, as http://127.0.0.1:8080/readyz
+    url: Url,
+    /// How long the whole answer may take
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let url = &args.url;
+    let (status, body) = ask(&args).await.map_err(|error| Failure::Failed(format!("{url}: {}", in_words(error))))?;
+    if status.is_success() {
+        return Ok(output::line(body.trim_end())?);
+    }
+    Err(Failure::Failed(format!("{url} answered {status}: {}", body.trim_end())))
+}
+
+/// Neither a proxy nor a redirect may answer in the pod's place.
+async fn ask(args: &Args) -> Result<(StatusCode, String), reqwest::Error> {
+    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).timeout(args.timeout).build()?;
+    let response = client.get(args.url.clone()).send().await?;
+    let status = response.status();
+    Ok((status, response.text().await?))
+}
+
+/// The error and its causes: the first one alone says that it failed, and not that nobody listens.
+fn in_words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
