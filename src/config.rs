@@ -55,8 +55,9 @@ pub enum OnDetach {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where PostgreSQL is: a URL or a key-value string. Environment: `DATABASE_URL`. It may hold a password, so it
-    /// never appears in `Debug`, logs or errors.
+    /// Where PostgreSQL is: a URL or a key-value string in libpq's words. What it leaves out comes from libpq's
+    /// variables, service file and defaults; a word that cannot be honoured is an error that names it. Environment:
+    /// `DATABASE_URL`. It may hold a password, so it never appears in `Debug`, logs or errors.
     pub database_url: SecretString,
     /// The pod's name. Environment: `POD_NAME`. Required where [`Config::env`] is `production`; elsewhere a random
     /// one is made and logged. It must be unique among living pods, and stable across restarts if a restarted pod is
@@ -116,7 +117,8 @@ pub struct Config {
     /// How long a starting pod waits behind a predecessor of its name that is still dying. Default 2 × lease.
     #[serde(with = "humantime_serde")]
     pub acquire_timeout: Option<Duration>,
-    /// How long connecting to the server may take, handshake included. Default min(5 s, lease / 2).
+    /// How long connecting to one host may take, handshake included. Default: the connection string's
+    /// `connect_timeout`, else min(5 s, lease / 2).
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Option<Duration>,
     /// How long a statement of ours may take, on the server and on our side. Default max(1.5 s, lease / 2).
@@ -193,7 +195,7 @@ impl Config {
         Self { database_url: SecretString::from(database_url.into()), ..Self::default() }
     }
 
-    /// Reads `DATABASE_URL`, `POD_NAME` and `PODLOCK_<FIELD>` for every field of this type.
+    /// Reads `DATABASE_URL`, `POD_NAME` and `PODLOCK_<FIELD>` for every field of this type, and libpq's `PG*`.
     ///
     /// A `PODLOCK_` variable that is no setting is logged and passed over: Kubernetes makes such variables by itself
     /// for a service of that name.
