@@ -13,7 +13,7 @@ fail() {
 
 command -v docker >/dev/null 2>&1 || fail 'no docker found; install Docker (Debian, Ubuntu: docker.io) and try again'
 timeout 10 docker info >/dev/null 2>&1 ||
-    fail 'no Docker engine answers `docker info` within 10 s; start one, or see whether you may use it'
+    fail 'no Docker engine answers docker info within 10 s; start one, or see whether you may use it'
 
 if docker compose version >/dev/null 2>&1; then
     echo 'docker compose'

@@ -21,6 +21,7 @@ export COMPOSE COMPOSE_PROJECT_NAME COMPOSE_FILE POSTGRES_PASSWORD PODLOCK_LEASE
 
 made=
 outcome=1
+# shellcheck disable=SC2317 # called by the trap
 clean_up() {
     if [ -n "${POSTGRES_IMAGE:-}" ] && [ -n "${PODLOCK_IMAGE:-}" ]; then
         if [ "$outcome" -ne 0 ]; then
@@ -29,7 +30,7 @@ clean_up() {
             $COMPOSE logs --no-color --tail=60 >&2 || true
         fi
         $COMPOSE down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 ||
-            echo "compose-test: could not remove the project $COMPOSE_PROJECT_NAME, see $COMPOSE ls" >&2
+            echo "compose-test: could not remove all of $COMPOSE_PROJECT_NAME, see docker ps -a and docker volume ls" >&2
     fi
     if [ -n "$made" ]; then
         docker image rm "$made" >/dev/null 2>&1 || true

@@ -242,7 +242,9 @@ fn a_signal_before_the_pod_is_registered_ends_it_with_0() {
         let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let client = db.client().await;
         wait_for("it waits for the lock", || async {
-            let waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            // In this database: the pods of other tests wait for locks as well.
+            let waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database =
+                         (SELECT oid FROM pg_database WHERE datname = current_database())";
             let rows = client.query(waits, &[]).await.unwrap();
             if rows.is_empty() { Err("nobody waits".to_owned()) } else { Ok(()) }
         })
