@@ -70,6 +70,7 @@ pub(crate) async fn measure(lasts: Duration) -> Result<Idle> {
     let a_second_and_pod = |count: i64| count as f64 / lasts.as_secs_f64() / PODS.len() as f64;
     let by_statement: Vec<(f64, String)> =
         rows.iter().map(|row| (a_second_and_pod(row.get(1)), beginning(row.get(0)))).collect();
+    drop((outside, inside));
     for pod in pods {
         pod.kill()?;
         pod.reap().await?;

@@ -199,8 +199,8 @@ impl Bench {
         const SQL: &str = "SELECT by_pod, detail->>'trigger' FROM studio_pod_events \
              WHERE kind = 'buried' AND incarnation = $1";
         let row = self.server.client().query_one(SQL, &[&incarnation.to_string().parse::<Uuid>()?]).await?;
-        let who = if row.get::<_, &str>(0) == neighbour { "neighbour" } else { "another" };
-        Ok(format!("{who} by {}", row.get::<_, &str>(1)))
+        let who = if row.get::<_, &str>(0) == neighbour { "its neighbour" } else { "another" };
+        Ok(format!("by {who}, by {}", row.get::<_, &str>(1)))
     }
 
     async fn end(self) -> Result<()> {

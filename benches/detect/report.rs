@@ -58,8 +58,8 @@ pub(crate) fn kills(measured: &Measured) {
     for (group, kills) in &groups {
         let mut by: BTreeMap<&str, usize> = BTreeMap::new();
         kills.iter().for_each(|kill| *by.entry(&kill.by).or_default() += 1);
-        let by: Vec<String> = by.iter().map(|(by, n)| format!("{n} by the {by}")).collect();
-        println!("{group}: buried {}", by.join(", "));
+        let by: Vec<String> = by.iter().map(|(by, n)| format!("{n} {by}")).collect();
+        println!("{group}: buried {}", by.join("; "));
     }
 }
 

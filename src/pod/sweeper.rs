@@ -22,6 +22,9 @@ use crate::runs::StopReason;
 const FORMER_BACKENDS: usize = 8;
 /// Notices that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already. All at once they
+/// would only be in each other's way: whoever claims first has them all, as far as it has room.
+const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
 
 /// Keeps a control session until the pod stops, and sweeps on it.
 pub(crate) async fn run(local: &Local, first: Session) {
@@ -242,14 +245,14 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
     let is_ours = notice.incarnation == Some(shared.incarnation());
     match (notice.event.as_deref(), notice.ask.as_deref()) {
         (Some("buried"), _) => {
-            shared.recover_now.notify_one();
+            recover_within(local, BURIER_GOES_FIRST);
             publish(local, notice);
             Some(GATHER)
         }
         (Some("joined" | "draining"), _) => {
             // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
             if notice.reason.is_some() && !is_ours {
-                local.recover_by(Some(Instant::now() + shared.settings.hold_probe_interval));
+                recover_within(local, shared.settings.hold_probe_interval);
             }
             publish(local, notice);
             Some(GATHER)
@@ -282,6 +285,14 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             None
         }
         _ => None,
+    }
+}
+
+/// A recovery pass is due after `wait` at the latest.
+fn recover_within(local: &Local, wait: Duration) {
+    let at = Instant::now() + wait;
+    if at < local.recover_at() {
+        local.recover_by(Some(at));
     }
 }
 

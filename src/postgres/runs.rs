@@ -308,20 +308,6 @@ pub(crate) async fn claim(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    claim_any(db, own, wanted, crash_reasons).await
-}
-
-/// Has the server parse and plan [`claim`] by claiming nothing: the first claim is as quick as the next.
-pub(crate) async fn rehearse_claim(db: &Database, own: Incarnation) -> Result<()> {
-    claim_any(db, own, &[], &[]).await.map(drop)
-}
-
-async fn claim_any(
-    db: &Database,
-    own: Incarnation,
-    wanted: &[Candidate],
-    crash_reasons: &[&str],
-) -> Result<Vec<Claimed>> {
     let ids: Vec<_> = wanted.iter().map(|c| c.run_id.as_uuid()).collect();
     let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();

@@ -88,9 +88,6 @@ struct Report {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut passes = Passes::default();
     let mut due = Duration::ZERO;
-    if let Err(e) = runs::rehearse_claim(&shared.db, shared.incarnation()).await {
-        tracing::debug!(target: "podlock", event = "unrehearsed", pod = %shared.pod_id, error = %e, "the first claim will be slower");
-    }
     loop {
         tokio::select! {
             biased;

@@ -191,9 +191,15 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
         let eyes = sql::connect(&db.url).await;
         let row = db.client.transaction().await.unwrap();
-        row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        // The burier stands before the roster. What it sends after its look commits without it, so it freezes here.
+        row.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
         a.signal(Signal::KILL);
-        let (burier, _) = burier_of(&eyes, "a", &[]).await;
+        let burier: String = eventually(SOON, "a watch is granted and looks", || async {
+            let sql = "SELECT split_part(application_name, '/', 2) FROM pg_stat_activity \
+                       WHERE application_name LIKE '%/watch' AND wait_event_type = 'Lock' AND query LIKE 'WITH roster%'";
+            eyes.query_opt(sql, &[]).await.unwrap().map(|row| row.get(0)).ok_or("nobody".to_owned())
+        })
+        .await;
         let frozen = if burier == "b" { &b } else { &c };
         frozen.freeze();
         let from = Instant::now();
