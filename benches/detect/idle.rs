@@ -45,7 +45,11 @@ pub(crate) async fn measure(lasts: Duration) -> Result<Idle> {
     let settings = config.validate()?;
     let lease = humantime::format_duration(settings.lease).to_string();
     for name in PODS {
-        let pod = Process::start(&["pod", "--name", name, "--lease", &lease, "--runs", "0"], &url, &ear)?;
+        let pod = Process::start(
+            &["pod", "--name", name, "--schema", "public", "--lease", &lease, "--runs", "0"],
+            &url,
+            &ear,
+        )?;
         ready(&mut ear, &pod).await?;
         pods.push(pod);
     }

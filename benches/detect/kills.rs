@@ -1,4 +1,4 @@
-//! The kills: of pods, and in between of the floor's holders, so that whatever else the machine does meets both.
+//! The kills: of pods, and in between of the floor's, so that whatever else the machine does meets both.
 //!
 //! Four pods stand in the ring as anchor → first → second → far, each watching the next, and the last the anchor.
 //! Anchor and far live throughout, and so are settled. In turn *first* is killed, whose neighbour (the one that watches
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use podlock::throwaway::Server as Postgres;
 use podlock::{Config, Incarnation};
+use rustix::process::Pid;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -74,7 +75,7 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Measured> {
     while measured.settled.len() < settled || measured.unsettled.len() < unsettled {
         for slot in [FIRST, SECOND] {
             bench.wait_until_whole().await?;
-            measured.floor.push(bench.kill_holder().await?);
+            measured.floor.push(bench.kill_for_the_floor().await?);
             let age = bench.pods[slot - 1].since.elapsed();
             let kill = bench.kill_pod(slot).await?;
             let settle = bench.settle;
@@ -116,8 +117,9 @@ struct Bench {
     ring: Vec<(String, i64)>,
     pods: Vec<Member>,
     waiter: Process,
-    holder: Process,
-    key: i64,
+    alone: Member,
+    /// The lock of the floor's pod, and the row that is deleted next.
+    floor: (i64, i64),
     last_kill: Instant,
 }
 
@@ -125,6 +127,7 @@ impl Bench {
     async fn set_up(url: String, plan: &Plan) -> Result<Self> {
         let config = Config::new(&url).lease(plan.lease);
         podlock::migrate::up(&config).await?;
+        podlock::migrate::up(&config.clone().schema(floor::POD_SCHEMA)).await?;
         let server = Server::new(connect(&url).await?).await?;
         server.client().batch_execute(floor::SCHEMA).await?;
         let observer = Observer::start(url.clone())?;
@@ -133,15 +136,16 @@ impl Bench {
         let mut pods = Vec::new();
         for (slot, (name, _)) in ring.iter().enumerate() {
             let runs = if slot == FIRST || slot == SECOND { plan.runs } else { 0 };
-            pods.push(start_pod(&url, name, plan.lease, runs, &mut ear).await?);
+            pods.push(start_pod(&url, name, "public", plan.lease, runs, &mut ear).await?);
         }
         let waiter = Process::start(&["waiter"], &url, &ear)?;
         ready(&mut ear, &waiter).await?;
-        let holder = start_holder(&url, 1, &mut ear).await?;
+        let floor = (server.floor_key().await?, 1);
+        let alone = start_alone(&url, plan, &mut ear).await?;
         let settle = config.validate()?.settle;
         tokio::time::sleep(settle + MARGIN + Duration::from_secs(1)).await;
         let (lease, runs, last_kill) = (plan.lease, plan.runs, Instant::now());
-        Ok(Self { url, lease, settle, runs, server, observer, ear, ring, pods, waiter, holder, key: 1, last_kill })
+        Ok(Self { url, lease, settle, runs, server, observer, ear, ring, pods, waiter, alone, floor, last_kill })
     }
 
     /// Every pod watches the next, and the last loss is out of the window in which another would be looked at twice.
@@ -151,16 +155,19 @@ impl Bench {
         Ok(())
     }
 
-    async fn kill_holder(&mut self) -> Result<f64> {
-        self.waiter.tell(&self.key.to_string()).await?;
-        self.server.somebody_waits(self.key).await?;
+    async fn kill_for_the_floor(&mut self) -> Result<f64> {
+        let (lock, row) = self.floor;
+        self.server.client().execute("INSERT INTO floor VALUES ($1)", &[&row]).await?;
+        self.waiter.tell(&format!("{lock} {row}")).await?;
+        self.server.somebody_waits(lock).await?;
         jitter().await;
-        let gone = self.observer.watch(Row::Floor(self.key)).await?;
-        let killed = self.holder.kill()?;
+        let gone = self.observer.watch(Row::Floor(row)).await?;
+        let killed = self.alone.process.kill()?;
         let gone = gone.await?.ms_since(killed);
-        self.key += 1;
-        let next = start_holder(&self.url, self.key, &mut self.ear).await?;
-        std::mem::replace(&mut self.holder, next).reap().await?;
+        self.floor.1 += 1;
+        let plan = Plan { kills: 0, lease: self.lease, runs: self.runs };
+        let next = start_alone(&self.url, &plan, &mut self.ear).await?;
+        std::mem::replace(&mut self.alone, next).process.reap().await?;
         Ok(gone)
     }
 
@@ -177,7 +184,7 @@ impl Bench {
         while begun.len() < self.runs {
             let News { from, says } = self.ear.next("the killed pod's runs to begin elsewhere").await?;
             match says {
-                Says::Begun { at, attempt: 2, .. } if from != self.pods[slot].process.pid => {
+                Says::Begun { at, attempt: 2, .. } if self.is_neighbour(slot, from) => {
                     begun.push(at.ms_since(killed));
                 }
                 Says::Begun { .. } | Says::Ready { .. } => {}
@@ -190,9 +197,14 @@ impl Bench {
             all_executing: begun.last().copied().unwrap_or(f64::NAN),
             by: self.buried_by(incarnation, &self.ring[slot - 1].0).await?,
         };
-        let again = start_pod(&self.url, &name, self.lease, self.pods[slot].runs, &mut self.ear).await?;
+        let again = start_pod(&self.url, &name, "public", self.lease, self.pods[slot].runs, &mut self.ear).await?;
         std::mem::replace(&mut self.pods[slot], again).process.reap().await?;
         Ok(kill)
+    }
+
+    /// Whether it is one of the killed pod's neighbours that speaks.
+    fn is_neighbour(&self, killed: usize, from: Pid) -> bool {
+        self.pods.iter().enumerate().any(|(slot, pod)| slot != killed && pod.process.pid == from)
     }
 
     async fn buried_by(&self, incarnation: Incarnation, neighbour: &str) -> Result<String> {
@@ -204,7 +216,7 @@ impl Bench {
     }
 
     async fn end(self) -> Result<()> {
-        let processes = self.pods.into_iter().map(|p| p.process).chain([self.waiter, self.holder]);
+        let processes = self.pods.into_iter().map(|p| p.process).chain([self.waiter, self.alone.process]);
         for process in processes {
             process.kill()?;
             process.reap().await?;
@@ -213,17 +225,17 @@ impl Bench {
     }
 }
 
-async fn start_pod(url: &str, name: &str, lease: Duration, runs: usize, ear: &mut Ear) -> Result<Member> {
-    let lease = humantime::format_duration(lease).to_string();
-    let process = Process::start(&["pod", "--name", name, "--lease", &lease, "--runs", &runs.to_string()], url, ear)?;
+async fn start_pod(url: &str, name: &str, schema: &str, lease: Duration, runs: usize, ear: &mut Ear) -> Result<Member> {
+    let (lease, count) = (humantime::format_duration(lease).to_string(), runs.to_string());
+    let args = ["pod", "--name", name, "--schema", schema, "--lease", &lease, "--runs", &count];
+    let process = Process::start(&args, url, ear)?;
     let incarnation = ready(ear, &process).await?.ok_or("a pod has no incarnation")?;
     Ok(Member { process, incarnation, since: Instant::now(), runs })
 }
 
-async fn start_holder(url: &str, key: i64, ear: &mut Ear) -> Result<Process> {
-    let process = Process::start(&["holder", "--key", &key.to_string()], url, ear)?;
-    ready(ear, &process).await?;
-    Ok(process)
+/// The floor's pod.
+async fn start_alone(url: &str, plan: &Plan, ear: &mut Ear) -> Result<Member> {
+    start_pod(url, floor::POD, floor::POD_SCHEMA, plan.lease, plan.runs, ear).await
 }
 
 /// Waits until a process is ready.

@@ -2,7 +2,7 @@
 //! that is taken in the same run; and what a fleet costs while nothing happens.
 //!
 //! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to a private server that
-//! is gone afterwards. The pods, the holders of the floor's lock and its waiter are this very program, started again.
+//! is gone afterwards. The pods and the floor's waiter are this very program, started again.
 
 mod clock;
 mod floor;
@@ -26,7 +26,7 @@ pub(crate) type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Resul
 #[derive(Parser)]
 #[command(name = "bench-detect", about = "How fast a death is noticed, beside the floor of bare SQL")]
 struct Args {
-    /// How many pods to kill, half of them beside a settled neighbour, and as many holders of the floor's lock
+    /// How many pods to kill, half of them beside a settled neighbour, and as many for the floor
     #[arg(long, default_value_t = 200)]
     kills: usize,
     /// For how many seconds three pods are left idle; 0 leaves this part out
@@ -53,15 +53,12 @@ enum Part {
     Pod {
         #[arg(long)]
         name: String,
+        #[arg(long)]
+        schema: String,
         #[arg(long, value_parser = humantime::parse_duration)]
         lease: Duration,
         #[arg(long)]
         runs: usize,
-    },
-    /// A process that holds an advisory lock and has a row.
-    Holder {
-        #[arg(long)]
-        key: i64,
     },
     /// The bare waiter.
     Waiter,
@@ -83,13 +80,9 @@ fn main() -> Result<()> {
 async fn play(part: Part) -> Result<()> {
     let url = std::env::var("DATABASE_URL")?;
     match part {
-        Part::Pod { name, lease, runs } => {
+        Part::Pod { name, schema, lease, runs } => {
             process::listen(|_| {})?;
-            pod::play(&url, &name, lease, runs).await
-        }
-        Part::Holder { key } => {
-            process::listen(|_| {})?;
-            floor::hold(&url, key).await
+            pod::play(&url, &name, &schema, lease, runs).await
         }
         Part::Waiter => floor::wait(&url).await,
     }

@@ -11,8 +11,8 @@ use crate::process::{Says, say};
 
 const KIND: &str = "bench";
 
-pub(crate) async fn play(url: &str, name: &str, lease: Duration, runs: usize) -> Result<()> {
-    let config = Config::new(url).name(name).lease(lease);
+pub(crate) async fn play(url: &str, name: &str, schema: &str, lease: Duration, runs: usize) -> Result<()> {
+    let config = Config::new(url).name(name).schema(schema).lease(lease);
     let pod = Pod::builder(config).handler(KIND, handle).start().await?;
     for _ in 0..runs {
         pod.start(NewRun::new(KIND)).await?;

@@ -19,7 +19,7 @@ const WRITES_GOAL: f64 = 0.15;
 pub(crate) fn kills(measured: &Measured) {
     let f = &measured.facts;
     println!(
-        "\n{} kills of pods with {} runs each, {} of the floor's holders; lease {}; {} cores, load {} before and {} \
+        "\n{} kills of pods with {} runs each, {} for the floor; lease {}; {} cores, load {} before and {} \
          after;\nPostgreSQL {}, synchronous_commit {}, fsync {}. Milliseconds from just before the SIGKILL.\n",
         measured.settled.len() + measured.unsettled.len(),
         f.runs,
@@ -34,7 +34,7 @@ pub(crate) fn kills(measured: &Measured) {
     );
     let mut table = table(&["", "n", "min", "median", "p90", "p99", "max", "of floor", "goal", ""]);
     let floor = Spread::of(measured.floor.clone());
-    table.add_row(row("floor: row gone", &floor, None, "", None));
+    table.add_row(row("floor: bare SQL", &floor, None, "", None));
     let all: Vec<&Kill> = measured.settled.iter().chain(&measured.unsettled).collect();
     let groups = [
         ("neighbour settled", measured.settled.iter().collect()),

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, Statement};
 
-use crate::Result;
 use crate::process::SOON;
+use crate::{Result, floor};
 
 /// Questions to the server about locks and names.
 pub(crate) struct Server {
@@ -40,6 +40,12 @@ impl Server {
         }
         places.sort_by_key(|(_, key)| *key);
         Ok(places)
+    }
+
+    /// The key of the lock that the floor's pod holds.
+    pub(crate) async fn floor_key(&self) -> Result<i64> {
+        let sql = format!("SELECT {}.studio_lock_key($1)", floor::POD_SCHEMA);
+        Ok(self.client.query_one(&sql, &[&floor::POD]).await?.get(0))
     }
 
     /// Resolves when every pod's watch session waits for the lock of the next.

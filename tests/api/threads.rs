@@ -28,6 +28,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::Outcome>();
     crosses::<podlock::Phase>();
     crosses::<Pod>();
+    crosses::<podlock::PasswordRequest>();
     crosses::<PodBuilder>();
     crosses::<podlock::PodEvent>();
     crosses::<podlock::PodId>();
@@ -40,6 +41,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::StopReason>();
     crosses::<podlock::WorstCase>();
     crosses::<podlock::config::Keepalives>();
+    crosses::<migrate::Access>();
     crosses::<migrate::Version>();
     crosses::<podlock::operator::AttemptRow>();
     crosses::<EventFilter>();
