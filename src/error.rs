@@ -224,12 +224,22 @@ struct Inner {
     todo: Option<String>,
     run: Option<RunId>,
     sqlstate: Option<String>,
+    unconnected: bool,
     source: Option<Source>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        let inner = Inner { kind, what: what.into(), left: None, todo: None, run: None, sqlstate: None, source: None };
+        let inner = Inner {
+            kind,
+            what: what.into(),
+            left: None,
+            todo: None,
+            run: None,
+            sqlstate: None,
+            unconnected: false,
+            source: None,
+        };
         Self(Box::new(inner))
     }
 
@@ -266,6 +276,17 @@ impl Error {
             ErrorKind::SessionLost | ErrorKind::Timeout => self.left(left),
             _ => self,
         }
+    }
+
+    /// Says that no connection could be had: whatever was to be sent was not.
+    pub(crate) fn unconnected(mut self) -> Self {
+        self.0.unconnected = true;
+        self
+    }
+
+    /// True if no connection could be had, for whatever reason: nothing was sent.
+    pub(crate) fn is_unconnected(&self) -> bool {
+        self.0.unconnected
     }
 
     /// Names the step in which a failure of the database happened.

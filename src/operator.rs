@@ -30,7 +30,7 @@ use crate::id::{Incarnation, RunId};
 use crate::postgres::dial::Dialer;
 use crate::postgres::pool::Database;
 use crate::postgres::schema::Schema;
-use crate::postgres::session::{Opener, Role};
+use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
 
 pub use filter::{EventFilter, PodFilter, RunFilter};
@@ -71,7 +71,7 @@ impl Operator {
         let settings = Arc::new(config.validate()?);
         let dialer = Dialer::new(config, &settings)?;
         let schema = Schema::new(&config.schema);
-        let database = Database::new(&dialer, &settings, schema.clone(), &Role::Operator.application_name(None))?;
+        let database = Database::new(&dialer, &settings, schema.clone(), None)?;
         let operator = Self::new(database, Opener { dialer, settings, schema, pod: None });
         queries::last_event(&operator.database).await?;
         Ok(operator)

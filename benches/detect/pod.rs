@@ -5,14 +5,13 @@ use std::time::Duration;
 use podlock::{Config, NewRun, Outcome, Pod, Run};
 use serde_json::json;
 
-use crate::Result;
-use crate::clock;
 use crate::process::{Says, say};
+use crate::{Result, clock, floor};
 
 const KIND: &str = "bench";
 
 pub(crate) async fn play(url: &str, name: &str, schema: &str, lease: Duration, runs: usize) -> Result<()> {
-    let config = Config::new(url).name(name).schema(schema).lease(lease);
+    let config = Config::new(url).name(name).schema(schema).lease(lease).with(|c| c.push = schema != floor::POD_SCHEMA);
     let pod = Pod::builder(config).handler(KIND, handle).start().await?;
     for _ in 0..runs {
         pod.start(NewRun::new(KIND)).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
+use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,9 +17,15 @@ pub(crate) struct Environment(BTreeMap<String, String>);
 impl Environment {
     /// Those of this process. A value that is not UTF-8 counts as not set.
     pub(crate) fn of_process() -> Self {
-        std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect()
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let mut environment: Self = std::env::vars_os().filter_map(text).collect();
+        // Without HOME, what the system has on record for the user, as libpq does.
+        if environment.get("HOME").is_none()
+            && let Some(home) = std::env::home_dir().and_then(|home| home.into_os_string().into_string().ok())
+        {
+            environment.0.insert("HOME".to_owned(), home);
+        }
+        environment
     }
 
     /// The value of a variable. Empty counts as not set.

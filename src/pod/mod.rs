@@ -28,7 +28,7 @@ use crate::postgres::migrate::Policy;
 use crate::postgres::pool::Database;
 use crate::postgres::runs::{self as statements, Cancelled};
 use crate::postgres::schema::Schema;
-use crate::postgres::session::{Opener, Role};
+use crate::postgres::session::Opener;
 use crate::runs::{self, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason};
 use shared::{Parts, Shared};
 
@@ -93,8 +93,7 @@ impl PodBuilder {
         let pod_id = self.config.resolve_name()?;
         let dialer = Dialer::new(&self.config, &settings)?;
         let schema = Schema::new(&self.config.schema);
-        let pool_name = Role::Pool.application_name(Some(&pod_id));
-        let db = Database::new(&dialer, &settings, schema.clone(), &pool_name)?;
+        let db = Database::new(&dialer, &settings, schema.clone(), Some(&pod_id))?;
         let opener = Opener { dialer, settings: Arc::clone(&settings), schema, pod: Some(pod_id.clone()) };
         let runtime = tokio::runtime::Handle::current();
         let shared = Shared::new(Parts { pod_id, settings, db, handlers: self.handlers, runtime });

@@ -14,6 +14,7 @@ use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
+use crate::postgres::errors::leaves_sound;
 use crate::postgres::pods::{self, Look};
 use crate::postgres::session::{Backend, Role, Session};
 use crate::runs::StopReason;
@@ -55,6 +56,10 @@ pub(crate) async fn run(local: &Local, first: Session) {
             };
             match opened {
                 Ok(opened) => session = Some(opened),
+                // Without it the pod has no witness and sweeps nothing: what does not pass by itself, somebody has to know.
+                Err(e) if !e.is_transient() => {
+                    tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session, and it needs a hand")
+                }
                 Err(e) => {
                     tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session yet")
                 }
@@ -173,7 +178,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
 
 /// Whether the server answered with an error that leaves the session usable.
 pub(crate) fn refused(error: &crate::Error) -> bool {
-    error.sqlstate().is_some() && !error.is_session_lost()
+    error.sqlstate().is_some_and(leaves_sound) && !error.is_session_lost()
 }
 
 fn sweep_delay(local: &Local) -> Duration {

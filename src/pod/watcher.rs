@@ -55,6 +55,9 @@ pub(crate) async fn run(local: &Local) {
                 );
                 return;
             }
+            Err(e) if !e.is_transient() => {
+                tracing::warn!(target: "podlock", event = "watch_failed", pod = %shared.pod_id, error = %e, "no watch session, and it needs a hand; deaths are found by the sweep")
+            }
             Err(e) => {
                 tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.pod_id, cause = %e, "lost the watch session; opening another")
             }

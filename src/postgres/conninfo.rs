@@ -15,7 +15,7 @@ use tokio_postgres::config::ChannelBinding;
 
 use crate::config::{Environment, PasswordRequest};
 use crate::error::{Error, ErrorKind, Result};
-use files::Login;
+use files::{Login, Passfile};
 use words::{Values, bad_value};
 
 const DEFAULT_PORT: u16 = 5432;
@@ -133,7 +133,7 @@ pub(crate) struct ConnInfo {
     pub(crate) user: String,
     pub(crate) dbname: String,
     password: Option<SecretString>,
-    passfile: Option<PathBuf>,
+    passfile: Option<Passfile>,
     pub(crate) options: Option<String>,
     pub(crate) application_name: Option<String>,
     pub(crate) connect_timeout: Option<Duration>,
@@ -178,8 +178,11 @@ impl ConnInfo {
         };
         let dbname = values.get("dbname").unwrap_or(&user).to_owned();
         let targets = targets(values)?;
+        let by_tcp = targets.iter().any(|target| matches!(target, Target::Tcp { .. }));
+        let tls = tls_words(values, environment, by_tcp)?;
         require_primary(values)?;
-        let passfile = values.get("passfile").map(PathBuf::from).or_else(|| in_home(environment, ".pgpass"));
+        let usual = || in_home(environment, ".pgpass").map(|path| Passfile { path, named: false });
+        let passfile = values.get("passfile").map(|path| Passfile { path: path.into(), named: true }).or_else(usual);
         let channel_binding = match values.get("channel_binding") {
             None | Some("prefer") => ChannelBinding::Prefer,
             Some("disable") => ChannelBinding::Disable,
@@ -198,7 +201,7 @@ impl ConnInfo {
             connect_timeout: seconds(values, "connect_timeout")?,
             channel_binding,
             socket: socket_words(values)?,
-            tls: tls_words(values, environment)?,
+            tls,
         })
     }
 
@@ -353,7 +356,8 @@ fn seconds(values: &Values, name: &str) -> Result<Option<Duration>> {
     Ok(number(values, name)?.filter(|n| *n > 0).map(|n| Duration::from_secs(u64::from(n))))
 }
 
-fn tls_words(values: &Values, environment: &Environment) -> Result<TlsWords> {
+/// `spoken`: whether any host is reached in a way that can bear TLS.
+fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result<TlsWords> {
     let system = values.get("sslrootcert") == Some("system");
     let mode = match values.get("sslmode") {
         Some("disable") => SslMode::Disable,
@@ -390,13 +394,14 @@ fn tls_words(values: &Values, environment: &Environment) -> Result<TlsWords> {
         if system { Some(Roots::System) } else { given("sslrootcert").or_else(|| usual("root.crt")).map(Roots::File) };
     // As libpq: a trust root that is there is used.
     let mode = if mode == SslMode::Require && roots.is_some() { SslMode::VerifyCa } else { mode };
-    if mode >= SslMode::VerifyCa && roots.is_none() {
+    let spoken = spoken && mode != SslMode::Disable;
+    if spoken && mode >= SslMode::VerifyCa && roots.is_none() {
         return Err(refuse(
             "the connection string asks to verify the server's certificate, and names nobody to trust",
             "name the authority's file by sslrootcert, or write sslrootcert=system",
         ));
     }
-    let certificate = if values.get("sslcertmode") == Some("disable") {
+    let certificate = if !spoken || values.get("sslcertmode") == Some("disable") {
         None
     } else {
         given("sslcert").or_else(|| usual("postgresql.crt"))

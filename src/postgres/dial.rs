@@ -136,7 +136,12 @@ impl Dialer {
         let Some(second) = second else { return Err(refused) };
         match self.handshake(step, target, application_name, password.as_ref(), second).await {
             Err(e) if may_do_otherwise(&e) => Err(e.during(&format!("after another way had failed ({refused})"))),
-            done => done,
+            done => {
+                if done.is_ok() && second == Protection::Plain && refused.kind() == ErrorKind::Tls {
+                    tracing::warn!(target: "podlock", event = "tls_downgraded", server = %target, cause = %refused, "connected without TLS, as sslmode=prefer permits: the handshake failed");
+                }
+                done
+            }
         }
     }
 
@@ -149,7 +154,8 @@ impl Dialer {
                 .todo("see what Config::password_from was given; it is asked again at the next try")
                 .caused_by(e)
         };
-        let asked = AbortOnDropHandle::new(runtime.spawn(source.ask(self.info.request(target))));
+        let (source, request) = (source.clone(), self.info.request(target));
+        let asked = AbortOnDropHandle::new(runtime.spawn(async move { source.ask(request).await }));
         asked.await.map_err(|e| failed(e.into()))?.map(Some).map_err(failed)
     }
 
@@ -167,7 +173,7 @@ impl Dialer {
             Ok((client, connection)) => Ok(Dialled { client, connection, local_port }),
             Err(e) => {
                 let direct = self.tls.words().direct && errors::is_io(&e);
-                let failed = errors::translate(step, e);
+                let failed = errors::translate_handshake(step, e);
                 // An older server hangs up.
                 Err(if direct { failed.todo("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
             }
@@ -301,6 +307,11 @@ impl<'a> Attempts<'a> {
                 let index = (self.first + self.made - 1) % self.dialer.info.targets.len();
                 self.dialer.good.store(index, Ordering::Relaxed);
                 return Some(done);
+            }
+            // As libpq: a password that one host refuses is not offered to the next.
+            Err(e) if e.kind() == ErrorKind::AuthFailed => {
+                self.worst = Some(e);
+                self.made = self.dialer.info.targets.len();
             }
             Err(e) if self.worst.as_ref().is_none_or(|w| says(&e) > says(w)) => self.worst = Some(e),
             Err(_) => {}

@@ -6,6 +6,27 @@ use super::conninfo::Target;
 use super::tls;
 use crate::error::{Error, ErrorKind};
 
+/// Translates an error of a handshake, in which TLS may be what failed.
+pub(crate) fn translate_handshake(step: &str, error: tokio_postgres::Error) -> Error {
+    if let Some(fault) = tls::fault(&error) {
+        let text = format!("{step}: {}", chain(&error));
+        return Error::new(ErrorKind::Tls, text).todo(tls::advice(fault)).caused_by(error);
+    }
+    if tls::is_unusable_host(&error) {
+        return Error::new(ErrorKind::Config, format!("{step}: no certificate can be made out to this host"))
+            .left("no connection was made")
+            .todo("name the host by a DNS name or an address")
+            .caused_by(error);
+    }
+    translate(step, error)
+}
+
+/// Whether an answer of the server leaves the connection as good as before. A kept plan that no longer fits its tables
+/// (0A000) would fail again and again.
+pub(crate) fn leaves_sound(sqlstate: &str) -> bool {
+    sqlstate != "0A000"
+}
+
 /// Translates a driver's error that happened in `step`.
 pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
     let Some(db) = error.as_db_error() else {
@@ -163,9 +184,6 @@ pub(crate) const REFUSED_BY_DRIVER: &[(&str, ErrorKind, &str)] = &[
 
 fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
     let text = chain(error);
-    if let Some(fault) = tls::fault(error) {
-        return Some(Error::new(ErrorKind::Tls, format!("{step}: {text}")).todo(tls::advice(fault)));
-    }
     // A connection that broke in the handshake says nothing about TLS.
     if is_io(error) {
         return None;

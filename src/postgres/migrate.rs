@@ -76,7 +76,7 @@ enum Standing {
 /// # Errors
 ///
 /// As connecting; [`ErrorKind::Forbidden`] if the role may not create the schema or its tables;
-/// [`ErrorKind::SchemaIncompatible`] if the database is newer than this binary, or an applied version was changed;
+/// [`ErrorKind::SchemaIncompatible`] if the database excludes this binary, or has other migrations under its versions;
 /// [`ErrorKind::Timeout`] if another migrates for longer than a minute.
 ///
 /// # Cancel safety
@@ -118,18 +118,21 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
     let quoted = Schema::new(schema).quoted().to_owned();
-    let mut script =
-        format!("BEGIN;\nCREATE SCHEMA IF NOT EXISTS {quoted};\nSET LOCAL search_path = {quoted}, pg_temp;\n");
+    let mut script = "BEGIN;\n".to_owned();
     if from <= 0 {
+        // Looked for first: whoever owns the schema need not have the right to create one.
+        let literal = quoted.replace('\'', "''");
         script.push_str(&format!(
-            "CREATE TABLE {HISTORY_TABLE} (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), \
-             checksum varchar(255));\n"
+            "DO $podlock$ BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
+             END IF;\nEND $podlock$;\nSET LOCAL search_path = {quoted}, pg_temp;\nCREATE TABLE {HISTORY_TABLE} (version int4 \
+             PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));\n"
         ));
     } else {
         script.push_str(&format!(
-            "LOCK TABLE {HISTORY_TABLE};\nDO $$ BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {HISTORY_TABLE}) <> {from} THEN\n        \
-             RAISE EXCEPTION 'the schema is not at version {from}'\n            \
-             USING HINT = 'podlock migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND $$;\n"
+            "SET LOCAL search_path = {quoted}, pg_temp;\nLOCK TABLE {HISTORY_TABLE};\nDO $podlock$ BEGIN\n    IF (SELECT \
+             pg_catalog.max(version) FROM {HISTORY_TABLE}) IS DISTINCT FROM {from} THEN\n        RAISE EXCEPTION 'the schema is \
+             not at version {from}'\n            USING HINT = 'podlock migrate status shows its versions; give the newest \
+             applied one to --from.';\n    END IF;\nEND $podlock$;\n"
         ));
     }
     for migration in known(i32::MAX).iter().filter(|m| m.version() > from) {
@@ -145,6 +148,18 @@ pub fn sql(schema: &str, from: i32) -> String {
     script.push_str("COMMIT;\n");
     script
 }
+
+/// Every function of the schema. A test compares the list with what there is.
+const FUNCTIONS: [&str; 8] = [
+    "studio_lock_key(text)",
+    "studio_witness_key(text)",
+    "studio_channel()",
+    "studio_lock(bigint, integer)",
+    "studio_watch(bigint, bigint, integer, integer)",
+    "studio_holds(bigint, integer)",
+    "studio_append_event(text, text, uuid, text, jsonb)",
+    "studio_drain(text)",
+];
 
 /// What a role may do on podlock's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +196,10 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         for sequence in ["studio_fence", "studio_beat"] {
             grant("USAGE", &format!("SEQUENCE @.{sequence}"));
         }
-        grant("EXECUTE", &format!("ALL FUNCTIONS IN SCHEMA {}", schema.quoted()));
+        // By name: the schema may hold functions of the service, which are none of ours to give away.
+        for function in FUNCTIONS {
+            grant("EXECUTE", &format!("FUNCTION @.{function}"));
+        }
     }
     script.push_str("COMMIT;\n");
     script
@@ -210,7 +228,7 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
         return Ok(Vec::new());
     }
     lock(session).await?;
-    let applied = apply(session, policy.knows).await;
+    let applied = up_under_lock(session, policy.knows).await;
     // Closing the session would do it too, but not before the next pod's first try.
     let unlocked = session
         .query(
@@ -222,6 +240,14 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
     let applied = applied?;
     unlocked?;
     Ok(applied)
+}
+
+/// Whoever held the lock before may have done it all, and may have made it a schema that excludes this binary.
+async fn up_under_lock(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
+    if standing(session, knows).await? == Standing::Usable {
+        return Ok(Vec::new());
+    }
+    apply(session, knows).await
 }
 
 async fn open(config: &Config) -> Result<Session> {

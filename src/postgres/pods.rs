@@ -402,10 +402,12 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
        RETURNING p.pod_id, p.incarnation, d.reason, d.detail \
      ), ended AS ( \
        UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6 \
-         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL \
+         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation \
+     ), first AS MATERIALIZED ( \
+       SELECT pg_catalog.count(*) AS rows FROM ended \
      ), logged AS MATERIALIZED ( \
-       SELECT gone.incarnation, \
-           @.studio_append_event('buried', gone.pod_id, gone.incarnation, $6, gone.detail) AS idx FROM gone \
+       SELECT g.incarnation, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, g.detail) AS idx \
+         FROM (SELECT pod_id, incarnation, detail FROM gone ORDER BY pod_id) g CROSS JOIN first WHERE first.rows >= 0 \
      ) SELECT proof.given, logged.incarnation FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
 
 /// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
@@ -440,7 +442,12 @@ pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
         Prepared { template: BURY, types: BURY_TYPES },
         super::runs::CANDIDATES,
     ];
-    session.prepare("preparing for burials", &STATEMENTS).await?;
+    let step = "preparing for burials";
+    session.prepare(step, &STATEMENTS).await?;
+    if let Err(e) = session.execute_batch(step, &session.schema().sql(REHEARSE_LOG)).await {
+        session.execute_batch(step, "ROLLBACK").await?;
+        return Err(e);
+    }
     let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
     let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
     let kinds: [&str; 0] = [];
@@ -455,6 +462,11 @@ pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
     let txn = session.begin("rehearsing a burial").await?;
     commit_burials(txn, &proof, &[], &by, (super::runs::CANDIDATES.template, &candidates)).await.map(drop)
 }
+
+/// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
+/// in the log's numbers, as any transaction does that is undone. It waits for nobody.
+pub(crate) const REHEARSE_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
+     SELECT @.studio_append_event('claimed', '', pg_catalog.gen_random_uuid(), '', '{}'); ROLLBACK";
 
 /// An entry for the event log.
 #[derive(Clone, Debug, Serialize)]

@@ -13,8 +13,10 @@ use super::conninfo::Target;
 use super::dial::Dialer;
 use super::errors;
 use super::schema::Schema;
+use super::session::Role;
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::PodId;
 
 /// The pool with its schema and its time limits. Cheap to clone.
 #[derive(Clone)]
@@ -29,13 +31,15 @@ pub(crate) struct Database {
 
 impl Database {
     /// Makes the pool. Connects to nothing yet.
-    pub(crate) fn new(dialer: &Dialer, settings: &Settings, schema: Schema, application: &str) -> Result<Self> {
-        let application = dialer.application_name().unwrap_or(application).to_owned();
+    pub(crate) fn new(dialer: &Dialer, settings: &Settings, schema: Schema, pod: Option<&PodId>) -> Result<Self> {
+        let role = if pod.is_some() { Role::Pool } else { Role::Operator };
+        let application = dialer.application_name().map_or_else(|| role.application_name(pod), ToOwned::to_owned);
         let manager = Manager {
             dialer: dialer.clone(),
             application,
             sets: set_statements(settings),
             limit: settings.statement_timeout,
+            rehearses: pod.map(|_| schema.clone()),
         };
         let connecting = dialer.timeout() + settings.statement_timeout;
         let pool = managed::Pool::builder(manager)
@@ -81,7 +85,7 @@ impl Database {
         // A statement that the server refused leaves the connection idle; anything else leaves it unknown.
         let idle = match &rows {
             Ok(_) => true,
-            Err(e) => e.sqlstate().is_some() && e.kind() != ErrorKind::Standby,
+            Err(e) => e.sqlstate().is_some_and(errors::leaves_sound) && e.kind() != ErrorKind::Standby,
         };
         if idle {
             client.give_back();
@@ -105,6 +109,10 @@ impl Database {
     }
 
     async fn get(&self, step: &str) -> Result<Leased> {
+        self.get_any(step).await.map_err(|e| if e.kind() == ErrorKind::Stopped { e } else { e.unconnected() })
+    }
+
+    async fn get_any(&self, step: &str) -> Result<Leased> {
         let Ok(got) = tokio::time::timeout(self.get_limit, self.pool.get()).await else {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
         };
@@ -144,6 +152,8 @@ struct Manager {
     application: String,
     sets: String,
     limit: Duration,
+    /// For pods: where what a claim needs is made ready.
+    rehearses: Option<Schema>,
 }
 
 impl managed::Manager for Manager {
@@ -180,7 +190,26 @@ impl Manager {
         let set_up = format!("{} SELECT pg_catalog.pg_is_in_recovery()", self.sets);
         let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
         let is_standby = answers.iter().any(|a| matches!(a, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
-        if is_standby { Err(errors::standby(target)) } else { Ok(client) }
+        if is_standby {
+            return Err(errors::standby(target));
+        }
+        if let Some(schema) = &self.rehearses {
+            rehearse(&step, self.limit, &client, schema).await?;
+        }
+        Ok(client)
+    }
+}
+
+/// Has the server parse and plan what a claim needs, so that the first claim is as quick as the next. A refusal shows
+/// where it matters.
+async fn rehearse(step: &str, limit: Duration, client: &ClientWrapper, schema: &Schema) -> Result<()> {
+    match errors::within(step, limit, super::runs::rehearse_claim(client, schema)).await {
+        Err(e) if e.sqlstate().is_none() || e.is_session_lost() => Err(e),
+        Err(e) => {
+            tracing::debug!(target: "podlock", event = "unrehearsed", error = %e, "the first claim will be slower");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -220,6 +249,7 @@ fn set_statements(settings: &Settings) -> String {
         "SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \
          SET standard_conforming_strings = on; SET idle_session_timeout = 0; SET jit = off; \
+         SET plan_cache_mode = force_generic_plan; \
          SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
          SET idle_in_transaction_session_timeout = {half}; SET tcp_user_timeout = {half}; \
          SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = {};",

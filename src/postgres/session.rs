@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -38,6 +40,8 @@ pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 
 /// Notifications that may wait to be read. Beyond it they are dropped: they only hasten what a sweep does anyway.
 const NOTICES: usize = 1024;
+/// How long what is sent along with a COMMIT may take beyond it.
+const AFTERTHOUGHT: Duration = Duration::from_millis(100);
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
 /// How long a clean close may take before the socket is dropped.
@@ -386,7 +390,7 @@ impl Txn<'_> {
     }
 
     /// [`Txn::commit_with`], and in the same round trip a statement that begins when the transaction has committed, on
-    /// its own. Returns the rows of both; those of the second are `None` if it failed, which undoes nothing.
+    /// its own. Returns the rows of both; those of the second are `None` if it failed or took long, which undoes nothing.
     pub(crate) async fn commit_with_then(
         mut self,
         step: &str,
@@ -396,12 +400,24 @@ impl Txn<'_> {
         let step = self.step_name(step);
         let (on, limit) = (self.on, self.limit);
         self.open = false;
-        // Polled in this order, so sent in this order.
-        let all = async {
-            let then = async { Ok(on.run(then).await.ok()) };
-            tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT"), then)
+        let mut both = pin!(async { tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT")) });
+        let (mut then, mut answered) = (pin!(on.run(then)), None);
+        // Polled in this order, so sent in this order. Only the first two are waited for.
+        let committed = poll_fn(|cx| {
+            let both = both.as_mut().poll(cx);
+            if answered.is_none()
+                && let Poll::Ready(rows) = then.as_mut().poll(cx)
+            {
+                answered = Some(rows);
+            }
+            both
+        });
+        let (rows, ()) = within(&step, limit, committed).await?;
+        let answered = match answered {
+            Some(answered) => answered.ok(),
+            None => tokio::time::timeout(AFTERTHOUGHT, then).await.ok().and_then(Result::ok),
         };
-        within(&step, limit, all).await.map(|(rows, (), then)| (rows, then))
+        Ok((rows, answered))
     }
 
     pub(crate) async fn rollback(mut self, step: &str) -> Result<()> {

@@ -36,6 +36,7 @@ pub(crate) struct Tls {
 /// The contents of the files that the words name.
 #[derive(Clone, PartialEq, Eq, Default)]
 struct Files {
+    system: Vec<CertificateDer<'static>>,
     roots: Option<Vec<u8>>,
     revocations: Option<Vec<u8>>,
     certificate: Option<Vec<u8>>,
@@ -77,6 +78,9 @@ impl Tls {
 
     fn read(&self) -> Result<Files> {
         let mut read = Files::default();
+        if self.words.roots == Some(Roots::System) {
+            read.system = rustls_native_certs::load_native_certs().certs;
+        }
         if let Some(Roots::File(file)) = &self.words.roots {
             read.roots = Some(files::read("sslrootcert", file)?);
         }
@@ -140,8 +144,7 @@ fn chain_verifier(roots: &Roots, files: &Files, provider: &Arc<CryptoProvider>) 
     let mut store = RootCertStore::empty();
     match roots {
         Roots::System => {
-            let found = rustls_native_certs::load_native_certs();
-            store.add_parsable_certificates(found.certs);
+            store.add_parsable_certificates(files.system.iter().cloned());
         }
         Roots::File(_) => {
             for certificate in certificates("sslrootcert", files.roots.as_deref().unwrap_or_default())? {
@@ -161,7 +164,7 @@ fn chain_verifier(roots: &Roots, files: &Files, provider: &Arc<CryptoProvider>) 
         let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(revocations)
             .collect::<Result<_, _>>()
             .map_err(|e| cannot("sslcrl cannot be read", &e).caused_by(e))?;
-        builder = builder.with_crls(lists);
+        builder = builder.with_crls(lists).enforce_revocation_expiration();
     }
     builder.build().map_err(|e| cannot("the trust roots cannot be used", &e).caused_by(e))
 }
@@ -234,6 +237,12 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// Whether no certificate could ever be made out to the host's name.
+pub(crate) fn is_unusable_host(error: &tokio_postgres::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidInput)
+}
+
 /// What was wrong with TLS, if that is what `error` is about.
 pub(crate) fn fault(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
     let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
@@ -256,6 +265,12 @@ pub(crate) fn advice(fault: &rustls::Error) -> &'static str {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "renew the server's certificate",
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "wait until the server's certificate is valid, or correct the clock"
+            }
+            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+                "renew the list of revocations that sslcrl names"
+            }
+            CertificateError::UnknownRevocationStatus => {
+                "give sslcrl the lists of every authority in the server's chain"
             }
             CertificateError::Revoked => "give the server a certificate that was not revoked",
             _ => "give the server a certificate of X.509 version 3 of its own, signed by an authority",

@@ -128,9 +128,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
     let from_a_burial = shared.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let loaded = match from_a_burial {
-        Some(loaded) if loaded.own == own => loaded,
-        _ => Load::new(shared, own).run(shared).await?,
+    // What a burial has loaded may be older than what this pass was woken for, so a pass of its own follows.
+    let (loaded, may_be_old) = match from_a_burial {
+        Some(loaded) if loaded.own == own => (loaded, true),
+        _ => (Load::new(shared, own).run(shared).await?, false),
     };
     let Loaded { mut memory, limit, rows, .. } = loaded;
     memory.seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
@@ -151,7 +152,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let more = plan.adopt.len() + plan.claim.len() > BATCH || more_rows;
     let claimed = claim(shared, own, &wanted).await?;
     let adopted = claimed.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
-    let again = if more && !claimed.is_empty() {
+    let again = if may_be_old || (more && !claimed.is_empty()) {
         Some(Duration::ZERO)
     } else if first_seen {
         Some(shared.settings.hold_probe_interval)

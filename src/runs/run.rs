@@ -188,11 +188,16 @@ impl Run {
                 Err(e) => e,
             };
             // A standby that was a primary a moment ago: a failover is under way.
-            if !error.is_transient() && error.kind() != ErrorKind::Standby {
+            let lasting = !error.is_transient() && error.kind() != ErrorKind::Standby;
+            if lasting && !error.is_unconnected() {
                 let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
                 // What the server answered with an error it undid; anything else may be the end of the pod.
                 let answered = error.sqlstate().is_some();
                 return Err(if answered { error.left("nothing was written; the run goes on") } else { error });
+            }
+            // A password that was changed, a certificate that ran out: the run waits for it, and somebody has to know.
+            if lasting {
+                tracing::warn!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "no connection, and it needs a hand; trying again");
             }
             tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");
             tokio::time::sleep(backoff.delay()).await;

@@ -276,3 +276,37 @@ async fn probes(db: &Db) -> i64 {
         )
         .await
 }
+
+/// Two are buried in one transaction, and somebody holds the row of one of them, as `studio_drain` in an open transaction
+/// does. The burial waits; meanwhile nobody else has to wait for it with an event of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burial_that_waits_for_a_row_keeps_nobody_from_the_log() {
+    timed(async {
+        for held in ["b", "c"] {
+            let db = Db::new().await;
+            let [a, b, c] = db.settled_pods().await;
+            let incarnations = [b.incarnation(), c.incarnation()];
+            let mut other = sql::connect(&db.url).await;
+            let txn = other.transaction().await.unwrap();
+            txn.query("SELECT studio_drain($1)", &[&held]).await.unwrap();
+            // Two of two are many, so they are buried together, after `settle`.
+            drop((b, c));
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                           AND application_name LIKE 'podlock/a/%' AND wait_event_type = 'Lock' AND query LIKE 'WITH proof%'";
+            eventually(a.settings().worst_case().many_lost + SOON, "the burial waits for the row", || async {
+                if db.client.scalar::<i64>(waiting, &[]).await > 0 { Ok(()) } else { Err("it does not".to_owned()) }
+            })
+            .await;
+            let log_is_free = "SELECT pg_try_advisory_xact_lock(hashtextextended('public', 2))";
+            assert!(db.client.scalar::<bool>(log_is_free, &[]).await, "{held}: the log is held while a row is waited for");
+            txn.rollback().await.unwrap();
+            db.client.roster_is(&["a"], a.settings().worst_case().many_lost + SOON).await;
+            for incarnation in incarnations {
+                assert_eq!(db.client.session_end(incarnation).await, Some(("lost".to_owned(), Some("a".to_owned()))));
+            }
+            db.client.assert_fold_is_roster().await;
+            a.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}

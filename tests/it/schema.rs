@@ -150,6 +150,52 @@ async fn the_scripts_for_administrators_make_what_the_pods_would() {
     .await;
 }
 
+/// A new binary migrates while an old one waits for its turn; what comes of it excludes the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_binary_that_waited_for_a_migration_looks_again_before_it_goes_on() {
+    timed(async {
+        let db = Db::empty().await;
+        let lock = "SELECT pg_advisory_lock(hashtextextended('public', 3))";
+        db.client.batch_execute(lock).await.unwrap();
+        let config = db.config("old").with(|c| c.schema_knows = Some(1));
+        let old = tokio::spawn(async move { refused(config).await });
+        eventually(SOON, "the old binary is at the lock", || async {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'podlock/old/migrate' \
+                       AND query LIKE '%pg_try_advisory_lock%' AND datname = current_database()";
+            let there: i64 = db.client.scalar(sql, &[]).await;
+            if there > 0 { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        db.client.batch_execute(&migrate::sql("public", 0)).await.unwrap();
+        db.client.batch_execute("UPDATE studio_schema_compat SET usable_from = 2").await.unwrap();
+        db.client.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+        old.await.unwrap().is(ErrorKind::SchemaIncompatible, &["version 2", "knows 1"], SOON);
+        assert_eq!(db.client.roster().await, [""; 0]);
+    })
+    .await;
+}
+
+/// Who owns the schema need not own the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_of_a_schema_needs_nothing_of_the_database() {
+    timed(async {
+        let db = Db::empty().await;
+        let owner = format!("owner_{}", db.name);
+        let create = format!(
+            "CREATE ROLE {owner} LOGIN PASSWORD 'hunter2secret'; CREATE SCHEMA s AUTHORIZATION {owner}; \
+             CREATE SCHEMA t AUTHORIZATION {owner}"
+        );
+        db.client.batch_execute(&create).await.unwrap();
+        let url = format!("postgresql://{owner}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
+        let as_owner = sql::connect(&url).await;
+        as_owner.batch_execute(&migrate::sql("s", 0)).await.expect("the script");
+        migrate::up(&Config::new(&url).schema("t")).await.expect("the binary");
+        let refusal = as_owner.batch_execute(&migrate::sql("nowhere", 0)).await.expect_err("that takes a right");
+        assert_eq!(refusal.code().map(|c| c.code()), Some("42501"), "{refusal}");
+    })
+    .await;
+}
+
 async fn newest_in(db: &Db, schema: &str) -> i32 {
     db.client.scalar(&format!("SELECT max(version) FROM {schema}.studio_schema_history"), &[]).await
 }
@@ -194,6 +240,17 @@ async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
         ] {
             denied(&as_pod, statement).await;
         }
+        // Not the service's own functions, of whatever kind and whoever's they are.
+        let others = "CREATE FUNCTION secret() RETURNS text LANGUAGE sql SECURITY DEFINER AS $$ SELECT current_user::text $$; \
+                      REVOKE ALL ON FUNCTION secret() FROM PUBLIC";
+        db.client.batch_execute(others).await.unwrap();
+        db.client.batch_execute(&migrate::grants("public", "podlock_pod", Access::Pod)).await.unwrap();
+        denied(&as_pod, "SELECT secret()").await;
+        let ours = "SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace \
+                    AND p.proname LIKE 'studio_%' AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) a \
+                    WHERE a.grantee = 'podlock_pod'::regrole)";
+        let forgotten: Vec<String> = db.client.query(ours, &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
+        assert_eq!(forgotten, [""; 0], "the script names every function of podlock's");
         let reader = format!("reader_{}", db.name);
         let create = format!("CREATE ROLE {reader} LOGIN PASSWORD 'hunter2secret'");
         db.client.batch_execute(&create).await.unwrap();

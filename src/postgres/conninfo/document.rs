@@ -13,8 +13,13 @@ libpq's words. What it leaves out comes from the service file if a `service` is 
 from libpq's defaults. With `PGHOST`, `PGHOSTADDR` or `PGSERVICE` set, `DATABASE_URL` may be missing.
 
 Every connection goes this way and under the same TLS settings: the three dedicated sessions of a pod, its pool, and the
-connections of operators and migrations. Certificates, keys and the password file are read anew for each connection, so
-that renewing them needs no restart. Several hosts are tried in turn until one is a primary.
+connections of operators and migrations. Certificates, keys, revocation lists and the password file are read anew for each
+connection, so that renewing them needs no restart; which of the usual files in `~/.postgresql` are there is decided once.
+Several hosts are tried in turn until one is a primary; as in libpq, a host that refuses the login ends the search.
+
+Under `prefer` and `allow` nothing of a certificate is checked, and a connection may go on without TLS (after a failed
+handshake with a warning, `tls_downgraded`): write `require`, or better `verify-full`, where that must not happen. Trust
+roots and revocation lists have their effect from `require` on.
 
 Passwords that rotate (tokens of a cloud's identity service) are asked for by `Config::password_from`, at every
 connection and so at every reconnect.
@@ -26,7 +31,7 @@ them on the server. The words about keepalives below are about the client's side
 
 It differs from OpenSSL in what it takes: certificates of X.509 version 3 only; a server's certificate must name the
 host as a subject alternative name (a common name does not count) and must not be the authority's own; TLS 1.2 and 1.3
-only; no encrypted keys. A server whose certificate is signed with Ed25519 offers no channel binding.
+only; no encrypted keys; a revocation list past its date is refused, as by OpenSSL. A server whose certificate is signed with Ed25519 offers no channel binding.
 
 ## Words
 

@@ -14,11 +14,13 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) fn service(name: &str, servicefile: Option<&str>, environment: &Environment) -> Result<Values> {
     let home = environment.get("HOME").map(|home| Path::new(home).join(".pg_service.conf"));
     let user = servicefile.map(PathBuf::from).or(home);
+    // What nobody named is passed over where it cannot be read, as by libpq.
+    let is_named = |file: &Path| servicefile.map(Path::new) == Some(file);
     let system = environment.get("PGSYSCONFDIR").unwrap_or("/etc/postgresql-common");
     for file in user.into_iter().chain([Path::new(system).join("pg_service.conf")]) {
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && servicefile.map(Path::new) != Some(&file) => continue,
+            Err(_) if !is_named(&file) => continue,
             Err(e) => return Err(unreadable("service file", &file, e)),
         };
         if let Some(values) = section(&text, name, &file)? {
@@ -44,7 +46,7 @@ fn section(text: &str, name: &str, file: &Path) -> Result<Option<Values>> {
         let source = format!("service {name:?} of {}", file.display());
         match line.split_once('=').map(|(word, value)| (word.trim(), value.trim())) {
             Some((word, value)) if !matches!(word, "service" | "servicefile") => {
-                values.set(&source, word, value.to_owned())?
+                values.set(&source, true, word, value.to_owned())?
             }
             _ => {
                 return Err(Error::new(ErrorKind::Config, format!("{source} has a line that cannot be read"))
@@ -65,8 +67,26 @@ pub(super) struct Login<'a> {
     pub(super) user: &'a str,
 }
 
+/// A password file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passfile {
+    pub(super) path: PathBuf,
+    /// Somebody named it. What nobody named is passed over where it cannot be used, as by libpq.
+    pub(super) named: bool,
+}
+
 /// The password for `login`, read anew each time, since it may have been changed. A file that is not there has none.
-pub(super) fn password(file: &Path, login: Login<'_>) -> Result<Option<SecretString>> {
+pub(super) fn password(file: &Passfile, login: Login<'_>) -> Result<Option<SecretString>> {
+    match read_password(&file.path, login) {
+        Err(e) if !file.named => {
+            tracing::debug!(target: "podlock", error = %e, "the usual password file is passed over");
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
+fn read_password(file: &Path, login: Login<'_>) -> Result<Option<SecretString>> {
     let metadata = match std::fs::metadata(file) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -84,21 +104,21 @@ pub(super) fn password(file: &Path, login: Login<'_>) -> Result<Option<SecretStr
     let wanted = [login.host, &port, login.dbname, login.user];
     let found = text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let fields = split_entry(line);
-        let [host, port, dbname, user, password] = fields.as_slice() else { return None };
+        let [host, port, dbname, user, password, ..] = fields.as_slice() else { return None };
         let matches = |(field, wanted): (&String, &str)| field == "*" || field == wanted;
         [host, port, dbname, user].into_iter().zip(wanted).all(matches).then(|| SecretString::from(password.clone()))
     });
     Ok(found)
 }
 
-/// `host:port:database:user:password`, with `\:` and `\\`; the password keeps further colons.
+/// `host:port:database:user:password`, with `\:` and `\\`. What comes after a fifth colon is of no account.
 fn split_entry(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut chars = line.chars();
     while let Some(c) = chars.next() {
         let last = fields.len() - 1;
         match c {
-            ':' if fields.len() < 5 => fields.push(String::new()),
+            ':' => fields.push(String::new()),
             '\\' => fields[last].extend(chars.next()),
             c => fields[last].push(c),
         }

@@ -19,10 +19,14 @@ pub(super) fn parse(text: &str) -> Result<Values> {
 /// `user:password@host:port,host:port/dbname?word=value&…`, each part optional and percent-encoded.
 fn url(rest: &str) -> Result<Values> {
     let mut values = Values::default();
+    // As libpq: the user's part comes first, up to the first @ before any slash, whatever it holds.
+    let end = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@'));
+    let (login, rest) = end.map_or((None, rest), |at| (Some(&rest[..at]), &rest[at + 1..]));
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, q)| (r, Some(q)));
-    // The user's part ends at the last @ before the path: a password may hold one by mistake, a host cannot.
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
-    let (login, hosts) = authority.rsplit_once('@').map_or((None, authority), |(l, h)| (Some(l), h));
+    let (hosts, path) = rest.split_once('/').map_or((rest, None), |(h, p)| (h, Some(p)));
+    if hosts.contains('@') {
+        return Err(fault("there is an @ too many; one in a password is written %40"));
+    }
     if let Some(login) = login {
         let (user, password) = login.split_once(':').map_or((login, None), |(u, p)| (u, Some(p)));
         for (name, value) in [("user", Some(user)), ("password", password)] {
@@ -37,11 +41,12 @@ fn url(rest: &str) -> Result<Values> {
         names.push(decode(name)?);
         ports.push(decode(port)?);
     }
+    let plain_ports = ports.iter().all(|port: &String| port.bytes().all(|b| b.is_ascii_digit()));
     if names.iter().any(|name| !name.is_empty()) {
-        values.set(SOURCE, "host", names.join(","))?;
+        values.set(SOURCE, false, "host", names.join(","))?;
     }
     if ports.iter().any(|port| !port.is_empty()) {
-        values.set(SOURCE, "port", ports.join(","))?;
+        values.set(SOURCE, false, "port", ports.join(","))?;
     }
     if let Some(dbname) = path.filter(|path| !path.is_empty()) {
         set(&mut values, "dbname", dbname)?;
@@ -50,8 +55,9 @@ fn url(rest: &str) -> Result<Values> {
         let (name, value) = pair.split_once('=').ok_or_else(|| fault("a word after ? has no value"))?;
         match (decode(name)?.as_str(), value) {
             // As JDBC writes it; libpq knows this one form.
-            ("ssl", "true") => values.set(SOURCE, "sslmode", "require".to_owned())?,
-            (name, value) => set(&mut values, name, value)?,
+            ("ssl", "true") => values.set(SOURCE, true, "sslmode", "require".to_owned())?,
+            // Without an @ it may all be a login that was cut short.
+            (name, value) => values.set(SOURCE, login.is_some() || plain_ports, name, decode(value)?)?,
         }
     }
     Ok(values)
@@ -70,7 +76,7 @@ fn host_and_port(host: &str) -> Result<(&str, &str)> {
 }
 
 fn set(values: &mut Values, name: &str, encoded: &str) -> Result<()> {
-    values.set(SOURCE, name, decode(encoded)?)
+    values.set(SOURCE, false, name, decode(encoded)?)
 }
 
 fn decode(encoded: &str) -> Result<String> {
@@ -90,7 +96,8 @@ fn pairs(text: &str) -> Result<Values> {
         let (name, after) = rest.split_at(end);
         let after = after.trim_start().strip_prefix('=').ok_or_else(|| fault("a word is not followed by ="))?;
         let (value, after) = value(after.trim_start())?;
-        values.set(SOURCE, name, value)?;
+        // What follows a password may be the rest of it.
+        values.set(SOURCE, values.get("password").is_none(), name, value)?;
         rest = after.trim_start();
     }
     Ok(values)

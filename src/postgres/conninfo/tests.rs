@@ -54,6 +54,7 @@ fn urls_are_read_as_libpq_reads_them() {
     let words = read("postgres:///d?host=/x&user=u&password=p&port=1");
     assert_eq!((shown(&words), password(&words).as_deref()), (vec!["/x/.s.PGSQL.1".to_owned()], Some("p")));
     assert_eq!(read("postgres://h/d?ssl=true").tls.mode, SslMode::Require);
+    assert_eq!(password(&read("postgres://u:a?b=c#d@h/d")).as_deref(), Some("a?b=c#d"), "all up to the @");
 }
 
 #[test]
@@ -89,6 +90,10 @@ fn no_part_of_a_bad_string_is_repeated() {
         "host=h password='hunter2",
         "hunter2",
         "postgres://u:hunter2@/d?sslmode=hunter3",
+        "postgres://u:a?hunter=b@h/d?c=d&hunter",
+        "postgres://u:p@hunter@h/d",
+        "postgres://u:a?hunter=b",
+        "host=h password=a hunter=b",
         "host=h connect_timeout=hunter2",
     ] {
         let shown = refusal(text, &[]);
@@ -102,6 +107,7 @@ fn a_word_that_is_none_of_libpqs_is_an_error_that_names_it() {
     for (text, word) in [
         ("host=h sslmod=require", "\"sslmod\""),
         ("postgres://h/d?pool_size=3", "\"pool_size\""),
+        ("postgres://u:p@h/d?pool_size=3", "\"pool_size\""),
         ("host=h keepalives_retries=3", "libpq's word is keepalives_count"),
     ] {
         assert!(refusal(text, &[]).contains(word), "{}", refusal(text, &[]));
@@ -189,10 +195,10 @@ fn what_the_string_leaves_out_comes_from_the_service_then_the_environment_then_t
 #[test]
 fn a_password_file_is_read_anew_and_only_if_nobody_else_can() {
     let (_directory, path) =
-        file("pgpass", "#h:1:d:u:no\nx:*:*:*:other\nh:5432:d:o\\:u:p\\:w:rest\n*:*:*:*:any\n", 0o600);
+        file("pgpass", "#h:1:d:u:no\nx:*:*:*:other\nh:5432:d:o\\:u:p\\:w:no part\n*:*:*:*:any\n", 0o600);
     let passfile = path.to_str().expect("text");
     let of = |text: &str| resolve(text, &[("PGPASSFILE", passfile)]).expect("accepted");
-    assert_eq!(password(&of("host=h dbname=d user=o:u")).as_deref(), Some("p:w:rest"));
+    assert_eq!(password(&of("host=h dbname=d user=o:u")).as_deref(), Some("p:w"));
     assert_eq!(password(&of("host=h dbname=d user=u")).as_deref(), Some("any"));
     assert_eq!(password(&of("host=x dbname=d user=u")).as_deref(), Some("other"));
     assert_eq!(password(&of("host=x dbname=d user=u password=given")).as_deref(), Some("given"));
@@ -256,4 +262,24 @@ fn sslmodes_are_resolved_as_libpq_resolves_them() {
 #[test]
 fn the_description_has_hosts_and_no_secrets() {
     assert_eq!(read("postgres://u:hunter2@a:5433,b:5434/d").describe(), "a:5433, b:5434 (database d)");
+}
+
+/// libpq connects in each of these cases.
+#[test]
+fn the_usual_files_that_nobody_named_are_passed_over_where_they_cannot_be_used() {
+    let (home, path) = file(".pgpass", "*:*:*:*:secret\n", 0o644);
+    let at = |home: &str| resolve("host=h", &[("HOME", home)]).expect("accepted");
+    assert_eq!(password(&at(home.path().to_str().expect("text"))), None, "others may read it");
+    assert_eq!(password(&at("/dev/null")), None);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("mode");
+    assert_eq!(password(&at(home.path().to_str().expect("text"))).as_deref(), Some("secret"));
+    let service = resolve("service=x", &[("HOME", "/dev/null")]).err().expect("refused").to_string();
+    assert!(service.contains("no service file has"), "{service}");
+}
+
+#[test]
+fn words_about_tls_do_not_matter_where_none_is_spoken() {
+    assert_eq!(read("host=/run/pg sslmode=verify-full").tls.identity, None);
+    assert_eq!(read("host=h sslmode=disable sslcert=/nowhere").tls.identity, None);
+    assert!(refusal("host=/run/pg,h sslmode=verify-full", &[]).contains("nobody to trust"));
 }

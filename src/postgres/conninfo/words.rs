@@ -52,7 +52,9 @@ pub(super) const WORDS: &[Word] = &[
     word(
         "passfile",
         Some("PGPASSFILE"),
-        Honoured("by default `~/.pgpass`; read anew for each connection; refused if others may read it"),
+        Honoured(
+            "by default `~/.pgpass`; read anew for each connection; one that is named is refused if others may read it, the usual one passed over",
+        ),
     ),
     word("service", Some("PGSERVICE"), Honoured("a section of the service file")),
     word(
@@ -188,10 +190,11 @@ impl Values {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// Sets a word that `source` says; the last one counts.
-    pub(super) fn set(&mut self, source: &str, name: &str, value: String) -> Result<()> {
+    /// Sets a word that `source` says; the last one counts. A word that is unknown is repeated only if it is
+    /// `quotable`: it is surely no piece of a password.
+    pub(super) fn set(&mut self, source: &str, quotable: bool, name: &str, value: String) -> Result<()> {
         let Some(word) = WORDS.iter().find(|word| word.name == name) else {
-            return Err(unknown(source, name));
+            return Err(unknown(source, quotable, name));
         };
         check(&format!("{} in {source}", word.name), word.support, &value)?;
         self.0.insert(word.name, value);
@@ -236,8 +239,9 @@ fn check(place: &str, support: Support, value: &str) -> Result<()> {
 
 /// A word that libpq does not have. It is named unless it may be a piece of something else, as of a password in which
 /// a space was not quoted.
-fn unknown(source: &str, name: &str) -> Error {
-    let looks_like_a_word = name.len() <= NAME_MAX && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+fn unknown(source: &str, quotable: bool, name: &str) -> Error {
+    let looks_like_a_word =
+        quotable && name.len() <= NAME_MAX && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let shown = if looks_like_a_word { format!("{name:?}") } else { "a word (kept out of this message)".to_owned() };
     let meant = match name {
         "keepalives_retries" => "keepalives_count",

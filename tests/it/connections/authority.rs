@@ -4,10 +4,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
 
 use crate::support::faults::{OwnServer, account_dir, give_to_account};
 use crate::support::{Db, eventually};
+
+const SERVER_SERIAL: u64 = 4711;
 
 /// An authority that signs certificates into a directory that the server's account may read.
 pub(crate) struct Authority {
@@ -23,11 +28,34 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, "an authority of a test");
         let certificate = params.self_signed(&key).unwrap();
         let root = dir.path().join("root.crt");
         std::fs::write(&root, certificate.pem()).unwrap();
         Self { issuer: Issuer::new(params, key), root, dir }
+    }
+
+    /// A list of revocations by this authority, which holds the server's certificate or nothing.
+    pub(crate) fn revocations(&self, of_the_server: bool, expired: bool) -> PathBuf {
+        let (then, now) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(SERVER_SERIAL),
+            revocation_time: then,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: then,
+            next_update: if expired { now } else { rcgen::date_time_ymd(4000, 1, 1) },
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: if of_the_server { vec![revoked] } else { Vec::new() },
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let file = self.dir.path().join(format!("list-{of_the_server}-{expired}.crl"));
+        std::fs::write(&file, list.signed_by(&self.issuer).unwrap().pem().unwrap()).unwrap();
+        file
     }
 
     /// A certificate for `names` whose common name is `common`, and its key, which the owner of the directory alone may
@@ -36,6 +64,9 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
+        if file == "server" {
+            params.serial_number = Some(SerialNumber::from(SERVER_SERIAL));
+        }
         params.distinguished_name.push(DnType::CommonName, common);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let path = |ending: &str| self.dir.path().join(format!("{file}.{ending}"));

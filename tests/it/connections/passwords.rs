@@ -5,14 +5,69 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use podlock::{Config, ErrorKind, NewRun, PasswordRequest};
+use podlock::{Config, ErrorKind, NewRun, Outcome, PasswordRequest, Pod, Run};
 use serde_json::json;
 
 use super::authority::TlsServer;
 use crate::support::faults::refused;
-use crate::support::{LEASE, start, timed};
+use crate::support::{LEASE, eventually, start, timed};
 
 const SOON: Duration = Duration::from_secs(10);
+
+/// Connections are lost when the password has just been changed and the service does not know it yet: the run that ends
+/// meanwhile waits for it, and is not failed for want of a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_ends_while_no_connection_can_be_had_is_not_failed_for_it() {
+    timed(async {
+        let tls = TlsServer::start().await;
+        let token = Arc::new(Mutex::new("first".to_owned()));
+        let threads: Arc<Mutex<Vec<String>>> = Arc::default();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let source = {
+            let (token, threads, asked) = (Arc::clone(&token), Arc::clone(&threads), Arc::clone(&asked));
+            move |_: PasswordRequest| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                threads.lock().unwrap().push(std::thread::current().name().unwrap_or_default().to_owned());
+                let token = token.lock().unwrap().clone();
+                async move { Ok::<_, std::io::Error>(token) }
+            }
+        };
+        let end = Arc::new(tokio::sync::Notify::new());
+        let may_end = Arc::clone(&end);
+        let config = Config::new(tls.trusting("app", "sslmode=verify-full")).name("a").lease(Duration::from_secs(30));
+        let pod = Pod::builder(config.password_from(source))
+            .handler("held", move |run: Run| {
+                let may_end = Arc::clone(&may_end);
+                async move {
+                    may_end.notified().await;
+                    run.checkpoint(json!("kept")).await?;
+                    Ok(Outcome::Done(json!("result")))
+                }
+            })
+            .start()
+            .await
+            .expect("the pod starts");
+        let run = pod.start(NewRun::new("held")).await.expect("started").run_id;
+        *token.lock().unwrap() = "expired".to_owned();
+        assert!(tls.db.client.terminate("a", "pool").await > 0);
+        let before = asked.load(Ordering::SeqCst);
+        end.notify_one();
+        eventually(SOON, "the pool was refused a few times", || async {
+            let refused = asked.load(Ordering::SeqCst) - before;
+            if refused >= 3 { Ok(()) } else { Err(format!("{refused}")) }
+        })
+        .await;
+        assert_eq!(tls.db.client.run(run).await.state, "running");
+        *token.lock().unwrap() = "first".to_owned();
+        let ended = tls.db.client.run_in_state(run, "succeeded", SOON).await;
+        assert_eq!(ended.attempt, 1, "{ended:?}");
+        // The service is asked on its own runtime, never on the thread that keeps the pod alive.
+        let threads = threads.lock().unwrap().clone();
+        assert!(!threads.is_empty() && threads.iter().all(|name| name != "podlock-keeper"), "{threads:?}");
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
 
 /// The role's password is changed under a living pod, and every connection is lost: each is opened with the new one,
 /// since the service is asked at every reconnect.

@@ -60,6 +60,8 @@ async fn each_sslmode_trusts_as_much_as_libpq_does_and_no_more() {
         let stranger = Authority::new();
         let root = |authority: &Authority| format!("sslrootcert={}", authority.root.display());
         let (ours, strange) = (root(&tls.authority), root(&stranger));
+        let crl =
+            |of_the_server, expired| format!("sslcrl={}", tls.authority.revocations(of_the_server, expired).display());
         let by_address = "host=127.0.0.1 hostaddr=''";
         let accepted = [
             ("app", "sslmode=allow".to_owned(), true),
@@ -70,6 +72,7 @@ async fn each_sslmode_trusts_as_much_as_libpq_does_and_no_more() {
             ("app", format!("sslmode=verify-full {ours}"), true),
             ("app", format!("sslmode=verify-full {ours} ssl_min_protocol_version=TLSv1.3 sslsni=0"), true),
             ("app", format!("sslmode=verify-full {ours} ssl_max_protocol_version=TLSv1.2"), true),
+            ("app", format!("sslmode=verify-full {ours} {}", crl(false, false)), true),
             ("plain", "sslmode=prefer".to_owned(), false),
             ("plain", "sslmode=allow".to_owned(), false),
             ("plain", "sslmode=disable".to_owned(), false),
@@ -91,6 +94,8 @@ async fn each_sslmode_trusts_as_much_as_libpq_does_and_no_more() {
                 ErrorKind::Tls,
                 "a name that the certificate is made out to",
             ),
+            ("app", format!("sslmode=verify-full {ours} {}", crl(true, false)), ErrorKind::Tls, "was not revoked"),
+            ("app", format!("sslmode=verify-ca {ours} {}", crl(false, true)), ErrorKind::Tls, "renew the list"),
             ("app", format!("sslmode=verify-full {strange}"), ErrorKind::Tls, "sslrootcert"),
             ("app", format!("sslmode=verify-ca {strange}"), ErrorKind::Tls, "sslrootcert"),
             // As libpq: a root that is there is used, under require as well.
