@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
@@ -120,7 +121,9 @@ impl Dialer {
     /// Cancel safe: a dropped call closes its socket.
     pub(crate) async fn dial(&self, target: &Target, application_name: &str) -> Result<Dialled> {
         let step = format!("connecting to {target}");
-        match tokio::time::timeout(self.timeout, self.log_in(&step, target, application_name)).await {
+        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed through it.
+        let log_in: BoxFuture<'_, _> = Box::pin(self.log_in(&step, target, application_name));
+        match tokio::time::timeout(self.timeout, log_in).await {
             Ok(done) => done,
             Err(_) => Err(errors::timed_out(&step, self.timeout).left("the socket was closed")),
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::{ClientWrapper, Runtime};
+use futures_util::future::BoxFuture;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, SimpleQueryMessage};
 
@@ -113,7 +114,9 @@ impl Database {
     }
 
     async fn get_any(&self, step: &str) -> Result<Leased> {
-        let Ok(got) = tokio::time::timeout(self.get_limit, self.pool.get()).await else {
+        // Boxed, as what it may have to open is deep.
+        let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
+        let Ok(got) = tokio::time::timeout(self.get_limit, get).await else {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
         };
         match got {
