@@ -43,6 +43,19 @@ pub enum OnDetach {
     Continue,
 }
 
+/// What a pod does about a peer that runs and gets nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OnStall {
+    /// Say so: an event `suspected`, a [`crate::PodEvent`], a line in the log. The default.
+    #[default]
+    Report,
+    /// Say so and put it out: its sessions are ended, it is buried, and its runs go on elsewhere. For services whose
+    /// runs are safe under the fence, and whose progress sources are true.
+    Evict,
+}
+
 /// The settings of a pod. All durations that are `None` follow from [`Config::lease`].
 ///
 /// ```
@@ -107,9 +120,14 @@ pub struct Config {
     /// 0.9 × its `log_min_duration_statement`).
     #[serde(with = "humantime_serde")]
     pub watch_slice: Option<Duration>,
-    /// How often the pod writes the next event index, if it made progress. Default: lease.
+    /// How often the pod writes the next event index, if it made progress, and looks at the indices of its peers. Give
+    /// all pods of a service the same. Default: lease.
     #[serde(with = "humantime_serde")]
     pub beat_interval: Option<Duration>,
+    /// After how many looks, a `beat_interval` apart, a peer is suspected whose beats have stopped. Default 3, at least 1.
+    pub stall_cycles: u32,
+    /// What is done about a suspected peer. Default: report.
+    pub on_stall: OnStall,
     /// How long the application's runtime may go without running a task before the pod ends its sessions.
     /// Default: lease.
     #[serde(with = "humantime_serde")]
@@ -171,6 +189,8 @@ impl Default for Config {
             sweep_interval: None,
             watch_slice: None,
             beat_interval: None,
+            stall_cycles: 3,
+            on_stall: OnStall::Report,
             stall_after: None,
             acquire_timeout: None,
             connect_timeout: None,
@@ -428,6 +448,8 @@ fields!(
     sweep_interval,
     watch_slice,
     beat_interval,
+    stall_cycles,
+    on_stall,
     stall_after,
     acquire_timeout,
     connect_timeout,

@@ -30,11 +30,11 @@ pub mod handlers {}
 /// The driver whose transactions [`Pod::start_in_txn`] joins.
 pub use tokio_postgres;
 
-pub use config::{Config, OnDetach, PasswordRequest, Settings, WorstCase};
+pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
-pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ShutdownReport};
+pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport};
 pub use postgres::runs::Cancelled;
 pub use runs::{HandlerError, NewRun, Outcome, Run, Started, StopReason};
 

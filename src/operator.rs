@@ -235,6 +235,30 @@ impl Operator {
         rows::incarnation(row.as_ref())
     }
 
+    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and its
+    /// runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
+    /// incarnation once its application makes progress.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not end
+    /// the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, the pod was put out or it was not. A second call puts out whoever bears the name then.
+    pub async fn evict(&self, name: &str) -> Result<Incarnation> {
+        let row = queries::evict(&self.database, name).await.map_err(|e| {
+            if e.sqlstate() != Some(NO_DATA_FOUND) {
+                return e.in_doubt("the pod may have been put out or not; `podlock events` shows which");
+            }
+            Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
+                .left("nobody was put out")
+                .todo("`podlock pods list` shows who is there")
+        })?;
+        rows::incarnation(row.as_ref())
+    }
+
     /// Drops this operator's schema with all that is in it: podlock's tables, and yours if you keep any there.
     /// `schema` must name it, so that nobody drops another by mistake.
     ///

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, IDLE_IN_TRANSACTION, OnDetach, RECONNECT_BACKOFF_MIN};
+use super::{Config, IDLE_IN_TRANSACTION, OnDetach, OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 
 const LEASE_MIN: Duration = Duration::from_secs(2);
@@ -30,6 +30,10 @@ pub struct Settings {
     /// Before the server's `deadlock_timeout` and `log_min_duration_statement` have had their say.
     pub watch_slice: Duration,
     pub beat_interval: Duration,
+    /// See [`Config::stall_cycles`].
+    pub stall_cycles: u32,
+    /// See [`Config::on_stall`].
+    pub on_stall: OnStall,
     pub stall_after: Duration,
     pub acquire_timeout: Duration,
     pub connect_timeout: Duration,
@@ -67,6 +71,9 @@ pub struct WorstCase {
     pub frozen: Duration,
     /// A pod whose application runtime is blocked: `stall_after`, a ping interval, then as `process_killed`.
     pub runtime_blocked: Duration,
+    /// A pod that runs and gets nowhere, from its last progress until it is suspected: a beat that was still written, and
+    /// `stall_cycles` + 1 looks. Where it is evicted, then as `process_killed`.
+    pub stalled: Duration,
     /// A pod whose liveness connection broke and that lives, but does not come back: a sweep, `reconnect_grace`, a probe.
     pub connection_broken: Duration,
     /// Several pods lost within lease / 10, more than half of the others: a sweep, `settle`, a probe.
@@ -101,6 +108,8 @@ impl Settings {
             sweep_interval: config.sweep_interval.unwrap_or((lease / 3).min(Duration::from_secs(5))),
             watch_slice: or(config.watch_slice, 0.1),
             beat_interval: or(config.beat_interval, 1.0),
+            stall_cycles: config.stall_cycles,
+            on_stall: config.on_stall,
             stall_after: or(config.stall_after, 1.0),
             acquire_timeout: or(config.acquire_timeout, 2.0),
             connect_timeout: config.connect_timeout.unwrap_or((lease / 2).min(Duration::from_secs(5))),
@@ -181,6 +190,9 @@ impl Settings {
                 return Err(refuse(format!("{name} is {value:?}, but must be at least {least:?}")));
             }
         }
+        if self.stall_cycles == 0 {
+            return Err(refuse("stall_cycles is 0, but must be at least 1".to_owned()));
+        }
         for (name, value) in [("capacity", self.capacity), ("pool_size", self.pool_size)] {
             if value == 0 || value > 1_000_000 {
                 return Err(refuse(format!("{name} is {value}, but must be from 1 to 1000000")));
@@ -223,6 +235,7 @@ impl Settings {
             host_lost: self.lease + killed,
             frozen: self.lease + killed,
             runtime_blocked: self.stall_after + self.ping_interval + killed,
+            stalled: self.beat_interval * (self.stall_cycles + 2) + answer * 2,
             connection_broken: self.longest_sweep() + self.reconnect_grace + self.hold_probe_interval + answer * 2,
             many_lost: many,
             database_restarted: self.reconnect_backoff_max + many,
@@ -312,6 +325,7 @@ mod tests {
             (|c| c.reconnect_backoff_max = Some(Duration::from_millis(1)), &["20ms", "1ms"]),
             (|c| c.reconnect_backoff_max = Some(secs(7)), &["9s", "8s"]),
             (|c| c.capacity = 0, &["capacity is 0", "1"]),
+            (|c| c.stall_cycles = 0, &["stall_cycles is 0", "1"]),
             (|c| c.pool_size = 0, &["pool_size is 0", "1"]),
             (|c| c.schema = String::new(), &["schema", "empty"]),
             (|c| c.schema = "s".repeat(49), &["49", "48"]),

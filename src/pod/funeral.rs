@@ -83,9 +83,10 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
 
 fn burial(peer: &PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'_> {
     let PeerLook { pod_id, incarnation, session, draining, .. } = &peer.look;
-    let reason = ending::buried(*draining).as_str();
+    let evicted = peer.put_out.map(ending::Reason::as_str);
+    let reason = ending::buried(*draining, peer.put_out).as_str();
     let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": evidence });
-    Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, reason, detail }
+    Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, evicted, reason, detail }
 }
 
 /// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.

@@ -33,7 +33,7 @@ use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
 use crate::postgres::migrate::Policy;
-use crate::postgres::pods;
+use crate::postgres::pods::{self, Returned};
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
 use crate::protocol::deadline::{Deadline, RuntimeWatch};
@@ -294,13 +294,35 @@ impl<'a> Keeper<'a> {
         runs_again
     }
 
+    /// Keeps no session until the application gets somewhere: a pod that was put out for standing still would only be
+    /// given runs to stand still with. False: the pod stops.
+    async fn stay_away_until_progress(&self) -> bool {
+        let before = self.shared.progress();
+        tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), "was put out; stays away until the application makes progress");
+        self.local.away.send_replace(true);
+        let moved = async {
+            while !self.shared.progress().since(&before) {
+                tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
+            }
+        };
+        let goes_on = self.beside_the_deadline(moved).await.is_some();
+        self.local.away.send_replace(false);
+        goes_on
+    }
+
     /// Tries until the lock is held again, as the same incarnation or a new one. `None`: the pod stops.
     async fn regain(&self, cause: &str) -> Option<Session> {
         let since = clock::now();
         let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, self.shared.settings.reconnect_backoff_max);
         loop {
             match self.beside_the_deadline(self.try_to_return(cause, since)).await? {
-                Ok(session) => return Some(session),
+                Ok(Some(session)) => return Some(session),
+                Ok(None) => {
+                    if !self.stay_away_until_progress().await {
+                        return None;
+                    }
+                    continue;
+                }
                 Err(e) if e.kind() == ErrorKind::PooledLock || e.kind() == ErrorKind::KeyCollision => {
                     self.give_up(StopReason::SelfFenced);
                     self.shared.fail(&e);
@@ -343,7 +365,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// One try: dial, end what is left of our own former sessions, wait for the lock, and see whose row is there.
-    async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Session> {
+    /// `None`: it was put out, and has to show progress first.
+    async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Option<Session>> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
         let former = self.former.borrow().clone();
         pods::end_own_backends(&session, self.local.keys.lock, &former).await?;
@@ -358,19 +381,24 @@ impl<'a> Keeper<'a> {
             let returned = pods::come_back(&mut session, &self.shared.pod_id, incarnation, cause, away).await?;
             match returned {
                 // The deadline may have passed while the reply was under way: then it is over all the same.
-                Some(number) if !self.shared.has_given_up(incarnation) => {
+                Returned::Here(number) if !self.shared.has_given_up(incarnation) => {
                     self.answered(sent);
                     self.attach_again(&session, incarnation, held_since, number, away);
-                    return Ok(session);
+                    return Ok(Some(session));
                 }
-                Some(_) => {}
-                None => self.give_up(StopReason::Fenced),
+                Returned::Here(_) => {}
+                Returned::Gone => self.give_up(StopReason::Fenced),
+                Returned::PutOut => {
+                    self.give_up(StopReason::Fenced);
+                    session.close().await;
+                    return Ok(None);
+                }
             }
         }
         let sent = clock::now();
         boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), held_since).await?;
         self.answered(sent);
-        Ok(session)
+        Ok(Some(session))
     }
 
     fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {

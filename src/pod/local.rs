@@ -15,6 +15,7 @@ use crate::postgres::pods::{Keys, Look, PeerRow, Proof};
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::ring::{self, Place};
+use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
@@ -44,6 +45,7 @@ pub(crate) struct Local {
     /// The roster that the watch goes by has changed.
     pub(crate) roster_changed: Notify,
     observer: RefCell<Observer>,
+    beats: RefCell<stall::Observer>,
     roster: RefCell<Vec<Place>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
@@ -73,6 +75,7 @@ impl Local {
             control: Cell::new(None),
             roster_changed: Notify::new(),
             observer: RefCell::default(),
+            beats: RefCell::default(),
             roster: RefCell::default(),
             roster_version: Cell::new(0),
             told: RefCell::default(),
@@ -118,6 +121,16 @@ impl Local {
             self.roster_changed.notify_one();
         }
         decision
+    }
+
+    /// Decides on a look at the peers' beats and remembers it.
+    pub(crate) fn observe_beats(&self, own: i64, beats: &[Beat]) -> Vec<Stalled> {
+        let settings = &self.shared.settings;
+        let timing = stall::Timing { interval: settings.beat_interval, cycles: settings.stall_cycles };
+        let before = self.beats.take();
+        let (stalled, observer) = before.look(&timing, clock::now(), own, beats);
+        self.beats.replace(observer);
+        stalled
     }
 
     pub(crate) fn note_burial(&self, incarnation: Incarnation) {

@@ -6,6 +6,7 @@ pub(crate) mod clock;
 mod funeral;
 mod keeper;
 pub(crate) mod local;
+mod progress;
 pub(crate) mod shared;
 mod shutdown;
 mod status;
@@ -32,6 +33,7 @@ use crate::postgres::session::Opener;
 use crate::runs::{self, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason};
 use shared::{Parts, Shared};
 
+pub use progress::ProgressSource;
 pub use shutdown::ShutdownReport;
 pub use status::{Phase, PodEvent, PodStatus};
 
@@ -247,6 +249,12 @@ impl Pod {
     #[must_use]
     pub fn operator(&self) -> Operator {
         Operator::new(self.shared.db.clone(), self.opener.clone())
+    }
+
+    /// Registers a source of progress: a part of the application whose standing still means that this pod gets nowhere.
+    #[must_use]
+    pub fn progress_source(&self) -> ProgressSource {
+        self.shared.sources.register()
     }
 
     /// Resolves when somebody asked this pod to drain (`podlock drain`, `studio_drain`). It takes no more work from

@@ -10,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::clock;
+use super::progress::Sources;
 use super::status::{Phase, PodEvent, PodStatus};
 use crate::config::{OnDetach, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::postgres::pool::Database;
 use crate::protocol::Moment;
+use crate::protocol::stall::Progress;
 use crate::runs::recover::Loaded;
 use crate::runs::registry::Registry;
 use crate::runs::{Handler, StopReason};
@@ -57,6 +59,9 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<PodEvent>,
     /// Raised by a task of the application's runtime: that it runs tasks at all.
     pub(crate) runtime_pulse: AtomicU64,
+    /// Raised by each fenced write that was accepted.
+    pub(crate) accepted_writes: AtomicU64,
+    pub(crate) sources: Sources,
     /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
     answered: AtomicU64,
     finished: AtomicUsize,
@@ -100,6 +105,8 @@ impl Shared {
             row_gone: Notify::new(),
             events: broadcast::channel(EVENTS).0,
             runtime_pulse: AtomicU64::new(0),
+            accepted_writes: AtomicU64::new(0),
+            sources: Sources::default(),
             answered: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
@@ -253,6 +260,15 @@ impl Shared {
     /// How many runs were finished and yielded so far.
     pub(crate) fn endings(&self) -> (usize, usize) {
         (self.finished.load(Ordering::Acquire), self.yielded.load(Ordering::Acquire))
+    }
+
+    /// What the application has done so far.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            pulse: self.runtime_pulse.load(Ordering::Acquire),
+            writes: self.accepted_writes.load(Ordering::Acquire),
+            sources: self.sources.read(),
+        }
     }
 
     pub(crate) fn note_finished(&self) {

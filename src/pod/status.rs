@@ -67,8 +67,22 @@ pub enum PodEvent {
         pod: PodId,
         /// Its registration.
         incarnation: Incarnation,
-        /// `shutdown` or `lost`.
+        /// `shutdown`, `lost`, `stalled` or `evicted`.
         reason: String,
+    },
+    /// A pod runs and gets nowhere: its beats have stopped.
+    Suspected {
+        /// Its name.
+        pod: PodId,
+        /// Its registration.
+        incarnation: Incarnation,
+    },
+    /// A pod was put out, by its peers' policy or by an operator: it is buried next.
+    Evicted {
+        /// Its name.
+        pod: PodId,
+        /// Its registration.
+        incarnation: Incarnation,
     },
     /// A pod began its clean stop.
     Draining {

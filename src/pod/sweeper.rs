@@ -1,6 +1,5 @@
 //! The control session: it holds the witness lock, hears the others, and sweeps, so that nothing depends on a push.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,7 +10,7 @@ use super::funeral::{self, Trigger};
 use super::local::{Held, Local};
 use super::status::PodEvent;
 use crate::backoff::Backoff;
-use crate::config::RECONNECT_BACKOFF_MIN;
+use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::errors::leaves_sound;
@@ -109,7 +108,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     let mut told_of_a_loss = false;
     let mut next_look = Instant::now();
     let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
-    let mut beaten = local.shared.runtime_pulse.load(Ordering::Acquire);
+    let mut beaten = local.shared.progress();
     // Whatever was missed while there was no control session is found by a pass of each kind.
     local.shared.recover_now.notify_one();
     loop {
@@ -151,10 +150,12 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             }
             if now >= next_beat {
                 next_beat = now + local.shared.settings.beat_interval;
-                let pulse = local.shared.runtime_pulse.load(Ordering::Acquire);
-                if std::mem::replace(&mut beaten, pulse) != pulse {
+                let progress = local.shared.progress();
+                if progress.since(&beaten) {
                     pods::beat(session, standing.incarnation).await?;
+                    beaten = progress;
                 }
+                look_for_stalled(local, session, &standing).await?;
             }
             if now >= next_look {
                 let expects_a_loss = std::mem::take(&mut told_of_a_loss);
@@ -174,6 +175,32 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             Err(e) => return e,
         }
     }
+}
+
+/// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
+async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Result<()> {
+    let (shared, settings) = (&local.shared, &local.shared.settings);
+    let (Some(own), beats) = pods::beats(session, held.incarnation).await? else { return Ok(()) };
+    for stalled in local.observe_beats(own, &beats) {
+        let first = pods::suspect(session, &shared.pod_id, &stalled).await?;
+        if first {
+            tracing::warn!(
+                target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
+                looks = stalled.looks, "a pod runs and gets nowhere"
+            );
+        }
+        // As a burial, it is for pods that have been up for a while themselves (L2).
+        if settings.on_stall == OnStall::Evict
+            && local.is_settled(held)
+            && let Some(backends) = pods::put_out(session, &shared.pod_id, &stalled).await?
+        {
+            tracing::warn!(
+                target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.pod_id, backends,
+                "put out a pod that got nowhere"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whether the server answered with an error that leaves the session usable.
@@ -254,6 +281,10 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             publish(local, notice);
             Some(GATHER)
         }
+        (Some("suspected" | "evicted"), _) => {
+            publish(local, notice);
+            None
+        }
         (Some("joined" | "draining"), _) => {
             // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
             if notice.reason.is_some() && !is_ours {
@@ -306,6 +337,8 @@ fn publish(local: &Local, notice: Notice) {
     let event = match notice.event.as_deref() {
         Some("joined") => PodEvent::Joined { pod, incarnation },
         Some("draining") => PodEvent::Draining { pod, incarnation },
+        Some("suspected") => PodEvent::Suspected { pod, incarnation },
+        Some("evicted") => PodEvent::Evicted { pod, incarnation },
         _ => PodEvent::Buried { pod, incarnation, reason: notice.reason.unwrap_or_default() },
     };
     local.shared.publish(event);

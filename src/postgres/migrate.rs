@@ -150,7 +150,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 8] = [
+const FUNCTIONS: [&str; 11] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -159,6 +159,9 @@ const FUNCTIONS: [&str; 8] = [
     "studio_holds(bigint, integer)",
     "studio_append_event(text, text, uuid, text, jsonb)",
     "studio_drain(text)",
+    "studio_suspect(uuid, bigint, text, integer)",
+    "studio_end_backends(uuid, bigint, text, text)",
+    "studio_evict(text)",
 ];
 
 /// What a role may do on podlock's tables.

@@ -13,6 +13,7 @@ use super::session::{Backend, Call, Param, Prepared, Session, Txn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::protocol::ending;
+use crate::protocol::stall;
 use crate::protocol::verdict::PeerLook;
 
 /// A pod's two keys.
@@ -46,6 +47,8 @@ pub(crate) struct Look {
 pub(crate) struct PeerRow {
     pub(crate) look: PeerLook,
     pub(crate) keys: Keys,
+    /// Why it was put out, if it was.
+    pub(crate) put_out: Option<ending::Reason>,
 }
 
 #[derive(Clone, Debug)]
@@ -165,7 +168,8 @@ pub(crate) async fn end_own_backends(session: &Session, key: LockKey, backends: 
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
 /// of the name is ended by it. Returns the incarnation that was replaced.
 pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
-    const PREVIOUS: &str = "SELECT incarnation, state = 'draining' FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
+    const PREVIOUS: &str = "SELECT incarnation, state = 'draining', evicted \
+         FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
     const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
          WHERE incarnation = $1 AND ended_at IS NULL";
     const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
@@ -174,7 +178,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
           WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
-           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, lock_key = EXCLUDED.lock_key, \
+           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, lock_key = EXCLUDED.lock_key, \
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
            control_started = EXCLUDED.control_started \
@@ -184,11 +188,13 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
-    let former = former.first().map(|row| (row.get::<_, Uuid>(0), row.get::<_, bool>(1)));
+    let former =
+        former.first().map(|row| (row.get::<_, Uuid>(0), row.get::<_, bool>(1), row.get::<_, Option<String>>(2)));
     let mut detail = json!({ "version": new.version, "labels": new.labels });
-    if let Some((replaced, draining)) = former {
+    if let Some((replaced, draining, put_out)) = &former {
+        let (replaced, put_out) = (*replaced, put_out.as_deref().map(ending::Reason::of_eviction));
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
-        let reason = ending::replaced(draining, gave_up).as_str();
+        let reason = ending::replaced(*draining, gave_up, put_out).as_str();
         txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
@@ -221,7 +227,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
-    Ok(former.map(|(replaced, _)| replaced.into()))
+    Ok(former.map(|(replaced, ..)| replaced.into()))
 }
 
 fn collision(error: Error, pod: &PodId) -> Error {
@@ -234,16 +240,29 @@ fn collision(error: Error, pod: &PodId) -> Error {
         .caused_by(error)
 }
 
-/// Records that this incarnation holds its lock again, on a new session. `None`: its row is gone, it was buried.
+/// What a pod finds that holds its lock again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Returned {
+    /// Its row, which now names this session, by its number.
+    Here(i64),
+    /// It was buried.
+    Gone,
+    /// It was put out, because it got nowhere or because an operator said so; and buried, or it will be replaced.
+    PutOut,
+}
+
+/// Records that this incarnation holds its lock again, on a new session.
 pub(crate) async fn come_back(
     session: &mut Session,
     pod: &PodId,
     incarnation: Incarnation,
     cause: &str,
     away: Duration,
-) -> Result<Option<i64>> {
+) -> Result<Returned> {
     const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4 \
-         WHERE pod_id = $1 AND incarnation = $2 AND @.studio_holds(lock_key, $3) RETURNING session";
+         WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3) RETURNING session";
+    const PUT_OUT: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
+         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
@@ -255,8 +274,9 @@ pub(crate) async fn come_back(
     ];
     let rows = txn.query(step, SQL, &params).await?;
     let Some(session_number) = rows.first().map(|row| row.get::<_, i64>(0)) else {
+        let put_out = txn.query_one(step, PUT_OUT, &[(&incarnation.as_uuid(), Type::UUID)]).await?.get(0);
         txn.rollback(step).await?;
-        return Ok(None);
+        return Ok(if put_out { Returned::PutOut } else { Returned::Gone });
     };
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
     let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
@@ -265,7 +285,7 @@ pub(crate) async fn come_back(
         event("returned", json!({ "session": session_number, "away_ms": away_ms })),
     ];
     commit_with_events(txn, step, &events).await?;
-    Ok(Some(session_number))
+    Ok(Returned::Here(session_number))
 }
 
 /// Records the control session's backend in the pod's row.
@@ -286,7 +306,7 @@ pub(crate) async fn listen(session: &Session) -> Result<()> {
 /// A witness is tried only where the liveness lock was free: it says nothing otherwise, and of two who look at once the
 /// same one gets both.
 const LOOK: &str = "WITH roster AS MATERIALIZED ( \
-       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested, \
+       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested, evicted, \
          CASE WHEN incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(lock_key) END AS free \
        FROM @.studio_pods \
      ), newest AS MATERIALIZED ( \
@@ -294,7 +314,7 @@ const LOOK: &str = "WITH roster AS MATERIALIZED ( \
      ) \
      SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
        r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
-       n.idx \
+       n.idx, r.evicted \
      FROM roster r CROSS JOIN newest n";
 
 /// Probes all peers in one statement of its own; keeps no lock.
@@ -320,6 +340,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
             continue;
         }
         let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        let put_out = row.get::<_, Option<&str>>(10).map(ending::Reason::of_eviction);
         let peer = PeerLook {
             pod_id: PodId::new(row.get::<_, String>(0))?,
             incarnation,
@@ -328,7 +349,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
             liveness_free: row.get(7),
             witness_free: row.get(8),
         };
-        look.peers.push(PeerRow { look: peer, keys });
+        look.peers.push(PeerRow { look: peer, keys, put_out });
     }
     Ok(look)
 }
@@ -367,6 +388,7 @@ pub(crate) struct Burial<'a> {
     /// As looked at; a row that has changed since is not deleted.
     pub(crate) session: i64,
     pub(crate) draining: bool,
+    pub(crate) evicted: Option<&'static str>,
     pub(crate) reason: &'static str,
     /// For the event log.
     pub(crate) detail: Value,
@@ -392,13 +414,13 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
          AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4) AS given \
      ), dead AS MATERIALIZED ( \
-       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.reason, d.detail \
+       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.detail \
          FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
-           session pg_catalog.int8, draining pg_catalog.bool, reason pg_catalog.text, detail pg_catalog.jsonb) \
+           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, detail pg_catalog.jsonb) \
      ), gone AS ( \
        DELETE FROM @.studio_pods p USING dead d, proof \
         WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
-          AND (p.state = 'draining') = d.draining \
+          AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
        RETURNING p.pod_id, p.incarnation, d.reason, d.detail \
      ), ended AS ( \
        UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6 \
@@ -497,6 +519,47 @@ pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<
     const SQL: &str = "UPDATE @.studio_pods SET event_index = pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), \
          beat_at = pg_catalog.now() WHERE incarnation = $1";
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
+}
+
+/// The whole roster's event indices, our own among them, and who holds both of its locks.
+pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<(Option<i64>, Vec<stall::Beat>)> {
+    const SQL: &str = "WITH held AS MATERIALIZED ( \
+           SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS key, l.pid FROM pg_catalog.pg_locks l \
+            WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
+              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+         ) SELECT p.incarnation, p.event_index, \
+             EXISTS (SELECT FROM held h WHERE h.key = p.lock_key AND h.pid = p.liveness_pid) \
+             AND EXISTS (SELECT FROM held h WHERE h.key = p.witness_key AND h.pid = p.control_pid) \
+           FROM @.studio_pods p";
+    let rows = session.query("looking at the peers' beats", SQL, &[]).await?;
+    let read = |row: &tokio_postgres::Row| stall::Beat {
+        incarnation: row.get::<_, Uuid>(0).into(),
+        index: row.get(1),
+        attached: row.get(2),
+    };
+    let (own, peers): (Vec<_>, Vec<_>) = rows.iter().map(read).partition(|beat| beat.incarnation == own);
+    Ok((own.first().map(|beat| beat.index), peers))
+}
+
+/// Writes down that a peer is suspected, once for each index at which it stands. False: another did, or it moved.
+pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
+    const SQL: &str = "SELECT @.studio_suspect($1, $2, $3, $4)";
+    let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);
+    let params: [Param<'_>; 4] = [
+        (&stalled.incarnation.as_uuid(), Type::UUID),
+        (&stalled.index, Type::INT8),
+        (&by.as_str(), Type::TEXT),
+        (&looks, Type::INT4),
+    ];
+    Ok(session.query_one("suspecting a peer", SQL, &params).await?.get(0))
+}
+
+/// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
+pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
+    const SQL: &str = "SELECT @.studio_end_backends($1, $2, 'stalled', $3)";
+    let params: [Param<'_>; 3] =
+        [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
+    Ok(session.query_one("putting a peer out", SQL, &params).await?.get(0))
 }
 
 const MARK_DRAINING: &str = "WITH marked AS ( \

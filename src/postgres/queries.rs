@@ -183,6 +183,10 @@ pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
     db.query_opt("asking a pod to drain", "SELECT @.studio_drain($1) AS incarnation", &[&pod]).await
 }
 
+pub(crate) async fn evict(db: &Database, pod: &str) -> Result<Option<Row>> {
+    db.query_opt("putting a pod out", "SELECT @.studio_evict($1) AS incarnation", &[&pod]).await
+}
+
 /// Drops the schema with everything in it.
 #[cfg(feature = "throwaway")]
 pub(crate) async fn drop_schema(db: &Database) -> Result<()> {

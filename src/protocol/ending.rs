@@ -11,6 +11,10 @@ pub enum Reason {
     Replaced,
     /// It gave itself up (L7), and its process went on as the next incarnation.
     Detached,
+    /// A peer put it out because it ran and got nowhere.
+    Stalled,
+    /// An operator put it out.
+    Evicted,
 }
 
 impl Reason {
@@ -22,24 +26,39 @@ impl Reason {
             Self::Lost => "lost",
             Self::Replaced => "replaced",
             Self::Detached => "detached",
+            Self::Stalled => "stalled",
+            Self::Evicted => "evicted",
         }
     }
 }
 
-/// Why an incarnation ends that is buried.
+impl Reason {
+    /// Why an incarnation was put out, from its row.
+    #[must_use]
+    pub fn of_eviction(name: &str) -> Self {
+        if name == Self::Stalled.as_str() { Self::Stalled } else { Self::Evicted }
+    }
+}
+
+/// Why an incarnation ends that is buried. One that was put out ended by that, whatever else it was about to do.
 #[must_use]
-pub const fn buried(draining: bool) -> Reason {
-    if draining { Reason::Shutdown } else { Reason::Lost }
+pub const fn buried(draining: bool, put_out: Option<Reason>) -> Reason {
+    match put_out {
+        Some(reason) => reason,
+        None if draining => Reason::Shutdown,
+        None => Reason::Lost,
+    }
 }
 
 /// Why an incarnation ends whose name registers anew; `gave_up`: by the process that had given it up.
 #[must_use]
-pub const fn replaced(draining: bool, gave_up: bool) -> Reason {
-    match (draining, gave_up) {
+pub const fn replaced(draining: bool, gave_up: bool, put_out: Option<Reason>) -> Reason {
+    match (put_out, draining, gave_up) {
+        (Some(reason), _, _) => reason,
         // A clean stop that was begun stays one, whatever became of the pod in the middle of it.
-        (true, _) => Reason::Shutdown,
-        (false, true) => Reason::Detached,
-        (false, false) => Reason::Replaced,
+        (None, true, _) => Reason::Shutdown,
+        (None, false, true) => Reason::Detached,
+        (None, false, false) => Reason::Replaced,
     }
 }
 
@@ -49,7 +68,14 @@ mod tests {
 
     #[test]
     fn why_an_incarnation_ended_follows_from_its_row_and_from_who_ends_it() {
-        assert_eq!((buried(false).as_str(), buried(true).as_str()), ("lost", "shutdown"));
+        assert_eq!((buried(false, None).as_str(), buried(true, None).as_str()), ("lost", "shutdown"));
+        for put_out in [Reason::Stalled, Reason::Evicted] {
+            assert_eq!(Reason::of_eviction(put_out.as_str()), put_out);
+            for (draining, gave_up) in [(false, false), (false, true), (true, false), (true, true)] {
+                assert_eq!(buried(draining, Some(put_out)), put_out);
+                assert_eq!(replaced(draining, gave_up, Some(put_out)), put_out);
+            }
+        }
         let cases = [
             (false, false, "replaced"),
             (false, true, "detached"),
@@ -57,7 +83,7 @@ mod tests {
             (true, true, "shutdown"),
         ];
         for (draining, gave_up, reason) in cases {
-            assert_eq!(replaced(draining, gave_up).as_str(), reason, "draining {draining}, gave up {gave_up}");
+            assert_eq!(replaced(draining, gave_up, None).as_str(), reason, "draining {draining}, gave up {gave_up}");
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod ending;
 pub mod fold;
 pub mod recover;
 pub mod ring;
+pub mod stall;
 pub mod verdict;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! A run in the hands of its handler.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -175,7 +176,10 @@ impl Run {
         loop {
             self.refuse_if_over(what)?;
             let error = match statement().await {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    self.shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
+                    return Ok(());
+                }
                 Ok(false) => match runs::standing(&self.shared.db, self.owner.run_id).await {
                     Ok(Some(standing)) if was_done(&standing) => return Ok(()),
                     Ok(standing) => {

@@ -25,11 +25,13 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::LockKey>();
     crosses::<NewRun>();
     crosses::<podlock::OnDetach>();
+    crosses::<podlock::OnStall>();
     crosses::<podlock::Outcome>();
     crosses::<podlock::Phase>();
     crosses::<Pod>();
     crosses::<podlock::PasswordRequest>();
     crosses::<PodBuilder>();
+    crosses::<podlock::ProgressSource>();
     crosses::<podlock::PodEvent>();
     crosses::<podlock::PodId>();
     crosses::<podlock::PodStatus>();
@@ -97,6 +99,7 @@ fn every_public_future_is_send(
     is_send(Operator::follow(operator, EventFilter::new()));
     is_send(Operator::notices(operator));
     is_send(Operator::drain(operator, "name"));
+    is_send(Operator::evict(operator, "name"));
     is_send(Operator::drop_schema(operator, "schema"));
     is_send(Follow::next(follow));
     is_send(Notices::next(notices));

@@ -15,5 +15,6 @@ mod laws;
 mod runs;
 mod schema;
 mod smoke;
+mod stalled;
 mod stops;
 mod tracing_events;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podlock::migrate::{self, Access};
-use podlock::{Config, ErrorKind, NewRun, Operator, Pod};
+use podlock::{Config, ErrorKind, NewRun, Operator};
 
 use crate::support::faults::refused;
 use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
@@ -11,49 +11,54 @@ use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
 const SOON: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A pod of a binary that knows the schema up to `version`.
-async fn pod_of(db: &Db, name: &str, version: i32) -> Pod {
-    start(db.config(name).with(|c| c.schema_knows = Some(version))).await
-}
-
-async fn versions(db: &Db) -> Vec<i32> {
-    let rows = db.client.query("SELECT version FROM studio_schema_history ORDER BY 1", &[]).await.unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
-}
-
 async fn newest(db: &Db) -> i32 {
     migrate::status(&db.config("x")).await.unwrap().iter().map(|v| v.version).max().expect("there are versions")
 }
 
-/// An older binary works on a newer compatible schema: a rolling upgrade with old and new pods together, in which a
-/// run goes from old to new and back again.
+/// An older binary works on a newer compatible schema: in a rolling upgrade the schema is migrated under the feet of
+/// pods that live, with statements that they keep prepared; others start on it, and runs go from one to the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_a_rolling_upgrade_old_and_new_pods_take_over_each_others_runs() {
+async fn in_a_rolling_upgrade_the_pods_from_before_and_after_take_over_each_others_runs() {
     timed(async {
-        let db = Db::empty().await;
-        let old = pod_of(&db, "old", 1).await;
-        assert_eq!(versions(&db).await, [1], "the old binary made what it knows");
+        let db = Db::new().await;
+        let [old, other] = db.settled_pods().await;
         let run = old.start(NewRun::new("wait")).await.expect("started").run_id;
-        // The new one migrates under the old one's feet.
+        let later = newest(&db).await + 1;
+        migrate_to_a_later_schema(&db, later).await;
         let new = start(db.config("new")).await;
-        assert_eq!(versions(&db).await.last(), Some(&newest(&db).await));
-        assert!(newest(&db).await > 1, "there is something to upgrade to");
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
         let also = old.start(NewRun::new("echo")).await.expect("the old pod goes on");
         db.client.run_in_state(also.run_id, "succeeded", SOON).await;
         let dead = old.incarnation();
         drop(old);
-        db.client.run_owned_by(run, new.incarnation(), SOON).await;
-        assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("new".to_owned()))));
-        // And back: an old binary starts on the newer schema, and buries a new one.
-        let old = pod_of(&db, "old-again", 1).await;
+        let taken = eventually(SOON, "the run goes on", || async {
+            let run = db.client.run(run).await;
+            if run.attempt == 2 { Ok(run) } else { Err(format!("{run:?}")) }
+        })
+        .await;
+        assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("b".to_owned()))), "{taken:?}");
+        // The new ones are settled; the last of the old ones goes, and what it had goes on.
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
-        drop(new);
-        db.client.run_owned_by(run, old.incarnation(), SOON).await;
-        old.shutdown(Duration::from_secs(5)).await.unwrap();
+        drop(other);
+        db.client.run_owned_by(run, new.incarnation(), SOON).await;
+        new.shutdown(Duration::from_secs(5)).await.unwrap();
         db.client.assert_fold_is_roster().await;
     })
     .await;
+}
+
+/// What a version to come would do that only adds: columns, with defaults and without, to every table.
+async fn migrate_to_a_later_schema(db: &Db, version: i32) {
+    let sql = "SELECT tablename::text FROM pg_tables WHERE tablename LIKE 'studio_%'";
+    let tables: Vec<String> = db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(tables.len() >= 7, "{tables:?}");
+    let mut script = String::from("BEGIN;");
+    for table in &tables {
+        script.push_str(&format!(
+            "ALTER TABLE {table} ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7;"
+        ));
+    }
+    script.push_str(&format!("INSERT INTO studio_schema_history (version, name) VALUES ({version}, 'later'); COMMIT"));
+    db.client.batch_execute(&script).await.unwrap();
 }
 
 /// A schema of the future that only adds: columns, with defaults and without, and tables.
@@ -62,21 +67,7 @@ async fn this_binary_works_on_a_later_schema_that_only_adds() {
     timed(async {
         let db = Db::new().await;
         let later = newest(&db).await + 40;
-        let tables: Vec<String> = db
-            .client
-            .query("SELECT tablename::text FROM pg_tables WHERE tablename LIKE 'studio_%'", &[])
-            .await
-            .unwrap()
-            .iter()
-            .map(|row| row.get(0))
-            .collect();
-        assert!(tables.len() >= 7, "{tables:?}");
-        for table in &tables {
-            let add = format!("ALTER TABLE {table} ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7");
-            db.client.batch_execute(&add).await.unwrap();
-        }
-        let record = "INSERT INTO studio_schema_history (version, name, later_text) VALUES ($1, 'later', '')";
-        db.client.execute(record, &[&later]).await.unwrap();
+        migrate_to_a_later_schema(&db, later).await;
         for migrate in [true, false] {
             let pod = start(db.config("a").with(|c| c.migrate = migrate)).await;
             pod.shutdown(Duration::from_secs(5)).await.unwrap();
@@ -116,7 +107,7 @@ async fn an_incompatible_schema_is_refused_by_name_older_or_newer() {
         assert_eq!(db.client.roster().await, [""; 0]);
         // Older, and told not to migrate.
         let db = Db::empty().await;
-        pod_of(&db, "old", 1).await.shutdown(Duration::from_secs(5)).await.unwrap();
+        migrate::up(&db.config("old").with(|c| c.schema_knows = Some(1))).await.unwrap();
         let refusal = refused(db.config("a").with(|c| c.migrate = false)).await;
         let words = ["version 1".to_owned(), format!("needs {now}")];
         refusal.is(ErrorKind::SchemaIncompatible, &[&words[0], &words[1], "podlock migrate up"], ANSWER);

@@ -5,6 +5,7 @@
 mod demo;
 mod drain;
 mod events;
+mod evict;
 mod failure;
 mod global;
 mod migrate;
@@ -47,6 +48,8 @@ enum Verb {
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
     Drain(drain::Args),
+    /// Put a pod out that runs and gets nowhere: its runs go on elsewhere
+    Evict(evict::Args),
     /// Bring podlock's tables up to date, or see how they stand
     #[command(subcommand)]
     Migrate(migrate::Verb),
@@ -88,6 +91,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Runs(verb) => runs::run(global, verb).await,
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
+        Verb::Evict(args) => evict::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
         Verb::Probe(args) => probe::run(args).await,

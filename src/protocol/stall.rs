@@ -1,0 +1,230 @@
+//! Who runs and gets nowhere.
+//!
+//! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application made
+//!   [`Progress`] since the last. A peer compares each index with what it saw itself before; no clock of another is read.
+//! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
+//! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat.
+//! * **Failures.** A look counts only if an interval of the observer's own clock has passed since the last that did, so
+//!   a paused observer that wakes counts one. Where the observer's own index did not move either, the store is slow, or
+//!   the observer itself stands still: nobody is counted. A peer that is mending its sessions is not counted.
+//! * **Not promised.** A pod whose beats are farther apart than the observer's looks may be suspected wrongly: give all
+//!   pods of a service the same `beat_interval`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Moment;
+use crate::id::Incarnation;
+
+/// The times of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How far apart looks are that count: `beat_interval`.
+    pub interval: Duration,
+    /// After how many looks at the same index a peer is suspected: `stall_cycles`.
+    pub cycles: u32,
+}
+
+/// What one look showed of one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Its registration.
+    pub incarnation: Incarnation,
+    /// Its event index.
+    pub index: i64,
+    /// Both of its locks are held by the backends that its row names.
+    pub attached: bool,
+}
+
+/// A peer that has stood still for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stalled {
+    /// Its registration.
+    pub incarnation: Incarnation,
+    /// The index at which it stands.
+    pub index: i64,
+    /// For how many looks.
+    pub looks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Count {
+    index: i64,
+    looks: u32,
+}
+
+/// What an observer remembers between looks. Local to the process; empty at its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observer {
+    counted_at: Option<Moment>,
+    own: Option<i64>,
+    peers: BTreeMap<Incarnation, Count>,
+}
+
+impl Observer {
+    /// Takes a look: who is suspected by it, and what to remember.
+    #[must_use]
+    pub fn look(&self, timing: &Timing, now: Moment, own: i64, beats: &[Beat]) -> (Vec<Stalled>, Self) {
+        let too_soon = self.counted_at.is_some_and(|at| now.saturating_sub(at) < timing.interval);
+        if too_soon {
+            return (Vec::new(), self.clone());
+        }
+        let own_moved = self.own.is_some_and(|before| before != own);
+        let mut peers = BTreeMap::new();
+        let mut stalled = Vec::new();
+        for beat in beats {
+            let seen = self.peers.get(&beat.incarnation).filter(|c| c.index == beat.index && beat.attached);
+            let looks = seen.map_or(0, |c| c.looks + u32::from(own_moved));
+            peers.insert(beat.incarnation, Count { index: beat.index, looks });
+            if own_moved && looks >= timing.cycles {
+                stalled.push(Stalled { incarnation: beat.incarnation, index: beat.index, looks });
+            }
+        }
+        (stalled, Self { counted_at: Some(now), own: Some(own), peers })
+    }
+}
+
+/// What an application has done so far, in counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Raised by a task of the application's runtime: that it runs tasks at all.
+    pub pulse: u64,
+    /// Fenced writes that were accepted.
+    pub writes: u64,
+    /// The registered sources, by number: how often each moved, and whether it has nothing to do.
+    pub sources: BTreeMap<u64, Source>,
+}
+
+/// One registered source of progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// How often it moved.
+    pub moved: u64,
+    /// It has nothing to do: standing still is no fault of it.
+    pub idle: bool,
+}
+
+impl Progress {
+    /// Whether the application has got anywhere since `before`: its runtime runs tasks, and every source that has
+    /// something to do moved, or a fenced write was accepted.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> bool {
+        let moved = |(number, source): (&u64, &Source)| {
+            source.idle || before.sources.get(number).is_none_or(|then| then.moved != source.moved)
+        };
+        self.pulse != before.pulse && (self.writes != before.writes || self.sources.iter().all(moved))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const TIMING: Timing = Timing { interval: Duration::from_secs(10), cycles: 3 };
+
+    fn peer(n: u128) -> Incarnation {
+        Incarnation::from(Uuid::from_u128(n))
+    }
+
+    fn at(n: u128, index: i64) -> Beat {
+        Beat { incarnation: peer(n), index, attached: true }
+    }
+
+    /// Looks at these seconds, with these own indices, at these peers: who was suspected at each.
+    fn looks(steps: &[(u64, i64, &[Beat])]) -> Vec<Vec<(Incarnation, u32)>> {
+        let mut observer = Observer::default();
+        let mut suspected = Vec::new();
+        for (second, own, beats) in steps {
+            let (stalled, next) = observer.look(&TIMING, Duration::from_secs(*second), *own, beats);
+            suspected.push(stalled.iter().map(|s| (s.incarnation, s.looks)).collect());
+            observer = next;
+        }
+        suspected
+    }
+
+    const NOBODY: Vec<(Incarnation, u32)> = Vec::new();
+
+    #[test]
+    fn one_that_stands_still_is_suspected_at_the_third_look_at_the_same_index_and_at_each_after_it() {
+        let same: &[Beat] = &[at(1, 7)];
+        let seen = looks(&[(0, 1, same), (10, 2, same), (20, 3, same), (30, 4, same), (40, 5, same)]);
+        assert_eq!(seen, [NOBODY, NOBODY, NOBODY, vec![(peer(1), 3)], vec![(peer(1), 4)]]);
+    }
+
+    #[test]
+    fn one_that_was_never_heard_of_begins_at_nought_and_one_that_moves_begins_again() {
+        let seen = looks(&[
+            (0, 1, &[at(1, 7)]),
+            (10, 2, &[at(1, 7), at(2, 1)]),
+            (20, 3, &[at(1, 7), at(2, 1)]),
+            (30, 4, &[at(1, 8), at(2, 1)]),
+            (40, 5, &[at(1, 8), at(2, 1)]),
+        ]);
+        assert_eq!(seen, [NOBODY, NOBODY, NOBODY, NOBODY, vec![(peer(2), 3)]]);
+    }
+
+    #[test]
+    fn while_the_store_is_slow_nobody_is_counted() {
+        let same: &[Beat] = &[at(1, 7)];
+        // Its own beat did not arrive either, at seconds 20 to 40.
+        let seen = looks(&[(0, 1, same), (10, 2, same), (20, 2, same), (30, 2, same), (40, 2, same), (50, 3, same)]);
+        assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
+    }
+
+    #[test]
+    fn a_paused_observer_and_a_burst_of_ticks_count_one_look() {
+        let same: &[Beat] = &[at(1, 7)];
+        // It was paused for an hour, and its timers fire all at once.
+        let burst = [(0, 1, same), (3600, 2, same), (3600, 3, same), (3601, 4, same), (3609, 5, same), (3610, 6, same)];
+        assert!(looks(&burst).iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn one_that_mends_its_sessions_is_not_stalled() {
+        let mending = [Beat { attached: false, ..at(1, 7) }];
+        let same: &[Beat] = &[at(1, 7)];
+        let seen =
+            looks(&[(0, 1, same), (10, 2, same), (20, 3, same), (30, 4, &mending), (40, 5, same), (50, 6, same)]);
+        assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
+    }
+
+    #[test]
+    fn gone_and_back_under_a_new_incarnation_is_somebody_else_and_the_gone_are_forgotten() {
+        let (old, new): (&[Beat], &[Beat]) = (&[at(1, 7)], &[at(2, 7)]);
+        let seen = looks(&[(0, 1, old), (10, 2, old), (20, 3, old), (30, 4, new), (40, 5, new), (50, 6, new)]);
+        assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
+        let (_, observer) = Observer::default().look(&TIMING, Duration::ZERO, 1, old);
+        let (_, pruned) = observer.look(&TIMING, Duration::from_secs(10), 2, &[]);
+        assert!(pruned.peers.is_empty());
+    }
+
+    #[test]
+    fn an_observer_that_was_restarted_begins_at_nought() {
+        let same: &[Beat] = &[at(1, 7)];
+        let (stalled, _) = Observer::default().look(&TIMING, Duration::from_secs(99), 9, same);
+        assert_eq!(stalled, []);
+    }
+
+    #[test]
+    fn progress_is_a_runtime_that_runs_and_every_source_with_something_to_do_or_an_accepted_write() {
+        let progress = |pulse, writes, sources: &[(u64, u64, bool)]| Progress {
+            pulse,
+            writes,
+            sources: sources.iter().map(|(n, moved, idle)| (*n, Source { moved: *moved, idle: *idle })).collect(),
+        };
+        let before = progress(1, 1, &[(1, 5, false), (2, 5, true)]);
+        let cases = [
+            (progress(2, 1, &[(1, 6, false), (2, 5, true)]), true, "the busy one moved, the idle one need not"),
+            (progress(2, 1, &[(1, 5, false), (2, 6, false)]), false, "one of two busy ones stands still"),
+            (progress(2, 2, &[(1, 5, false), (2, 5, true)]), true, "a write was accepted"),
+            (progress(1, 2, &[(1, 6, false), (2, 5, true)]), false, "the runtime runs nothing"),
+            (progress(2, 1, &[]), true, "no sources are left"),
+            (progress(2, 1, &[(1, 6, false), (3, 0, false)]), true, "one that is new has its time yet"),
+        ];
+        for (now, expected, why) in cases {
+            assert_eq!(now.since(&before), expected, "{why}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Pods that run and get nowhere.
+
+use std::time::Duration;
+
+use podlock::{Config, NewRun, OnStall, Operator, Pod, PodEvent};
+use serde_json::json;
+
+use crate::support::{Db, LEASE, eventually, start, timed};
+
+const BEAT: Duration = Duration::from_millis(300);
+const SOON: Duration = Duration::from_secs(15);
+
+fn config(db: &Db, name: &str, on_stall: OnStall) -> Config {
+    db.config(name).with(|c| {
+        c.beat_interval = Some(BEAT);
+        c.on_stall = on_stall;
+    })
+}
+
+async fn three(db: &Db, on_stall: OnStall) -> [Pod; 3] {
+    let pods = [
+        start(config(db, "a", on_stall)).await,
+        start(config(db, "b", on_stall)).await,
+        start(config(db, "c", on_stall)).await,
+    ];
+    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    pods
+}
+
+/// The events of a kind about a pod: by whom, and the detail.
+async fn events(db: &Db, kind: &str, pod: &Pod) -> Vec<(String, serde_json::Value)> {
+    let sql = "SELECT by_pod, detail FROM studio_pod_events WHERE kind = $1 AND incarnation = $2 ORDER BY idx";
+    let rows = db.client.query(sql, &[&kind, &pod.incarnation().as_uuid()]).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+async fn suspected(db: &Db, pod: &Pod) {
+    eventually(SOON, "it is suspected", || async {
+        let events = events(db, "suspected", pod).await;
+        if events.is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
+
+/// The default: it is told of, once although two peers see it, and left alone; and when it moves and stops again, told
+/// of again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_source_stands_still_is_suspected_once_and_left_alone() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Report).await;
+        let mut heard = b.events();
+        let source = a.progress_source();
+        let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
+        source.tick();
+        suspected(&db, &a).await;
+        let told = async {
+            loop {
+                if let PodEvent::Suspected { pod, incarnation } = heard.recv().await.unwrap() {
+                    return (pod, incarnation);
+                }
+            }
+        };
+        assert_eq!(told.await, (a.pod_id().clone(), a.incarnation()));
+        // Both others look on, many times.
+        tokio::time::sleep(BEAT * 8).await;
+        let once = events(&db, "suspected", &a).await;
+        assert_eq!(once.len(), 1, "{once:?}");
+        assert_eq!(once[0].1["looks"], 3, "stall_cycles");
+        assert_eq!((events(&db, "suspected", &b).await, events(&db, "suspected", &c).await), (vec![], vec![]));
+        assert_eq!(db.client.run(run).await.attempt, 1, "nobody took its run");
+        assert!(a.status().attached);
+        // It moves, and stands still anew.
+        source.tick();
+        eventually(SOON, "it is suspected again", || async {
+            let n = events(&db, "suspected", &a).await.len();
+            if n == 2 { Ok(()) } else { Err(format!("{n}")) }
+        })
+        .await;
+        assert_eq!(events(&db, "evicted", &a).await, []);
+        db.client.assert_fold_is_roster().await;
+        for pod in [a, b, c] {
+            pod.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// What is no stall: a source with nothing to do, one that was dropped, and one that stands still while fenced writes
+/// are accepted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_sources_dropped_ones_and_accepted_writes_are_no_stall() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Evict).await;
+        let (idle, dropped, beside_a_run) = (a.progress_source(), b.progress_source(), c.progress_source());
+        idle.tick();
+        idle.idle();
+        dropped.tick();
+        drop(dropped);
+        beside_a_run.tick();
+        let steps = NewRun::new("steps").input(json!({ "steps": 60, "pause_ms": 50 }));
+        let run = c.start(steps).await.unwrap().run_id;
+        db.client.run_in_state(run, "succeeded", SOON).await;
+        for pod in [&a, &b, &c] {
+            assert_eq!(events(&db, "suspected", pod).await, [], "{pod:?}");
+        }
+        // And then its source is all that counts.
+        suspected(&db, &c).await;
+        drop(idle);
+    })
+    .await;
+}
+
+/// The policy: hung is turned into dead, the one burial path does the rest, and the pod stays away until it gets
+/// somewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_it_moves() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Evict).await;
+        let source = a.progress_source();
+        let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
+        let stalled = a.incarnation();
+        source.tick();
+        let end = eventually(a.settings().worst_case().stalled + SOON, "it was put out and buried", || async {
+            db.client.session_end(stalled).await.ok_or("not yet".to_owned())
+        })
+        .await;
+        assert_eq!(end.0, "stalled");
+        assert!(end.1.is_some(), "a peer buried it");
+        let taken = eventually(SOON, "its run goes on elsewhere", || async {
+            let run = db.client.run(run).await;
+            if run.attempt == 2 { Ok(run) } else { Err(format!("{run:?}")) }
+        })
+        .await;
+        assert_eq!(taken.crashes, 1, "a stall counts as a crash: {taken:?}");
+        let evicted = "SELECT count(*), max((detail->>'backends')::int) FROM studio_pod_events WHERE kind = 'evicted'";
+        let row = db.client.query_one(evicted, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, Option<i32>>(1)), (1, Some(2)), "its two backends, once");
+        // It lives, and is not given anything to stand still with.
+        tokio::time::sleep(LEASE).await;
+        db.client.roster_is(&["b", "c"], SOON).await;
+        assert_eq!(a.incarnation(), stalled);
+        source.tick();
+        db.client.roster_is(&["a", "b", "c"], SOON).await;
+        eventually(SOON, "it knows itself as another", || async {
+            if a.incarnation() != stalled { Ok(()) } else { Err(format!("{:?}", a.status())) }
+        })
+        .await;
+        source.idle();
+        db.client.assert_fold_is_roster().await;
+        for pod in [a, b, c] {
+            pod.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// An operator puts a sound pod out: exactly its two lock-holding backends are ended, its runs go on elsewhere without
+/// a crash on their record, what it still writes finds no row, and it comes back as another incarnation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_does_the_rest() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Report).await;
+        let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
+        let (out, watch) = (a.incarnation(), db.client.backend("a", "watch").await);
+        // Somebody else waits for its lock at this moment, and is none of those to end.
+        let operator = Operator::connect(&db.config("x")).await.unwrap();
+        assert_eq!(operator.evict("a").await.unwrap(), out);
+        db.client.run_in_state(run, "running", SOON).await;
+        let end = eventually(SOON, "it is buried, or its next incarnation took its place", || async {
+            db.client.session_end(out).await.ok_or("not yet".to_owned())
+        })
+        .await;
+        assert_eq!(end.0, "evicted");
+        let taken = eventually(SOON, "its run goes on", || async {
+            let run = db.client.run(run).await;
+            if run.attempt == 2 { Ok(run) } else { Err(format!("{run:?}")) }
+        })
+        .await;
+        assert_eq!(taken.crashes, 0, "{taken:?}");
+        assert_eq!(db.client.backend("a", "watch").await.is_some(), watch.is_some());
+        eventually(SOON, "it is back as another", || async {
+            if a.status().attached && a.incarnation() != out { Ok(()) } else { Err(format!("{:?}", a.status())) }
+        })
+        .await;
+        let error = operator.evict("nobody").await.unwrap_err();
+        assert_eq!(error.kind(), podlock::ErrorKind::NotFound);
+        let put_out: Option<String> = db.client.scalar("SELECT evicted FROM studio_pods WHERE pod_id = 'a'", &[]).await;
+        assert_eq!(put_out, None, "the mark went with the incarnation");
+        db.client.assert_fold_is_roster().await;
+        for pod in [a, b, c] {
+            pod.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}
