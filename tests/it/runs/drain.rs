@@ -72,9 +72,14 @@ async fn l4_the_row_and_the_owner_stay_until_a_survivor_buries_with_reason_shutd
         let report = a.shutdown(Duration::from_millis(50)).await.unwrap();
         assert_eq!((report.finished, report.yielded, report.aborted), (0, 0, 1));
         drop(hangs);
-        let row =
-            db.client.query_one("SELECT state, alive FROM studio_pod_status WHERE pod_id = 'a'", &[]).await.unwrap();
-        assert_eq!((row.get::<_, String>(0), row.get::<_, bool>(1)), ("draining".to_owned(), false));
+        // The session has been ended; the server's process takes a moment to go.
+        eventually(SOON, "its row stays, draining, and its lock is free", || async {
+            let sql = "SELECT state, alive FROM studio_pod_status WHERE pod_id = 'a'";
+            let row = db.client.query_one(sql, &[]).await.unwrap();
+            let seen = (row.get::<_, String>(0), row.get::<_, bool>(1));
+            if seen == ("draining".to_owned(), false) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
         let left = db.client.run(run_id).await;
         assert_eq!((left.state.as_str(), left.owner, left.attempt), ("running", Some(dead.as_uuid()), 1));
         assert_eq!(story(&db.client, run_id).await, told(&[("a", None)]));

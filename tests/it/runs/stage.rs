@@ -200,14 +200,17 @@ pub(super) async fn detail_of_event(client: &Client, kind: &str, incarnation: In
 }
 
 /// Holds the statements of chosen pods that change runs in the moment between their snapshot and their first row: the
-/// interleavings in which a claim could double happen there. A chosen pod connects by [`Pause::config`].
+/// interleavings in which a claim could double happen there. A chosen pod connects by [`Pause::config`]. Where there
+/// is nothing to claim or take up, nobody is held: a claim of nothing is only rehearsed.
 pub(super) struct Pause(Client);
 
 impl Pause {
     pub(super) async fn install(db: &Db) -> Self {
         podlock::migrate::up(&db.config("migrator")).await.expect("the schema");
         let sql = "CREATE FUNCTION test_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                     IF current_setting('test.pause', true) <> '' THEN \
+                     IF current_setting('test.pause', true) <> '' \
+                        AND (EXISTS (SELECT FROM public.studio_orphans) \
+                             OR EXISTS (SELECT FROM public.studio_runs WHERE state = 'running' AND attempt = 0)) THEN \
                        PERFORM pg_catalog.pg_advisory_xact_lock_shared(current_setting('test.pause')::bigint); \
                      END IF; RETURN NULL; END $$; \
                    CREATE TRIGGER test_pause BEFORE UPDATE ON studio_runs \
