@@ -12,6 +12,7 @@ use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
+use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::session::{Opener, Role, Session};
@@ -47,7 +48,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
     bring_schema(&opener, policy, shared.settings.ping_timeout).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
-    let keys = pods::keys(&liveness, &pod).await.map_err(in_boot)?;
+    let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
     let timeout = shared.settings.acquire_timeout;
     acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
     let since = clock::now();
@@ -111,7 +112,7 @@ async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output 
     loop {
         match tokio::time::timeout(limit / 2, &mut work).await {
             Ok(done) => return done,
-            Err(_) => _ = pods::ping(session, limit).await?,
+            Err(_) => _ = locks::ping(session, limit).await?,
         }
     }
 }
@@ -128,14 +129,14 @@ pub(crate) async fn acquire(
     loop {
         let left = give_up.saturating_duration_since(Instant::now());
         let slice = lock_slice(session).min(left);
-        if pods::lock(session, key, slice).await? {
+        if locks::lock(session, key, slice).await? {
             return Ok(());
         }
         if Instant::now() >= give_up {
             return Err(taken(session, key, pod, timeout).await);
         }
         if let Some(beside) = beside {
-            pods::ping(beside, timeout).await?;
+            locks::ping(beside, timeout).await?;
         }
     }
 }
@@ -147,7 +148,7 @@ pub(crate) fn lock_slice(session: &Session) -> Duration {
 }
 
 async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -> Error {
-    let holder = match pods::holder(session, key).await {
+    let holder = match locks::holder(session, key).await {
         Ok(holder) => holder,
         Err(e) => return e,
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LockKey, PodId};
-use crate::postgres::pods;
+use crate::postgres::locks;
 use crate::postgres::session::{Opener, Role, Session};
 
 /// Rounds where something stands between us and the server; where nothing does, one is enough.
@@ -23,17 +23,17 @@ pub(crate) async fn refuse_pooler(opener: &Opener, session: &Session, limit: std
     }
     let own = session.backend().pid;
     for _ in 0..rounds {
-        let mut pids = BTreeSet::from([pods::ping(session, limit).await?]);
+        let mut pids = BTreeSet::from([locks::ping(session, limit).await?]);
         let mut transactions = Vec::with_capacity(others.len());
         for other in &mut others {
             let txn = other.begin("checking for a pooler").await.map_err(refuses_transactions)?;
-            let pid = pods::pid_in_txn(&txn).await?;
+            let pid = locks::pid_in_txn(&txn).await?;
             transactions.push(txn);
             if pid == own {
                 return Err(pooled("two connections share one backend"));
             }
         }
-        pids.insert(pods::ping(session, limit).await?);
+        pids.insert(locks::ping(session, limit).await?);
         if pids != BTreeSet::from([own]) {
             return Err(pooled(&format!("one connection was answered by the backends {pids:?} and {own}")));
         }
@@ -51,7 +51,7 @@ fn refuses_transactions(error: Error) -> Error {
 
 /// The canary: a second connection must not get the lock that the first holds.
 pub(crate) async fn refuse_fake_lock(second: &Session, key: LockKey, pod: &PodId) -> Result<()> {
-    if pods::lock_is_fake(second, key).await? {
+    if locks::lock_is_fake(second, key).await? {
         return Err(pooled(&format!("two connections took the lock of pod {pod} at once")));
     }
     Ok(())

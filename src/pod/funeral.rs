@@ -6,9 +6,11 @@ use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
-use crate::postgres::pods::{self, Burial, Look, PeerRow};
+use crate::postgres::burials::{self, Burial, Look, PeerRow};
+use crate::postgres::pods;
 use crate::postgres::runs;
-use crate::postgres::session::{Param, Session};
+use crate::postgres::session::Session;
+use crate::postgres::txn::Param;
 use crate::protocol::ending;
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
 use crate::runs::recover::{self, Load};
@@ -37,7 +39,7 @@ impl Trigger {
 /// Two round trips: one that begins the transaction and takes the locks, one that proves, deletes, records and commits.
 pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trigger: Trigger) -> Result<Look> {
     let me = &local.shared.pod_id;
-    let (txn, look) = pods::begin_look(session, held.incarnation).await?;
+    let (txn, look) = burials::begin_look(session, held.incarnation).await?;
     let decision = decide(local, &look);
     let dead = rows_of(&decision, &look.peers);
     if dead.is_empty() {
@@ -56,7 +58,7 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
         (&passed_over, Type::UUID_ARRAY),
     ];
     let then = (runs::CANDIDATES.template, candidates.as_slice());
-    let (buried, orphans) = pods::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
+    let (buried, orphans) = burials::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
     if !buried.gone.is_empty() {
         let orphans = orphans.map(|rows| runs::read_candidates(held.incarnation, &rows));
         recover::recover_with(&local.shared, orphans.map(|rows| load.with(rows)));
@@ -91,7 +93,7 @@ fn burial(peer: &PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'_> {
 
 /// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.
 pub(crate) async fn rehearse(local: &Local, session: &mut Session) -> Result<()> {
-    match pods::rehearse(session).await {
+    match burials::rehearse(session).await {
         Err(e) if refused(&e) => {
             tracing::debug!(target: "podlock", event = "unrehearsed", pod = %local.shared.pod_id, error = %e, "the first burial will be slower");
             Ok(())
@@ -104,7 +106,7 @@ pub(crate) async fn rehearse(local: &Local, session: &mut Session) -> Result<()>
 /// takes a look into its memory, and tells of whomever else that showed.
 pub(crate) async fn tell(local: &Local, session: &Session, held: &Held, successor: Option<Incarnation>) -> Result<()> {
     tell_news(local, session, successor.into_iter().collect()).await?;
-    let look = pods::look(session, held.incarnation).await?;
+    let look = burials::look(session, held.incarnation).await?;
     let decision = decide(local, &look);
     tell_of(local, session, &decision).await
 }

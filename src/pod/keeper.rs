@@ -32,6 +32,7 @@ use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
+use crate::postgres::locks;
 use crate::postgres::migrate::Policy;
 use crate::postgres::pods::{self, Returned};
 use crate::postgres::session::{Backend, Opener, Role, Session};
@@ -238,9 +239,9 @@ impl<'a> Keeper<'a> {
         let left = self.deadline.get().at().saturating_sub(clock::now());
         let limit = self.shared.settings.ping_timeout.min(left);
         let (pid, holds) = if check {
-            pods::ping_and_check(session, self.local.keys.lock, limit).await?
+            locks::ping_and_check(session, self.local.keys.lock, limit).await?
         } else {
-            (pods::ping(session, limit).await?, true)
+            (locks::ping(session, limit).await?, true)
         };
         let own = session.backend().pid;
         if pid != own {
@@ -369,7 +370,7 @@ impl<'a> Keeper<'a> {
     async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Option<Session>> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
         let former = self.former.borrow().clone();
-        pods::end_own_backends(&session, self.local.keys.lock, &former).await?;
+        locks::end_own_backends(&session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
         boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
             .await?;

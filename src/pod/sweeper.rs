@@ -13,8 +13,11 @@ use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
+use crate::postgres::beats;
+use crate::postgres::burials::{self, Look};
 use crate::postgres::errors::leaves_sound;
-use crate::postgres::pods::{self, Look};
+use crate::postgres::locks;
+use crate::postgres::pods;
 use crate::postgres::session::{Backend, Role, Session};
 use crate::runs::StopReason;
 
@@ -84,12 +87,12 @@ fn backoff(local: &Local) -> Backoff {
 /// A new control session, armed: the former one ended, the witness lock held, listening, recorded in the row.
 async fn arm(local: &Local, former: &mut Vec<Backend>) -> Result<Session> {
     let session = local.opener.open(Role::Control).await?;
-    pods::end_own_backends(&session, local.keys.witness, former).await?;
+    locks::end_own_backends(&session, local.keys.witness, former).await?;
     // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
     former.push(session.backend());
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
     former.drain(..surplus);
-    while !pods::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
+    while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
     pods::listen(&session).await?;
     local.control.set(Some(session.backend()));
     if let Some(held) = local.held() {
@@ -138,7 +141,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
         let done = async {
             let Some(standing) = standing else {
                 if now >= next_look {
-                    pods::ping(session, local.shared.settings.ping_timeout).await?;
+                    locks::ping(session, local.shared.settings.ping_timeout).await?;
                     next_look = now + sweep_delay(local);
                 }
                 return Ok(());
@@ -152,7 +155,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 next_beat = now + local.shared.settings.beat_interval;
                 let progress = local.shared.progress();
                 if progress.since(&beaten) {
-                    pods::beat(session, standing.incarnation).await?;
+                    beats::beat(session, standing.incarnation).await?;
                     beaten = progress;
                 }
                 look_for_stalled(local, session, &standing).await?;
@@ -180,9 +183,9 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
 /// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
 async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Result<()> {
     let (shared, settings) = (&local.shared, &local.shared.settings);
-    let (Some(own), beats) = pods::beats(session, held.incarnation).await? else { return Ok(()) };
+    let (Some(own), beats) = beats::beats(session, held.incarnation).await? else { return Ok(()) };
     for stalled in local.observe_beats(own, &beats) {
-        let first = pods::suspect(session, &shared.pod_id, &stalled).await?;
+        let first = beats::suspect(session, &shared.pod_id, &stalled).await?;
         if first {
             tracing::warn!(
                 target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
@@ -192,7 +195,7 @@ async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Resu
         // As a burial, it is for pods that have been up for a while themselves (L2).
         if settings.on_stall == OnStall::Evict
             && local.is_settled(held)
-            && let Some(backends) = pods::put_out(session, &shared.pod_id, &stalled).await?
+            && let Some(backends) = beats::put_out(session, &shared.pod_id, &stalled).await?
         {
             tracing::warn!(
                 target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.pod_id, backends,
@@ -225,7 +228,7 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss
         check_own_row(local, held, &look);
         return Ok(());
     }
-    let look = pods::look(session, held.incarnation).await?;
+    let look = burials::look(session, held.incarnation).await?;
     if !check_own_row(local, held, &look) {
         return Ok(());
     }

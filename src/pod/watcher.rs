@@ -13,7 +13,8 @@ use super::sweeper::refused;
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::pods::{self, Keys, Slice};
+use crate::postgres::burials::{self, Slice};
+use crate::postgres::locks::{self, Keys};
 use crate::postgres::session::{Role, ServerFacts, Session};
 
 /// Keeps a watch session until the pod stops. Returns early where push is off.
@@ -95,7 +96,7 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
-        let (answer, version) = pods::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await?;
+        let (answer, version) = burials::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await?;
         *backoff_to_reset = backoff(local);
         spoken = Instant::now();
         if version != local.roster_version() {
@@ -149,7 +150,7 @@ async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<
         cause = session.ended() => Err(Error::new(ErrorKind::SessionLost, cause.to_string())),
         () = tokio::time::sleep_until(*spoken + local.shared.settings.lease / 2) => {
             *spoken = Instant::now();
-            pods::ping(session, local.shared.settings.ping_timeout).await.map(drop)
+            locks::ping(session, local.shared.settings.ping_timeout).await.map(drop)
         }
     }
 }

@@ -5,9 +5,12 @@
 //! where it joins a transaction. Every built-in is called by its qualified name, every table of ours by the schema's,
 //! so that nobody's `search_path` can change what a statement means.
 
+pub(crate) mod beats;
+pub(crate) mod burials;
 pub(crate) mod conninfo;
 pub(crate) mod dial;
 pub(crate) mod errors;
+pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod pods;
 pub(crate) mod pool;
@@ -16,3 +19,4 @@ pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod session;
 pub(crate) mod tls;
+pub(crate) mod txn;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::pods::REHEARSE_LOG;
 use super::pool::Database;
 use super::schema::Schema;
-use super::session::Prepared;
+use super::txn::Prepared;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::protocol::recover::Candidate;

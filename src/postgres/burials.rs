@@ -1,0 +1,238 @@
+//! Looking at the peers, waiting for one of them, and the burial (L2, L3).
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::locks::{Keys, millis};
+use super::pods::REHEARSE_LOG;
+use super::session::{Backend, Session};
+use super::txn::{Call, Param, Prepared, Txn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, LockKey, PodId};
+use crate::protocol::ending;
+use crate::protocol::verdict::PeerLook;
+
+/// One look at the whole roster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Look {
+    pub(crate) peers: Vec<PeerRow>,
+    /// Our own row; `None` if it is not in the roster.
+    pub(crate) own: Option<OwnRow>,
+    /// The last event's position: an unchanged one means an unchanged roster.
+    pub(crate) version: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PeerRow {
+    pub(crate) look: PeerLook,
+    pub(crate) keys: Keys,
+    /// Why it was put out, if it was.
+    pub(crate) put_out: Option<ending::Reason>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct OwnRow {
+    pub(crate) drain_requested: Option<String>,
+}
+
+/// What one slice of the watch ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slice {
+    Held,
+    LivenessFree,
+    BothFree,
+}
+
+/// Who we are when we act on others (L2): proved in the same transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) lock: LockKey,
+    pub(crate) liveness: Backend,
+}
+
+/// A witness is tried only where the liveness lock was free: it says nothing otherwise, and of two who look at once the
+/// same one gets both.
+const LOOK: &str = "WITH roster AS MATERIALIZED ( \
+       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested, evicted, \
+         CASE WHEN incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(lock_key) END AS free \
+       FROM @.studio_pods \
+     ), newest AS MATERIALIZED ( \
+       SELECT COALESCE(pg_catalog.max(idx), 0) AS idx FROM @.studio_pod_events \
+     ) \
+     SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
+       r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
+       n.idx, r.evicted \
+     FROM roster r CROSS JOIN newest n";
+
+/// Probes all peers in one statement of its own; keeps no lock.
+pub(crate) async fn look(session: &Session, own: Incarnation) -> Result<Look> {
+    let rows = session.query("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
+    read_look(own, &rows)
+}
+
+/// [`look`] in a transaction that begins with it and keeps the locks that it got.
+pub(crate) async fn begin_look<'a>(session: &'a mut Session, own: Incarnation) -> Result<(Txn<'a>, Look)> {
+    let (txn, rows) = session.begin_with("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
+    let look = read_look(own, &rows)?;
+    Ok((txn, look))
+}
+
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
+    let mut look = Look::default();
+    for row in rows {
+        look.version = row.get(9);
+        let incarnation = Incarnation::from(row.get::<_, Uuid>(1));
+        if incarnation == own {
+            look.own = Some(OwnRow { drain_requested: row.get(6) });
+            continue;
+        }
+        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        let put_out = row.get::<_, Option<&str>>(10).map(ending::Reason::of_eviction);
+        let peer = PeerLook {
+            pod_id: PodId::new(row.get::<_, String>(0))?,
+            incarnation,
+            session: row.get(2),
+            draining: row.get(3),
+            liveness_free: row.get(7),
+            witness_free: row.get(8),
+        };
+        look.peers.push(PeerRow { look: peer, keys, put_out });
+    }
+    Ok(look)
+}
+
+const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
+
+/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
+pub(crate) async fn watch_slice(
+    session: &Session,
+    keys: Keys,
+    slice: Duration,
+    witness_wait: Duration,
+    limit: Duration,
+) -> Result<(Slice, i64)> {
+    let params: [Param<'_>; 4] = [
+        (&keys.lock.get(), Type::INT8),
+        (&keys.witness.get(), Type::INT8),
+        (&millis(slice), Type::INT4),
+        (&millis(witness_wait), Type::INT4),
+    ];
+    let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
+    let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
+    let slice = match row.get::<_, &str>(0) {
+        "both" => Slice::BothFree,
+        "liveness" => Slice::LivenessFree,
+        _ => Slice::Held,
+    };
+    Ok((slice, row.get(1)))
+}
+
+/// A burial that was decided on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Burial<'a> {
+    pub(crate) pod_id: &'a PodId,
+    pub(crate) incarnation: Incarnation,
+    /// As looked at; a row that has changed since is not deleted.
+    pub(crate) session: i64,
+    pub(crate) draining: bool,
+    pub(crate) evicted: Option<&'static str>,
+    pub(crate) reason: &'static str,
+    /// For the event log.
+    pub(crate) detail: Value,
+}
+
+/// What became of the burials.
+#[derive(Clone, Debug)]
+pub(crate) struct Buried {
+    /// L2: whether we could prove that we live. Without it nobody was buried.
+    pub(crate) proved: bool,
+    /// Those whose rows were still as they were looked at.
+    pub(crate) gone: Vec<Incarnation>,
+}
+
+/// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
+/// the roster, now. What `studio_holds` says is written out here: a call of it is planned anew each time.
+const BURY: &str = "WITH proof AS MATERIALIZED ( \
+       SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
+           AND p.liveness_started = $4) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_locks l \
+           WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
+             AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
+             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4) AS given \
+     ), dead AS MATERIALIZED ( \
+       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.detail \
+         FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
+           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, detail pg_catalog.jsonb) \
+     ), gone AS ( \
+       DELETE FROM @.studio_pods p USING dead d, proof \
+        WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
+          AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
+       RETURNING p.pod_id, p.incarnation, d.reason, d.detail \
+     ), ended AS ( \
+       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6 \
+         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation \
+     ), first AS MATERIALIZED ( \
+       SELECT pg_catalog.count(*) AS rows FROM ended \
+     ), logged AS MATERIALIZED ( \
+       SELECT g.incarnation, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, g.detail) AS idx \
+         FROM (SELECT pod_id, incarnation, detail FROM gone ORDER BY pod_id) g CROSS JOIN first WHERE first.rows >= 0 \
+     ) SELECT proof.given, logged.incarnation FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
+
+/// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
+/// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
+/// took the locks: its snapshot is younger than they are.
+pub(crate) async fn commit_burials(
+    txn: Txn<'_>,
+    proof: &Proof,
+    dead: &[Burial<'_>],
+    by: &PodId,
+    then: Call<'_>,
+) -> Result<(Buried, Option<Vec<tokio_postgres::Row>>)> {
+    let params: [Param<'_>; 6] = [
+        (&proof.incarnation.as_uuid(), Type::UUID),
+        (&proof.lock.get(), Type::INT8),
+        (&proof.liveness.pid, Type::INT4),
+        (&proof.liveness.started, Type::TIMESTAMPTZ),
+        (&json!(dead), Type::JSONB),
+        (&by.as_str(), Type::TEXT),
+    ];
+    let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
+    let gone = rows.iter().filter_map(|row| row.get::<_, Option<Uuid>>(1)).map(Incarnation::from).collect();
+    Ok((Buried { proved: rows.first().is_some_and(|row| row.get(0)), gone }, then))
+}
+
+/// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.
+pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
+    const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
+    const STATEMENTS: [Prepared; 4] = [
+        Prepared { template: LOOK, types: &[Type::UUID] },
+        Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
+        Prepared { template: BURY, types: BURY_TYPES },
+        super::runs::CANDIDATES,
+    ];
+    let step = "preparing for burials";
+    session.prepare(step, &STATEMENTS).await?;
+    if let Err(e) = session.execute_batch(step, &session.schema().sql(REHEARSE_LOG)).await {
+        session.execute_batch(step, "ROLLBACK").await?;
+        return Err(e);
+    }
+    let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
+    let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
+    let kinds: [&str; 0] = [];
+    let passed_over: [Uuid; 0] = [];
+    let candidates: [Param<'_>; 4] = [
+        (&nobody.as_uuid(), Type::UUID),
+        (&kinds.as_slice(), Type::TEXT_ARRAY),
+        (&0_i64, Type::INT8),
+        (&passed_over.as_slice(), Type::UUID_ARRAY),
+    ];
+    let by = PodId::new("nobody")?;
+    let txn = session.begin("rehearsing a burial").await?;
+    commit_burials(txn, &proof, &[], &by, (super::runs::CANDIDATES.template, &candidates)).await.map(drop)
+}
