@@ -259,9 +259,10 @@ pub(crate) fn read_candidates(own: Incarnation, rows: &[Row]) -> Vec<Candidate> 
 }
 
 const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
-       SELECT w.run_id, w.expected, w.fence \
+       SELECT w.run_id, w.expected, w.fence, w.n \
          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
-                         pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
+                         pg_catalog.unnest($3::pg_catalog.int8[])) \
+              WITH ORDINALITY AS w(run_id, expected, fence, n) \
      ), me AS MATERIALIZED ( \
        SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
      ), picked AS MATERIALIZED ( \
@@ -270,7 +271,7 @@ const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
         ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
-              fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
+              fence = GREATEST(pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), r.fence + 1, $6 + w.n), \
               crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
          FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
               LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
@@ -302,11 +303,15 @@ const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
 ///
 /// Expectations come in as parameters: a locking pick re-reads a row that was just claimed and would hand on its new,
 /// living owner.
+///
+/// Every fence is above `floor`, the highest that this process was ever given: a failover to a standby that lagged takes
+/// the sequence back, and the same pod must not be given a number for a second time.
 pub(crate) async fn claim(
     db: &Database,
     own: Incarnation,
     wanted: &[Candidate],
     crash_reasons: &[&str],
+    floor: Fence,
 ) -> Result<Vec<Claimed>> {
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -314,7 +319,7 @@ pub(crate) async fn claim(
     let ids: Vec<_> = wanted.iter().map(|c| c.run_id.as_uuid()).collect();
     let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
-    let params: [&(dyn ToSql + Sync); 5] = [&ids, &expected, &fences, &own.as_uuid(), &crash_reasons];
+    let params: [&(dyn ToSql + Sync); 6] = [&ids, &expected, &fences, &own.as_uuid(), &crash_reasons, &floor.get()];
     Ok(db.query("claiming runs", CLAIM, &params).await?.iter().map(read_claimed).collect())
 }
 
@@ -323,7 +328,8 @@ pub(crate) async fn claim(
 pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> Result<(), tokio_postgres::Error> {
     let statement = client.prepare_cached(&schema.sql(CLAIM)).await?;
     let (nothing, nobody) = (Vec::<Uuid>::new(), Uuid::nil());
-    let params: [&(dyn ToSql + Sync); 5] = [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new()];
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64];
     client.query(&statement, &params).await?;
     let rehearsed = client.batch_execute(&schema.sql(REHEARSE_LOG)).await;
     if rehearsed.is_err() {

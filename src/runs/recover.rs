@@ -195,7 +195,7 @@ async fn claim(shared: &Arc<Shared>, own: Incarnation, wanted: &[Candidate]) -> 
         }
     }
     let wanted: Vec<Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
-    let claimed = runs::claim(&shared.db, own, &wanted, &CRASHES).await?;
+    let claimed = runs::claim(&shared.db, own, &wanted, &CRASHES, shared.registry.highest_fence()).await?;
     let mut begun = Vec::with_capacity(claimed.len());
     for run in claimed {
         let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {

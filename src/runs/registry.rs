@@ -1,7 +1,7 @@
 //! The runs that this process works on, so that none is begun twice and each can be told to stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub(crate) struct Registry {
     /// Set when everything is to end: what begins later is aborted at once.
     closed: AtomicBool,
     yielded: Mutex<HashMap<RunId, Moment>>,
+    /// The highest fence that this process was ever given.
+    highest_fence: AtomicI64,
     /// Notified whenever a run leaves.
     pub(crate) freed: Notify,
     /// How many runs this process works on, for those who wait until it is none.
@@ -74,9 +76,14 @@ impl Registry {
             entries: Mutex::default(),
             closed: AtomicBool::new(false),
             yielded: Mutex::default(),
+            highest_fence: AtomicI64::new(0),
             freed: Notify::new(),
             count: watch::channel(0).0,
         }
+    }
+
+    pub(crate) fn highest_fence(&self) -> Fence {
+        self.highest_fence.load(Ordering::Acquire).into()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -204,6 +211,7 @@ impl Reservation<'_> {
         if self.registry.closed.load(Ordering::SeqCst) {
             return;
         }
+        self.registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
         self.kept = true;
         let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
         self.registry.entries().insert(self.run_id, running(None));

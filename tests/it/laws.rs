@@ -455,6 +455,41 @@ async fn l9_fences_only_rise() {
     .await;
 }
 
+/// A failover to a standby that lagged takes the fence sequence back, and a run to before its claim, while its pod goes
+/// on. What the first attempt left behind must not pass for the second's: the pod is given no number twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l5_after_a_failover_that_lost_a_claim_the_same_pod_is_not_given_the_same_fence_again() {
+    timed(async {
+        let db = Db::new().await;
+        let (hand_out, mut runs) = tokio::sync::mpsc::unbounded_channel();
+        let pod = Pod::builder(db.config("a")).handler("held", move |run: Run| {
+            hand_out.send(run.clone()).unwrap();
+            async move {
+                run.stopped().await;
+                Ok(Outcome::Yield)
+            }
+        });
+        let pod = pod.start().await.unwrap();
+        let before: i64 = db.client.scalar("SELECT last_value FROM studio_fence", &[]).await;
+        let run_id = pod.submit(NewRun::new("held")).await.unwrap();
+        let first = runs.recv().await.unwrap();
+        // As the standby has it: the run was submitted, and nobody has claimed it.
+        let back = format!(
+            "BEGIN; SELECT setval('studio_fence', {before}, {before} > 1); DELETE FROM studio_run_attempts; \
+             UPDATE studio_runs SET owner_pod = NULL, owner_incarnation = NULL, fence = 0, attempt = 0; COMMIT"
+        );
+        db.client.batch_execute(&back).await.unwrap();
+        let second = runs.recv().await.unwrap();
+        assert_eq!((second.id(), second.attempt()), (run_id, 1), "the claim was made again");
+        assert!(second.fence() > first.fence(), "{} after {}", second.fence(), first.fence());
+        let refused = first.checkpoint(json!("of the first attempt")).await.expect_err("it is over");
+        assert!(refused.is_fenced(), "{refused}");
+        second.checkpoint(json!("of the second")).await.expect("accepted");
+        pod.shutdown(Duration::from_secs(5)).await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l10_a_look_that_fails_is_unknown_and_nobody_is_buried_on_it() {
     timed(async {
