@@ -23,6 +23,7 @@ pub(crate) enum Action {
     Register(ProcId),
     Notice(ProcId),
     PassDeadline(ProcId),
+    Expire(ProcId),
     Look(ProcId),
     DeleteDoomed(ProcId),
     Wait(ProcId),
@@ -30,9 +31,12 @@ pub(crate) enum Action {
     Exit(ProcId),
     // Faults, and what operators do.
     ClaimWithoutReply(ProcId),
+    EndTaskEarly(ProcId, usize),
+    LateWrite(ProcId),
     Kill(ProcId),
     CutLiveness(ProcId),
     CutBoth(ProcId),
+    Silence(ProcId),
     Stop(ProcId),
     Spawn(Name),
     Restart,
@@ -49,7 +53,13 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
             }
         }
         out.extend([Action::Load(p), Action::Claim(p), Action::TakeLock(p), Action::ComeBack(p), Action::Register(p)]);
-        out.extend([Action::Notice(p), Action::PassDeadline(p), Action::Look(p), Action::DeleteDoomed(p)]);
+        out.extend([
+            Action::Notice(p),
+            Action::PassDeadline(p),
+            Action::Expire(p),
+            Action::Look(p),
+            Action::DeleteDoomed(p),
+        ]);
         out.extend([Action::Wait(p), Action::Settle(p), Action::Exit(p)]);
     }
 }
@@ -59,9 +69,13 @@ pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
     for (p, _) in s.procs.iter().enumerate().filter(|(_, proc)| proc.lives()) {
         let budgets = [
             (s.left.lost_replies, Action::ClaimWithoutReply(p)),
+            (s.left.late_writes, Action::EndTaskEarly(p, 0)),
+            (s.left.late_writes, Action::EndTaskEarly(p, 1)),
+            (u8::from(s.procs[p].late.is_some()), Action::LateWrite(p)),
             (s.left.kills, Action::Kill(p)),
             (s.left.cuts, Action::CutLiveness(p)),
             (s.left.cuts, Action::CutBoth(p)),
+            (s.left.silences, Action::Silence(p)),
             (s.left.stops, Action::Stop(p)),
         ];
         out.extend(budgets.into_iter().filter(|(left, _)| *left > 0).map(|(_, action)| action));
@@ -93,6 +107,7 @@ impl Podlock {
             Register(p) => self.register(s, p),
             Notice(p) => self.notice(s, p),
             PassDeadline(p) => pass_deadline(&mut s.procs[p]),
+            Expire(p) => self.expire(s, p),
             Look(p) => self.look(s, p),
             DeleteDoomed(p) => self.delete_doomed(s, p),
             Wait(p) => wait(s, p),
@@ -102,6 +117,15 @@ impl Podlock {
                 s.left.lost_replies -= 1;
                 self.claim(s, p, false);
             }
+            EndTaskEarly(p, r) => {
+                let left = s.procs[p].tasks[r];
+                end_task(&mut s.procs[p], r);
+                if let Some(task) = left.filter(|_| s.procs[p].tasks[r].is_none()) {
+                    s.left.late_writes -= 1;
+                    s.procs[p].late = Some((r, task));
+                }
+            }
+            LateWrite(p) => self.late_write(s, p),
             Kill(p) => {
                 s.left.kills -= 1;
                 release(s, p);
@@ -115,6 +139,10 @@ impl Podlock {
                 s.left.cuts -= 1;
                 self.cut(s, p);
                 release(s, p);
+            }
+            Silence(p) if self.holds(s, p) && s.procs[p].phase == Phase::Attached => {
+                s.left.silences -= 1;
+                s.procs[p].silent = true;
             }
             Stop(p) => self.stop(s, p),
             Spawn(name) => {
@@ -134,7 +162,7 @@ impl Podlock {
                 }
                 end_every_session(s);
             }
-            ClaimWithoutReply(_) | CutLiveness(_) | CutBoth(_) => {}
+            ClaimWithoutReply(_) | CutLiveness(_) | CutBoth(_) | Silence(_) => {}
         }
     }
 
@@ -146,19 +174,36 @@ impl Podlock {
     fn cut(&self, s: &mut State, p: ProcId) {
         s.liveness[self.key(s.procs[p].name)] = None;
         s.procs[p].lost = Some(Loss::Cut);
+        s.procs[p].silent = false;
+    }
+
+    /// The lease: the server ends the sessions of a silent pod, later than the pod's own deadline (L7).
+    fn expire(&self, s: &mut State, p: ProcId) {
+        let deadline_came_first = s.procs[p].has_given_up() || self.mistake == Some(Mistake::LeaseBeforeDeadline);
+        if s.procs[p].silent && deadline_came_first {
+            self.cut(s, p);
+            s.procs[p].lost = Some(Loss::Silence);
+            release(s, p);
+        }
     }
 
     /// A boot waits for both locks; a return for the liveness lock, and its witness follows.
     fn take_lock(&self, s: &mut State, p: ProcId) {
         let (name, phase) = (s.procs[p].name, s.procs[p].phase);
         let key = self.key(name);
-        let free = s.liveness[key].is_none() && (phase == Phase::Detached || s.witness[name].is_none());
+        // A return first ends the silent session that is its own.
+        let own = phase == Phase::Detached && s.procs[p].silent && s.liveness[key] == Some(p);
+        let free = (own || s.liveness[key].is_none()) && (phase == Phase::Detached || s.witness[name].is_none());
         if !matches!(phase, Phase::Booting | Phase::Detached) || !free {
             return;
         }
         s.liveness[key] = Some(p);
         s.witness[name].get_or_insert(p);
         let proc = &mut s.procs[p];
+        if own {
+            proc.silent = false;
+            proc.lost = Some(Loss::Silence);
+        }
         if phase == Phase::Booting {
             proc.lost = None;
             // The mistake of L1: it is registered already.
@@ -172,7 +217,7 @@ impl Podlock {
     fn notice(&self, s: &mut State, p: ProcId) {
         let held = self.holds(s, p);
         let proc = &mut s.procs[p];
-        if proc.phase == Phase::Attached && !held {
+        if proc.phase == Phase::Attached && (!held || proc.silent) {
             proc.phase = Phase::Detached;
             proc.settled = false;
         }
@@ -228,6 +273,7 @@ fn end_every_session(s: &mut State) {
     for (p, proc) in procs.iter_mut().enumerate().filter(|(_, proc)| proc.lives()) {
         if proc.inc.is_some() || liveness.contains(&Some(p)) {
             proc.lost = Some(Loss::Restart);
+            proc.silent = false;
         }
     }
     liveness.fill(None);
@@ -238,7 +284,7 @@ fn end_every_session(s: &mut State) {
 fn pass_deadline(proc: &mut Proc) {
     let self_fence = Moment::from_millis(8);
     let last_answered = Moment::ZERO;
-    let now = if proc.lost.is_some() { last_answered + self_fence } else { last_answered };
+    let now = if proc.lost.is_some() || proc.silent { last_answered + self_fence } else { last_answered };
     if proc.inc.is_some() && Deadline::new(last_answered, self_fence).has_passed(now) {
         proc.given_up = proc.inc;
     }

@@ -11,7 +11,17 @@ pub(crate) struct Exploration {
     pub(crate) sights: &'static [Sight],
 }
 
-const NONE: Faults = Faults { kills: 0, cuts: 0, restarts: 0, failovers: 0, spawns: 0, stops: 0, lost_replies: 0 };
+const NONE: Faults = Faults {
+    kills: 0,
+    cuts: 0,
+    silences: 0,
+    restarts: 0,
+    failovers: 0,
+    spawns: 0,
+    stops: 0,
+    lost_replies: 0,
+    late_writes: 0,
+};
 
 /// `pods` settled pods of as many names, with these runs and faults.
 pub(crate) fn pods(pods: usize, runs: &[Option<ProcId>], faults: Faults) -> Config {
@@ -43,6 +53,11 @@ pub(crate) fn cut_and_spawn() -> Exploration {
     Exploration { config, sights: &[NAME_REUSED, BURIED_AND_BACK] }
 }
 
+pub(crate) fn silence() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { silences: 1, kills: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, BURIED_AND_BACK, RETURNED] }
+}
+
 pub(crate) fn restart() -> Exploration {
     let config = pods(2, &[Some(0)], Faults { restarts: 1, ..NONE });
     Exploration { config, sights: &[RESTART_WITH_HOLDERS, RETURNED, BURIED_AND_BACK] }
@@ -67,4 +82,54 @@ pub(crate) fn same_key() -> Exploration {
     let config =
         Config { names: 3, pods: 1, same_key: true, ..pods(1, &[Some(0)], Faults { kills: 1, spawns: 2, ..NONE }) };
     Exploration { config, sights: &[TAKEN_OVER] }
+}
+
+pub(crate) fn three_pods_two_cuts() -> Exploration {
+    let config = pods(3, &[Some(0)], Faults { cuts: 2, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, HELD, BURIED_AND_BACK] }
+}
+
+pub(crate) fn three_pods_cut_and_kill() -> Exploration {
+    let config = pods(3, &[Some(0)], Faults { cuts: 1, kills: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, HELD, CLAIMED_TWICE] }
+}
+
+pub(crate) fn three_pods_restart() -> Exploration {
+    let config = pods(3, &[Some(0)], Faults { restarts: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, RESTART_WITH_HOLDERS, HELD] }
+}
+
+pub(crate) fn two_cuts_and_spawn() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { cuts: 2, spawns: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, CLAIMED_TWICE, NAME_REUSED] }
+}
+
+pub(crate) fn restart_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { cuts: 1, restarts: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, CLAIMED_TWICE, RESTART_WITH_HOLDERS] }
+}
+
+pub(crate) fn restart_and_kill() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { kills: 1, restarts: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, CLAIMED_TWICE, RESTART_WITH_HOLDERS] }
+}
+
+pub(crate) fn failover_and_kill() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { kills: 1, failovers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE] }
+}
+
+pub(crate) fn failover_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { cuts: 1, failovers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE] }
+}
+
+pub(crate) fn two_runs() -> Exploration {
+    let config = pods(2, &[Some(0), Some(1)], Faults { cuts: 1, kills: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, CLAIMED_TWICE, REFUSED] }
+}
+
+pub(crate) fn stop_and_cut() -> Exploration {
+    let config = pods(3, &[Some(0)], Faults { cuts: 1, stops: 1, lost_replies: 1, ..NONE });
+    Exploration { config, sights: &[STOPPED, YIELDED, CLAIMED_TWICE] }
 }

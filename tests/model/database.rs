@@ -52,7 +52,7 @@ impl Podlock {
             Phase::Detached => proc.has_given_up(),
             Phase::Attached | Phase::Stopped | Phase::Dead => false,
         };
-        let holds = self.holds(s, p);
+        let holds = self.holds(s, p) && !proc.silent;
         let booting = proc.phase == Phase::Booting;
         let allowed = holds
             || (self.mistake == Some(Mistake::RowBeforeLock) && booting)
@@ -98,7 +98,7 @@ impl Podlock {
     pub(crate) fn come_back(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         let Some(inc) = proc.inc.filter(|_| proc.phase == Phase::Detached && !proc.has_given_up()) else { return };
-        if !self.holds(s, p) {
+        if !self.holds(s, p) || proc.silent {
             return;
         }
         let (name, before) = (proc.name, s.db.roster.clone());

@@ -14,6 +14,7 @@ pub(crate) enum Mistake {
     ProofByTryLock,
     BuryWithoutRow,
     NoGrace,
+    LeaseBeforeDeadline,
     BurialInMemory,
     BurialUnlogged,
     StopDeletesRow,
@@ -65,6 +66,9 @@ impl Mistake {
                 (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, ..none }))
             }
             Self::NoGrace => (Rule::BrokenConnectionIsNoDeath, of(2, 2, &[Some(1)], Faults { cuts: 1, ..none })),
+            Self::LeaseBeforeDeadline => {
+                (Rule::StopBeforeReplaced, of(2, 2, &[Some(1)], Faults { silences: 1, ..none }))
+            }
             Self::BurialInMemory => (Rule::EveryRunEnds, of(3, 3, &[Some(2)], Faults { kills: 2, ..none })),
             Self::BurialUnlogged => (Rule::LogFoldsToRoster, of(2, 2, &[Some(1)], Faults { kills: 1, ..none })),
             Self::StopDeletesRow => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { stops: 1, ..none })),

@@ -28,13 +28,15 @@ pub(crate) struct Podlock {
     pub(crate) mistake: Option<Mistake>,
     /// The only rule to be checked, where a mistake is looked for.
     pub(crate) only: Option<Rule>,
+    /// A remedy that the library does not have: see `docs/model.md`.
+    pub(crate) fence_floor: bool,
     /// What must be reached.
     pub(crate) sights: &'static [Sight],
 }
 
 impl Podlock {
     pub(crate) fn correct(config: Config) -> Self {
-        Self { config, mistake: None, only: None, sights: &[] }
+        Self { config, mistake: None, only: None, fence_floor: false, sights: &[] }
     }
 
     /// The lock key of a name.

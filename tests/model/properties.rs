@@ -19,13 +19,14 @@ pub(crate) enum Rule {
     BrokenConnectionIsNoDeath,
     LogFoldsToRoster,
     CleanStopIsNoCrash,
+    StopBeforeReplaced,
     EveryRunEnds,
     EveryRunCanEnd,
 }
 
 impl Rule {
     /// Those that one state or step shows. [`Rule::EveryRunCanEnd`] needs the whole graph.
-    pub(crate) const OF_STATES: [Self; 11] = [
+    pub(crate) const OF_STATES: [Self; 12] = [
         Self::OneWriter,
         Self::HolderKeepsItsRow,
         Self::OnlyTheLostAreBuried,
@@ -36,6 +37,7 @@ impl Rule {
         Self::BrokenConnectionIsNoDeath,
         Self::LogFoldsToRoster,
         Self::CleanStopIsNoCrash,
+        Self::StopBeforeReplaced,
         Self::EveryRunEnds,
     ];
 
@@ -52,6 +54,7 @@ impl Rule {
             Self::BrokenConnectionIsNoDeath => "a pod whose witness is held is not buried before its deadline",
             Self::LogFoldsToRoster => "the log folds to the roster",
             Self::CleanStopIsNoCrash => "L4: a clean stop is recorded as one",
+            Self::StopBeforeReplaced => "L7: a run is claimed from a silent pod only after that was told to stop it",
             Self::EveryRunEnds => "L6: where nothing more happens and a pod survives, every run is finished",
             Self::EveryRunCanEnd => "L6: from every state, without a further fault, every run can still be finished",
         }
@@ -84,6 +87,7 @@ impl Rule {
             BrokenConnectionIsNoDeath,
             LogFoldsToRoster,
             CleanStopIsNoCrash,
+            StopBeforeReplaced,
             EveryRunEnds,
             EveryRunCanEnd
         );

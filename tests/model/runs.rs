@@ -10,7 +10,7 @@ use crate::database::incarnation;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::properties::Rule;
-use crate::state::{Inc, Pass, Phase, ProcId, Run, State, Task};
+use crate::state::{Inc, Loss, Pass, Phase, ProcId, Run, State, Task};
 
 fn run_id(r: usize) -> RunId {
     Uuid::from_u128(r as u128 + 1).into()
@@ -90,15 +90,25 @@ impl Podlock {
             if !self.may_claim(s, p, &pass, s.db.runs[r], expected, fence) {
                 continue;
             }
-            self.judge_claim(s, p, pass.own, s.db.runs[r].owner);
-            s.db.sequence += 1;
+            self.judge_claim(s, p, pass.own, r);
             let claim = s.next_claim;
             s.next_claim += 1;
             let attempt = s.db.runs[r].attempt + 1;
-            let fence = s.db.sequence;
+            let fence = self.fence(s, p);
             s.db.runs[r] = Run { finished: false, owner: Some(pass.own), fence, attempt, claim };
             s.procs[p].tasks[r] = heard.then_some(Task { inc: pass.own, fence, claim, fenced: false });
         }
+    }
+
+    /// The next fence. The remedy against a failover that hands one out twice: above all that this process was given.
+    fn fence(&self, s: &mut State, p: ProcId) -> u8 {
+        s.db.sequence += 1;
+        if !self.fence_floor {
+            return s.db.sequence;
+        }
+        let fence = s.db.sequence.max(s.procs[p].highest + 1);
+        s.procs[p].highest = fence;
+        fence
     }
 
     fn may_claim(&self, s: &State, p: ProcId, pass: &Pass, run: Run, expected: Option<Inc>, fence: u8) -> bool {
@@ -111,14 +121,23 @@ impl Podlock {
             && (orphan || self.mistake == Some(Mistake::IgnoreLiveOwners))
     }
 
-    fn judge_claim(&self, s: &mut State, p: ProcId, own: Inc, former: Option<Inc>) {
+    fn judge_claim(&self, s: &mut State, p: ProcId, own: Inc, r: usize) {
+        let former = s.db.runs[r].owner;
         if !s.is_member(own) {
             Rule::OnlyMembersClaim.broken(s);
         }
         let is_healthy =
-            |q: ProcId| q != p && s.procs[q].phase == Phase::Attached && !s.procs[q].has_given_up() && self.holds(s, q);
-        if former.and_then(|inc| s.process_of(inc)).is_some_and(is_healthy) {
+            |q: ProcId| s.procs[q].phase == Phase::Attached && !s.procs[q].has_given_up() && self.holds(s, q);
+        let former = former.and_then(|inc| s.process_of(inc)).filter(|q| *q != p);
+        if former.is_some_and(is_healthy) {
             Rule::HealthyKeepsItsRuns.broken(s);
+        }
+        let runs_on = |q: ProcId| {
+            let proc = &s.procs[q];
+            proc.lost == Some(Loss::Silence) && proc.tasks[r].is_some_and(|task| !proc.is_told(&task))
+        };
+        if former.is_some_and(runs_on) {
+            Rule::StopBeforeReplaced.broken(s);
         }
     }
 
@@ -145,6 +164,16 @@ impl Podlock {
     /// A checkpoint, perhaps one that was under way when its task was told to stop.
     pub(crate) fn write(&self, s: &mut State, p: ProcId, r: usize) {
         self.fenced_write(s, p, r);
+    }
+
+    /// What a task that ended had sent arrives.
+    pub(crate) fn late_write(&self, s: &mut State, p: ProcId) {
+        if let Some((r, task)) = s.procs[p].late.take()
+            && self.accepts(&s.db.runs[r], &task)
+            && s.db.runs[r].claim != task.claim
+        {
+            Rule::OneWriter.broken(s);
+        }
     }
 
     pub(crate) fn finish(&self, s: &mut State, p: ProcId, r: usize) {

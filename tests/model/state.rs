@@ -70,6 +70,8 @@ pub(crate) enum Phase {
 pub(crate) enum Loss {
     /// Its liveness connection alone, or both.
     Cut,
+    /// It had fallen silent.
+    Silence,
     /// The database restarted or failed over: everybody's.
     Restart,
 }
@@ -106,8 +108,14 @@ pub(crate) struct Proc {
     pub(crate) settled: bool,
     pub(crate) draining: bool,
     pub(crate) lost: Option<Loss>,
+    /// Its liveness session gets no answer, and the server still has it.
+    pub(crate) silent: bool,
     pub(crate) tasks: [Option<Task>; RUNS],
+    /// A statement of a task that has ended, still on its way to the server.
+    pub(crate) late: Option<(usize, Task)>,
     pub(crate) pass: Option<Pass>,
+    /// The highest fence that it was given. Kept for [`crate::model::Podlock::fence_floor`] alone.
+    pub(crate) highest: Fence,
     /// Own rows that the last pass saw without a task, as bits.
     pub(crate) unclaimed: u8,
     pub(crate) observer: Observer,
@@ -131,8 +139,11 @@ impl Proc {
             settled: false,
             draining: false,
             lost: None,
+            silent: false,
             tasks: [None; RUNS],
+            late: None,
             pass: None,
+            highest: 0,
             unclaimed: 0,
             observer: Observer::default(),
             clock: 0,
@@ -169,6 +180,8 @@ pub(crate) struct Faults {
     pub(crate) kills: u8,
     /// Sessions that end while their process goes on.
     pub(crate) cuts: u8,
+    /// Pods whose liveness session falls silent.
+    pub(crate) silences: u8,
     /// Restarts of the database.
     pub(crate) restarts: u8,
     /// Failovers to a standby that may lag.
@@ -179,6 +192,8 @@ pub(crate) struct Faults {
     pub(crate) stops: u8,
     /// Claims whose reply is lost after the commit.
     pub(crate) lost_replies: u8,
+    /// Writes that reach the database after their task has ended.
+    pub(crate) late_writes: u8,
 }
 
 /// A state.
