@@ -64,8 +64,13 @@ pub(crate) fn restart() -> Exploration {
 }
 
 pub(crate) fn failover() -> Exploration {
-    let config = pods(2, &[None], Faults { failovers: 1, ..NONE });
-    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE, REFUSED, OWN_ROW_SEEN] }
+    let config = pods(1, &[None], Faults { failovers: 1, kills: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE, REFUSED, NAME_REUSED] }
+}
+
+pub(crate) fn failover_of_an_end() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { failovers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, OWN_ROW_SEEN, TAKEN_OVER] }
 }
 
 pub(crate) fn stop() -> Exploration {
@@ -78,15 +83,26 @@ pub(crate) fn lost_reply() -> Exploration {
     Exploration { config, sights: &[OWN_ROW_SEEN, CLAIMED_TWICE] }
 }
 
+pub(crate) fn late_write() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { cuts: 1, late_writes: 1, ..NONE });
+    Exploration { config, sights: &[TAKEN_OVER, REFUSED, LATE] }
+}
+
 pub(crate) fn same_key() -> Exploration {
     let config =
         Config { names: 3, pods: 1, same_key: true, ..pods(1, &[Some(0)], Faults { kills: 1, spawns: 2, ..NONE }) };
     Exploration { config, sights: &[TAKEN_OVER] }
 }
 
+pub(crate) fn failover_of_a_claim() -> Exploration {
+    let config = pods(2, &[None], Faults { failovers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE, REFUSED, OWN_ROW_SEEN] }
+}
+
+/// The roster alone: who is held, and why.
 pub(crate) fn three_pods_two_cuts() -> Exploration {
-    let config = pods(3, &[Some(0)], Faults { cuts: 2, ..NONE });
-    Exploration { config, sights: &[TAKEN_OVER, HELD, BURIED_AND_BACK] }
+    let config = pods(3, &[], Faults { cuts: 2, ..NONE });
+    Exploration { config, sights: &[HELD, MANY_HELD, BURIED_AND_BACK, RETURNED] }
 }
 
 pub(crate) fn three_pods_cut_and_kill() -> Exploration {
@@ -94,9 +110,10 @@ pub(crate) fn three_pods_cut_and_kill() -> Exploration {
     Exploration { config, sights: &[TAKEN_OVER, HELD, CLAIMED_TWICE] }
 }
 
+/// The roster alone, of three pods that all lose their sessions.
 pub(crate) fn three_pods_restart() -> Exploration {
-    let config = pods(3, &[Some(0)], Faults { restarts: 1, ..NONE });
-    Exploration { config, sights: &[TAKEN_OVER, RESTART_WITH_HOLDERS, HELD] }
+    let config = pods(3, &[], Faults { restarts: 1, ..NONE });
+    Exploration { config, sights: &[RESTART_WITH_HOLDERS, BURIED_AND_BACK, RETURNED] }
 }
 
 pub(crate) fn two_cuts_and_spawn() -> Exploration {
@@ -116,7 +133,7 @@ pub(crate) fn restart_and_kill() -> Exploration {
 
 pub(crate) fn failover_and_kill() -> Exploration {
     let config = pods(2, &[Some(0)], Faults { kills: 1, failovers: 1, ..NONE });
-    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE] }
+    Exploration { config, sights: &[COMMIT_LOST, TAKEN_OVER] }
 }
 
 pub(crate) fn failover_and_cut() -> Exploration {

@@ -38,6 +38,34 @@ pub(crate) struct Case {
 }
 
 impl Mistake {
+    /// What it is, as the page on the model names it.
+    pub(crate) fn says(self) -> &'static str {
+        match self {
+            Self::RowBeforeLock => "a pod writes its row before it takes its lock",
+            Self::RowThroughPool => "a pod writes its row through the pool, not on its lock's session",
+            Self::DeleteByName => "a burial probes in one transaction and deletes, by name, in another",
+            Self::NoSettle => "a pod may bury as soon as it is back from a restart",
+            Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
+            Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
+            Self::NoGrace => "no grace where only the liveness connection broke",
+            Self::LeaseBeforeDeadline => "the lease ends before the pod's deadline",
+            Self::BurialInMemory => "what a burial leaves to do is in the memory of the burier alone",
+            Self::BurialUnlogged => "a burial appends no event",
+            Self::StopDeletesRow => "a clean stop deletes its own row, and recovery waits for burials",
+            Self::StopUnmarked => "a clean stop does not mark its row",
+            Self::NobodyAdopts => "a restart overwrites the row of its name, and recovery waits for burials",
+            Self::SharedKey => "two names with one lock key are let in",
+            Self::OwnerByName => "the owner of a run is found by name",
+            Self::ClaimUnexpected => "a claim expects no owner",
+            Self::IgnoreLiveOwners => "a sweep ignores live owners",
+            Self::ClaimWithoutRow => "a pod that lost its row claims",
+            Self::OrphansWithoutNull => "orphans are those with an owner",
+            Self::OwnRowsForgotten => "own rows without a task are not adopted",
+            Self::NoFence => "writes check no fence",
+            Self::FenceByNumber => "writes check the number of the fence alone",
+        }
+    }
+
     /// Whether recovery waits for a burial instead of reading the state (L6).
     pub(crate) fn remembers_burials(self) -> bool {
         matches!(self, Self::StopDeletesRow | Self::NobodyAdopts)

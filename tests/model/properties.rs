@@ -137,6 +137,8 @@ pub(crate) const SAME_FENCE_TWICE: Sight = ("the same fence of one run is in two
 });
 pub(crate) const REFUSED: Sight = ("a fenced write was refused", |_, s| tasks(s).any(|task| task.fenced));
 pub(crate) const HELD: Sight = ("a pod whose lock was free was held", |_, s| s.procs.iter().any(|p| p.due.is_some()));
+pub(crate) const MANY_HELD: Sight =
+    ("one pod holds two others", |_, s| s.procs.iter().any(|p| p.observer.in_sight().len() >= 2));
 pub(crate) const NAME_REUSED: Sight = ("a name has its second process", |_, s| {
     let names = s.db.roster.iter().enumerate();
     names.into_iter().any(|(name, row)| row.is_some_and(|row| row.backend != name))
@@ -147,3 +149,5 @@ pub(crate) const YIELDED: Sight = ("a run was given back", |_, s| {
 });
 pub(crate) const OWN_ROW_SEEN: Sight =
     ("a pod saw a row of its own without a task", |_, s| s.procs.iter().any(|p| p.unclaimed != 0));
+pub(crate) const LATE: Sight =
+    ("a write is on its way whose task has ended", |_, s| s.procs.iter().any(|p| p.late.is_some()));
