@@ -11,6 +11,8 @@
 //!
 //! `docs/model.md` says what else is abstracted and why, and what is not covered. `make model` runs the larger ones.
 
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
 mod actions;
 mod configurations;
 mod database;
