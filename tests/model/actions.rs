@@ -31,7 +31,7 @@ pub(crate) enum Action {
     Exit(ProcId),
     // Faults, and what operators do.
     ClaimWithoutReply(ProcId),
-    EndTaskEarly(ProcId, usize),
+    LeaveWrite(ProcId, usize),
     LateWrite(ProcId),
     Kill(ProcId),
     CutLiveness(ProcId),
@@ -69,8 +69,8 @@ pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
     for (p, _) in s.procs.iter().enumerate().filter(|(_, proc)| proc.lives()) {
         let budgets = [
             (s.left.lost_replies, Action::ClaimWithoutReply(p)),
-            (s.left.late_writes, Action::EndTaskEarly(p, 0)),
-            (s.left.late_writes, Action::EndTaskEarly(p, 1)),
+            (s.left.late_writes, Action::LeaveWrite(p, 0)),
+            (s.left.late_writes, Action::LeaveWrite(p, 1)),
             (u8::from(s.procs[p].late.is_some()), Action::LateWrite(p)),
             (s.left.kills, Action::Kill(p)),
             (s.left.cuts, Action::CutLiveness(p)),
@@ -117,14 +117,7 @@ impl Podlock {
                 s.left.lost_replies -= 1;
                 self.claim(s, p, false);
             }
-            EndTaskEarly(p, r) => {
-                let left = s.procs[p].tasks[r];
-                end_task(&mut s.procs[p], r);
-                if let Some(task) = left.filter(|_| s.procs[p].tasks[r].is_none()) {
-                    s.left.late_writes -= 1;
-                    s.procs[p].late = Some((r, task));
-                }
-            }
+            LeaveWrite(p, r) => self.leave_write(s, p, r),
             LateWrite(p) => self.late_write(s, p),
             Kill(p) => {
                 s.left.kills -= 1;
@@ -171,10 +164,28 @@ impl Podlock {
         s.liveness[self.key(s.procs[p].name)] == Some(p)
     }
 
+    /// A task ends, finished or told to stop, and leaves a write on its way: a statement, or a task of its handler.
+    fn leave_write(&self, s: &mut State, p: ProcId, r: usize) {
+        let Some(task) = s.procs[p].tasks[r] else { return };
+        if s.procs[p].is_told(&task) {
+            end_task(&mut s.procs[p], r);
+        } else {
+            self.finish(s, p, r);
+        }
+        if s.procs[p].tasks[r].is_none() {
+            s.left.late_writes -= 1;
+            s.procs[p].late = Some((r, task));
+        }
+    }
+
     fn cut(&self, s: &mut State, p: ProcId) {
         s.liveness[self.key(s.procs[p].name)] = None;
         s.procs[p].lost = Some(Loss::Cut);
         s.procs[p].silent = false;
+        if s.procs[p].phase == Phase::Booting {
+            // The boot fails, and with it goes its other session. The service begins it anew.
+            release(s, p);
+        }
     }
 
     /// The lease: the server ends the sessions of a silent pod, later than the pod's own deadline (L7).

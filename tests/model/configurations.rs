@@ -150,3 +150,28 @@ pub(crate) fn stop_and_cut() -> Exploration {
     let config = pods(3, &[Some(0)], Faults { cuts: 1, stops: 1, lost_replies: 1, ..NONE });
     Exploration { config, sights: &[STOPPED, YIELDED, CLAIMED_TWICE] }
 }
+
+pub(crate) fn failover_and_stop() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { failovers: 1, stops: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, STOPPED, YIELDED] }
+}
+
+pub(crate) fn failover_and_lost_reply() -> Exploration {
+    let config = pods(1, &[None], Faults { failovers: 1, lost_replies: 1, cuts: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, OWN_ROW_SEEN, SAME_FENCE_TWICE] }
+}
+
+pub(crate) fn two_failovers() -> Exploration {
+    let config = pods(1, &[None], Faults { failovers: 2, spawns: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SAME_FENCE_TWICE, NAME_REUSED] }
+}
+
+pub(crate) fn silence_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { silences: 1, cuts: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[CLAIMED_TWICE, BURIED_AND_BACK, RETURNED] }
+}
+
+pub(crate) fn stop_kill_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { stops: 1, kills: 1, cuts: 1, spawns: 1, ..NONE });
+    Exploration { config, sights: &[CLAIMED_TWICE, STOPPED, YIELDED, NAME_REUSED] }
+}
