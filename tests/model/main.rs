@@ -103,8 +103,8 @@ macro_rules! each {
 
 mod explored {
     use super::*;
-    each!(explore: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover failover_of_an_end stop
-        lost_reply late_write same_key);
+    each!(explore: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover stop lost_reply
+        late_write same_key);
 }
 
 mod ends {
@@ -116,8 +116,9 @@ mod ends {
 mod larger {
     use super::*;
     each!(explore, #[ignore = "large: make model"]: three_pods_two_cuts three_pods_cut_and_kill three_pods_restart
-        two_cuts_and_spawn restart_and_cut restart_and_kill failover_of_a_claim failover_and_kill failover_and_cut
-        failover_and_stop failover_and_lost_reply two_failovers silence_and_cut two_runs stop_and_cut stop_kill_and_cut);
+        two_cuts_and_spawn restart_and_cut restart_and_kill failover_of_a_claim failover_of_an_end failover_and_kill
+        failover_and_cut failover_and_stop failover_and_lost_reply two_failovers silence_and_cut two_runs stop_and_cut
+        stop_kill_and_cut);
 }
 
 mod larger_ends {
