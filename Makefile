@@ -10,7 +10,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-detect test compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-detect test model compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
 	$(CARGO) test --all-features --doc
 	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
 
+model: cargo ## Explore the larger configurations of the protocol's model (docs/model.md), optimised
+	$(CARGO) test --release --test model -- --include-ignored --nocapture --test-threads=1
+
 compose-test: cargo ## Kill and stop pods that run in containers; needs a Docker engine, and no registry
 	@CARGO="$(CARGO)" sh scripts/compose-test.sh
 
@@ -49,8 +52,9 @@ fmt: cargo ## Format the code
 		{ echo 'fmt: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	$(CARGO) fmt
 
-docs: cargo ## Renew the pages that are made from the code (errors, connections); the tests compare them
+docs: cargo ## Renew the pages that are made from the code (errors, connections, model); the tests compare them
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
+	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --test model the_page_on
 
 features: cargo hack ## Compile each combination of features, tests and examples included
 	$(HACK) check --all-targets

@@ -102,7 +102,7 @@ pub enum Verdict {
 }
 
 /// Since when a peer's liveness lock has been seen free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sighting {
     /// The first look that saw it free.
     pub first_seen: Moment,
@@ -113,7 +113,7 @@ pub struct Sighting {
 }
 
 /// What an observer remembers between looks. Local to the process; empty at its start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Observer {
     sightings: BTreeMap<Incarnation, Sighting>,
     roster: BTreeMap<Incarnation, (PodId, bool)>,

@@ -1,0 +1,298 @@
+//! The transactions on the roster, each as one step: register, come back, mark draining, look and bury.
+//!
+//! The functions of `src/protocol` decide here what they decide in the library: who is dead, why an incarnation ended,
+//! and what the log folds to.
+
+use std::time::Duration;
+
+use podlock::protocol::ending::{self, Reason};
+use podlock::protocol::fold::{self, Entry};
+use podlock::protocol::verdict::{Observer, PeerLook, Timing};
+use podlock::{Incarnation, PodId};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::actions::release;
+use crate::mistakes::Mistake;
+use crate::model::Podlock;
+use crate::properties::Rule;
+use crate::state::{Inc, Loss, Name, Phase, ProcId, Row, State};
+
+/// The rule's times, in fortieths of a lease, in the proportions that the library has by default.
+pub(crate) const TIMING: Timing = Timing {
+    window: Duration::from_millis(4),
+    second_look: Duration::from_millis(1),
+    reconnect_grace: Duration::from_millis(40),
+    settle: Duration::from_millis(40),
+};
+
+/// An incarnation as the rules know it.
+pub(crate) fn incarnation(inc: Inc) -> Incarnation {
+    Uuid::from_u128(u128::from(inc) + 1).into()
+}
+
+fn number(incarnation: Incarnation) -> Inc {
+    u8::try_from(incarnation.as_uuid().as_u128() - 1).expect("an incarnation of the model")
+}
+
+fn pod_id(name: Name) -> PodId {
+    PodId::new(["a", "b", "c"][name]).expect("a name")
+}
+
+/// An event that a transaction appends: what, about which name and incarnation, with which detail.
+type Event = (&'static str, Name, Inc, Value);
+
+impl Podlock {
+    /// Registers a new incarnation, in the place of whatever bears the name.
+    pub(crate) fn register(&self, s: &mut State, p: ProcId) {
+        let proc = &s.procs[p];
+        let name = proc.name;
+        let due = match proc.phase {
+            Phase::Booting => proc.inc.is_none(),
+            Phase::Detached => proc.has_given_up(),
+            Phase::Attached | Phase::Stopped | Phase::Dead => false,
+        };
+        let holds = self.holds(s, p) && !proc.silent;
+        let booting = proc.phase == Phase::Booting;
+        let allowed = holds
+            || (self.mistake == Some(Mistake::RowBeforeLock) && booting)
+            || (self.mistake == Some(Mistake::RowThroughPool) && booting && proc.lost.is_some());
+        if !due || !allowed {
+            return;
+        }
+        let other_has_key =
+            |(n, row): (Name, &Option<Row>)| n != name && row.is_some() && self.key(n) == self.key(name);
+        if self.mistake != Some(Mistake::SharedKey) && s.db.roster.iter().enumerate().any(other_has_key) {
+            // The UNIQUE constraint: a clear error, which ends the boot.
+            release(s, p);
+            s.procs[p].end(Phase::Dead);
+            return;
+        }
+        let inc = s.next_inc;
+        s.next_inc += 1;
+        let before = s.db.roster.clone();
+        let mut detail = json!({});
+        if let Some(former) = before[name] {
+            self.lose_row(s, former);
+            let reason = ending::replaced(former.draining, s.procs[p].given_up == Some(former.inc), None);
+            check_reason(s, former, reason);
+            detail = json!({ "replaced": incarnation(former.inc).to_string(), "reason": reason.as_str() });
+        }
+        s.db.roster[name] = Some(Row { inc, session: 1, draining: false, backend: p });
+        let proc = &mut s.procs[p];
+        proc.inc = Some(inc);
+        if holds || self.mistake == Some(Mistake::RowThroughPool) {
+            proc.phase = Phase::Attached;
+            proc.lost = None;
+        }
+        proc.settled = false;
+        let mut events: Vec<Event> = vec![("joined", name, inc, detail)];
+        if proc.draining {
+            s.db.roster[name] = Some(Row { inc, session: 1, draining: true, backend: p });
+            events.push(("draining", name, inc, json!({})));
+        }
+        check_log(s, &before, &events);
+    }
+
+    /// A detached process that holds its lock again: if its row is there it goes on, otherwise it was buried.
+    pub(crate) fn come_back(&self, s: &mut State, p: ProcId) {
+        let proc = &s.procs[p];
+        let Some(inc) = proc.inc.filter(|_| proc.phase == Phase::Detached && !proc.has_given_up()) else { return };
+        if !self.holds(s, p) || proc.silent {
+            return;
+        }
+        let (name, before) = (proc.name, s.db.roster.clone());
+        if let Some(row) = s.db.roster[name].as_mut().filter(|row| row.inc == inc) {
+            row.session += 1;
+            row.backend = p;
+            let session = row.session;
+            let events = [("detached", name, inc, json!({})), ("returned", name, inc, json!({ "session": session }))];
+            check_log(s, &before, &events);
+        } else if self.mistake != Some(Mistake::BuryWithoutRow) {
+            s.procs[p].given_up = Some(inc);
+            return;
+        }
+        let proc = &mut s.procs[p];
+        proc.phase = Phase::Attached;
+        proc.lost = None;
+        proc.settled = false;
+    }
+
+    pub(crate) fn mark_draining(&self, s: &mut State, p: ProcId) {
+        let (name, inc) = (s.procs[p].name, s.procs[p].inc);
+        let before = s.db.roster.clone();
+        if let Some(row) = s.db.roster[name].as_mut().filter(|row| Some(row.inc) == inc && !row.draining) {
+            row.draining = true;
+            let event = ("draining", name, row.inc, json!({}));
+            check_log(s, &before, &[event]);
+        }
+    }
+
+    /// One transaction: take the locks of the whole roster, decide, prove, delete, record (L2, L3).
+    pub(crate) fn look(&self, s: &mut State, p: ProcId) {
+        let proc = &s.procs[p];
+        let Some(inc) = proc.inc.filter(|_| proc.phase == Phase::Attached) else { return };
+        let peers: Vec<PeerLook> =
+            s.db.roster.iter().enumerate().filter_map(|(n, row)| self.seen(s, n, (*row)?)).collect();
+        let peers: Vec<_> = peers.into_iter().filter(|peer| peer.incarnation != incarnation(inc)).collect();
+        let is_news = peers.iter().any(|peer| peer.liveness_free) || !proc.observer.in_sight().is_empty();
+        if is_news {
+            self.conclude(s, p, &peers);
+        }
+        let proc = &mut s.procs[p];
+        if s.db.roster[proc.name].is_none_or(|row| row.inc != inc) && self.mistake != Some(Mistake::BuryWithoutRow) {
+            // Its own row is gone: the incarnation is given up, and the session with it.
+            proc.given_up = Some(inc);
+            proc.phase = Phase::Detached;
+            proc.settled = false;
+            proc.lost = proc.lost.or(Some(Loss::Cut));
+            let key = self.key(proc.name);
+            s.liveness[key].take_if(|h| *h == p);
+        }
+    }
+
+    fn seen(&self, s: &State, name: Name, row: Row) -> Option<PeerLook> {
+        let liveness_free = s.liveness[self.key(name)].is_none();
+        Some(PeerLook {
+            pod_id: pod_id(name),
+            incarnation: incarnation(row.inc),
+            session: i64::from(row.session),
+            draining: row.draining,
+            liveness_free,
+            witness_free: liveness_free && s.witness[name].is_none(),
+        })
+    }
+
+    fn conclude(&self, s: &mut State, p: ProcId, peers: &[PeerLook]) {
+        let proc = &s.procs[p];
+        let now = Duration::from_millis(u64::from(proc.clock));
+        let timing = match self.mistake {
+            Some(Mistake::NoGrace) => Timing { reconnect_grace: Duration::ZERO, ..TIMING },
+            _ => TIMING,
+        };
+        let decision = proc.observer.decide(&timing, now, peers);
+        let mut observer = decision.observer.clone();
+        if proc.settled {
+            for (dead, _) in decision.dead() {
+                if self.mistake == Some(Mistake::DeleteByName) {
+                    s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
+                } else if self.is_proven(s, p) {
+                    self.bury(s, p, number(dead));
+                    observer.note_burial(now, dead);
+                }
+            }
+        }
+        let due = decision.next_look().map(|due| u16::try_from(due.as_millis()).unwrap_or(u16::MAX));
+        let proc = &mut s.procs[p];
+        // Nobody in sight any more: what else it remembers could only make it hold longer, and ages within a window.
+        let empty = observer.in_sight().is_empty();
+        (proc.observer, proc.clock, proc.due) =
+            if empty { (Observer::default(), 0, None) } else { (observer, proc.clock, due) };
+    }
+
+    /// L2: its own session holds its own key, and its own row is there and names that session.
+    fn is_proven(&self, s: &State, p: ProcId) -> bool {
+        let proc = &s.procs[p];
+        let row = s.db.roster[proc.name].is_some_and(|row| Some(row.inc) == proc.inc && row.backend == p);
+        match self.mistake {
+            Some(Mistake::ProofByTryLock) => row && s.liveness[self.key(proc.name)].is_some(),
+            Some(Mistake::BuryWithoutRow) => self.holds(s, p),
+            _ => row && self.holds(s, p),
+        }
+    }
+
+    fn bury(&self, s: &mut State, p: ProcId, dead: Inc) {
+        let Some(name) = s.db.roster.iter().position(|row| row.is_some_and(|row| row.inc == dead)) else { return };
+        let before = s.db.roster.clone();
+        let Some(row) = s.db.roster[name].take() else { return };
+        let burier = &s.procs[p];
+        let is_member = burier.inc.is_some_and(|inc| s.is_member(inc));
+        if !is_member || !self.holds(s, p) {
+            Rule::OnlyTheLivingBury.broken(s);
+        }
+        self.lose_row(s, row);
+        self.judge_burial(s, row);
+        let reason = ending::buried(row.draining, None);
+        check_reason(s, row, reason);
+        if self.mistake.is_some_and(Mistake::remembers_burials) {
+            s.db.buried |= 1 << dead;
+        }
+        if self.mistake == Some(Mistake::BurialInMemory) {
+            s.procs[p].heir_of |= 1 << dead;
+        }
+        if self.mistake != Some(Mistake::BurialUnlogged) {
+            check_log(s, &before, &[("buried", name, dead, json!({ "reason": reason.as_str() }))]);
+        } else {
+            check_log(s, &before, &[]);
+        }
+    }
+
+    /// The second transaction of a mistake: whoever bears the name now is deleted.
+    pub(crate) fn delete_doomed(&self, s: &mut State, p: ProcId) {
+        let Some(name) = s.procs[p].doomed.take() else { return };
+        if let Some(row) = s.db.roster[name].filter(|_| self.is_proven(s, p)) {
+            self.bury(s, p, row.inc);
+        }
+    }
+
+    /// A row leaves the roster, by burial or replacement.
+    fn lose_row(&self, s: &mut State, row: Row) {
+        let holds = |q: ProcId| s.procs[q].phase == Phase::Attached && self.holds(s, q);
+        if s.process_of(row.inc).is_some_and(holds) {
+            Rule::HolderKeepsItsRow.broken(s);
+        }
+    }
+
+    fn judge_burial(&self, s: &mut State, row: Row) {
+        let Some(q) = s.process_of(row.inc).filter(|q| s.procs[*q].lives()) else { return };
+        let (lost, has_given_up) = (s.procs[q].lost, s.procs[q].has_given_up());
+        if lost.is_none() {
+            Rule::OnlyTheLostAreBuried.broken(s);
+        }
+        if lost == Some(Loss::Restart) && !has_given_up {
+            Rule::RestartBuriesNobody.broken(s);
+        }
+        if s.witness[s.procs[q].name] == Some(q) && !has_given_up {
+            Rule::BrokenConnectionIsNoDeath.broken(s);
+        }
+    }
+}
+
+/// A clean stop is recorded as one; a failover may have taken its mark back.
+fn check_reason(s: &mut State, row: Row, reason: Reason) {
+    let stopped = s.process_of(row.inc).is_some_and(|q| s.procs[q].phase == Phase::Stopped);
+    if stopped && reason != Reason::Shutdown && !s.lost_commits {
+        Rule::CleanStopIsNoCrash.broken(s);
+    }
+}
+
+/// Whether the log goes on folding to the roster. A fold goes from left to right, so one that begins with entries that
+/// make the former roster stands for the whole log before it.
+fn check_log(s: &mut State, before: &[Option<Row>], events: &[Event]) {
+    let mut log = Vec::new();
+    let mut add = |(kind, name, inc, detail): Event| {
+        let idx = i64::try_from(log.len()).unwrap_or(i64::MAX);
+        log.push(Entry { idx, kind: kind.to_owned(), pod_id: pod_id(name), incarnation: incarnation(inc), detail });
+    };
+    for (name, row) in before.iter().enumerate() {
+        let Some(row) = row else { continue };
+        add(("joined", name, row.inc, json!({})));
+        if row.session > 1 {
+            add(("returned", name, row.inc, json!({ "session": row.session })));
+        }
+        if row.draining {
+            add(("draining", name, row.inc, json!({})));
+        }
+    }
+    events.iter().cloned().for_each(&mut add);
+    let rows = s.db.roster.iter().enumerate().filter_map(|(name, row)| Some((pod_id(name), (*row)?)));
+    let member = |row: Row| fold::Member {
+        incarnation: incarnation(row.inc),
+        draining: row.draining,
+        session: i64::from(row.session),
+    };
+    let roster: fold::Roster = rows.map(|(name, row)| (name, member(row))).collect();
+    if fold::fold(&log) != Ok(roster) {
+        Rule::LogFoldsToRoster.broken(s);
+    }
+}

@@ -1,0 +1,125 @@
+//! The known mistakes: each a switch, with the rule that must catch it and a small configuration in which it shows.
+
+use crate::model::Config;
+use crate::properties::Rule;
+use crate::state::Faults;
+
+/// A way to get the protocol wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    RowBeforeLock,
+    RowThroughPool,
+    DeleteByName,
+    NoSettle,
+    ProofByTryLock,
+    BuryWithoutRow,
+    NoGrace,
+    LeaseBeforeDeadline,
+    BurialInMemory,
+    BurialUnlogged,
+    StopDeletesRow,
+    StopUnmarked,
+    NobodyAdopts,
+    SharedKey,
+    OwnerByName,
+    ClaimUnexpected,
+    IgnoreLiveOwners,
+    ClaimWithoutRow,
+    OrphansWithoutNull,
+    OwnRowsForgotten,
+    NoFence,
+    FenceByNumber,
+    FenceFromSequence,
+}
+
+/// A mistake's entry in the table.
+pub(crate) struct Case {
+    pub(crate) caught_by: Rule,
+    pub(crate) config: Config,
+}
+
+impl Mistake {
+    /// What it is, as the page on the model names it.
+    pub(crate) fn says(self) -> &'static str {
+        match self {
+            Self::RowBeforeLock => "a pod writes its row before it takes its lock",
+            Self::RowThroughPool => "a pod writes its row through the pool, not on its lock's session",
+            Self::DeleteByName => "a burial probes in one transaction and deletes, by name, in another",
+            Self::NoSettle => "a pod may bury as soon as it is back from a restart",
+            Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
+            Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
+            Self::NoGrace => "no grace where only the liveness connection broke",
+            Self::LeaseBeforeDeadline => "the lease ends before the pod's deadline",
+            Self::BurialInMemory => "what a burial leaves to do is in the memory of the burier alone",
+            Self::BurialUnlogged => "a burial appends no event",
+            Self::StopDeletesRow => "a clean stop deletes its own row, and recovery waits for burials",
+            Self::StopUnmarked => "a clean stop does not mark its row",
+            Self::NobodyAdopts => "a restart overwrites the row of its name, and recovery waits for burials",
+            Self::SharedKey => "two names with one lock key are let in",
+            Self::OwnerByName => "the owner of a run is found by name",
+            Self::ClaimUnexpected => "a claim expects no owner",
+            Self::IgnoreLiveOwners => "a sweep ignores live owners",
+            Self::ClaimWithoutRow => "a pod that lost its row claims",
+            Self::OrphansWithoutNull => "orphans are those with an owner",
+            Self::OwnRowsForgotten => "own rows without a task are not adopted",
+            Self::NoFence => "writes check no fence",
+            Self::FenceByNumber => "writes check the number of the fence alone",
+            Self::FenceFromSequence => "a claim takes the sequence's number as it comes",
+        }
+    }
+
+    /// Whether recovery waits for a burial instead of reading the state (L6).
+    pub(crate) fn remembers_burials(self) -> bool {
+        matches!(self, Self::StopDeletesRow | Self::NobodyAdopts)
+    }
+
+    pub(crate) fn case(self) -> Case {
+        let none = Faults::default();
+        let of = |names, pods, runs: &[Option<usize>], faults| Config {
+            names,
+            pods,
+            runs: runs.to_vec(),
+            same_key: false,
+            faults,
+        };
+        let (caught_by, config) = match self {
+            Self::RowBeforeLock => (Rule::OnlyTheLostAreBuried, of(2, 1, &[None], Faults { spawns: 1, ..none })),
+            Self::RowThroughPool => (Rule::HolderKeepsItsRow, of(2, 1, &[None], Faults { spawns: 2, cuts: 1, ..none })),
+            Self::DeleteByName => {
+                (Rule::HolderKeepsItsRow, of(2, 2, &[Some(1)], Faults { kills: 1, spawns: 1, ..none }))
+            }
+            Self::NoSettle => (Rule::RestartBuriesNobody, of(2, 2, &[Some(0)], Faults { restarts: 1, ..none })),
+            Self::ProofByTryLock => {
+                (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, spawns: 1, ..none }))
+            }
+            Self::BuryWithoutRow => {
+                (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, ..none }))
+            }
+            Self::NoGrace => (Rule::BrokenConnectionIsNoDeath, of(2, 2, &[Some(1)], Faults { cuts: 1, ..none })),
+            Self::LeaseBeforeDeadline => {
+                (Rule::StopBeforeReplaced, of(2, 2, &[Some(1)], Faults { silences: 1, ..none }))
+            }
+            Self::BurialInMemory => (Rule::EveryRunEnds, of(3, 3, &[Some(2)], Faults { kills: 2, ..none })),
+            Self::BurialUnlogged => (Rule::LogFoldsToRoster, of(2, 2, &[Some(1)], Faults { kills: 1, ..none })),
+            Self::StopDeletesRow => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { stops: 1, ..none })),
+            Self::StopUnmarked => (Rule::CleanStopIsNoCrash, of(2, 2, &[Some(1)], Faults { stops: 1, ..none })),
+            Self::NobodyAdopts => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { kills: 1, spawns: 1, ..none })),
+            Self::SharedKey => {
+                let config = of(3, 1, &[Some(0)], Faults { kills: 1, spawns: 1, ..none });
+                (Rule::EveryRunEnds, Config { same_key: true, ..config })
+            }
+            Self::OwnerByName => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { kills: 1, spawns: 1, ..none })),
+            Self::ClaimUnexpected => (Rule::HealthyKeepsItsRuns, of(2, 2, &[None], none)),
+            Self::IgnoreLiveOwners => (Rule::HealthyKeepsItsRuns, of(2, 2, &[Some(0)], none)),
+            Self::ClaimWithoutRow => (Rule::OnlyMembersClaim, of(2, 2, &[None], Faults { cuts: 1, ..none })),
+            Self::OrphansWithoutNull => (Rule::EveryRunEnds, of(1, 1, &[None], none)),
+            Self::OwnRowsForgotten => (Rule::EveryRunCanEnd, of(1, 1, &[None], Faults { lost_replies: 1, ..none })),
+            Self::NoFence => (Rule::OneWriter, of(2, 2, &[Some(0)], Faults { cuts: 1, ..none })),
+            Self::FenceByNumber => (Rule::OneWriter, of(2, 2, &[None], Faults { failovers: 1, ..none })),
+            Self::FenceFromSequence => {
+                (Rule::OneWriter, of(2, 2, &[None], Faults { failovers: 1, late_writes: 1, ..none }))
+            }
+        };
+        Case { caught_by, config }
+    }
+}

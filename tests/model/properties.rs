@@ -1,0 +1,153 @@
+//! What must hold in every state, and what must be reached in some.
+
+use stateright::Property;
+
+use crate::model::Podlock;
+use crate::state::{Loss, Phase, Proc, State, Task};
+
+/// A rule that holds in every state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Rule {
+    OneWriter,
+    HolderKeepsItsRow,
+    OnlyTheLostAreBuried,
+    HealthyKeepsItsRuns,
+    OnlyTheLivingBury,
+    OnlyMembersClaim,
+    RestartBuriesNobody,
+    BrokenConnectionIsNoDeath,
+    LogFoldsToRoster,
+    CleanStopIsNoCrash,
+    StopBeforeReplaced,
+    EveryRunEnds,
+    EveryRunCanEnd,
+}
+
+impl Rule {
+    /// Those that one state or step shows. [`Rule::EveryRunCanEnd`] needs the whole graph.
+    pub(crate) const OF_STATES: [Self; 12] = [
+        Self::OneWriter,
+        Self::HolderKeepsItsRow,
+        Self::OnlyTheLostAreBuried,
+        Self::HealthyKeepsItsRuns,
+        Self::OnlyTheLivingBury,
+        Self::OnlyMembersClaim,
+        Self::RestartBuriesNobody,
+        Self::BrokenConnectionIsNoDeath,
+        Self::LogFoldsToRoster,
+        Self::CleanStopIsNoCrash,
+        Self::StopBeforeReplaced,
+        Self::EveryRunEnds,
+    ];
+
+    /// What it says, as a failure names it.
+    pub(crate) fn says(self) -> &'static str {
+        match self {
+            Self::OneWriter => "L5: a write is accepted from the latest claim of its run alone",
+            Self::HolderKeepsItsRow => "L1, L3: a pod that holds its lock is neither buried nor replaced",
+            Self::OnlyTheLostAreBuried => "L1: a living pod is buried only after its session ended",
+            Self::HealthyKeepsItsRuns => "L5: a healthy owner is never robbed",
+            Self::OnlyTheLivingBury => "L2: whoever buries holds its lock and is in the roster",
+            Self::OnlyMembersClaim => "whoever claims is in the roster",
+            Self::RestartBuriesNobody => "L2: a restart of the database buries no pod before its deadline",
+            Self::BrokenConnectionIsNoDeath => "a pod whose witness is held is not buried before its deadline",
+            Self::LogFoldsToRoster => "the log folds to the roster",
+            Self::CleanStopIsNoCrash => "L4: a clean stop is recorded as one",
+            Self::StopBeforeReplaced => "L7: a run is claimed from a silent pod only after that was told to stop it",
+            Self::EveryRunEnds => "L6: where nothing more happens and a pod survives, every run is finished",
+            Self::EveryRunCanEnd => "L6: from every state, without a further fault, every run can still be finished",
+        }
+    }
+
+    /// Notes that a step broke it.
+    pub(crate) fn broken(self, s: &mut State) {
+        s.broken |= 1 << self as u8;
+    }
+
+    fn holds(self, model: &Podlock, s: &State) -> bool {
+        match self {
+            Self::EveryRunEnds => every_run_ends(model, s),
+            _ => s.broken & 1 << self as u8 == 0,
+        }
+    }
+
+    fn property(self) -> Property<Podlock> {
+        macro_rules! checked {
+            ($($rule:ident),*) => { match self { $(Self::$rule => |m: &Podlock, s: &State| Self::$rule.holds(m, s)),* } };
+        }
+        let condition: fn(&Podlock, &State) -> bool = checked!(
+            OneWriter,
+            HolderKeepsItsRow,
+            OnlyTheLostAreBuried,
+            HealthyKeepsItsRuns,
+            OnlyTheLivingBury,
+            OnlyMembersClaim,
+            RestartBuriesNobody,
+            BrokenConnectionIsNoDeath,
+            LogFoldsToRoster,
+            CleanStopIsNoCrash,
+            StopBeforeReplaced,
+            EveryRunEnds,
+            EveryRunCanEnd
+        );
+        Property::always(self.says(), condition)
+    }
+}
+
+/// What this exploration checks: all rules and its sights, or the one rule that is to catch a mistake.
+pub(crate) fn of(model: &Podlock) -> Vec<Property<Podlock>> {
+    let rules = Rule::OF_STATES.into_iter().filter(|rule| model.only.is_none_or(|only| only == *rule));
+    let sights = model.sights.iter().map(|(name, condition)| Property::sometimes(name, *condition));
+    rules.map(Rule::property).chain(sights).collect()
+}
+
+/// Whether nothing is left to wait for: every run is finished, or nobody survives to finish it.
+pub(crate) fn is_over(s: &State) -> bool {
+    s.db.runs.iter().all(|run| run.finished) || !s.procs.iter().any(Proc::lives)
+}
+
+/// A state in which no process can do anything is an end, whatever faults might still come.
+fn every_run_ends(model: &Podlock, s: &State) -> bool {
+    is_over(s) || s.broken != 0 || model.has_step(s)
+}
+
+fn tasks(s: &State) -> impl Iterator<Item = Task> {
+    s.procs.iter().flat_map(|p| p.tasks).flatten()
+}
+
+/// A situation that an exploration must reach, or it shows less than it seems to.
+pub(crate) type Sight = (&'static str, fn(&Podlock, &State) -> bool);
+
+pub(crate) const TAKEN_OVER: Sight =
+    ("a run was finished by its second owner", |_, s| s.db.runs.iter().any(|run| run.finished && run.attempt >= 2));
+pub(crate) const CLAIMED_TWICE: Sight =
+    ("a run went through two claims", |_, s| s.db.runs.iter().any(|run| run.attempt >= 3));
+pub(crate) const BURIED_AND_BACK: Sight = ("a pod that gave up or was buried is back as a new incarnation", |_, s| {
+    s.procs.iter().any(|p| p.phase == Phase::Attached && p.given_up.is_some() && !p.has_given_up())
+});
+pub(crate) const RETURNED: Sight =
+    ("a pod came back as the same incarnation", |_, s| s.db.roster.iter().flatten().any(|row| row.session > 1));
+pub(crate) const RESTART_WITH_HOLDERS: Sight = ("a restart freed the locks of two living pods", |_, s| {
+    s.procs.iter().filter(|p| p.lives() && p.lost == Some(Loss::Restart)).count() >= 2
+});
+pub(crate) const COMMIT_LOST: Sight = ("a failover took a commit back", |_, s| s.lost_commits);
+pub(crate) const SAME_FENCE_TWICE: Sight = ("the same fence of one run is in two hands", |_, s| {
+    tasks(s).any(|a| tasks(s).any(|b| a.fence == b.fence && a.claim != b.claim && a.inc != b.inc))
+});
+pub(crate) const REFUSED: Sight = ("a fenced write was refused", |_, s| tasks(s).any(|task| task.fenced));
+pub(crate) const HELD: Sight = ("a pod whose lock was free was held", |_, s| s.procs.iter().any(|p| p.due.is_some()));
+pub(crate) const MANY_HELD: Sight =
+    ("one pod holds two others", |_, s| s.procs.iter().any(|p| p.observer.in_sight().len() >= 2));
+pub(crate) const NAME_REUSED: Sight = ("a name has its second process", |_, s| {
+    let names = s.db.roster.iter().enumerate();
+    names.into_iter().any(|(name, row)| row.is_some_and(|row| row.backend != name))
+});
+pub(crate) const STOPPED: Sight = ("a pod stopped cleanly", |_, s| s.procs.iter().any(|p| p.phase == Phase::Stopped));
+pub(crate) const YIELDED: Sight = ("a run was given back", |_, s| {
+    s.db.runs.iter().any(|run| !run.finished && run.owner.is_none() && run.attempt > 0)
+});
+pub(crate) const OWN_ROW_SEEN: Sight =
+    ("a pod saw a row of its own without a task", |_, s| s.procs.iter().any(|p| p.unclaimed != 0));
+pub(crate) const LATE: Sight =
+    ("a write is on its way whose task has ended", |_, s| s.procs.iter().any(|p| p.late.is_some()));

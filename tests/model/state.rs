@@ -1,0 +1,229 @@
+//! What a state of the model is: the database, its locks, the processes, and how many faults are left.
+
+use podlock::protocol::verdict::Observer;
+
+/// A pod's name; it may be used again.
+pub(crate) type Name = usize;
+/// One process. The second process of a name has another number.
+pub(crate) type ProcId = usize;
+/// An incarnation, numbered in the order of registration.
+pub(crate) type Inc = u8;
+/// A fence, as the database's sequence hands it out.
+pub(crate) type Fence = u8;
+/// The true order of claims. The database knows fences only, and hands one out twice after a failover; the properties
+/// go by this number.
+pub(crate) type Claim = u8;
+/// The most runs that a configuration has.
+pub(crate) const RUNS: usize = 2;
+
+/// A row of the roster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Row {
+    pub(crate) inc: Inc,
+    /// How many liveness sessions the incarnation has had.
+    pub(crate) session: u8,
+    pub(crate) draining: bool,
+    /// Whose session it names: `liveness_pid` and `liveness_started`.
+    pub(crate) backend: ProcId,
+}
+
+/// A row of `studio_runs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Run {
+    pub(crate) finished: bool,
+    pub(crate) owner: Option<Inc>,
+    pub(crate) fence: Fence,
+    pub(crate) attempt: u8,
+    /// The claim that this timeline of the database knows as the latest.
+    pub(crate) claim: Claim,
+}
+
+/// What is committed. A failover brings an earlier value of it back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Db {
+    /// By name.
+    pub(crate) roster: Vec<Option<Row>>,
+    pub(crate) runs: Vec<Run>,
+    /// The fence sequence.
+    pub(crate) sequence: Fence,
+    /// Which incarnations were buried, as bits. Kept for the mistakes alone that make recovery depend on a burial.
+    pub(crate) buried: u32,
+}
+
+/// Where a process stands, as it sees it itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Phase {
+    /// It boots: takes its locks, then registers.
+    Booting,
+    /// It believes that it holds its lock. Its session may have ended without its knowledge.
+    Attached,
+    /// It knows that its session ended, and tries to return.
+    Detached,
+    /// It ended cleanly.
+    Stopped,
+    /// It was killed, or refused to boot.
+    Dead,
+}
+
+/// What ended a process's session, until it is attached again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Loss {
+    /// Its liveness connection alone, or both.
+    Cut,
+    /// It had fallen silent.
+    Silence,
+    /// The database restarted or failed over: everybody's.
+    Restart,
+}
+
+/// An attempt at a run: a task in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Task {
+    pub(crate) inc: Inc,
+    pub(crate) fence: Fence,
+    pub(crate) claim: Claim,
+    /// A write of it was refused, or a pass found that the run is no longer its own.
+    pub(crate) fenced: bool,
+}
+
+/// What a recovery pass has read and planned, before it claims.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pass {
+    pub(crate) own: Inc,
+    /// For each run the owner and the fence that the claim will expect.
+    pub(crate) wanted: Vec<Option<(Option<Inc>, Fence)>>,
+    /// Tasks in memory whose rows look as if they had moved on, as bits.
+    pub(crate) check: u8,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Proc {
+    pub(crate) name: Name,
+    pub(crate) phase: Phase,
+    pub(crate) inc: Option<Inc>,
+    /// The incarnation that it gave up last.
+    pub(crate) given_up: Option<Inc>,
+    /// L2: its lock was held without a break for `settle`, as far as it knows.
+    pub(crate) settled: bool,
+    pub(crate) draining: bool,
+    pub(crate) lost: Option<Loss>,
+    /// Its liveness session gets no answer, and the server still has it.
+    pub(crate) silent: bool,
+    pub(crate) tasks: [Option<Task>; RUNS],
+    /// A statement of a task that has ended, still on its way to the server.
+    pub(crate) late: Option<(usize, Task)>,
+    pub(crate) pass: Option<Pass>,
+    /// The highest fence that it was given, where a failover may come.
+    pub(crate) highest: Fence,
+    /// Own rows that the last pass saw without a task, as bits.
+    pub(crate) unclaimed: u8,
+    pub(crate) observer: Observer,
+    /// Its own clock, from the first sighting that it has.
+    pub(crate) clock: u16,
+    /// When it is due to look again at a peer that it holds.
+    pub(crate) due: Option<u16>,
+    /// For the mistake of probing and deleting in two transactions: whom it found dead.
+    pub(crate) doomed: Option<Name>,
+    /// For the mistake of keeping a burial in memory: whom it buried, as bits.
+    pub(crate) heir_of: u32,
+}
+
+impl Proc {
+    pub(crate) fn booting(name: Name) -> Self {
+        Self {
+            name,
+            phase: Phase::Booting,
+            inc: None,
+            given_up: None,
+            settled: false,
+            draining: false,
+            lost: None,
+            silent: false,
+            tasks: [None; RUNS],
+            late: None,
+            pass: None,
+            highest: 0,
+            unclaimed: 0,
+            observer: Observer::default(),
+            clock: 0,
+            due: None,
+            doomed: None,
+            heir_of: 0,
+        }
+    }
+
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self.phase, Phase::Stopped | Phase::Dead)
+    }
+
+    /// Whether it gave its present incarnation up.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.inc.is_some() && self.given_up == self.inc
+    }
+
+    /// Whether a task of it was told to stop.
+    pub(crate) fn is_told(&self, task: &Task) -> bool {
+        task.fenced || self.draining || self.has_given_up() || self.inc != Some(task.inc)
+    }
+
+    /// Ends: nothing of its memory is left.
+    pub(crate) fn end(&mut self, phase: Phase) {
+        *self = Self { phase, inc: self.inc, ..Self::booting(self.name) };
+    }
+}
+
+/// How many faults of each kind may still happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Faults {
+    /// Processes that are killed.
+    pub(crate) kills: u8,
+    /// Sessions that end while their process goes on.
+    pub(crate) cuts: u8,
+    /// Pods whose liveness session falls silent.
+    pub(crate) silences: u8,
+    /// Restarts of the database.
+    pub(crate) restarts: u8,
+    /// Failovers to a standby that may lag.
+    pub(crate) failovers: u8,
+    /// Processes that are started, under a name that may be in use.
+    pub(crate) spawns: u8,
+    /// Clean stops.
+    pub(crate) stops: u8,
+    /// Claims whose reply is lost after the commit.
+    pub(crate) lost_replies: u8,
+    /// Writes that reach the database after their task has ended.
+    pub(crate) late_writes: u8,
+}
+
+/// A state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct State {
+    pub(crate) db: Db,
+    /// What the standby has, once it lags.
+    pub(crate) standby: Option<Db>,
+    /// Who holds each liveness key.
+    pub(crate) liveness: Vec<Option<ProcId>>,
+    /// Who holds each witness key.
+    pub(crate) witness: Vec<Option<ProcId>>,
+    pub(crate) procs: Vec<Proc>,
+    pub(crate) next_inc: Inc,
+    pub(crate) next_claim: Claim,
+    pub(crate) left: Faults,
+    /// A failover took commits back.
+    pub(crate) lost_commits: bool,
+    /// Which rules were broken, as bits of [`crate::properties::Rule`].
+    pub(crate) broken: u16,
+}
+
+impl State {
+    /// The process whose present incarnation this is.
+    pub(crate) fn process_of(&self, inc: Inc) -> Option<ProcId> {
+        self.procs.iter().position(|p| p.inc == Some(inc))
+    }
+
+    /// Whether an incarnation is in the roster.
+    pub(crate) fn is_member(&self, inc: Inc) -> bool {
+        self.db.roster.iter().flatten().any(|row| row.inc == inc)
+    }
+}
