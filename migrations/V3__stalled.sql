@@ -30,6 +30,11 @@ DECLARE
     row studio_pods;
     ended integer;
 BEGIN
+    -- One that is dead already died of something else.
+    IF NOT EXISTS (SELECT FROM studio_pods AS p WHERE p.incarnation = target
+            AND (studio_holds(p.lock_key, p.liveness_pid) OR studio_holds(p.witness_key, p.control_pid))) THEN
+        RETURN NULL;
+    END IF;
     -- Marked first, and the row kept until commit: whoever buries it waits for that, and finds the reason.
     UPDATE studio_pods AS p SET evicted = COALESCE(p.evicted, why)
         WHERE p.incarnation = target AND p.event_index = COALESCE(stalled_at, p.event_index) RETURNING p.* INTO row;
@@ -47,7 +52,7 @@ BEGIN
         pg_catalog.jsonb_build_object('reason', row.evicted, 'backends', ended, 'event_index', row.event_index));
     RETURN ended;
 END $$;
-COMMENT ON FUNCTION studio_end_backends(uuid, bigint, text, text) IS 'Ends the server''s processes that hold a pod''s two locks, which turns a hung pod into a dead one: it is buried as any other. With stalled_at, only if its event index still stands there. Returns how many were ended; NULL if there is no such pod. The last statement of its transaction.';
+COMMENT ON FUNCTION studio_end_backends(uuid, bigint, text, text) IS 'Ends the server''s processes that hold a pod''s two locks, which turns a hung pod into a dead one: it is buried as any other. With stalled_at, only if its event index still stands there. Returns how many were ended; NULL if there is no such pod, or nobody holds its locks. The last statement of its transaction.';
 
 CREATE FUNCTION studio_evict(pod text) RETURNS uuid
     LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT
@@ -56,9 +61,13 @@ DECLARE
     target uuid;
 BEGIN
     SELECT p.incarnation INTO target FROM studio_pods AS p WHERE p.pod_id = pod;
-    IF target IS NULL OR studio_end_backends(target, NULL, 'evicted', session_user::text) IS NULL THEN
+    IF target IS NULL THEN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)
             USING ERRCODE = 'no_data_found', HINT = 'SELECT pod_id FROM studio_pod_status lists them.';
+    END IF;
+    IF studio_end_backends(target, NULL, 'evicted', session_user::text) IS NULL THEN
+        RAISE EXCEPTION 'pod % is dead already: nobody holds its locks', pg_catalog.quote_literal(pod)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'A peer buries it; see studio_pod_status.';
     END IF;
     RETURN target;
 END $$;

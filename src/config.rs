@@ -5,6 +5,8 @@
 //! refuses a combination that would break an order that the protocol needs.
 
 mod credentials;
+#[cfg(test)]
+mod document;
 mod settings;
 
 use std::collections::BTreeMap;

@@ -115,7 +115,7 @@ pub(crate) const RULES: &[Rule] = rules![
     (
         INSUFFICIENT_PRIVILEGE,
         Forbidden,
-        "grant the role its rights, or run `podlock migrate up` as the owner of the schema"
+        "grant the role its rights (`podlock migrate grants ROLE`), or run `podlock migrate up` as the owner of the schema"
     ),
     (UNDEFINED_TABLE, SchemaMissing, MIGRATE),
     (UNDEFINED_FUNCTION, SchemaMissing, MIGRATE),

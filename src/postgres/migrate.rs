@@ -55,7 +55,7 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) fn of(config: &Config) -> Self {
-        let newest = known(i32::MAX).last().map_or(0, Migration::version);
+        let newest = newest();
         Self { apply: config.migrate, knows: config.schema_knows.map_or(newest, |v| v.min(newest)) }
     }
 }
@@ -111,6 +111,12 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     }
     versions.sort_by_key(|v| v.version);
     Ok(versions)
+}
+
+/// The newest version that this binary knows.
+#[must_use]
+pub fn newest() -> i32 {
+    known(i32::MAX).last().map_or(0, Migration::version)
 }
 
 /// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database

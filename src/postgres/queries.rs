@@ -170,7 +170,7 @@ pub(crate) async fn events_newest(
 pub(crate) async fn last_event(db: &Database) -> Result<i64> {
     let rows = db
         .query(
-            "looking at the event log",
+            "reading podlock's tables",
             "SELECT COALESCE(pg_catalog.max(e.idx), 0) AS idx FROM @.studio_pod_events AS e",
             &[],
         )

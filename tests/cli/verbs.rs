@@ -285,7 +285,8 @@ fn migrations_are_applied_once_listed_and_printed() {
         // The printed script, run by hand, leaves nothing to do. Its schema's name is hostile.
         let schema = "o'b\"; DROP SCHEMA public; --";
         let script = db.ok(&["--schema", schema, "migrate", "sql"]).await;
-        connect(&db.url).await.batch_execute(&script).await.unwrap();
+        let script = script.strip_prefix("\\set ON_ERROR_STOP on\n").expect("psql stops at the first error");
+        connect(&db.url).await.batch_execute(script).await.unwrap();
         assert_eq!(db.json(&["--schema", schema, "migrate", "status"]).await[0]["applied"], true);
         assert_eq!(db.json(&["--schema", schema, "migrate", "up"]).await, json!([]));
         assert_eq!(db.json(&["--schema", schema, "pods", "list"]).await, json!([]));
@@ -358,6 +359,33 @@ fn events_follow_skips_none_and_repeats_none() {
         }
         assert_eq!(idx(&seen), (1..=150).collect::<Vec<_>>());
         follow.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_dead_pod_is_not_said_to_have_drained_and_is_not_put_out() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let mut pod = db.pod("pod", &[]).await;
+        pod.demo(json!({ "chunks": 1000, "delay_ms": 20 })).await;
+        pod.signal(Signal::KILL);
+        pod.ended().await;
+        wait_for("its locks are free", || async {
+            let pod = db.json(&["pods", "describe", "pod"]).await;
+            if pod["alive"] == false && pod["witness"] == false { Ok(()) } else { Err(pod.to_string()) }
+        })
+        .await;
+        for args in [&["drain", "pod"][..], &["drain", "pod", "--wait", "3s"]] {
+            let done = db.run(args).await;
+            assert!(
+                done.code == 1 && done.stderr.contains("did not drain") && done.stderr.contains("1 running"),
+                "{done:?}"
+            );
+        }
+        let done = db.run(&["evict", "pod"]).await;
+        assert!(done.code == 1 && done.stderr.contains("nobody holds its locks"), "{done:?}");
+        let events = db.json(&["events", "--kind", "evicted"]).await;
+        assert_eq!(events, json!([]));
     });
 }
 

@@ -45,12 +45,24 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Verb::Sql { from } => Ok(output::line(migrate::sql(global.schema()?, from).trim_end())?),
+        Verb::Sql { from } => {
+            let newest = migrate::newest();
+            if from > newest {
+                let what = format!("this binary knows versions up to {newest}, and --from says {from}");
+                return Err(Failure::Usage(what));
+            }
+            script(&migrate::sql(global.schema()?, from))
+        }
         Verb::Grants { role, read_only } => {
             let access = if read_only { Access::Read } else { Access::Pod };
-            Ok(output::line(migrate::grants(global.schema()?, &role, access).trim_end())?)
+            script(&migrate::grants(global.schema()?, &role, access))
         }
     }
+}
+
+/// For psql, which goes on after an error and exits with 0 unless it is told not to.
+fn script(sql: &str) -> Result<(), Failure> {
+    Ok(output::line(&format!("\\set ON_ERROR_STOP on\n{}", sql.trim_end()))?)
 }
 
 fn list(versions: &[Version], output: OutputArgs, nothing: &str) -> Result<(), Failure> {
