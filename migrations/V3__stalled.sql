@@ -37,10 +37,13 @@ BEGIN
     END IF;
     -- Marked first, and the row kept until commit: whoever buries it waits for that, and finds the reason.
     UPDATE studio_pods AS p SET evicted = COALESCE(p.evicted, why)
-        WHERE p.incarnation = target AND p.event_index = COALESCE(stalled_at, p.event_index) RETURNING p.* INTO row;
+        WHERE p.incarnation = target AND (stalled_at IS NULL OR (p.event_index = stalled_at AND p.state = 'active'))
+        RETURNING p.* INTO row;
     IF row.pod_id IS NULL THEN
         RETURN NULL;
     END IF;
+    -- The log's lock before anything that cannot be undone: a wait for it may fail.
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(pg_catalog.current_schema(), 2));
     -- By key, database and the pids in its row: a prober may hold a key for a moment, and is none of ours to end.
     SELECT pg_catalog.count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(l.pid)) INTO ended
       FROM pg_catalog.pg_locks AS l
@@ -52,7 +55,7 @@ BEGIN
         pg_catalog.jsonb_build_object('reason', row.evicted, 'backends', ended, 'event_index', row.event_index));
     RETURN ended;
 END $$;
-COMMENT ON FUNCTION studio_end_backends(uuid, bigint, text, text) IS 'Ends the server''s processes that hold a pod''s two locks, which turns a hung pod into a dead one: it is buried as any other. With stalled_at, only if its event index still stands there. Returns how many were ended; NULL if there is no such pod, or nobody holds its locks. The last statement of its transaction.';
+COMMENT ON FUNCTION studio_end_backends(uuid, bigint, text, text) IS 'Ends the server''s processes that hold a pod''s two locks, which turns a hung pod into a dead one: it is buried as any other. With stalled_at, only if its event index still stands there and it does not drain. Returns how many were ended; NULL if there is no such pod, or nobody holds its locks. The last statement of its transaction.';
 
 CREATE FUNCTION studio_evict(pod text) RETURNS uuid
     LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT
@@ -71,4 +74,4 @@ BEGIN
     END IF;
     RETURN target;
 END $$;
-COMMENT ON FUNCTION studio_evict(text) IS 'Puts a pod out that runs and gets nowhere: ends its two sessions, whereupon a peer buries it and its runs go on elsewhere. Its own writes find no row from then on. Returns the incarnation that was put out.';
+COMMENT ON FUNCTION studio_evict(text) IS 'Puts a pod out that runs and gets nowhere: ends its two sessions, whereupon a peer buries it and its runs go on elsewhere. Once they are claimed, its own writes find no row. Returns the incarnation that was put out.';

@@ -296,13 +296,18 @@ impl<'a> Keeper<'a> {
     }
 
     /// Keeps no session until the application gets somewhere: a pod that was put out for standing still would only be
-    /// given runs to stand still with. False: the pod stops.
+    /// given runs to stand still with. After ten leases it is tried again all the same. False: the pod stops.
     async fn stay_away_until_progress(&self) -> bool {
         let before = self.shared.progress();
         tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), "was put out; stays away until the application makes progress");
         self.local.away.send_replace(true);
         let moved = async {
+            let began = clock::now();
             while !self.shared.progress().since(&before) {
+                // What only its runs could move, which it has none of, must not keep it away for ever.
+                if clock::now().saturating_sub(began) > self.shared.settings.lease * 10 {
+                    self.shared.sources.idle_all();
+                }
                 tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
             }
         };

@@ -50,6 +50,11 @@ impl Sources {
         ProgressSource(state)
     }
 
+    /// None has anything to do, as far as the pod knows.
+    pub(crate) fn idle_all(&self) {
+        self.lock().values().filter_map(Weak::upgrade).for_each(|state| state.idle.store(true, Ordering::Release));
+    }
+
     /// How each stands, the dropped ones forgotten.
     pub(crate) fn read(&self) -> BTreeMap<u64, Source> {
         let mut all = self.lock();

@@ -19,6 +19,7 @@ use crate::postgres::errors::leaves_sound;
 use crate::postgres::locks;
 use crate::postgres::pods;
 use crate::postgres::session::{Backend, Role, Session};
+use crate::protocol::stall::Stalled;
 use crate::runs::StopReason;
 
 /// Former backends of ours that a new session ends, if the server still has them.
@@ -182,26 +183,38 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
 
 /// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
 async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Result<()> {
-    let (shared, settings) = (&local.shared, &local.shared.settings);
+    let shared = &local.shared;
     let (Some(own), beats) = beats::beats(session, held.incarnation).await? else { return Ok(()) };
     for stalled in local.observe_beats(own, &beats) {
-        let first = beats::suspect(session, &shared.pod_id, &stalled).await?;
-        if first {
-            tracing::warn!(
-                target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
-                looks = stalled.looks, "a pod runs and gets nowhere"
-            );
+        match tell_of_stalled(local, session, held, &stalled).await {
+            // One that may not be put out, as a pod of another role, hides none of the others.
+            Err(e) if refused(&e) => {
+                tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.pod_id, error = %e, "a pod that gets nowhere was left as it is");
+            }
+            told => told?,
         }
-        // As a burial, it is for pods that have been up for a while themselves (L2).
-        if settings.on_stall == OnStall::Evict
-            && local.is_settled(held)
-            && let Some(backends) = beats::put_out(session, &shared.pod_id, &stalled).await?
-        {
-            tracing::warn!(
-                target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.pod_id, backends,
-                "put out a pod that got nowhere"
-            );
-        }
+    }
+    Ok(())
+}
+
+async fn tell_of_stalled(local: &Local, session: &Session, held: &Held, stalled: &Stalled) -> Result<()> {
+    let (shared, settings) = (&local.shared, &local.shared.settings);
+    let first = beats::suspect(session, &shared.pod_id, stalled).await?;
+    if first {
+        tracing::warn!(
+            target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
+            looks = stalled.looks, "a pod runs and gets nowhere"
+        );
+    }
+    // As a burial, it is for pods that have been up for a while themselves (L2).
+    if settings.on_stall == OnStall::Evict
+        && local.is_settled(held)
+        && let Some(backends) = beats::put_out(session, &shared.pod_id, stalled).await?
+    {
+        tracing::warn!(
+            target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.pod_id, backends,
+            "put out a pod that got nowhere"
+        );
     }
     Ok(())
 }

@@ -25,8 +25,8 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<(Option
          ) SELECT p.incarnation, p.event_index, \
              EXISTS (SELECT FROM held h WHERE h.key = p.lock_key AND h.pid = p.liveness_pid) \
              AND EXISTS (SELECT FROM held h WHERE h.key = p.witness_key AND h.pid = p.control_pid) \
-           FROM @.studio_pods p";
-    let rows = session.query("looking at the peers' beats", SQL, &[]).await?;
+           FROM @.studio_pods p WHERE p.state = 'active' OR p.incarnation = $1";
+    let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
     let read = |row: &tokio_postgres::Row| stall::Beat {
         incarnation: row.get::<_, Uuid>(0).into(),
         index: row.get(1),

@@ -4,7 +4,7 @@
 //!   [`Progress`] since the last. A peer compares each index with what it saw itself before; no clock of another is read.
 //! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
 //! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat.
-//! * **Failures.** A look counts only if an interval of the observer's own clock has passed since the last that did, so
+//! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
 //!   a paused observer that wakes counts one. Where the observer's own index did not move either, the store is slow, or
 //!   the observer itself stands still: nobody is counted. A peer that is mending its sessions is not counted.
 //! * **Not promised.** A pod whose beats are farther apart than the observer's looks may be suspected wrongly: give all
@@ -65,7 +65,7 @@ impl Observer {
     /// Takes a look: who is suspected by it, and what to remember.
     #[must_use]
     pub fn look(&self, timing: &Timing, now: Moment, own: i64, beats: &[Beat]) -> (Vec<Stalled>, Self) {
-        let too_soon = self.counted_at.is_some_and(|at| now.saturating_sub(at) < timing.interval);
+        let too_soon = self.counted_at.is_some_and(|at| now.saturating_sub(at) < timing.interval * 9 / 10);
         if too_soon {
             return (Vec::new(), self.clone());
         }

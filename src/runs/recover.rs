@@ -142,7 +142,12 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     passes.seen_unclaimed = plan.unclaimed;
     // A run that is no longer ours frees its place, and perhaps its row, when its task ends.
     passes.short_of_room = plan.short_of_room || !plan.check.is_empty();
+    let (running_now, pending_now, _) = shared.registry.snapshot();
     for row in &plan.release {
+        // The rows may be older than what this process has begun meanwhile.
+        if running_now.contains_key(&row.run_id) || pending_now.contains(&row.run_id) {
+            continue;
+        }
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
         runs::give_back(&shared.db, owner).await?;
         shared.registry.note_yielded(row.run_id, clock::now());

@@ -158,15 +158,16 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
 }
 
 /// An operator puts a sound pod out: exactly its two lock-holding backends are ended, its runs go on elsewhere without
-/// a crash on their record, what it still writes finds no row, and it comes back as another incarnation.
+/// a crash on their record, and it comes back as another incarnation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_does_the_rest() {
     timed(async {
         let db = Db::new().await;
         let [a, b, c] = three(&db, OnStall::Report).await;
         let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
-        let (out, watch) = (a.incarnation(), db.client.backend("a", "watch").await);
-        // Somebody else waits for its lock at this moment, and is none of those to end.
+        let out = a.incarnation();
+        // Its predecessor in the ring waits for its lock at this moment, and is none of those to end.
+        let watches = [db.client.backend("b", "watch").await, db.client.backend("c", "watch").await];
         let operator = Operator::connect(&db.config("x")).await.unwrap();
         assert_eq!(operator.evict("a").await.unwrap(), out);
         db.client.run_in_state(run, "running", SOON).await;
@@ -181,7 +182,12 @@ async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_doe
         })
         .await;
         assert_eq!(taken.crashes, 0, "{taken:?}");
-        assert_eq!(db.client.backend("a", "watch").await.is_some(), watch.is_some());
+        assert_eq!([db.client.backend("b", "watch").await, db.client.backend("c", "watch").await], watches);
+        let ended: i64 = db
+            .client
+            .scalar("SELECT (detail->>'backends')::bigint FROM studio_pod_events WHERE kind = 'evicted'", &[])
+            .await;
+        assert_eq!(ended, 2);
         eventually(SOON, "it is back as another", || async {
             if a.status().attached && a.incarnation() != out { Ok(()) } else { Err(format!("{:?}", a.status())) }
         })

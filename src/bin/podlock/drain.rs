@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use podlock::operator::PodDetail;
 use podlock::{Incarnation, Operator};
 use serde_json::json;
 
@@ -26,86 +25,90 @@ pub(crate) struct Args {
     output: OutputArgs,
 }
 
+/// How long both locks must be free, without a break, before a pod counts as down whose row is still there: there may be
+/// nobody who buries it, but a pod that only lost its connections is back within moments.
+const DOWN: Duration = Duration::from_secs(3);
+
 /// How a pod stands that was asked to drain.
 enum Standing {
-    Alive {
-        state: String,
-        runs: i64,
-    },
-    /// Neither of its locks is held. Clean: it had begun to drain. Its row may stay: a survivor takes it away, if there
-    /// is one.
-    Down {
+    Alive,
+    /// Neither of its locks is held: it is down, or on its way back. Clean: it had begun to drain.
+    Unheld {
         clean: bool,
-        runs: i64,
+    },
+    /// It has left the roster.
+    Gone {
+        clean: bool,
     },
 }
 
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let operator = global.operator().await?;
-    let was_down = match operator.pod(&args.pod).await? {
-        Some(there) => matches!(standing_of(&there, there.incarnation), Standing::Down { .. }),
-        None => false,
-    };
     let incarnation = operator.drain(&args.pod).await?;
-    let clean = match args.wait {
-        Some(most) => Some(until_down(&operator, &args.pod, incarnation, most).await?),
-        None if was_down => Some(down(&operator, &args.pod, incarnation).await?),
-        None => None,
+    let name = &args.pod;
+    let gone = match args.wait {
+        Some(most) => {
+            until_down(&operator, name, incarnation, most).await?;
+            true
+        }
+        None => match look(&operator, name, incarnation).await? {
+            (Standing::Unheld { .. }, runs) => {
+                return Err(Failure::Failed(format!(
+                    "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with {runs} running runs, \
+                     or on its way back; --wait tells which"
+                )));
+            }
+            _ => false,
+        },
     };
-    if let Some((false, runs)) = clean {
-        return Err(Failure::Failed(format!(
-            "{:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a peer takes over",
-            args.pod
-        )));
-    }
-    let answer = json!({ "pod_id": args.pod, "incarnation": incarnation, "gone": clean.is_some() });
-    let done = match (clean, was_down) {
-        (None, _) => "was asked to drain",
-        (Some(_), true) => "had stopped cleanly before",
-        (Some(_), false) => "has drained and is gone",
-    };
+    let answer = json!({ "pod_id": name, "incarnation": incarnation, "gone": gone });
+    let done = if gone { "has drained and is gone" } else { "was asked to drain" };
     Ok(output::object(args.output.format, &answer, |out, _| {
-        writeln!(out, "{} ({incarnation}) {done}", output::printable(&args.pod))
+        writeln!(out, "{} ({incarnation}) {done}", output::printable(name))
     })?)
 }
 
-fn standing_of(there: &PodDetail, incarnation: Incarnation) -> Standing {
+/// How it stands, and with how many running runs.
+async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Result<(Standing, i64), Failure> {
+    let Some(there) = operator.pod(pod).await? else { return Ok((Standing::Gone { clean: false }, 0)) };
     if there.state != "gone" && there.incarnation == incarnation {
-        if there.alive || there.witness {
-            return Standing::Alive { state: there.state.clone(), runs: there.runs };
-        }
-        return Standing::Down { clean: there.state == "draining", runs: there.runs };
+        let held = there.alive || there.witness;
+        let standing = if held { Standing::Alive } else { Standing::Unheld { clean: there.state == "draining" } };
+        return Ok((standing, there.runs));
     }
     let session = there.sessions.iter().find(|s| s.incarnation == incarnation);
-    Standing::Down { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")), runs: 0 }
+    Ok((Standing::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
 }
 
-/// How it ended: cleanly or not, and with how many runs.
-async fn down(operator: &Operator, pod: &str, incarnation: Incarnation) -> Result<(bool, i64), Failure> {
-    match operator.pod(pod).await?.map(|there| standing_of(&there, incarnation)) {
-        Some(Standing::Down { clean, runs }) => Ok((clean, runs)),
-        Some(Standing::Alive { .. }) | None => Ok((true, 0)),
-    }
-}
-
-async fn until_down(
-    operator: &Operator,
-    pod: &str,
-    incarnation: Incarnation,
-    most: Duration,
-) -> Result<(bool, i64), Failure> {
-    let began = Instant::now();
+/// Resolves when it has drained; an error if it ended in another way, or lives still.
+async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
+    let (began, mut unheld_since) = (Instant::now(), None);
     loop {
-        let Some(there) = operator.pod(pod).await? else { return Ok((true, 0)) };
-        match standing_of(&there, incarnation) {
-            Standing::Down { clean, runs } => return Ok((clean, runs)),
-            Standing::Alive { state, runs } if began.elapsed() >= most => {
+        let (standing, runs) = look(operator, pod, incarnation).await?;
+        let clean = match standing {
+            Standing::Alive => {
+                unheld_since = None;
+                None
+            }
+            Standing::Unheld { clean } => {
+                (unheld_since.get_or_insert_with(Instant::now).elapsed() >= DOWN.min(most)).then_some(clean)
+            }
+            Standing::Gone { clean } => Some(clean),
+        };
+        match clean {
+            Some(true) => return Ok(()),
+            Some(false) => {
                 return Err(Failure::Failed(format!(
-                    "{pod:?} was asked to drain, and is still {state} with {runs} runs after {}",
+                    "{pod:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a peer takes over"
+                )));
+            }
+            None if began.elapsed() >= most => {
+                return Err(Failure::Failed(format!(
+                    "{pod:?} was asked to drain, and is still there with {runs} runs after {}",
                     humantime::format_duration(most)
                 )));
             }
-            Standing::Alive { .. } => tokio::time::sleep(LOOK).await,
+            None => tokio::time::sleep(LOOK).await,
         }
     }
 }
