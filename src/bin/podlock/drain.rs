@@ -44,15 +44,18 @@ enum Standing {
 
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let operator = global.operator().await?;
-    let incarnation = operator.drain(&args.pod).await?;
     let name = &args.pod;
+    // Looked at before it is asked: one that answers at once is down right after.
+    let before = operator.pod(name).await?;
+    let unheld = before.filter(|p| p.state != "gone" && !p.alive && !p.witness).map(|p| (p.incarnation, p.runs));
+    let incarnation = operator.drain(name).await?;
     let gone = match args.wait {
         Some(most) => {
             until_down(&operator, name, incarnation, most).await?;
             true
         }
-        None => match look(&operator, name, incarnation).await? {
-            (Standing::Unheld { .. }, runs) => {
+        None => match unheld {
+            Some((then, runs)) if then == incarnation => {
                 return Err(Failure::Failed(format!(
                     "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with {runs} running runs, \
                      or on its way back; --wait tells which"
