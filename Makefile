@@ -4,13 +4,17 @@ SHELL := /bin/sh
 CARGO ?= cargo
 # What comes after `podlock demo`.
 ARGS ?=
+# What `make chaos` plays, and how often `make faults` does.
+SEED ?= $(shell date +%s)
+MINUTES ?= 10
+ROUNDS ?= 5
 # What `make deny` checks; "advisories" fetches the advisory database.
 CHECKS ?= advisories bans licenses sources
 TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-detect test model compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-detect test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,14 +29,19 @@ bench-detect: cargo ## Measure how fast deaths are noticed, beside a floor; ARGS
 	$(CARGO) bench --features cli --bench detect -- $(ARGS)
 
 # The documentation's tests come first: cargo would run them last, and end with their timing instead of a summary.
-test: cargo ## Run all tests, on private PostgreSQL servers and pgbouncers
-	@sh scripts/ensure-postgres.sh
+test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers and pgbouncers
 	@sh scripts/ensure-pgbouncer.sh
 	$(CARGO) test --all-features --doc
 	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
 
 model: cargo ## Explore the larger configurations of the protocol's model (docs/model.md), optimised
 	$(CARGO) test --release --test model -- --include-ignored --nocapture --test-threads=1
+
+chaos: cargo chaos-programs ## Faults at random on real pods, for a seed and a time; SEED=7 MINUTES=10
+	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) $(CARGO) test --all-features --test chaos
+
+faults: cargo chaos-programs ## Play every fault of docs/faults.md, and renew its figures; ROUNDS=5
+	PODLOCK_RENEW_DOCS=1 CHAOS_ROUNDS=$(ROUNDS) $(CARGO) test --all-features --test chaos
 
 compose-test: cargo ## Kill and stop pods that run in containers; needs a Docker engine, and no registry
 	@CARGO="$(CARGO)" sh scripts/compose-test.sh
@@ -68,6 +77,13 @@ package: cargo ## Build what would be published, from the package itself; publis
 
 clean: cargo ## Remove what was built
 	$(CARGO) clean
+
+# What some faults need; where one of them cannot be installed, these are skipped, with the reason, and counted.
+chaos-programs:
+	@sh scripts/ensure-postgres.sh
+	-@sh scripts/ensure-pgbouncer.sh
+	-@sh scripts/ensure-program.sh ip iproute2
+	-@sh scripts/ensure-program.sh nsenter util-linux
 
 hack: cargo
 	@test -x "$(TOOLS)/bin/cargo-hack" || $(CARGO) install --locked --root "$(TOOLS)" cargo-hack

@@ -150,7 +150,8 @@ kinds! {
     }
     Fenced = "fenced", lasting {
         means: "The run is not this attempt's any more: another claimed it, or it was ended.",
-        left: "Nothing was written. From a start whose reply was lost: the run was started, and has moved on.",
+        left: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
+               `Error::may_have_been_done`. From a start whose reply was lost: the run was started, and has moved on.",
         todo: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
     }
     Detached = "detached", transient {
@@ -225,6 +226,7 @@ struct Inner {
     run: Option<RunId>,
     sqlstate: Option<String>,
     unconnected: bool,
+    in_doubt: bool,
     source: Option<Source>,
 }
 
@@ -238,6 +240,7 @@ impl Error {
             run: None,
             sqlstate: None,
             unconnected: false,
+            in_doubt: false,
             source: None,
         };
         Self(Box::new(inner))
@@ -278,6 +281,18 @@ impl Error {
         }
     }
 
+    /// For a call that was refused because it had been done before.
+    pub(crate) fn done_before(mut self) -> Self {
+        self.0.in_doubt = true;
+        self
+    }
+
+    /// For a write that was refused in the end: an earlier try of it got no reply.
+    pub(crate) fn after_a_lost_reply(mut self) -> Self {
+        self.0.in_doubt = true;
+        self.left("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
+    }
+
     /// Says that no connection could be had: whatever was to be sent was not.
     pub(crate) fn unconnected(mut self) -> Self {
         self.0.unconnected = true;
@@ -311,6 +326,18 @@ impl Error {
     #[must_use]
     pub fn is_session_lost(&self) -> bool {
         self.0.kind == ErrorKind::SessionLost
+    }
+
+    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means nothing.
+    #[must_use]
+    pub fn may_have_been_done(&self) -> bool {
+        // A server that ends a session may do so after its commit; one that cancels a statement has undone it.
+        let no_reply = match self.0.kind {
+            ErrorKind::SessionLost => true,
+            ErrorKind::Timeout => self.0.sqlstate.is_none(),
+            _ => false,
+        };
+        self.0.in_doubt || (no_reply && !self.0.unconnected)
     }
 
     /// True if the same call may succeed later without anybody changing anything.
@@ -407,5 +434,12 @@ mod tests {
             ("x; perhaps".into(), "x; perhaps".into())
         );
         assert_eq!(left(ErrorKind::Forbidden), "x");
+        let may = |error: Error| error.may_have_been_done();
+        assert!(may(Error::new(ErrorKind::Timeout, "x")) && may(Error::new(ErrorKind::SessionLost, "x")));
+        assert!(
+            !may(Error::new(ErrorKind::SessionLost, "x").unconnected()) && !may(Error::new(ErrorKind::Fenced, "x"))
+        );
+        assert!(!may(Error::new(ErrorKind::Timeout, "the server cancelled it").with_sqlstate("57014")));
+        assert!(may(Error::new(ErrorKind::Fenced, "x").after_a_lost_reply()));
     }
 }

@@ -58,6 +58,7 @@ mod process;
 mod supervisor;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -70,6 +71,7 @@ use supervisor::{Facts, Operation, Plan, Request};
 #[derive(Debug, Clone, Default)]
 pub struct Builder {
     settings: Vec<(String, String)>,
+    addresses: Vec<IpAddr>,
     bin_dir: Option<PathBuf>,
 }
 
@@ -83,6 +85,14 @@ impl Builder {
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Listens on this address of the machine as well, beside 127.0.0.1, for whoever has the password: a network
+    /// namespace's, say, in which the server is started. [`Server::url`] is still of 127.0.0.1.
+    #[must_use]
+    pub fn listen(mut self, address: IpAddr) -> Self {
+        self.addresses.push(address);
         self
     }
 
@@ -111,6 +121,7 @@ impl Builder {
             installation: install::Installation::find(self.bin_dir.as_deref())?,
             account: install::Account::for_server()?,
             settings: self.settings,
+            addresses: self.addresses,
         };
         directory::remove_stale();
 

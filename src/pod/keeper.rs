@@ -5,6 +5,8 @@
 //!   return run, runs go on. Given up: the deadline passed, or the row was gone; runs are told to stop and a new
 //!   incarnation is registered. A buried incarnation never re-inserts itself.
 //! * **Bound.** A silent pod tells its runs to stop `self_fence` after the sending of the last answered ping.
+//! * **Let go.** A session of ours that is not answered is closed only once nothing depends on its lock: the server frees it
+//!   when it sees the close, long before the lease is over.
 //! * **Failures.** A session that ends is noticed at once; one that is up but unanswered, within `ping_interval +
 //!   ping_timeout`; a blocked application runtime within `stall_after`.
 //! * **Not promised.** That a run stops before a peer claims it where a session is *ended* under a living pod: there
@@ -12,7 +14,7 @@
 //!
 //! Its runtime is its own, so that neither a blocked application nor a busy pool can starve it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use super::clock;
 use super::local::{Held, Local};
 use super::shared::Shared;
 use super::status::PodEvent;
+use super::sweeper::refused;
 use super::{sweeper, watcher};
 use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
@@ -38,6 +41,7 @@ use crate::postgres::pods::{self, Returned};
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
 use crate::protocol::deadline::{Deadline, RuntimeWatch};
+use crate::protocol::stall;
 use crate::runs::StopReason;
 
 /// Every how many pings `pg_locks` is asked whether the lock is really held.
@@ -140,14 +144,26 @@ struct Keeper<'a> {
     shared: &'a Shared,
     identity: Identity,
     deadline: Cell<Deadline>,
-    former: std::cell::RefCell<Vec<Backend>>,
+    former: RefCell<Vec<Backend>>,
+    /// A session that was not answered, and is not let go yet.
+    silent: RefCell<Option<Session>>,
+    /// The incarnation that was put out last, once it has been away for it.
+    stayed_away: Cell<Option<Incarnation>>,
 }
 
 impl<'a> Keeper<'a> {
     fn new(local: &'a Local, identity: Identity) -> Self {
         let shared = &*local.shared;
         let deadline = Deadline::new(shared.answered(), shared.settings.self_fence);
-        Self { local, shared, identity, deadline: Cell::new(deadline), former: Vec::new().into() }
+        Self {
+            local,
+            shared,
+            identity,
+            deadline: Cell::new(deadline),
+            former: RefCell::default(),
+            silent: RefCell::default(),
+            stayed_away: Cell::new(None),
+        }
     }
 
     /// Holds, loses and regains the lock until the pod stops.
@@ -181,7 +197,8 @@ impl<'a> Keeper<'a> {
                 }
             };
             self.detach(&liveness, &cause);
-            drop(liveness);
+            // One that is only silent may still hold the lock at the server.
+            self.keep(Some(liveness).filter(|_| !blocked));
             if blocked && !self.stay_away().await {
                 return;
             }
@@ -238,10 +255,21 @@ impl<'a> Keeper<'a> {
         // Never past the deadline: a reply that comes later is of no use.
         let left = self.deadline.get().at().saturating_sub(clock::now());
         let limit = self.shared.settings.ping_timeout.min(left);
-        let (pid, holds) = if check {
-            locks::ping_and_check(session, self.local.keys.lock, limit).await?
+        let checked = if check {
+            match locks::ping_and_check(session, self.local.keys.lock, limit).await {
+                // It is short of something, as where its lock table is full: a session that answers has its lock.
+                Err(e) if refused(&e) && e.is_transient() => {
+                    tracing::warn!(target: "podlock", event = "ping_refused", pod = %self.shared.pod_id, error = %e, "the server could not say whether the lock is held; it will be asked again");
+                    None
+                }
+                checked => Some(checked?),
+            }
         } else {
-            (locks::ping(session, limit).await?, true)
+            None
+        };
+        let (pid, holds) = match checked {
+            Some(checked) => checked,
+            None => (locks::ping(session, limit).await?, true),
         };
         let own = session.backend().pid;
         if pid != own {
@@ -261,6 +289,20 @@ impl<'a> Keeper<'a> {
         deadline.answered(sent);
         self.deadline.set(deadline);
         self.shared.note_answered(sent);
+    }
+
+    /// Keeps a session that went silent, or none.
+    fn keep(&self, silent: Option<Session>) {
+        self.local.liveness_is_kept.set(silent.is_some());
+        self.silent.replace(silent);
+    }
+
+    /// Lets a silent session go once it has ended, or the runs were told to stop.
+    fn let_go_if_due(&self) {
+        let ended = self.silent.borrow().as_ref().map(Session::has_ended);
+        if ended.is_some_and(|ended| ended || self.local.may_let_go()) {
+            self.keep(None);
+        }
     }
 
     fn detach(&self, liveness: &Session, cause: &str) {
@@ -296,16 +338,16 @@ impl<'a> Keeper<'a> {
     }
 
     /// Keeps no session until the application gets somewhere: a pod that was put out for standing still would only be
-    /// given runs to stand still with. After ten leases it is tried again all the same. False: the pod stops.
+    /// given runs to stand still with. False: the pod stops.
     async fn stay_away_until_progress(&self) -> bool {
+        self.stayed_away.set(Some(self.shared.incarnation()));
         let before = self.shared.progress();
         tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), "was put out; stays away until the application makes progress");
         self.local.away.send_replace(true);
         let moved = async {
             let began = clock::now();
             while !self.shared.progress().since(&before) {
-                // What only its runs could move, which it has none of, must not keep it away for ever.
-                if clock::now().saturating_sub(began) > self.shared.settings.lease * 10 {
+                if stall::was_away_for_long(clock::now().saturating_sub(began), self.shared.settings.lease) {
                     self.shared.sources.idle_all();
                 }
                 tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
@@ -322,7 +364,10 @@ impl<'a> Keeper<'a> {
         let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, self.shared.settings.reconnect_backoff_max);
         loop {
             match self.beside_the_deadline(self.try_to_return(cause, since)).await? {
-                Ok(Some(session)) => return Some(session),
+                Ok(Some(session)) => {
+                    self.keep(None);
+                    return Some(session);
+                }
                 Ok(None) => {
                     if !self.stay_away_until_progress().await {
                         return None;
@@ -364,6 +409,7 @@ impl<'a> Keeper<'a> {
                     if passed && self.shared.settings.on_detach == OnDetach::Cancel {
                         self.give_up(StopReason::SelfFenced);
                     }
+                    self.let_go_if_due();
                 }
                 done = &mut work => return Some(done),
             }
@@ -374,6 +420,9 @@ impl<'a> Keeper<'a> {
     /// `None`: it was put out, and has to show progress first.
     async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Option<Session>> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
+        while self.silent.borrow().is_some() && !self.local.may_end_liveness() {
+            tokio::time::sleep(SHORTEST_TICK).await;
+        }
         let former = self.former.borrow().clone();
         locks::end_own_backends(&session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
@@ -394,12 +443,12 @@ impl<'a> Keeper<'a> {
                 }
                 Returned::Here(_) => {}
                 Returned::Gone => self.give_up(StopReason::Fenced),
-                Returned::PutOut => {
-                    self.give_up(StopReason::Fenced);
-                    session.close().await;
-                    return Ok(None);
-                }
             }
+        }
+        // One that gave itself up first may have been put out as well.
+        if self.stayed_away.get() != Some(incarnation) && pods::was_put_out(&session, incarnation).await? {
+            session.close().await;
+            return Ok(None);
         }
         let sent = clock::now();
         boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), held_since).await?;

@@ -15,6 +15,7 @@ use crate::postgres::burials::{Look, PeerRow, Proof};
 use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
+use crate::protocol::deadline::may_end_silent;
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
@@ -42,7 +43,12 @@ pub(crate) struct Local {
     pub(crate) held: watch::Sender<Option<Held>>,
     /// True while the application's runtime is blocked: no session is kept.
     pub(crate) away: watch::Sender<bool>,
+    /// Who holds the witness lock, as far as we know: a session that went silent and was not let go counts.
     pub(crate) control: Cell<Option<Backend>>,
+    /// Whether the control session was answered when it was last asked.
+    pub(crate) control_answers: Cell<bool>,
+    /// A liveness session that went silent is kept: the server holds its lock at least until the deadline.
+    pub(crate) liveness_is_kept: Cell<bool>,
     /// The roster that the watch goes by has changed.
     pub(crate) roster_changed: Notify,
     observer: RefCell<Observer>,
@@ -74,6 +80,8 @@ impl Local {
             held: watch::channel(None).0,
             away: watch::channel(false).0,
             control: Cell::new(None),
+            control_answers: Cell::new(true),
+            liveness_is_kept: Cell::new(false),
             roster_changed: Notify::new(),
             observer: RefCell::default(),
             beats: RefCell::default(),
@@ -90,6 +98,24 @@ impl Local {
 
     pub(crate) fn held(&self) -> Option<Held> {
         *self.held.borrow()
+    }
+
+    /// L7: whether the runs were told to stop, or the deadline for that is over. Until then one of the two locks must be
+    /// held at any time: peers that find both free begin the runs beside us. So a session that went silent is kept, for
+    /// the server may hold its lock, and its successor ends it only while the other lock is surely held.
+    pub(crate) fn may_let_go(&self) -> bool {
+        let shared = &self.shared;
+        shared.has_given_up(shared.incarnation()) || shared.is_silent_for_too_long()
+    }
+
+    /// Whether the successor of a silent liveness session may end it.
+    pub(crate) fn may_end_liveness(&self) -> bool {
+        may_end_silent(self.control.get().is_some() && self.control_answers.get(), self.may_let_go())
+    }
+
+    /// Whether the successor of a silent control session may end it.
+    pub(crate) fn may_end_control(&self) -> bool {
+        may_end_silent(self.held().is_some() || self.liveness_is_kept.get(), self.may_let_go())
     }
 
     /// L2: the lock has been held without a break for `settle`.

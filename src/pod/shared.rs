@@ -226,7 +226,12 @@ impl Shared {
 
     /// L7, for each write: whether the pod has been silent for so long that its runs count as lost.
     pub(crate) fn is_past_deadline(&self) -> bool {
-        self.settings.on_detach == OnDetach::Cancel && clock::now() >= self.answered() + self.settings.self_fence
+        self.settings.on_detach == OnDetach::Cancel && self.is_silent_for_too_long()
+    }
+
+    /// Whether no ping was answered for `self_fence`.
+    pub(crate) fn is_silent_for_too_long(&self) -> bool {
+        clock::now() >= self.answered() + self.settings.self_fence
     }
 
     /// Tells every run to stop.

@@ -24,6 +24,8 @@ use crate::runs::StopReason;
 
 /// Former backends of ours that a new session ends, if the server still has them.
 const FORMER_BACKENDS: usize = 8;
+/// How often it is seen whether a silent session may be let go.
+const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
 /// Notices that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);
 /// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already. All at once they
@@ -33,6 +35,7 @@ const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
 /// Keeps a control session until the pod stops, and sweeps on it.
 pub(crate) async fn run(local: &Local, first: Session) {
     let mut session = Some(first);
+    let mut silent = None;
     let mut former = Vec::new();
     let mut backoff = backoff(local);
     loop {
@@ -42,6 +45,7 @@ pub(crate) async fn run(local: &Local, first: Session) {
         let mut away = local.away.subscribe();
         if *away.borrow_and_update() {
             session = None;
+            silent = None;
             local.control.set(None);
             tokio::select! {
                 () = local.shared.root.cancelled() => {}
@@ -55,10 +59,13 @@ pub(crate) async fn run(local: &Local, first: Session) {
                 biased;
                 () = local.shared.root.cancelled() => continue,
                 _ = away.changed() => continue,
-                opened = async { tokio::time::sleep(delay).await; arm(local, &mut former).await } => opened,
+                opened = async { tokio::time::sleep(delay).await; arm(local, &mut former, &mut silent).await } => opened,
             };
             match opened {
-                Ok(opened) => session = Some(opened),
+                Ok(opened) => {
+                    session = Some(opened);
+                    silent = None;
+                }
                 // Without it the pod has no witness and sweeps nothing: what does not pass by itself, somebody has to know.
                 Err(e) if !e.is_transient() => {
                     tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session, and it needs a hand")
@@ -76,7 +83,10 @@ pub(crate) async fn run(local: &Local, first: Session) {
             _ = away.changed() => "the application's runtime is blocked".to_owned(),
             e = serve(local, &mut open, &mut backoff) => e.to_string(),
         };
-        local.control.set(None);
+        // One that is only silent may still hold the witness lock at the server.
+        local.control_answers.set(false);
+        silent = Some(open);
+        let_go_if_due(local, &mut silent);
         tracing::info!(target: "podlock", event = "control_lost", pod = %local.shared.pod_id, cause = ended, "lost the control session; opening another");
     }
 }
@@ -85,9 +95,24 @@ fn backoff(local: &Local) -> Backoff {
     Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.settings.reconnect_backoff_max)
 }
 
-/// A new control session, armed: the former one ended, the witness lock held, listening, recorded in the row.
-async fn arm(local: &Local, former: &mut Vec<Backend>) -> Result<Session> {
+/// Lets a silent session go once it has ended, or the runs were told to stop.
+fn let_go_if_due(local: &Local, silent: &mut Option<Session>) {
+    if silent.as_ref().is_none_or(|session: &Session| session.has_ended() || local.may_let_go()) {
+        *silent = None;
+        local.control.set(None);
+    }
+}
+
+/// A new control session, armed: the former one ended, the witness lock held, listening.
+async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Session>) -> Result<Session> {
     let session = local.opener.open(Role::Control).await?;
+    loop {
+        let_go_if_due(local, silent);
+        if silent.is_none() || local.may_end_control() {
+            break;
+        }
+        tokio::time::sleep(LOOK_AT_SILENT).await;
+    }
     locks::end_own_backends(&session, local.keys.witness, former).await?;
     // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
     former.push(session.backend());
@@ -96,9 +121,7 @@ async fn arm(local: &Local, former: &mut Vec<Backend>) -> Result<Session> {
     while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
     pods::listen(&session).await?;
     local.control.set(Some(session.backend()));
-    if let Some(held) = local.held() {
-        pods::set_control(&session, held.incarnation).await?;
-    }
+    local.control_answers.set(true);
     Ok(session)
 }
 

@@ -96,14 +96,24 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
-        let (answer, version) = burials::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await?;
+        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await;
+        let (answer, version) = match watched {
+            // The lock table is full, or somebody cancelled it: unknown is not dead (L10), and the session is sound.
+            Err(e) if refused(&e) && e.is_transient() => {
+                tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
+                spoken = Instant::now();
+                tokio::time::sleep(slice).await;
+                continue;
+            }
+            watched => watched?,
+        };
         *backoff_to_reset = backoff(local);
         spoken = Instant::now();
         if version != local.roster_version() {
             local.shared.look_now.notify_one();
         }
         if answer == Slice::Held {
-            // A wait that ends early (the lock table is full, a cancel) must not spin.
+            // A wait that ends early must not spin.
             if began.elapsed() < slice / 2 {
                 tokio::time::sleep(slice / 2).await;
             }

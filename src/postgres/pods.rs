@@ -109,10 +109,8 @@ fn collision(error: Error, pod: &PodId) -> Error {
 pub(crate) enum Returned {
     /// Its row, which now names this session, by its number.
     Here(i64),
-    /// It was buried.
+    /// It was buried or put out.
     Gone,
-    /// It was put out, because it got nowhere or because an operator said so; and buried, or it will be replaced.
-    PutOut,
 }
 
 /// Records that this incarnation holds its lock again, on a new session.
@@ -125,8 +123,6 @@ pub(crate) async fn come_back(
 ) -> Result<Returned> {
     const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4 \
          WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3) RETURNING session";
-    const PUT_OUT: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
-         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
@@ -138,9 +134,8 @@ pub(crate) async fn come_back(
     ];
     let rows = txn.query(step, SQL, &params).await?;
     let Some(session_number) = rows.first().map(|row| row.get::<_, i64>(0)) else {
-        let put_out = txn.query_one(step, PUT_OUT, &[(&incarnation.as_uuid(), Type::UUID)]).await?.get(0);
         txn.rollback(step).await?;
-        return Ok(if put_out { Returned::PutOut } else { Returned::Gone });
+        return Ok(Returned::Gone);
     };
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
     let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
@@ -150,6 +145,14 @@ pub(crate) async fn come_back(
     ];
     commit_with_events(txn, step, &events).await?;
     Ok(Returned::Here(session_number))
+}
+
+/// Whether this incarnation was put out, because it got nowhere or because an operator said so; buried by now or not.
+pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
+         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
+    let row = session.query_one("looking whether it was put out", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
+    Ok(row.get(0))
 }
 
 /// Records the control session's backend in the pod's row.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::pods::REHEARSE_LOG;
 use super::pool::Database;
 use super::schema::Schema;
-use super::txn::Prepared;
+use super::txn::{BEGIN_IMPATIENTLY, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::protocol::recover::Candidate;
@@ -22,6 +22,8 @@ pub(crate) struct Insert<'a> {
     pub(crate) kind: &'a str,
     pub(crate) key: Option<&'a str>,
     pub(crate) input: &'a Value,
+    /// The highest fence that this process was ever given: an owned run's is above.
+    pub(crate) floor: Fence,
 }
 
 /// How an insert ended.
@@ -86,23 +88,44 @@ pub enum Cancelled {
     NotFound,
 }
 
+/// A part of WITH: takes the numbers up to a floor from the sequence, so that `nextval` behind a join with it is above.
+///
+/// Nothing happens where the sequence is there already, as it always is on one timeline of the database. After a failover
+/// to a standby that lagged it is not, and neither the same pod nor the same run may be given a number for a second time.
+macro_rules! above {
+    ($floor:literal) => {
+        concat!(
+            "above AS MATERIALIZED ( \
+               SELECT pg_catalog.count(pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass)) AS passed \
+                 FROM (SELECT pg_catalog.generate_series(1, ",
+            $floor,
+            " - COALESCE(pg_catalog.pg_sequence_last_value('@.studio_fence'::pg_catalog.regclass), 0))) AS missing)"
+        )
+    };
+}
+
 const BUSY: &str = "SELECT run_id FROM @.studio_runs WHERE kind = $1 AND key = $2 AND state = 'running'";
 
 /// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
 pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
-    const SQL: &str = "WITH me AS MATERIALIZED ( \
+    const SQL: &str = concat!(
+        "WITH me AS MATERIALIZED ( \
            SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $1 AND state = 'active' \
-         ), run AS ( \
+         ), ",
+        above!("$6::pg_catalog.int8"),
+        ", run AS ( \
            INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt) \
            SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
-                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), 1 FROM me \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), 1 FROM me CROSS JOIN above \
            ON CONFLICT DO NOTHING RETURNING run_id, fence, owner_pod, owner_incarnation \
          ), attempt AS ( \
            INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
            SELECT run_id, 1, owner_pod, owner_incarnation, fence FROM run \
-         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me)";
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me)"
+    );
     let step = "starting a run";
-    let params: [&(dyn ToSql + Sync); 5] = [&owner.as_uuid(), &new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
+    let (owner_id, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
+    let params: [&(dyn ToSql + Sync); 6] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor];
     for _ in 0..KEY_TRIES {
         let row = one(step, db.query_opt(step, SQL, &params).await?)?;
         if let Some(fence) = row.get::<_, Option<i64>>(0) {
@@ -162,6 +185,7 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
             format!("run {} was started, and has ended or moved on by now", new.run_id),
         )
         .about_run(new.run_id)
+        .done_before()
         .todo("follow it by its id"));
     }
     let busy = db.query_opt(step, BUSY, &[&new.kind, &new.key]).await?;
@@ -176,24 +200,28 @@ pub(crate) async fn insert_in_txn(
     owner: Option<Incarnation>,
     new: &Insert<'_>,
 ) -> Result<Inserted> {
-    const OWNED: &str = "WITH me AS MATERIALIZED ( \
+    const OWNED: &str = concat!(
+        "WITH me AS MATERIALIZED ( \
            SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $1 AND state = 'active' \
-         ), run AS ( \
+         ), ",
+        above!("$6::pg_catalog.int8"),
+        ", run AS ( \
            INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence) \
            SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
-                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above \
            ON CONFLICT DO NOTHING RETURNING fence, owner_incarnation \
          ), told AS MATERIALIZED ( \
            SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
              'ask', 'adopt', 'incarnation', owner_incarnation)::pg_catalog.text) FROM run \
-         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told)";
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told)"
+    );
     let step = "starting a run in the caller's transaction";
     let run_id = new.run_id.as_uuid();
     let fail = |e| super::errors::translate(step, e);
     let (inserted, owner_there) = match owner {
         Some(owner) => {
-            let owner = owner.as_uuid();
-            let params: [&(dyn ToSql + Sync); 5] = [&owner, &run_id, &new.kind, &new.key, &new.input];
+            let (owner, floor) = (owner.as_uuid(), new.floor.get());
+            let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
             let row = txn.query_one(&schema.sql(OWNED), &params).await.map_err(fail)?;
             (row.get::<_, Option<i64>>(0), row.get(1))
         }
@@ -258,12 +286,14 @@ pub(crate) fn read_candidates(own: Incarnation, rows: &[Row]) -> Vec<Candidate> 
     rows.iter().map(read).collect()
 }
 
-const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
-       SELECT w.run_id, w.expected, w.fence, w.n \
+const CLAIM: &str = concat!(
+    "WITH wanted AS MATERIALIZED ( \
+       SELECT w.run_id, w.expected, w.fence \
          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
-                         pg_catalog.unnest($3::pg_catalog.int8[])) \
-              WITH ORDINALITY AS w(run_id, expected, fence, n) \
-     ), me AS MATERIALIZED ( \
+                         pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
+     ), ",
+    above!("GREATEST($6::pg_catalog.int8, (SELECT pg_catalog.max(w.fence) FROM wanted w))"),
+    ", me AS MATERIALIZED ( \
        SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
      ), picked AS MATERIALIZED ( \
        SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
@@ -271,9 +301,9 @@ const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
         ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
-              fence = GREATEST(pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), r.fence + 1, $6 + w.n), \
+              fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
               crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
-         FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
+         FROM me CROSS JOIN above CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
               LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
         WHERE r.run_id = picked.run_id \
           AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
@@ -296,7 +326,8 @@ const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
        SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
          FROM summary y CROSS JOIN me WHERE y.runs > 0 \
-     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged";
+     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged"
+);
 
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
 /// read. A run whose expected owner is `own` itself is taken up anew, under a new fence.
@@ -304,8 +335,7 @@ const CLAIM: &str = "WITH wanted AS MATERIALIZED ( \
 /// Expectations come in as parameters: a locking pick re-reads a row that was just claimed and would hand on its new,
 /// living owner.
 ///
-/// Every fence is above `floor`, the highest that this process was ever given: a failover to a standby that lagged takes
-/// the sequence back, and the same pod must not be given a number for a second time.
+/// Every fence is above `floor`, the highest that this process was ever given.
 pub(crate) async fn claim(
     db: &Database,
     own: Incarnation,
@@ -326,11 +356,13 @@ pub(crate) async fn claim(
 /// Claims nothing on a connection that has just been opened: the server parses and plans [`claim`], and the event log's
 /// function, which a transaction that is undone calls. That leaves a gap in the log's numbers, as any that is undone.
 pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> Result<(), tokio_postgres::Error> {
-    let statement = client.prepare_cached(&schema.sql(CLAIM)).await?;
     let (nothing, nobody) = (Vec::<Uuid>::new(), Uuid::nil());
     let params: [&(dyn ToSql + Sync); 6] =
         [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64];
-    client.query(&statement, &params).await?;
+    client.batch_execute(BEGIN_IMPATIENTLY).await?;
+    let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
+    client.batch_execute("ROLLBACK").await?;
+    claimed?;
     let rehearsed = client.batch_execute(&schema.sql(REHEARSE_LOG)).await;
     if rehearsed.is_err() {
         client.batch_execute("ROLLBACK").await?;

@@ -17,7 +17,7 @@ use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
 use super::schema::Schema;
-use super::txn::{Param, Prepared, Statements, Txn, one};
+use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, one};
 use crate::config::{IDLE_IN_TRANSACTION, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
@@ -209,6 +209,11 @@ impl Session {
         }
     }
 
+    /// Whether the connection has ended, as far as we know.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
     /// The next notification. Pends for ever once the connection has ended: watch [`Session::ended`] beside it.
     ///
     /// Cancel safe.
@@ -220,17 +225,26 @@ impl Session {
     }
 
     /// Has the server parse statements now and keep their plans, so that they are as quick as can be when they are due.
-    /// From then on, each is run so wherever this session runs it.
+    /// From then on, each is run so wherever this session runs it. It does not wait for a table that is being altered: that is
+    /// an error of the server, and those before it are prepared.
     pub(crate) async fn prepare(&mut self, step: &str, statements: &[Prepared]) -> Result<()> {
         let step = self.step_name(step);
         // They are few and their plans do not depend on the parameters: planned once, not at each of the first five times.
         self.within(&step, self.client.batch_execute("SET plan_cache_mode = force_generic_plan")).await?;
+        self.within(&step, self.client.batch_execute(BEGIN_IMPATIENTLY)).await?;
+        let mut prepared = Ok(());
         for Prepared { template, types } in statements {
             let sql = self.schema.sql(template);
-            let statement = self.within(&step, self.client.prepare_typed(&sql, types)).await?;
-            self.prepared.insert(template, statement);
+            match self.within(&step, self.client.prepare_typed(&sql, types)).await {
+                Ok(statement) => _ = self.prepared.insert(template, statement),
+                Err(e) => {
+                    prepared = Err(e);
+                    break;
+                }
+            }
         }
-        Ok(())
+        self.within(&step, self.client.batch_execute("ROLLBACK")).await?;
+        prepared
     }
 
     /// Runs one statement. `@.` in it stands for the schema.

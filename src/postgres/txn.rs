@@ -17,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long what is sent along with a COMMIT may take beyond it.
 const AFTERTHOUGHT: Duration = Duration::from_millis(100);
+/// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row.
+pub(super) const BEGIN_IMPATIENTLY: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'";
 /// A parameter with its type, so that a statement takes one round trip and no name is looked up.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 

@@ -42,6 +42,14 @@ impl Deadline {
     }
 }
 
+/// Whether a session of ours that went silent may be ended by its successor, which frees the lock that the server may still
+/// hold for it: if the other lock is surely held, or the runs were told to stop. Else peers could find both free, and
+/// begin the runs beside us.
+#[must_use]
+pub const fn may_end_silent(other_is_held: bool, runs_were_told: bool) -> bool {
+    other_is_held || runs_were_told
+}
+
 /// Watches the application's runtime by a counter that one of its tasks raises.
 ///
 /// Only time that the watcher itself was awake for counts: after a pause of the whole process (SIGSTOP, a suspended
@@ -81,6 +89,12 @@ mod tests {
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
+    }
+
+    #[test]
+    fn l7_a_silent_session_is_ended_only_beside_the_other_lock_or_after_the_runs_were_told() {
+        assert!(!may_end_silent(false, false));
+        assert!(may_end_silent(true, false) && may_end_silent(false, true));
     }
 
     #[test]

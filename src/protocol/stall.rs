@@ -16,6 +16,9 @@ use std::time::Duration;
 use super::Moment;
 use crate::id::Incarnation;
 
+/// How many leases a pod that was put out waits at most for its application to make progress.
+const LEASES_AWAY: u32 = 10;
+
 /// The times of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -116,6 +119,13 @@ impl Progress {
     }
 }
 
+/// Whether a pod that was put out, and has seen no progress of its application since, is tried again all the same: what
+/// only its runs could move, which it has none of, must not keep it away for ever.
+#[must_use]
+pub fn was_away_for_long(away: Duration, lease: Duration) -> bool {
+    away > lease * LEASES_AWAY
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -198,6 +208,13 @@ mod tests {
         let (_, observer) = Observer::default().look(&TIMING, Duration::ZERO, 1, old);
         let (_, pruned) = observer.look(&TIMING, Duration::from_secs(10), 2, &[]);
         assert!(pruned.peers.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_was_put_out_is_tried_again_after_ten_leases() {
+        let lease = Duration::from_secs(3);
+        assert!(!was_away_for_long(Duration::from_secs(30), lease));
+        assert!(was_away_for_long(Duration::from_millis(30_001), lease));
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Others as the server's.
+    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before, the
+    /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. Others as the server's.
     ///
     /// # Cancel safety
     ///
@@ -173,8 +174,11 @@ impl Run {
         F: Future<Output = Result<bool>>,
     {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        // Whether a try may have been accepted although its reply never came.
+        let mut in_doubt = false;
+        let told = |error: Error, in_doubt| if in_doubt { error.after_a_lost_reply() } else { error };
         loop {
-            self.refuse_if_over(what)?;
+            self.refuse_if_over(what).map_err(|e| self.report(told(e, in_doubt)))?;
             let error = match statement().await {
                 Ok(true) => {
                     self.shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
@@ -185,11 +189,15 @@ impl Run {
                     Ok(standing) => {
                         let ended = standing.as_ref().is_some_and(|s| s.state == "cancelled");
                         self.stop.fire(if ended { StopReason::Cancelled } else { StopReason::Fenced });
-                        return Err(self.report(runs::fenced(what, self.owner, standing.as_ref())));
+                        let fenced = runs::fenced(what, self.owner, standing.as_ref());
+                        return Err(self.report(told(fenced, in_doubt)));
                     }
                     Err(e) => e,
                 },
-                Err(e) => e,
+                Err(e) => {
+                    in_doubt |= e.may_have_been_done();
+                    e
+                }
             };
             // A standby that was a primary a moment ago: a failover is under way.
             let lasting = !error.is_transient() && error.kind() != ErrorKind::Standby;
@@ -197,7 +205,8 @@ impl Run {
                 let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
                 // What the server answered with an error it undid; anything else may be the end of the pod.
                 let answered = error.sqlstate().is_some();
-                return Err(if answered { error.left("nothing was written; the run goes on") } else { error });
+                let error = if answered { error.left("nothing was written; the run goes on") } else { error };
+                return Err(told(error, in_doubt));
             }
             // A password that was changed, a certificate that ran out: the run waits for it, and somebody has to know.
             if lasting {
@@ -223,15 +232,11 @@ impl Run {
             StopReason::SelfFenced => "the pod was silent for too long and gave its runs up",
             StopReason::Draining | StopReason::Fenced => "the run is no longer this attempt's",
         };
-        Err(self.report(
-            Error::new(
-                ErrorKind::Fenced,
-                format!("run {}: {what} under fence {} was not sent: {why}", self.owner.run_id, self.owner.fence),
-            )
-            .about_run(self.owner.run_id)
+        let (run_id, fence) = (self.owner.run_id, self.owner.fence);
+        Err(Error::new(ErrorKind::Fenced, format!("run {run_id}: {what} under fence {fence} was not sent: {why}"))
+            .about_run(run_id)
             .left("nothing was written")
-            .todo("stop working on it"),
-        ))
+            .todo("stop working on it"))
     }
 
     fn report(&self, error: Error) -> Error {

@@ -22,8 +22,8 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
     let handler = shared.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(shared, &new.kind))?;
     let run_id = RunId::generate();
     let place = shared.registry.reserve(run_id).ok_or_else(|| full(shared))?;
-    let insert = insert_of(run_id, &new);
-    let inserted = repeat(run_id, || runs::start(&shared.db, incarnation, &insert)).await?;
+    let start = || async { runs::start(&shared.db, incarnation, &insert_of(shared, run_id, &new)).await };
+    let inserted = repeat(run_id, start).await?;
     let fence = outcome(shared, inserted, &new)?;
     let claimed =
         Claimed { run_id, kind: new.kind, key: new.key, fence, attempt: 1, input: new.input, checkpoint: None };
@@ -35,7 +35,7 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
 pub(crate) async fn submit(shared: &Shared, new: &NewRun) -> Result<RunId> {
     check(new)?;
     let run_id = RunId::generate();
-    let insert = insert_of(run_id, new);
+    let insert = insert_of(shared, run_id, new);
     let inserted = repeat(run_id, || runs::submit(&shared.db, &insert)).await?;
     outcome(shared, inserted, new).map(|_| run_id)
 }
@@ -60,32 +60,46 @@ pub(crate) async fn insert_in_txn(
         None
     };
     let run_id = RunId::generate();
-    let inserted = runs::insert_in_txn(txn, shared.db.schema(), owner, &insert_of(run_id, new)).await?;
+    let inserted = runs::insert_in_txn(txn, shared.db.schema(), owner, &insert_of(shared, run_id, new)).await?;
     outcome(shared, inserted, new).map(|_| run_id)
 }
 
-fn insert_of(run_id: RunId, new: &NewRun) -> Insert<'_> {
-    Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input }
+fn insert_of<'a>(shared: &Shared, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
+    let floor = shared.registry.highest_fence();
+    Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
-/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed.
+/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a repetition
+/// says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,
 {
-    let mut tried = 0;
+    let (mut tried, mut lost) = (0, None);
     loop {
         tried += 1;
-        match insert().await {
-            Err(e) if e.is_session_lost() && tried < TRIES => tokio::time::sleep(BETWEEN_TRIES).await,
-            Err(e) if e.is_session_lost() || e.kind() == ErrorKind::Timeout => {
-                return Err(e
-                    .about_run(run_id)
-                    .left(format!("run {run_id} may have been started all the same; if so, it is taken up"))
-                    .todo("look for it by its id before you start another; with a key, a second start is refused"));
+        let (error, again) = match (insert().await, lost.take()) {
+            // The owner is gone by now; the first one may have been committed before.
+            (Ok(Inserted::NoOwner), Some(first)) => (first, false),
+            (Err(e), first) if !e.is_fenced() => {
+                let again = e.is_session_lost() && tried < TRIES;
+                (first.unwrap_or(e), again)
             }
-            done => return done,
+            (settled, _) => return settled,
+        };
+        let unanswered = error.may_have_been_done();
+        if again {
+            lost = Some(error).filter(|_| unanswered);
+            tokio::time::sleep(BETWEEN_TRIES).await;
+            continue;
         }
+        if !unanswered {
+            return Err(error);
+        }
+        return Err(error
+            .about_run(run_id)
+            .left(format!("run {run_id} may have been started all the same; if so, it is taken up"))
+            .todo("look for it by its id before you start another; with a key, a second start is refused"));
     }
 }
 
@@ -153,4 +167,51 @@ fn full(shared: &Shared) -> Error {
     )
     .left("no run was started")
     .todo("retry later or on another pod, raise capacity, or submit it unowned")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// What comes of inserts that end so, one after the other.
+    async fn repeated(answers: Vec<Result<Inserted>>) -> Result<Inserted> {
+        let answers = RefCell::new(answers.into_iter());
+        let outcome = repeat(RunId::generate(), || async { answers.borrow_mut().next().expect("not so often") }).await;
+        assert_eq!(answers.borrow().len(), 0, "it gave up too early");
+        outcome
+    }
+
+    fn error(kind: ErrorKind) -> Result<Inserted> {
+        Err(Error::new(kind, "x").left("no run was started"))
+    }
+
+    #[tokio::test]
+    async fn a_start_whose_reply_was_lost_is_in_doubt_until_a_repetition_says_what_became_of_it() {
+        let lost = || error(ErrorKind::SessionLost);
+        let yes = || Ok(Inserted::Yes(7.into()));
+        let busy = || Ok(Inserted::KeyBusy(RunId::generate()));
+        assert!(matches!(repeated(vec![lost(), lost(), yes()]).await, Ok(Inserted::Yes(_))));
+        assert!(matches!(repeated(vec![lost(), busy()]).await, Ok(Inserted::KeyBusy(_))));
+        assert!(repeated(vec![lost(), error(ErrorKind::Fenced)]).await.is_err_and(|e| e.is_fenced()));
+        let unsettled = [
+            vec![lost(), lost(), lost()],
+            vec![lost(), error(ErrorKind::Unreachable)],
+            vec![lost(), error(ErrorKind::Standby)],
+            vec![lost(), Ok(Inserted::NoOwner)],
+            vec![error(ErrorKind::Timeout)],
+        ];
+        for answers in unsettled {
+            let e = repeated(answers).await.expect_err("it cannot know");
+            assert!(matches!(e.kind(), ErrorKind::SessionLost | ErrorKind::Timeout), "{e}");
+            assert!(e.to_string().contains("may have been started") && e.run_id().is_some(), "{e}");
+        }
+        for answers in
+            [vec![error(ErrorKind::Unreachable)], vec![Err(Error::new(ErrorKind::Timeout, "x").unconnected())]]
+        {
+            let e = repeated(answers).await.expect_err("refused");
+            assert!(!e.to_string().contains("may have been started"), "{e}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::ThrowawayError;
@@ -106,6 +107,19 @@ pub(super) fn create(
         .open(&path)
         .and_then(|mut file| file.write_all(lines.as_bytes()))
         .map_err(io_error("write the server's settings", &path))
+}
+
+/// Lets clients in from everywhere, with the password, if the server listens beyond 127.0.0.1.
+pub(super) fn admit(facts: &Facts, addresses: &[IpAddr]) -> Result<(), ThrowawayError> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let path = facts.data_dir.join("pg_hba.conf");
+    File::options()
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(b"host all all all scram-sha-256\n"))
+        .map_err(io_error("write who may connect to the server", &path))
 }
 
 /// A line of `postgresql.conf`.

@@ -4,7 +4,8 @@
 //! as long as the [`Server`](super::Server). Its end of the request channel is the signal to shut down.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, Sender};
@@ -39,6 +40,8 @@ pub(super) struct Plan {
     pub(super) installation: Installation,
     pub(super) account: Option<Account>,
     pub(super) settings: Vec<(String, String)>,
+    /// Beside 127.0.0.1.
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 /// What stays the same for as long as the server exists.
@@ -94,6 +97,7 @@ pub(super) fn run(plan: Plan, started: &Sender<Result<Facts, ThrowawayError>>, i
 struct Supervisor {
     facts: Facts,
     account: Option<Account>,
+    addresses: Vec<IpAddr>,
     /// The directory's name, and the server's `cluster_name`.
     name: String,
     postmaster: Option<Child>,
@@ -102,7 +106,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn start(plan: Plan) -> Result<Self, ThrowawayError> {
-        let Plan { installation, account, settings } = plan;
+        let Plan { installation, account, settings, addresses } = plan;
         let directory = Directory::create(account)?;
         let facts = Facts {
             port: 0,
@@ -112,8 +116,9 @@ impl Supervisor {
             socket_dir: directory.socket.clone(),
             log_path: directory.log.clone(),
         };
-        let mut supervisor = Self { facts, account, name: directory.name(), postmaster: None, directory };
-        cluster::create(&supervisor.directory, &supervisor.facts, account, &settings)?;
+        cluster::create(&directory, &facts, account, &settings)?;
+        cluster::admit(&facts, &addresses)?;
+        let mut supervisor = Self { facts, account, addresses, name: directory.name(), postmaster: None, directory };
 
         let mut tries = PORTS_TRIED;
         loop {
@@ -149,6 +154,8 @@ impl Supervisor {
         let log_start = log.metadata().map_err(io_error("measure the log", &log_path))?.len();
 
         let program = bin_dir.join("postgres");
+        let addresses: Vec<_> =
+            iter::once("127.0.0.1".to_owned()).chain(self.addresses.iter().map(ToString::to_string)).collect();
         let mut socket_setting = path_option("unix_socket_directories=\"", &socket_dir);
         socket_setting.push("\"");
         let postmaster = tethered_program(&program, self.account)
@@ -156,7 +163,8 @@ impl Supervisor {
             .arg(&data_dir)
             .args(["-c", &format!("cluster_name={}", self.name)])
             .args(["-c", &format!("port={port}")])
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "logging_collector=off", "-c", "log_destination=stderr"])
+            .args(["-c", &format!("listen_addresses={}", addresses.join(","))])
+            .args(["-c", "logging_collector=off", "-c", "log_destination=stderr"])
             .arg("-c")
             .arg(socket_setting)
             .current_dir(self.directory.root())

@@ -10,6 +10,6 @@ mod lost_replies;
 mod orphans;
 mod restart;
 mod silence;
-mod stage;
+pub(crate) mod stage;
 mod start;
 mod txn;

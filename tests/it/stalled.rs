@@ -5,6 +5,8 @@ use std::time::Duration;
 use podlock::{Config, NewRun, OnStall, Operator, Pod, PodEvent};
 use serde_json::json;
 
+use crate::runs::stage::behind_proxy;
+use crate::support::proxy::{ALL, Flow};
 use crate::support::{Db, LEASE, eventually, start, timed};
 
 const BEAT: Duration = Duration::from_millis(300);
@@ -200,6 +202,35 @@ async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_doe
         for pod in [a, b, c] {
             pod.shutdown(SOON).await.unwrap();
         }
+    })
+    .await;
+}
+
+/// Put out while it is cut off, a pod gives itself up before it can learn of it: it stays away all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_put_out_while_it_was_cut_off_stays_away_until_it_moves() {
+    timed(async {
+        let db = Db::new().await;
+        let (proxy, through) = behind_proxy(&db, "a").await;
+        let a = start(through).await;
+        let source = a.progress_source();
+        let out = a.incarnation();
+        let mut heard = a.events();
+        source.tick();
+        proxy.all(&ALL, Flow::Hole);
+        Operator::connect(&db.config("x")).await.unwrap().evict("a").await.unwrap();
+        let given_up = async { while heard.recv().await.unwrap() != PodEvent::SelfFenced {} };
+        tokio::time::timeout(SOON, given_up).await.expect("it gives itself up");
+        proxy.all(&ALL, Flow::Pass);
+        tokio::time::sleep(LEASE).await;
+        assert_eq!(a.incarnation(), out, "it came back to stand still");
+        source.tick();
+        eventually(SOON, "it is back as another", || async {
+            if a.status().attached && a.incarnation() != out { Ok(()) } else { Err(format!("{:?}", a.status())) }
+        })
+        .await;
+        assert_eq!(db.client.session_end(out).await.unwrap().0, "evicted");
+        a.shutdown(SOON).await.unwrap();
     })
     .await;
 }

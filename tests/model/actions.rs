@@ -231,6 +231,12 @@ impl Podlock {
         if proc.phase == Phase::Attached && (!held || proc.silent) {
             proc.phase = Phase::Detached;
             proc.settled = false;
+            // Otherwise it keeps what is silent until it is back or has passed its deadline.
+            if proc.silent && self.mistake == Some(Mistake::LetsGoUnanswered) {
+                self.cut(s, p);
+                s.procs[p].lost = Some(Loss::Silence);
+                release(s, p);
+            }
         }
     }
 

@@ -146,6 +146,7 @@ mod caught {
         one_that_lost_its_row_still_buries: BuryWithoutRow,
         no_grace_for_a_broken_connection: NoGrace,
         lease_shorter_than_the_deadline: LeaseBeforeDeadline,
+        unanswered_sessions_closed_before_the_deadline: LetsGoUnanswered,
         burial_only_in_memory: BurialInMemory,
         burial_without_an_event: BurialUnlogged,
         clean_stop_deletes_its_row_and_recovery_waits_for_burials: StopDeletesRow,

@@ -15,6 +15,7 @@ pub(crate) enum Mistake {
     BuryWithoutRow,
     NoGrace,
     LeaseBeforeDeadline,
+    LetsGoUnanswered,
     BurialInMemory,
     BurialUnlogged,
     StopDeletesRow,
@@ -50,6 +51,7 @@ impl Mistake {
             Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
             Self::NoGrace => "no grace where only the liveness connection broke",
             Self::LeaseBeforeDeadline => "the lease ends before the pod's deadline",
+            Self::LetsGoUnanswered => "a pod closes both of its unanswered sessions before its deadline",
             Self::BurialInMemory => "what a burial leaves to do is in the memory of the burier alone",
             Self::BurialUnlogged => "a burial appends no event",
             Self::StopDeletesRow => "a clean stop deletes its own row, and recovery waits for burials",
@@ -96,7 +98,7 @@ impl Mistake {
                 (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, ..none }))
             }
             Self::NoGrace => (Rule::BrokenConnectionIsNoDeath, of(2, 2, &[Some(1)], Faults { cuts: 1, ..none })),
-            Self::LeaseBeforeDeadline => {
+            Self::LeaseBeforeDeadline | Self::LetsGoUnanswered => {
                 (Rule::StopBeforeReplaced, of(2, 2, &[Some(1)], Faults { silences: 1, ..none }))
             }
             Self::BurialInMemory => (Rule::EveryRunEnds, of(3, 3, &[Some(2)], Faults { kills: 2, ..none })),

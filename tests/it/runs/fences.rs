@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::stage::{Act, SOON, Stage, act, behind_proxy, story, told, whole_run};
 use crate::support::proxy::Flow;
-use crate::support::{Db, eventually, timed};
+use crate::support::{Db, eventually, sql, timed};
 
 /// The pod `a` is cut off from its sessions, not from its pool: it lives, its runs go on computing, `b` buries it and
 /// takes them over, and then the old attempts try to write.
@@ -79,6 +79,63 @@ async fn l9_fences_rise_over_the_attempts_of_all_runs() {
         assert!(fences.windows(2).all(|w| w[0] < w[1]), "{fences:?}");
         drop(stage.act().await);
         assert_eq!(story(&db.client, wanders).await.len(), 6);
+    })
+    .await;
+}
+
+/// A claim that leaves out most of what it wanted takes no numbers for those, and none that others are given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l9_a_claim_that_passes_over_locked_runs_takes_no_number_of_anothers() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a").capacity(5)).await;
+        for _ in 0..5 {
+            a.start(act()).await.unwrap();
+        }
+        let busy = stage.acts(5).await;
+        let orphans =
+            "INSERT INTO studio_runs (run_id, kind) SELECT gen_random_uuid(), 'act' FROM generate_series(1, 5)";
+        db.client.batch_execute(orphans).await.unwrap();
+        let mut other = sql::connect(&db.url).await;
+        let txn = other.transaction().await.unwrap();
+        let locked = "SELECT FROM studio_runs WHERE owner_pod IS NULL ORDER BY run_id LIMIT 4 FOR UPDATE";
+        assert_eq!(txn.query(locked, &[]).await.unwrap().len(), 4);
+        busy.into_iter().for_each(|act| act.done(json!(null)));
+        let claimed = stage.act().await;
+        let b = stage.pod(db.config("b")).await;
+        let mut fences = vec![claimed.run.fence()];
+        for _ in 0..5 {
+            fences.push(b.start(act()).await.unwrap().fence);
+        }
+        assert!(fences.windows(2).all(|w| w[0] < w[1]), "{fences:?}");
+        txn.rollback().await.unwrap();
+    })
+    .await;
+}
+
+/// After a failover that took the sequence back, what a pod starts or claims, one by one or in a batch, is above all
+/// that it was given before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_that_took_the_sequence_back_a_pods_fences_go_on_rising() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        let mut given = Vec::new();
+        for _ in 0..40 {
+            given.push(a.start(act()).await.unwrap().fence);
+            stage.act().await.done(json!(null));
+        }
+        db.client.batch_execute("SELECT setval('studio_fence', 1, false)").await.unwrap();
+        given.push(a.start(act()).await.unwrap().fence);
+        stage.act().await.done(json!(null));
+        db.client.batch_execute("SELECT setval('studio_fence', 1, false)").await.unwrap();
+        let batch =
+            "INSERT INTO studio_runs (run_id, kind) SELECT gen_random_uuid(), 'act' FROM generate_series(1, 20)";
+        db.client.batch_execute(&format!("{batch}; NOTIFY podlock_public, '{{\"ask\":\"recover\"}}'")).await.unwrap();
+        let mut batch: Vec<_> = stage.acts(20).await.iter().map(|act| act.run.fence()).collect();
+        batch.sort_unstable();
+        given.extend(batch);
+        assert!(given.windows(2).all(|w| w[0] < w[1]), "{given:?}");
     })
     .await;
 }

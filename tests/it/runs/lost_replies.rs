@@ -86,6 +86,40 @@ async fn a_checkpoint_whose_reply_was_lost_is_written_again_and_the_run_goes_on(
     .await;
 }
 
+/// Saved, its reply lost, and the run taken by another before the next try: refused, and not called unwritten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_is_fenced_after_a_lost_reply_says_that_it_may_have_been_saved() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = stage.pod(config.with(patient)).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        let mut gate = sql::connect(&db.url).await;
+        let gate = gate.transaction().await.unwrap();
+        gate.execute("SELECT FROM studio_runs WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()]).await.unwrap();
+        let run = begun.run.clone();
+        let saving = tokio::spawn(async move { run.checkpoint(json!({"at": 9})).await });
+        let link = port_of_blocked(&db.client, "UPDATE%checkpoint%").await;
+        proxy.one(link, Flow::Mute);
+        gate.rollback().await.unwrap();
+        let saved = "SELECT (checkpoint->'at')::bigint IS NOT DISTINCT FROM 9 FROM studio_runs";
+        eventually(SOON, "it is saved", || async {
+            if db.client.scalar::<bool>(saved, &[]).await { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        let taken = "UPDATE studio_runs SET fence = nextval('studio_fence'), owner_incarnation = gen_random_uuid()";
+        db.client.batch_execute(taken).await.unwrap();
+        proxy.one(link, Flow::Cut);
+        let error = saving.await.unwrap().expect_err("it is another's by now");
+        assert!(error.is_fenced() && error.may_have_been_done(), "{error}");
+        assert!(error.to_string().contains("whose reply was lost, may have been"), "{error}");
+        let again = begun.run.checkpoint(json!({"at": 10})).await.expect_err("it still is");
+        assert!(again.is_fenced() && !again.may_have_been_done(), "{again}");
+    })
+    .await;
+}
+
 /// The claim's last step appends to the event log, whose lock the test holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reply_to_a_claim_is_lost_after_commit_and_the_run_is_adopted_under_a_new_fence() {

@@ -52,6 +52,33 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
     .await;
 }
 
+/// A pod that is not answered lets neither of its locks go while its runs may go on: the server would free both at once,
+/// and a peer would begin the runs beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l7_a_pod_that_is_not_answered_keeps_both_locks_until_its_runs_were_told() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        // Both sessions count as silent long before the deadline.
+        let quick = |config: podlock::Config| {
+            config.lease(Duration::from_secs(6)).with(|c| {
+                c.statement_timeout = Some(Duration::from_millis(1500));
+                c.sweep_interval = Some(Duration::from_millis(500));
+            })
+        };
+        let a = stage.pod(quick(config)).await;
+        let b = stage.pod(quick(db.config("b"))).await;
+        tokio::time::sleep(b.settings().settle + Duration::from_millis(300)).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let silent = stage.act().await;
+        proxy.all(&ALL, Flow::Mute);
+        let resumed = stage.act().await;
+        assert_eq!((resumed.run.id(), resumed.pod()), (run_id, "b"));
+        assert_eq!(silent.run.stop_reason(), Some(StopReason::SelfFenced), "it still runs beside its successor");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_on_detach_continue_runs_go_on_past_self_fence_and_the_same_incarnation_returns() {
     timed(async {

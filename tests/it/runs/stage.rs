@@ -239,7 +239,7 @@ impl Pause {
 }
 
 /// A proxy before the tests' server, and the settings of a pod that connects through it.
-pub(super) async fn behind_proxy(db: &Db, pod: &str) -> (crate::support::proxy::Proxy, Config) {
+pub(crate) async fn behind_proxy(db: &Db, pod: &str) -> (crate::support::proxy::Proxy, Config) {
     let port = server().port();
     let proxy = crate::support::proxy::Proxy::before(port).await;
     let config = db.config(pod);

@@ -1,0 +1,205 @@
+//! The checker, checked: a history that is as it must be passes, and for each rule one that breaks it is found by it.
+
+use libtest_mimic::Trial;
+
+use super::{Excused, Rule, check};
+use crate::history::{Change, PodLog, PodProof, PodRow, Record, RunProof, RunRow, Said};
+use crate::pod::{Input, Mark};
+
+/// One trial for the good history, one for each rule.
+pub(crate) fn trials() -> Vec<Trial> {
+    let sound = Trial::test("checker::finds_nothing_in_a_history_that_is_as_it_must_be", || {
+        let Story { history, logs, excused } = good();
+        let found = check(&history, &logs, &excused);
+        if found.is_empty() { Ok(()) } else { Err(format!("{found:#?}").into()) }
+    });
+    let bad = Rule::ALL.into_iter().map(|rule| {
+        Trial::test(format!("checker::finds_what_breaks::{rule:?}"), move || {
+            let mut story = good();
+            spoil(rule, &mut story);
+            let found = check(&story.history, &story.logs, &story.excused);
+            if found.iter().any(|v| v.rule == rule) { Ok(()) } else { Err(format!("found only {found:#?}").into()) }
+        })
+    });
+    let lost = Trial::test("checker::excuses_by_a_failover_the_steps_that_were_confirmed_and_no_others", || {
+        let rules = |story: &Story| check(&story.history, &story.logs, &story.excused).into_iter().map(|v| v.rule);
+        let mut story = skipped();
+        assert!(rules(&story).any(|rule| rule == Rule::EachStepOnce), "nothing excuses it");
+        story.excused = story.excused.lost_writes();
+        assert_eq!(rules(&story).collect::<Vec<_>>(), [], "the database took that step back");
+        story.logs[1].said.retain(|said| said.op.as_deref() != Some("b2"));
+        assert_eq!(rules(&story).collect::<Vec<_>>(), [Rule::EachStepOnce], "it was never confirmed");
+        Ok(())
+    });
+    let twice = Trial::test("checker::finds_a_process_that_is_given_a_fence_twice", || {
+        let Story { history, mut logs, excused } = good();
+        logs[1].said.push(Said { run: Some("of a timeline that is gone".into()), ..attempt(9, "begin", 1, 6) });
+        let found = check(&history, &logs, &excused.lost_writes());
+        assert_eq!(found.iter().map(|v| v.rule).collect::<Vec<_>>(), [Rule::FencesRise]);
+        Ok(())
+    });
+    std::iter::once(sound).chain(bad).chain([lost, twice]).collect()
+}
+
+struct Story {
+    history: Vec<Record>,
+    logs: Vec<PodLog>,
+    excused: Excused,
+}
+
+const STEPS: u64 = 2;
+
+/// Pods a and b register; a starts a run and counts to 1; it dies; b buries it, claims the run, counts to 2, ends it.
+fn good() -> Story {
+    let run = |owner: &str, fence, attempt, n: u64| RunRow {
+        run_id: "r".into(),
+        key: Some("k".into()),
+        state: "running".into(),
+        owner_pod: Some(owner.into()),
+        owner_incarnation: Some(format!("i{owner}")),
+        fence,
+        attempt,
+        crashes: 0,
+        checkpoint: (n > 0).then(|| mark(if n == 1 { "a" } else { owner }, if n == 1 { 5 } else { fence }, n)),
+        result: None,
+        input: Input { steps: STEPS, pause_ms: 0 },
+    };
+    let ended = RunRow { state: "succeeded".into(), result: Some(mark("b", 6, 2)), ..run("b", 6, 2, 2) };
+    let rows = [run("a", 5, 1, 0), run("a", 5, 1, 1), run("b", 6, 2, 1), run("b", 6, 2, 2), ended];
+    let registered = PodProof { holds_its_lock: Some(true), ..PodProof::default() };
+    let buried = PodProof {
+        holds_the_dead_pods_lock: Some(true),
+        holds_the_dead_pods_witness: Some(true),
+        writer_in_roster: Some(true),
+        writer_holds_its_lock: Some(true),
+        writer_drains: Some(false),
+        holds_its_lock: None,
+    };
+    let runs = |at: usize| Change::Run {
+        old: at.checked_sub(1).map(|before| Box::new(rows[before].clone())),
+        new: Box::new(rows[at].clone()),
+        proof: RunProof::default(),
+    };
+    let changes = [
+        ("podlock/a/liveness", Change::Pod { old: None, new: Some(pod("a")), proof: registered.clone() }),
+        ("podlock/b/liveness", Change::Pod { old: None, new: Some(pod("b")), proof: registered }),
+        ("podlock/a/pool", runs(0)),
+        ("podlock/a/pool", runs(1)),
+        ("podlock/b/watch", Change::Pod { old: Some(pod("a")), new: None, proof: buried }),
+        ("podlock/b/pool", runs(2)),
+        ("podlock/b/pool", runs(3)),
+        ("podlock/b/pool", runs(4)),
+    ];
+    let history = (1..).zip(changes).map(|(seq, (writer, change))| Record { seq, writer: writer.into(), change });
+    let a = vec![
+        Said { op: Some("k".into()), ..said(1, "ok") },
+        attempt(2, "begin", 1, 5),
+        Said { op: Some("a1".into()), ..said(3, "ok") },
+        attempt(4, "work", 1, 5),
+        Said { op: Some("a2".into()), ..said(4, "unknown") },
+    ];
+    let b = vec![
+        attempt(5, "begin", 2, 6),
+        Said { op: Some("b2".into()), ..said(6, "ok") },
+        Said { op: Some("b3".into()), ..said(7, "failed") },
+        attempt(8, "returned", 2, 6),
+    ];
+    let logs = vec![PodLog { pod: "a".into(), said: a }, PodLog { pod: "b".into(), said: b }];
+    Story { history: history.collect(), logs, excused: Excused::ended(&["a"]) }
+}
+
+/// Pod b makes step 2, which is confirmed, and then step 3; of the two the history has only the latter.
+fn skipped() -> Story {
+    let mut story = good();
+    for record in &mut story.history {
+        let Change::Run { old, new, .. } = &mut record.change else { continue };
+        for row in old.iter_mut().chain([new]) {
+            row.input.steps = STEPS + 1;
+            for mark in row.checkpoint.iter_mut().chain(&mut row.result).filter(|mark| mark.n == STEPS) {
+                *mark = Mark { n: STEPS + 1, op: "b3".into(), ..mark.clone() };
+            }
+        }
+    }
+    let b = &mut story.logs[1].said;
+    b.retain(|said| said.op.as_deref() != Some("b3"));
+    b.push(Said { op: Some("b2".into()), run: Some("r".into()), n: Some(STEPS), ..said(6, "try") });
+    story
+}
+
+/// Changes the story so that it breaks the rule.
+fn spoil(rule: Rule, story: &mut Story) {
+    match rule {
+        Rule::LockBeforeRow => proof_of_pod(story, 0).holds_its_lock = Some(false),
+        Rule::BurialIsProven => proof_of_pod(story, 4).writer_holds_its_lock = Some(false),
+        Rule::NeverOnesOwnRow => story.history[4].writer = "podlock/a/control".into(),
+        Rule::OneOwner => new_row(story, 6).checkpoint = Some(mark("a", 5, 2)),
+        Rule::ClaimedFromTheDead => {
+            let Change::Run { proof, .. } = &mut story.history[5].change else { unreachable!() };
+            proof.old_owner_in_roster = true;
+        }
+        Rule::FencesRise => {
+            for at in 5..8 {
+                new_row(story, at).fence = 5;
+            }
+            new_row(story, 2).fence = 4;
+            new_row(story, 5).fence = 3;
+        }
+        Rule::AttemptsAreCounted => new_row(story, 5).attempt = 3,
+        Rule::EndsOnce => {
+            let mut late = story.history[7].clone();
+            let Change::Run { old, new, .. } = &mut late.change else { unreachable!() };
+            *old = Some(new.clone());
+            new.owner_pod = Some("c".into());
+            story.history.push(late);
+        }
+        Rule::EachStepOnce => {
+            let Change::Run { old, new, .. } = &mut story.history[7].change else { unreachable!() };
+            old.as_mut().unwrap().checkpoint.as_mut().unwrap().n = 1;
+            new.checkpoint.as_mut().unwrap().n = 3;
+        }
+        Rule::AnswersAreTrue => story.logs[1].said[2].op = Some("b2".into()),
+        Rule::TheHealthyAreSpared => story.excused.ended.clear(),
+        Rule::StopsBeforeReplaced => story.logs[0].said[3].t = 6,
+        Rule::NoneForgotten => drop(story.history.pop()),
+    }
+}
+
+fn proof_of_pod(story: &mut Story, at: usize) -> &mut PodProof {
+    let Change::Pod { proof, .. } = &mut story.history[at].change else { unreachable!() };
+    proof
+}
+
+fn new_row(story: &mut Story, at: usize) -> &mut RunRow {
+    let Change::Run { new, .. } = &mut story.history[at].change else { unreachable!() };
+    new
+}
+
+fn mark(pod: &str, fence: i64, n: u64) -> Mark {
+    Mark { n, op: format!("{pod}{n}"), incarnation: format!("i{pod}"), fence, attempt: 1 }
+}
+
+fn pod(name: &str) -> PodRow {
+    PodRow { pod_id: name.into(), incarnation: format!("i{name}"), state: "active".into(), session: 1 }
+}
+
+fn said(t: u64, ev: &str) -> Said {
+    Said {
+        t,
+        ev: ev.into(),
+        op: None,
+        what: None,
+        run: None,
+        attempt: None,
+        fence: None,
+        n: None,
+        by: None,
+        pod: None,
+        incarnation: None,
+        kind: None,
+        text: None,
+    }
+}
+
+fn attempt(t: u64, ev: &str, attempt: i32, fence: i64) -> Said {
+    Said { run: Some("r".into()), attempt: Some(attempt), fence: Some(fence), ..said(t, ev) }
+}

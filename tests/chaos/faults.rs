@@ -1,0 +1,32 @@
+//! The faults, one after the other. Each file is about one thing that breaks.
+
+mod clocks;
+mod failover;
+mod fleets;
+mod limits;
+mod names;
+mod networks;
+mod poolers;
+mod processes;
+mod server;
+mod sessions;
+
+use crate::scenario::Scenario;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    [
+        processes::scenarios(),
+        sessions::scenarios(),
+        networks::scenarios(),
+        server::scenarios(),
+        failover::scenarios(),
+        limits::scenarios(),
+        clocks::scenarios(),
+        names::scenarios(),
+        fleets::scenarios(),
+        poolers::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
