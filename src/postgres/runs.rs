@@ -302,6 +302,7 @@ const CLAIM: &str = concat!(
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
               fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
+              written = 0, \
               crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
          FROM me CROSS JOIN above CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
               LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
@@ -382,12 +383,14 @@ fn read_claimed(row: &Row) -> Claimed {
     }
 }
 
-/// Saves a checkpoint. That is progress: the crashes of former owners no longer count. False: fenced.
-pub(crate) async fn checkpoint(db: &Database, owner: Owner, value: &Value) -> Result<bool> {
-    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $4, crashes = 0 \
-         WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id";
-    let params: [&(dyn ToSql + Sync); 4] =
-        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &value];
+/// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
+/// count. False: fenced, or a later write of the attempt was there first.
+pub(crate) async fn checkpoint(db: &Database, owner: Owner, number: i64, value: &Value) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $5, crashes = 0, written = $4 \
+         WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' AND written <= $4 \
+         RETURNING run_id";
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &value];
     Ok(db.query_opt("saving a checkpoint", SQL, &params).await?.is_some())
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::StopReason;
@@ -38,12 +39,14 @@ pub struct Run {
     facts: Arc<Claimed>,
     owner: Owner,
     stop: Arc<StopSignal>,
+    /// The number of the last write. Held while one is under way: they are made one after another.
+    writes: Arc<Mutex<i64>>,
 }
 
 impl Run {
     pub(super) fn new(shared: Arc<Shared>, facts: Claimed, incarnation: Incarnation, stop: Arc<StopSignal>) -> Self {
         let owner = Owner { run_id: facts.run_id, incarnation, fence: facts.fence };
-        Self { shared, facts: Arc::new(facts), owner, stop }
+        Self { shared, facts: Arc::new(facts), owner, stop, writes: Arc::default() }
     }
 
     /// The run.
@@ -134,11 +137,12 @@ impl Run {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have saved the value; calling again is safe.
+    /// A dropped call may or may not have saved the value; calling again is safe. Calls are made one after another, in the
+    /// order in which they were first polled, and a value never replaces one that was saved by a later call.
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         let db = &self.shared.db;
-        self.write("a checkpoint", || runs::checkpoint(db, self.owner, &value), |_| false).await
+        self.write("a checkpoint", |number| runs::checkpoint(db, self.owner, number, &value), |_| false).await
     }
 
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {
@@ -154,7 +158,7 @@ impl Run {
         // A finish whose reply was lost is read back by its fence.
         let was_done =
             |s: &Standing| s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
-        self.write("its end", || runs::finish(db, self.owner, ending), was_done).await?;
+        self.write("its end", |_| runs::finish(db, self.owner, ending), was_done).await?;
         self.shared.note_finished();
         Ok(())
     }
@@ -162,24 +166,33 @@ impl Run {
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.shared.db;
         let was_done = |s: &Standing| s.state == "running" && s.owner.is_none() && s.fence == self.owner.fence;
-        self.write("a yield", || runs::give_back(db, self.owner), was_done).await?;
+        self.write("a yield", |_| runs::give_back(db, self.owner), was_done).await?;
         self.shared.registry.note_yielded(self.owner.run_id, crate::pod::clock::now());
         self.shared.note_yielded();
         Ok(())
     }
 
-    /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop.
-    async fn write<F>(&self, what: &str, statement: impl Fn() -> F, was_done: impl Fn(&Standing) -> bool) -> Result<()>
+    /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop. Each try bears
+    /// the write's number: one that was given up may arrive after later writes, and must change nothing then.
+    async fn write<F>(
+        &self,
+        what: &str,
+        statement: impl Fn(i64) -> F,
+        was_done: impl Fn(&Standing) -> bool,
+    ) -> Result<()>
     where
         F: Future<Output = Result<bool>>,
     {
+        let mut writes = self.writes.lock().await;
+        *writes += 1;
+        let number = *writes;
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         // Whether a try may have been accepted although its reply never came.
         let mut in_doubt = false;
         let told = |error: Error, in_doubt| if in_doubt { error.after_a_lost_reply() } else { error };
         loop {
             self.refuse_if_over(what).map_err(|e| self.report(told(e, in_doubt)))?;
-            let error = match statement().await {
+            let error = match statement(number).await {
                 Ok(true) => {
                     self.shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
                     return Ok(());

@@ -86,6 +86,40 @@ async fn a_checkpoint_whose_reply_was_lost_is_written_again_and_the_run_goes_on(
     .await;
 }
 
+/// A network that held a request back lets it through when the run is long past it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_arrives_after_a_later_one_changes_nothing() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = stage.pod(config.with(|c| c.statement_timeout = Some(Duration::from_millis(800)))).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        // The server knows the statement on these connections: the next time it comes in one piece.
+        begun.run.checkpoint(json!({"at": 1})).await.unwrap();
+        let pids = "SELECT array_agg(pid) FROM pg_stat_activity \
+                    WHERE datname = current_database() AND application_name = 'podlock/a/pool'";
+        let given_up: Vec<i32> = db.client.scalar(pids, &[]).await;
+        assert_eq!(proxy.present(&["pool"], Flow::Hole), given_up.len());
+        begun.run.checkpoint(json!({"at": 2})).await.expect("saved on another connection");
+        begun.run.checkpoint(json!({"at": 3})).await.expect("saved");
+        proxy.present(&["pool"], Flow::Pass);
+        eventually(SOON, "what was held back has arrived, and its connection ended", || async {
+            let left = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY($1)";
+            match db.client.scalar::<i64>(left, &[&given_up]).await {
+                0 => Ok(()),
+                left => Err(format!("{left} connections")),
+            }
+        })
+        .await;
+        let at: i64 = db.client.scalar("SELECT (checkpoint->'at')::bigint FROM studio_runs", &[]).await;
+        assert_eq!(at, 3);
+        begun.done(json!(null));
+        db.client.run_in_state(run_id, "succeeded", SOON).await;
+    })
+    .await;
+}
+
 /// Saved, its reply lost, and the run taken by another before the next try: refused, and not called unwritten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_that_is_fenced_after_a_lost_reply_says_that_it_may_have_been_saved() {
