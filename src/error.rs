@@ -293,6 +293,23 @@ impl Error {
         self.left("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
     }
 
+    /// The same once more, for another who waited for the same thing.
+    pub(crate) fn for_another(&self) -> Self {
+        let Inner { kind, what, left, todo, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
+        let inner = Inner {
+            kind: *kind,
+            what: what.clone(),
+            left: left.clone(),
+            todo: todo.clone(),
+            run: *run,
+            sqlstate: sqlstate.clone(),
+            unconnected: *unconnected,
+            in_doubt: *in_doubt,
+            source: source.as_ref().map(|source| crate::postgres::errors::chain(&**source).into()),
+        };
+        Self(Box::new(inner))
+    }
+
     /// Says that no connection could be had: whatever was to be sent was not.
     pub(crate) fn unconnected(mut self) -> Self {
         self.0.unconnected = true;

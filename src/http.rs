@@ -6,10 +6,15 @@
 //! | --- | --- |
 //! | `POST /v1/runs` `{"kind": …, "key": …, "input": …}` | 201 `{"run_id", "pod_id", "incarnation", "fence"}`: the run is this pod's and is executing |
 //! | `GET /v1/runs/{id}` | 200 and all about the run, as [`RunDetail`](crate::operator::RunDetail) |
+//! | `GET /v1/runs/{id}/stream` | 200 and the run's stream as Server-Sent Events, whichever pod the run is on |
 //! | `DELETE /v1/runs/{id}` | 200 and the run, cancelled, whichever pod owns it |
 //! | `GET /livez` | 200 while the process serves at all |
 //! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
 //! | `GET /healthz` | 200 and who this is and in which phase |
+//!
+//! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}` (forget the
+//! chunks from that one on) and `end` `{"state"}`, after which it closes. Each bears an `id`; a client that comes back
+//! with it as `Last-Event-ID`, to this pod or another, is sent what comes after. Every 10 s a comment keeps it alive.
 //!
 //! The three probes never touch the database: an outage of it must not have every pod restarted.
 //!
@@ -33,6 +38,7 @@ mod probes;
 mod problem;
 mod router;
 mod runs;
+mod streams;
 
 pub use problem::not_found;
 pub use router::{BODY_LIMIT, router, router_with};

@@ -36,7 +36,9 @@ pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
 pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport};
 pub use postgres::runs::Cancelled;
-pub use runs::{HandlerError, NewRun, Outcome, Run, Started, StopReason};
+pub use runs::{
+    Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
+};
 
 /// The README's code compiles as it stands there.
 #[cfg(doctest)]

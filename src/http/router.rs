@@ -8,7 +8,7 @@ use axum::routing::get;
 use serde_json::Value;
 
 use crate::Pod;
-use crate::http::{probes, problem, runs};
+use crate::http::{probes, problem, runs, streams};
 
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -40,6 +40,7 @@ where
     Router::new()
         .route("/v1/runs", axum::routing::post(runs::start))
         .route("/v1/runs/{id}", get(runs::describe).delete(runs::cancel))
+        .route("/v1/runs/{id}/stream", get(streams::stream))
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/healthz", get(probes::healthz))

@@ -110,7 +110,7 @@ pub(super) async fn cancel(
     }
 }
 
-fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Problem> {
+pub(super) fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Problem> {
     let bad = |error: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", error);
     let Path(id) = id.map_err(|rejection| bad(rejection.body_text()))?;
     id.parse().map_err(|e: crate::Error| bad(e.to_string()))

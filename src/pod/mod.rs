@@ -30,7 +30,7 @@ use crate::postgres::pool::Database;
 use crate::postgres::runs::{self as statements, Cancelled};
 use crate::postgres::schema::Schema;
 use crate::postgres::session::Opener;
-use crate::runs::{self, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason};
+use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use shared::{Parts, Shared};
 
 pub use progress::ProgressSource;
@@ -110,6 +110,8 @@ impl PodBuilder {
         })??;
         shared.tracker.spawn_on(runs::recover::pulse(Arc::clone(&shared)), &shared.runtime);
         shared.tracker.spawn_on(runs::recover::run(Arc::clone(&shared)), &shared.runtime);
+        shared.tracker.spawn_on(runs::stream::flush::run(Arc::clone(&shared)), &shared.runtime);
+        shared.tracker.spawn_on(runs::stream::readers::run(Arc::clone(&shared), opener.clone()), &shared.runtime);
         shared.tracker.spawn_on(shutdown::drain_on_request(Arc::clone(&shared)), &shared.runtime);
         Ok(Pod { shared, opener, _guard: guard })
     }
@@ -243,6 +245,35 @@ impl Pod {
             self.shared.stop_run(run_id, StopReason::Cancelled);
         }
         Ok(outcome)
+    }
+
+    /// Attaches to a run's stream, whichever pod it is on: the chunks of its current generation from the first on, what is
+    /// taken back when another pod takes it over, and its end. While anybody is attached, the pod has a fourth connection
+    /// to the database.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`], or the database's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn attach(&self, run_id: RunId) -> Result<Attached> {
+        self.attach_after(run_id, StreamPosition::START).await
+    }
+
+    /// [`Pod::attach`] by a reader that has seen the stream up to `position`, on this pod or another: it is handed what
+    /// comes after, and told what was taken back of what it has.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::attach`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn attach_after(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
+        Attached::new(Arc::clone(&self.shared), run_id, position).await
     }
 
     /// Looks at runs, pods and events through this pod's pool.

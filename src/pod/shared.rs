@@ -20,6 +20,8 @@ use crate::protocol::Moment;
 use crate::protocol::stall::Progress;
 use crate::runs::recover::Loaded;
 use crate::runs::registry::Registry;
+use crate::runs::stream::flush::Flusher;
+use crate::runs::stream::readers::Readers;
 use crate::runs::{Handler, StopReason};
 
 /// Events that wait for a slow receiver before it misses some.
@@ -40,6 +42,10 @@ pub(crate) struct Shared {
     pub(crate) db: Database,
     pub(crate) handlers: HashMap<String, Arc<dyn Handler>>,
     pub(crate) registry: Registry,
+    /// Stores what the runs append to their streams.
+    pub(crate) flusher: Flusher,
+    /// Those who are attached to streams here.
+    pub(crate) readers: Readers,
     /// The application's runtime: handlers and recovery run there.
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) tracker: TaskTracker,
@@ -91,6 +97,8 @@ impl Shared {
         Arc::new(Self {
             pod_id,
             registry: Registry::new(settings.capacity),
+            flusher: Flusher::default(),
+            readers: Readers::default(),
             settings,
             db,
             handlers,

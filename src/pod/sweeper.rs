@@ -350,8 +350,11 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             None
         }
         (_, Some("stop")) => {
-            if let Some(run) = notice.run.filter(|_| is_ours) {
-                shared.stop_run(run, StopReason::Cancelled);
+            if let Some(run) = notice.run {
+                shared.readers.stir(std::iter::once(&run));
+                if is_ours {
+                    shared.stop_run(run, StopReason::Cancelled);
+                }
             }
             None
         }

@@ -18,5 +18,6 @@ pub(crate) mod queries;
 pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod session;
+pub(crate) mod streams;
 pub(crate) mod tls;
 pub(crate) mod txn;

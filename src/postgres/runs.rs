@@ -47,6 +47,8 @@ pub(crate) struct Claimed {
     pub(crate) attempt: i32,
     pub(crate) input: Value,
     pub(crate) checkpoint: Option<Value>,
+    /// How many chunks the stream had at the checkpoint.
+    pub(crate) checkpoint_seq: i64,
 }
 
 /// Who writes: the owner's half of every WHERE clause.
@@ -311,7 +313,7 @@ const CLAIM: &str = concat!(
           AND (w.expected IS NOT DISTINCT FROM $4 \
                OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected)) \
        RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.owner_pod, \
-                 r.owner_incarnation, w.expected, s.ended_at, s.reason \
+                 r.checkpoint_seq, r.owner_incarnation, w.expected, s.ended_at, s.reason \
      ), closed AS ( \
        UPDATE @.studio_run_attempts a \
           SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
@@ -327,7 +329,7 @@ const CLAIM: &str = concat!(
        SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
          FROM summary y CROSS JOIN me WHERE y.runs > 0 \
-     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint FROM claimed c CROSS JOIN logged"
+     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint, c.checkpoint_seq FROM claimed c CROSS JOIN logged"
 );
 
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
@@ -380,17 +382,26 @@ fn read_claimed(row: &Row) -> Claimed {
         attempt: row.get(4),
         input: row.get(5),
         checkpoint: row.get(6),
+        checkpoint_seq: row.get(7),
     }
 }
 
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
 /// count. False: fenced, or a later write of the attempt was there first.
-pub(crate) async fn checkpoint(db: &Database, owner: Owner, number: i64, value: &Value) -> Result<bool> {
-    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $5, crashes = 0, written = $4 \
+/// `seq` is how many chunks its stream has by now; `None`: as before.
+pub(crate) async fn checkpoint(
+    db: &Database,
+    owner: Owner,
+    number: i64,
+    value: &Value,
+    seq: Option<i64>,
+) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $5, checkpoint_seq = COALESCE($6, checkpoint_seq), crashes = 0, \
+                written = $4 \
          WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' AND written <= $4 \
          RETURNING run_id";
-    let params: [&(dyn ToSql + Sync); 5] =
-        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &value];
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &value, &seq];
     Ok(db.query_opt("saving a checkpoint", SQL, &params).await?.is_some())
 }
 

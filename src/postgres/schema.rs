@@ -35,6 +35,11 @@ impl Schema {
     pub(crate) fn channel(&self) -> String {
         format!("podlock_{}", self.name)
     }
+
+    /// The same for the readers of streams, as `studio_stream_channel` makes it.
+    pub(crate) fn stream_channel(&self) -> String {
+        format!("podstream_{}", self.name)
+    }
 }
 
 /// `name` as an SQL identifier.

@@ -39,6 +39,7 @@ pub(crate) enum Role {
     Watch,
     Migrate,
     Follow,
+    Stream,
     Pool,
     Operator,
 }
@@ -51,6 +52,7 @@ impl Role {
             Self::Watch => "watch",
             Self::Migrate => "migrate",
             Self::Follow => "follow",
+            Self::Stream => "stream",
             Self::Pool => "pool",
             Self::Operator => "operator",
         }

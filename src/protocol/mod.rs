@@ -13,6 +13,7 @@ pub mod fold;
 pub mod recover;
 pub mod ring;
 pub mod stall;
+pub mod stream;
 pub mod verdict;
 
 use std::time::Duration;

@@ -3,8 +3,9 @@
 pub(crate) mod execute;
 pub(crate) mod recover;
 pub(crate) mod registry;
-mod run;
+pub(crate) mod run;
 mod start;
+pub(crate) mod stream;
 
 use std::fmt;
 use std::future::Future;
@@ -17,6 +18,8 @@ use crate::id::{Fence, Incarnation, RunId};
 
 pub use run::Run;
 pub(crate) use start::{insert_in_txn, start, submit};
+pub use stream::CHUNK_LIMIT;
+pub use stream::attach::{Attached, StreamEvent, StreamPosition};
 
 /// Any error of a handler.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;

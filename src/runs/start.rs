@@ -25,8 +25,16 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
     let start = || async { runs::start(&shared.db, incarnation, &insert_of(shared, run_id, &new)).await };
     let inserted = repeat(run_id, start).await?;
     let fence = outcome(shared, inserted, &new)?;
-    let claimed =
-        Claimed { run_id, kind: new.kind, key: new.key, fence, attempt: 1, input: new.input, checkpoint: None };
+    let claimed = Claimed {
+        run_id,
+        kind: new.kind,
+        key: new.key,
+        fence,
+        attempt: 1,
+        input: new.input,
+        checkpoint: None,
+        checkpoint_seq: 0,
+    };
     execute::begin(shared, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
 }

@@ -17,4 +17,5 @@ mod schema;
 mod smoke;
 mod stalled;
 mod stops;
+mod streams;
 mod tracing_events;

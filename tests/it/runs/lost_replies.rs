@@ -92,7 +92,9 @@ async fn a_checkpoint_that_arrives_after_a_later_one_changes_nothing() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let (proxy, config) = behind_proxy(&db, "a").await;
-        let a = stage.pod(config.with(|c| c.statement_timeout = Some(Duration::from_millis(800)))).await;
+        let a = stage
+            .pod(config.with(|c| (c.statement_timeout, c.pool_size) = (Some(Duration::from_millis(1_600)), 1)))
+            .await;
         let run_id = a.start(act()).await.unwrap().run_id;
         let begun = stage.act().await;
         // The server knows the statement on these connections: the next time it comes in one piece.

@@ -11,25 +11,25 @@ use crate::support::sql::{self, Client};
 use crate::support::{Db, eventually, server, with_kinds};
 
 /// How long anything may take that should take no time: generous, for a loaded machine.
-pub(super) const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is aborted.
-pub(super) struct Act {
-    pub(super) run: Run,
-    pub(super) at: Instant,
+pub(crate) struct Act {
+    pub(crate) run: Run,
+    pub(crate) at: Instant,
     end: oneshot::Sender<Result<Outcome, HandlerError>>,
 }
 
 impl Act {
-    pub(super) fn done(self, result: impl Into<Value>) {
+    pub(crate) fn done(self, result: impl Into<Value>) {
         self.end(Ok(Outcome::Done(result.into())));
     }
 
-    pub(super) fn fail(self, error: impl Into<HandlerError>) {
+    pub(crate) fn fail(self, error: impl Into<HandlerError>) {
         self.end(Err(error.into()));
     }
 
-    pub(super) fn give_back(self) {
+    pub(crate) fn give_back(self) {
         self.end(Ok(Outcome::Yield));
     }
 
@@ -38,25 +38,25 @@ impl Act {
         let _ = self.end.send(how);
     }
 
-    pub(super) fn pod(&self) -> &str {
+    pub(crate) fn pod(&self) -> &str {
         self.run.pod_id().as_str()
     }
 }
 
 /// Where the attempts of kind `act` of all of a test's pods come together.
-pub(super) struct Stage {
+pub(crate) struct Stage {
     acts: Mutex<mpsc::UnboundedReceiver<Act>>,
     begun: mpsc::UnboundedSender<Act>,
 }
 
 impl Stage {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (begun, acts) = mpsc::unbounded_channel();
         Self { acts: Mutex::new(acts), begun }
     }
 
     /// A pod with the kind `act` beside the usual ones.
-    pub(super) async fn pod(&self, config: Config) -> Pod {
+    pub(crate) async fn pod(&self, config: Config) -> Pod {
         let begun = self.begun.clone();
         let builder = with_kinds(Pod::builder(config)).handler("act", move |run: Run| {
             let (end, ended) = oneshot::channel();
@@ -73,13 +73,13 @@ impl Stage {
     }
 
     /// The next attempt that begins.
-    pub(super) async fn act(&self) -> Act {
+    pub(crate) async fn act(&self) -> Act {
         let mut acts = self.acts.lock().await;
         tokio::time::timeout(SOON, acts.recv()).await.expect("an attempt begins soon").expect("the stage lives")
     }
 
     /// The next `count` attempts that begin.
-    pub(super) async fn acts(&self, count: usize) -> Vec<Act> {
+    pub(crate) async fn acts(&self, count: usize) -> Vec<Act> {
         let mut acts = Vec::with_capacity(count);
         while acts.len() < count {
             acts.push(self.act().await);
@@ -88,27 +88,27 @@ impl Stage {
     }
 
     /// Fails if an attempt has begun that the test did not take up.
-    pub(super) async fn nothing_more_has_begun(&self) {
+    pub(crate) async fn nothing_more_has_begun(&self) {
         if let Ok(act) = self.acts.lock().await.try_recv() {
             panic!("an attempt began that should not have: {:?} on {}", act.run, act.pod());
         }
     }
 }
 
-pub(super) fn act() -> NewRun {
+pub(crate) fn act() -> NewRun {
     NewRun::new("act")
 }
 
 /// One row of `studio_run_attempts`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Attempt {
-    pub(super) attempt: i32,
-    pub(super) pod: String,
-    pub(super) fence: i64,
-    pub(super) reason: Option<String>,
+pub(crate) struct Attempt {
+    pub(crate) attempt: i32,
+    pub(crate) pod: String,
+    pub(crate) fence: i64,
+    pub(crate) reason: Option<String>,
 }
 
-pub(super) async fn attempts(client: &Client, run_id: RunId) -> Vec<Attempt> {
+pub(crate) async fn attempts(client: &Client, run_id: RunId) -> Vec<Attempt> {
     let sql = "SELECT attempt, pod_id, fence, reason FROM studio_run_attempts WHERE run_id = $1 ORDER BY attempt";
     let rows = client.query(sql, &[&run_id.as_uuid()]).await.expect("attempts");
     let read =
@@ -117,7 +117,7 @@ pub(super) async fn attempts(client: &Client, run_id: RunId) -> Vec<Attempt> {
 }
 
 /// Number, pod and reason of each attempt; also the law that they are contiguous and their fences rise (L9).
-pub(super) async fn story(client: &Client, run_id: RunId) -> Vec<(String, Option<String>)> {
+pub(crate) async fn story(client: &Client, run_id: RunId) -> Vec<(String, Option<String>)> {
     let attempts = attempts(client, run_id).await;
     for (i, attempt) in attempts.iter().enumerate() {
         assert_eq!(usize::try_from(attempt.attempt).unwrap(), i + 1, "attempts are contiguous: {attempts:?}");
@@ -127,12 +127,12 @@ pub(super) async fn story(client: &Client, run_id: RunId) -> Vec<(String, Option
 }
 
 /// A story as it is written down in a test.
-pub(super) fn told(parts: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
+pub(crate) fn told(parts: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
     parts.iter().map(|(pod, reason)| ((*pod).to_owned(), reason.map(str::to_owned))).collect()
 }
 
 /// The whole row of a run, to show that nothing changed.
-pub(super) async fn whole_run(client: &Client, run_id: RunId) -> Value {
+pub(crate) async fn whole_run(client: &Client, run_id: RunId) -> Value {
     let sql = "SELECT jsonb_build_object('run', to_jsonb(r), 'attempts', \
                  (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM studio_run_attempts a WHERE a.run_id = r.run_id)) \
                FROM studio_runs r WHERE run_id = $1";
@@ -140,7 +140,7 @@ pub(super) async fn whole_run(client: &Client, run_id: RunId) -> Value {
 }
 
 /// Makes an orphan by hand, and tells nobody: its owner is in no roster.
-pub(super) async fn orphan(client: &Client, kind: &str) -> (RunId, Incarnation) {
+pub(crate) async fn orphan(client: &Client, kind: &str) -> (RunId, Incarnation) {
     let (run_id, ghost) = (RunId::generate(), Incarnation::generate());
     let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt) \
                  VALUES ($1, $2, 'ghost', $3, nextval('studio_fence'), 1) RETURNING *) \
@@ -151,23 +151,23 @@ pub(super) async fn orphan(client: &Client, kind: &str) -> (RunId, Incarnation) 
 }
 
 /// Holds a key in a transaction that is never committed: who starts a run of it waits, after its snapshot.
-pub(super) async fn take_key(gate: &tokio_postgres::Transaction<'_>, key: &str) {
+pub(crate) async fn take_key(gate: &tokio_postgres::Transaction<'_>, key: &str) {
     let sql = "INSERT INTO studio_runs (run_id, kind, key) VALUES ($1, 'act', $2)";
     gate.execute(sql, &[&RunId::generate().as_uuid(), &key]).await.expect("the key");
 }
 
 /// Makes every pod look for orphans now.
-pub(super) async fn nudge(client: &Client) {
+pub(crate) async fn nudge(client: &Client) {
     client.batch_execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"recover\"}')").await.expect("a nudge");
 }
 
 /// The beginnings of the pods' statements, by which a test sees which of them waits.
-pub(super) const CLAIM: &str = "WITH wanted AS%";
-pub(super) const START: &str = "WITH me AS%";
-pub(super) const FINISH: &str = "WITH done AS%";
+pub(crate) const CLAIM: &str = "WITH wanted AS%";
+pub(crate) const START: &str = "WITH me AS%";
+pub(crate) const FINISH: &str = "WITH done AS%";
 
 /// Waits until `count` statements of the pods' pools wait for a lock.
-pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
+pub(crate) async fn blocked(client: &Client, statement: &str, count: i64) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                AND application_name LIKE 'podlock/%/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
     eventually(SOON, &format!("{count} statements like {statement:?} wait for a lock"), || async {
@@ -178,14 +178,14 @@ pub(super) async fn blocked(client: &Client, statement: &str, count: i64) {
 }
 
 /// The port from which the one waiting statement of the pods' pools came.
-pub(super) async fn port_of_blocked(client: &Client, statement: &str) -> u16 {
+pub(crate) async fn port_of_blocked(client: &Client, statement: &str) -> u16 {
     blocked(client, statement, 1).await;
     let sql = "SELECT client_port FROM pg_stat_activity WHERE datname = current_database() \
                AND application_name LIKE 'podlock/%/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
     client.scalar::<i32>(sql, &[&statement]).await.try_into().expect("a TCP port")
 }
 
-pub(super) async fn no_orphans(client: &Client) {
+pub(crate) async fn no_orphans(client: &Client) {
     eventually(SOON, "no orphan is left", || async {
         let count: i64 = client.scalar("SELECT count(*) FROM studio_orphans", &[]).await;
         if count == 0 { Ok(()) } else { Err(format!("{count} orphans")) }
@@ -193,7 +193,7 @@ pub(super) async fn no_orphans(client: &Client) {
     .await;
 }
 
-pub(super) async fn detail_of_event(client: &Client, kind: &str, incarnation: Incarnation) -> Option<Value> {
+pub(crate) async fn detail_of_event(client: &Client, kind: &str, incarnation: Incarnation) -> Option<Value> {
     let sql = "SELECT detail FROM studio_pod_events WHERE kind = $1 AND incarnation = $2 ORDER BY idx DESC LIMIT 1";
     let id: Uuid = incarnation.as_uuid();
     client.query_opt(sql, &[&kind, &id]).await.expect("events").map(|row| row.get(0))
@@ -202,10 +202,10 @@ pub(super) async fn detail_of_event(client: &Client, kind: &str, incarnation: In
 /// Holds the statements of chosen pods that change runs in the moment between their snapshot and their first row: the
 /// interleavings in which a claim could double happen there. A chosen pod connects by [`Pause::config`]. Where there
 /// is nothing to claim or take up, nobody is held: a claim of nothing is only rehearsed.
-pub(super) struct Pause(Client);
+pub(crate) struct Pause(Client);
 
 impl Pause {
-    pub(super) async fn install(db: &Db) -> Self {
+    pub(crate) async fn install(db: &Db) -> Self {
         podlock::migrate::up(&db.config("migrator")).await.expect("the schema");
         let sql = "CREATE FUNCTION test_pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                      IF current_setting('test.pause', true) <> '' \
@@ -222,7 +222,7 @@ impl Pause {
     }
 
     /// A pod that pauses until the pause of that number, 1 or 2, is released; as long as the test wants.
-    pub(super) fn config(db: &Db, pod: &str, number: u8) -> Config {
+    pub(crate) fn config(db: &Db, pod: &str, number: u8) -> Config {
         let url = format!("{}?options=-c%20test.pause%3D{number}", db.pod_url);
         let config = db.config(pod);
         Config::new(url).with(|c| {
@@ -232,7 +232,7 @@ impl Pause {
         })
     }
 
-    pub(super) async fn release(&self, number: u8) {
+    pub(crate) async fn release(&self, number: u8) {
         let number = i64::from(number);
         assert!(self.0.scalar::<bool>("SELECT pg_advisory_unlock($1)", &[&number]).await, "the pause was held");
     }

@@ -44,6 +44,21 @@ pub(crate) async fn connect(url: &str) -> Client {
     Client { client, task }
 }
 
+/// A connection, and the payloads of the notifications that come to it.
+pub(crate) async fn listening(url: &str) -> (Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let (client, mut connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
+    let (told, heard) = tokio::sync::mpsc::unbounded_channel();
+    let task = tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(notice) = message {
+                // A test that has ended listens no more.
+                let _ = told.send(notice.payload().to_owned());
+            }
+        }
+    });
+    (Client { client, task }, heard)
+}
+
 /// One run as the tables show it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunState {

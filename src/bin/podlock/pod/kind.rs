@@ -1,5 +1,5 @@
-//! Kind `demo`: makes one chunk after the other, each bearing its number, attempt and fence (`chunk-3 a1 f17`), and
-//! saves after each how far it is, so that another pod can go on from there.
+//! Kind `demo`: makes one chunk after the other, each bearing its number, attempt and fence (`chunk-3 a1 f17`), appends it
+//! to the run's stream and saves with it how far it is, so that another pod can go on from there.
 
 use std::time::Duration;
 
@@ -51,6 +51,10 @@ pub(super) async fn run(run: Run) -> Result<Outcome, HandlerError> {
         (Resume::Continue, Some(saved)) => serde_json::from_value(saved.clone())?,
         _ => Progress::default(),
     };
+    match input.resume {
+        Resume::Continue => run.continue_from(run.saved_seq()).await?,
+        Resume::Restart => run.restart_stream().await?,
+    }
     let (run_id, attempt, fence) = (run.id(), run.attempt(), run.fence());
     tracing::info!(
         target: "podlock::demo", event = "executing", %run_id, attempt, fence = fence.get(), from = progress.done + 1,
@@ -63,17 +67,17 @@ pub(super) async fn run(run: Run) -> Result<Outcome, HandlerError> {
             () = tokio::time::sleep(input.delay) => {}
         }
         let made = progress.make(attempt, fence);
-        save(&run, &progress).await?;
+        save(&run, &made, &progress).await?;
         tracing::info!(target: "podlock::demo", event = "chunk", %run_id, n = progress.done, "{made}");
     }
     tracing::info!(target: "podlock::demo", event = "made", %run_id, attempt, fence = fence.get(), "all chunks are made");
     Ok(Outcome::Done(progress.result()))
 }
 
-/// Writes the checkpoint under the fence. An outage of the database is waited out inside of the call; what comes back
-/// as an error is final.
-async fn save(run: &Run, progress: &Progress) -> Result<(), HandlerError> {
-    run.checkpoint(serde_json::to_value(progress)?).await.inspect_err(|error| {
+/// Writes the chunk and the checkpoint under the fence, both or neither. An outage of the database is waited out inside of
+/// the call; what comes back as an error is final.
+async fn save(run: &Run, made: &str, progress: &Progress) -> Result<(), HandlerError> {
+    run.append_with_checkpoint(made, serde_json::to_value(progress)?).await.inspect_err(|error| {
         if error.is_fenced() {
             tracing::warn!(
                 target: "podlock::demo", event = "refused", run_id = %run.id(), fence = run.fence().get(),

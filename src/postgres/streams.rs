@@ -1,0 +1,270 @@
+//! Statements on the streams of runs. What an owner writes names its incarnation and its fence (L5) and locks the run's
+//! row in the same statement, so that nothing of a former owner comes in behind a claim.
+
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::pool::Database;
+use super::runs::Owner;
+use super::schema::quote_identifier;
+use super::session::Session;
+use crate::error::Result;
+use crate::id::{Fence, RunId};
+use crate::protocol::stream::{Facts, Position};
+
+/// The most runs that one notification names; with more, it says that everybody should look.
+const TOLD_BY_NAME: usize = 180;
+/// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
+const PAGE_CHUNKS: i64 = 512;
+const PAGE_BYTES: i64 = 256 * 1024;
+
+/// Chunks of one run, in a row.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    pub(crate) owner: Owner,
+    pub(crate) generation: i32,
+    /// The attempt's last numbered write before them: where a later one was accepted, they come too late.
+    pub(crate) number: i64,
+    pub(crate) first_seq: i64,
+    pub(crate) bodies: Vec<String>,
+}
+
+/// Stores chunks of several runs of this pod, and tells readers if `tell` is not empty. Returns, in the order of `chunks`,
+/// which were stored: what is repeated changes nothing. Not stored are those of runs that are no longer their owner's, or
+/// whose row another transaction has locked for the moment; it is not waited for.
+///
+/// Chunks beyond all that the run ever said are progress: the crashes of former owners no longer count.
+pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<bool>> {
+    const SQL: &str = "WITH wanted AS MATERIALIZED ( \
+           SELECT w.* FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
+               pg_catalog.unnest($3::pg_catalog.int8[]), pg_catalog.unnest($4::pg_catalog.int4[]), \
+               pg_catalog.unnest($5::pg_catalog.int8[]), pg_catalog.unnest($6::pg_catalog.int8[])) WITH ORDINALITY \
+             AS w(run_id, incarnation, fence, generation, number, next, nth) \
+         ), mine AS MATERIALIZED ( \
+           SELECT r.run_id, r.fence, w.generation, w.nth, r.crashes > 0 AND w.next > r.stream_furthest AS is_progress \
+             FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+            WHERE r.state = 'running' AND r.owner_incarnation = w.incarnation AND r.fence = w.fence \
+              AND r.stream_generation = w.generation AND r.written <= w.number \
+            ORDER BY r.run_id FOR SHARE OF r SKIP LOCKED \
+         ), calm AS MATERIALIZED ( \
+           SELECT r.run_id FROM @.studio_runs r JOIN mine m ON m.run_id = r.run_id \
+            WHERE m.is_progress FOR NO KEY UPDATE OF r SKIP LOCKED \
+         ), calmed AS ( \
+           UPDATE @.studio_runs r SET crashes = 0 FROM calm c WHERE r.run_id = c.run_id \
+         ), stored AS ( \
+           INSERT INTO @.studio_run_chunks (run_id, generation, seq, fence, body) \
+           SELECT m.run_id, m.generation, c.seq, m.fence, c.body \
+             FROM ROWS FROM (pg_catalog.unnest($7::pg_catalog.int8[]), pg_catalog.unnest($8::pg_catalog.int8[]), \
+                             pg_catalog.unnest($9::pg_catalog.text[])) AS c(nth, seq, body) \
+             JOIN mine m ON m.nth = c.nth \
+           ON CONFLICT DO NOTHING \
+         ), told AS MATERIALIZED ( \
+           SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $10) WHERE $10::pg_catalog.text IS NOT NULL \
+         ) SELECT m.nth, (SELECT pg_catalog.count(*) FROM told) FROM mine m";
+    let count = chunks.iter().map(|c| c.bodies.len()).sum();
+    let (mut nths, mut seqs, mut bodies) =
+        (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
+    for (nth, run) in (1_i64..).zip(chunks) {
+        for (seq, body) in (run.first_seq..).zip(&run.bodies) {
+            nths.push(nth);
+            seqs.push(seq);
+            bodies.push(body.as_str());
+        }
+    }
+    let of = |f: fn(&Appended) -> i64| chunks.iter().map(f).collect::<Vec<_>>();
+    let ids: Vec<_> = chunks.iter().map(|c| c.owner.run_id.as_uuid()).collect();
+    let incarnations: Vec<_> = chunks.iter().map(|c| c.owner.incarnation.as_uuid()).collect();
+    let generations: Vec<_> = chunks.iter().map(|c| c.generation).collect();
+    let (fences, numbers) = (of(|c| c.owner.fence.get()), of(|c| c.number));
+    let next = of(|c| c.first_seq + i64::try_from(c.bodies.len()).unwrap_or(i64::MAX));
+    let params: [&(dyn ToSql + Sync); 10] =
+        [&ids, &incarnations, &fences, &generations, &numbers, &next, &nths, &seqs, &bodies, &tell];
+    let rows = db.query("appending to streams", SQL, &params).await?;
+    let mut stored = vec![false; chunks.len()];
+    for row in &rows {
+        if let Some(slot) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| stored.get_mut(nth)) {
+            *slot = true;
+        }
+    }
+    Ok(stored)
+}
+
+/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced.
+pub(crate) async fn append_with_checkpoint(
+    db: &Database,
+    owner: Owner,
+    number: i64,
+    (generation, seq): (i32, i64),
+    body: &str,
+    value: &serde_json::Value,
+) -> Result<bool> {
+    const SQL: &str = "WITH mine AS ( \
+           UPDATE @.studio_runs SET checkpoint = $7, checkpoint_seq = $6::pg_catalog.int8 + 1, crashes = 0, written = $4 \
+            WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' AND written <= $4 \
+              AND stream_generation = $5 RETURNING run_id, fence, stream_generation \
+         ), stored AS ( \
+           INSERT INTO @.studio_run_chunks (run_id, generation, seq, fence, body) \
+           SELECT m.run_id, m.stream_generation, $6, m.fence, $8 FROM mine m ON CONFLICT DO NOTHING \
+         ) SELECT run_id FROM mine";
+    let (run_id, incarnation) = (owner.run_id.as_uuid(), owner.incarnation.as_uuid());
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&run_id, &incarnation, &owner.fence.get(), &number, &generation, &seq, &value, &body];
+    Ok(db.query_opt("saving a chunk and a checkpoint", SQL, &params).await?.is_some())
+}
+
+/// Takes back all that the stream has and begins a new generation, in one transaction; where it has nothing, nothing is
+/// taken back and the generation stays. Returns the generation; `None`: fenced.
+pub(crate) async fn restart(db: &Database, owner: Owner, number: i64) -> Result<Option<i32>> {
+    const SQL: &str = "WITH had AS MATERIALIZED ( \
+           SELECT COALESCE(pg_catalog.max(c.seq) + 1, 0) AS chunks, \
+                  CASE WHEN pg_catalog.count(*) > 0 THEN 1 ELSE 0 END AS one FROM @.studio_run_chunks c WHERE c.run_id = $1 \
+         ), mine AS ( \
+           UPDATE @.studio_runs r SET written = $4, checkpoint_seq = 0, stream_generation = r.stream_generation + h.one, \
+                  stream_resets = r.stream_resets + h.one, stream_furthest = GREATEST(r.stream_furthest, h.chunks) FROM had h \
+            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
+           RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, h.one \
+         ), purged AS ( \
+           DELETE FROM @.studio_run_chunks c USING mine m WHERE c.run_id = m.run_id AND m.one = 1 \
+         ), noted AS ( \
+           INSERT INTO @.studio_run_resets (run_id, reset, generation, from_seq, fence) \
+           SELECT m.run_id, m.stream_resets, m.stream_generation, 0, m.fence FROM mine m WHERE m.one = 1 \
+         ) SELECT stream_generation FROM mine";
+    let params: [&(dyn ToSql + Sync); 4] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number];
+    Ok(db.query_opt("restarting a stream", SQL, &params).await?.map(|row| row.get(0)))
+}
+
+/// What became of going on from a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Continued {
+    /// The stream goes on in this generation, with this chunk.
+    Yes(i32, i64),
+    /// The stream has only so many chunks: there would be a gap.
+    Short(i64),
+}
+
+/// Keeps the chunks before `seq` and takes back the others, in one transaction; no `seq` keeps them all. `None`: fenced.
+pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<i64>) -> Result<Option<Continued>> {
+    const SQL: &str = "WITH had AS MATERIALIZED ( \
+           SELECT COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                             WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS chunks, $5::pg_catalog.int8 AS wish \
+             FROM @.studio_runs r \
+            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
+         ), mine AS ( \
+           UPDATE @.studio_runs r SET written = $4, checkpoint_seq = LEAST(r.checkpoint_seq, COALESCE(h.wish, h.chunks)), \
+                  stream_resets = r.stream_resets + CASE WHEN h.wish < h.chunks THEN 1 ELSE 0 END, \
+                  stream_furthest = CASE WHEN h.wish IS NULL THEN r.stream_furthest ELSE GREATEST(r.stream_furthest, h.chunks) END \
+             FROM had h \
+            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
+              AND COALESCE(h.wish, h.chunks) <= h.chunks \
+           RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, COALESCE(h.wish, h.chunks) AS next, h.wish < h.chunks AS cut \
+         ), purged AS ( \
+           DELETE FROM @.studio_run_chunks c USING mine m \
+            WHERE c.run_id = m.run_id AND c.generation = m.stream_generation AND c.seq >= m.next AND m.cut \
+         ), noted AS ( \
+           INSERT INTO @.studio_run_resets (run_id, reset, generation, from_seq, fence) \
+           SELECT m.run_id, m.stream_resets, m.stream_generation, m.next, m.fence FROM mine m WHERE m.cut \
+         ) SELECT h.chunks, m.stream_generation, m.next FROM had h LEFT JOIN mine m ON true";
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &seq];
+    let Some(row) = db.query_opt("going on with a stream", SQL, &params).await? else { return Ok(None) };
+    let chunks: i64 = row.get(0);
+    Ok(match row.get::<_, Option<i32>>(1) {
+        Some(generation) => Some(Continued::Yes(generation, row.get(2))),
+        // Otherwise the row moved on between its two readings.
+        None => seq.filter(|seq| *seq > chunks).map(|_| Continued::Short(chunks)),
+    })
+}
+
+/// Tells readers on every pod.
+pub(crate) async fn tell(db: &Database, what: &str) -> Result<()> {
+    const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $1)";
+    db.query("telling the readers of streams", SQL, &[&what]).await.map(drop)
+}
+
+/// What a notification says: who tells, and of which runs; of all where they are too many for one.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Told {
+    pub(crate) by: crate::id::Incarnation,
+    pub(crate) runs: Option<Vec<RunId>>,
+}
+
+impl Told {
+    pub(crate) fn new<'a>(by: crate::id::Incarnation, runs: impl Iterator<Item = &'a RunId>) -> Self {
+        let runs: Vec<RunId> = runs.take(TOLD_BY_NAME + 1).copied().collect();
+        Self { by, runs: Some(runs).filter(|runs| runs.len() <= TOLD_BY_NAME) }
+    }
+}
+
+/// Asks for the notifications on a dedicated session. It holds no lock, so no lease need end it.
+pub(crate) async fn listen(session: &Session) -> Result<()> {
+    let channel = quote_identifier(&session.schema().stream_channel());
+    let sql = format!("SET idle_session_timeout = 0; LISTEN {channel}");
+    session.execute_batch("listening for chunks", &sql).await
+}
+
+/// One chunk, as readers get it.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) seq: i64,
+    pub(crate) fence: Fence,
+    pub(crate) body: Arc<str>,
+}
+
+/// What one look shows to a reader.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) state: String,
+    pub(crate) facts: Facts,
+    /// The next chunks from the reader's position on, where it is still a position of this stream.
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run.
+pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result<Vec<Option<Page>>> {
+    const SQL: &str = "SELECT w.nth, r.state, r.stream_generation, r.stream_resets, \
+               (SELECT pg_catalog.min(s.from_seq) FROM @.studio_run_resets s WHERE s.run_id = r.run_id \
+                   AND s.reset > w.resets AND s.generation = r.stream_generation) AS cut_from, \
+               COALESCE((SELECT pg_catalog.max(m.seq) + 1 FROM @.studio_run_chunks m \
+                          WHERE m.run_id = r.run_id AND m.generation = r.stream_generation), 0) AS next, \
+               c.seq, c.fence, c.body \
+          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.int4[]), \
+                          pg_catalog.unnest($3::pg_catalog.int4[]), pg_catalog.unnest($4::pg_catalog.int8[])) \
+               WITH ORDINALITY AS w(run_id, generation, resets, next, nth) \
+          JOIN @.studio_runs r ON r.run_id = w.run_id \
+          LEFT JOIN LATERAL ( \
+               SELECT p.seq, p.fence, p.body, \
+                      pg_catalog.sum(pg_catalog.octet_length(p.body)) OVER (ORDER BY p.seq) \
+                        - pg_catalog.octet_length(p.body) AS before \
+                 FROM (SELECT k.seq, k.fence, k.body FROM @.studio_run_chunks k \
+                        WHERE k.run_id = r.run_id AND k.generation = r.stream_generation AND k.seq >= w.next \
+                          AND (w.generation = 0 OR (w.generation = r.stream_generation AND w.resets = r.stream_resets)) \
+                        ORDER BY k.seq LIMIT $5) AS p) AS c ON c.before < $6 \
+         ORDER BY w.nth, c.seq";
+    let of = |f: fn(&Position) -> i32| wanted.iter().map(|(_, p)| f(p)).collect::<Vec<_>>();
+    let ids: Vec<Uuid> = wanted.iter().map(|(run_id, _)| run_id.as_uuid()).collect();
+    let (generations, resets) = (of(|p| p.generation), of(|p| p.resets));
+    let next: Vec<i64> = wanted.iter().map(|(_, p)| p.next).collect();
+    let params: [&(dyn ToSql + Sync); 6] = [&ids, &generations, &resets, &next, &PAGE_CHUNKS, &PAGE_BYTES];
+    let mut pages = Vec::new();
+    pages.resize_with(wanted.len(), || None);
+    for row in &db.query("reading streams", SQL, &params).await? {
+        let Some(page) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| pages.get_mut(nth)) else {
+            continue;
+        };
+        let page = page.get_or_insert_with(|| read_page(row));
+        if let Some(seq) = row.get(6) {
+            let (fence, body) = (row.get::<_, i64>(7).into(), row.get::<_, &str>(8).into());
+            page.chunks.push(Chunk { seq, fence, body });
+        }
+    }
+    Ok(pages)
+}
+
+fn read_page(row: &Row) -> Page {
+    let facts = Facts { generation: row.get(2), resets: row.get(3), cut_from: row.get(4), next: row.get(5) };
+    Page { state: row.get(1), facts, chunks: Vec::new() }
+}

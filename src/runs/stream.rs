@@ -1,0 +1,245 @@
+//! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `flush` stores what
+//! all streams of the pod hold, `readers` looks for those who are attached, `attach` is what they hold.
+
+pub(crate) mod attach;
+pub(crate) mod flush;
+pub(crate) mod readers;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::registry::StopSignal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::runs::Owner;
+use crate::postgres::streams::Appended;
+
+/// The largest chunk, in bytes.
+pub const CHUNK_LIMIT: usize = 1024 * 1024;
+/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits.
+const HELD_BYTES: usize = 256 * 1024;
+/// The same in chunks: each costs more than its bytes.
+const HELD_CHUNKS: usize = 4096;
+
+/// A run's stream, as its attempt writes it.
+pub(crate) struct Stream {
+    owner: Owner,
+    stop: Arc<StopSignal>,
+    state: Mutex<State>,
+    /// Notified whenever something was stored or given up.
+    moved: Notify,
+}
+
+struct State {
+    going: Going,
+    held: VecDeque<String>,
+    held_bytes: usize,
+    /// How many are on their way to the server.
+    sent: usize,
+    /// It stands in the flusher's queue, or its chunks are on their way.
+    queued: bool,
+    /// The attempt's last numbered write.
+    number: i64,
+    /// Chunks that the server refused to store: there is a gap from here on.
+    refused: Option<Error>,
+}
+
+/// How a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Going {
+    /// Nobody has said yet whether what former attempts wrote is kept.
+    Unsaid,
+    /// Whether a chunk was stored whose call was dropped is not known.
+    Unknown,
+    At(Place),
+}
+
+impl Going {
+    pub(crate) fn place(self) -> Option<Place> {
+        match self {
+            Self::At(place) => Some(place),
+            Self::Unsaid | Self::Unknown => None,
+        }
+    }
+}
+
+/// Where a stream stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) generation: i32,
+    /// The number of the next chunk.
+    pub(crate) next: i64,
+}
+
+impl Stream {
+    /// A first attempt's stream is empty; of another's, its handler says how it goes on.
+    pub(crate) fn new(owner: Owner, stop: Arc<StopSignal>, attempt: i32) -> Self {
+        let going = if attempt <= 1 { Going::At(Place { generation: 1, next: 0 }) } else { Going::Unsaid };
+        let state =
+            State { going, held: VecDeque::new(), held_bytes: 0, sent: 0, queued: false, number: 0, refused: None };
+        Self { owner, stop, state: Mutex::new(state), moved: Notify::new() }
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    pub(crate) fn stop(&self) -> &StopSignal {
+        &self.stop
+    }
+
+    pub(crate) fn going(&self) -> Going {
+        self.state().going
+    }
+
+    /// How the stream goes on from now on. A gap that it had is behind it.
+    pub(crate) fn set_going(&self, going: Going) {
+        let mut state = self.state();
+        state.going = going;
+        state.refused = None;
+    }
+
+    /// Why chunks are missing, if some are.
+    pub(crate) fn refusal(&self) -> Result<()> {
+        match &self.state().refused {
+            Some(refused) => Err(refused.for_another()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a chunk, if there is room, and says which number it has; `None`: there is no room now. The second value is
+    /// true if the stream is to be put into the flusher's queue.
+    pub(crate) fn push(&self, chunk: &mut Option<String>, number: i64) -> Option<(i64, bool)> {
+        let mut state = self.state();
+        let place = state.going.place()?;
+        let bytes = chunk.as_ref().map_or(0, String::len);
+        let is_full = state.held.len() >= HELD_CHUNKS || state.held_bytes + bytes > HELD_BYTES;
+        if is_full && !state.held.is_empty() {
+            return None;
+        }
+        state.held.push_back(chunk.take()?);
+        state.held_bytes += bytes;
+        state.number = number;
+        state.going = Going::At(Place { next: place.next + 1, ..place });
+        let enqueue = !std::mem::replace(&mut state.queued, true);
+        Some((place.next, enqueue))
+    }
+
+    /// Takes what is held, at most so many chunks and bytes, but one at least.
+    pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Option<Appended> {
+        let mut state = self.state();
+        if state.sent > 0 {
+            return None;
+        }
+        let held = i64::try_from(state.held.len()).unwrap_or(i64::MAX);
+        let Some(place) = state.going.place().filter(|_| held > 0) else {
+            state.queued = false;
+            return None;
+        };
+        let mut taken = 0;
+        let fits = |chunk: &&String| {
+            taken += chunk.len();
+            taken <= bytes
+        };
+        let count = state.held.iter().take(chunks).take_while(fits).count().max(1);
+        let bodies: Vec<String> = state.held.drain(..count).collect();
+        state.sent = count;
+        state.held_bytes -= bodies.iter().map(String::len).sum::<usize>();
+        let first_seq = place.next - held;
+        Some(Appended { owner: self.owner, generation: place.generation, number: state.number, first_seq, bodies })
+    }
+
+    /// What was taken is stored. Returns how many are held still; with none, the stream leaves the queue.
+    pub(crate) fn stored(&self) -> usize {
+        let mut state = self.state();
+        state.sent = 0;
+        let left = state.held.len();
+        state.queued = left > 0;
+        drop(state);
+        self.moved.notify_waiters();
+        left
+    }
+
+    /// What was taken could not be stored just now.
+    pub(crate) fn put_back(&self, chunks: Appended) {
+        let mut state = self.state();
+        state.sent = 0;
+        for chunk in chunks.bodies.into_iter().rev() {
+            state.held_bytes += chunk.len();
+            state.held.push_front(chunk);
+        }
+    }
+
+    /// Nothing more of it is sent: the run is no longer this attempt's. Returns how many were held.
+    pub(crate) fn give_up(&self) -> usize {
+        self.empty(None)
+    }
+
+    /// The server will not have it. Returns how many were held behind it.
+    pub(crate) fn refuse(&self, error: Error) -> usize {
+        let run_id = self.owner.run_id;
+        let error = error
+            .during(&format!("run {run_id}: its stream has a gap"))
+            .about_run(run_id)
+            .left("the chunks before it are stored, nothing after it is; the run goes on")
+            .todo("restart the stream, or go on from a chunk that is stored");
+        self.empty(Some(error))
+    }
+
+    fn empty(&self, refused: Option<Error>) -> usize {
+        let mut state = self.state();
+        let held = std::mem::take(&mut state.held).len();
+        (state.held_bytes, state.sent, state.queued) = (0, 0, false);
+        state.refused = refused;
+        drop(state);
+        self.moved.notify_waiters();
+        held
+    }
+
+    /// Resolves when what `is_done` looks for may have come: something was stored or given up, or the run is over.
+    async fn until(&self, is_done: impl Fn(&State) -> bool) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            // Before the look: what moves after it is not missed.
+            moved.as_mut().enable();
+            if is_done(&self.state()) {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.over().cancelled() => return,
+                () = moved => {}
+            }
+        }
+    }
+
+    /// Resolves when nothing is held or on its way, or the run is over.
+    pub(crate) async fn settled(&self) {
+        self.until(|state| state.held.is_empty() && state.sent == 0).await;
+    }
+
+    /// Resolves when there may be room for a chunk, or the run is over.
+    pub(crate) async fn has_room(&self) {
+        self.until(|state| state.held.len() < HELD_CHUNKS / 2 && state.held_bytes <= HELD_BYTES / 2).await;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What cannot be a chunk.
+pub(crate) fn check_chunk(chunk: &str) -> Result<()> {
+    let why = if chunk.len() > CHUNK_LIMIT {
+        format!("it has {} bytes, and {CHUNK_LIMIT} is the most", chunk.len())
+    } else if chunk.contains('\0') {
+        "it has a NUL character, which PostgreSQL does not store in text".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidInput, format!("a chunk cannot be appended: {why}"))
+        .left("nothing was appended; the stream goes on after the chunks before it")
+        .todo("split it, or encode it"))
+}

@@ -1,0 +1,292 @@
+//! The flusher: what the streams of a pod hold is stored by one statement at a time, and readers are told at most once in
+//! a while, since a NOTIFY holds up the commits of all others for a moment.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::Stream;
+use crate::backoff::Backoff;
+use crate::error::Result;
+use crate::id::RunId;
+use crate::pod::clock;
+use crate::pod::shared::Shared;
+use crate::postgres::runs;
+use crate::postgres::streams::{self, Appended, Told};
+use crate::protocol::Moment;
+use crate::protocol::stream::{send_at, tell_at};
+use crate::runs::StopReason;
+use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
+
+/// Between two notifications, and between two statements that are not full: at most 48 of either in any second.
+const GAP: Duration = Duration::from_millis(21);
+/// The most that one statement stores.
+const BATCH_CHUNKS: usize = 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// What waits to be stored, and whose readers wait to be told.
+#[derive(Default)]
+pub(crate) struct Flusher {
+    queue: Mutex<Queue>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    streams: VecDeque<Arc<Stream>>,
+    /// How many chunks are held by the streams of the pod.
+    chunks: usize,
+    untold: BTreeSet<RunId>,
+}
+
+impl Flusher {
+    /// Something was appended to `stream`, which is to be queued if `enqueue`.
+    pub(crate) fn note_appended(&self, stream: &Arc<Stream>, enqueue: bool) {
+        let mut queue = self.queue();
+        queue.chunks += 1;
+        if enqueue {
+            queue.streams.push_back(Arc::clone(stream));
+        }
+        let wake = enqueue || queue.chunks == BATCH_CHUNKS;
+        drop(queue);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// A stream has changed in another way: its readers are told.
+    pub(crate) fn note_changed(&self, run_id: RunId) {
+        self.queue().untold.insert(run_id);
+        self.wake.notify_one();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a batch, the longest waiting streams first.
+    fn take(&self) -> Batch {
+        let mut batch = Batch::default();
+        let (mut chunks, mut bytes) = (0, 0);
+        let mut queue = self.queue();
+        while chunks < BATCH_CHUNKS && bytes < BATCH_BYTES {
+            let Some(stream) = queue.streams.pop_front() else { break };
+            if let Some(taken) = stream.take(BATCH_CHUNKS - chunks, BATCH_BYTES - bytes) {
+                chunks += taken.bodies.len();
+                bytes += taken.bodies.iter().map(String::len).sum::<usize>();
+                batch.chunks.push(taken);
+                batch.streams.push(stream);
+            }
+        }
+        queue.chunks = queue.chunks.saturating_sub(chunks);
+        batch
+    }
+
+    /// The stream holds chunks still, of which `more` are counted anew.
+    fn requeue(&self, stream: Arc<Stream>, more: usize) {
+        let mut queue = self.queue();
+        queue.chunks += more;
+        queue.streams.push_back(stream);
+    }
+
+    fn forget(&self, chunks: usize) {
+        let mut queue = self.queue();
+        queue.chunks = queue.chunks.saturating_sub(chunks);
+    }
+}
+
+/// Chunks on their way, and the streams that they are of.
+#[derive(Default)]
+struct Batch {
+    streams: Vec<Arc<Stream>>,
+    chunks: Vec<Appended>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// L7, on our side of the wire: of runs that were told to stop for good nothing is sent.
+    fn drop_what_is_over(&mut self, shared: &Shared) {
+        let all_over = shared.is_past_deadline();
+        let is_over = |stream: &Stream| {
+            if all_over {
+                stream.stop().fire(StopReason::SelfFenced);
+            }
+            stream.stop().over().is_cancelled()
+        };
+        self.keep(|stream| {
+            let over = is_over(stream);
+            if over {
+                shared.flusher.forget(stream.give_up());
+            }
+            !over
+        });
+    }
+
+    fn keep(&mut self, keep: impl Fn(&Arc<Stream>) -> bool) {
+        let (streams, chunks) = (std::mem::take(&mut self.streams), std::mem::take(&mut self.chunks));
+        for (stream, chunks) in streams.into_iter().zip(chunks).filter(|(stream, _)| keep(stream)) {
+            self.streams.push(stream);
+            self.chunks.push(chunks);
+        }
+    }
+
+    /// Each of its streams in a batch of its own.
+    fn apart(self) -> impl Iterator<Item = Self> {
+        let one = |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks] };
+        self.streams.into_iter().zip(self.chunks).map(one)
+    }
+}
+
+/// Stores and tells until the pod ends.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    tokio::select! {
+        biased;
+        () = shared.root.cancelled() => {}
+        () = rounds(&shared) => {}
+    }
+}
+
+async fn rounds(shared: &Shared) {
+    let flusher = &shared.flusher;
+    let (mut sent, mut told) = (None, None);
+    loop {
+        let Some(at) = due(flusher, sent, told) else {
+            flusher.wake.notified().await;
+            continue;
+        };
+        let now = clock::now();
+        if at > now {
+            // A batch that fills meanwhile is sent at once.
+            tokio::select! {
+                () = tokio::time::sleep(at - now) => {}
+                () = flusher.wake.notified() => continue,
+            }
+        }
+        let now = clock::now();
+        let batch = if is_due_to_send(flusher, sent, now) { flusher.take() } else { Batch::default() };
+        // What is told of is stored by the same statement, or was stored before.
+        let tells = tell_at(now, told, GAP) <= now;
+        let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
+        if tells && (!untold.is_empty() || !batch.is_empty()) {
+            told = Some(now);
+        }
+        if !batch.is_empty() {
+            sent = Some(now);
+        }
+        round(shared, batch, untold, tells).await;
+    }
+}
+
+/// When the next round is; `None` while there is nothing to do.
+fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>) -> Option<Moment> {
+    let now = clock::now();
+    let queue = flusher.queue();
+    let send = (!queue.streams.is_empty()).then(|| send_at(now, sent, queue.chunks >= BATCH_CHUNKS, GAP));
+    let tell = (!queue.untold.is_empty()).then(|| tell_at(now, told, GAP));
+    match (send, tell) {
+        (Some(send), Some(tell)) => Some(send.min(tell)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment) -> bool {
+    let queue = flusher.queue();
+    !queue.streams.is_empty() && send_at(now, sent, queue.chunks >= BATCH_CHUNKS, GAP) <= now
+}
+
+/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached.
+async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bool) {
+    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
+    let by = shared.incarnation();
+    told.extend(untold);
+    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
+    let what = what.and_then(|what| serde_json::to_string(&what).ok());
+    let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
+    let mut what = what.as_deref();
+    while let Some(mut batch) = waiting.pop_front() {
+        batch.drop_what_is_over(shared);
+        if batch.is_empty() {
+            continue;
+        }
+        match streams::append(&shared.db, &batch.chunks, what).await {
+            Ok(stored) => {
+                what = None;
+                settle(shared, batch, &stored).await;
+            }
+            Err(e) if waits_for_it(&e) => {
+                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");
+                tokio::time::sleep(backoff.delay()).await;
+                waiting.push_front(batch);
+            }
+            // One chunk that the server will not have hides none of the others.
+            Err(_) if batch.streams.len() > 1 => waiting.extend(batch.apart()),
+            Err(e) => {
+                for stream in &batch.streams {
+                    tracing::warn!(target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e, "chunks were refused: the stream has a gap");
+                    shared.flusher.forget(stream.refuse(e.for_another()));
+                }
+            }
+        }
+    }
+    if let Some(what) = what
+        && let Err(e) = streams::tell(&shared.db, what).await
+    {
+        tracing::debug!(target: "podlock", event = "untold", error = %e, "readers were not told; they look by themselves");
+    }
+    shared.readers.stir(told.iter());
+    if !tells {
+        shared.flusher.queue().untold.extend(told);
+    }
+}
+
+/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment.
+async fn settle(shared: &Shared, batch: Batch, stored: &[bool]) {
+    let count = stored.iter().filter(|stored| **stored).count();
+    shared.accepted_writes.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
+    for ((stream, chunks), stored) in batch.streams.into_iter().zip(batch.chunks).zip(stored) {
+        if *stored {
+            if stream.stored() > 0 {
+                shared.flusher.requeue(stream, 0);
+            }
+            continue;
+        }
+        let is_ours = standing_of(shared, &stream).await.unwrap_or_else(|e| {
+            // It is found out by the next try.
+            tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
+            true
+        });
+        if is_ours {
+            let count = chunks.bodies.len();
+            stream.put_back(chunks);
+            shared.flusher.requeue(stream, count);
+        } else {
+            shared.flusher.forget(stream.give_up());
+        }
+    }
+}
+
+/// Whether the run is still this attempt's; if not, it is told to stop.
+async fn standing_of(shared: &Shared, stream: &Stream) -> Result<bool> {
+    let owner = stream.owner();
+    let standing = runs::standing(&shared.db, owner.run_id).await?;
+    let is_ours = standing
+        .as_ref()
+        .is_some_and(|s| s.state == "running" && s.owner == Some(owner.incarnation) && s.fence == owner.fence);
+    if !is_ours {
+        let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+        stream.stop().fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
+        let fenced = runs::fenced("chunks", owner, standing.as_ref());
+        tracing::info!(
+            target: "podlock", event = "fenced", pod = %shared.pod_id, incarnation = %owner.incarnation,
+            run = %owner.run_id, fence = owner.fence.get(), error = %fenced, "a write was refused"
+        );
+    }
+    Ok(is_ours)
+}

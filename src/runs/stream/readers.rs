@@ -1,0 +1,324 @@
+//! The readers of a pod: each asks for what comes after its position and waits; one statement looks for all of them. A
+//! reader that is slow does not ask, so nothing is held for it, and no writer knows of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::RunId;
+use crate::pod::shared::Shared;
+use crate::postgres::session::{Opener, Role, Session};
+use crate::postgres::streams::{self, Page, Told};
+use crate::protocol::stream::Position;
+use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
+
+/// How long a chunk whose notification was lost may stay unseen.
+const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+/// The same while there is no session to listen on.
+const LOOK_WITHOUT: Duration = Duration::from_millis(100);
+/// How long the session is kept when the last reader has gone: the next may come soon.
+const LINGER: Duration = Duration::from_secs(5);
+/// The most readers that one statement looks for.
+const LOOK_FOR: usize = 256;
+
+/// A reader's place among the others.
+pub(super) type Seat = u64;
+
+/// Those who are attached on this pod.
+pub(crate) struct Readers {
+    seats: Mutex<Seats>,
+    /// Notified when somebody is to be looked for.
+    asked: Notify,
+    /// How many are attached.
+    count: watch::Sender<usize>,
+    /// Whether notifications are heard.
+    listening: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Seats {
+    next: Seat,
+    /// Those who wait, and those of them who are to be looked for.
+    waiting: HashMap<Seat, Waiting>,
+    fresh: HashSet<Seat>,
+    by_run: HashMap<RunId, HashSet<Seat>>,
+    /// The pod has ended: nobody is looked for any more.
+    closed: bool,
+}
+
+struct Waiting {
+    run_id: RunId,
+    position: Position,
+    reply: oneshot::Sender<Result<Page>>,
+    /// Something may have come since the look that is under way began.
+    stirred: bool,
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self {
+            seats: Mutex::default(),
+            asked: Notify::new(),
+            count: watch::channel(0).0,
+            listening: watch::channel(false).0,
+        }
+    }
+}
+
+impl Readers {
+    pub(super) fn sit(&self) -> Seat {
+        let mut seats = self.seats();
+        seats.next += 1;
+        let seat = seats.next;
+        drop(seats);
+        self.count.send_modify(|count| *count += 1);
+        seat
+    }
+
+    /// The reader has gone: nothing of it is left.
+    pub(super) fn leave(&self, seat: Seat) {
+        self.seats().remove(seat);
+        self.count.send_modify(|count| *count -= 1);
+    }
+
+    /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has ended.
+    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<Page>> {
+        let (reply, answer) = oneshot::channel();
+        let mut seats = self.seats();
+        if seats.closed {
+            return answer;
+        }
+        seats.waiting.insert(seat, Waiting { run_id, position, reply, stirred: false });
+        seats.fresh.insert(seat);
+        seats.by_run.entry(run_id).or_default().insert(seat);
+        drop(seats);
+        self.asked.notify_one();
+        answer
+    }
+
+    /// Something may have come for the readers of these runs.
+    pub(crate) fn stir<'a>(&self, runs: impl Iterator<Item = &'a RunId>) {
+        let mut seats = self.seats();
+        let Seats { waiting, fresh, by_run, .. } = &mut *seats;
+        let before = fresh.len();
+        for seat in runs.filter_map(|run_id| by_run.get(run_id)).flatten() {
+            if let Some(waiting) = waiting.get_mut(seat) {
+                waiting.stirred = true;
+                fresh.insert(*seat);
+            }
+        }
+        let wake = fresh.len() > before;
+        drop(seats);
+        if wake {
+            self.asked.notify_one();
+        }
+    }
+
+    fn stir_all(&self) {
+        let mut seats = self.seats();
+        let Seats { waiting, fresh, .. } = &mut *seats;
+        for (seat, waiting) in waiting.iter_mut() {
+            waiting.stirred = true;
+            fresh.insert(*seat);
+        }
+        let wake = !fresh.is_empty();
+        drop(seats);
+        if wake {
+            self.asked.notify_one();
+        }
+    }
+
+    /// Some of those who are to be looked for.
+    fn fresh(&self) -> Vec<(Seat, RunId, Position)> {
+        let mut seats = self.seats();
+        let some: Vec<Seat> = seats.fresh.iter().take(LOOK_FOR).copied().collect();
+        let mut found = Vec::with_capacity(some.len());
+        for seat in some {
+            seats.fresh.remove(&seat);
+            if let Some(waiting) = seats.waiting.get_mut(&seat) {
+                waiting.stirred = false;
+                found.push((seat, waiting.run_id, waiting.position));
+            }
+        }
+        found
+    }
+
+    /// Hands `page` over if it says something new; else the reader waits on.
+    fn answer(&self, seat: Seat, position: Position, page: Result<Page>) {
+        let mut seats = self.seats();
+        let Some(waiting) = seats.waiting.get(&seat).filter(|waiting| waiting.position == position) else { return };
+        let is_news = page.as_ref().map_or(true, |page| {
+            let here = (position.generation, position.resets, position.next);
+            !page.chunks.is_empty()
+                || page.state != "running"
+                || here != (page.facts.generation, page.facts.resets, page.facts.next)
+        });
+        if !is_news {
+            if waiting.stirred {
+                seats.fresh.insert(seat);
+            }
+            return;
+        }
+        if let Some(waiting) = seats.remove(seat) {
+            // A reader that has gone needs no answer.
+            let _ = waiting.reply.send(page);
+        }
+    }
+
+    fn close(&self) {
+        let mut seats = self.seats();
+        let left = std::mem::take(&mut *seats);
+        seats.closed = true;
+        drop(seats);
+        drop(left);
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seats {
+    fn remove(&mut self, seat: Seat) -> Option<Waiting> {
+        self.fresh.remove(&seat);
+        let waiting = self.waiting.remove(&seat)?;
+        if let Some(of_run) = self.by_run.get_mut(&waiting.run_id) {
+            of_run.remove(&seat);
+            if of_run.is_empty() {
+                self.by_run.remove(&waiting.run_id);
+            }
+        }
+        Some(waiting)
+    }
+}
+
+/// Looks for the readers until the pod ends; what they still wait for then is never answered.
+pub(crate) async fn run(shared: Arc<Shared>, opener: Opener) {
+    tokio::select! {
+        biased;
+        () = shared.root.cancelled() => {}
+        () = looks(&shared) => {}
+        () = listens(&shared, &opener) => {}
+    }
+    shared.readers.close();
+}
+
+async fn looks(shared: &Shared) {
+    let readers = &shared.readers;
+    let mut listening = readers.listening.subscribe();
+    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    loop {
+        let fresh = readers.fresh();
+        if fresh.is_empty() {
+            let anyway = if *listening.borrow_and_update() { LOOK_ANYWAY } else { LOOK_WITHOUT };
+            tokio::select! {
+                biased;
+                () = readers.asked.notified() => {}
+                _ = listening.changed() => readers.stir_all(),
+                () = tokio::time::sleep(anyway), if *readers.count.borrow() > 0 => readers.stir_all(),
+            }
+            continue;
+        }
+        // Readers at the same place of the same run are looked for once.
+        let mut places: HashMap<(RunId, Position), Vec<Seat>> = HashMap::new();
+        for (seat, run_id, position) in fresh {
+            places.entry((run_id, position)).or_default().push(seat);
+        }
+        let (wanted, seats): (Vec<_>, Vec<_>) = places.into_iter().unzip();
+        match streams::pages(&shared.db, &wanted).await {
+            Ok(pages) => {
+                backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                    for seat in seats {
+                        readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
+                    }
+                }
+            }
+            // They wait for the database as the writers do.
+            Err(e) if waits_for_it(&e) => {
+                tracing::debug!(target: "podlock", event = "stream_unread", error = %e, "looking again for chunks");
+                readers.seats().fresh.extend(seats.into_iter().flatten());
+                tokio::time::sleep(backoff.delay()).await;
+            }
+            Err(e) => {
+                tracing::warn!(target: "podlock", event = "stream_unread", error = %e, "streams cannot be read");
+                for ((_, position), seats) in wanted.into_iter().zip(seats) {
+                    for seat in seats {
+                        readers.answer(seat, position, Err(e.for_another()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn gone(run_id: RunId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
+        .about_run(run_id)
+        .left("nothing was attached")
+        .todo("look for it with `podlock runs list`; runs that ended long ago are deleted")
+}
+
+/// Keeps a session that listens while anybody is attached, and a while longer.
+async fn listens(shared: &Shared, opener: &Opener) {
+    let readers = &shared.readers;
+    let mut count = readers.count.subscribe();
+    let mut backoff = Backoff::new(RETRY_MIN, shared.settings.reconnect_backoff_max);
+    loop {
+        if count.wait_for(|count| *count > 0).await.is_err() {
+            return;
+        }
+        match listen(opener).await {
+            Ok(mut session) => {
+                backoff = Backoff::new(RETRY_MIN, shared.settings.reconnect_backoff_max);
+                // Whoever waits is looked for anew: what was told before is not heard.
+                readers.listening.send_replace(true);
+                hear(shared, &mut session, &mut count).await;
+                readers.listening.send_replace(false);
+                session.close().await;
+            }
+            Err(e) => {
+                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %shared.pod_id, error = %e, "no session to hear of chunks; looking for them more often");
+            }
+        }
+        tokio::time::sleep(backoff.delay()).await;
+    }
+}
+
+async fn listen(opener: &Opener) -> Result<Session> {
+    let session = opener.open(Role::Stream).await?;
+    streams::listen(&session).await?;
+    Ok(session)
+}
+
+/// Hears until the session ends or nobody is attached any more.
+async fn hear(shared: &Shared, session: &mut Session, count: &mut watch::Receiver<usize>) {
+    loop {
+        let is_idle = *count.borrow_and_update() == 0;
+        let ended = session.ended();
+        tokio::select! {
+            biased;
+            cause = ended => {
+                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %shared.pod_id, cause = %cause, "lost the session that hears of chunks");
+                return;
+            }
+            payload = session.notice() => heard(shared, &payload),
+            changed = count.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LINGER), if is_idle => return,
+        }
+    }
+}
+
+fn heard(shared: &Shared, payload: &str) {
+    match serde_json::from_str::<Told>(payload) {
+        // Our own readers know already.
+        Ok(told) if told.by == shared.incarnation() => {}
+        Ok(Told { runs: Some(runs), .. }) => shared.readers.stir(runs.iter()),
+        Ok(Told { runs: None, .. }) => shared.readers.stir_all(),
+        Err(e) => tracing::debug!(target: "podlock", payload, error = %e, "a notification that is not ours"),
+    }
+}
