@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-detect test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-detect bench-stream test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,10 @@ demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to th
 bench-detect: cargo ## Measure how fast deaths are noticed, beside a floor; ARGS="--kills 200 --idle 600"
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench detect -- $(ARGS)
+
+bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a floor; ARGS="--chunks 200000 --rounds 5"
+	@sh scripts/ensure-postgres.sh
+	$(CARGO) bench --features cli --bench stream -- $(ARGS)
 
 # The documentation's tests come first: cargo would run them last, and end with their timing instead of a summary.
 test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers and pgbouncers
