@@ -272,6 +272,9 @@ impl Run {
         let mut writes = self.writes.lock().await;
         self.stream.settled().await;
         let before = self.stream.going();
+        if seq == 0 && before.place().is_some_and(|place| place.next == 0) {
+            return Ok(());
+        }
         self.stream.set_going(Going::Unsaid);
         let seq = i64::try_from(seq).unwrap_or(i64::MAX);
         let Continued::Short(chunks) = self.go_on(&mut writes, Some(seq)).await? else { return Ok(()) };
@@ -299,6 +302,9 @@ impl Run {
     async fn restart(&self, writes: &mut i64) -> Result<Place> {
         let db = &self.shared.db;
         self.stream.settled().await;
+        if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
+            return Ok(place);
+        }
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
