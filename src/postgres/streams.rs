@@ -32,38 +32,51 @@ pub(crate) struct Appended {
     pub(crate) bodies: Vec<String>,
 }
 
-/// Stores chunks of several runs of this pod, and tells readers if `tell` is not empty. Returns, in the order of `chunks`,
-/// which were stored: what is repeated changes nothing. Not stored are those of runs that are no longer their owner's, or
-/// whose row another transaction has locked for the moment; it is not waited for.
+/// What became of a run's chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// They are there, once, whether it was this statement that stored them or one before whose reply was lost.
+    Yes,
+    /// The stream is not where this attempt left it: a failover took some of it back.
+    Adrift,
+    /// The run is another's by now, or its row is locked by somebody for the moment; that is not waited for.
+    No,
+}
+
+/// Stores chunks of several runs of this pod, and tells readers with `tell`. Returns what became of each, in the order of
+/// `chunks`.
 ///
 /// Chunks beyond all that the run ever said are progress: the crashes of former owners no longer count.
-pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<bool>> {
+pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<Stored>> {
     const SQL: &str = "WITH wanted AS MATERIALIZED ( \
            SELECT w.* FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
                pg_catalog.unnest($3::pg_catalog.int8[]), pg_catalog.unnest($4::pg_catalog.int4[]), \
-               pg_catalog.unnest($5::pg_catalog.int8[]), pg_catalog.unnest($6::pg_catalog.int8[])) WITH ORDINALITY \
-             AS w(run_id, incarnation, fence, generation, number, next, nth) \
+               pg_catalog.unnest($5::pg_catalog.int8[]), pg_catalog.unnest($6::pg_catalog.int8[]), \
+               pg_catalog.unnest($7::pg_catalog.int8[])) WITH ORDINALITY \
+             AS w(run_id, incarnation, fence, generation, number, first, next, nth) \
          ), mine AS MATERIALIZED ( \
-           SELECT r.run_id, r.fence, w.generation, w.nth, r.crashes > 0 AND w.next > r.stream_furthest AS is_progress \
+           SELECT r.run_id, r.fence, w.generation, w.nth, r.crashes > 0 AND w.next > r.stream_furthest AS is_progress, \
+                  r.stream_generation = w.generation AND r.written <= w.number AND w.first <= COALESCE(( \
+                    SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                     WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS fits \
              FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
             WHERE r.state = 'running' AND r.owner_incarnation = w.incarnation AND r.fence = w.fence \
-              AND r.stream_generation = w.generation AND r.written <= w.number \
             ORDER BY r.run_id FOR SHARE OF r SKIP LOCKED \
          ), calm AS MATERIALIZED ( \
            SELECT r.run_id FROM @.studio_runs r JOIN mine m ON m.run_id = r.run_id \
-            WHERE m.is_progress FOR NO KEY UPDATE OF r SKIP LOCKED \
+            WHERE m.is_progress AND m.fits FOR NO KEY UPDATE OF r SKIP LOCKED \
          ), calmed AS ( \
            UPDATE @.studio_runs r SET crashes = 0 FROM calm c WHERE r.run_id = c.run_id \
          ), stored AS ( \
            INSERT INTO @.studio_run_chunks (run_id, generation, seq, fence, body) \
            SELECT m.run_id, m.generation, c.seq, m.fence, c.body \
-             FROM ROWS FROM (pg_catalog.unnest($7::pg_catalog.int8[]), pg_catalog.unnest($8::pg_catalog.int8[]), \
-                             pg_catalog.unnest($9::pg_catalog.text[])) AS c(nth, seq, body) \
-             JOIN mine m ON m.nth = c.nth \
+             FROM ROWS FROM (pg_catalog.unnest($8::pg_catalog.int8[]), pg_catalog.unnest($9::pg_catalog.int8[]), \
+                             pg_catalog.unnest($10::pg_catalog.text[])) AS c(nth, seq, body) \
+             JOIN mine m ON m.nth = c.nth AND m.fits \
            ON CONFLICT DO NOTHING \
          ), told AS MATERIALIZED ( \
-           SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $10) WHERE $10::pg_catalog.text IS NOT NULL \
-         ) SELECT m.nth, (SELECT pg_catalog.count(*) FROM told) FROM mine m";
+           SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $11) WHERE $11::pg_catalog.text IS NOT NULL \
+         ) SELECT m.nth, m.fits, (SELECT pg_catalog.count(*) FROM told) FROM mine m";
     let count = chunks.iter().map(|c| c.bodies.len()).sum();
     let (mut nths, mut seqs, mut bodies) =
         (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
@@ -78,21 +91,22 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
     let ids: Vec<_> = chunks.iter().map(|c| c.owner.run_id.as_uuid()).collect();
     let incarnations: Vec<_> = chunks.iter().map(|c| c.owner.incarnation.as_uuid()).collect();
     let generations: Vec<_> = chunks.iter().map(|c| c.generation).collect();
-    let (fences, numbers) = (of(|c| c.owner.fence.get()), of(|c| c.number));
+    let (fences, numbers, first) = (of(|c| c.owner.fence.get()), of(|c| c.number), of(|c| c.first_seq));
     let next = of(|c| c.first_seq + i64::try_from(c.bodies.len()).unwrap_or(i64::MAX));
-    let params: [&(dyn ToSql + Sync); 10] =
-        [&ids, &incarnations, &fences, &generations, &numbers, &next, &nths, &seqs, &bodies, &tell];
+    let params: [&(dyn ToSql + Sync); 11] =
+        [&ids, &incarnations, &fences, &generations, &numbers, &first, &next, &nths, &seqs, &bodies, &tell];
     let rows = db.query("appending to streams", SQL, &params).await?;
-    let mut stored = vec![false; chunks.len()];
+    let mut stored = vec![Stored::No; chunks.len()];
     for row in &rows {
         if let Some(slot) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| stored.get_mut(nth)) {
-            *slot = true;
+            *slot = if row.get(1) { Stored::Yes } else { Stored::Adrift };
         }
     }
     Ok(stored)
 }
 
-/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced.
+/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced, or the stream is not
+/// where this attempt left it.
 pub(crate) async fn append_with_checkpoint(
     db: &Database,
     owner: Owner,
@@ -104,7 +118,8 @@ pub(crate) async fn append_with_checkpoint(
     const SQL: &str = "WITH mine AS ( \
            UPDATE @.studio_runs SET checkpoint = $7, checkpoint_seq = $6::pg_catalog.int8 + 1, crashes = 0, written = $4 \
             WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' AND written <= $4 \
-              AND stream_generation = $5 RETURNING run_id, fence, stream_generation \
+              AND stream_generation = $5 AND $6 <= COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                WHERE c.run_id = $1 AND c.generation = $5), 0) RETURNING run_id, fence, stream_generation \
          ), stored AS ( \
            INSERT INTO @.studio_run_chunks (run_id, generation, seq, fence, body) \
            SELECT m.run_id, m.stream_generation, $6, m.fence, $8 FROM mine m ON CONFLICT DO NOTHING \
@@ -230,10 +245,17 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
                    AND s.reset > w.resets AND s.generation = r.stream_generation) AS cut_from, \
                COALESCE((SELECT pg_catalog.max(m.seq) + 1 FROM @.studio_run_chunks m \
                           WHERE m.run_id = r.run_id AND m.generation = r.stream_generation), 0) AS next, \
+               CASE WHEN w.fence <> 0 AND w.generation = r.stream_generation AND w.fence <> ( \
+                        SELECT l.fence FROM @.studio_run_chunks l \
+                         WHERE l.run_id = r.run_id AND l.generation = w.generation AND l.seq = w.next - 1) \
+                    THEN COALESCE((SELECT pg_catalog.min(d.seq) FROM @.studio_run_chunks d \
+                                    WHERE d.run_id = r.run_id AND d.generation = w.generation AND d.fence > w.fence), 0) \
+               END AS differs_from, \
                c.seq, c.fence, c.body \
           FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.int4[]), \
-                          pg_catalog.unnest($3::pg_catalog.int4[]), pg_catalog.unnest($4::pg_catalog.int8[])) \
-               WITH ORDINALITY AS w(run_id, generation, resets, next, nth) \
+                          pg_catalog.unnest($3::pg_catalog.int4[]), pg_catalog.unnest($4::pg_catalog.int8[]), \
+                          pg_catalog.unnest($5::pg_catalog.int8[])) \
+               WITH ORDINALITY AS w(run_id, generation, resets, next, fence, nth) \
           JOIN @.studio_runs r ON r.run_id = w.run_id \
           LEFT JOIN LATERAL ( \
                SELECT p.seq, p.fence, p.body, \
@@ -242,13 +264,14 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
                  FROM (SELECT k.seq, k.fence, k.body FROM @.studio_run_chunks k \
                         WHERE k.run_id = r.run_id AND k.generation = r.stream_generation AND k.seq >= w.next \
                           AND (w.generation = 0 OR (w.generation = r.stream_generation AND w.resets = r.stream_resets)) \
-                        ORDER BY k.seq LIMIT $5) AS p) AS c ON c.before < $6 \
+                        ORDER BY k.seq LIMIT $6) AS p) AS c ON c.before < $7 \
          ORDER BY w.nth, c.seq";
     let of = |f: fn(&Position) -> i32| wanted.iter().map(|(_, p)| f(p)).collect::<Vec<_>>();
     let ids: Vec<Uuid> = wanted.iter().map(|(run_id, _)| run_id.as_uuid()).collect();
     let (generations, resets) = (of(|p| p.generation), of(|p| p.resets));
     let next: Vec<i64> = wanted.iter().map(|(_, p)| p.next).collect();
-    let params: [&(dyn ToSql + Sync); 6] = [&ids, &generations, &resets, &next, &PAGE_CHUNKS, &PAGE_BYTES];
+    let fences: Vec<i64> = wanted.iter().map(|(_, p)| p.fence).collect();
+    let params: [&(dyn ToSql + Sync); 7] = [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &PAGE_BYTES];
     let mut pages = Vec::new();
     pages.resize_with(wanted.len(), || None);
     for row in &db.query("reading streams", SQL, &params).await? {
@@ -256,8 +279,9 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
             continue;
         };
         let page = page.get_or_insert_with(|| read_page(row));
-        if let Some(seq) = row.get(6) {
-            let (fence, body) = (row.get::<_, i64>(7).into(), row.get::<_, &str>(8).into());
+        // Behind what has changed, nothing is handed on.
+        if let Some(seq) = row.get::<_, Option<i64>>(7).filter(|_| page.facts.differs_from.is_none()) {
+            let (fence, body) = (row.get::<_, i64>(8).into(), row.get::<_, &str>(9).into());
             page.chunks.push(Chunk { seq, fence, body });
         }
     }
@@ -265,6 +289,12 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
 }
 
 fn read_page(row: &Row) -> Page {
-    let facts = Facts { generation: row.get(2), resets: row.get(3), cut_from: row.get(4), next: row.get(5) };
+    let facts = Facts {
+        generation: row.get(2),
+        resets: row.get(3),
+        cut_from: row.get(4),
+        differs_from: row.get(6),
+        next: row.get(5),
+    };
     Page { state: row.get(1), facts, chunks: Vec::new() }
 }

@@ -1,11 +1,11 @@
 //! Where a reader of a run's stream goes on, and when what was appended is sent.
 //!
 //! * **Authority.** The rows: a reader has seen what it was handed, and asks for what comes after it.
-//! * **States.** A [`Position`]: the generation, how many resets are known, the next chunk.
+//! * **States.** A [`Position`]: the generation, how many resets are known, the next chunk, the fence of the last.
 //! * **Bound.** A reader that asks from where [`catch_up`] puts it gets each chunk of the current generation once, in order,
 //!   and is told of everything that it has and that was taken back.
-//! * **Failures.** A position of a history that a failover undid is ahead of the stream: what is missing counts as taken
-//!   back. Where the stream has grown past it again under other hands, the reset is missed only if the standby lacked it too.
+//! * **Failures.** A failover may have undone what a reader has. What is missing, and what was written again under another
+//!   fence, counts as taken back.
 //! * **Not promised.** A chunk before it is stored.
 
 use std::fmt;
@@ -23,16 +23,18 @@ pub struct Position {
     pub resets: i32,
     /// The number of the next chunk.
     pub next: i64,
+    /// The fence of the chunk before it; 0 if there is none.
+    pub fence: i64,
 }
 
 impl Position {
     /// Before anything was seen: nothing can have been taken back.
-    pub const START: Self = Self { generation: 0, resets: 0, next: 0 };
+    pub const START: Self = Self { generation: 0, resets: 0, next: 0, fence: 0 };
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.generation, self.resets, self.next)
+        write!(f, "{}.{}.{}.{}", self.generation, self.resets, self.next, self.fence)
     }
 }
 
@@ -46,6 +48,7 @@ impl FromStr for Position {
             generation: number()?.parse().map_err(drop)?,
             resets: number()?.parse().map_err(drop)?,
             next: number()?.parse().map_err(drop)?,
+            fence: number()?.parse().map_err(drop)?,
         };
         if numbers.next().is_some() { Err(()) } else { Ok(position) }
     }
@@ -60,6 +63,8 @@ pub struct Facts {
     pub resets: i32,
     /// The first chunk of this generation that was taken back by a reset that the reader does not know.
     pub cut_from: Option<i64>,
+    /// The first chunk that is no longer the one that the reader has, if the last that it has is not.
+    pub differs_from: Option<i64>,
     /// How many chunks it has.
     pub next: i64,
 }
@@ -67,12 +72,16 @@ pub struct Facts {
 /// Where a reader goes on that was at `position`, and from which chunk on what it has was taken back, if any was.
 #[must_use]
 pub fn catch_up(position: Position, facts: &Facts) -> (Position, Option<i64>) {
-    let at = |next| Position { generation: facts.generation, resets: facts.resets, next };
+    // What is before a reset is of a lower fence than what will be behind it; which one does not matter.
+    let at = |next| {
+        let fence = if next == position.next { position.fence } else { 0 };
+        Position { generation: facts.generation, resets: facts.resets, next, fence }
+    };
     if position.generation != facts.generation {
         let had_some = position != Position::START;
         return (at(0), had_some.then_some(0));
     }
-    let kept = facts.cut_from.map_or(facts.next, |cut| cut.min(facts.next));
+    let kept = [facts.cut_from, facts.differs_from].into_iter().flatten().fold(facts.next, i64::min);
     // Fewer resets than it knows of: a failover undid some, and what it has is anybody's guess.
     let kept = if facts.resets < position.resets { 0 } else { kept };
     let next = position.next.min(kept);
@@ -97,11 +106,15 @@ mod tests {
     use super::*;
 
     const fn at(generation: i32, resets: i32, next: i64) -> Position {
-        Position { generation, resets, next }
+        Position { generation, resets, next, fence: 0 }
     }
 
     const fn facts(generation: i32, resets: i32, cut_from: Option<i64>, next: i64) -> Facts {
-        Facts { generation, resets, cut_from, next }
+        Facts { generation, resets, cut_from, differs_from: None, next }
+    }
+
+    const fn differs(facts: Facts, from: i64) -> Facts {
+        Facts { differs_from: Some(from), ..facts }
     }
 
     #[test]
@@ -126,6 +139,9 @@ mod tests {
             (at(1, 0, 9), facts(1, 0, None, 6), at(1, 0, 6), Some(6)),
             (at(1, 2, 9), facts(1, 1, None, 20), at(1, 1, 0), Some(0)),
             (at(2, 1, 9), facts(1, 0, None, 20), at(1, 0, 0), Some(0)),
+            // It lost chunks, and they were written again.
+            (at(1, 0, 9), differs(facts(1, 0, None, 20), 6), at(1, 0, 6), Some(6)),
+            (at(1, 0, 9), differs(facts(1, 1, Some(4), 20), 6), at(1, 1, 4), Some(4)),
         ];
         for (position, facts, goes_on, taken_back) in cases {
             assert_eq!(catch_up(position, &facts), (goes_on, taken_back), "{position} {facts:?}");
@@ -137,9 +153,18 @@ mod tests {
         for position in [Position::START, at(1, 0, 0), at(i32::MAX, 7, i64::MAX)] {
             assert_eq!(position.to_string().parse(), Ok(position));
         }
-        for text in
-            ["", "1", "1.2", "1.2.3.4", "1..3", "-1.0.0", "+1.0.0", "1.0.9223372036854775808", "1.0. 3", "a.b.c"]
-        {
+        for text in [
+            "",
+            "1",
+            "1.2.3",
+            "1.2.3.4.5",
+            "1..3.4",
+            "-1.0.0.0",
+            "+1.0.0.0",
+            "1.0.9223372036854775808.0",
+            "1.0. 3.0",
+            "a.b.c.d",
+        ] {
             assert_eq!(text.parse::<Position>(), Err(()), "{text}");
         }
     }

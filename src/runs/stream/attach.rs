@@ -192,7 +192,7 @@ impl Attached {
         }
         let generation = at.generation;
         for chunk in page.chunks {
-            at.next = chunk.seq + 1;
+            (at.next, at.fence) = (chunk.seq + 1, chunk.fence.get());
             let (seq, fence, body) = (chunk.seq.unsigned_abs(), chunk.fence, chunk.body);
             self.ready.push_back((StreamEvent::Chunk { generation, seq, fence, body }, at));
         }

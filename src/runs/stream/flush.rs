@@ -15,7 +15,7 @@ use crate::id::RunId;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::runs;
-use crate::postgres::streams::{self, Appended, Told};
+use crate::postgres::streams::{self, Appended, Stored, Told};
 use crate::protocol::Moment;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
@@ -247,22 +247,30 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
 }
 
 /// What became of a batch: what was not stored is another's by now, or its row was locked for a moment.
-async fn settle(shared: &Shared, batch: Batch, stored: &[bool]) {
-    let count = stored.iter().filter(|stored| **stored).count();
+async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) {
+    let count = stored.iter().filter(|stored| **stored == Stored::Yes).count();
     shared.accepted_writes.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
     for ((stream, chunks), stored) in batch.streams.into_iter().zip(batch.chunks).zip(stored) {
-        if *stored {
-            if stream.stored() > 0 {
-                shared.flusher.requeue(stream, 0);
+        let keeps = match stored {
+            Stored::Yes => {
+                if stream.stored() > 0 {
+                    shared.flusher.requeue(stream, 0);
+                }
+                continue;
             }
-            continue;
-        }
-        let is_ours = standing_of(shared, &stream).await.unwrap_or_else(|e| {
-            // It is found out by the next try.
-            tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
-            true
-        });
-        if is_ours {
+            // The next attempt, which this pod makes when it finds the run without a task, takes the stream as it is.
+            Stored::Adrift => {
+                tracing::warn!(target: "podlock", event = "stream_adrift", run = %stream.owner().run_id, "the database has fewer chunks than were stored: a failover took some back; the run begins anew");
+                stream.stop().fire(StopReason::Fenced);
+                false
+            }
+            Stored::No => standing_of(shared, &stream).await.unwrap_or_else(|e| {
+                // It is found out by the next try.
+                tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
+                true
+            }),
+        };
+        if keeps {
             let count = chunks.bodies.len();
             stream.put_back(chunks);
             shared.flusher.requeue(stream, count);

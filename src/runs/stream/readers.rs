@@ -155,6 +155,7 @@ impl Readers {
             let here = (position.generation, position.resets, position.next);
             !page.chunks.is_empty()
                 || page.state != "running"
+                || page.facts.differs_from.is_some()
                 || here != (page.facts.generation, page.facts.resets, page.facts.next)
         });
         if !is_news {

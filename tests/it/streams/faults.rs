@@ -5,7 +5,7 @@ use std::time::Duration;
 use podlock::Run;
 use serde_json::json;
 
-use super::{attach, end, rest, stored, whole};
+use super::{Seen, attach, chunk, end, rest, say, some, stored, whole};
 use crate::runs::stage::{Stage, act, behind_proxy};
 use crate::support::proxy::Flow;
 use crate::support::{Db, timed};
@@ -71,6 +71,41 @@ async fn chunks_whose_replies_are_lost_are_stored_once_and_in_order() {
         begun.run.flush().await.unwrap();
         let chunks: Vec<_> = stored(&db.client, run_id).await.into_iter().map(|c| c.2).collect();
         assert_eq!(chunks, numbers(300));
+    })
+    .await;
+}
+
+/// A failover to a standby that lagged: the chunks that it lacks are gone, and no gap is made of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_the_database_took_back_goes_on_in_a_new_attempt_without_a_gap() {
+    timed(async {
+        for with_checkpoint in [false, true] {
+            let (db, stage) = (Db::new().await, Stage::new());
+            let a = stage.pod(db.config("a")).await;
+            let run_id = a.start(act()).await.unwrap().run_id;
+            let begun = stage.act().await;
+            begun.run.append_with_checkpoint("0", json!(0)).await.unwrap();
+            say(&begun.run, &["1", "2"]).await;
+            let mut reader = attach(&a, run_id).await;
+            some(&mut reader, 3).await;
+            db.client.batch_execute("DELETE FROM studio_run_chunks WHERE seq > 0").await.unwrap();
+            let adrift = if with_checkpoint {
+                begun.run.append_with_checkpoint("3", json!(3)).await.map(drop)
+            } else {
+                begun.run.append("3").await.unwrap();
+                begun.run.flush().await
+            };
+            assert!(adrift.expect_err("it would leave a gap").is_fenced());
+            begun.fail("told to stop");
+            let again = stage.act().await;
+            assert_eq!((again.run.attempt(), again.run.saved_seq()), (2, 1));
+            again.run.continue_from(again.run.saved_seq()).await.unwrap();
+            say(&again.run, &["I", "II", "III"]).await;
+            again.done(json!(null));
+            let seen = rest(&mut reader).await;
+            assert_eq!(seen[0], Seen::Reset(1, 1));
+            assert_eq!(whole(&[&[chunk(1, 0, "0")], &seen[1..]].concat()), ["0", "I", "II", "III"]);
+        }
     })
     .await;
 }
