@@ -5,7 +5,7 @@ mod self_test;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::history::{Change, PodLog, PodProof, PodRow, Record, RunProof, RunRow};
+use crate::history::{Change, ChunkProof, ChunkRow, PodLog, PodProof, PodRow, Record, RunProof, RunRow};
 
 pub(crate) use self_test::trials;
 
@@ -72,10 +72,12 @@ pub(crate) enum Rule {
     StopsBeforeReplaced,
     /// L6: in the end no run is left.
     NoneForgotten,
+    /// The stream of a run that succeeded has the chunk of each step once, in order; so has every reader that saw its end.
+    StreamsAreWhole,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::LockBeforeRow,
         Self::BurialIsProven,
         Self::NeverOnesOwnRow,
@@ -89,6 +91,7 @@ impl Rule {
         Self::TheHealthyAreSpared,
         Self::StopsBeforeReplaced,
         Self::NoneForgotten,
+        Self::StreamsAreWhole,
     ];
 }
 
@@ -96,14 +99,24 @@ impl Rule {
 pub(crate) fn check(history: &[Record], logs: &[PodLog], excused: &Excused) -> Vec<Violation> {
     let missing = if excused.lost_writes { missing(history, logs) } else { Vec::new() };
     let lost = missing.into_iter().filter(|m| *m != Missing::Start).collect();
-    let mut checker = Checker { excused, lost, found: Vec::new(), runs: BTreeMap::new(), fences: HashMap::new() };
+    let mut checker = Checker {
+        excused,
+        lost,
+        found: Vec::new(),
+        runs: BTreeMap::new(),
+        fences: HashMap::new(),
+        chunks: BTreeMap::new(),
+    };
     for record in history {
         match &record.change {
             Change::Run { old, new, proof } => checker.run(record, old.as_deref(), new, *proof),
             Change::Pod { old, new, proof } => checker.pod(record, old.as_ref(), new.as_ref(), proof),
+            Change::Chunk { old, new, proof } => checker.chunk(record.seq, old.as_ref(), new.as_ref(), *proof),
         }
     }
     checker.none_is_left();
+    checker.streams();
+    checker.readers(logs);
     checker.answers(history, logs);
     checker.given_twice(logs);
     checker.overlaps(logs);
@@ -155,6 +168,8 @@ struct Checker<'a> {
     runs: BTreeMap<String, RunRow>,
     /// Which run and attempt each fence was given to.
     fences: HashMap<i64, String>,
+    /// The chunks of each run, by generation and number.
+    chunks: BTreeMap<String, BTreeMap<(i32, u64), String>>,
 }
 
 impl Checker<'_> {
@@ -288,6 +303,69 @@ impl Checker<'_> {
         }
     }
 
+    fn chunk(&mut self, seq: i64, old: Option<&ChunkRow>, new: Option<&ChunkRow>, proof: ChunkProof) {
+        if let Some(old) = old {
+            self.chunks.entry(old.run_id.clone()).or_default().remove(&(old.generation, old.seq));
+        }
+        let Some(new) = new else { return };
+        if !proof.of_the_owner {
+            self.breaks(
+                Rule::OneOwner,
+                format!("{seq}: {new:?} was accepted, and fence {} is not the run's", new.fence),
+            );
+        }
+        let chunks = self.chunks.entry(new.run_id.clone()).or_default();
+        if chunks.insert((new.generation, new.seq), new.body.clone()).is_some() {
+            self.breaks(Rule::StreamsAreWhole, format!("{seq}: {new:?} took the place of another"));
+        }
+    }
+
+    /// What is left of each stream, where its run has succeeded.
+    fn streams(&mut self) {
+        let ended: Vec<_> = self.runs.values().filter(|run| run.state == "succeeded").cloned().collect();
+        for run in ended {
+            let chunks = self.chunks.remove(&run.run_id).unwrap_or_default();
+            let generations: BTreeSet<i32> = chunks.keys().map(|(generation, _)| *generation).collect();
+            let told: Vec<(u64, &str)> = chunks.iter().map(|((_, seq), body)| (*seq, body.as_str())).collect();
+            if generations.len() > 1 || !is_whole(&told, run.input.steps) {
+                self.breaks(
+                    Rule::StreamsAreWhole,
+                    format!("run {} of {} steps has {chunks:?}", run.run_id, run.input.steps),
+                );
+            }
+        }
+    }
+
+    /// What each reader is left with who does as resets say.
+    fn readers(&mut self, logs: &[PodLog]) {
+        let mut has: BTreeMap<&str, Vec<(u64, &str)>> = BTreeMap::new();
+        for (pod, said) in logs.iter().flat_map(|log| log.said.iter().map(move |said| (&log.pod, said))) {
+            let (Some(reader), Some(run), Some(what)) = (&said.reader, &said.run, &said.what) else { continue };
+            let chunks = has.entry(reader).or_default();
+            let text = said.text.as_deref().unwrap_or_default();
+            let sound = match (what.as_str(), said.n) {
+                ("chunk", Some(n)) => {
+                    let is_next = usize::try_from(n).ok() == Some(chunks.len());
+                    chunks.push((n, text));
+                    is_next
+                }
+                ("reset", Some(n)) => {
+                    let had = chunks.len();
+                    chunks.truncate(usize::try_from(n).unwrap_or(usize::MAX));
+                    chunks.len() < had
+                }
+                ("end", _) if text == "succeeded" => {
+                    self.runs.get(run).is_some_and(|row| is_whole(chunks, row.input.steps))
+                }
+                (other, _) => other == "attached" || other == "end",
+            };
+            if !sound {
+                let text = format!("reader {reader} on {pod} was told {said:?} and has {chunks:?}");
+                self.breaks(Rule::StreamsAreWhole, text);
+            }
+        }
+    }
+
     fn none_is_left(&mut self) {
         let left: Vec<_> = self.runs.values().filter(|r| r.state != "succeeded").cloned().collect();
         for run in left {
@@ -373,4 +451,11 @@ impl Checker<'_> {
             self.breaks(Rule::StopsBeforeReplaced, text);
         }
     }
+}
+
+/// Whether these are the chunks of so many steps: number 0 says 1, and so on.
+fn is_whole(chunks: &[(u64, &str)], steps: u64) -> bool {
+    let due = (0..steps).map(|seq| (seq, (seq + 1).to_string()));
+    chunks.len() as u64 == steps
+        && chunks.iter().zip(due).all(|((seq, body), due)| (*seq, *body) == (due.0, due.1.as_str()))
 }

@@ -10,6 +10,7 @@ mod poolers;
 mod processes;
 mod server;
 mod sessions;
+mod streams;
 
 use crate::scenario::Scenario;
 
@@ -25,6 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         names::scenarios(),
         fleets::scenarios(),
         poolers::scenarios(),
+        streams::scenarios(),
     ]
     .into_iter()
     .flatten()

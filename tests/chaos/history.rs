@@ -14,7 +14,7 @@ pub(crate) fn install_ahead() -> String {
     format!(
         "CREATE FUNCTION install_history() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $ahead$ BEGIN \
              IF to_regnamespace('chaos') IS NULL AND EXISTS (SELECT FROM pg_event_trigger_ddl_commands() \
-                     WHERE object_identity = 'public.studio_runs') THEN \
+                     WHERE object_identity = 'public.studio_run_chunks') THEN \
                  EXECUTE $history${INSTALL}$history$; \
              END IF; \
          END $ahead$; \
@@ -36,6 +36,7 @@ pub(crate) struct Record {
 pub(crate) enum Change {
     Run { old: Option<Box<RunRow>>, new: Box<RunRow>, proof: RunProof },
     Pod { old: Option<PodRow>, new: Option<PodRow>, proof: PodProof },
+    Chunk { old: Option<ChunkRow>, new: Option<ChunkRow>, proof: ChunkProof },
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -59,6 +60,22 @@ pub(crate) struct PodRow {
     pub(crate) incarnation: String,
     pub(crate) state: String,
     pub(crate) session: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct ChunkRow {
+    pub(crate) run_id: String,
+    pub(crate) generation: i32,
+    pub(crate) seq: u64,
+    pub(crate) fence: i64,
+    pub(crate) body: String,
+}
+
+/// Of a chunk that was stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ChunkProof {
+    pub(crate) of_the_owner: bool,
 }
 
 /// Of a claim.
@@ -88,10 +105,14 @@ pub(crate) async fn load(client: &Client) -> Vec<Record> {
         .map(|row| {
             let (old, new): (Option<Value>, Option<Value>) = (row.get(3), row.get(4));
             let proof: Value = row.get(5);
-            let change = if row.get::<_, &str>(2) == "run" {
-                Change::Run { old: old.map(read), new: read(new.expect("runs are not deleted")), proof: read(proof) }
-            } else {
-                Change::Pod { old: old.map(read), new: new.map(read), proof: read(proof) }
+            let change = match row.get::<_, &str>(2) {
+                "run" => Change::Run {
+                    old: old.map(read),
+                    new: read(new.expect("runs are not deleted")),
+                    proof: read(proof),
+                },
+                "chunk" => Change::Chunk { old: old.map(read), new: new.map(read), proof: read(proof) },
+                _ => Change::Pod { old: old.map(read), new: new.map(read), proof: read(proof) },
             };
             Record { seq: row.get(0), writer: row.get(1), change }
         })
@@ -131,6 +152,9 @@ pub(crate) struct Said {
     pub(crate) kind: Option<String>,
     #[serde(default)]
     pub(crate) text: Option<String>,
+    /// Which of the readers speaks.
+    #[serde(default)]
+    pub(crate) reader: Option<String>,
 }
 
 /// The log of one process of a pod.

@@ -53,6 +53,17 @@ BEGIN
     RETURN OLD;
 END $$;
 
+CREATE FUNCTION chaos.record_chunk() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO chaos.history (relation, old, new, proof)
+        VALUES ('chunk', CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END,
+                CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END,
+                jsonb_build_object('of_the_owner', TG_OP = 'DELETE' OR EXISTS (
+                    SELECT FROM public.studio_runs AS r
+                     WHERE r.run_id = NEW.run_id AND r.fence = NEW.fence AND r.state = 'running')));
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE OR DELETE ON public.studio_runs
     FOR EACH ROW EXECUTE FUNCTION chaos.record_run();
 CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE ON public.studio_pods
@@ -60,3 +71,5 @@ CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE ON public.studio_pods
 -- Before: after the delete the statement waits for the log, and much can happen to the burier meanwhile.
 CREATE TRIGGER chaos_history_of_burials BEFORE DELETE ON public.studio_pods
     FOR EACH ROW EXECUTE FUNCTION chaos.record_pod();
+CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE OR DELETE ON public.studio_run_chunks
+    FOR EACH ROW EXECUTE FUNCTION chaos.record_chunk();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use podlock::{Config, HandlerError, NewRun, Outcome, Pod, PodEvent, Run, StopReason};
+use podlock::{Config, HandlerError, NewRun, Outcome, Pod, PodEvent, Run, RunId, StopReason, StreamEvent};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,6 +35,8 @@ pub(crate) enum Order {
     Start { count: u32, input: Input },
     /// Hand runs in, for whoever has room.
     Submit { count: u32, input: Input },
+    /// Attach to a run's stream, and tell what comes.
+    Attach { run: RunId },
     /// Stand in the way of everything that this pod's application does.
     Block { ms: u64 },
 }
@@ -150,6 +152,7 @@ fn carry_out(order: Order, pod: &Pod) {
     match order {
         Order::Start { count, input } => drop(tokio::spawn(begin(pod.clone(), true, count, input))),
         Order::Submit { count, input } => drop(tokio::spawn(begin(pod.clone(), false, count, input))),
+        Order::Attach { run } => drop(tokio::spawn(read(pod.clone(), run))),
         Order::Block { ms } => {
             tell(json!({ "ev": "blocked", "ms": ms }));
             std::thread::sleep(Duration::from_millis(ms));
@@ -175,6 +178,31 @@ async fn begin(pod: Pod, owned: bool, count: u32, input: Input) {
     tell(json!({ "ev": "began", "count": count }));
 }
 
+/// Reads a stream to its end.
+async fn read(pod: Pod, run: RunId) {
+    let reader = next_op();
+    let of = |what: &str| json!({ "ev": "read", "reader": reader, "run": run, "what": what });
+    let mut attached = match pod.attach(run).await {
+        Ok(attached) => attached,
+        Err(e) => return tell_error(&reader, &e),
+    };
+    tell(of("attached"));
+    loop {
+        let mut line = match attached.next().await {
+            Ok(Some(StreamEvent::Chunk { seq, body, .. })) => {
+                with(with(of("chunk"), "n", json!(seq)), "text", json!(body))
+            }
+            Ok(Some(StreamEvent::Reset { from_seq, .. })) => with(of("reset"), "n", json!(from_seq)),
+            Ok(Some(StreamEvent::End { state })) => with(of("end"), "text", json!(state)),
+            Ok(Some(other)) => with(of("unknown"), "text", json!(format!("{other:?}"))),
+            Ok(None) => return,
+            Err(e) => return tell_error(&reader, &e),
+        };
+        line["by"] = json!(pod.incarnation());
+        tell(line);
+    }
+}
+
 async fn count(run: Run) -> Result<Outcome, HandlerError> {
     let of = |what: &str| json!({ "ev": what, "run": run.id(), "attempt": run.attempt(), "fence": run.fence(), "by": run.incarnation() });
     let input: Input = serde_json::from_value(run.input().clone())?;
@@ -188,6 +216,8 @@ async fn count(run: Run) -> Result<Outcome, HandlerError> {
     };
     let counting = async {
         let mut n = saved.map_or(0, |s| s.n);
+        // Each step is a chunk, and each checkpoint knows of the chunks before it.
+        run.continue_from(run.saved_seq()).await?;
         let mark = |n, op| Mark {
             n,
             op,
@@ -210,7 +240,7 @@ async fn count(run: Run) -> Result<Outcome, HandlerError> {
             n += 1;
             let op = next_op();
             tell(json!({ "ev": "try", "op": op, "what": "checkpoint", "run": run.id(), "n": n }));
-            match run.checkpoint(serde_json::to_value(mark(n, op.clone()))?).await {
+            match step(&run, n, serde_json::to_value(mark(n, op.clone()))?).await {
                 Ok(()) => tell(json!({ "ev": "ok", "op": op })),
                 Err(e) => {
                     tell_error(&op, &e);
@@ -227,6 +257,16 @@ async fn count(run: Run) -> Result<Outcome, HandlerError> {
             outcome
         }
         never = working => never,
+    }
+}
+
+/// The chunk and the checkpoint of a step, by turns in one statement and in two.
+async fn step(run: &Run, n: u64, mark: Value) -> podlock::Result<()> {
+    if n.is_multiple_of(2) {
+        run.append_with_checkpoint(n.to_string(), mark).await.map(drop)
+    } else {
+        run.append(n.to_string()).await?;
+        run.checkpoint(mark).await
     }
 }
 

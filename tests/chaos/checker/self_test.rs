@@ -3,7 +3,7 @@
 use libtest_mimic::Trial;
 
 use super::{Excused, Rule, check};
-use crate::history::{Change, PodLog, PodProof, PodRow, Record, RunProof, RunRow, Said};
+use crate::history::{Change, ChunkProof, ChunkRow, PodLog, PodProof, PodRow, Record, RunProof, RunRow, Said};
 use crate::pod::{Input, Mark};
 
 /// One trial for the good history, one for each rule.
@@ -38,7 +38,31 @@ pub(crate) fn trials() -> Vec<Trial> {
         assert_eq!(found.iter().map(|v| v.rule).collect::<Vec<_>>(), [Rule::FencesRise]);
         Ok(())
     });
-    std::iter::once(sound).chain(bad).chain([lost, twice]).collect()
+    let stale = Trial::test("checker::finds_a_chunk_of_a_stale_owner", || {
+        let Story { mut history, logs, excused } = good();
+        let Change::Chunk { proof, .. } = &mut history[8].change else { unreachable!() };
+        proof.of_the_owner = false;
+        let found = check(&history, &logs, &excused);
+        assert_eq!(found.iter().map(|v| v.rule).collect::<Vec<_>>(), [Rule::OneOwner]);
+        Ok(())
+    });
+    let readers = ["a_chunk_less", "a_chunk_twice"].map(|what| {
+        Trial::test(format!("checker::finds_a_reader_that_was_told_{what}"), move || {
+            let Story { history, mut logs, excused } = good();
+            let told = logs[1].said.iter().position(|said| said.reader.is_some()).expect("a reader");
+            let last = logs[1].said.remove(told + 4);
+            if what == "a_chunk_twice" {
+                logs[1].said.splice(told + 4..told + 4, [last.clone(), last]);
+            }
+            let found = check(&history, &logs, &excused);
+            if found.iter().any(|v| v.rule == Rule::StreamsAreWhole) {
+                Ok(())
+            } else {
+                Err(format!("{found:#?}").into())
+            }
+        })
+    });
+    std::iter::once(sound).chain(bad).chain([lost, twice, stale]).chain(readers).collect()
 }
 
 struct Story {
@@ -89,6 +113,8 @@ fn good() -> Story {
         ("podlock/b/pool", runs(2)),
         ("podlock/b/pool", runs(3)),
         ("podlock/b/pool", runs(4)),
+        ("podlock/a/pool", chunk(1, 5)),
+        ("podlock/b/pool", chunk(2, 6)),
     ];
     let history = (1..).zip(changes).map(|(seq, (writer, change))| Record { seq, writer: writer.into(), change });
     let a = vec![
@@ -103,6 +129,12 @@ fn good() -> Story {
         Said { op: Some("b2".into()), ..said(6, "ok") },
         Said { op: Some("b3".into()), ..said(7, "failed") },
         attempt(8, "returned", 2, 6),
+        read("attached", None, ""),
+        read("chunk", Some(0), "1"),
+        read("chunk", Some(1), "of a"),
+        read("reset", Some(1), ""),
+        read("chunk", Some(1), "2"),
+        read("end", None, "succeeded"),
     ];
     let logs = vec![PodLog { pod: "a".into(), said: a }, PodLog { pod: "b".into(), said: b }];
     Story { history: history.collect(), logs, excused: Excused::ended(&["a"]) }
@@ -120,7 +152,9 @@ fn skipped() -> Story {
             }
         }
     }
+    story.history.push(Record { seq: 99, writer: "podlock/b/pool".into(), change: chunk(STEPS + 1, 6) });
     let b = &mut story.logs[1].said;
+    b.retain(|said| said.reader.is_none());
     b.retain(|said| said.op.as_deref() != Some("b3"));
     b.push(Said { op: Some("b2".into()), run: Some("r".into()), n: Some(STEPS), ..said(6, "try") });
     story
@@ -160,8 +194,23 @@ fn spoil(rule: Rule, story: &mut Story) {
         Rule::AnswersAreTrue => story.logs[1].said[2].op = Some("b2".into()),
         Rule::TheHealthyAreSpared => story.excused.ended.clear(),
         Rule::StopsBeforeReplaced => story.logs[0].said[3].t = 6,
-        Rule::NoneForgotten => drop(story.history.pop()),
+        Rule::NoneForgotten => drop(story.history.remove(7)),
+        Rule::StreamsAreWhole => {
+            let Change::Chunk { new: Some(new), .. } = &mut story.history[9].change else { unreachable!() };
+            new.seq = 2;
+        }
     }
+}
+
+fn chunk(n: u64, fence: i64) -> Change {
+    let row = ChunkRow { run_id: "r".into(), generation: 1, seq: n - 1, fence, body: n.to_string() };
+    Change::Chunk { old: None, new: Some(row), proof: ChunkProof { of_the_owner: true } }
+}
+
+/// What a reader was told.
+fn read(what: &str, n: Option<u64>, text: &str) -> Said {
+    let (reader, run) = (Some("reader".into()), Some("r".into()));
+    Said { reader, run, what: Some(what.into()), n, text: Some(text.into()), ..said(9, "read") }
 }
 
 fn proof_of_pod(story: &mut Story, at: usize) -> &mut PodProof {
@@ -197,6 +246,7 @@ fn said(t: u64, ev: &str) -> Said {
         incarnation: None,
         kind: None,
         text: None,
+        reader: None,
     }
 }
 
