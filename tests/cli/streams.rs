@@ -9,21 +9,21 @@ use crate::harness::{Db, SOON, TEST, answer, within};
 
 /// One event, as it came over the wire.
 #[derive(Clone, Debug, PartialEq)]
-struct Event {
-    name: String,
-    id: String,
-    data: Value,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) data: Value,
 }
 
 /// A client that is attached, and what it has read.
-struct Reader {
+pub(crate) struct Reader {
     response: reqwest::Response,
     text: String,
     comments: usize,
 }
 
 impl Reader {
-    async fn attach(url: &str, run: &str, last_id: Option<&str>) -> Self {
+    pub(crate) async fn attach(url: &str, run: &str, last_id: Option<&str>) -> Self {
         let mut request = reqwest::Client::new().get(format!("{url}/v1/runs/{run}/stream"));
         if let Some(id) = last_id {
             request = request.header("Last-Event-ID", id);
@@ -35,7 +35,7 @@ impl Reader {
     }
 
     /// The next event; `None` at the end of the answer.
-    async fn next(&mut self) -> Option<Event> {
+    pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let block: String = self.text.drain(..end + 2).collect();
@@ -65,7 +65,7 @@ impl Reader {
         Some(Event { name, id: field("id").expect("an id"), data: serde_json::from_str(&data).expect("JSON") })
     }
 
-    async fn some(&mut self, count: usize) -> Vec<Event> {
+    pub(crate) async fn some(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
             events.push(self.next().await.unwrap_or_else(|| panic!("it ended after {events:?}")));
