@@ -159,6 +159,11 @@ pub struct Config {
     pub capacity: usize,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,
+    /// The most bytes of a run's result, or of its standard output, as they are stored. Default 16 MiB, at most 128 MiB.
+    /// What is larger is refused as [`ErrorKind::TooLarge`], never cut.
+    pub result_max_bytes: usize,
+    /// The same of a run's standard error. Default 1 MiB.
+    pub stderr_max_bytes: usize,
     /// The newest version of the schema that the pod is to know: how tests make a binary of an older release.
     #[doc(hidden)]
     #[serde(skip)]
@@ -203,6 +208,8 @@ impl Default for Config {
             on_detach: OnDetach::Cancel,
             capacity: 100,
             pool_size: 4,
+            result_max_bytes: 16 << 20,
+            stderr_max_bytes: 1 << 20,
             schema_knows: None,
             environment: None,
             password_source: None,
@@ -462,6 +469,8 @@ fields!(
     on_detach,
     capacity,
     pool_size,
+    result_max_bytes,
+    stderr_max_bytes,
 );
 
 fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>

@@ -5,13 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::StopReason;
 use super::registry::StopSignal;
+use super::{Outcome, StopReason};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::output::{Limits, Output};
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
 
@@ -38,12 +40,23 @@ pub struct Run {
     facts: Arc<Claimed>,
     owner: Owner,
     stop: Arc<StopSignal>,
+    /// What is known of the end of this attempt's run. One end is written at a time.
+    end: Arc<Mutex<Written>>,
+}
+
+/// What an attempt knows of an end that it wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    Nothing,
+    /// A call was dropped, or got no reply: its end may stand.
+    Perhaps,
+    Surely,
 }
 
 impl Run {
     pub(super) fn new(shared: Arc<Shared>, facts: Claimed, incarnation: Incarnation, stop: Arc<StopSignal>) -> Self {
         let owner = Owner { run_id: facts.run_id, incarnation, fence: facts.fence };
-        Self { shared, facts: Arc::new(facts), owner, stop }
+        Self { shared, facts: Arc::new(facts), owner, stop, end: Arc::new(Mutex::new(Written::Nothing)) }
     }
 
     /// The run.
@@ -138,38 +151,93 @@ impl Run {
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         let db = &self.shared.db;
-        self.write("a checkpoint", || runs::checkpoint(db, self.owner, &value), |_| false).await
+        self.write("a checkpoint", || runs::checkpoint(db, self.owner, &value), |_| false).await.map(drop)
+    }
+
+    /// Ends the run with this output, as succeeded, or as failed if [`Output::error`] says why. It is over when this
+    /// returns: its key is free, no other write of it is accepted, and what the handler returns does not matter any more.
+    /// Return [`Outcome::Finished`], which is what this returns. To return an [`Outcome::Output`] does the same.
+    ///
+    /// A run ends once: of several calls, of clones too, the first that is accepted stands.
+    ///
+    /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored: the run goes on, and can
+    /// be finished with another. [`ErrorKind::Fenced`] if the run is no longer this attempt's or has ended, by an earlier
+    /// call too; where such a call was dropped or got no reply, [`Error::may_have_been_done`] says so. Others as the
+    /// server's.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may or may not have ended the run. What the handler returns then ends it, unless that call did.
+    pub async fn finish(&self, output: impl Into<Output>) -> Result<Outcome> {
+        self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
     }
 
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {
         Arc::clone(&self.stop)
     }
 
-    pub(super) async fn finish(&self, ending: &Ending) -> Result<()> {
+    /// Whether this attempt has ended its run. Waits for an end that is being written.
+    pub(super) async fn has_ended(&self) -> bool {
+        *self.end.lock().await == Written::Surely
+    }
+
+    pub(super) async fn end(&self, ending: &Ending) -> Result<()> {
+        let settings = &self.shared.settings;
+        let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
+        let about = |e: Error| e.during(&format!("run {}: its end", self.owner.run_id)).about_run(self.owner.run_id);
+        let columns = ending.output().columns(limits).map_err(about)?;
+        let mut end = self.end.lock().await;
+        if *end == Written::Surely {
+            return Err(self.ended_before());
+        }
+        let was = std::mem::replace(&mut *end, Written::Perhaps);
         let db = &self.shared.db;
-        let state = match ending {
-            Ending::Succeeded(_) => "succeeded",
-            Ending::Failed(_) => "failed",
-        };
+        let state = ending.state();
         // A finish whose reply was lost is read back by its fence.
         let was_done =
             |s: &Standing| s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
-        self.write("its end", || runs::finish(db, self.owner, ending), was_done).await?;
+        let written = self.write("its end", || runs::finish(db, self.owner, ending, &columns), was_done).await;
+        *end = match &written {
+            Ok(_) => Written::Surely,
+            Err(e) if !e.may_have_been_done() => was,
+            Err(_) => Written::Perhaps,
+        };
+        let accepted = written?;
         self.shared.note_finished();
-        Ok(())
+        // What stands may be the end of the call that was dropped, with another output.
+        if !accepted && was == Written::Perhaps { Err(self.ended_before().done_before()) } else { Ok(()) }
+    }
+
+    fn ended_before(&self) -> Error {
+        let (run_id, fence) = (self.owner.run_id, self.owner.fence);
+        Error::new(ErrorKind::Fenced, format!("run {run_id}: its end was written before, under the same fence {fence}"))
+            .about_run(run_id)
+            .left("the first end stands")
+            .todo("finish a run once, and return")
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.shared.db;
         let was_done = |s: &Standing| s.state == "running" && s.owner.is_none() && s.fence == self.owner.fence;
+        let _end = self.end.lock().await;
         self.write("a yield", || runs::give_back(db, self.owner), was_done).await?;
         self.shared.registry.note_yielded(self.owner.run_id, crate::pod::clock::now());
         self.shared.note_yielded();
         Ok(())
     }
 
-    /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop.
-    async fn write<F>(&self, what: &str, statement: impl Fn() -> F, was_done: impl Fn(&Standing) -> bool) -> Result<()>
+    /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop. True: it was
+    /// accepted; false: the row showed that it had been.
+    async fn write<F>(
+        &self,
+        what: &str,
+        statement: impl Fn() -> F,
+        was_done: impl Fn(&Standing) -> bool,
+    ) -> Result<bool>
     where
         F: Future<Output = Result<bool>>,
     {
@@ -182,10 +250,10 @@ impl Run {
             let error = match statement().await {
                 Ok(true) => {
                     self.shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Ok(false) => match runs::standing(&self.shared.db, self.owner.run_id).await {
-                    Ok(Some(standing)) if was_done(&standing) => return Ok(()),
+                    Ok(Some(standing)) if was_done(&standing) => return Ok(false),
                     Ok(standing) => {
                         let ended = standing.as_ref().is_some_and(|s| s.state == "cancelled");
                         self.stop.fire(if ended { StopReason::Cancelled } else { StopReason::Fenced });

@@ -157,10 +157,24 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
             ("checkpoint", or_dash(run.checkpoint.as_ref())),
             ("result", or_dash(run.output.result.as_ref())),
             ("error", or_dash(run.output.error.as_ref())),
+            ("exit_code", or_dash(run.output.exit_code)),
+            ("stdout", stream(&run.output.stdout)),
+            ("stderr", stream(&run.output.stderr)),
+            ("parse_error", or_dash(run.output.parse_error.as_ref())),
         ],
     )?;
     writeln!(out, "\nAttempts:")?;
     output::table_of::<AttemptRow>(out, &run.attempts)
+}
+
+/// A stream may be long: `-o json` shows all of it.
+fn stream(text: &str) -> String {
+    const MOST: usize = 1000;
+    match text.char_indices().nth(MOST) {
+        _ if text.is_empty() => "-".to_owned(),
+        Some((end, _)) => format!("{}… ({} bytes in all; -o json shows them)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 impl Tabular for RunRow {
