@@ -4,6 +4,7 @@
 mod backoff;
 pub mod config;
 mod error;
+mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;

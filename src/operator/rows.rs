@@ -241,7 +241,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed` or `quarantined`.
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed`, `quarantined`, or `snapshot`:
+    /// what stands in place of all events up to its position, which were deleted; a reader that was so far behind misses them.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,

@@ -187,6 +187,25 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
     Err(contended(new))
 }
 
+/// Starts a run that nobody owns with the kind, key and input of one that has ended. None of it passes through us, so
+/// that the input stays as it is to the last digit. False: there is none such, it runs, or its key is taken.
+pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
+    const SQL: &str = "WITH run AS ( \
+           INSERT INTO @.studio_runs (run_id, kind, key, input) \
+           SELECT $2, r.kind, r.key, r.input FROM @.studio_runs r WHERE r.run_id = $1 AND r.state <> 'running' \
+           ON CONFLICT DO NOTHING RETURNING run_id \
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM run";
+    Ok(db.query_opt("starting a run again", SQL, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
+}
+
+/// The running run that has the kind and key of another.
+pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option<RunId>> {
+    const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
+         WHERE r.run_id = $1 AND h.state = 'running'";
+    let row = db.query_opt("looking who has the key", SQL, &[&run_id.as_uuid()]).await?;
+    Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
+}
+
 /// How often a start goes for a key whose holder ends between the insert and the look at it.
 const KEY_TRIES: usize = 5;
 

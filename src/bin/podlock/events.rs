@@ -9,8 +9,18 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis};
 
-const KINDS: [&str; 9] =
-    ["joined", "draining", "detached", "returned", "suspected", "evicted", "buried", "claimed", "quarantined"];
+const KINDS: [&str; 10] = [
+    "joined",
+    "draining",
+    "detached",
+    "returned",
+    "suspected",
+    "evicted",
+    "buried",
+    "claimed",
+    "quarantined",
+    "snapshot",
+];
 
 /// How long to wait before the database is tried again.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -1,5 +1,7 @@
 //! What runs put out, stored once: a result or a text, written under the fence, by the handler's word or its return.
 
+use std::time::Duration;
+
 use podlock::operator::RunOutput;
 use podlock::{ErrorKind, Outcome, Output, OutputFormat, Pod, RunId};
 use serde_json::{Value, json};
@@ -174,7 +176,7 @@ async fn what_is_too_large_is_refused_whole_and_the_run_can_be_finished_otherwis
 async fn the_largest_outputs_that_are_allowed_are_stored_whole() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        let patient = |c: &mut podlock::Config| c.statement_timeout = Some(std::time::Duration::from_secs(30));
+        let patient = |c: &mut podlock::Config| c.statement_timeout = Some(Duration::from_secs(30));
         let a = stage.pod(db.config("a").with(patient)).await;
         let whole = "é\\".repeat(16 << 18);
         let many: Value = (0..1_500_000).collect::<Vec<u32>>().into();
@@ -247,7 +249,9 @@ async fn a_handler_that_says_finished_and_was_not_fails() {
 async fn l5_a_finish_of_a_run_that_is_anothers_or_was_cancelled_writes_nothing() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        let a = stage.pod(db.config("a")).await;
+        // No pass comes by itself, which would take the run up anew.
+        let lease = Duration::from_secs(60);
+        let a = stage.pod(db.config("a").lease(lease).with(|c| c.sweep_interval = Some(lease / 2))).await;
         for take in [
             "UPDATE studio_runs SET fence = nextval('studio_fence')",
             "UPDATE studio_runs SET owner_incarnation = gen_random_uuid()",
@@ -285,7 +289,7 @@ async fn a_finish_by_the_handler_whose_reply_was_lost_is_read_back() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let (proxy, config) = behind_proxy(&db, "a").await;
-        let a = stage.pod(config.with(|c| c.statement_timeout = Some(std::time::Duration::from_secs(20)))).await;
+        let a = stage.pod(config.with(|c| c.statement_timeout = Some(Duration::from_secs(20)))).await;
         let run_id = a.start(act()).await.unwrap().run_id;
         let begun = stage.act().await;
         let mut gate = sql::connect(&db.url).await;
@@ -315,8 +319,7 @@ async fn a_finish_by_the_handler_whose_reply_was_lost_is_read_back() {
 async fn after_a_dropped_finish_the_first_accepted_end_stands_and_nobody_is_told_otherwise() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        let a =
-            stage.pod(db.config("a").with(|c| c.statement_timeout = Some(std::time::Duration::from_secs(20)))).await;
+        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(Duration::from_secs(20)))).await;
         let run_id = a.start(act()).await.unwrap().run_id;
         let begun = stage.act().await;
         let mut gate = sql::connect(&db.url).await;
