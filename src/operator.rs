@@ -41,6 +41,8 @@ pub use rows::{AttemptRow, EventRow, PodDetail, PodRow, RunDetail, RunOutput, Ru
 
 /// How many of a pod's incarnations and events [`Operator::pod`] shows.
 const POD_HISTORY: i64 = 20;
+/// How often a restart goes for a key whose holder ends meanwhile.
+const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
 
@@ -177,27 +179,30 @@ impl Operator {
     pub async fn restart(&self, run_id: RunId) -> Result<RunId> {
         let (db, new) = (&self.database, RunId::generate());
         let in_doubt = format!("run {new} may have been started");
-        if runs::restart(db, run_id, new).await.map_err(|e| e.about_run(new).in_doubt(&in_doubt))? {
-            return Ok(new);
-        }
-        let standing = runs::standing(db, run_id).await?;
-        let holder = runs::holder_of_key(db, run_id).await?;
-        let (kind, what, about) = match (standing, holder) {
-            (None, _) => (ErrorKind::NotFound, format!("there is no run {run_id}"), run_id),
-            (Some(s), _) if s.state == "running" => {
-                (ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id)
-            }
-            (Some(_), Some(holder)) => {
-                (ErrorKind::KeyBusy, format!("run {holder} has the key of run {run_id}"), holder)
-            }
-            (Some(_), None) => {
-                (ErrorKind::KeyBusy, format!("a run with the key of run {run_id} ended just now"), run_id)
-            }
+        let refuse = |kind, what: String, about| {
+            let error = Error::new(kind, what).about_run(about).left("no run was started");
+            error.todo("see `podlock runs describe`, and start it again when it has ended")
         };
-        Err(Error::new(kind, what)
-            .about_run(about)
+        // Who has the key may end between the two looks.
+        for _ in 0..RESTART_TRIES {
+            if runs::restart(db, run_id, new).await.map_err(|e| e.about_run(new).in_doubt(&in_doubt))? {
+                return Ok(new);
+            }
+            match runs::standing(db, run_id).await? {
+                None => return Err(refuse(ErrorKind::NotFound, format!("there is no run {run_id}"), run_id)),
+                Some(s) if s.state == "running" => {
+                    return Err(refuse(ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id));
+                }
+                Some(_) => {}
+            }
+            if let Some(holder) = runs::holder_of_key(db, run_id).await? {
+                let what = format!("run {holder} has the key of run {run_id}");
+                return Err(refuse(ErrorKind::KeyBusy, what, holder));
+            }
+        }
+        Err(Error::new(ErrorKind::KeyBusy, format!("runs with the key of run {run_id} come and go"))
             .left("no run was started")
-            .todo("see `podlock runs describe`, and start it again when it has ended"))
+            .todo("start it again"))
     }
 
     /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.

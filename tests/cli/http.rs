@@ -241,11 +241,9 @@ fn outputs_are_shown_as_they_are_stored() {
                 "xx… (5000 bytes in all; -o json shows them)\n",
             ),
         ] {
-            let insert = format!(
-                "WITH new AS (INSERT INTO studio_runs (run_id, kind) VALUES (gen_random_uuid(), 'k') RETURNING run_id) \
-                 SELECT run_id::text FROM new"
-            );
-            let run: String = client.query_one(&insert, &[]).await.unwrap().get(0);
+            let insert =
+                "INSERT INTO studio_runs (run_id, kind) VALUES (gen_random_uuid(), 'k') RETURNING run_id::text";
+            let run: String = client.query_one(insert, &[]).await.unwrap().get(0);
             let end = format!(
                 "UPDATE studio_runs SET state = 'succeeded', finished_at = now(), {columns} WHERE run_id::text = $1"
             );

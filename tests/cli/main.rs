@@ -7,5 +7,6 @@ mod demo;
 mod harness;
 mod http;
 mod pod;
+mod retention;
 mod verbs;
 mod worker;

@@ -370,12 +370,15 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
             }
         })
         .await;
-        let young = "UPDATE studio_pod_events SET at = at - interval '2 days' WHERE pod_id = 'x'";
-        db.client.batch_execute(young).await.unwrap();
-        let events = "SELECT studio_prune_events('1 day', (SELECT min(idx) FROM studio_pod_events), \
-                      (SELECT min(idx) FROM studio_pod_events WHERE at < now() - interval '1 day'), '{}', 'x', gen_random_uuid())";
-        hung.query_one(events, &[]).await.expect("no error");
-        hung.query_one("SELECT studio_prune_sessions('1 day', 9)", &[]).await.expect("pruned");
+        // The lock of those who prune is the test's now: what gets old is for nobody else.
+        age_events(&db.client, i64::MAX).await;
+        let old = "INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason) \
+                   VALUES (gen_random_uuid(), 'x', now() - interval '2 days', 'lost')";
+        db.client.batch_execute(old).await.unwrap();
+        let events = "SELECT studio_prune_events('1 day', min(idx), max(idx), '{}', 'x', gen_random_uuid()) FROM studio_pod_events";
+        for (sql, rows) in [(events, 3), ("SELECT studio_prune_sessions('1 day', 9)", 1)] {
+            assert_eq!(hung.query_one(sql, &[]).await.expect("pruned").get::<_, Option<i32>>(0), Some(rows), "{sql}");
+        }
         let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
         let echo = b.start(NewRun::new("echo")).await.unwrap().run_id;
         db.client.run_in_state(echo, "succeeded", SOON).await;
