@@ -5,13 +5,6 @@
 CREATE INDEX studio_runs_finished ON studio_runs (state, finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX studio_pod_sessions_ended ON studio_pod_sessions (ended_at) WHERE ended_at IS NOT NULL;
 
-ALTER TABLE studio_pod_events DROP CONSTRAINT studio_pod_events_kind_check,
-    ADD CONSTRAINT studio_pod_events_kind_check CHECK (kind IN
-        ('joined', 'draining', 'detached', 'returned', 'suspected', 'evicted', 'buried', 'claimed', 'quarantined', 'snapshot'));
-CREATE UNIQUE INDEX studio_pod_events_snapshot ON studio_pod_events ((true)) WHERE kind = 'snapshot';
-
-COMMENT ON COLUMN studio_pod_events.kind IS 'joined, draining, detached, returned, suspected, evicted, buried, claimed, quarantined; snapshot: the roster as it was after this position, in place of all events up to it.';
-
 -- One round at a time: whoever comes second gets NULL, and neither waits.
 CREATE FUNCTION studio_may_prune(older_than interval) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT
@@ -119,3 +112,11 @@ END $$;
 
 REVOKE ALL ON FUNCTION studio_prune_runs(text[], interval, integer), studio_prune_sessions(interval, integer),
     studio_prune_events(interval, bigint, bigint, jsonb, text, uuid) FROM PUBLIC;
+
+-- Last, for it locks the log until the end of this transaction.
+ALTER TABLE studio_pod_events DROP CONSTRAINT studio_pod_events_kind_check,
+    ADD CONSTRAINT studio_pod_events_kind_check CHECK (kind IN
+        ('joined', 'draining', 'detached', 'returned', 'suspected', 'evicted', 'buried', 'claimed', 'quarantined', 'snapshot'));
+CREATE UNIQUE INDEX studio_pod_events_snapshot ON studio_pod_events ((true)) WHERE kind = 'snapshot';
+
+COMMENT ON COLUMN studio_pod_events.kind IS 'joined, draining, detached, returned, suspected, evicted, buried, claimed, quarantined; snapshot: the roster as it was after this position, in place of all events up to it.';

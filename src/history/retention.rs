@@ -104,6 +104,12 @@ pub struct Pruned {
     pub sessions: i64,
 }
 
+impl Pruned {
+    fn in_words(self) -> String {
+        format!("{} runs, {} events and {} sessions were deleted", self.runs, self.events, self.sessions)
+    }
+}
+
 /// Who prunes, as the snapshot bears it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct By<'a> {
@@ -180,10 +186,7 @@ pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<P
     let mut busy_rounds = 0;
     loop {
         let Round { pruned, more, busy } = round(db, by, keep).await.map_err(|e| {
-            let left = format!(
-                "{} runs, {} events and {} sessions were deleted before",
-                total.runs, total.events, total.sessions
-            );
+            let left = total.in_words();
             if e.may_have_been_done() {
                 e.left(format!("{left}; of the last batch nothing is known"))
             } else {
@@ -197,10 +200,7 @@ pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<P
             busy_rounds += 1;
             if busy_rounds >= BUSY_ROUNDS {
                 return Err(Error::new(ErrorKind::Timeout, "pruning: another was always at it")
-                    .left(format!(
-                        "{} runs, {} events and {} sessions were deleted",
-                        total.runs, total.events, total.sessions
-                    ))
+                    .left(total.in_words())
                     .todo("prune again later; the pods do it too"));
             }
             tokio::time::sleep(AGAIN).await;

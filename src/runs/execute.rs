@@ -63,14 +63,14 @@ pub(crate) fn begin(
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     let called = AssertUnwindSafe(async { handler.call(run.clone()).await }).catch_unwind().await;
     if run.has_ended().await {
-        if let Ok(Err(_)) | Err(_) | Ok(Ok(Outcome::Yield)) = &called {
-            let after = match &called {
-                Ok(Ok(_)) => "it yielded".to_owned(),
-                Ok(Err(e)) => crate::postgres::errors::chain(&**e),
-                Err(panic) => format!("it panicked: {}", text_of(&**panic)),
-            };
-            tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
-        }
+        let after = match &called {
+            Ok(Ok(Outcome::Finished)) => return,
+            Ok(Ok(Outcome::Yield)) => "it yielded".to_owned(),
+            Ok(Ok(_)) => "it returned an output".to_owned(),
+            Ok(Err(e)) => crate::postgres::errors::chain(&**e),
+            Err(panic) => format!("it panicked: {}", text_of(&**panic)),
+        };
+        tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
         return;
     }
     let written = match decide(called, run.stop_reason()) {

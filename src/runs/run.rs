@@ -192,7 +192,7 @@ impl Run {
         let columns = ending.output().columns(limits).map_err(about)?;
         let mut end = self.end.lock().await;
         if *end == Written::Surely {
-            return Err(self.ended_before());
+            return Err(self.report(self.ended_before()));
         }
         let was = std::mem::replace(&mut *end, Written::Perhaps);
         let db = &self.shared.db;
@@ -209,7 +209,10 @@ impl Run {
         let accepted = written?;
         self.shared.note_finished();
         // What stands may be the end of the call that was dropped, with another output.
-        if !accepted && was == Written::Perhaps { Err(self.ended_before().done_before()) } else { Ok(()) }
+        if !accepted && was == Written::Perhaps {
+            return Err(self.report(self.ended_before().done_before()));
+        }
+        Ok(())
     }
 
     fn ended_before(&self) -> Error {
