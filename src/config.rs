@@ -20,6 +20,7 @@ use crate::id::PodId;
 
 pub use credentials::PasswordRequest;
 pub(crate) use credentials::{Environment, PasswordSource};
+pub(crate) use settings::{KEEP_MAX, KEEP_MIN};
 pub use settings::{Keepalives, Settings, WorstCase};
 
 /// The server frees a burier's or watcher's transaction that fell silent after this time.
@@ -159,6 +160,26 @@ pub struct Config {
     pub capacity: usize,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,
+    /// For how long runs are kept that have succeeded or were cancelled, with their attempts. 0, the default: for ever.
+    /// Else at least 1 h, by the server's clock, after which a pod deletes them in small batches. What a run put out is the
+    /// service's own; say for how long it is needed.
+    #[serde(with = "humantime_serde")]
+    pub keep_runs: Duration,
+    /// The same of runs that have failed or were quarantined: operators want to see those for longer. Default 0: for ever.
+    #[serde(with = "humantime_serde")]
+    pub keep_failed_runs: Duration,
+    /// The same of the log of the pods' lives and of incarnations that have ended. Default 30 days. The log then begins with
+    /// a snapshot of the roster; an incarnation that a running run names is kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_events: Duration,
+    /// How often a pod looks for what need not be kept any more, jittered by a half. Default 10 min.
+    #[serde(with = "humantime_serde")]
+    pub prune_interval: Duration,
+    /// The most bytes of a run's result, or of its standard output, as they are stored. Default 16 MiB, at most 128 MiB.
+    /// What is larger is refused as [`ErrorKind::TooLarge`], never cut.
+    pub result_max_bytes: usize,
+    /// The same of a run's standard error. Default 1 MiB.
+    pub stderr_max_bytes: usize,
     /// The newest version of the schema that the pod is to know: how tests make a binary of an older release.
     #[doc(hidden)]
     #[serde(skip)]
@@ -203,6 +224,12 @@ impl Default for Config {
             on_detach: OnDetach::Cancel,
             capacity: 100,
             pool_size: 4,
+            keep_runs: Duration::ZERO,
+            keep_failed_runs: Duration::ZERO,
+            keep_events: Duration::from_secs(30 * 24 * 60 * 60),
+            prune_interval: Duration::from_secs(10 * 60),
+            result_max_bytes: 16 << 20,
+            stderr_max_bytes: 1 << 20,
             schema_knows: None,
             environment: None,
             password_source: None,
@@ -462,6 +489,12 @@ fields!(
     on_detach,
     capacity,
     pool_size,
+    keep_runs,
+    keep_failed_runs,
+    keep_events,
+    prune_interval,
+    result_max_bytes,
+    stderr_max_bytes,
 );
 
 fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>

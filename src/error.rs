@@ -189,6 +189,11 @@ kinds! {
         left: "Nothing was written.",
         todo: "Correct the value that the message names.",
     }
+    TooLarge = "too_large", lasting {
+        means: "A value is larger than its limit.",
+        left: "Nothing was written. A run whose handler returned it is `failed`.",
+        todo: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
+    }
     NotFound = "not_found", lasting {
         means: "There is no such thing.",
         left: "Nothing was written.",

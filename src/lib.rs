@@ -4,10 +4,12 @@
 mod backoff;
 pub mod config;
 mod error;
+mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
 pub mod operator;
+mod output;
 #[cfg(test)]
 mod pages;
 mod pod;
@@ -34,6 +36,7 @@ pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase
 pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
+pub use output::{Output, OutputFormat};
 pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport};
 pub use postgres::runs::Cancelled;
 pub use runs::{

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use crate::Cancelled;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::retention::{self, By};
 use crate::id::{Incarnation, RunId};
 use crate::postgres::dial::Dialer;
 use crate::postgres::pool::Database;
@@ -33,12 +34,15 @@ use crate::postgres::schema::Schema;
 use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
 
+pub use crate::history::retention::{Pruned, Retention};
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notice, Notices};
 pub use rows::{AttemptRow, EventRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
 /// How many of a pod's incarnations and events [`Operator::pod`] shows.
 const POD_HISTORY: i64 = 20;
+/// How often a restart goes for a key whose holder ends meanwhile.
+const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
 
@@ -158,6 +162,74 @@ impl Operator {
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
         let cancelled = runs::cancel(&self.database, run_id).await;
         cancelled.map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))
+    }
+
+    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it is
+    /// owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its checkpoint is
+    /// not taken along: the new run begins at its beginning.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the run
+    /// that has its key now; else as [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, a run was started or it was not. Calling it again starts another, unless it has a key.
+    pub async fn restart(&self, run_id: RunId) -> Result<RunId> {
+        let (db, new) = (&self.database, RunId::generate());
+        let in_doubt = format!("run {new} may have been started");
+        let refuse = |kind, what: String, about| {
+            let error = Error::new(kind, what).about_run(about).left("no run was started");
+            error.todo("see `podlock runs describe`, and start it again when it has ended")
+        };
+        // Who has the key may end between the two looks.
+        for _ in 0..RESTART_TRIES {
+            if runs::restart(db, run_id, new).await.map_err(|e| e.about_run(new).in_doubt(&in_doubt))? {
+                return Ok(new);
+            }
+            match runs::standing(db, run_id).await? {
+                None => return Err(refuse(ErrorKind::NotFound, format!("there is no run {run_id}"), run_id)),
+                Some(s) if s.state == "running" => {
+                    return Err(refuse(ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id));
+                }
+                Some(_) => {}
+            }
+            if let Some(holder) = runs::holder_of_key(db, run_id).await? {
+                let what = format!("run {holder} has the key of run {run_id}");
+                return Err(refuse(ErrorKind::KeyBusy, what, holder));
+            }
+        }
+        Err(Error::new(ErrorKind::KeyBusy, format!("runs with the key of run {run_id} come and go"))
+            .left("no run was started")
+            .todo("start it again"))
+    }
+
+    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else as
+    /// [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, some is deleted and some is not. Calling it again goes on.
+    pub async fn prune(&self, keep: &Retention) -> Result<Pruned> {
+        retention::all(&self.database, By { pod: None }, keep).await
+    }
+
+    /// How much [`Operator::prune`] would delete now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::prune`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn prunable(&self, keep: &Retention) -> Result<Pruned> {
+        retention::count(&self.database, keep).await
     }
 
     /// Events, oldest first: those after [`EventFilter::after`], else the newest.

@@ -10,6 +10,12 @@ const LEASE_MAX: Duration = Duration::from_secs(3600);
 const SCHEMA_MAX_BYTES: usize = 48;
 /// Longer than the server lets a frozen transaction of another stand in the way.
 const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
+/// What is younger is never deleted: `studio_may_prune` holds it too.
+pub(crate) const KEEP_MIN: Duration = Duration::from_secs(3600);
+/// A thousand years, which an interval of the server's can hold.
+pub(crate) const KEEP_MAX: Duration = Duration::from_secs(1000 * 365 * 86400);
+/// Below what the server can hold in one value of type `jsonb`.
+const OUTPUT_MAX_BYTES: usize = 128 << 20;
 /// A sweep comes at most this much later than its interval.
 const SWEEP_JITTER: f64 = 0.1;
 
@@ -43,6 +49,18 @@ pub struct Settings {
     pub on_detach: OnDetach,
     pub capacity: usize,
     pub pool_size: usize,
+    /// See [`Config::keep_runs`].
+    pub keep_runs: Duration,
+    /// See [`Config::keep_failed_runs`].
+    pub keep_failed_runs: Duration,
+    /// See [`Config::keep_events`].
+    pub keep_events: Duration,
+    /// See [`Config::prune_interval`].
+    pub prune_interval: Duration,
+    /// See [`Config::result_max_bytes`].
+    pub result_max_bytes: usize,
+    /// See [`Config::stderr_max_bytes`].
+    pub stderr_max_bytes: usize,
 }
 
 /// The server's TCP keepalive settings, in whole seconds, that sum to the lease: `idle + interval × count`.
@@ -119,6 +137,12 @@ impl Settings {
             on_detach: config.on_detach,
             capacity: config.capacity,
             pool_size: config.pool_size,
+            keep_runs: config.keep_runs,
+            keep_failed_runs: config.keep_failed_runs,
+            keep_events: config.keep_events,
+            prune_interval: config.prune_interval,
+            result_max_bytes: config.result_max_bytes,
+            stderr_max_bytes: config.stderr_max_bytes,
         };
         settings.check()?;
         check_schema(&config.schema)?;
@@ -184,10 +208,22 @@ impl Settings {
             ("stall_after", self.stall_after),
             ("connect_timeout", self.connect_timeout),
             ("statement_timeout", self.statement_timeout),
+            ("prune_interval", self.prune_interval),
         ];
         for (name, value) in floors {
             if value < least {
                 return Err(refuse(format!("{name} is {value:?}, but must be at least {least:?}")));
+            }
+        }
+        for (name, value) in [
+            ("keep_runs", self.keep_runs),
+            ("keep_failed_runs", self.keep_failed_runs),
+            ("keep_events", self.keep_events),
+        ] {
+            if !value.is_zero() && (value < KEEP_MIN || value > KEEP_MAX) {
+                return Err(refuse(format!(
+                    "{name} is {value:?}, but must be 0 (for ever), or from {KEEP_MIN:?} to {KEEP_MAX:?}"
+                )));
             }
         }
         if self.stall_cycles == 0 {
@@ -196,6 +232,12 @@ impl Settings {
         for (name, value) in [("capacity", self.capacity), ("pool_size", self.pool_size)] {
             if value == 0 || value > 1_000_000 {
                 return Err(refuse(format!("{name} is {value}, but must be from 1 to 1000000")));
+            }
+        }
+        for (name, value) in [("result_max_bytes", self.result_max_bytes), ("stderr_max_bytes", self.stderr_max_bytes)]
+        {
+            if value > OUTPUT_MAX_BYTES {
+                return Err(refuse(format!("{name} is {value}, but must be at most {OUTPUT_MAX_BYTES}")));
             }
         }
         Ok(())
@@ -327,6 +369,11 @@ mod tests {
             (|c| c.capacity = 0, &["capacity is 0", "1"]),
             (|c| c.stall_cycles = 0, &["stall_cycles is 0", "1"]),
             (|c| c.pool_size = 0, &["pool_size is 0", "1"]),
+            (|c| c.keep_runs = secs(3599), &["keep_runs is 3599s", "3600s"]),
+            (|c| c.keep_events = Duration::MAX, &["keep_events", "31536000000s"]),
+            (|c| c.prune_interval = Duration::ZERO, &["prune_interval", "10ms"]),
+            (|c| c.result_max_bytes = 1 << 28, &["result_max_bytes is 268435456", "134217728"]),
+            (|c| c.stderr_max_bytes = usize::MAX, &["stderr_max_bytes", "134217728"]),
             (|c| c.schema = String::new(), &["schema", "empty"]),
             (|c| c.schema = "s".repeat(49), &["49", "48"]),
             (|c| c.schema = "pg_x".into(), &["pg_x", "server's own"]),

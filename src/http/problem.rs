@@ -84,6 +84,7 @@ fn status_of(error: &Error) -> StatusCode {
         ErrorKind::KeyBusy => StatusCode::CONFLICT,
         ErrorKind::NoHandler | ErrorKind::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::AtCapacity
         | ErrorKind::Draining
         | ErrorKind::Detached
@@ -131,6 +132,7 @@ mod tests {
             (ErrorKind::NoHandler, 422),
             (ErrorKind::InvalidInput, 422),
             (ErrorKind::NotFound, 404),
+            (ErrorKind::TooLarge, 413),
             (ErrorKind::AtCapacity, 503),
             (ErrorKind::Draining, 503),
             (ErrorKind::Detached, 503),

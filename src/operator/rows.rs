@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
+use crate::output;
 
 /// A pod of the roster, beside the lock that is really held.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -139,7 +140,7 @@ pub struct RunDetail {
     pub input: Value,
     /// What its last owner saved to go on from.
     pub checkpoint: Option<Value>,
-    /// What came out of it; both fields are `None` while it runs.
+    /// What came out of it; nothing while it runs.
     pub output: RunOutput,
     /// Its attempts, first to last.
     pub attempts: Vec<AttemptRow>,
@@ -149,10 +150,67 @@ pub struct RunDetail {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RunOutput {
-    /// What a succeeded run returned.
+    /// What it returned, or its standard output parsed to. As JSON, a result that is `null` and none look the same: see
+    /// `has_result`.
     pub result: Option<Value>,
     /// Why a failed one failed.
     pub error: Option<String>,
+    /// Whether there is a result; it may be `null`.
+    pub has_result: bool,
+    /// Its standard output; empty where there is a result.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// With what its program ended; `None` where there was none, or a signal ended it.
+    pub exit_code: Option<i32>,
+    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such a
+    /// byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
+    pub output_escaped: bool,
+    /// Why output that was to be parsed is kept as text.
+    pub parse_error: Option<String>,
+}
+
+impl RunOutput {
+    /// Standard output as it was written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::SchemaIncompatible`] if the row holds what podlock does not write.
+    pub fn stdout_bytes(&self) -> Result<Vec<u8>> {
+        self.bytes(&self.stdout)
+    }
+
+    /// Standard error as it was written.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunOutput::stdout_bytes`].
+    pub fn stderr_bytes(&self) -> Result<Vec<u8>> {
+        self.bytes(&self.stderr)
+    }
+
+    fn bytes(&self, text: &str) -> Result<Vec<u8>> {
+        let bytes = if self.output_escaped { output::unescape(text) } else { Some(text.as_bytes().to_vec()) };
+        bytes.ok_or_else(|| {
+            Error::new(ErrorKind::SchemaIncompatible, "an output that is marked as escaped is not")
+                .left("what was read is not returned")
+                .todo("see who else writes the table")
+        })
+    }
+
+    fn read(row: &Row) -> Result<Self> {
+        let result: Option<Value> = get(row, "result")?;
+        Ok(Self {
+            has_result: result.is_some(),
+            result,
+            error: get(row, "error")?,
+            stdout: get(row, "stdout")?,
+            stderr: get(row, "stderr")?,
+            exit_code: get(row, "exit_code")?,
+            output_escaped: get(row, "output_escaped")?,
+            parse_error: get(row, "parse_error")?,
+        })
+    }
 }
 
 /// One attempt at a run.
@@ -183,7 +241,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed` or `quarantined`.
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed`, `quarantined`, or `snapshot`:
+    /// what stands in place of all events up to its position, which were deleted; a reader that was so far behind misses them.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,
@@ -301,7 +360,7 @@ impl RunDetail {
             row: RunRow::read(row)?,
             input: get(row, "input")?,
             checkpoint: get(row, "checkpoint")?,
-            output: RunOutput { result: get(row, "result")?, error: get(row, "error")? },
+            output: RunOutput::read(row)?,
             attempts: AttemptRow::read_all(row)?,
         })
     }

@@ -22,6 +22,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history;
 use crate::id::{Incarnation, PodId, RunId};
 use crate::operator::Operator;
 use crate::postgres::dial::Dialer;
@@ -113,6 +114,7 @@ impl PodBuilder {
         shared.tracker.spawn_on(runs::stream::flush::run(Arc::clone(&shared)), &shared.runtime);
         shared.tracker.spawn_on(runs::stream::readers::run(Arc::clone(&shared), opener.clone()), &shared.runtime);
         shared.tracker.spawn_on(shutdown::drain_on_request(Arc::clone(&shared)), &shared.runtime);
+        shared.tracker.spawn_on(history::retention::run(Arc::clone(&shared)), &shared.runtime);
         Ok(Pod { shared, opener, _guard: guard })
     }
 }

@@ -156,7 +156,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 12] = [
+const FUNCTIONS: [&str; 16] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -169,13 +169,18 @@ const FUNCTIONS: [&str; 12] = [
     "studio_end_backends(uuid, bigint, text, text)",
     "studio_evict(text)",
     "studio_stream_channel()",
+    "studio_may_prune(interval)",
+    "studio_prune_runs(text[], interval, integer)",
+    "studio_prune_sessions(interval, integer)",
+    "studio_prune_events(interval, bigint, bigint, jsonb, text, uuid)",
 ];
 
 /// What a role may do on podlock's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, delete no history.
+    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history but
+    /// by the functions that prune what ended more than an hour ago.
     Pod,
     /// Reading, for people and dashboards.
     Read,

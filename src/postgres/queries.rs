@@ -103,6 +103,7 @@ pub(crate) async fn run(db: &Database, run_id: Uuid) -> Result<Option<Row>> {
         "describing a run",
         "SELECT r.run_id, r.kind, r.key, r.state, r.owner_pod, r.owner_incarnation, r.fence, r.attempt, r.crashes,
                 r.created_at, r.finished_at, r.input, r.checkpoint, r.result, r.error,
+                r.stdout, r.stderr, r.exit_code, r.output_escaped, r.parse_error,
                 a.attempts, a.attempt_pods, a.attempt_incarnations, a.attempt_fences, a.attempt_began,
                 a.attempt_ended, a.attempt_reasons
            FROM @.studio_runs AS r

@@ -13,6 +13,7 @@ use super::schema::Schema;
 use super::txn::{BEGIN_IMPATIENTLY, Prepared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::output::{Columns, Output};
 use crate::protocol::recover::Candidate;
 
 /// A run that is to be inserted.
@@ -62,8 +63,38 @@ pub(crate) struct Owner {
 /// How an owner's run ends.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ending {
-    Succeeded(Value),
-    Failed(String),
+    Succeeded(Output),
+    /// Why, and what it put out before.
+    Failed(String, Output),
+}
+
+impl Ending {
+    pub(crate) fn of(output: Output) -> Self {
+        match output.error().map(ToOwned::to_owned) {
+            None => Self::Succeeded(output),
+            Some(why) => Self::Failed(why, output),
+        }
+    }
+
+    pub(crate) fn output(&self) -> &Output {
+        let (Self::Succeeded(output) | Self::Failed(_, output)) = self;
+        output
+    }
+
+    /// The run's state from then on.
+    pub(crate) fn state(&self) -> &'static str {
+        match self {
+            Self::Succeeded(_) => "succeeded",
+            Self::Failed(..) => "failed",
+        }
+    }
+
+    fn error(&self) -> Option<&str> {
+        match self {
+            Self::Succeeded(_) => None,
+            Self::Failed(why, _) => Some(why),
+        }
+    }
 }
 
 /// Where a run stands, for an owner whose write found no row.
@@ -156,6 +187,25 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
         }
     }
     Err(contended(new))
+}
+
+/// Starts a run that nobody owns with the kind, key and input of one that has ended. None of it passes through us, so
+/// that the input stays as it is to the last digit. False: there is none such, it runs, or its key is taken.
+pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
+    const SQL: &str = "WITH run AS ( \
+           INSERT INTO @.studio_runs (run_id, kind, key, input) \
+           SELECT $2, r.kind, r.key, r.input FROM @.studio_runs r WHERE r.run_id = $1 AND r.state <> 'running' \
+           ON CONFLICT DO NOTHING RETURNING run_id \
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM run";
+    Ok(db.query_opt("starting a run again", SQL, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
+}
+
+/// The running run that has the kind and key of another.
+pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option<RunId>> {
+    const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
+         WHERE r.run_id = $1 AND h.state = 'running'";
+    let row = db.query_opt("looking who has the key", SQL, &[&run_id.as_uuid()]).await?;
+    Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
 }
 
 /// How often a start goes for a key whose holder ends between the insert and the look at it.
@@ -405,21 +455,29 @@ pub(crate) async fn checkpoint(
     Ok(db.query_opt("saving a checkpoint", SQL, &params).await?.is_some())
 }
 
-/// Ends a run. False: fenced, or it had ended.
-pub(crate) async fn finish(db: &Database, owner: Owner, ending: &Ending) -> Result<bool> {
+/// Ends a run with the columns of its output. False: fenced, or it had ended.
+pub(crate) async fn finish(db: &Database, owner: Owner, ending: &Ending, output: &Columns<'_>) -> Result<bool> {
     const SQL: &str = "WITH done AS ( \
-           UPDATE @.studio_runs SET state = $4, result = $5, error = $6, finished_at = pg_catalog.clock_timestamp() \
+           UPDATE @.studio_runs SET state = $4, result = $5, error = $6, finished_at = pg_catalog.clock_timestamp(), \
+                  stdout = $7, stderr = $8, exit_code = $9, output_escaped = $10, parse_error = $11 \
             WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id, attempt \
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = $4 FROM done \
             WHERE a.run_id = done.run_id AND a.attempt = done.attempt \
          ) SELECT run_id FROM done";
-    let (state, result, error) = match ending {
-        Ending::Succeeded(value) => ("succeeded", Some(value), None),
-        Ending::Failed(why) => ("failed", None, Some(why.as_str())),
-    };
-    let params: [&(dyn ToSql + Sync); 6] =
-        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &state, &result, &error];
+    let params: [&(dyn ToSql + Sync); 11] = [
+        &owner.run_id.as_uuid(),
+        &owner.incarnation.as_uuid(),
+        &owner.fence.get(),
+        &ending.state(),
+        &output.result,
+        &ending.error(),
+        &output.stdout,
+        &output.stderr,
+        &output.exit_code,
+        &output.escaped,
+        &output.parse_error,
+    ];
     Ok(db.query_opt("ending a run", SQL, &params).await?.is_some())
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Folding `studio_pod_events` from its start gives the rows of `studio_pods`. An event that cannot follow what came
 //! before is an error and never passed over: it would mean that the log or the roster was written by something else.
+//!
+//! Where old events were deleted, the log begins with a `snapshot`: what those before it come to ([`snapshot`]).
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -21,7 +24,8 @@ pub struct Entry {
     pub pod_id: PodId,
     /// To which incarnation of it.
     pub incarnation: Incarnation,
-    /// `joined` names in `replaced` the incarnation whose place it took; `returned` its `session`.
+    /// `joined` names in `replaced` the incarnation whose place it took; `returned` its `session`; `suspected` its
+    /// `event_index`; `snapshot` is a [`Snapshot`].
     pub detail: Value,
 }
 
@@ -55,13 +59,60 @@ pub struct FoldError {
     pub why: String,
 }
 
+/// What the beginning of a log comes to: the detail of the event that replaces it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// The roster.
+    pub roster: Vec<Kept>,
+    /// The event index at which a pod of the roster was last suspected.
+    pub suspected: BTreeMap<Incarnation, i64>,
+}
+
+/// One pod of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// Its name.
+    pub pod_id: PodId,
+    /// Its registration.
+    pub incarnation: Incarnation,
+    /// Whether it has begun its clean stop.
+    pub draining: bool,
+    /// How many liveness sessions it has had.
+    pub session: i64,
+}
+
+/// What is known after some entries.
+#[derive(Default)]
+struct State {
+    roster: Roster,
+    suspected: BTreeMap<Incarnation, i64>,
+}
+
 /// Folds a log, given in order and from its start.
 ///
 /// # Errors
 ///
 /// The first entry that is out of order, of an unknown kind, or an illegal step.
 pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Roster, FoldError> {
-    let mut roster = Roster::new();
+    run(entries).map(|state| state.roster)
+}
+
+/// What may stand in place of these entries, given in order and from the log's start.
+///
+/// # Errors
+///
+/// As [`fold`].
+pub fn snapshot<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Snapshot, FoldError> {
+    let State { roster, mut suspected } = run(entries)?;
+    suspected.retain(|incarnation, _| roster.values().any(|member| member.incarnation == *incarnation));
+    let kept = |(pod_id, Member { incarnation, draining, session })| Kept { pod_id, incarnation, draining, session };
+    Ok(Snapshot { roster: roster.into_iter().map(kept).collect(), suspected })
+}
+
+fn run<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<State, FoldError> {
+    let mut state = State::default();
     let mut last_idx = i64::MIN;
     for entry in entries {
         let refuse = |why: String| FoldError {
@@ -74,13 +125,32 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Roster, 
         if entry.idx <= last_idx {
             return Err(refuse(format!("it stands after event {last_idx}")));
         }
+        if entry.kind == "snapshot" {
+            if last_idx > i64::MIN {
+                return Err(refuse("a snapshot can only be the first".to_owned()));
+            }
+            state = restore(&entry.detail).map_err(refuse)?;
+        } else {
+            step(&mut state, entry).map_err(refuse)?;
+        }
         last_idx = entry.idx;
-        step(&mut roster, entry).map_err(refuse)?;
     }
-    Ok(roster)
+    Ok(state)
 }
 
-fn step(roster: &mut Roster, entry: &Entry) -> Result<(), String> {
+fn restore(detail: &Value) -> Result<State, String> {
+    let snapshot = Snapshot::deserialize(detail).map_err(|e| format!("its detail is no roster: {e}"))?;
+    let mut state = State { roster: Roster::new(), suspected: snapshot.suspected };
+    for Kept { pod_id, incarnation, draining, session } in snapshot.roster {
+        if state.roster.insert(pod_id.clone(), Member { incarnation, draining, session }).is_some() {
+            return Err(format!("it has two pods named {pod_id}"));
+        }
+    }
+    Ok(state)
+}
+
+fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
+    let State { roster, suspected } = state;
     if entry.kind == "joined" {
         let replaced = entry.detail.get("replaced").and_then(Value::as_str).and_then(|s| s.parse::<Uuid>().ok());
         let present = roster.get(&entry.pod_id).map(|m| m.incarnation);
@@ -107,7 +177,13 @@ fn step(roster: &mut Roster, entry: &Entry) -> Result<(), String> {
             }
             member.session = session;
         }
-        "detached" | "suspected" | "evicted" => {}
+        "detached" | "evicted" => {}
+        "suspected" => {
+            // Not every log that is folded has it: it is no part of the roster.
+            if let Some(index) = entry.detail.get("event_index").and_then(Value::as_i64) {
+                suspected.insert(entry.incarnation, index);
+            }
+        }
         "buried" => {
             roster.remove(&entry.pod_id);
         }
@@ -145,6 +221,60 @@ mod tests {
         more.push(entry(9, "buried", "b", b, none()));
         more.push(entry(10, "claimed", "b", b, none()));
         assert_eq!(fold(&more).expect("legal").len(), 1, "a claimer may have been buried since");
+    }
+
+    /// At each position: what replaces the entries up to it, and the rest, fold to the same.
+    #[test]
+    fn a_snapshot_stands_for_all_that_came_before_it() {
+        let [a, b, c, a2] = std::array::from_fn(|_| Incarnation::generate());
+        let none = || json!({});
+        let log = [
+            entry(1, "joined", "a", a, none()),
+            entry(3, "joined", "b", b, none()),
+            entry(4, "suspected", "a", a, json!({"event_index": 7, "looks": 3})),
+            entry(5, "detached", "a", a, none()),
+            entry(6, "returned", "a", a, json!({"session": 2})),
+            entry(7, "suspected", "b", b, json!({"event_index": 9})),
+            entry(8, "joined", "c", c, none()),
+            entry(9, "buried", "b", b, none()),
+            entry(10, "claimed", "c", c, none()),
+            entry(11, "draining", "c", c, none()),
+            entry(12, "joined", "a", a2, json!({"replaced": a.to_string()})),
+        ];
+        for end in 1..=log.len() {
+            let whole = fold(&log[..end]).expect("legal");
+            for cut in 1..=end {
+                let detail = serde_json::to_value(snapshot(&log[..cut]).expect("legal")).expect("JSON");
+                let mut pruned = vec![entry(log[cut - 1].idx, "snapshot", "x", c, detail)];
+                pruned.extend_from_slice(&log[cut..end]);
+                assert_eq!(fold(&pruned).as_ref(), Ok(&whole), "cut after {cut} of {end}");
+                // And once more, on top of the first.
+                assert_eq!(snapshot(&pruned), snapshot(&log[..end]), "cut after {cut} of {end}");
+            }
+        }
+        assert_eq!(snapshot(&log[..6]).expect("legal").suspected, [(a, 7), (b, 9)].into());
+        assert_eq!(snapshot(&log[..8]).expect("legal").suspected, [(a, 7)].into(), "the buried are forgotten");
+        assert_eq!(snapshot([]), Ok(Snapshot::default()));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_damaged_or_not_the_first_is_an_error() {
+        let a = Incarnation::generate();
+        let kept = json!({"pod_id": "a", "incarnation": a, "draining": false, "session": 1});
+        let good = json!({"roster": [kept], "suspected": {}});
+        fold([&entry(5, "snapshot", "x", a, good.clone())]).expect("legal");
+        let joined = entry(1, "joined", "a", a, json!({}));
+        let error = fold([&joined, &entry(2, "snapshot", "x", a, good)]).expect_err("not the first");
+        assert_eq!(error.idx, 2);
+        for detail in [
+            json!({}),
+            json!(null),
+            json!({"roster": [kept, kept], "suspected": {}}),
+            json!({"roster": [{"pod_id": "a"}], "suspected": {}}),
+            json!({"roster": [kept], "suspected": {}, "newer": 1}),
+        ] {
+            fold([&entry(5, "snapshot", "x", a, detail.clone())]).expect_err(&detail.to_string());
+        }
     }
 
     #[test]

@@ -8,7 +8,9 @@ use futures_util::FutureExt;
 
 use super::registry::{Place, Reservation, StopSignal};
 use super::{Handler, HandlerError, Outcome, Run, StopReason};
+use crate::error::{Error, ErrorKind};
 use crate::id::Incarnation;
+use crate::output::Output;
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{Claimed, Ending};
 
@@ -60,12 +62,23 @@ pub(crate) fn begin(
 
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     let called = AssertUnwindSafe(async { handler.call(run.clone()).await }).catch_unwind().await;
+    if run.has_ended().await {
+        let after = match &called {
+            Ok(Ok(Outcome::Finished)) => return,
+            Ok(Ok(Outcome::Yield)) => "it yielded".to_owned(),
+            Ok(Ok(_)) => "it returned an output".to_owned(),
+            Ok(Err(e)) => crate::postgres::errors::chain(&**e),
+            Err(panic) => format!("it panicked: {}", text_of(&**panic)),
+        };
+        tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
+        return;
+    }
     let written = match decide(called, run.stop_reason()) {
-        End::Finish(ending) => match run.finish(&ending).await {
-            // What the server refuses to store it refuses again: without an end the run would begin anew for ever.
-            Err(e) if e.sqlstate().is_some() && !e.is_fenced() && !e.is_transient() => {
+        End::Finish(ending) => match run.end(&ending).await {
+            // What cannot be stored cannot be stored again: without an end the run would begin anew for ever.
+            Err(e) if is_about_the_end(&e) => {
                 let why = format!("its end could not be stored: {e}").replace('\0', "\u{fffd}");
-                run.finish(&Ending::Failed(why)).await
+                run.end(&Ending::Failed(why, Output::default())).await
             }
             written => written,
         },
@@ -77,6 +90,12 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     {
         tracing::error!(target: "podlock", event = "end_unwritten", run = %run.id(), fence = run.fence().get(), error = %e, "the run's end could not be written; another attempt will be made");
     }
+}
+
+/// Whether it is the end itself that cannot be stored.
+fn is_about_the_end(error: &Error) -> bool {
+    let refused_by_us = matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidInput);
+    refused_by_us || (error.sqlstate().is_some() && !error.is_fenced() && !error.is_transient())
 }
 
 /// How an attempt ends.
@@ -91,12 +110,20 @@ enum End {
 /// A handler that fails after it was told to stop has, most likely, failed because of it: its run is not failed.
 fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, stop: Option<StopReason>) -> End {
     match (called, stop) {
-        (Err(panic), _) => End::Finish(Ending::Failed(format!("the handler panicked: {}", text_of(&*panic)))),
-        (Ok(Ok(Outcome::Done(result))), _) => End::Finish(Ending::Succeeded(result)),
+        (Err(panic), _) => failed(format!("the handler panicked: {}", text_of(&*panic))),
+        (Ok(Ok(Outcome::Done(result))), _) => End::Finish(Ending::of(result.into())),
+        (Ok(Ok(Outcome::Output(output))), _) => End::Finish(Ending::of(output)),
+        (Ok(Ok(Outcome::Finished)), _) => {
+            failed("the handler returned Outcome::Finished, and had not finished the run".to_owned())
+        }
         (Ok(Ok(Outcome::Yield)), _) | (Ok(Err(_)), Some(StopReason::Draining)) => End::GiveBack,
         (Ok(Err(_)), Some(_)) => End::Nothing,
-        (Ok(Err(e)), None) => End::Finish(Ending::Failed(crate::postgres::errors::chain(&*e))),
+        (Ok(Err(e)), None) => failed(crate::postgres::errors::chain(&*e)),
     }
+}
+
+fn failed(why: String) -> End {
+    End::Finish(Ending::Failed(why, Output::default()))
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {
@@ -119,15 +146,23 @@ mod tests {
     #[test]
     fn how_an_attempt_ends_follows_from_what_the_handler_did_and_whether_it_was_told_to_stop() {
         let done = || Ok(Ok(Outcome::Done(json!(1))));
-        let succeeded = || End::Finish(Ending::Succeeded(json!(1)));
+        let succeeded = || End::Finish(Ending::Succeeded(Output::value(1)));
         let all = [None, Some(StopReason::Draining), Some(StopReason::Cancelled), Some(StopReason::Fenced)];
         for stop in all {
             assert_eq!(decide(done(), stop), succeeded(), "the fence judges, not we: {stop:?}");
             assert_eq!(decide(Ok(Ok(Outcome::Yield)), stop), End::GiveBack, "{stop:?}");
             let panicked = decide(Err(Box::new("boom")), stop);
-            assert_eq!(panicked, End::Finish(Ending::Failed("the handler panicked: boom".into())), "{stop:?}");
+            assert_eq!(panicked, failed("the handler panicked: boom".into()), "{stop:?}");
+            let output = || Output::text("out").with_exit_code(3);
+            let with_output = |output| decide(Ok(Ok(Outcome::Output(output))), stop);
+            assert_eq!(with_output(output()), End::Finish(Ending::Succeeded(output())), "{stop:?}");
+            let broken = output().fail_unless_exit_0();
+            let ending = Ending::Failed("exit code 3".into(), broken.clone());
+            assert_eq!(with_output(broken), End::Finish(ending), "{stop:?}");
+            let lied = decide(Ok(Ok(Outcome::Finished)), stop);
+            assert!(matches!(&lied, End::Finish(Ending::Failed(..))), "{lied:?}");
         }
-        assert_eq!(decide(Ok(Err(error())), None), End::Finish(Ending::Failed("broken".into())));
+        assert_eq!(decide(Ok(Err(error())), None), failed("broken".into()));
         assert_eq!(decide(Ok(Err(error())), Some(StopReason::Draining)), End::GiveBack);
         assert_eq!(decide(Ok(Err(error())), Some(StopReason::SelfFenced)), End::Nothing);
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::id::{Fence, Incarnation, RunId};
+use crate::output::Output;
 
 pub use run::Run;
 pub(crate) use start::{insert_in_txn, start, submit};
@@ -30,6 +31,10 @@ pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 pub enum Outcome {
     /// The run succeeded, with this result.
     Done(Value),
+    /// The run ends with this output: as succeeded, or as failed if [`Output::error`] says why.
+    Output(Output),
+    /// The run has ended: what [`Run::finish`] returns.
+    Finished,
     /// The run is given back: nobody owns it, and any pod with a handler and room takes it up. No crash is counted.
     Yield,
 }
@@ -37,6 +42,12 @@ pub enum Outcome {
 impl From<Value> for Outcome {
     fn from(result: Value) -> Self {
         Self::Done(result)
+    }
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        Self::Output(output)
     }
 }
 

@@ -8,15 +8,15 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::StopReason;
 use super::registry::StopSignal;
-use super::stream::{self, Going, Place, Stream};
+use super::stream::Stream;
+use super::{Outcome, StopReason};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::output::{Limits, Output};
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
-use crate::postgres::streams::{self, Continued};
 
 /// Delays between tries of a write while the database cannot be reached.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -37,13 +37,31 @@ pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
 /// same in every attempt: [`Run::id`] with the number of the step.
 #[derive(Clone)]
 pub struct Run {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     facts: Arc<Claimed>,
-    owner: Owner,
+    pub(super) owner: Owner,
     stop: Arc<StopSignal>,
-    /// The number of the last write. Held while one is under way: they are made one after another.
-    writes: Arc<Mutex<i64>>,
-    stream: Arc<Stream>,
+    /// Held while a write is under way: they are made one after another.
+    pub(super) writes: Arc<Mutex<Writes>>,
+    pub(super) stream: Arc<Stream>,
+}
+
+/// What an attempt knows of its writes.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// The number of the last one.
+    pub(super) number: i64,
+    end: Written,
+}
+
+/// What an attempt knows of an end that it wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Written {
+    #[default]
+    Nothing,
+    /// A call was dropped, or got no reply: its end may stand.
+    Perhaps,
+    Surely,
 }
 
 impl Run {
@@ -161,206 +179,83 @@ impl Run {
         self.facts.checkpoint_seq.unsigned_abs()
     }
 
-    /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
-    /// generation; the first is 0.
+    /// Ends the run with this output, as succeeded, or as failed if [`Output::error`] says why. It is over when this
+    /// returns: its key is free, no other write of it is accepted, and what the handler returns does not matter any more.
+    /// Return [`Outcome::Finished`], which is what this returns. To return an [`Outcome::Output`] does the same.
     ///
-    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
-    /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
-    /// until all chunks before them are stored. Where more than 256 KiB or 4,096 chunks of a run wait, the call does too.
-    ///
-    /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
-    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it was
-    /// known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than [`CHUNK_LIMIT`](crate::CHUNK_LIMIT)
-    /// bytes or a NUL. What the server said of an earlier chunk that it refused: there is a gap then, and the
-    /// stream takes nothing more until it is restarted or continued from before the gap.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call has not appended the chunk.
-    pub async fn append(&self, chunk: impl Into<String>) -> Result<u64> {
-        let chunk = chunk.into();
-        stream::check_chunk(&chunk)?;
-        let mut chunk = Some(chunk);
-        let mut writes = self.writes.lock().await;
-        self.open_stream(&mut writes).await?;
-        loop {
-            self.refuse_if_over("a chunk").map_err(|e| self.report(e))?;
-            self.stream.refusal()?;
-            if let Some((seq, enqueue)) = self.stream.push(&mut chunk, *writes) {
-                self.shared.flusher.note_appended(&self.stream, enqueue);
-                return Ok(seq.unsigned_abs());
-            }
-            self.stream.has_room().await;
-        }
-    }
-
-    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and goes
-    /// on after it. Returns the chunk's number.
+    /// A run ends once: of several calls, of clones too, the first that is accepted stands.
     ///
     /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
     ///
     /// # Errors
     ///
-    /// As [`Run::append`] and [`Run::checkpoint`].
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored: the run goes on, and can
+    /// be finished with another. [`ErrorKind::Fenced`] if the run is no longer this attempt's or has ended, by an earlier
+    /// call too; where such a call was dropped or got no reply, [`Error::may_have_been_done`] says so. Others as the
+    /// server's.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have done both; the stream goes on after it.
-    pub async fn append_with_checkpoint(&self, chunk: impl Into<String>, value: impl Into<Value>) -> Result<u64> {
-        let (chunk, value) = (chunk.into(), value.into());
-        stream::check_chunk(&chunk)?;
-        let (what, db) = ("a chunk with a checkpoint", &self.shared.db);
-        let mut writes = self.writes.lock().await;
-        self.settle_stream(&mut writes, what).await?;
-        let at = self.open_stream(&mut writes).await?;
-        let place = (at.generation, at.next);
-        let (chunk, value) = (&chunk, &value);
-        let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
-        self.stream.set_going(Going::Unknown);
-        self.write(&mut writes, what, save, |_| None).await?;
-        self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
-        self.shared.flusher.note_changed(self.owner.run_id);
-        Ok(at.next.unsigned_abs())
-    }
-
-    /// Waits until all that was appended is stored.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server said
-    /// of a chunk that it refused.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: it only waits.
-    pub async fn flush(&self) -> Result<()> {
-        let mut writes = self.writes.lock().await;
-        self.settle_stream(&mut writes, "chunks").await
-    }
-
-    /// Takes back all that the stream has, from this attempt or former ones, and begins a new generation of it, in one
-    /// transaction. Whoever is attached is told. Where the stream has nothing, nothing is taken back.
-    ///
-    /// # Errors
-    ///
-    /// As [`Run::checkpoint`].
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have done it; the next append does it.
-    pub async fn restart_stream(&self) -> Result<()> {
-        let mut writes = self.writes.lock().await;
-        self.restart(&mut writes).await.map(drop)
-    }
-
-    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`. Whoever
-    /// is attached and has what is taken back is told.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidInput`] if the stream has fewer than `seq` chunks: it stays as it is. Others as
-    /// [`Run::checkpoint`].
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call may or may not have done it. Call it again: the next append would restart the stream.
-    pub async fn continue_from(&self, seq: u64) -> Result<()> {
-        let mut writes = self.writes.lock().await;
-        self.stream.settled().await;
-        let before = self.stream.going();
-        if seq == 0 && before.place().is_some_and(|place| place.next == 0) {
-            return Ok(());
-        }
-        self.stream.set_going(Going::Unsaid);
-        let seq = i64::try_from(seq).unwrap_or(i64::MAX);
-        let Continued::Short(chunks) = self.go_on(&mut writes, Some(seq)).await? else { return Ok(()) };
-        self.stream.set_going(before);
-        let run_id = self.owner.run_id;
-        let why = format!("run {run_id}: its stream has {chunks} chunks, and cannot go on with number {seq}");
-        Err(Error::new(ErrorKind::InvalidInput, why)
-            .about_run(run_id)
-            .left("the stream is as it was")
-            .todo("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
-    }
-
-    /// Goes on with the stream at `seq`, or behind all that it has.
-    async fn go_on(&self, writes: &mut i64, seq: Option<i64>) -> Result<Continued> {
-        let db = &self.shared.db;
-        let go_on = |number| streams::go_on(db, self.owner, number, seq);
-        let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
-        if let Continued::Yes(generation, next) = continued {
-            self.stream.set_going(Going::At(Place { generation, next }));
-            self.shared.flusher.note_changed(self.owner.run_id);
-        }
-        Ok(continued)
-    }
-
-    async fn restart(&self, writes: &mut i64) -> Result<Place> {
-        let db = &self.shared.db;
-        self.stream.settled().await;
-        if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
-            return Ok(place);
-        }
-        self.stream.set_going(Going::Unsaid);
-        let restart = |number| streams::restart(db, self.owner, number);
-        let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
-        let place = Place { generation, next: 0 };
-        self.stream.set_going(Going::At(place));
-        self.shared.flusher.note_changed(self.owner.run_id);
-        Ok(place)
-    }
-
-    /// The stream's place; where nobody has said how it goes on, it is restarted.
-    async fn open_stream(&self, writes: &mut i64) -> Result<Place> {
-        if self.stream.going() == Going::Unknown {
-            self.go_on(writes, None).await?;
-        }
-        match self.stream.going().place() {
-            Some(place) => Ok(place),
-            None => self.restart(writes).await,
-        }
-    }
-
-    /// Waits until the chunks before a write are stored: what it says rests on them.
-    async fn settle_stream(&self, writes: &mut i64, what: &str) -> Result<()> {
-        self.stream.settled().await;
-        self.refuse_if_over(what).map_err(|e| self.report(e))?;
-        if self.stream.going() == Going::Unknown {
-            self.go_on(writes, None).await?;
-        }
-        self.stream.refusal()
+    /// A dropped call may or may not have ended the run. What the handler returns then ends it, unless that call did.
+    pub async fn finish(&self, output: impl Into<Output>) -> Result<Outcome> {
+        self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
     }
 
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {
         Arc::clone(&self.stop)
     }
 
-    pub(super) async fn finish(&self, ending: &Ending) -> Result<()> {
-        let db = &self.shared.db;
-        let state = match ending {
-            Ending::Succeeded(_) => "succeeded",
-            Ending::Failed(_) => "failed",
-        };
-        // A finish whose reply was lost is read back by its fence.
-        let was_done = |s: &Standing| {
-            let by_us = s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
-            by_us.then_some(())
-        };
+    /// Whether this attempt has ended its run. Waits for an end that is being written.
+    pub(super) async fn has_ended(&self) -> bool {
+        self.writes.lock().await.end == Written::Surely
+    }
+
+    pub(super) async fn end(&self, ending: &Ending) -> Result<()> {
+        let settings = &self.shared.settings;
+        let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
+        let about = |e: Error| e.during(&format!("run {}: its end", self.owner.run_id)).about_run(self.owner.run_id);
+        let columns = ending.output().columns(limits).map_err(about)?;
         let mut writes = self.writes.lock().await;
+        if writes.end == Written::Surely {
+            return Err(self.report(self.ended_before()));
+        }
         match ending {
             Ending::Succeeded(_) => self.settle_stream(&mut writes, "its end").await?,
             // A gap in the stream of a run that fails is part of its failure.
-            Ending::Failed(_) => self.stream.settled().await,
+            Ending::Failed(..) => self.stream.settled().await,
         }
-        let finish = |_| done(runs::finish(db, self.owner, ending));
-        self.write(&mut writes, "its end", finish, was_done).await?;
+        let was = std::mem::replace(&mut writes.end, Written::Perhaps);
+        let db = &self.shared.db;
+        let state = ending.state();
+        // Accepted now; a finish whose reply was lost is read back by its fence.
+        let was_done = |s: &Standing| {
+            let by_us = s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
+            by_us.then_some(false)
+        };
+        let columns = &columns;
+        let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns).await?.then_some(true));
+        let written = self.write(&mut writes, "its end", finish, was_done).await;
+        writes.end = match &written {
+            Ok(_) => Written::Surely,
+            Err(e) if !e.may_have_been_done() => was,
+            Err(_) => Written::Perhaps,
+        };
+        let accepted = written?;
         self.shared.flusher.note_changed(self.owner.run_id);
         self.shared.note_finished();
+        // What stands may be the end of the call that was dropped, with another output.
+        if !accepted && was == Written::Perhaps {
+            return Err(self.report(self.ended_before().done_before()));
+        }
         Ok(())
+    }
+
+    fn ended_before(&self) -> Error {
+        let (run_id, fence) = (self.owner.run_id, self.owner.fence);
+        Error::new(ErrorKind::Fenced, format!("run {run_id}: its end was written before, under the same fence {fence}"))
+            .about_run(run_id)
+            .left("the first end stands")
+            .todo("finish a run once, and return")
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
@@ -380,9 +275,9 @@ impl Run {
     /// the write's number: one that was given up may arrive after later writes, and must change nothing then.
     ///
     /// A statement returns `None` where it found no row; what it would have returned, had it been done before, says `was_done`.
-    async fn write<F, T>(
+    pub(super) async fn write<F, T>(
         &self,
-        writes: &mut i64,
+        writes: &mut Writes,
         what: &str,
         statement: impl Fn(i64) -> F,
         was_done: impl Fn(&Standing) -> Option<T>,
@@ -390,8 +285,8 @@ impl Run {
     where
         F: Future<Output = Result<Option<T>>>,
     {
-        *writes += 1;
-        let number = *writes;
+        writes.number += 1;
+        let number = writes.number;
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         // Whether a try may have been accepted although its reply never came.
         let mut in_doubt = false;
@@ -438,7 +333,7 @@ impl Run {
     }
 
     /// L7, on our side of the wire: a run that was told to stop for good writes nothing more.
-    fn refuse_if_over(&self, what: &str) -> Result<()> {
+    pub(super) fn refuse_if_over(&self, what: &str) -> Result<()> {
         let reason = match self.stop.reason() {
             Some(reason) if reason > StopReason::Draining => reason,
             _ if self.shared.is_past_deadline() => {
@@ -459,7 +354,7 @@ impl Run {
             .todo("stop working on it"))
     }
 
-    fn report(&self, error: Error) -> Error {
+    pub(super) fn report(&self, error: Error) -> Error {
         tracing::info!(
             target: "podlock", event = "fenced", pod = %self.shared.pod_id, incarnation = %self.owner.incarnation,
             run = %self.owner.run_id, fence = self.owner.fence.get(), error = %error, "a write was refused"
@@ -469,7 +364,7 @@ impl Run {
 }
 
 /// A statement that found its row, or not.
-async fn done(statement: impl Future<Output = Result<bool>>) -> Result<Option<()>> {
+pub(super) async fn done(statement: impl Future<Output = Result<bool>>) -> Result<Option<()>> {
     Ok(statement.await?.then_some(()))
 }
 

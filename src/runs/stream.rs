@@ -1,9 +1,11 @@
-//! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `flush` stores what
-//! all streams of the pod hold, `readers` looks for those who are attached, `attach` is what they hold.
+//! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `write` are the
+//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached, `attach`
+//! is what they hold.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
 pub(crate) mod readers;
+mod write;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -52,6 +52,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Notice>();
     crosses::<Notices>();
     crosses::<Operator>();
+    crosses::<podlock::operator::Pruned>();
+    crosses::<podlock::operator::Retention>();
+    crosses::<podlock::Output>();
+    crosses::<podlock::OutputFormat>();
     crosses::<podlock::operator::PodDetail>();
     crosses::<PodFilter>();
     crosses::<podlock::operator::PodRow>();
@@ -74,7 +78,7 @@ fn every_public_future_is_send(
     run: &Run,
     operator: &Operator,
     (follow, notices): (&mut Follow, &mut Notices),
-    (config, run_id): (&Config, RunId),
+    (config, run_id, keep): (&Config, RunId, &podlock::operator::Retention),
 ) {
     let new = || NewRun::new("kind");
     is_send(PodBuilder::start(builder));
@@ -89,12 +93,16 @@ fn every_public_future_is_send(
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
     is_send(Run::stopped(run));
     is_send(Run::checkpoint(run, 1));
+    is_send(Run::finish(run, podlock::Output::text("")));
     is_send(Operator::connect(config));
     is_send(Operator::pods(operator, PodFilter::new()));
     is_send(Operator::pod(operator, "name"));
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::cancel(operator, run_id));
+    is_send(Operator::restart(operator, run_id));
+    is_send(Operator::prune(operator, keep));
+    is_send(Operator::prunable(operator, keep));
     is_send(Operator::events(operator, EventFilter::new()));
     is_send(Operator::follow(operator, EventFilter::new()));
     is_send(Operator::notices(operator));

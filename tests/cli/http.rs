@@ -211,3 +211,53 @@ fn probes_do_not_touch_the_database() {
         tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
     });
 }
+
+/// What the row holds is what HTTP, `-o json` and the table show, to the last character.
+#[test]
+fn outputs_are_shown_as_they_are_stored() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let pod = db.pod("web-0", &[]).await;
+        let client = db.client().await;
+        for (columns, output, table) in [
+            (
+                "result = 'null', exit_code = 3",
+                json!({"result": null, "has_result": true, "exit_code": 3}),
+                "result             null\n",
+            ),
+            (
+                "stdout = E'a\\n\\u001b[2J', stderr = 'b', parse_error = 'not kept as json: x'",
+                json!({"stdout": "a\n\u{1b}[2J", "stderr": "b", "parse_error": "not kept as json: x"}),
+                "stdout             a\\n\\u{1b}[2J\n",
+            ),
+            (
+                "stdout = 'a\\x00\\\\', output_escaped = true",
+                json!({"stdout": "a\\x00\\\\", "output_escaped": true}),
+                "a\\x00\\\\\n",
+            ),
+            (
+                "stdout = repeat('x', 5000)",
+                json!({"stdout": "x".repeat(5000)}),
+                "xx… (5000 bytes in all; -o json shows them)\n",
+            ),
+        ] {
+            let insert =
+                "INSERT INTO studio_runs (run_id, kind) VALUES (gen_random_uuid(), 'k') RETURNING run_id::text";
+            let run: String = client.query_one(insert, &[]).await.unwrap().get(0);
+            let end = format!(
+                "UPDATE studio_runs SET state = 'succeeded', finished_at = now(), {columns} WHERE run_id::text = $1"
+            );
+            client.execute(&end, &[&run]).await.unwrap();
+            let mut expected = json!({
+                "result": null, "error": null, "has_result": false, "stdout": "", "stderr": "", "exit_code": null,
+                "output_escaped": false, "parse_error": null,
+            });
+            expected.as_object_mut().unwrap().extend(output.as_object().unwrap().clone());
+            let (status, shown) = pod.get(&format!("/v1/runs/{run}")).await;
+            assert_eq!((status, &shown["output"]), (200, &expected), "{columns}");
+            assert_eq!(db.json(&["runs", "describe", &run]).await, shown);
+            let text = db.ok(&["runs", "describe", &run]).await;
+            assert!(text.contains(table), "{columns}: {text}");
+        }
+    });
+}

@@ -8,6 +8,7 @@ mod demo;
 mod harness;
 mod http;
 mod pod;
+mod retention;
 mod streams;
 mod verbs;
 mod worker;

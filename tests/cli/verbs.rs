@@ -65,7 +65,11 @@ fn json_bears_the_names_of_the_contract() {
         assert_eq!(described["state"], "running");
         assert_eq!(described["owner_pod"], "web-0");
         assert_eq!(described["owner_incarnation"], pods[0]["incarnation"]);
-        assert_eq!(described["output"], json!({ "result": null, "error": null }));
+        let nothing = json!({
+            "result": null, "error": null, "has_result": false, "stdout": "", "stderr": "", "exit_code": null,
+            "output_escaped": false, "parse_error": null,
+        });
+        assert_eq!(described["output"], nothing);
         let attempt = &described["attempts"][0];
         for name in ATTEMPT {
             assert!(attempt.get(name).is_some(), "no {name} in {attempt}");

@@ -12,6 +12,7 @@ mod burials;
 mod connections;
 mod faults;
 mod laws;
+mod retention;
 mod runs;
 mod schema;
 mod smoke;

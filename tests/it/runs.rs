@@ -8,6 +8,7 @@ mod endings;
 mod fences;
 mod lost_replies;
 mod orphans;
+mod outputs;
 mod restart;
 mod silence;
 pub(crate) mod stage;

@@ -9,8 +9,18 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis};
 
-const KINDS: [&str; 9] =
-    ["joined", "draining", "detached", "returned", "suspected", "evicted", "buried", "claimed", "quarantined"];
+const KINDS: [&str; 10] = [
+    "joined",
+    "draining",
+    "detached",
+    "returned",
+    "suspected",
+    "evicted",
+    "buried",
+    "claimed",
+    "quarantined",
+    "snapshot",
+];
 
 /// How long to wait before the database is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -127,10 +137,18 @@ async fn follow(operator: &Operator, args: &Args, format: Format) -> Result<(), 
 }
 
 fn as_line(event: &EventRow) -> String {
-    let EventRow { idx, at, kind, pod_id, by_pod, detail, .. } = event;
+    let EventRow { idx, at, kind, pod_id, by_pod, .. } = event;
     let (pod, by) = (output::printable(pod_id), output::printable(by_pod));
     let by = if pod_id == by_pod { String::new() } else { format!("  by {by}") };
-    format!("{idx:>6}  {}  {kind:<11}  {pod}{by}  {}", millis(*at), output::printable(&brief(detail)))
+    format!("{idx:>6}  {}  {kind:<11}  {pod}{by}  {}", millis(*at), output::printable(&detail(event)))
+}
+
+/// For people. A snapshot's roster may be long: JSON shows it.
+fn detail(event: &EventRow) -> String {
+    match event.detail["roster"].as_array() {
+        Some(roster) if event.kind == "snapshot" => format!("pods={}", roster.len()),
+        _ => brief(&event.detail),
+    }
 }
 
 impl Tabular for EventRow {
@@ -145,7 +163,7 @@ impl Tabular for EventRow {
             self.pod_id.clone(),
             self.by_pod.clone(),
             self.incarnation.to_string(),
-            brief(&self.detail),
+            detail(self),
         ]
     }
 }

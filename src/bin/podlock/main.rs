@@ -13,6 +13,7 @@ mod output;
 mod pod;
 mod pods;
 mod probe;
+mod prune;
 mod runs;
 mod signals;
 
@@ -41,7 +42,7 @@ enum Verb {
     /// Look at the pods of the roster
     #[command(subcommand)]
     Pods(pods::Verb),
-    /// Look at runs, or cancel one
+    /// Look at runs, cancel one, or start one again
     #[command(subcommand)]
     Runs(runs::Verb),
     /// The log of the pods' lives
@@ -50,6 +51,8 @@ enum Verb {
     Drain(drain::Args),
     /// Put a pod out that runs and gets nowhere: its runs go on elsewhere
     Evict(evict::Args),
+    /// Delete what has ended and is old, as pods do by themselves where their settings say so
+    Prune(prune::Args),
     /// Bring podlock's tables up to date, or see how they stand
     #[command(subcommand)]
     Migrate(migrate::Verb),
@@ -92,6 +95,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
         Verb::Evict(args) => evict::run(global, args).await,
+        Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
         Verb::Probe(args) => probe::run(args).await,

@@ -1,4 +1,4 @@
-//! `podlock runs`: look at runs, or cancel one.
+//! `podlock runs`: look at runs, cancel one, or start one again.
 
 use podlock::operator::{AttemptRow, RunDetail, RunFilter, RunRow};
 use podlock::{Cancelled, RunId};
@@ -20,6 +20,13 @@ pub(crate) enum Verb {
     /// All about one run: input, checkpoint, output, attempts
     Describe {
         /// The run's id
+        run: RunId,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Start a new run with the kind, key and input of one that has ended
+    Restart {
+        /// The ended run's id
         run: RunId,
         #[command(flatten)]
         output: OutputArgs,
@@ -80,6 +87,14 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::Describe { run, output } => {
             let detail = global.operator().await?.run(run).await?.ok_or_else(|| no_such(run))?;
             Ok(output::object(output.format, &detail, describe)?)
+        }
+        Verb::Restart { run, output } => {
+            let new = global.operator().await?.restart(run).await?;
+            let answer = json!({ "run_id": new, "restart_of": run });
+            Ok(output::object(output.format, &answer, |out, _| {
+                use std::io::Write as _;
+                writeln!(out, "run {new} is started with what run {run} was started with")
+            })?)
         }
         Verb::Cancel { run, output } => {
             let state = match global.operator().await?.cancel(run).await? {
@@ -157,10 +172,24 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
             ("checkpoint", or_dash(run.checkpoint.as_ref())),
             ("result", or_dash(run.output.result.as_ref())),
             ("error", or_dash(run.output.error.as_ref())),
+            ("exit_code", or_dash(run.output.exit_code)),
+            ("stdout", stream(&run.output.stdout)),
+            ("stderr", stream(&run.output.stderr)),
+            ("parse_error", or_dash(run.output.parse_error.as_ref())),
         ],
     )?;
     writeln!(out, "\nAttempts:")?;
     output::table_of::<AttemptRow>(out, &run.attempts)
+}
+
+/// A stream may be long: `-o json` shows all of it.
+fn stream(text: &str) -> String {
+    const MOST: usize = 1000;
+    match text.char_indices().nth(MOST) {
+        _ if text.is_empty() => "-".to_owned(),
+        Some((end, _)) => format!("{}… ({} bytes in all; -o json shows them)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 impl Tabular for RunRow {

@@ -33,7 +33,7 @@ impl Act {
         self.end(Ok(Outcome::Yield));
     }
 
-    fn end(self, how: Result<Outcome, HandlerError>) {
+    pub(super) fn end(self, how: Result<Outcome, HandlerError>) {
         // An aborted handler does not listen any more.
         let _ = self.end.send(how);
     }

@@ -1,0 +1,57 @@
+//! `podlock prune`: delete what has ended and is old.
+
+use std::time::Duration;
+
+use podlock::operator::Retention;
+
+use crate::failure::Failure;
+use crate::global::Global;
+use crate::output::{self, OutputArgs};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Durations are written 30d or 12h, and are at least 1h. What is not named is kept.")]
+pub(crate) struct Args {
+    /// Runs that succeeded or were cancelled longer ago than this, with their attempts
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    runs_older_than: Option<Duration>,
+    /// Runs that failed or were quarantined longer ago than this, with their attempts
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    failed_older_than: Option<Duration>,
+    /// Events and ended incarnations older than this; a snapshot of the roster stays in place of the events
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    events_older_than: Option<Duration>,
+    /// Delete nothing: say how much would be deleted
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
+    let mut keep = Retention::new();
+    if let Some(time) = args.runs_older_than {
+        keep = keep.runs(time);
+    }
+    if let Some(time) = args.failed_older_than {
+        keep = keep.failed_runs(time);
+    }
+    if let Some(time) = args.events_older_than {
+        keep = keep.events(time);
+    }
+    if keep == Retention::new() {
+        let what = "nothing is named: give --runs-older-than, --failed-older-than or --events-older-than";
+        return Err(Failure::Usage(what.to_owned()));
+    }
+    let operator = global.operator().await?;
+    let pruned = if args.dry_run { operator.prunable(&keep).await? } else { operator.prune(&keep).await? };
+    Ok(output::object(args.output.format, &pruned, |out, pruned| {
+        output::facts(
+            out,
+            &[
+                ("runs", pruned.runs.to_string()),
+                ("events", pruned.events.to_string()),
+                ("sessions", pruned.sessions.to_string()),
+            ],
+        )
+    })?)
+}

@@ -1,0 +1,3 @@
+//! What is known of the past, and for how long it is kept.
+
+pub(crate) mod retention;

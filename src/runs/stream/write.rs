@@ -1,0 +1,185 @@
+//! What a handler says: the calls of [`Run`] on its stream.
+
+use serde_json::Value;
+
+use super::{Going, Place, check_chunk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::postgres::streams::{self, Continued};
+use crate::runs::Run;
+use crate::runs::run::{Writes, done};
+
+impl Run {
+    /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
+    /// generation; the first is 0.
+    ///
+    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
+    /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
+    /// until all chunks before them are stored. Where more than 256 KiB or 4,096 chunks of a run wait, the call does too.
+    ///
+    /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
+    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it was
+    /// known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than [`CHUNK_LIMIT`](crate::CHUNK_LIMIT)
+    /// bytes or a NUL. What the server said of an earlier chunk that it refused: there is a gap then, and the
+    /// stream takes nothing more until it is restarted or continued from before the gap.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has not appended the chunk.
+    pub async fn append(&self, chunk: impl Into<String>) -> Result<u64> {
+        let chunk = chunk.into();
+        check_chunk(&chunk)?;
+        let mut chunk = Some(chunk);
+        let mut writes = self.writes.lock().await;
+        self.open_stream(&mut writes).await?;
+        loop {
+            self.refuse_if_over("a chunk").map_err(|e| self.report(e))?;
+            self.stream.refusal()?;
+            if let Some((seq, enqueue)) = self.stream.push(&mut chunk, writes.number) {
+                self.shared.flusher.note_appended(&self.stream, enqueue);
+                return Ok(seq.unsigned_abs());
+            }
+            self.stream.has_room().await;
+        }
+    }
+
+    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and goes
+    /// on after it. Returns the chunk's number.
+    ///
+    /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::append`] and [`Run::checkpoint`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may or may not have done both; the stream goes on after it.
+    pub async fn append_with_checkpoint(&self, chunk: impl Into<String>, value: impl Into<Value>) -> Result<u64> {
+        let (chunk, value) = (chunk.into(), value.into());
+        check_chunk(&chunk)?;
+        let (what, db) = ("a chunk with a checkpoint", &self.shared.db);
+        let mut writes = self.writes.lock().await;
+        self.settle_stream(&mut writes, what).await?;
+        let at = self.open_stream(&mut writes).await?;
+        let place = (at.generation, at.next);
+        let (chunk, value) = (&chunk, &value);
+        let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
+        self.stream.set_going(Going::Unknown);
+        self.write(&mut writes, what, save, |_| None).await?;
+        self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
+        self.shared.flusher.note_changed(self.owner.run_id);
+        Ok(at.next.unsigned_abs())
+    }
+
+    /// Waits until all that was appended is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server said
+    /// of a chunk that it refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only waits.
+    pub async fn flush(&self) -> Result<()> {
+        let mut writes = self.writes.lock().await;
+        self.settle_stream(&mut writes, "chunks").await
+    }
+
+    /// Takes back all that the stream has, from this attempt or former ones, and begins a new generation of it, in one
+    /// transaction. Whoever is attached is told. Where the stream has nothing, nothing is taken back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::checkpoint`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may or may not have done it; the next append does it.
+    pub async fn restart_stream(&self) -> Result<()> {
+        let mut writes = self.writes.lock().await;
+        self.restart(&mut writes).await.map(drop)
+    }
+
+    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`. Whoever
+    /// is attached and has what is taken back is told.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the stream has fewer than `seq` chunks: it stays as it is. Others as
+    /// [`Run::checkpoint`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may or may not have done it. Call it again: the next append would restart the stream.
+    pub async fn continue_from(&self, seq: u64) -> Result<()> {
+        let mut writes = self.writes.lock().await;
+        self.stream.settled().await;
+        let before = self.stream.going();
+        if seq == 0 && before.place().is_some_and(|place| place.next == 0) {
+            return Ok(());
+        }
+        self.stream.set_going(Going::Unsaid);
+        let seq = i64::try_from(seq).unwrap_or(i64::MAX);
+        let Continued::Short(chunks) = self.go_on(&mut writes, Some(seq)).await? else { return Ok(()) };
+        self.stream.set_going(before);
+        let run_id = self.owner.run_id;
+        let why = format!("run {run_id}: its stream has {chunks} chunks, and cannot go on with number {seq}");
+        Err(Error::new(ErrorKind::InvalidInput, why)
+            .about_run(run_id)
+            .left("the stream is as it was")
+            .todo("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
+    }
+
+    /// Goes on with the stream at `seq`, or behind all that it has.
+    async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
+        let db = &self.shared.db;
+        let go_on = |number| streams::go_on(db, self.owner, number, seq);
+        let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
+        if let Continued::Yes(generation, next) = continued {
+            self.stream.set_going(Going::At(Place { generation, next }));
+            self.shared.flusher.note_changed(self.owner.run_id);
+        }
+        Ok(continued)
+    }
+
+    async fn restart(&self, writes: &mut Writes) -> Result<Place> {
+        let db = &self.shared.db;
+        self.stream.settled().await;
+        if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
+            return Ok(place);
+        }
+        self.stream.set_going(Going::Unsaid);
+        let restart = |number| streams::restart(db, self.owner, number);
+        let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
+        let place = Place { generation, next: 0 };
+        self.stream.set_going(Going::At(place));
+        self.shared.flusher.note_changed(self.owner.run_id);
+        Ok(place)
+    }
+
+    /// The stream's place; where nobody has said how it goes on, it is restarted.
+    async fn open_stream(&self, writes: &mut Writes) -> Result<Place> {
+        if self.stream.going() == Going::Unknown {
+            self.go_on(writes, None).await?;
+        }
+        match self.stream.going().place() {
+            Some(place) => Ok(place),
+            None => self.restart(writes).await,
+        }
+    }
+
+    /// Waits until the chunks before a write are stored: what it says rests on them.
+    pub(in crate::runs) async fn settle_stream(&self, writes: &mut Writes, what: &str) -> Result<()> {
+        self.stream.settled().await;
+        self.refuse_if_over(what).map_err(|e| self.report(e))?;
+        if self.stream.going() == Going::Unknown {
+            self.go_on(writes, None).await?;
+        }
+        self.stream.refusal()
+    }
+}
