@@ -5,6 +5,7 @@
 
 mod demo;
 mod harness;
+mod hold;
 mod http;
 mod pod;
 mod verbs;
