@@ -6,6 +6,7 @@
 mod demo;
 mod harness;
 mod hold;
+mod own_table;
 mod http;
 mod pod;
 mod verbs;

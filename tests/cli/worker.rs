@@ -1,33 +1,18 @@
 //! `examples/worker.rs`, run as its head says.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::process::Command;
 
-use crate::harness::{Db, Lines, SOON, TEST, clean, signal, wait_for, within};
+use crate::harness::{Db, Lines, SOON, TEST, clean, example, signal, wait_for, within};
 
 const FILES: usize = 4000;
 
-/// Has cargo build it, which takes no time where it is built: what is tested is never an old one.
-async fn worker() -> PathBuf {
-    let profile = Path::new(env!("CARGO_BIN_EXE_podlock")).parent().unwrap();
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--all-features", "--example", "worker"]);
-    build.arg("--target-dir").arg(profile.parent().unwrap());
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    let built = build.stdin(Stdio::null()).output().await.unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    profile.join("examples/worker")
-}
-
 #[test]
 fn the_example_hands_its_run_over_at_sigterm_and_the_next_one_completes_it() {
-    let program = within(10 * TEST, worker());
+    let program = within(10 * TEST, example("worker"));
     within(TEST, async {
         let db = Db::new().await;
         let directory = tempfile::tempdir().unwrap();
