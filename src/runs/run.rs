@@ -144,7 +144,7 @@ impl Run {
 
     /// Guards a transaction of the handler's own, on a connection to the same database: it can be committed only while the
     /// run is this attempt's, and nobody claims, checkpoints or ends the run before it has ended. Call it before the first
-    /// statement that the fence is to protect.
+    /// statement that the fence is to protect, and not behind a savepoint, to which it could be rolled back.
     ///
     /// Until the end of the transaction its `statement_timeout`, `idle_in_transaction_session_timeout` and `tcp_user_timeout`
     /// are half of the lease at most, so that a handler that froze does not keep its run from others. Keep it short, and do

@@ -147,7 +147,11 @@ fn the_command_finds_name_and_incarnation_and_its_status_is_passed_on() {
         let client = stage.db.client().await;
         let sql = "SELECT state, incarnation::text FROM studio_pods WHERE pod_id = $1";
         let row = client.query_one(sql, &[&name]).await.unwrap();
-        assert_eq!((name, row.get::<_, &str>(0), row.get::<_, &str>(1)), ("w", "draining", incarnation), "a clean stop");
+        assert_eq!(
+            (name, row.get::<_, &str>(0), row.get::<_, &str>(1)),
+            ("w", "draining", incarnation),
+            "a clean stop"
+        );
 
         assert_eq!(stage.done("w", &[], "true").await.code, 0);
         assert_eq!(stage.done("w", &[], "kill -KILL $$").await.code, 128 + 9);
@@ -383,10 +387,12 @@ fn l7_a_command_whose_podlock_is_frozen_is_dead_before_another_holds_the_name() 
     within(TEST, async {
         let stage = Stage::new().await;
         let _survivor = stage.db.pod("survivor", &[]).await;
-        let mut hold = stage.start("w", &["--grace", "60s"], "trap '' TERM; echo $$ > main.pid; while :; do sleep 0.05; done");
+        let mut hold =
+            stage.start("w", &["--grace", "60s"], "trap '' TERM; echo $$ > main.pid; while :; do sleep 0.05; done");
         let command = stage.pid("main").await;
         signal(hold.pid(), Signal::STOP);
-        let mut next = stage.start("w", &["--wait", "60s"], "kill -0 $(cat main.pid) 2>/dev/null && echo lives || echo dead");
+        let mut next =
+            stage.start("w", &["--wait", "60s"], "kill -0 $(cat main.pid) 2>/dev/null && echo lives || echo dead");
         next.said("dead").await;
         assert!(!lives(command));
         assert_eq!(next.ended().await, Some(0));
@@ -468,5 +474,90 @@ fn a_command_can_read_the_terminal_and_who_comes_after_it_can_too() {
         }
         drop(stdin);
         assert_eq!(hold.ended().await, Some(0));
+    });
+}
+
+#[test]
+fn a_stop_from_the_terminal_stops_both_and_both_go_on() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let state = |pid: u32| stat(pid).map(|(state, _)| state);
+        let program = env!("CARGO_BIN_EXE_podlock");
+        let inner = format!(
+            "exec {program} hold --lease 60s --name w -- sh -c 'echo $$ >main.pid; read x; read y; echo got-$y'"
+        );
+        let mut script = clean(Path::new("script"));
+        script.args(["-qec", &inner, "/dev/null"]).env("DATABASE_URL", &stage.db.url).env("SHELL", "/bin/sh");
+        script.stdin(Stdio::piped()).current_dir(stage.files.path());
+        let mut hold = Hold::of(script);
+        let mut stdin = hold.child.stdin.take().unwrap();
+        let command = stage.pid("main").await;
+        let podlock = stat(stat(command).unwrap().1).unwrap().1;
+        stdin.write_all(b"one\n").await.unwrap();
+        let group = || std::fs::read_to_string(format!("/proc/{command}/stat")).unwrap();
+        wait_for("the command has the terminal", || async {
+            let stat = group();
+            let words: Vec<_> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+            // Its own group, and its terminal's foreground.
+            if words[2] == words[5] { Ok(()) } else { Err(stat) }
+        })
+        .await;
+        stdin.write_all(b"\x1a").await.unwrap();
+        // And with podlock who waits for it, as a shell would; who goes on, and has podlock go on, at the user's word.
+        wait_for("all are stopped", || async {
+            let seen = [command, podlock, hold.pid()].map(state);
+            if seen == [Some('T'); 3] { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+        signal(hold.pid(), Signal::CONT);
+        wait_for("both go on", || async {
+            let seen = (state(command), state(podlock));
+            if seen.0 != Some('T') && seen.1 != Some('T') { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+        stdin.write_all(b"two\n").await.unwrap();
+        hold.out.find("got-two", |line| line.trim_end().ends_with("got-two").then_some(())).await;
+        drop(stdin);
+        assert_eq!(hold.ended().await, Some(0));
+    });
+}
+
+/// The worker of docs/hold.md, word for word.
+#[test]
+fn the_pages_worker_completes_what_a_killed_one_had_taken() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hold.md")).unwrap();
+        let block = |begins: &str| page.split_once(begins).unwrap().1.split_once("```").unwrap().0.to_owned();
+        let client = stage.db.client().await;
+        client.batch_execute(&block("```sql\n")).await.unwrap();
+        client.batch_execute("INSERT INTO jobs (input) SELECT 'job ' || n FROM generate_series(1, 6) n").await.unwrap();
+        // Who finished what: each job once.
+        let log = "CREATE TABLE written (id bigint PRIMARY KEY, owner uuid);
+                   CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS
+                       'BEGIN INSERT INTO written VALUES (new.id, new.owner); RETURN NULL; END';
+                   CREATE TRIGGER log AFTER UPDATE ON jobs FOR EACH ROW WHEN (new.done) EXECUTE FUNCTION log()";
+        client.batch_execute(log).await.unwrap();
+        let worker = format!("# worker.sh{}", block("```sh\n# worker.sh"));
+        let survivor = stage.start("survivor", &[], &worker);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut victim = stage.start("victim", &[], &worker);
+        let taken = wait_for("the victim has taken a job", || async {
+            let sql = "SELECT j.id FROM jobs j JOIN studio_pods p ON p.incarnation = j.owner AND p.pod_id = 'victim' WHERE NOT done";
+            client.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, i64>(0)).ok_or_else(|| "none".to_owned())
+        })
+        .await;
+        signal(victim.pid(), Signal::KILL);
+        victim.ended().await;
+        wait_for("all jobs are done", || async {
+            let rows = client.query("SELECT id FROM jobs WHERE NOT done", &[]).await.unwrap();
+            if rows.is_empty() { Ok(()) } else { Err(format!("{} left; {:#?}", rows.len(), survivor.log.all())) }
+        })
+        .await;
+        let sql = "SELECT pod_id FROM written JOIN studio_pods ON incarnation = owner WHERE id = $1";
+        assert_eq!(client.query_one(sql, &[&taken]).await.unwrap().get::<_, &str>(0), "survivor");
+        let wrong = client.query("SELECT 1 FROM jobs WHERE output IS DISTINCT FROM upper(input)", &[]).await.unwrap();
+        assert!(wrong.is_empty());
+        signal(survivor.pid(), Signal::TERM);
     });
 }

@@ -6,8 +6,8 @@
 mod demo;
 mod harness;
 mod hold;
-mod own_table;
 mod http;
+mod own_table;
 mod pod;
 mod verbs;
 mod worker;

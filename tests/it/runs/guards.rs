@@ -400,7 +400,11 @@ async fn guards_claims_checkpoints_and_ends_never_deadlock() {
                    (PARTITION BY run ORDER BY n ROWS UNBOUNDED PRECEDING) AS newest FROM answers) AS a";
         let row = db.client.query_one(sql, &[]).await.unwrap();
         let written = i64::try_from(before.len() * 3).unwrap();
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (written, 0), "no older attempt wrote after a newer one");
+        assert_eq!(
+            (row.get::<_, i64>(0), row.get::<_, i64>(1)),
+            (written, 0),
+            "no older attempt wrote after a newer one"
+        );
         let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
         assert_eq!(db.client.scalar::<i64>(deadlocks, &[]).await, 0);
     })
@@ -421,7 +425,8 @@ async fn the_statements_of_the_page_do_what_it_says() {
             psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-d", &db.url]);
             let variables = [format!("run={run}"), format!("incarnation={own}"), format!("fence={fence}")];
             psql.args(variables.iter().flat_map(|v| ["-v", v.as_str()])).args(["-f", "-"]);
-            let mut psql = psql.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+            let mut psql =
+                psql.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
             let mut stdin = psql.stdin.take().unwrap();
             tokio::io::AsyncWriteExt::write_all(&mut stdin, script.as_bytes()).await.unwrap();
             drop(stdin);
