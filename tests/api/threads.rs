@@ -84,11 +84,13 @@ fn every_public_future_is_send(
     is_send(Pod::submit_in_txn(pod, txn, new()));
     is_send(Pod::cancel(pod, run_id));
     is_send(Pod::drain_requested(pod));
+    is_send(Pod::over(pod, pod.incarnation()));
     is_send(Pod::closed(pod));
     can_be_spawned(Pod::status_changes(pod));
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
     is_send(Run::stopped(run));
     is_send(Run::checkpoint(run, 1));
+    is_send(Run::guard(run, txn));
     is_send(Operator::connect(config));
     is_send(Operator::pods(operator, PodFilter::new()));
     is_send(Operator::pod(operator, "name"));
