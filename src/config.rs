@@ -434,7 +434,9 @@ fn is_ours(name: &str) -> bool {
 
 /// Variables of the command, and those that Kubernetes makes for a service that is called podlock.
 fn is_known_other(name: &str) -> bool {
-    matches!(name, "PODLOCK_LOG" | "PODLOCK_PG_BIN") || name.contains("_SERVICE_") || name.contains("_PORT")
+    matches!(name, "PODLOCK_LOG" | "PODLOCK_PG_BIN" | "PODLOCK_POD" | "PODLOCK_INCARNATION")
+        || name.contains("_SERVICE_")
+        || name.contains("_PORT")
 }
 
 /// Makes the list of fields and the function that copies one of them, so that neither can miss one.

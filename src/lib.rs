@@ -29,7 +29,11 @@ pub mod migrate {
 #[doc = include_str!("../docs/handlers.md")]
 pub mod handlers {}
 
-/// The driver whose transactions [`Pod::start_in_txn`] joins.
+#[cfg(doc)]
+#[doc = include_str!("../docs/guards.md")]
+pub mod guards {}
+
+/// The driver whose transactions [`Pod::start_in_txn`] and [`Run::guard`] join.
 pub use tokio_postgres;
 
 pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase};

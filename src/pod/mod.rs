@@ -158,6 +158,25 @@ impl Pod {
         self.shared.status_changes()
     }
 
+    /// How long ago the last ping that the server answered was sent. Once that is a lease, the server may free the pod's
+    /// lock: what this pod does in its own name beside its runs must have stopped by then. Touches no database.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.shared.silent_for()
+    }
+
+    /// Resolves when `incarnation` is over for this pod: it was silent for `self_fence` (L7), was put out or buried, is
+    /// registered anew, or has ended. A connection that is lost and back in time is none of these.
+    ///
+    /// For what a pod does in its own name beside its runs, which are told by themselves.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn over(&self, incarnation: Incarnation) {
+        self.shared.over(incarnation).await;
+    }
+
     /// The settings that the pod runs with.
     #[must_use]
     pub fn settings(&self) -> &Settings {

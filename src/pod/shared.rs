@@ -205,7 +205,22 @@ impl Shared {
 
     /// Gives `incarnation` up for good. True if this call did it. What begins under it later is told to stop as well.
     pub(crate) fn set_given_up(&self, incarnation: Incarnation) -> bool {
-        self.given_up_slot().replace(incarnation) != Some(incarnation)
+        let first = self.given_up_slot().replace(incarnation) != Some(incarnation);
+        // Wakes whoever waits for it.
+        self.standing.send_modify(|_| {});
+        first
+    }
+
+    /// Resolves when `incarnation` is given up, or is not this pod's any more.
+    pub(crate) async fn over(&self, incarnation: Incarnation) {
+        let over = |s: &Standing| s.stopped || s.incarnation != incarnation || self.has_given_up(incarnation);
+        // The sender lives as long as `self`.
+        let _ = self.standing.subscribe().wait_for(over).await;
+    }
+
+    /// For how long no ping was answered, counted from the sending of the last one that was.
+    pub(crate) fn silent_for(&self) -> Duration {
+        clock::now().saturating_sub(self.answered())
     }
 
     pub(crate) fn has_given_up(&self, incarnation: Incarnation) -> bool {

@@ -134,6 +134,7 @@ pub(crate) const RULES: &[Rule] = rules![
     (data_exception = "22", InvalidInput, "correct the value"),
     (transaction_rollback = "40", Database, "call again: the server undid the statement for the sake of another"),
     (insufficient_resources = "53", Database, "give the server memory or disk; then the same call succeeds"),
+    (studio_fence_check = "PL", Fenced, "stop working on the run"),
     (any_other = "", Database, "read the server's message and its log"),
 ];
 

@@ -10,6 +10,7 @@ pub(crate) mod burials;
 pub(crate) mod conninfo;
 pub(crate) mod dial;
 pub(crate) mod errors;
+pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod migrate;

@@ -1,6 +1,7 @@
 //! Runs: what a service does, so that it survives the pod that does it.
 
 pub(crate) mod execute;
+mod guard;
 pub(crate) mod recover;
 pub(crate) mod registry;
 pub(crate) mod run;

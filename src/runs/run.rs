@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::guard;
 use super::registry::StopSignal;
 use super::stream::Stream;
 use super::{Outcome, StopReason};
@@ -199,6 +200,31 @@ impl Run {
     /// A dropped call may or may not have ended the run. What the handler returns then ends it, unless that call did.
     pub async fn finish(&self, output: impl Into<Output>) -> Result<Outcome> {
         self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
+    }
+
+    /// Guards a transaction of the handler's own, on a connection to the same database: it can be committed only while the
+    /// run is this attempt's, and nobody claims, checkpoints or ends the run before it has ended. Call it before the first
+    /// statement that the fence is to protect, and not behind a savepoint, to which it could be rolled back.
+    ///
+    /// Until the end of the transaction its `statement_timeout`, `idle_in_transaction_session_timeout` and `tcp_user_timeout`
+    /// are half of the lease at most, so that a handler that froze does not keep its run from others. Keep it short, and do
+    /// not await [`Run::checkpoint`] inside of it: that waits for the transaction, and the transaction for it, until the
+    /// server ends it for being idle. Under `REPEATABLE READ` and `SERIALIZABLE` a run that was written to since
+    /// the transaction's first statement fails with SQLSTATE 40001: begin the transaction again.
+    /// [With an example](crate::guards).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Others as the server's. After any
+    /// error the transaction cannot be committed any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// After a dropped call, roll the transaction back.
+    pub async fn guard(&self, txn: &tokio_postgres::Transaction<'_>) -> Result<()> {
+        let over = self.refuse_if_over("a guard").err();
+        let taken = guard::take(&self.shared, self.owner, &self.stop, over, txn).await;
+        taken.map_err(|e| if e.is_fenced() { self.report(e) } else { e })
     }
 
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {

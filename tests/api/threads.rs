@@ -15,6 +15,7 @@ fn can_be_spawned<T: Send + 'static>(_: T) {}
 
 #[test]
 fn every_public_type_is_send_and_sync() {
+    crosses::<podlock::Attached>();
     crosses::<podlock::Cancelled>();
     crosses::<Config>();
     crosses::<podlock::Error>();
@@ -41,6 +42,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::ShutdownReport>();
     crosses::<podlock::Started>();
     crosses::<podlock::StopReason>();
+    crosses::<podlock::StreamEvent>();
+    crosses::<podlock::StreamPosition>();
     crosses::<podlock::WorstCase>();
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();
@@ -77,7 +80,7 @@ fn every_public_future_is_send(
     txn: &tokio_postgres::Transaction<'_>,
     run: &Run,
     operator: &Operator,
-    (follow, notices): (&mut Follow, &mut Notices),
+    (follow, notices, attached): (&mut Follow, &mut Notices, &mut podlock::Attached),
     (config, run_id, keep): (&Config, RunId, &podlock::operator::Retention),
 ) {
     let new = || NewRun::new("kind");
@@ -88,12 +91,22 @@ fn every_public_future_is_send(
     is_send(Pod::submit_in_txn(pod, txn, new()));
     is_send(Pod::cancel(pod, run_id));
     is_send(Pod::drain_requested(pod));
+    is_send(Pod::over(pod, pod.incarnation()));
     is_send(Pod::closed(pod));
     can_be_spawned(Pod::status_changes(pod));
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
     is_send(Run::stopped(run));
     is_send(Run::checkpoint(run, 1));
+    is_send(Run::append(run, ""));
+    is_send(Run::append_with_checkpoint(run, "", 1));
+    is_send(Run::flush(run));
+    is_send(Run::restart_stream(run));
+    is_send(Run::continue_from(run, 0));
+    is_send(Pod::attach(pod, run_id));
+    is_send(Pod::attach_after(pod, run_id, podlock::StreamPosition::START));
+    is_send(podlock::Attached::next(attached));
     is_send(Run::finish(run, podlock::Output::text("")));
+    is_send(Run::guard(run, txn));
     is_send(Operator::connect(config));
     is_send(Operator::pods(operator, PodFilter::new()));
     is_send(Operator::pod(operator, "name"));

@@ -6,7 +6,9 @@
 mod chat;
 mod demo;
 mod harness;
+mod hold;
 mod http;
+mod own_table;
 mod pod;
 mod retention;
 mod streams;

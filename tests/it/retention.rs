@@ -135,7 +135,7 @@ async fn the_pods_role_can_delete_nothing_that_runs_or_is_young() {
         let young = "SELECT studio_prune_events('1 hour', (SELECT min(idx) FROM studio_pod_events), \
                      (SELECT max(idx) FROM studio_pod_events), '{}', 'x', gen_random_uuid())";
         assert_eq!(as_pod.scalar::<Option<i32>>(young, &[]).await, None, "too young");
-        let gone: i32 = as_pod.scalar(&format!("SELECT studio_prune_runs({all}, '1 hour', 9)"), &[]).await;
+        let gone: i32 = as_pod.scalar(&format!("SELECT gone FROM studio_prune_runs({all}, '1 hour', 9)"), &[]).await;
         assert_eq!(gone, 1, "the failed one");
         assert_eq!(states(&db.client).await, json!({"running": 1, "succeeded": 1}));
         assert_eq!(db.client.run(run).await.state, "running");
@@ -159,7 +159,8 @@ async fn the_pods_role_can_delete_nothing_that_runs_or_is_young() {
         as_pod.batch_execute(trap).await.unwrap();
         as_pod.batch_execute("SET search_path = pg_temp, public").await.unwrap();
         ended(&db.client, "failed", 1, 2.0).await;
-        let gone: i32 = as_pod.scalar(&format!("SELECT public.studio_prune_runs({all}, '1 hour', 9)"), &[]).await;
+        let gone: i32 =
+            as_pod.scalar(&format!("SELECT gone FROM public.studio_prune_runs({all}, '1 hour', 9)"), &[]).await;
         assert_eq!(gone, 1, "the real one");
         a.shutdown(SOON).await.unwrap();
     })
@@ -384,7 +385,7 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
         // Again and again: the pods prune as well, and who comes second goes without.
         eventually(SOON, "the test prunes", || async {
             ended(&db.client, "succeeded", 3, 2.0).await;
-            let sql = "SELECT studio_prune_runs(ARRAY['succeeded'], '1 day', 9)";
+            let sql = "SELECT gone FROM studio_prune_runs(ARRAY['succeeded'], '1 day', 9)";
             match hung.query_one(sql, &[]).await.expect("pruned").get::<_, Option<i32>>(0) {
                 Some(n) if n > 0 => Ok(()),
                 other => Err(format!("{other:?}")),

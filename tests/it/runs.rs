@@ -6,6 +6,7 @@ mod claims;
 mod drain;
 mod endings;
 mod fences;
+mod guards;
 mod lost_replies;
 mod orphans;
 mod outputs;

@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Io(io::Error),
     /// Anything else, in words.
     Failed(String),
+    /// What `podlock hold` ends with: a held command's exit code, or what it says about itself. All was said.
+    Command(u8),
 }
 
 impl Failure {
@@ -26,6 +28,7 @@ impl Failure {
             Self::Podlock(error) => (with_sources(error), 1),
             Self::Io(error) => (error.to_string(), 1),
             Self::Failed(text) => (text.clone(), 1),
+            Self::Command(code) => return ExitCode::from(*code),
         };
         note(&text);
         ExitCode::from(code)

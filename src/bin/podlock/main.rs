@@ -1,6 +1,6 @@
 //! The `podlock` command: what operators ask, the reference pod, the demo. One file a verb.
 //!
-//! Exit codes: 0 fine, 1 failed, 2 bad usage. Results go to stdout, everything else to stderr.
+//! Exit codes: 0 fine, 1 failed, 2 bad usage; `hold` has its own. Results go to stdout, everything else to stderr.
 
 mod demo;
 mod drain;
@@ -8,6 +8,7 @@ mod events;
 mod evict;
 mod failure;
 mod global;
+mod hold;
 mod migrate;
 mod output;
 mod pod;
@@ -29,7 +30,7 @@ use crate::global::Global;
 /// When a pod dies, its peers know within milliseconds and resume its runs, each under a fence.
 #[derive(Debug, Parser)]
 #[command(name = "podlock", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 fine, 1 failed, 2 bad usage.")]
+#[command(after_help = "Exit codes: 0 fine, 1 failed, 2 bad usage; those of `hold` are its own.")]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -58,6 +59,12 @@ enum Verb {
     Migrate(migrate::Verb),
     /// Run the reference pod, which links the library as any service would
     Pod(Box<pod::Args>),
+    /// Hold a pod's lock while a command runs that need not know of podlock
+    Hold(Box<hold::Args>),
+    #[command(hide = true)]
+    HoldSupervisor(hold::SupervisorArgs),
+    #[command(hide = true)]
+    HoldExec(hold::ExecArgs),
     /// Ask a pod over HTTP how it is, as a container's health check does
     Probe(probe::Args),
     /// See a pod killed and its work go on elsewhere, with a PostgreSQL of its own
@@ -73,6 +80,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    // Parts of `hold` that must have one thread.
+    match &cli.verb {
+        Verb::HoldSupervisor(args) => return hold::supervise(args),
+        Verb::HoldExec(args) => return hold::exec(args),
+        _ => {}
+    }
     let outcome = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(cli));
@@ -98,6 +111,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Hold(args) => hold::run(global, *args).await,
+        // They have returned before there was a runtime.
+        Verb::HoldSupervisor(_) | Verb::HoldExec(_) => Ok(()),
         Verb::Probe(args) => probe::run(args).await,
         Verb::Demo(args) => demo::run(global, args).await,
     }

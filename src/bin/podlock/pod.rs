@@ -6,7 +6,7 @@
 
 mod boot;
 mod kind;
-mod logs;
+pub(crate) mod logs;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    args.logs.start()?;
+    args.logs.start("info")?;
     if args.exit_with_stdin {
         boot::exit_with_stdin()?;
     }
@@ -167,7 +167,7 @@ pub(crate) fn lease(text: &str) -> Result<Duration, String> {
     Ok(lease)
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a label is written key=value".to_owned()),

@@ -21,16 +21,19 @@ pub(crate) enum LogFormat {
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct LogArgs {
-    /// How to write the log, which goes to stderr. What is logged: PODLOCK_LOG, else RUST_LOG, else `info`
+    /// How to write the log, which goes to stderr. What is logged: PODLOCK_LOG, else RUST_LOG, else what
+    /// the verb finds worth it
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
 
 impl LogArgs {
-    /// Starts logging for the whole process.
-    pub(crate) fn start(self) -> Result<(), Failure> {
-        let logs =
-            tracing_subscriber::fmt().with_env_filter(filter()?).with_writer(io::stderr).log_internal_errors(false);
+    /// Starts logging for the whole process: `level` and above, where the environment says nothing.
+    pub(crate) fn start(self, level: &str) -> Result<(), Failure> {
+        let logs = tracing_subscriber::fmt()
+            .with_env_filter(filter(level)?)
+            .with_writer(io::stderr)
+            .log_internal_errors(false);
         let started = match self.log_format {
             LogFormat::Text => logs.try_init(),
             LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
@@ -39,11 +42,11 @@ impl LogArgs {
     }
 }
 
-fn filter() -> Result<EnvFilter, Failure> {
+fn filter(level: &str) -> Result<EnvFilter, Failure> {
     for name in FILTERS {
         if let Some(words) = std::env::var(name).ok().filter(|words| !words.is_empty()) {
             return EnvFilter::try_new(&words).map_err(|e| Failure::Usage(format!("{name}={words:?}: {e}")));
         }
     }
-    Ok(EnvFilter::new("info"))
+    Ok(EnvFilter::new(level))
 }

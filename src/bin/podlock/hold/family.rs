@@ -1,0 +1,88 @@
+//! What a held command has brought forth, found and killed.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait};
+
+/// How long between two looks at who is left.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// From here on, whoever is left behind by a descendant's death becomes a child of this process.
+pub(super) fn adopt_orphans() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// A child that ended or stopped since the last call; `None` where none did. False: there are no children any more.
+pub(super) fn reap(also: WaitOptions) -> io::Result<Result<Option<(Pid, WaitStatus)>, NoChildren>> {
+    loop {
+        match wait(WaitOptions::NOHANG | also) {
+            Ok(ended) => return Ok(Ok(ended)),
+            Err(Errno::CHILD) => return Ok(Err(NoChildren)),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// There is nobody to wait for.
+#[derive(Debug)]
+pub(super) struct NoChildren;
+
+/// Kills every descendant, and returns when none is left.
+///
+/// Only children are killed: nobody else can reap them, so that their numbers cannot have become others'. A grandchild
+/// becomes a child when its parent is dead, wherever it went. A process that the kernel does not let go is waited for.
+pub(super) fn kill_all(mut ended: impl FnMut(Pid, WaitStatus)) -> io::Result<()> {
+    loop {
+        loop {
+            match reap(WaitOptions::empty())? {
+                Ok(Some((pid, status))) => ended(pid, status),
+                Ok(None) => break,
+                Err(NoChildren) => return Ok(()),
+            }
+        }
+        for child in children()? {
+            // One that has ended meanwhile is still there to be reaped.
+            let _ = kill_process(child, Signal::KILL);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The processes whose parent is this one.
+pub(super) fn children() -> io::Result<Vec<Pid>> {
+    let own = getpid().as_raw_nonzero().get();
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        // One that ends between these lines was nobody's child that is left.
+        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue };
+        if parent(&stat) == Some(own) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
+}
+
+/// The parent in the text of `/proc/PID/stat`: `PID (NAME) STATE PARENT …`, where the name may contain anything.
+fn parent(stat: &[u8]) -> Option<i32> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_follows_the_last_parenthesis() {
+        assert_eq!(parent(b"12 (sh) S 7 12 12"), Some(7));
+        assert_eq!(parent(b"12 (a) S 1 (b\xff) R 8 12"), Some(8));
+        assert_eq!(parent(b"12 (sh"), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! A run's guard on a transaction of its handler's own.
+
+use std::sync::atomic::Ordering;
+
+use tokio_postgres::Transaction;
+
+use super::StopReason;
+use super::registry::StopSignal;
+use crate::error::{Error, Result};
+use crate::pod::shared::Shared;
+use crate::postgres::guards;
+use crate::postgres::runs::{self, Owner};
+
+/// `over`: why the run must write nothing any more, if that is known already.
+pub(super) async fn take(
+    shared: &Shared,
+    owner: Owner,
+    stop: &StopSignal,
+    over: Option<Error>,
+    txn: &Transaction<'_>,
+) -> Result<()> {
+    const ABORTED: &str = "nothing of the transaction can be committed";
+    let schema = shared.db.schema();
+    if let Some(error) = over {
+        guards::abort(txn, schema, owner);
+        return Err(error.left(ABORTED));
+    }
+    let error = match guards::check(txn, schema, owner, shared.settings.lease / 2).await {
+        Ok(()) => {
+            shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
+            return Ok(());
+        }
+        Err(e) => e.about_run(owner.run_id).left(ABORTED),
+    };
+    if !error.is_fenced() {
+        return Err(error);
+    }
+    // In the same words as other writes. That it is fenced is certain, whatever can be read of it now.
+    let Ok(standing) = runs::standing(&shared.db, owner.run_id).await else {
+        stop.fire(StopReason::Fenced);
+        return Err(error);
+    };
+    let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+    stop.fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
+    let sqlstate = error.sqlstate().map(str::to_owned).unwrap_or_default();
+    let fenced = runs::fenced("a guard", owner, standing.as_ref()).left(ABORTED).with_sqlstate(&sqlstate);
+    Err(fenced.caused_by(error))
+}
