@@ -126,6 +126,22 @@ pub struct RunRow {
     pub created_at: Timestamp,
     /// When it ended; `None` while running.
     pub finished_at: Option<Timestamp>,
+    /// Of a quarantined run the owners that died with it, first to last.
+    pub died_with: Vec<OwnerRow>,
+}
+
+/// An owner that crashed under a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct OwnerRow {
+    /// The name that it bore.
+    pub pod_id: String,
+    /// Its identity.
+    pub incarnation: Incarnation,
+    /// `lost`, `stalled` or `replaced`.
+    pub reason: String,
+    /// When it was buried or replaced.
+    pub ended_at: Timestamp,
 }
 
 /// A run with what it was given, what it made, and who worked on it.
@@ -151,7 +167,7 @@ pub struct RunDetail {
 pub struct RunOutput {
     /// What a succeeded run returned.
     pub result: Option<Value>,
-    /// Why a failed one failed.
+    /// Why a failed one failed; of a quarantined one, which owners died with it.
     pub error: Option<String>,
 }
 
@@ -291,7 +307,27 @@ impl RunRow {
             crashes: get(row, "crashes")?,
             created_at: get(row, "created_at")?,
             finished_at: get(row, "finished_at")?,
+            died_with: OwnerRow::read_all(row)?,
         })
+    }
+}
+
+impl OwnerRow {
+    /// They come as parallel arrays in the run's own row.
+    fn read_all(row: &Row) -> Result<Vec<Self>> {
+        let pods: Vec<String> = get(row, "owner_pods")?;
+        let incarnations: Vec<Uuid> = get(row, "owner_incarnations")?;
+        let reasons: Vec<String> = get(row, "owner_reasons")?;
+        let ends: Vec<Timestamp> = get(row, "owner_ends")?;
+        let owners = pods.into_iter().zip(incarnations).zip(reasons).zip(ends);
+        Ok(owners
+            .map(|(((pod_id, incarnation), reason), ended_at)| Self {
+                pod_id,
+                incarnation: incarnation.into(),
+                reason,
+                ended_at,
+            })
+            .collect())
     }
 }
 

@@ -156,7 +156,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 12] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -168,6 +168,7 @@ const FUNCTIONS: [&str; 11] = [
     "studio_suspect(uuid, bigint, text, integer)",
     "studio_end_backends(uuid, bigint, text, text)",
     "studio_evict(text)",
+    "studio_release(uuid)",
 ];
 
 /// What a role may do on podlock's tables.

@@ -20,7 +20,7 @@ const POD: [&str; 11] = [
     "version",
     "labels",
 ];
-const RUN: [&str; 11] = [
+const RUN: [&str; 12] = [
     "run_id",
     "kind",
     "key",
@@ -32,6 +32,7 @@ const RUN: [&str; 11] = [
     "crashes",
     "created_at",
     "finished_at",
+    "died_with",
 ];
 const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
 const ATTEMPT: [&str; 7] = ["attempt", "pod_id", "incarnation", "fence", "began_at", "ended_at", "reason"];

@@ -41,7 +41,7 @@ enum Verb {
     /// Look at the pods of the roster
     #[command(subcommand)]
     Pods(pods::Verb),
-    /// Look at runs, or cancel one
+    /// Look at runs, cancel one, or give a quarantined one another chance
     #[command(subcommand)]
     Runs(runs::Verb),
     /// The log of the pods' lives
