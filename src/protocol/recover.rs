@@ -217,7 +217,7 @@ impl Planner<'_> {
         let (mut list, mut fresh): (Vec<_>, Vec<_>) = orphans.into_iter().partition(nobody_took);
         let begin = fleet.map_or(0, |fleet| fleet.begins_at(fresh.len()));
         fresh.rotate_left(begin);
-        let mut share = fleet.map_or(usize::MAX, Fleet::share);
+        let mut share = fleet.map_or(usize::MAX, |fleet| fleet.share_of(fresh.len()));
         let overdue = list.len();
         list.append(&mut fresh);
         let list: Vec<_> = list.into_iter().map(|row| (row, since(row), wait(row))).collect();

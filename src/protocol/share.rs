@@ -57,6 +57,14 @@ impl Fleet {
         me.up_to(low).min(self.orphans)
     }
 
+    /// How many this pod takes of a list of `len` orphans before it looks again: where there are more than those, only the
+    /// part from its own place to the next taker's.
+    #[must_use]
+    pub fn share_of(&self, len: usize) -> usize {
+        let takers = self.takers.iter().filter(|taker| taker.room() > 0).count();
+        if len < self.orphans { self.share().min(len.div_ceil(takers.max(1))) } else { self.share() }
+    }
+
     /// Where in a list of `len` orphans this pod begins to take them, going round: each taker with room at another place,
     /// so that those who see the same list are not in each other's way.
     #[must_use]
@@ -139,6 +147,11 @@ mod tests {
         let begins = |me| Fleet { orphans: 30, takers: takers.clone(), me }.begins_at(30);
         assert_eq!([begins(0), begins(2), begins(3)], [0, 10, 20]);
         assert!(begins(1) < 30, "one that is full takes nothing, wherever it begins");
+        let of_more = Fleet { orphans: 300, takers: takers.clone(), me: 2 };
+        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (9, 9), "it has room for nine");
+        let roomy = vec![Taker { running: 0, capacity: None }; 3];
+        let of_more = Fleet { orphans: 300, takers: roomy, me: 2 };
+        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (10, 100));
         assert_eq!(Fleet::default().begins_at(30), 0);
         assert_eq!(Fleet { takers, me: 9, orphans: 1 }.begins_at(30), 0);
     }

@@ -62,7 +62,7 @@ impl Load {
         let suspect_from = poison::suspect_from(shared.settings.max_crashes);
         let suspect_from = (!shared.registry.suspects().is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
-        let limit = room.saturating_mul(AHEAD).min(BATCH * AHEAD / 2) + 1;
+        let limit = room.saturating_mul(AHEAD).min(BATCH * AHEAD) + 1;
         let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
         Self { own, memory: Memory { running, pending, room, room_of, ..Memory::default() }, limit, held_back, wanted }
     }
@@ -164,14 +164,16 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         shared.registry.note_yielded(row.run_id, clock::now());
     }
     check(shared, own, &plan.check).await?;
-    let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).take(BATCH).collect();
-    let beyond = plan.adopt.len() + plan.claim.len() > BATCH;
-    let took = claim(shared, own, &rules, &wanted).await?;
+    let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
+    let mut took = Took::default();
+    for batch in wanted.chunks(BATCH) {
+        claim(shared, own, &rules, batch, &mut took).await?;
+    }
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
     let again = if may_be_old || !plan.cleared.is_empty() {
         Some(Duration::ZERO)
-    } else if (more || beyond || some_were_others) && !took.begun.is_empty() {
+    } else if (more || some_were_others) && !took.begun.is_empty() {
         Some(Duration::ZERO)
     } else if first_seen || some_were_others {
         Some(shared.settings.hold_probe_interval)
@@ -187,14 +189,21 @@ fn rules(shared: &Shared) -> Rules {
     Rules { max_crashes: settings.max_crashes, claim_delay: settings.claim_delay, share_wait: settings.longest_sweep() }
 }
 
-/// What came of a claim.
+/// What came of claims.
+#[derive(Default)]
 struct Took {
     begun: Vec<RunId>,
     quarantined: usize,
 }
 
 /// Claims, begins what was claimed, and says what was quarantined.
-async fn claim(shared: &Arc<Shared>, own: Incarnation, rules: &Rules, wanted: &[&Candidate]) -> Result<Took> {
+async fn claim(
+    shared: &Arc<Shared>,
+    own: Incarnation,
+    rules: &Rules,
+    wanted: &[&Candidate],
+    took: &mut Took,
+) -> Result<()> {
     let mut places: BTreeMap<RunId, Reservation<'_>> = BTreeMap::new();
     for candidate in wanted {
         if let Some(place) = shared.registry.reserve(candidate.run_id, &candidate.kind) {
@@ -210,17 +219,17 @@ async fn claim(shared: &Arc<Shared>, own: Incarnation, rules: &Rules, wanted: &[
             error = run.error, "a run that takes its owners down with it was quarantined"
         );
     }
-    let mut begun = Vec::with_capacity(claimed.len());
+    took.quarantined += quarantined.len();
     for run in claimed {
         let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
             continue;
         };
-        begun.push(run.run_id);
+        took.begun.push(run.run_id);
         let suspect = poison::judge(run.crashes, false, rules.max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };
         execute::begin(shared, handler, place, run, own);
     }
-    Ok(Took { begun, quarantined: quarantined.len() })
+    Ok(())
 }
 
 /// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.

@@ -58,6 +58,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::RunDetail>();
     crosses::<RunFilter>();
     crosses::<podlock::operator::RunOutput>();
+    crosses::<podlock::operator::OwnerRow>();
+    crosses::<podlock::operator::Released>();
     crosses::<podlock::operator::RunRow>();
     crosses::<podlock::operator::SessionRow>();
     crosses::<podlock::throwaway::Builder>();
@@ -95,6 +97,7 @@ fn every_public_future_is_send(
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::cancel(operator, run_id));
+    is_send(Operator::release(operator, run_id));
     is_send(Operator::events(operator, EventFilter::new()));
     is_send(Operator::follow(operator, EventFilter::new()));
     is_send(Operator::notices(operator));

@@ -46,8 +46,8 @@ async fn quarantines(client: &Client) -> i64 {
 async fn the_third_owner_that_crashes_in_a_row_has_the_run_quarantined_and_it_says_who_died_with_it() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        // It has no handler for the run, and hears of it all the same.
-        let witness = start(db.config("witness")).await;
+        // It has no handler for the run and buries nobody, and hears of it all the same.
+        let witness = start(db.config("witness").with(|c| c.settle = Some(LEASE * 100))).await;
         let mut heard = witness.events();
         let mut pod = stage.pod(db.config("poisoned")).await;
         let run_id = pod.start(act()).await.unwrap().run_id;
@@ -88,9 +88,12 @@ async fn the_third_owner_that_crashes_in_a_row_has_the_run_quarantined_and_it_sa
         };
         let event = tokio::time::timeout(SOON, event).await.expect("the others are told");
         assert_eq!(event, (run_id, "poisoned".to_owned()));
-        let logged = trace::events(&run_id.to_string());
-        let logged =
-            logged.iter().find(|e| e.get("event").is_some_and(|kind| kind == "quarantined")).expect("a log line");
+        let logged = eventually(SOON, "it is logged", || async {
+            let events = trace::events(&run_id.to_string());
+            let found = events.iter().find(|e| e.get("event").is_some_and(|kind| kind == "quarantined"));
+            found.cloned().ok_or_else(|| format!("{events:?}"))
+        })
+        .await;
         assert!(logged["level"] == "ERROR" && logged["error"] == error && logged["by"] == "poisoned", "{logged:?}");
 
         let listed = pod.operator().runs(RunFilter::new().state("quarantined")).await.unwrap();
