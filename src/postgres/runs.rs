@@ -267,7 +267,7 @@ pub(crate) async fn insert_in_txn(
 /// Whether a run is still as the claim expects it, and its owner is not in the roster.
 macro_rules! as_expected {
     () => {
-        "r.run_id = picked.run_id \
+        "r.run_id = w.run_id \
           AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
           AND (w.expected IS NOT DISTINCT FROM $4 \
                OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected))"
@@ -285,24 +285,25 @@ const CLAIM: &str = concat!(
     ", me AS MATERIALIZED ( \
        SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
      ), picked AS MATERIALIZED ( \
-       SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+       SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason \
+         FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
         WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
         ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
               fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
               crashes = r.crashes + CASE WHEN ",
-    crashed!("s", "$5"),
+    crashed!("w", "$5"),
     " THEN 1 ELSE 0 END \
-         FROM me CROSS JOIN above CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
-              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
+         FROM me CROSS JOIN above CROSS JOIN picked w \
         WHERE ",
     as_expected!(),
     " AND (r.crashes + 1 >= $7 AND ",
-    crashed!("s", "$5"),
+    crashed!("w", "$5"),
     ") IS NOT TRUE \
        RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.owner_pod, \
-                 r.owner_incarnation, w.expected, s.ended_at, s.reason \
+                 r.owner_incarnation, w.expected, w.ended_at, w.reason \
      ), quarantined AS ( \
        UPDATE @.studio_runs r SET state = 'quarantined', \
               finished_at = pg_catalog.clock_timestamp(), \
@@ -313,13 +314,12 @@ const CLAIM: &str = concat!(
                         ', ' ORDER BY o.attempt) FROM (",
     died_with!("$5", "r.crashes + 1"),
     ") o)) \
-         FROM me CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
-              JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
+         FROM me CROSS JOIN picked w \
         WHERE ",
     as_expected!(),
     " AND r.crashes + 1 >= $7 AND ",
-    crashed!("s", "$5"),
-    " RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, s.ended_at, s.reason, \
+    crashed!("w", "$5"),
+    " RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, w.ended_at, w.reason, \
                 (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('pod', o.pod_id, \
                           'incarnation', o.incarnation, 'reason', o.reason, 'at', o.ended_at) ORDER BY o.attempt) FROM (",
     died_with!("$5", "r.crashes"),
