@@ -51,9 +51,10 @@ pub(crate) struct Load {
 impl Load {
     /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
     pub(crate) fn new(shared: &Shared, own: Incarnation) -> Self {
-        let Snapshot { running, pending, room, room_of } = shared.registry.snapshot();
+        let Snapshot { running, pending, winding_down, room, room_of } = shared.registry.snapshot();
         // What winds down here, and what this pod gave back just now, is not for it to claim.
-        let mut passed_over: Vec<RunId> = running.keys().chain(&pending).copied().collect();
+        let mut passed_over = winding_down;
+        passed_over.extend(&pending);
         passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
         // Those that could not be taken anyway must not fill the list.
         let mut kinds = shared.kinds();

@@ -73,6 +73,8 @@ struct Entries {
 pub(crate) struct Snapshot {
     pub(crate) running: BTreeMap<RunId, Fence>,
     pub(crate) pending: BTreeSet<RunId>,
+    /// Those of the running ones that were told to stop.
+    pub(crate) winding_down: Vec<RunId>,
     pub(crate) room: usize,
     pub(crate) room_of: BTreeMap<Arc<str>, usize>,
 }
@@ -124,15 +126,19 @@ impl Registry {
         let entries = self.entries();
         let mut running = BTreeMap::new();
         let mut pending = BTreeSet::new();
+        let mut winding_down = Vec::new();
         for (run_id, entry) in &entries.runs {
             match entry {
-                Entry::Running { fence, .. } => _ = running.insert(*run_id, *fence),
+                Entry::Running { fence, stop, .. } => {
+                    running.insert(*run_id, *fence);
+                    winding_down.extend(stop.reason().map(|_| *run_id));
+                }
                 Entry::Pending => _ = pending.insert(*run_id),
             }
         }
         let left = |(kind, of): (&Arc<str>, &Limited)| (Arc::clone(kind), of.most.saturating_sub(of.taken));
         let room_of = entries.limited.iter().map(left).collect();
-        Snapshot { running, pending, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
+        Snapshot { running, pending, winding_down, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
     }
 
     /// The runs of this process that are suspects, as far as it knows.
