@@ -353,7 +353,7 @@ mod tests {
             ..Memory::default()
         };
         let ours = Candidate { owner: Some(own), fence: 9.into(), crashes: 2, crashed: false, ..rows[0].clone() };
-        let beside = plan(own, &has_one, &[&[ours.clone()], &rows[1..]].concat());
+        let beside = plan(own, &has_one, &[std::slice::from_ref(&ours), &rows[1..]].concat());
         assert_eq!(ids(&beside.claim), expected[1..]);
         // It may have been claimed after the load: then its row is not there, or not ours yet.
         assert_eq!(ids(&plan(own, &has_one, &rows[1..]).claim), expected[1..]);

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn orphans_are_poured_over_the_least_busy_pods_first() {
-        let cases: &[(usize, &[(usize, usize)], &[usize])] = &[
+        type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);
+        let cases: &[Case<'_>] = &[
             (1000, &[(0, 1000); 4], &[250; 4]),
             (1000, &[(0, 300); 4], &[250; 4]),
             (10, &[(0, 100); 3], &[4; 3]),

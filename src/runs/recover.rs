@@ -172,9 +172,8 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     }
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
-    let again = if may_be_old || !plan.cleared.is_empty() {
-        Some(Duration::ZERO)
-    } else if (more || some_were_others) && !took.begun.is_empty() {
+    let goes_on = (more || some_were_others) && !took.begun.is_empty();
+    let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
     } else if first_seen || some_were_others {
         Some(shared.settings.hold_probe_interval)
