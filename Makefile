@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-detect bench-stream test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-stream test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,10 @@ demo: cargo ## See it work on a private PostgreSQL server; ARGS="..." goes to th
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) build --features cli --bin podlock
 	@"$${CARGO_TARGET_DIR:-target}/debug/podlock" demo $(ARGS)
+
+bench-claim: cargo ## Measure how fast survivors claim what a dead pod leaves, beside bare SQL; ARGS="--orphans 10000"
+	@sh scripts/ensure-postgres.sh
+	$(CARGO) bench --features cli --bench claim -- $(ARGS)
 
 bench-detect: cargo ## Measure how fast deaths are noticed, beside a floor; ARGS="--kills 200 --idle 600"
 	@sh scripts/ensure-postgres.sh

@@ -10,6 +10,9 @@ mod document;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -158,6 +161,14 @@ pub struct Config {
     pub on_detach: OnDetach,
     /// The most runs that this pod runs at a time. Default 100.
     pub capacity: usize,
+    /// The most runs of a kind, where that is fewer. Environment: `PODLOCK_CAPACITY_OF=a=2,b=10`. What a pod has no room
+    /// for waits for another pod, or for room. Default: [`Config::capacity`] for each.
+    #[serde(deserialize_with = "numbers_from_map_or_text")]
+    pub capacity_of: BTreeMap<String, usize>,
+    /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is quarantined
+    /// instead of claimed. Lower keeps a run that brings its pods down from more of them; higher spares runs that make no
+    /// progress for long on pods that are killed often. Default 3; 0: never. Give all pods of a service the same.
+    pub max_crashes: u32,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,
     /// For how long runs are kept that have succeeded or were cancelled, with their attempts. 0, the default: for ever.
@@ -223,6 +234,8 @@ impl Default for Config {
             migrate: true,
             on_detach: OnDetach::Cancel,
             capacity: 100,
+            capacity_of: BTreeMap::new(),
+            max_crashes: 3,
             pool_size: 4,
             keep_runs: Duration::ZERO,
             keep_failed_runs: Duration::ZERO,
@@ -340,6 +353,13 @@ impl Config {
     #[must_use]
     pub fn capacity(mut self, runs: usize) -> Self {
         self.capacity = runs;
+        self
+    }
+
+    /// Adds one of [`Config::capacity_of`].
+    #[must_use]
+    pub fn capacity_of(mut self, kind: impl Into<String>, runs: usize) -> Self {
+        self.capacity_of.insert(kind.into(), runs);
         self
     }
 
@@ -490,6 +510,8 @@ fields!(
     migrate,
     on_detach,
     capacity,
+    capacity_of,
+    max_crashes,
     pool_size,
     keep_runs,
     keep_failed_runs,
@@ -503,35 +525,50 @@ fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, S
 where
     D: serde::Deserializer<'de>,
 {
-    struct Labels;
-    impl<'de> serde::de::Visitor<'de> for Labels {
-        type Value = BTreeMap<String, String>;
+    deserializer.deserialize_any(Pairs(PhantomData))
+}
 
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a map of labels, or text like a=b,c=d")
-        }
+fn numbers_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, usize>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    deserializer.deserialize_any(Pairs(PhantomData))
+}
 
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-            text.split(',')
-                .filter(|pair| !pair.trim().is_empty())
-                .map(|pair| match pair.split_once('=') {
-                    Some((key, value)) if !key.trim().is_empty() => {
-                        Ok((key.trim().to_owned(), value.trim().to_owned()))
-                    }
-                    _ => Err(E::custom(format!("{pair:?} is not key=value"))),
-                })
-                .collect()
-        }
+/// Pairs of text and a value: a map, or text.
+struct Pairs<T>(PhantomData<T>);
 
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut labels = BTreeMap::new();
-            while let Some((key, value)) = map.next_entry()? {
-                labels.insert(key, value);
-            }
-            Ok(labels)
-        }
+impl<'de, T> serde::de::Visitor<'de> for Pairs<T>
+where
+    T: Deserialize<'de> + FromStr,
+    T::Err: fmt::Display,
+{
+    type Value = BTreeMap<String, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map, or text like a=b,c=d")
     }
-    deserializer.deserialize_any(Labels)
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        text.split(',')
+            .filter(|pair| !pair.trim().is_empty())
+            .map(|pair| match pair.split_once('=') {
+                Some((key, value)) if !key.trim().is_empty() => {
+                    let value = value.trim().parse().map_err(|e| E::custom(format!("{pair:?}: {e}")))?;
+                    Ok((key.trim().to_owned(), value))
+                }
+                _ => Err(E::custom(format!("{pair:?} is not key=value"))),
+            })
+            .collect()
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry()? {
+            pairs.insert(key, value);
+        }
+        Ok(pairs)
+    }
 }
 
 #[cfg(test)]
@@ -552,6 +589,8 @@ mod tests {
             ("PODLOCK_SWEEP_INTERVAL", "1s"),
             ("PODLOCK_PUSH", "false"),
             ("PODLOCK_CAPACITY", "7"),
+            ("PODLOCK_CAPACITY_OF", "big=1, small=5"),
+            ("PODLOCK_MAX_CRASHES", "5"),
             ("PODLOCK_ON_DETACH", "continue"),
             ("PODLOCK_LABELS", "zone=a, tier=web"),
             ("PODLOCK_SERVICE_HOST", "10.0.0.1"),
@@ -563,7 +602,8 @@ mod tests {
         assert_eq!(config.lease, Duration::from_millis(2500));
         assert_eq!(config.sweep_interval, Some(Duration::from_secs(1)));
         assert!(!config.push && config.migrate);
-        assert_eq!(config.capacity, 7);
+        assert_eq!((config.capacity, config.max_crashes), (7, 5));
+        assert_eq!(config.capacity_of, BTreeMap::from([("big".to_owned(), 1), ("small".to_owned(), 5)]));
         assert_eq!(config.on_detach, OnDetach::Continue);
         assert_eq!(config.labels.len(), 2);
         assert_eq!(config.labels["tier"], "web");
@@ -576,6 +616,7 @@ mod tests {
             ("PODLOCK_CAPACITY", "-1"),
             ("PODLOCK_PUSH", "maybe"),
             ("PODLOCK_LABELS", "novalue"),
+            ("PODLOCK_CAPACITY_OF", "big=many"),
         ] {
             let error = Config::from_vars(vars(&[(name, value)])).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::Config);
@@ -585,10 +626,12 @@ mod tests {
 
     #[test]
     fn any_serde_source_will_do_and_an_unknown_field_is_refused() {
-        let config: Config =
-            serde_json::from_str(r#"{"database_url":"postgres://h/d","lease":"3s","labels":{"a":"b"}}"#)
-                .expect("accepted");
+        let config: Config = serde_json::from_str(
+            r#"{"database_url":"postgres://h/d","lease":"3s","labels":{"a":"b"},"capacity_of":{"big":1}}"#,
+        )
+        .expect("accepted");
         assert_eq!((config.lease, config.labels["a"].as_str()), (Duration::from_secs(3), "b"));
+        assert_eq!(config.capacity_of["big"], 1);
         assert!(serde_json::from_str::<Config>(r#"{"leese":"3s"}"#).is_err());
     }
 

@@ -1,4 +1,4 @@
-//! A handle for people and tools: look at pods, runs and events, cancel a run, ask a pod to drain.
+//! A handle for people and tools: look at pods, runs and events, cancel or release a run, ask a pod to drain.
 //!
 //! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod: it reads, and where it
 //! writes it asks. It is what the `podlock` command is made of.
@@ -37,7 +37,7 @@ use crate::postgres::{queries, runs};
 pub use crate::history::retention::{Pruned, Retention};
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notice, Notices};
-pub use rows::{AttemptRow, EventRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
+pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
 /// How many of a pod's incarnations and events [`Operator::pod`] shows.
 const POD_HISTORY: i64 = 20;
@@ -45,6 +45,25 @@ const POD_HISTORY: i64 = 20;
 const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
+/// What `studio_release` raises for a run that is not quarantined.
+const NOT_IN_THAT_STATE: &str = "55000";
+/// What the index on keys raises.
+const UNIQUE_VIOLATION: &str = "23505";
+
+/// What became of a release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Released {
+    /// The run is running again; any pod with a handler and room takes it up.
+    Now,
+    /// It is not quarantined, but in this state.
+    NotQuarantined {
+        /// `running`, `succeeded`, `failed` or `cancelled`.
+        state: String,
+    },
+    /// There is no such run.
+    NotFound,
+}
 
 /// A handle for people and tools. Cheap to clone; its connections are a pool's, opened as needed.
 #[derive(Clone)]
@@ -230,6 +249,47 @@ impl Operator {
     /// Safe: it only reads.
     pub async fn prunable(&self, keep: &Retention) -> Result<Pruned> {
         retention::count(&self.database, keep).await
+    }
+
+    /// Gives a quarantined run another chance: it is running again, nobody owns it, and its crashes are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no such
+    /// run, or that it is not quarantined, is not an error but an answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped halfway, the run is released or it is not. Calling it again does no harm.
+    pub async fn release(&self, run_id: RunId) -> Result<Released> {
+        let Err(error) = queries::release(&self.database, run_id.as_uuid()).await else { return Ok(Released::Now) };
+        match error.sqlstate() {
+            Some(NO_DATA_FOUND) => Ok(Released::NotFound),
+            Some(NOT_IN_THAT_STATE) => {
+                let standing = runs::standing(&self.database, run_id).await?;
+                Ok(standing.map_or(Released::NotFound, |now| Released::NotQuarantined { state: now.state }))
+            }
+            Some(UNIQUE_VIOLATION) => Err(self.key_of_released_busy(run_id, error).await),
+            _ => Err(error.about_run(run_id).in_doubt("the run may be released or not; releasing again is safe")),
+        }
+    }
+
+    async fn key_of_released_busy(&self, run_id: RunId, refusal: Error) -> Error {
+        let holder = match runs::holder_of_key(&self.database, run_id).await {
+            Ok(holder) => holder,
+            Err(e) => return e.about_run(run_id).left("the run is quarantined as before"),
+        };
+        let error = match holder {
+            Some(holder) => {
+                Error::new(ErrorKind::KeyBusy, format!("run {run_id} has the key of run {holder}, which is running"))
+                    .about_run(holder)
+                    .todo("wait until that run has ended, then release this one")
+            }
+            None => Error::new(ErrorKind::KeyBusy, format!("run {run_id} had the key of a run that has ended by now"))
+                .about_run(run_id)
+                .todo("release it again"),
+        };
+        error.left("the run is quarantined as before").with_sqlstate(UNIQUE_VIOLATION).caused_by(refusal)
     }
 
     /// Events, oldest first: those after [`EventFilter::after`], else the newest.

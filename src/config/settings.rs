@@ -1,5 +1,6 @@
 //! The settings with nothing left open, and the bounds that follow from them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Config, IDLE_IN_TRANSACTION, OnDetach, OnStall, RECONNECT_BACKOFF_MIN};
@@ -16,6 +17,7 @@ pub(crate) const KEEP_MIN: Duration = Duration::from_secs(3600);
 pub(crate) const KEEP_MAX: Duration = Duration::from_secs(1000 * 365 * 86400);
 /// Below what the server can hold in one value of type `jsonb`.
 const OUTPUT_MAX_BYTES: usize = 128 << 20;
+const MAX_CRASHES_MOST: u32 = 1_000_000;
 /// A sweep comes at most this much later than its interval.
 const SWEEP_JITTER: f64 = 0.1;
 
@@ -48,6 +50,9 @@ pub struct Settings {
     pub push: bool,
     pub on_detach: OnDetach,
     pub capacity: usize,
+    pub capacity_of: BTreeMap<String, usize>,
+    /// See [`Config::max_crashes`].
+    pub max_crashes: u32,
     pub pool_size: usize,
     /// See [`Config::keep_runs`].
     pub keep_runs: Duration,
@@ -136,6 +141,8 @@ impl Settings {
             push: config.push,
             on_detach: config.on_detach,
             capacity: config.capacity,
+            capacity_of: config.capacity_of.clone(),
+            max_crashes: config.max_crashes,
             pool_size: config.pool_size,
             keep_runs: config.keep_runs,
             keep_failed_runs: config.keep_failed_runs,
@@ -229,7 +236,9 @@ impl Settings {
         if self.stall_cycles == 0 {
             return Err(refuse("stall_cycles is 0, but must be at least 1".to_owned()));
         }
-        for (name, value) in [("capacity", self.capacity), ("pool_size", self.pool_size)] {
+        let of_kinds = self.capacity_of.iter().map(|(kind, most)| (format!("capacity_of {kind:?}"), *most));
+        let counts = [("capacity".to_owned(), self.capacity), ("pool_size".to_owned(), self.pool_size)];
+        for (name, value) in counts.into_iter().chain(of_kinds) {
             if value == 0 || value > 1_000_000 {
                 return Err(refuse(format!("{name} is {value}, but must be from 1 to 1000000")));
             }
@@ -240,10 +249,15 @@ impl Settings {
                 return Err(refuse(format!("{name} is {value}, but must be at most {OUTPUT_MAX_BYTES}")));
             }
         }
+        if self.max_crashes > MAX_CRASHES_MOST {
+            let max = self.max_crashes;
+            return Err(refuse(format!("max_crashes is {max}, but must be at most {MAX_CRASHES_MOST}; 0 is no limit")));
+        }
         Ok(())
     }
 
-    fn longest_sweep(&self) -> Duration {
+    /// Within this time every living pod looks at all orphans.
+    pub(crate) fn longest_sweep(&self) -> Duration {
         self.sweep_interval.mul_f64(1.0 + SWEEP_JITTER)
     }
 
@@ -367,6 +381,8 @@ mod tests {
             (|c| c.reconnect_backoff_max = Some(Duration::from_millis(1)), &["20ms", "1ms"]),
             (|c| c.reconnect_backoff_max = Some(secs(7)), &["9s", "8s"]),
             (|c| c.capacity = 0, &["capacity is 0", "1"]),
+            (|c| _ = c.capacity_of.insert("big".into(), 0), &["capacity_of \"big\" is 0", "1"]),
+            (|c| c.max_crashes = 1_000_001, &["max_crashes is 1000001", "1000000", "0 is no limit"]),
             (|c| c.stall_cycles = 0, &["stall_cycles is 0", "1"]),
             (|c| c.pool_size = 0, &["pool_size is 0", "1"]),
             (|c| c.keep_runs = secs(3599), &["keep_runs is 3599s", "3600s"]),

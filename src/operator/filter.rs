@@ -87,6 +87,12 @@ impl RunFilter {
         self
     }
 
+    /// Only orphans whose kind no pod of the roster has a handler for.
+    pub fn unclaimable(mut self) -> Self {
+        self.wanted.unclaimable = true;
+        self
+    }
+
     /// Only those that come after `row` in the list, to go through a long list in pages.
     pub fn after(mut self, row: &RunRow) -> Self {
         self.wanted.after = Some((row.created_at, row.run_id.as_uuid()));

@@ -127,6 +127,22 @@ pub struct RunRow {
     pub created_at: Timestamp,
     /// When it ended; `None` while running.
     pub finished_at: Option<Timestamp>,
+    /// Of a quarantined run the owners that died with it, first to last.
+    pub died_with: Vec<OwnerRow>,
+}
+
+/// An owner that crashed under a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct OwnerRow {
+    /// The name that it bore.
+    pub pod_id: String,
+    /// Its identity.
+    pub incarnation: Incarnation,
+    /// `lost`, `stalled` or `replaced`.
+    pub reason: String,
+    /// When it was buried or replaced.
+    pub ended_at: Timestamp,
 }
 
 /// A run with what it was given, what it made, and who worked on it.
@@ -153,7 +169,7 @@ pub struct RunOutput {
     /// What it returned, or its standard output parsed to. As JSON, a result that is `null` and none look the same: see
     /// `has_result`.
     pub result: Option<Value>,
-    /// Why a failed one failed.
+    /// Why a failed one failed; of a quarantined one, which owners died with it.
     pub error: Option<String>,
     /// Whether there is a result; it may be `null`.
     pub has_result: bool,
@@ -350,7 +366,27 @@ impl RunRow {
             crashes: get(row, "crashes")?,
             created_at: get(row, "created_at")?,
             finished_at: get(row, "finished_at")?,
+            died_with: OwnerRow::read_all(row)?,
         })
+    }
+}
+
+impl OwnerRow {
+    /// They come as parallel arrays in the run's own row.
+    fn read_all(row: &Row) -> Result<Vec<Self>> {
+        let pods: Vec<String> = get(row, "owner_pods")?;
+        let incarnations: Vec<Uuid> = get(row, "owner_incarnations")?;
+        let reasons: Vec<String> = get(row, "owner_reasons")?;
+        let ends: Vec<Timestamp> = get(row, "owner_ends")?;
+        let owners = pods.into_iter().zip(incarnations).zip(reasons).zip(ends);
+        Ok(owners
+            .map(|(((pod_id, incarnation), reason), ended_at)| Self {
+                pod_id,
+                incarnation: incarnation.into(),
+                reason,
+                ended_at,
+            })
+            .collect())
     }
 }
 

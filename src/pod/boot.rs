@@ -79,6 +79,8 @@ pub(crate) async fn register(
         keys: local.keys,
         version: identity.version.clone(),
         labels: identity.labels.clone(),
+        kinds: shared.kinds(),
+        capacity: i32::try_from(shared.settings.capacity).unwrap_or(i32::MAX),
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,

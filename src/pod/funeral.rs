@@ -1,16 +1,13 @@
 //! The burial pass: look → decide → bury → report, in one transaction (L2, L3).
 
-use tokio_postgres::types::Type;
-
 use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
-use crate::id::{Incarnation, RunId};
+use crate::id::Incarnation;
 use crate::postgres::burials::{self, Burial, Look, PeerRow};
+use crate::postgres::candidates::{self, CANDIDATES};
 use crate::postgres::pods;
-use crate::postgres::runs;
 use crate::postgres::session::Session;
-use crate::postgres::txn::Param;
 use crate::protocol::ending;
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
 use crate::runs::recover::{self, Load};
@@ -49,19 +46,12 @@ pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trig
     let burials: Vec<Burial<'_>> = dead.iter().map(|(peer, evidence)| burial(peer, *evidence, trigger)).collect();
     // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
     let load = Load::new(&local.shared, held.incarnation);
-    let passed_over: Vec<_> = load.passed_over.iter().map(RunId::as_uuid).collect();
-    let limit = i64::try_from(load.limit).unwrap_or(i64::MAX);
-    let candidates: [Param<'_>; 4] = [
-        (&held.incarnation.as_uuid(), Type::UUID),
-        (&load.kinds, Type::TEXT_ARRAY),
-        (&limit, Type::INT8),
-        (&passed_over, Type::UUID_ARRAY),
-    ];
-    let then = (runs::CANDIDATES.template, candidates.as_slice());
+    let params = load.wanted.params();
+    let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
     if !buried.gone.is_empty() {
-        let orphans = orphans.map(|rows| runs::read_candidates(held.incarnation, &rows));
-        recover::recover_with(&local.shared, orphans.map(|rows| load.with(rows)));
+        let seen = orphans.map(|rows| candidates::read(&rows));
+        recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
     }
     if !buried.proved {
         tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");

@@ -93,6 +93,14 @@ impl PodBuilder {
     /// Outside of a tokio runtime.
     pub async fn start(self) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
+        if let Some(kind) = settings.capacity_of.keys().find(|kind| !self.handlers.contains_key(*kind)) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("capacity_of names kind {kind:?}, which has no handler"),
+            )
+            .left("the pod was not started")
+            .todo("correct the kind, or register a handler for it"));
+        }
         let pod_id = self.config.resolve_name()?;
         let dialer = Dialer::new(&self.config, &settings)?;
         let schema = Schema::new(&self.config.schema);

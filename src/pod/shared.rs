@@ -96,7 +96,7 @@ impl Shared {
             Standing { incarnation: Incarnation::generate(), attached: false, draining: false, stopped: false };
         Arc::new(Self {
             pod_id,
-            registry: Registry::new(settings.capacity),
+            registry: Registry::new(settings.capacity, &settings.capacity_of),
             flusher: Flusher::default(),
             readers: Readers::default(),
             settings,
@@ -124,6 +124,13 @@ impl Shared {
             failure: OnceLock::new(),
             keeper: Mutex::new(None),
         })
+    }
+
+    /// The kinds that this pod has a handler for, in order.
+    pub(crate) fn kinds(&self) -> Vec<String> {
+        let mut kinds: Vec<_> = self.handlers.keys().cloned().collect();
+        kinds.sort_unstable();
+        kinds
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::id::{Incarnation, PodId};
+use crate::id::{Incarnation, PodId, RunId};
 
 /// The phase of a pod's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -83,6 +83,13 @@ pub enum PodEvent {
         pod: PodId,
         /// Its registration.
         incarnation: Incarnation,
+    },
+    /// A run that takes its owners down with it was quarantined: `podlock runs describe` tells of them.
+    Quarantined {
+        /// The run.
+        run: RunId,
+        /// The pod that did it.
+        by: PodId,
     },
     /// A pod began its clean stop.
     Draining {

@@ -28,8 +28,8 @@ const FORMER_BACKENDS: usize = 8;
 const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
 /// Notices that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);
-/// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already. All at once they
-/// would only be in each other's way: whoever claims first has them all, as far as it has room.
+/// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already: that one takes its
+/// share without anybody in its way.
 const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
 
 /// Keeps a control session until the pod stops, and sweeps on it.
@@ -320,7 +320,7 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             publish(local, notice);
             Some(GATHER)
         }
-        (Some("suspected" | "evicted"), _) => {
+        (Some("suspected" | "evicted" | "quarantined"), _) => {
             publish(local, notice);
             None
         }
@@ -381,6 +381,10 @@ fn publish(local: &Local, notice: Notice) {
         Some("draining") => PodEvent::Draining { pod, incarnation },
         Some("suspected") => PodEvent::Suspected { pod, incarnation },
         Some("evicted") => PodEvent::Evicted { pod, incarnation },
+        Some("quarantined") => match notice.run {
+            Some(run) => PodEvent::Quarantined { run, by: pod },
+            None => return,
+        },
         _ => PodEvent::Buried { pod, incarnation, reason: notice.reason.unwrap_or_default() },
     };
     local.shared.publish(event);

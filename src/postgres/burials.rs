@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::candidates::{CANDIDATES, Wanted};
 use super::locks::{Keys, millis};
 use super::pods::REHEARSE_LOG;
 use super::session::{Backend, Session};
@@ -214,7 +215,7 @@ pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
         Prepared { template: LOOK, types: &[Type::UUID] },
         Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
         Prepared { template: BURY, types: BURY_TYPES },
-        super::runs::CANDIDATES,
+        CANDIDATES,
     ];
     let step = "preparing for burials";
     session.prepare(step, &STATEMENTS).await?;
@@ -224,15 +225,8 @@ pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
     }
     let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
     let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
-    let kinds: [&str; 0] = [];
-    let passed_over: [Uuid; 0] = [];
-    let candidates: [Param<'_>; 4] = [
-        (&nobody.as_uuid(), Type::UUID),
-        (&kinds.as_slice(), Type::TEXT_ARRAY),
-        (&0_i64, Type::INT8),
-        (&passed_over.as_slice(), Type::UUID_ARRAY),
-    ];
+    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None);
     let by = PodId::new("nobody")?;
     let txn = session.begin("rehearsing a burial").await?;
-    commit_burials(txn, &proof, &[], &by, (super::runs::CANDIDATES.template, &candidates)).await.map(drop)
+    commit_burials(txn, &proof, &[], &by, (CANDIDATES.template, &nothing.params())).await.map(drop)
 }

@@ -7,7 +7,9 @@
 
 pub(crate) mod beats;
 pub(crate) mod burials;
+pub(crate) mod candidates;
 pub(crate) mod conninfo;
+mod crashes;
 pub(crate) mod dial;
 pub(crate) mod errors;
 pub(crate) mod guards;

@@ -23,6 +23,8 @@ pub(crate) struct Registration {
     pub(crate) keys: Keys,
     pub(crate) version: String,
     pub(crate) labels: Value,
+    pub(crate) kinds: Vec<String>,
+    pub(crate) capacity: i32,
     pub(crate) liveness: Backend,
     pub(crate) control: Option<Backend>,
     /// An incarnation of ours that gave itself up (L7): its end is a detach, not a crash.
@@ -37,15 +39,15 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
          WHERE incarnation = $1 AND ended_at IS NULL";
     const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
-           witness_key, liveness_pid, liveness_started, control_pid, control_started) \
-         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10 \
+           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity) \
+         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13 \
           WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
            drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, lock_key = EXCLUDED.lock_key, \
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
-           control_started = EXCLUDED.control_started \
+           control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity \
          RETURNING p.pod_id";
     const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
     let incarnation = new.incarnation.as_uuid();
@@ -66,7 +68,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 11] = [
+    let params: [Param<'_>; 13] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -78,6 +80,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&control_pid, Type::INT4),
         (&control_started, Type::TIMESTAMPTZ),
         (&given_up, Type::UUID),
+        (&new.kinds, Type::TEXT_ARRAY),
+        (&new.capacity, Type::INT4),
     ];
     let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if upserted.is_empty() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::{ClientWrapper, Runtime};
 use futures_util::future::BoxFuture;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage};
 
 use super::conninfo::Target;
@@ -83,12 +83,23 @@ impl Database {
                 client.query(&statement, params).await
             })
             .await;
-        // A statement that the server refused leaves the connection idle; anything else leaves it unknown.
-        let idle = match &rows {
-            Ok(_) => true,
-            Err(e) => e.sqlstate().is_some_and(errors::leaves_sound) && e.kind() != ErrorKind::Standby,
-        };
-        if idle {
+        if leaves_idle(&rows) {
+            client.give_back();
+        }
+        rows
+    }
+
+    /// [`Database::query`] with a plan of its own, for these values and for the tables as they are now.
+    pub(crate) async fn query_planned_anew(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>> {
+        let sql = self.schema.sql(template);
+        let client = self.get(step).await?;
+        let rows = self.within(step, client.query_typed(&sql, params)).await;
+        if leaves_idle(&rows) {
             client.give_back();
         }
         rows
@@ -146,6 +157,14 @@ impl Database {
             Ok(Err(e)) => Err(errors::translate(step, e)),
             Err(_) => Err(errors::timed_out(step, limit)),
         }
+    }
+}
+
+/// A statement that the server refused leaves the connection idle; anything else leaves it unknown.
+fn leaves_idle(rows: &Result<Vec<Row>>) -> bool {
+    match rows {
+        Ok(_) => true,
+        Err(e) => e.sqlstate().is_some_and(errors::leaves_sound) && e.kind() != ErrorKind::Standby,
     }
 }
 

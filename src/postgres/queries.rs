@@ -1,6 +1,6 @@
 //! The statements behind [`Operator`](crate::operator::Operator): what people and tools ask. One function a statement.
 //!
-//! They read, but for [`drain`] and [`drop_schema`]; they take no lock that a pod could wait for. An argument that is
+//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait for. An argument that is
 //! `None` does not filter: the server folds it away when it plans, since the plan is made for the values at hand.
 
 use jiff::Timestamp;
@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::postgres::crashes::{crash_reasons, died_with};
 use crate::postgres::pool::Database;
 use crate::postgres::schema::quote_identifier;
 use crate::postgres::session::Session;
@@ -59,9 +60,34 @@ pub(crate) struct RunsWanted {
     pub(crate) owner: Option<String>,
     pub(crate) incarnation: Option<Uuid>,
     pub(crate) orphans: bool,
+    pub(crate) unclaimable: bool,
     /// Only runs that come after this one in the list's order.
     pub(crate) after: Option<(Timestamp, Uuid)>,
     pub(crate) limit: Option<i64>,
+}
+
+/// The columns of a run, from `r` and what [`owners_that_died`] joins.
+macro_rules! run_columns {
+    () => {
+        "r.run_id, r.kind, r.key, r.state, r.owner_pod, r.owner_incarnation, r.fence, r.attempt, r.crashes,
+                r.created_at, r.finished_at, w.owner_pods, w.owner_incarnations, w.owner_reasons, w.owner_ends"
+    };
+}
+
+/// The owners with which a quarantined run `r` died, as parallel arrays; `$reasons` are the ends that count.
+macro_rules! owners_that_died {
+    ($reasons:literal) => {
+        concat!(
+            "CROSS JOIN LATERAL (
+                SELECT COALESCE(pg_catalog.array_agg(o.pod_id ORDER BY o.attempt), '{}') AS owner_pods,
+                       COALESCE(pg_catalog.array_agg(o.incarnation ORDER BY o.attempt), '{}') AS owner_incarnations,
+                       COALESCE(pg_catalog.array_agg(o.reason ORDER BY o.attempt), '{}') AS owner_reasons,
+                       COALESCE(pg_catalog.array_agg(o.ended_at ORDER BY o.attempt), '{}') AS owner_ends
+                  FROM (",
+            died_with!($reasons, "r.crashes"),
+            ") AS o WHERE r.state = 'quarantined') AS w"
+        )
+    };
 }
 
 /// Runs, newest first.
@@ -69,9 +95,12 @@ pub(crate) async fn runs(db: &Database, wanted: &RunsWanted) -> Result<Vec<Row>>
     let (after_at, after_id) = wanted.after.unzip();
     db.query(
         "listing the runs",
-        "SELECT r.run_id, r.kind, r.key, r.state, r.owner_pod, r.owner_incarnation, r.fence, r.attempt, r.crashes,
-                r.created_at, r.finished_at
-           FROM @.studio_runs AS r
+        concat!(
+            "SELECT ",
+            run_columns!(),
+            " FROM @.studio_runs AS r ",
+            owners_that_died!("$11"),
+            "
           WHERE ($1::text IS NULL OR r.state = $1)
             AND ($2::text IS NULL OR r.kind = $2)
             AND ($3::text IS NULL OR r.key = $3)
@@ -80,8 +109,13 @@ pub(crate) async fn runs(db: &Database, wanted: &RunsWanted) -> Result<Vec<Row>>
             AND (NOT $6::boolean OR r.run_id IN (SELECT o.run_id FROM @.studio_orphans AS o))
             AND ($7::timestamptz IS NULL
                  OR (r.created_at <= $7 AND (r.created_at < $7 OR r.run_id > $8::uuid)))
+            AND (NOT $10::boolean
+                 OR (r.run_id IN (SELECT o.run_id FROM @.studio_orphans AS o)
+                     AND NOT EXISTS (SELECT FROM @.studio_pods AS p
+                                      WHERE p.state = 'active' AND (p.kinds IS NULL OR r.kind = ANY(p.kinds)))))
           ORDER BY r.created_at DESC, r.run_id
-          LIMIT $9",
+          LIMIT $9"
+        ),
         &[
             &wanted.state,
             &wanted.kind,
@@ -92,6 +126,8 @@ pub(crate) async fn runs(db: &Database, wanted: &RunsWanted) -> Result<Vec<Row>>
             &after_at,
             &after_id,
             &wanted.limit,
+            &wanted.unclaimable,
+            &crash_reasons(),
         ],
     )
     .await
@@ -101,8 +137,10 @@ pub(crate) async fn runs(db: &Database, wanted: &RunsWanted) -> Result<Vec<Row>>
 pub(crate) async fn run(db: &Database, run_id: Uuid) -> Result<Option<Row>> {
     db.query_opt(
         "describing a run",
-        "SELECT r.run_id, r.kind, r.key, r.state, r.owner_pod, r.owner_incarnation, r.fence, r.attempt, r.crashes,
-                r.created_at, r.finished_at, r.input, r.checkpoint, r.result, r.error,
+        concat!(
+            "SELECT ",
+            run_columns!(),
+            ", r.input, r.checkpoint, r.result, r.error,
                 r.stdout, r.stderr, r.exit_code, r.output_escaped, r.parse_error,
                 a.attempts, a.attempt_pods, a.attempt_incarnations, a.attempt_fences, a.attempt_began,
                 a.attempt_ended, a.attempt_reasons
@@ -117,8 +155,11 @@ pub(crate) async fn run(db: &Database, run_id: Uuid) -> Result<Option<Row>> {
                        COALESCE(pg_catalog.array_agg(t.reason ORDER BY t.attempt), '{}') AS attempt_reasons
                   FROM @.studio_run_attempts AS t
                  WHERE t.run_id = r.run_id) AS a
-          WHERE r.run_id = $1",
-        &[&run_id],
+          ",
+            owners_that_died!("$2"),
+            " WHERE r.run_id = $1"
+        ),
+        &[&run_id, &crash_reasons()],
     )
     .await
 }
@@ -186,6 +227,12 @@ pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
 
 pub(crate) async fn evict(db: &Database, pod: &str) -> Result<Option<Row>> {
     db.query_opt("putting a pod out", "SELECT @.studio_evict($1) AS incarnation", &[&pod]).await
+}
+
+/// Gives a quarantined run another chance; SQLSTATE `P0002` if there is no such run, `55000` if it is not quarantined,
+/// `23505` if its key is taken.
+pub(crate) async fn release(db: &Database, run_id: Uuid) -> Result<()> {
+    db.query_opt("releasing a run", "SELECT @.studio_release($1)", &[&run_id]).await.map(drop)
 }
 
 /// Drops the schema with everything in it.

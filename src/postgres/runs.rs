@@ -7,10 +7,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use super::crashes::{crash_reasons, crashed, died_with};
 use super::pods::REHEARSE_LOG;
 use super::pool::Database;
 use super::schema::Schema;
-use super::txn::{BEGIN_IMPATIENTLY, Prepared};
+use super::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Columns, Output};
@@ -50,6 +51,24 @@ pub(crate) struct Claimed {
     pub(crate) checkpoint: Option<Value>,
     /// How many chunks the stream had at the checkpoint.
     pub(crate) checkpoint_seq: i64,
+    /// How many owners in a row crashed under it.
+    pub(crate) crashes: u32,
+}
+
+/// A run that was quarantined where it would have been claimed.
+#[derive(Clone, Debug)]
+pub(crate) struct Quarantined {
+    pub(crate) run_id: RunId,
+    pub(crate) kind: String,
+    /// Which owners died with it.
+    pub(crate) error: String,
+}
+
+/// What a claim did.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Claims {
+    pub(crate) claimed: Vec<Claimed>,
+    pub(crate) quarantined: Vec<Quarantined>,
 }
 
 /// Who writes: the owner's half of every WHERE clause.
@@ -200,10 +219,10 @@ pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<b
     Ok(db.query_opt("starting a run again", SQL, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
 }
 
-/// The running run that has the kind and key of another.
+/// The running run that has the kind and key of this one, if there is another.
 pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option<RunId>> {
     const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
-         WHERE r.run_id = $1 AND h.state = 'running'";
+         WHERE r.run_id = $1 AND h.run_id <> $1 AND h.state = 'running'";
     let row = db.query_opt("looking who has the key", SQL, &[&run_id.as_uuid()]).await?;
     Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
 }
@@ -297,47 +316,17 @@ pub(crate) async fn insert_in_txn(
     })
 }
 
-/// Its parameters are our incarnation, the kinds that we handle, how many orphans at most, and the runs to leave out.
-pub(crate) const CANDIDATES: Prepared = Prepared {
-    template: "(SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
-           WHERE r.state = 'running' AND r.owner_incarnation = $1) \
-         UNION ALL \
-         (SELECT r.run_id, r.owner_incarnation, r.fence, r.attempt FROM @.studio_runs r \
-             LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
-           WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
-             AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
-           ORDER BY r.created_at, r.run_id LIMIT $3)",
-    types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY],
-};
-
-/// What a recovery pass looks at: every running run of ours, and at most `limit` orphans of the kinds that we handle,
-/// leaving out those in `passed_over`.
-pub(crate) async fn candidates(
-    db: &Database,
-    own: Incarnation,
-    kinds: &[String],
-    passed_over: &[RunId],
-    limit: usize,
-) -> Result<Vec<Candidate>> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let passed_over: Vec<_> = passed_over.iter().map(RunId::as_uuid).collect();
-    let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &kinds, &limit, &passed_over];
-    Ok(read_candidates(own, &db.query("looking for orphans", CANDIDATES.template, &params).await?))
-}
-
-pub(crate) fn read_candidates(own: Incarnation, rows: &[Row]) -> Vec<Candidate> {
-    let read = |row: &Row| {
-        let owner = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
-        Candidate {
-            run_id: row.get::<_, Uuid>(0).into(),
-            owner,
-            fence: row.get::<_, i64>(2).into(),
-            unbegun: owner == Some(own) && row.get::<_, i32>(3) == 0,
-        }
+/// Whether a run is still as the claim expects it, and its owner is not in the roster.
+macro_rules! as_expected {
+    () => {
+        "r.run_id = w.run_id \
+          AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+          AND (w.expected IS NOT DISTINCT FROM $4 \
+               OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected))"
     };
-    rows.iter().map(read).collect()
 }
 
+/// A run is poison if its last owner crashed, as number `$7` in a row: it is quarantined and not claimed.
 const CLAIM: &str = concat!(
     "WITH wanted AS MATERIALIZED ( \
        SELECT w.run_id, w.expected, w.fence \
@@ -348,27 +337,54 @@ const CLAIM: &str = concat!(
     ", me AS MATERIALIZED ( \
        SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
      ), picked AS MATERIALIZED ( \
-       SELECT r.run_id FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+       SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason \
+         FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
         WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
         ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
               fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
               written = 0, \
-              crashes = r.crashes + CASE WHEN s.reason = ANY($5::pg_catalog.text[]) THEN 1 ELSE 0 END \
-         FROM me CROSS JOIN above CROSS JOIN picked JOIN wanted w ON w.run_id = picked.run_id \
-              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
-        WHERE r.run_id = picked.run_id \
-          AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
-          AND (w.expected IS NOT DISTINCT FROM $4 \
-               OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected)) \
-       RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.owner_pod, \
-                 r.checkpoint_seq, r.owner_incarnation, w.expected, s.ended_at, s.reason \
+              crashes = r.crashes + CASE WHEN ",
+    crashed!("w", "$5"),
+    " THEN 1 ELSE 0 END \
+         FROM me CROSS JOIN above CROSS JOIN picked w \
+        WHERE ",
+    as_expected!(),
+    " AND (r.crashes + 1 >= $7 AND ",
+    crashed!("w", "$5"),
+    ") IS NOT TRUE \
+       RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq, r.owner_pod, \
+                 r.owner_incarnation, w.expected, w.ended_at, w.reason \
+     ), quarantined AS ( \
+       UPDATE @.studio_runs r SET state = 'quarantined', \
+              finished_at = pg_catalog.clock_timestamp(), \
+              crashes = r.crashes + 1, \
+              error = pg_catalog.format('%s owners in a row died with it, without progress in between: %s', r.crashes + 1, \
+                (SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s at %s)', o.pod_id, o.reason, \
+                          pg_catalog.to_char(o.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')), \
+                        ', ' ORDER BY o.attempt) FROM (",
+    died_with!("$5", "r.crashes + 1"),
+    ") o)) \
+         FROM me CROSS JOIN picked w \
+        WHERE ",
+    as_expected!(),
+    " AND r.crashes + 1 >= $7 AND ",
+    crashed!("w", "$5"),
+    " RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, w.ended_at, w.reason, \
+                (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('pod', o.pod_id, \
+                          'incarnation', o.incarnation, 'reason', o.reason, 'at', o.ended_at) ORDER BY o.attempt) FROM (",
+    died_with!("$5", "r.crashes"),
+    ") o) AS owners \
+     ), over AS ( \
+       SELECT c.run_id, c.attempt - 1 AS attempt, c.expected, c.ended_at, c.reason FROM claimed c \
+       UNION ALL SELECT q.run_id, q.attempt, q.expected, q.ended_at, q.reason FROM quarantined q \
      ), closed AS ( \
        UPDATE @.studio_run_attempts a \
           SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
               reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
-         FROM claimed c WHERE a.run_id = c.run_id AND a.attempt = c.attempt - 1 AND a.ended_at IS NULL \
+         FROM over c WHERE a.run_id = c.run_id AND a.attempt = c.attempt AND a.ended_at IS NULL \
      ), begun AS ( \
        INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
        SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c \
@@ -379,11 +395,24 @@ const CLAIM: &str = concat!(
        SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
          FROM summary y CROSS JOIN me WHERE y.runs > 0 \
-     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint, c.checkpoint_seq FROM claimed c CROSS JOIN logged"
+     ), told AS MATERIALIZED ( \
+       SELECT q.run_id, @.studio_append_event('quarantined', me.pod_id, me.incarnation, me.pod_id, \
+                pg_catalog.jsonb_build_object('run', q.run_id, 'kind', q.kind, 'key', q.key, 'crashes', q.crashes, \
+                  'owners', q.owners)) AS idx \
+         FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y WHERE y.runs >= 0 \
+     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint, c.crashes, c.checkpoint_seq, NULL AS error \
+         FROM claimed c CROSS JOIN logged \
+       UNION ALL \
+       SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, q.error FROM quarantined q JOIN told t ON t.run_id = q.run_id"
 );
 
+/// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one that
+/// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
+const FEW: usize = 20;
+
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
-/// read. A run whose expected owner is `own` itself is taken up anew, under a new fence.
+/// read. A run whose expected owner is `own` itself is taken up anew, under a new fence. One whose last owner crashed
+/// under it, as number `max_crashes` in a row, is quarantined instead; where that is 0 none is.
 ///
 /// Expectations come in as parameters: a locking pick re-reads a row that was just claimed and would hand on its new,
 /// living owner.
@@ -392,26 +421,51 @@ const CLAIM: &str = concat!(
 pub(crate) async fn claim(
     db: &Database,
     own: Incarnation,
-    wanted: &[Candidate],
-    crash_reasons: &[&str],
+    wanted: &[&Candidate],
+    max_crashes: u32,
     floor: Fence,
-) -> Result<Vec<Claimed>> {
+) -> Result<Claims> {
+    let mut claims = Claims::default();
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok(claims);
     }
     let ids: Vec<_> = wanted.iter().map(|c| c.run_id.as_uuid()).collect();
     let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
-    let params: [&(dyn ToSql + Sync); 6] = [&ids, &expected, &fences, &own.as_uuid(), &crash_reasons, &floor.get()];
-    Ok(db.query("claiming runs", CLAIM, &params).await?.iter().map(read_claimed).collect())
+    let poison_from = i32::try_from(max_crashes).ok().filter(|n| *n > 0).unwrap_or(i32::MAX);
+    let (own, reasons, floor) = (own.as_uuid(), crash_reasons(), floor.get());
+    let params: [Param<'_>; 7] = [
+        (&ids, Type::UUID_ARRAY),
+        (&expected, Type::UUID_ARRAY),
+        (&fences, Type::INT8_ARRAY),
+        (&own, Type::UUID),
+        (&reasons, Type::TEXT_ARRAY),
+        (&floor, Type::INT8),
+        (&poison_from, Type::INT4),
+    ];
+    let step = "claiming runs";
+    let rows = if wanted.len() > FEW {
+        db.query_planned_anew(step, CLAIM, &params).await?
+    } else {
+        db.query(step, CLAIM, &params.map(|(value, _)| value)).await?
+    };
+    for row in rows {
+        match row.get::<_, Option<String>>(8) {
+            None => claims.claimed.push(read_claimed(&row)),
+            Some(error) => {
+                claims.quarantined.push(Quarantined { run_id: row.get::<_, Uuid>(0).into(), kind: row.get(1), error });
+            }
+        }
+    }
+    Ok(claims)
 }
 
 /// Claims nothing on a connection that has just been opened: the server parses and plans [`claim`], and the event log's
 /// function, which a transaction that is undone calls. That leaves a gap in the log's numbers, as any that is undone.
 pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> Result<(), tokio_postgres::Error> {
     let (nothing, nobody) = (Vec::<Uuid>::new(), Uuid::nil());
-    let params: [&(dyn ToSql + Sync); 6] =
-        [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64];
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64, &0_i32];
     client.batch_execute(BEGIN_IMPATIENTLY).await?;
     let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
     client.batch_execute("ROLLBACK").await?;
@@ -432,7 +486,8 @@ fn read_claimed(row: &Row) -> Claimed {
         attempt: row.get(4),
         input: row.get(5),
         checkpoint: row.get(6),
-        checkpoint_seq: row.get(7),
+        crashes: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
+        checkpoint_seq: row.get(8),
     }
 }
 

@@ -10,8 +10,10 @@
 pub mod deadline;
 pub mod ending;
 pub mod fold;
+pub mod poison;
 pub mod recover;
 pub mod ring;
+pub mod share;
 pub mod stall;
 pub mod stream;
 pub mod verdict;

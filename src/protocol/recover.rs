@@ -3,22 +3,86 @@
 //! Authority: none. The plan is a wish; each write repeats its condition, and the rows that come back are what happened.
 //! A pass takes no input but what it loads, can run at any time and any number of times (L6), and never claims a run
 //! that this process already runs.
+//!
+//! Of the orphans a pod takes what there is room for, of all kinds and of each; at most its share of them
+//! ([`super::share`]); and one suspect at a time ([`super::poison`]). What it leaves to the others and finds again after
+//! [`Rules::share_wait`] they could not take: then it takes that too, the oldest first. So a share delays, and keeps
+//! nobody from anything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::Moment;
+use super::poison::{self, Suspicion};
+use super::share::Fleet;
 use crate::id::{Fence, Incarnation, RunId};
 
 /// A running run that names this incarnation, or that nobody in the roster owns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The run.
     pub run_id: RunId,
+    /// Which handler it needs.
+    pub kind: Arc<str>,
     /// Its owner as read; the claim expects to find it unchanged.
     pub owner: Option<Incarnation>,
     /// Its fence as read.
     pub fence: Fence,
-    /// It was inserted for this pod in a caller's transaction and was never begun.
+    /// No attempt at it was begun yet. An own row is then one that was inserted in a caller's transaction.
     pub unbegun: bool,
+    /// How many owners in a row crashed under it, this last one included.
+    pub crashes: u32,
+    /// Whether the last one did.
+    pub crashed: bool,
+}
+
+/// What a load brought: own rows, and orphans with the oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The rows.
+    pub rows: Vec<Candidate>,
+    /// Who shares the orphans. `None`: there are none, or it is not known who does, and the pod takes what it can.
+    pub fleet: Option<Fleet>,
+}
+
+/// What the service decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// After how many crashes in a row a run is quarantined; 0: never.
+    pub max_crashes: u32,
+    /// How long orphans of an owner that is gone are left alone.
+    pub claim_delay: Duration,
+    /// How long this pod leaves to the others what is not of its share: so long that each of them had a pass.
+    pub share_wait: Duration,
+}
+
+/// What the process knew before it loaded the rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Runs with a task, and the fence it works under.
+    pub running: BTreeMap<RunId, Fence>,
+    /// Runs whose start or claim is under way: their rows may or may not be there yet.
+    pub pending: BTreeSet<RunId>,
+    /// How many more runs may be begun.
+    pub room: usize,
+    /// How many more of those kinds that have a limit of their own.
+    pub room_of: BTreeMap<Arc<str>, usize>,
+    /// The runs with a task that were suspects when they were claimed, and the fence of that.
+    pub suspects: BTreeMap<RunId, Fence>,
+    /// What the last pass saw.
+    pub last: Sightings,
+}
+
+/// What a pass remembers for the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sightings {
+    /// Own rows without a task; adopted if the next pass sees them again.
+    pub unclaimed: BTreeSet<RunId>,
+    /// Orphans that were not taken, and since when that is so.
+    pub left: BTreeMap<RunId, Moment>,
+    /// Owners of orphans that are gone, and since when they were seen so, for `claim_delay`.
+    pub gone: BTreeMap<Incarnation, Moment>,
 }
 
 /// What a pass plans.
@@ -32,69 +96,167 @@ pub struct Plan {
     pub release: Vec<Candidate>,
     /// Runs in memory whose row no longer names this incarnation and that fence: read back, then stopped.
     pub check: Vec<RunId>,
-    /// Own rows seen for the first time without a task; adopted if the next pass sees them again.
-    pub unclaimed: BTreeSet<RunId>,
-    /// Something had to be left for want of room: scan again when some frees.
+    /// Suspects of this process that have made progress: they are none any more.
+    pub cleared: Vec<RunId>,
+    /// For the next pass.
+    pub sightings: Sightings,
+    /// Something had to be left for want of room, or because of a suspect: scan again when a run ends.
     pub short_of_room: bool,
+    /// After this time something that was left for now may be taken.
+    pub again: Option<Duration>,
 }
 
-/// What the process knew before it loaded the rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Runs with a task, and the fence it works under.
-    pub running: BTreeMap<RunId, Fence>,
-    /// Runs whose start or claim is under way: their rows may or may not be there yet.
-    pub pending: BTreeSet<RunId>,
-    /// Own rows that the last pass saw without a task.
-    pub seen_unclaimed: BTreeSet<RunId>,
-    /// How many more runs may be begun.
-    pub room: usize,
+/// What is left of the room while a plan is made.
+struct Room {
+    all: usize,
+    of: BTreeMap<Arc<str>, usize>,
 }
 
-/// Plans one pass for the incarnation `own` from what was known *before* the load and what the load brought.
-#[must_use]
-pub fn plan(own: Incarnation, memory: &Memory, rows: &[Candidate]) -> Plan {
-    let mut plan = Plan::default();
-    let mut room = memory.room;
-    let mut take = |list: &mut Vec<Candidate>, row: &Candidate, short: &mut bool| {
-        if room > 0 {
-            room -= 1;
-            list.push(*row);
-        } else {
-            *short = true;
+impl Room {
+    fn has(&self, kind: &str) -> bool {
+        self.all > 0 && self.of.get(kind) != Some(&0)
+    }
+
+    fn take(&mut self, kind: &str) -> bool {
+        let has = self.has(kind);
+        if has {
+            self.all -= 1;
+            if let Some(left) = self.of.get_mut(kind) {
+                *left -= 1;
+            }
         }
-    };
+        has
+    }
+}
+
+/// Plans one pass for the incarnation `own` from what was known *before* the load and what the load brought, at `now`.
+#[must_use]
+pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: Moment) -> Plan {
+    let mut plan = Plan::default();
     let mut still_ours = BTreeSet::new();
-    for row in rows {
+    let (mut without_task, mut orphans) = (Vec::new(), Vec::new());
+    for row in &seen.rows {
         let in_memory = memory.running.get(&row.run_id);
         if row.owner == Some(own) && in_memory == Some(&row.fence) {
             still_ours.insert(row.run_id);
+            if memory.suspects.get(&row.run_id) == Some(&row.fence) && !is_suspect(rules, row) {
+                plan.cleared.push(row.run_id);
+            }
         } else if in_memory.is_some() || memory.pending.contains(&row.run_id) {
             // This process works on it under another fence, or is about to: first that has to end.
         } else if row.owner == Some(own) {
-            if row.unbegun || memory.seen_unclaimed.contains(&row.run_id) {
-                let mut full = false;
-                take(&mut plan.adopt, row, &mut full);
-                if full {
-                    plan.release.push(*row);
-                }
-            } else {
-                plan.unclaimed.insert(row.run_id);
-            }
+            without_task.push(row);
         } else {
-            take(&mut plan.claim, row, &mut plan.short_of_room);
+            orphans.push(row);
         }
     }
     plan.check = memory.running.keys().filter(|id| !still_ours.contains(id)).copied().collect();
-    plan
+    let room = Room { all: memory.room, of: memory.room_of.clone() };
+    let has_suspect = memory.suspects.keys().any(|id| !plan.cleared.contains(id));
+    let mut planner = Planner { rules, memory, now, room, has_suspect, plan };
+    without_task.into_iter().for_each(|row| planner.take_up(row));
+    orphans.retain(|row| planner.is_due(row));
+    planner.claim(orphans, seen.fleet.as_ref());
+    planner.plan
+}
+
+fn is_suspect(rules: &Rules, row: &Candidate) -> bool {
+    poison::judge(row.crashes, row.crashed, rules.max_crashes) == Suspicion::Suspect
+}
+
+/// A plan in the making.
+struct Planner<'a> {
+    rules: &'a Rules,
+    memory: &'a Memory,
+    now: Moment,
+    room: Room,
+    has_suspect: bool,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    /// Whether there is room for it, and no other suspect if it is one; if so it has its place.
+    fn takes(&mut self, row: &Candidate) -> bool {
+        let suspect = is_suspect(self.rules, row);
+        if (suspect && self.has_suspect) || !self.room.take(&row.kind) {
+            return false;
+        }
+        self.has_suspect |= suspect;
+        true
+    }
+
+    /// An own row without a task.
+    fn take_up(&mut self, row: &Candidate) {
+        if !row.unbegun && !self.memory.last.unclaimed.contains(&row.run_id) {
+            self.plan.sightings.unclaimed.insert(row.run_id);
+        } else if self.takes(row) {
+            self.plan.adopt.push(row.clone());
+        } else {
+            self.plan.release.push(row.clone());
+        }
+    }
+
+    /// Whether an orphan's owner has been gone for `claim_delay`, by our own clock.
+    fn is_due(&mut self, row: &Candidate) -> bool {
+        let Some(owner) = row.owner.filter(|_| !self.rules.claim_delay.is_zero()) else { return true };
+        let since = self.memory.last.gone.get(&owner).copied().unwrap_or(self.now);
+        self.plan.sightings.gone.insert(owner, since);
+        let wait = (since + self.rules.claim_delay).saturating_sub(self.now);
+        if !wait.is_zero() {
+            self.look_again_after(wait);
+        }
+        wait.is_zero()
+    }
+
+    /// Chooses orphans: first those that nobody took for a while, then its share from its own place in the list on.
+    fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&Fleet>) {
+        let last_left = &self.memory.last.left;
+        let since = |row: &Candidate| last_left.get(&row.run_id).copied().unwrap_or(self.now);
+        let wait = |row: &Candidate| (since(row) + self.rules.share_wait).saturating_sub(self.now);
+        let nobody_took = |row: &&Candidate| last_left.contains_key(&row.run_id) && wait(row).is_zero();
+        let (mut list, mut fresh): (Vec<_>, Vec<_>) = orphans.into_iter().partition(nobody_took);
+        let begin = fleet.map_or(0, |fleet| fleet.begins_at(fresh.len()));
+        fresh.rotate_left(begin);
+        let mut share = fleet.map_or(usize::MAX, |fleet| fleet.share_of(fresh.len()));
+        let overdue = list.len();
+        list.append(&mut fresh);
+        let list: Vec<_> = list.into_iter().map(|row| (row, since(row), wait(row))).collect();
+        for (i, (row, since, wait)) in list.into_iter().enumerate() {
+            let is_others = share == 0 && i >= overdue;
+            if !is_others && self.takes(row) {
+                share = share.saturating_sub(1);
+                self.plan.claim.push(row.clone());
+                continue;
+            }
+            self.plan.sightings.left.insert(row.run_id, since);
+            if is_others && self.room.has(&row.kind) {
+                self.look_again_after(wait);
+            } else {
+                self.plan.short_of_room = true;
+            }
+        }
+    }
+
+    fn look_again_after(&mut self, wait: Duration) {
+        self.plan.again = Some(self.plan.again.map_or(wait, |again| again.min(wait)));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::share::Taker;
     use super::*;
 
+    const RULES: Rules = Rules { max_crashes: 3, claim_delay: Duration::ZERO, share_wait: Duration::from_secs(3) };
+
     fn row(owner: Option<Incarnation>, fence: i64) -> Candidate {
-        Candidate { run_id: RunId::generate(), owner, fence: fence.into(), unbegun: false }
+        let (run_id, kind) = (RunId::generate(), Arc::from("k"));
+        Candidate { run_id, kind, owner, fence: fence.into(), unbegun: false, crashes: 0, crashed: false }
+    }
+
+    /// The plan for these rows, where nobody shares them.
+    fn plan(own: Incarnation, memory: &Memory, rows: &[Candidate]) -> Plan {
+        super::plan(own, &RULES, memory, &Seen { rows: rows.to_vec(), fleet: None }, Moment::ZERO)
     }
 
     fn ids(candidates: &[Candidate]) -> Vec<RunId> {
@@ -120,19 +282,19 @@ mod tests {
         let own = Incarnation::generate();
         let lost_reply = row(Some(own), 7);
         let memory = Memory { room: 9, ..Memory::default() };
-        let first = plan(own, &memory, &[lost_reply]);
-        assert!(first.adopt.is_empty() && first.unclaimed.contains(&lost_reply.run_id));
-        let memory = Memory { seen_unclaimed: first.unclaimed, ..memory };
-        let second = plan(own, &memory, &[lost_reply]);
+        let first = plan(own, &memory, std::slice::from_ref(&lost_reply));
+        assert!(first.adopt.is_empty() && first.sightings.unclaimed.contains(&lost_reply.run_id));
+        let memory = Memory { last: first.sightings, ..memory };
+        let second = plan(own, &memory, std::slice::from_ref(&lost_reply));
         assert_eq!(ids(&second.adopt), [lost_reply.run_id]);
-        assert!(second.unclaimed.is_empty());
+        assert!(second.sightings.unclaimed.is_empty());
     }
 
     #[test]
     fn an_own_row_for_which_there_is_no_room_is_given_back() {
         let own = Incarnation::generate();
         let started = Candidate { unbegun: true, ..row(Some(own), 7) };
-        let plan = plan(own, &Memory::default(), &[started]);
+        let plan = plan(own, &Memory::default(), std::slice::from_ref(&started));
         assert_eq!((ids(&plan.release), plan.adopt.len()), (vec![started.run_id], 0));
     }
 
@@ -140,7 +302,7 @@ mod tests {
     fn a_run_inserted_in_a_callers_transaction_is_taken_up_at_once() {
         let own = Incarnation::generate();
         let started = Candidate { unbegun: true, ..row(Some(own), 7) };
-        let plan = plan(own, &Memory { room: 1, ..Memory::default() }, &[started]);
+        let plan = plan(own, &Memory { room: 1, ..Memory::default() }, std::slice::from_ref(&started));
         assert_eq!(ids(&plan.adopt), [started.run_id]);
     }
 
@@ -155,7 +317,7 @@ mod tests {
             room: 9,
             ..Memory::default()
         };
-        let plan = plan(own, &memory, &[winding_down, starting]);
+        let plan = plan(own, &memory, &[winding_down.clone(), starting]);
         assert!(plan.claim.is_empty() && plan.adopt.is_empty());
         assert_eq!(plan.check, [winding_down.run_id]);
     }
@@ -165,10 +327,96 @@ mod tests {
         let own = Incarnation::generate();
         let (kept, refenced, gone) = (row(Some(own), 1), row(Some(own), 9), RunId::generate());
         let running = BTreeMap::from([(kept.run_id, 1.into()), (refenced.run_id, 2.into()), (gone, 3.into())]);
-        let plan = plan(own, &Memory { running, room: 9, ..Memory::default() }, &[kept, refenced]);
+        let plan = plan(own, &Memory { running, room: 9, ..Memory::default() }, &[kept, refenced.clone()]);
         let mut expected = vec![refenced.run_id, gone];
         expected.sort_unstable();
         assert_eq!(plan.check, expected);
         assert!(plan.adopt.is_empty(), "its old task has to end first");
+    }
+
+    fn crashed(times: u32) -> Candidate {
+        Candidate { crashes: times, crashed: true, ..row(Some(Incarnation::generate()), 3) }
+    }
+
+    #[test]
+    fn a_pod_takes_one_suspect_at_a_time_and_poison_and_others_beside_it() {
+        let own = Incarnation::generate();
+        let rows = [crashed(2), row(None, 0), crashed(2), crashed(3), crashed(1), crashed(2)];
+        let all = plan(own, &Memory { room: 9, ..Memory::default() }, &rows);
+        let expected = [0, 1, 3, 4].map(|i: usize| rows[i].run_id);
+        assert_eq!(ids(&all.claim), expected);
+        assert!(all.short_of_room, "the others are looked at again when a run ends");
+        let has_one = Memory {
+            running: BTreeMap::from([(rows[0].run_id, 9.into())]),
+            suspects: BTreeMap::from([(rows[0].run_id, 9.into())]),
+            room: 9,
+            ..Memory::default()
+        };
+        let ours = Candidate { owner: Some(own), fence: 9.into(), crashes: 2, crashed: false, ..rows[0].clone() };
+        let beside = plan(own, &has_one, &[std::slice::from_ref(&ours), &rows[1..]].concat());
+        assert_eq!(ids(&beside.claim), expected[1..]);
+        // It may have been claimed after the load: then its row is not there, or not ours yet.
+        assert_eq!(ids(&plan(own, &has_one, &rows[1..]).claim), expected[1..]);
+        let saved = Candidate { crashes: 0, ..ours };
+        let after_progress = plan(own, &has_one, &[&[saved], &rows[1..]].concat());
+        assert_eq!(after_progress.cleared, [rows[0].run_id]);
+        assert_eq!(ids(&after_progress.claim), [1, 2, 3, 4].map(|i: usize| rows[i].run_id));
+    }
+
+    #[test]
+    fn a_suspect_of_ours_without_a_task_is_given_back_where_another_runs() {
+        let own = Incarnation::generate();
+        let suspect = |fence| Candidate { crashes: 2, unbegun: true, ..row(Some(own), fence) };
+        let (one, two) = (suspect(7), suspect(8));
+        let plan = plan(own, &Memory { room: 9, ..Memory::default() }, &[one.clone(), two.clone()]);
+        assert_eq!((ids(&plan.adopt), ids(&plan.release)), (vec![one.run_id], vec![two.run_id]));
+    }
+
+    #[test]
+    fn a_kind_with_a_limit_of_its_own_takes_no_more_and_stands_in_nobodys_way() {
+        let of = |kind: &str| Candidate { kind: Arc::from(kind), ..row(None, 0) };
+        let rows = [of("a"), of("a"), of("b"), of("a"), of("b")];
+        let memory = Memory { room: 4, room_of: BTreeMap::from([(Arc::from("a"), 1)]), ..Memory::default() };
+        let plan = plan(Incarnation::generate(), &memory, &rows);
+        assert_eq!(ids(&plan.claim), [0, 2, 4].map(|i: usize| rows[i].run_id));
+        assert!(plan.short_of_room);
+    }
+
+    #[test]
+    fn orphans_are_shared_and_what_nobody_took_for_a_while_is_taken_by_whoever_has_room() {
+        let own = Incarnation::generate();
+        let rows: Vec<_> = (0..10).map(|_| row(None, 0)).collect();
+        let taker = Taker { running: 0, capacity: Some(20) };
+        let seen = Seen { rows: rows.clone(), fleet: Some(Fleet { orphans: 10, takers: vec![taker; 2], me: 1 }) };
+        let memory = Memory { room: 20, ..Memory::default() };
+        let at = |memory: &Memory, seconds| super::plan(own, &RULES, memory, &seen, Duration::from_secs(seconds));
+        let first = at(&memory, 100);
+        assert_eq!(ids(&first.claim), ids(&rows[5..]), "its own half");
+        assert_eq!(first.sightings.left.len(), 5);
+        assert_eq!((first.again, first.short_of_room), (Some(RULES.share_wait), false));
+        // Whatever makes it look sooner, it leaves them to the others until they had time to look as well.
+        let memory = Memory { last: first.sightings, ..memory };
+        let sooner = at(&memory, 102);
+        assert_eq!((sooner.claim.len(), sooner.again), (5, Some(Duration::from_secs(1))));
+        assert!(sooner.sightings.left.values().all(|since| *since <= Duration::from_secs(102)));
+        let memory = Memory { last: sooner.sightings, ..memory };
+        let later = at(&memory, 103);
+        assert_eq!(ids(&later.claim)[..5], ids(&rows[..5]), "the oldest first");
+        let full = at(&Memory { room: 0, ..Memory::default() }, 100);
+        assert!(full.claim.is_empty() && full.short_of_room, "when a run of it ends it looks again");
+    }
+
+    #[test]
+    fn orphans_of_an_owner_that_is_gone_wait_for_claim_delay_and_others_do_not() {
+        let (own, dead) = (Incarnation::generate(), Incarnation::generate());
+        let rules = Rules { claim_delay: Duration::from_secs(2), ..RULES };
+        let seen = Seen { rows: vec![row(Some(dead), 3), row(None, 0)], fleet: None };
+        let at = |memory: &Memory, seconds| super::plan(own, &rules, memory, &seen, Duration::from_secs(seconds));
+        let memory = Memory { room: 9, ..Memory::default() };
+        let first = at(&memory, 10);
+        assert_eq!((ids(&first.claim), first.again), (ids(&seen.rows[1..]), Some(rules.claim_delay)));
+        let memory = Memory { last: first.sightings, ..memory };
+        assert_eq!(at(&memory, 11).again, Some(Duration::from_secs(1)));
+        assert_eq!(ids(&at(&memory, 12).claim), ids(&seen.rows));
     }
 }

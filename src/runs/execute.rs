@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
-use super::registry::{Place, Reservation, StopSignal};
+use super::registry::{Reservation, StopSignal};
 use super::{Handler, HandlerError, Outcome, Run, StopReason};
 use crate::error::{Error, ErrorKind};
 use crate::id::Incarnation;
@@ -28,15 +28,15 @@ pub(crate) fn begin(
     }
     let stop = Arc::new(StopSignal::default());
     // A run that was claimed while the pod began to drain or lost its lock is told so from the start.
-    let (fence, run_id) = (claimed.fence, claimed.run_id);
+    let fence = claimed.fence;
     let run = Run::new(Arc::clone(shared), claimed, incarnation, Arc::clone(&stop));
     let task_shared = Arc::clone(shared);
     let grace = shared.settings.stop_grace();
+    let held = place.place(shared);
     place.begin(fence, Arc::clone(&stop), || {
-        let place = Place::new(Arc::clone(&task_shared), run_id);
         let task = task_shared.tracker.spawn_on(
             async move {
-                let _place = place;
+                let _place = held;
                 let stop = run.stop_signal();
                 tokio::select! {
                     biased;

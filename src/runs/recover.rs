@@ -1,31 +1,30 @@
 //! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::registry::Reservation;
+use super::registry::{Reservation, Snapshot};
 use super::{StopReason, execute};
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::runs::{self, Owner};
-use crate::protocol::Moment;
-use crate::protocol::recover::{self, Candidate, Memory};
+use crate::postgres::candidates::{self, Wanted};
+use crate::postgres::runs::{self, Claims, Owner};
+use crate::protocol::poison::{self, Suspicion};
+use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
 /// The most orphans that one statement claims.
 const BATCH: usize = 500;
-/// How an owner ended whose end counts as a crash of the run.
-const CRASHES: [&str; 3] = ["lost", "stalled", "replaced"];
+/// How many times what there is room for a load brings, so that pods that share the orphans can each take others.
+const AHEAD: usize = 8;
 
 /// What a pass remembers for the next.
 #[derive(Default)]
 struct Passes {
-    seen_unclaimed: BTreeSet<RunId>,
-    /// When an owner was first seen gone, for `claim_delay`.
-    gone_since: BTreeMap<Incarnation, Moment>,
+    last: Sightings,
     short_of_room: bool,
 }
 
@@ -33,38 +32,50 @@ struct Passes {
 pub(crate) struct Loaded {
     own: Incarnation,
     memory: Memory,
-    limit: usize,
-    rows: Vec<Candidate>,
+    /// There may be more orphans than it brought.
+    more: bool,
+    /// Not all orphans were asked for: of some kinds there is no room, or a suspect runs.
+    held_back: bool,
+    seen: Seen,
 }
 
 /// A load that is about to be made.
 pub(crate) struct Load {
     own: Incarnation,
     memory: Memory,
-    pub(crate) kinds: Vec<String>,
-    pub(crate) passed_over: Vec<RunId>,
-    pub(crate) limit: usize,
+    limit: usize,
+    held_back: bool,
+    pub(crate) wanted: Wanted,
 }
 
 impl Load {
     /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
     pub(crate) fn new(shared: &Shared, own: Incarnation) -> Self {
-        let (running, pending, room) = shared.registry.snapshot();
+        let Snapshot { running, pending, winding_down, room, room_of } = shared.registry.snapshot();
         // What winds down here, and what this pod gave back just now, is not for it to claim.
-        let mut passed_over: Vec<RunId> = running.keys().chain(&pending).copied().collect();
+        let mut passed_over = winding_down;
+        passed_over.extend(&pending);
         passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
-        let kinds = shared.handlers.keys().cloned().collect();
-        let memory = Memory { running, pending, seen_unclaimed: BTreeSet::new(), room };
-        Self { own, memory, kinds, passed_over, limit: room.min(BATCH) + 1 }
+        // Those that could not be taken anyway must not fill the list.
+        let mut kinds = shared.kinds();
+        let known = kinds.len();
+        kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
+        let suspect_from = poison::suspect_from(shared.settings.max_crashes);
+        let suspect_from = (!shared.registry.suspects().is_empty()).then_some(suspect_from);
+        let held_back = kinds.len() < known || suspect_from.is_some();
+        let limit = room.saturating_mul(AHEAD).min(BATCH * AHEAD) + 1;
+        let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
+        Self { own, memory: Memory { running, pending, room, room_of, ..Memory::default() }, limit, held_back, wanted }
     }
 
-    pub(crate) fn with(self, rows: Vec<Candidate>) -> Loaded {
-        Loaded { own: self.own, memory: self.memory, limit: self.limit, rows }
+    pub(crate) fn with(self, seen: Seen) -> Loaded {
+        let more = seen.rows.len() >= self.limit;
+        Loaded { own: self.own, memory: self.memory, more, held_back: self.held_back, seen }
     }
 
     async fn run(self, shared: &Shared) -> Result<Loaded> {
-        let rows = runs::candidates(&shared.db, self.own, &self.kinds, &self.passed_over, self.limit).await?;
-        Ok(self.with(rows))
+        let seen = candidates::candidates(&shared.db, &self.wanted).await?;
+        Ok(self.with(seen))
     }
 }
 
@@ -133,19 +144,20 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         Some(loaded) if loaded.own == own => (loaded, true),
         _ => (Load::new(shared, own).run(shared).await?, false),
     };
-    let Loaded { mut memory, limit, rows, .. } = loaded;
-    memory.seen_unclaimed = std::mem::take(&mut passes.seen_unclaimed);
-    let more_rows = rows.len() >= limit;
-    let (rows, delayed) = after_claim_delay(shared, own, rows, &mut passes.gone_since);
-    let plan = recover::plan(own, &memory, &rows);
-    let first_seen = !plan.unclaimed.is_empty();
-    passes.seen_unclaimed = plan.unclaimed;
+    let Loaded { mut memory, more, held_back, seen, .. } = loaded;
+    memory.last = std::mem::take(&mut passes.last);
+    memory.suspects = shared.registry.suspects();
+    let rules = rules(shared);
+    let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
+    let first_seen = !plan.sightings.unclaimed.is_empty();
+    passes.last = plan.sightings;
     // A run that is no longer ours frees its place, and perhaps its row, when its task ends.
-    passes.short_of_room = plan.short_of_room || !plan.check.is_empty();
-    let (running_now, pending_now, _) = shared.registry.snapshot();
+    passes.short_of_room = plan.short_of_room || held_back || !plan.check.is_empty();
+    plan.cleared.iter().for_each(|run_id| shared.registry.clear(*run_id));
+    let now = shared.registry.snapshot();
     for row in &plan.release {
         // The rows may be older than what this process has begun meanwhile.
-        if running_now.contains_key(&row.run_id) || pending_now.contains(&row.run_id) {
+        if now.running.contains_key(&row.run_id) || now.pending.contains(&row.run_id) {
             continue;
         }
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
@@ -153,63 +165,71 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         shared.registry.note_yielded(row.run_id, clock::now());
     }
     check(shared, own, &plan.check).await?;
-    let wanted: Vec<Candidate> = plan.adopt.iter().chain(&plan.claim).take(BATCH).copied().collect();
-    let more = plan.adopt.len() + plan.claim.len() > BATCH || more_rows;
-    let claimed = claim(shared, own, &wanted).await?;
-    let adopted = claimed.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
-    let again = if may_be_old || (more && !claimed.is_empty()) {
+    let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
+    let mut took = Took::default();
+    for batch in wanted.chunks(BATCH) {
+        claim(shared, own, &rules, batch, &mut took).await?;
+    }
+    let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
+    let some_were_others = took.begun.len() + took.quarantined < wanted.len();
+    let goes_on = (more || some_were_others) && !took.begun.is_empty();
+    let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
-    } else if first_seen {
+    } else if first_seen || some_were_others {
         Some(shared.settings.hold_probe_interval)
     } else {
-        delayed
+        None
     };
-    Ok(Report { claimed: claimed.len() - adopted, adopted, again })
+    let again = again.into_iter().chain(plan.again).min();
+    Ok(Report { claimed: took.begun.len() - adopted, adopted, again })
 }
 
-/// Leaves out the orphans whose owner has not been gone for `claim_delay`, by our own clock; and when to look again.
-fn after_claim_delay(
-    shared: &Shared,
+fn rules(shared: &Shared) -> Rules {
+    let settings = &shared.settings;
+    Rules { max_crashes: settings.max_crashes, claim_delay: settings.claim_delay, share_wait: settings.longest_sweep() }
+}
+
+/// What came of claims.
+#[derive(Default)]
+struct Took {
+    begun: Vec<RunId>,
+    quarantined: usize,
+}
+
+/// Claims, begins what was claimed, and says what was quarantined.
+async fn claim(
+    shared: &Arc<Shared>,
     own: Incarnation,
-    rows: Vec<Candidate>,
-    gone_since: &mut BTreeMap<Incarnation, Moment>,
-) -> (Vec<Candidate>, Option<Duration>) {
-    let delay = shared.settings.claim_delay;
-    if delay.is_zero() {
-        return (rows, None);
-    }
-    let now = clock::now();
-    let owners: BTreeSet<_> = rows.iter().filter_map(|c| c.owner).filter(|o| *o != own).collect();
-    gone_since.retain(|owner, _| owners.contains(owner));
-    for owner in owners {
-        gone_since.entry(owner).or_insert(now);
-    }
-    let waits = |c: &Candidate| {
-        c.owner.and_then(|o| gone_since.get(&o)).map_or(Duration::ZERO, |s| (*s + delay).saturating_sub(now))
-    };
-    let next = rows.iter().map(waits).filter(|w| !w.is_zero()).min();
-    (rows.into_iter().filter(|c| waits(c).is_zero()).collect(), next)
-}
-
-/// Claims, and begins what was claimed. Returns the runs that came back.
-async fn claim(shared: &Arc<Shared>, own: Incarnation, wanted: &[Candidate]) -> Result<Vec<RunId>> {
+    rules: &Rules,
+    wanted: &[&Candidate],
+    took: &mut Took,
+) -> Result<()> {
     let mut places: BTreeMap<RunId, Reservation<'_>> = BTreeMap::new();
     for candidate in wanted {
-        if let Some(place) = shared.registry.reserve(candidate.run_id) {
+        if let Some(place) = shared.registry.reserve(candidate.run_id, &candidate.kind) {
             places.insert(candidate.run_id, place);
         }
     }
-    let wanted: Vec<Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
-    let claimed = runs::claim(&shared.db, own, &wanted, &CRASHES, shared.registry.highest_fence()).await?;
-    let mut begun = Vec::with_capacity(claimed.len());
+    let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
+    let floor = shared.registry.highest_fence();
+    let Claims { claimed, quarantined } = runs::claim(&shared.db, own, &wanted, rules.max_crashes, floor).await?;
+    for run in &quarantined {
+        tracing::error!(
+            target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
+            error = run.error, "a run that takes its owners down with it was quarantined"
+        );
+    }
+    took.quarantined += quarantined.len();
     for run in claimed {
         let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
             continue;
         };
-        begun.push(run.run_id);
+        took.begun.push(run.run_id);
+        let suspect = poison::judge(run.crashes, false, rules.max_crashes) == Suspicion::Suspect;
+        let place = if suspect { place.suspect() } else { place };
         execute::begin(shared, handler, place, run, own);
     }
-    Ok(begun)
+    Ok(())
 }
 
 /// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.

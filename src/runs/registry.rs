@@ -55,9 +55,33 @@ enum Entry {
     Running { fence: Fence, stop: Arc<StopSignal>, task: Option<AbortHandle> },
 }
 
+/// A kind that has a limit of its own, and how many places of it are taken.
+struct Limited {
+    most: usize,
+    taken: usize,
+}
+
+/// The runs, and what is counted of them.
+struct Entries {
+    runs: HashMap<RunId, Entry>,
+    limited: BTreeMap<Arc<str>, Limited>,
+    /// Runs that were suspects when they were claimed, until they make progress.
+    suspects: BTreeMap<RunId, Fence>,
+}
+
+/// What a recovery pass must know before it loads rows.
+pub(crate) struct Snapshot {
+    pub(crate) running: BTreeMap<RunId, Fence>,
+    pub(crate) pending: BTreeSet<RunId>,
+    /// Those of the running ones that were told to stop.
+    pub(crate) winding_down: Vec<RunId>,
+    pub(crate) room: usize,
+    pub(crate) room_of: BTreeMap<Arc<str>, usize>,
+}
+
 pub(crate) struct Registry {
     capacity: usize,
-    entries: Mutex<HashMap<RunId, Entry>>,
+    entries: Mutex<Entries>,
     /// Set when everything is to end: what begins later is aborted at once.
     closed: AtomicBool,
     yielded: Mutex<HashMap<RunId, Moment>>,
@@ -70,10 +94,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// Places for `capacity` runs; of the kinds in `capacity_of` at most so many.
+    pub(crate) fn new(capacity: usize, capacity_of: &BTreeMap<String, usize>) -> Self {
+        let limited = |(kind, most): (&String, &usize)| (Arc::from(kind.as_str()), Limited { most: *most, taken: 0 });
+        let limited = capacity_of.iter().map(limited).collect();
         Self {
             capacity,
-            entries: Mutex::default(),
+            entries: Mutex::new(Entries { runs: HashMap::new(), limited, suspects: BTreeMap::new() }),
             closed: AtomicBool::new(false),
             yielded: Mutex::default(),
             highest_fence: AtomicI64::new(0),
@@ -87,41 +114,61 @@ impl Registry {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries().len()
+        self.entries().runs.len()
     }
 
-    pub(crate) fn room(&self) -> usize {
-        self.capacity.saturating_sub(self.len())
+    /// Whether one more run of this kind may be begun.
+    pub(crate) fn has_room(&self, kind: &str) -> bool {
+        self.entries().has_room(self.capacity, kind)
     }
 
-    /// What a recovery pass must know before it loads rows: running runs, pending ones, room.
-    pub(crate) fn snapshot(&self) -> (BTreeMap<RunId, Fence>, BTreeSet<RunId>, usize) {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let entries = self.entries();
         let mut running = BTreeMap::new();
         let mut pending = BTreeSet::new();
-        for (run_id, entry) in entries.iter() {
+        let mut winding_down = Vec::new();
+        for (run_id, entry) in &entries.runs {
             match entry {
-                Entry::Running { fence, .. } => _ = running.insert(*run_id, *fence),
+                Entry::Running { fence, stop, .. } => {
+                    running.insert(*run_id, *fence);
+                    winding_down.extend(stop.reason().map(|_| *run_id));
+                }
                 Entry::Pending => _ = pending.insert(*run_id),
             }
         }
-        (running, pending, self.capacity.saturating_sub(entries.len()))
+        let left = |(kind, of): (&Arc<str>, &Limited)| (Arc::clone(kind), of.most.saturating_sub(of.taken));
+        let room_of = entries.limited.iter().map(left).collect();
+        Snapshot { running, pending, winding_down, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
+    }
+
+    /// The runs of this process that are suspects, as far as it knows.
+    pub(crate) fn suspects(&self) -> BTreeMap<RunId, Fence> {
+        self.entries().suspects.clone()
+    }
+
+    /// A suspect has made progress.
+    pub(crate) fn clear(&self, run_id: RunId) {
+        self.entries().suspects.remove(&run_id);
     }
 
     /// Takes a place for a run that is about to be started or claimed. `None`: full, or this process has it already.
-    pub(crate) fn reserve(self: &Registry, run_id: RunId) -> Option<Reservation<'_>> {
+    pub(crate) fn reserve(self: &Registry, run_id: RunId, kind: &str) -> Option<Reservation<'_>> {
         let mut entries = self.entries();
-        if entries.len() >= self.capacity || entries.contains_key(&run_id) {
+        if !entries.has_room(self.capacity, kind) || entries.runs.contains_key(&run_id) {
             return None;
         }
-        entries.insert(run_id, Entry::Pending);
-        self.count.send_replace(entries.len());
-        Some(Reservation { registry: self, run_id, kept: false })
+        let limited = entries.limited.get_key_value(kind).map(|(kind, _)| Arc::clone(kind));
+        if let Some(of) = limited.as_ref().and_then(|kind| entries.limited.get_mut(kind)) {
+            of.taken += 1;
+        }
+        entries.runs.insert(run_id, Entry::Pending);
+        self.count.send_replace(entries.runs.len());
+        Some(Reservation { registry: self, run_id, limited, suspect: false, kept: false })
     }
 
     /// The fence that a running run works under.
     pub(crate) fn fence_of(&self, run_id: RunId) -> Option<Fence> {
-        match self.entries().get(&run_id) {
+        match self.entries().runs.get(&run_id) {
             Some(Entry::Running { fence, .. }) => Some(*fence),
             Some(Entry::Pending) | None => None,
         }
@@ -129,7 +176,7 @@ impl Registry {
 
     pub(crate) fn stop_all(&self, reason: StopReason) -> usize {
         let entries = self.entries();
-        let signals = entries.values().filter_map(|entry| match entry {
+        let signals = entries.runs.values().filter_map(|entry| match entry {
             Entry::Running { stop, .. } => Some(stop),
             Entry::Pending => None,
         });
@@ -137,7 +184,7 @@ impl Registry {
     }
 
     pub(crate) fn stop(&self, run_id: RunId, reason: StopReason) {
-        if let Some(Entry::Running { stop, .. }) = self.entries().get(&run_id) {
+        if let Some(Entry::Running { stop, .. }) = self.entries().runs.get(&run_id) {
             stop.fire(reason);
         }
     }
@@ -167,13 +214,17 @@ impl Registry {
             Entry::Running { task, .. } => task.clone(),
             Entry::Pending => None,
         };
-        self.entries().values().filter_map(task_of).collect()
+        self.entries().runs.values().filter_map(task_of).collect()
     }
 
-    fn remove(&self, run_id: RunId) {
+    fn remove(&self, run_id: RunId, limited: Option<&str>) {
         let mut entries = self.entries();
-        entries.remove(&run_id);
-        self.count.send_replace(entries.len());
+        entries.runs.remove(&run_id);
+        entries.suspects.remove(&run_id);
+        if let Some(of) = limited.and_then(|kind| entries.limited.get_mut(kind)) {
+            of.taken = of.taken.saturating_sub(1);
+        }
+        self.count.send_replace(entries.runs.len());
         drop(entries);
         self.freed.notify_one();
     }
@@ -188,12 +239,18 @@ impl Registry {
     /// The runs that have a task. Once the registry is closed, no other gets one.
     pub(crate) fn running_ids(&self) -> Vec<RunId> {
         let entries = self.entries();
-        let running = entries.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
+        let running = entries.runs.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
         running.map(|(run_id, _)| *run_id).collect()
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn has_room(&self, capacity: usize, kind: &str) -> bool {
+        self.runs.len() < capacity && self.limited.get(kind).is_none_or(|of| of.taken < of.most)
     }
 }
 
@@ -201,10 +258,24 @@ impl Registry {
 pub(crate) struct Reservation<'a> {
     registry: &'a Registry,
     run_id: RunId,
+    /// The kind, if it has a limit of its own.
+    limited: Option<Arc<str>>,
+    suspect: bool,
     kept: bool,
 }
 
 impl Reservation<'_> {
+    /// The run that is about to begin is a suspect.
+    pub(crate) fn suspect(mut self) -> Self {
+        self.suspect = true;
+        self
+    }
+
+    /// What the task is to hold.
+    pub(crate) fn place(&self, shared: &Arc<crate::pod::shared::Shared>) -> Place {
+        Place { shared: Arc::clone(shared), run_id: self.run_id, limited: self.limited.clone() }
+    }
+
     /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
         // Before anything is spawned: what is closed begins nothing more.
@@ -214,12 +285,17 @@ impl Reservation<'_> {
         self.registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
         self.kept = true;
         let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
-        self.registry.entries().insert(self.run_id, running(None));
+        let mut entries = self.registry.entries();
+        entries.runs.insert(self.run_id, running(None));
+        if self.suspect {
+            entries.suspects.insert(self.run_id, fence);
+        }
+        drop(entries);
         // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.
         let task = spawn();
         let mut entries = self.registry.entries();
         // Only its own entry: the task may have ended, and the run been taken up again, meanwhile.
-        if let Some(entry @ Entry::Running { task: None, .. }) = entries.get_mut(&self.run_id) {
+        if let Some(entry @ Entry::Running { task: None, .. }) = entries.runs.get_mut(&self.run_id) {
             *entry = running(Some(task.clone()));
         }
         drop(entries);
@@ -233,7 +309,7 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.registry.remove(self.run_id);
+            self.registry.remove(self.run_id, self.limited.as_deref());
         }
     }
 }
@@ -242,17 +318,12 @@ impl Drop for Reservation<'_> {
 pub(crate) struct Place {
     shared: Arc<crate::pod::shared::Shared>,
     run_id: RunId,
-}
-
-impl Place {
-    pub(crate) fn new(shared: Arc<crate::pod::shared::Shared>, run_id: RunId) -> Self {
-        Self { shared, run_id }
-    }
+    limited: Option<Arc<str>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.registry.remove(self.run_id);
+        self.shared.registry.remove(self.run_id, self.limited.as_deref());
     }
 }
 
@@ -275,15 +346,31 @@ mod tests {
 
     #[test]
     fn a_place_is_taken_once_bounded_and_given_back() {
-        let registry = Registry::new(2);
+        let registry = Registry::new(2, &BTreeMap::new());
         let (a, b, c) = (RunId::generate(), RunId::generate(), RunId::generate());
-        let first = registry.reserve(a).expect("room");
-        assert!(registry.reserve(a).is_none(), "this process has it already");
-        let second = registry.reserve(b).expect("room");
-        assert!(registry.reserve(c).is_none(), "full");
+        let first = registry.reserve(a, "k").expect("room");
+        assert!(registry.reserve(a, "k").is_none(), "this process has it already");
+        let second = registry.reserve(b, "k").expect("room");
+        assert!(registry.reserve(c, "k").is_none(), "full");
         drop(first);
-        assert!(registry.reserve(c).is_some());
+        assert!(registry.reserve(c, "k").is_some());
         drop(second);
         assert_eq!(registry.len(), 0);
+    }
+
+    #[test]
+    fn a_kind_with_a_limit_takes_no_more_places_than_that() {
+        let registry = Registry::new(3, &BTreeMap::from([("few".to_owned(), 1)]));
+        let reserve = |kind| registry.reserve(RunId::generate(), kind);
+        let few = reserve("few").expect("room");
+        assert!(reserve("few").is_none() && !registry.has_room("few") && registry.has_room("k"));
+        let others = (reserve("k").expect("room"), reserve("k").expect("room"));
+        drop(few);
+        assert_eq!(registry.snapshot().room_of[&Arc::from("few")], 1);
+        assert!(reserve("few").is_some());
+        let third = reserve("k").expect("room");
+        assert!(!registry.has_room("few"), "all kinds together have a limit too");
+        drop((others, third));
+        assert_eq!(registry.snapshot().room, 3);
     }
 }

@@ -21,7 +21,7 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
     check(&new)?;
     let handler = shared.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(shared, &new.kind))?;
     let run_id = RunId::generate();
-    let place = shared.registry.reserve(run_id).ok_or_else(|| full(shared))?;
+    let place = shared.registry.reserve(run_id, &new.kind).ok_or_else(|| full(shared, &new.kind))?;
     let start = || async { runs::start(&shared.db, incarnation, &insert_of(shared, run_id, &new)).await };
     let inserted = repeat(run_id, start).await?;
     let fence = outcome(shared, inserted, &new)?;
@@ -34,6 +34,7 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
         input: new.input,
         checkpoint: None,
         checkpoint_seq: 0,
+        crashes: 0,
     };
     execute::begin(shared, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
@@ -60,8 +61,8 @@ pub(crate) async fn insert_in_txn(
         if !shared.handlers.contains_key(&new.kind) {
             return Err(no_handler(shared, &new.kind));
         }
-        if shared.registry.room() == 0 {
-            return Err(full(shared));
+        if !shared.registry.has_room(&new.kind) {
+            return Err(full(shared, &new.kind));
         }
         Some(shared.may_take_work()?)
     } else {
@@ -168,13 +169,17 @@ fn no_handler(shared: &Shared, kind: &str) -> Error {
     .todo("register a handler for it, or submit it unowned for a pod that has one")
 }
 
-fn full(shared: &Shared) -> Error {
-    Error::new(
-        ErrorKind::AtCapacity,
-        format!("pod {} runs {} runs, as many as it may", shared.pod_id, shared.settings.capacity),
-    )
-    .left("no run was started")
-    .todo("retry later or on another pod, raise capacity, or submit it unowned")
+fn full(shared: &Shared, kind: &str) -> Error {
+    let (pod, settings) = (&shared.pod_id, &shared.settings);
+    let (what, setting) = match settings.capacity_of.get(kind) {
+        Some(most) if shared.registry.len() < settings.capacity => {
+            (format!("pod {pod} runs {most} runs of kind {kind:?}, as many as it may"), "capacity_of")
+        }
+        _ => (format!("pod {pod} runs {} runs, as many as it may", settings.capacity), "capacity"),
+    };
+    Error::new(ErrorKind::AtCapacity, what)
+        .left("no run was started")
+        .todo(format!("retry later or on another pod, raise {setting}, or submit it unowned"))
 }
 
 #[cfg(test)]

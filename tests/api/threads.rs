@@ -65,6 +65,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::RunDetail>();
     crosses::<RunFilter>();
     crosses::<podlock::operator::RunOutput>();
+    crosses::<podlock::operator::OwnerRow>();
+    crosses::<podlock::operator::Released>();
     crosses::<podlock::operator::RunRow>();
     crosses::<podlock::operator::SessionRow>();
     crosses::<podlock::throwaway::Builder>();
@@ -116,6 +118,7 @@ fn every_public_future_is_send(
     is_send(Operator::restart(operator, run_id));
     is_send(Operator::prune(operator, keep));
     is_send(Operator::prunable(operator, keep));
+    is_send(Operator::release(operator, run_id));
     is_send(Operator::events(operator, EventFilter::new()));
     is_send(Operator::follow(operator, EventFilter::new()));
     is_send(Operator::notices(operator));

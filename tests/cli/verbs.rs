@@ -20,7 +20,7 @@ const POD: [&str; 11] = [
     "version",
     "labels",
 ];
-const RUN: [&str; 11] = [
+const RUN: [&str; 12] = [
     "run_id",
     "kind",
     "key",
@@ -32,6 +32,7 @@ const RUN: [&str; 11] = [
     "crashes",
     "created_at",
     "finished_at",
+    "died_with",
 ];
 const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
 const ATTEMPT: [&str; 7] = ["attempt", "pod_id", "incarnation", "fence", "began_at", "ended_at", "reason"];
@@ -414,5 +415,77 @@ fn a_drained_pod_ends_and_drain_can_wait_for_it() {
         assert_eq!(gone["alive"], false);
         assert_eq!(gone["sessions"][0]["reason"], "shutdown");
         drop(other);
+    });
+}
+
+/// A run that was quarantined says which owners died with it, wherever it is shown; released, it runs.
+#[test]
+fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, key, owner_pod, owner_incarnation, fence, attempt, crashes, input) \
+                     VALUES (gen_random_uuid(), 'demo', 'k', 'web-9', gen_random_uuid(), nextval('studio_fence'), 2, 2, \
+                             '{\"chunks\": 1}') RETURNING *), \
+                   ended AS (INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason) \
+                     SELECT owner_incarnation, 'web-9', '2026-01-02T03:04:05.678Z', 'lost' FROM run) \
+                   INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
+                   SELECT run_id, 2, owner_pod, owner_incarnation, fence FROM run RETURNING run_id::text, incarnation::text";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        let (run, owner): (String, String) = (row.get(0), row.get(1));
+        let refused = db.run(&["runs", "release", &run]).await;
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains("it is running, not quarantined"), "{refused:?}");
+        let pod = db.pod("web-0", &[]).await;
+        wait_for("it is quarantined", || async {
+            let state = db.json(&["runs", "describe", &run]).await["state"].clone();
+            if state == "quarantined" { Ok(()) } else { Err(state.to_string()) }
+        })
+        .await;
+        let died_with = json!([{ "pod_id": "web-9", "incarnation": owner, "reason": "lost", "ended_at": "2026-01-02T03:04:05.678Z" }]);
+        let listed = db.json(&["runs", "list", "--state", "quarantined"]).await;
+        assert_eq!((&listed[0]["run_id"], &listed[0]["died_with"]), (&json!(run), &died_with));
+        let (status, shown) = pod.get(&format!("/v1/runs/{run}")).await;
+        assert_eq!((status, &shown["died_with"], &shown["crashes"]), (200, &died_with, &json!(3)));
+        let error = shown["output"]["error"].as_str().unwrap();
+        assert!(error.contains("web-9 (lost at 2026-01-02T03:04:05.678Z)"), "{error}");
+        let table = db.ok(&["runs", "list", "--state", "quarantined"]).await;
+        let (header, line) = table.split_once('\n').unwrap();
+        assert!(header.trim_end().ends_with("DIED_WITH") && line.trim_end().ends_with("web-9"), "{table}");
+        assert!(db.ok(&["runs", "describe", &run]).await.contains("Died with it:"));
+        pod.log.event("quarantined").await;
+        assert_eq!(db.json(&["events", "--kind", "quarantined"]).await[0]["detail"]["run"], run);
+
+        let (status, other) = pod.post(json!({ "kind": "demo", "key": "k", "input": { "delay_ms": 60_000 } })).await;
+        assert_eq!(status, 201, "{other}");
+        let busy = db.run(&["runs", "release", &run]).await;
+        assert!(busy.code == 1 && busy.stderr.contains(other["run_id"].as_str().unwrap()), "{busy:?}");
+        db.ok(&["runs", "cancel", other["run_id"].as_str().unwrap()]).await;
+        let released = db.json(&["runs", "release", &run]).await;
+        assert_eq!(released, json!({ "run_id": run, "state": "running" }));
+        wait_for("it runs again, and ends", || async {
+            let seen = db.json(&["runs", "describe", &run]).await;
+            let fresh = seen["died_with"] == json!([]) && seen["crashes"] == 0;
+            if seen["state"] == "succeeded" && fresh { Ok(()) } else { Err(seen.to_string()) }
+        })
+        .await;
+        let nobody = db.run(&["runs", "release", "01890000-0000-7000-8000-000000000000"]).await;
+        assert!(nobody.code == 1 && nobody.stderr.contains("there is no run"), "{nobody:?}");
+    });
+}
+
+#[test]
+fn unclaimable_runs_are_those_that_no_pod_of_the_roster_has_a_handler_for() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        let insert = "INSERT INTO studio_runs (run_id, kind) VALUES (gen_random_uuid(), 'other')";
+        client.batch_execute(insert).await.unwrap();
+        let _pod = db.pod("web-0", &["--capacity-of", "demo=1", "--max-crashes", "0"]).await;
+        let listed = db.json(&["runs", "list", "--unclaimable"]).await;
+        assert_eq!((listed.as_array().unwrap().len(), &listed[0]["kind"]), (1, &json!("other")));
+        client.batch_execute("UPDATE studio_pods SET kinds = kinds || '{other}'").await.unwrap();
+        assert_eq!(db.json(&["runs", "list", "--unclaimable"]).await, json!([]));
+        assert_eq!(db.json(&["runs", "list", "--orphans"]).await.as_array().unwrap().len(), 1);
     });
 }

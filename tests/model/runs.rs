@@ -1,9 +1,11 @@
 //! The transactions on runs: the two halves of a recovery pass, and what an owner writes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use podlock::RunId;
-use podlock::protocol::recover::{self, Candidate, Memory};
+use podlock::protocol::Moment;
+use podlock::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 use uuid::Uuid;
 
 use crate::database::incarnation;
@@ -11,6 +13,9 @@ use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::properties::Rule;
 use crate::state::{Inc, Loss, Pass, Phase, ProcId, Run, State, Task};
+
+/// All runs are of one kind.
+static KIND: OnceLock<Arc<str>> = OnceLock::new();
 
 fn run_id(r: usize) -> RunId {
     Uuid::from_u128(r as u128 + 1).into()
@@ -52,17 +57,23 @@ impl Podlock {
         let runs = s.db.runs.len();
         let running: BTreeMap<_, _> =
             (0..runs).filter_map(|r| Some((run_id(r), i64::from(proc.tasks[r]?.fence).into()))).collect();
-        let seen_unclaimed: BTreeSet<_> = (0..runs).filter(|r| proc.unclaimed & 1 << r != 0).map(run_id).collect();
-        let memory = Memory { room: runs - running.len(), running, pending: BTreeSet::new(), seen_unclaimed };
+        let unclaimed: BTreeSet<_> = (0..runs).filter(|r| proc.unclaimed & 1 << r != 0).map(run_id).collect();
+        let last = Sightings { unclaimed, ..Sightings::default() };
+        let memory = Memory { room: runs - running.len(), running, last, ..Memory::default() };
         let candidate = |(r, run): (usize, &Run)| Candidate {
             run_id: run_id(r),
+            kind: KIND.get_or_init(|| Arc::from("k")).clone(),
             owner: run.owner.map(incarnation),
             fence: i64::from(run.fence).into(),
-            unbegun: run.owner == Some(own) && run.attempt == 0,
+            unbegun: run.attempt == 0,
+            crashes: 0,
+            crashed: false,
         };
         let rows: Vec<Candidate> =
             s.db.runs.iter().enumerate().filter(|(_, run)| self.is_candidate(s, p, run)).map(candidate).collect();
-        let mut plan = recover::plan(incarnation(own), &memory, &rows);
+        // Nobody is known to share them: a share only delays, and what is taken here at once covers every delay.
+        let seen = Seen { rows, fleet: None };
+        let mut plan = recover::plan(incarnation(own), &Rules::default(), &memory, &seen, Moment::ZERO);
         assert!(plan.release.is_empty(), "there is always room");
         if self.mistake == Some(Mistake::OwnRowsForgotten) {
             plan.adopt.clear();
@@ -72,7 +83,7 @@ impl Podlock {
             s.db.runs.iter().enumerate().map(|(r, run)| is_wanted(r).then_some((run.owner, run.fence))).collect();
         let check = bits(runs, |id| plan.check.contains(&id));
         let proc = &mut s.procs[p];
-        proc.unclaimed = bits(runs, |id| plan.unclaimed.contains(&id));
+        proc.unclaimed = bits(runs, |id| plan.sightings.unclaimed.contains(&id));
         if check != 0 || wanted.iter().any(Option::is_some) {
             proc.pass = Some(Pass { own, wanted, check });
         }

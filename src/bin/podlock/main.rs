@@ -43,7 +43,7 @@ enum Verb {
     /// Look at the pods of the roster
     #[command(subcommand)]
     Pods(pods::Verb),
-    /// Look at runs, cancel one, or start one again
+    /// Look at runs, cancel one, start one again, or give a quarantined one another chance
     #[command(subcommand)]
     Runs(runs::Verb),
     /// The log of the pods' lives

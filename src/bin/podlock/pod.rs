@@ -45,6 +45,13 @@ pub(crate) struct Args {
     /// The most runs at a time [env: PODLOCK_CAPACITY] [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     capacity: Option<u32>,
+    /// The most runs of a kind, where that is fewer; may be given again [env: PODLOCK_CAPACITY_OF=a=2,b=10]
+    #[arg(long = "capacity-of", value_name = "KIND=N", value_parser = capacity_of)]
+    capacity_of: Vec<(String, u32)>,
+    /// After how many crashes in a row without progress a run is quarantined; 0: never [env: PODLOCK_MAX_CRASHES]
+    /// [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    max_crashes: Option<u32>,
     /// How long the server lets a silent session live [env: PODLOCK_LEASE] [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = lease)]
     lease: Option<Duration>,
@@ -92,6 +99,12 @@ impl Args {
         }
         if let Some(capacity) = self.capacity {
             config = config.capacity(capacity as usize);
+        }
+        for (kind, most) in &self.capacity_of {
+            config = config.capacity_of(kind, *most as usize);
+        }
+        if let Some(max_crashes) = self.max_crashes {
+            config = config.with(|c| c.max_crashes = max_crashes);
         }
         for (key, value) in &self.labels {
             config = config.label(key, value);
@@ -165,6 +178,14 @@ pub(crate) fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     Config::new("").lease(lease).validate().map_err(|e| e.to_string())?;
     Ok(lease)
+}
+
+fn capacity_of(text: &str) -> Result<(String, u32), String> {
+    let number = |n: &str| n.parse().ok().filter(|n| (1..=1_000_000).contains(n));
+    match text.split_once('=').map(|(kind, n)| (kind, number(n))) {
+        Some((kind, Some(n))) if !kind.is_empty() => Ok((kind.to_owned(), n)),
+        _ => Err("it is written kind=n, with n from 1 to 1000000".to_owned()),
+    }
 }
 
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {

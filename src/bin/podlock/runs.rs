@@ -1,6 +1,6 @@
-//! `podlock runs`: look at runs, cancel one, or start one again.
+//! `podlock runs`: look at runs, cancel one, start one again, or give a quarantined one another chance.
 
-use podlock::operator::{AttemptRow, RunDetail, RunFilter, RunRow};
+use podlock::operator::{AttemptRow, OwnerRow, Released, RunDetail, RunFilter, RunRow};
 use podlock::{Cancelled, RunId};
 use serde_json::json;
 
@@ -38,6 +38,13 @@ pub(crate) enum Verb {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Give a quarantined run another chance: it is running again, and its crashes are forgotten
+    Release {
+        /// The run's id
+        run: RunId,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -57,6 +64,9 @@ pub(crate) struct FilterArgs {
     /// Only running runs that nobody in the roster owns
     #[arg(long)]
     orphans: bool,
+    /// Only orphans whose kind no pod of the roster has a handler for
+    #[arg(long)]
+    unclaimable: bool,
     /// At most so many, the newest [default: 100 in a table, else all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     limit: Option<i64>,
@@ -77,7 +87,10 @@ impl FilterArgs {
         if let Some(owner) = &self.owner {
             filter = filter.owner(owner);
         }
-        if self.orphans { filter.orphans() } else { filter }
+        if self.orphans {
+            filter = filter.orphans();
+        }
+        if self.unclaimable { filter.unclaimable() } else { filter }
     }
 }
 
@@ -110,6 +123,20 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             Ok(output::object(output.format, &answer, |out, _| {
                 use std::io::Write as _;
                 writeln!(out, "run {run} is cancelled")
+            })?)
+        }
+        Verb::Release { run, output } => {
+            let state = match global.operator().await?.release(run).await? {
+                Released::NotFound => return Err(no_such(run)),
+                Released::NotQuarantined { state } => {
+                    return Err(Failure::Failed(format!("run {run} was not released: it is {state}, not quarantined")));
+                }
+                _ => "running",
+            };
+            let answer = json!({ "run_id": run, "state": state });
+            Ok(output::object(output.format, &answer, |out, _| {
+                use std::io::Write as _;
+                writeln!(out, "run {run} is released: any pod with a handler and room takes it up")
             })?)
         }
     }
@@ -178,6 +205,10 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
             ("parse_error", or_dash(run.output.parse_error.as_ref())),
         ],
     )?;
+    if !row.died_with.is_empty() {
+        writeln!(out, "\nDied with it:")?;
+        output::table_of::<OwnerRow>(out, &row.died_with)?;
+    }
     writeln!(out, "\nAttempts:")?;
     output::table_of::<AttemptRow>(out, &run.attempts)
 }
@@ -192,12 +223,34 @@ fn stream(text: &str) -> String {
     }
 }
 
+impl Tabular for OwnerRow {
+    const COLUMNS: &'static [&'static str] = &["pod_id", "incarnation", "reason", "ended_at"];
+    const NUMBERS: &'static [&'static str] = &[];
+
+    fn cells(&self) -> Vec<String> {
+        let ended_at = output::millis(self.ended_at);
+        vec![self.pod_id.clone(), self.incarnation.to_string(), self.reason.clone(), ended_at]
+    }
+}
+
 impl Tabular for RunRow {
-    const COLUMNS: &'static [&'static str] =
-        &["run_id", "kind", "key", "state", "owner_pod", "fence", "attempt", "crashes", "created_at", "finished_at"];
+    const COLUMNS: &'static [&'static str] = &[
+        "run_id",
+        "kind",
+        "key",
+        "state",
+        "owner_pod",
+        "fence",
+        "attempt",
+        "crashes",
+        "created_at",
+        "finished_at",
+        "died_with",
+    ];
     const NUMBERS: &'static [&'static str] = &["fence", "attempt", "crashes"];
 
     fn cells(&self) -> Vec<String> {
+        let died_with: Vec<&str> = self.died_with.iter().map(|owner| owner.pod_id.as_str()).collect();
         vec![
             self.run_id.to_string(),
             self.kind.clone(),
@@ -209,6 +262,7 @@ impl Tabular for RunRow {
             self.crashes.to_string(),
             seconds(self.created_at),
             or_dash(self.finished_at.map(seconds)),
+            or_dash((!died_with.is_empty()).then(|| died_with.join(", "))),
         ]
     }
 }

@@ -1,0 +1,159 @@
+//! How many orphans a pod takes of those that it could have, so that all survivors are as busy as each other.
+//!
+//! Authority: none. A share is a wish of one pod, made from what one statement showed it; each claim is a
+//! compare-and-swap of its own. All pods that see the same take no orphan twice and leave none.
+//!
+//! The orphans are poured over the pods that could take them like water: the least busy ones first, up to one level.
+//! Where room is equal and nobody is full, a pod gets `ceil((orphans + running) / pods) − own`.
+
+/// One pod that has a handler for some of the orphans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taker {
+    /// How many running runs it owns.
+    pub running: usize,
+    /// The most that it may run; `None`: not known.
+    pub capacity: Option<usize>,
+}
+
+impl Taker {
+    fn room(self) -> usize {
+        self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(self.running))
+    }
+
+    /// How many it gets if all are filled up to `level`.
+    fn up_to(self, level: usize) -> usize {
+        level.saturating_sub(self.running).min(self.room())
+    }
+}
+
+/// The orphans, and the pods that could take them, in an order that is the same for all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// How many orphans there are.
+    pub orphans: usize,
+    /// Who could take some.
+    pub takers: Vec<Taker>,
+    /// Which of them this pod is.
+    pub me: usize,
+}
+
+impl Fleet {
+    /// How many of the orphans this pod takes. All of them, where it is not among the takers.
+    #[must_use]
+    pub fn share(&self) -> usize {
+        let Some(me) = self.takers.get(self.me) else { return self.orphans };
+        let poured =
+            |level: usize| self.takers.iter().fold(0_usize, |sum, taker| sum.saturating_add(taker.up_to(level)));
+        // The lowest level that takes them all, or the one at which everybody is full.
+        let (mut low, mut high) = (0, self.takers.iter().map(|t| t.running).max().unwrap_or(0) + self.orphans);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if poured(middle) >= self.orphans {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        me.up_to(low).min(self.orphans)
+    }
+
+    /// How many this pod takes of a list of `len` orphans before it looks again: where there are more than those, only the
+    /// part from its own place to the next taker's.
+    #[must_use]
+    pub fn share_of(&self, len: usize) -> usize {
+        let takers = self.takers.iter().filter(|taker| taker.room() > 0).count();
+        if len < self.orphans { self.share().min(len.div_ceil(takers.max(1))) } else { self.share() }
+    }
+
+    /// Where in a list of `len` orphans this pod begins to take them, going round: each taker with room at another place,
+    /// so that those who see the same list are not in each other's way.
+    #[must_use]
+    pub fn begins_at(&self, len: usize) -> usize {
+        let with_room = |takers: &[Taker]| takers.iter().filter(|taker| taker.room() > 0).count();
+        match (self.takers.get(..self.me), with_room(&self.takers)) {
+            (Some(before), all) if all > 0 => len * with_room(before).min(all - 1) / all,
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pods as (running, capacity), and the share of each.
+    fn shares(orphans: usize, pods: &[(usize, usize)]) -> Vec<usize> {
+        let takers: Vec<_> = pods.iter().map(|&(running, c)| Taker { running, capacity: Some(c) }).collect();
+        (0..pods.len()).map(|me| Fleet { orphans, takers: takers.clone(), me }.share()).collect()
+    }
+
+    #[test]
+    fn orphans_are_poured_over_the_least_busy_pods_first() {
+        type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);
+        let cases: &[Case<'_>] = &[
+            (1000, &[(0, 1000); 4], &[250; 4]),
+            (1000, &[(0, 300); 4], &[250; 4]),
+            (10, &[(0, 100); 3], &[4; 3]),
+            (1, &[(0, 100); 3], &[1; 3]),
+            (0, &[(5, 100), (0, 100)], &[0, 0]),
+            (100, &[(0, 100)], &[100]),
+            // ceil((claimable + running) / live) − own.
+            (10, &[(6, 100), (2, 100)], &[3, 7]),
+            (10, &[(100, 200), (0, 200), (0, 200)], &[0, 5, 5]),
+            // Whoever is full takes nothing, and the free one all.
+            (50, &[(10, 10), (0, 100)], &[0, 50]),
+            (50, &[(10, 10), (0, 30), (0, 100)], &[0, 25, 25]),
+            (50, &[(0, 5), (0, 10), (0, 100)], &[5, 10, 35]),
+            // More than there is room for.
+            (50, &[(8, 10), (0, 20)], &[2, 20]),
+            (50, &[(12, 10), (10, 10)], &[0, 0]),
+        ];
+        for (orphans, pods, expected) in cases {
+            assert_eq!(shares(*orphans, pods), *expected, "{orphans} orphans over {pods:?}");
+        }
+    }
+
+    /// Whatever the fleet, the shares leave nothing for which there is room, and exceed it by rounding alone.
+    #[test]
+    fn the_shares_together_are_all_that_there_is_room_for() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..2000 {
+            let pods: Vec<_> = (0..random.usize(1..9)).map(|_| (random.usize(0..40), random.usize(1..60))).collect();
+            let orphans = random.usize(0..200);
+            let shares = shares(orphans, &pods);
+            let room: usize = pods.iter().map(|(running, capacity)| capacity.saturating_sub(*running)).sum();
+            let sum: usize = shares.iter().sum();
+            assert!(
+                sum >= orphans.min(room) && sum < orphans.min(room) + pods.len(),
+                "{orphans} over {pods:?}: {shares:?}"
+            );
+            for ((running, capacity), share) in pods.iter().zip(&shares) {
+                assert!(*share <= capacity.saturating_sub(*running), "{orphans} over {pods:?}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pod_of_unknown_room_has_enough_and_one_that_is_not_listed_takes_what_it_can() {
+        let takers = vec![Taker { running: 0, capacity: None }, Taker { running: 0, capacity: Some(2) }];
+        let share = |me| Fleet { orphans: 10, takers: takers.clone(), me }.share();
+        assert_eq!([share(0), share(1), share(2)], [8, 2, 10]);
+        assert_eq!(Fleet { orphans: 3, ..Fleet::default() }.share(), 3);
+    }
+
+    #[test]
+    fn each_taker_with_room_begins_at_another_place() {
+        let takers: Vec<_> =
+            [(0, 9), (9, 9), (0, 9), (0, 9)].map(|(running, c)| Taker { running, capacity: Some(c) }).to_vec();
+        let begins = |me| Fleet { orphans: 30, takers: takers.clone(), me }.begins_at(30);
+        assert_eq!([begins(0), begins(2), begins(3)], [0, 10, 20]);
+        assert!(begins(1) < 30, "one that is full takes nothing, wherever it begins");
+        let of_more = Fleet { orphans: 300, takers: takers.clone(), me: 2 };
+        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (9, 9), "it has room for nine");
+        let roomy = vec![Taker { running: 0, capacity: None }; 3];
+        let of_more = Fleet { orphans: 300, takers: roomy, me: 2 };
+        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (10, 100));
+        assert_eq!(Fleet::default().begins_at(30), 0);
+        assert_eq!(Fleet { takers, me: 9, orphans: 1 }.begins_at(30), 0);
+    }
+}
