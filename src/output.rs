@@ -308,7 +308,7 @@ pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Whether `jsonb` can hold it and we can read it again.
-fn storable(value: &Value) -> Result<(), String> {
+pub(crate) fn storable(value: &Value) -> Result<(), String> {
     fn look(value: &Value, depth: usize) -> Result<(), String> {
         let nul = |text: &str| if text.contains('\0') { Err("it has the character U+0000".to_owned()) } else { Ok(()) };
         if depth == 0 && (value.is_array() || value.is_object()) {

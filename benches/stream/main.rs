@@ -18,7 +18,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// What the flusher stores at once when it has plenty.
-const BATCH: usize = 1024;
+const BATCH: usize = 2048;
 const BYTES: usize = 64;
 
 #[derive(Parser)]

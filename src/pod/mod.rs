@@ -117,12 +117,12 @@ impl PodBuilder {
                 .left("its connections are closed; what it had registered, a survivor buries")
                 .todo("look for its panic on stderr")
         })??;
-        shared.tracker.spawn_on(runs::recover::pulse(Arc::clone(&shared)), &shared.runtime);
-        shared.tracker.spawn_on(runs::recover::run(Arc::clone(&shared)), &shared.runtime);
-        shared.tracker.spawn_on(runs::stream::flush::run(Arc::clone(&shared)), &shared.runtime);
-        shared.tracker.spawn_on(runs::stream::readers::run(Arc::clone(&shared), opener.clone()), &shared.runtime);
-        shared.tracker.spawn_on(shutdown::drain_on_request(Arc::clone(&shared)), &shared.runtime);
-        shared.tracker.spawn_on(history::retention::run(Arc::clone(&shared)), &shared.runtime);
+        shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&shared)));
+        shared.spawn("recovery", runs::recover::run(Arc::clone(&shared)));
+        shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&shared)));
+        shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&shared), opener.clone()));
+        shared.spawn("the drain", shutdown::drain_on_request(Arc::clone(&shared)));
+        shared.spawn("retention", history::retention::run(Arc::clone(&shared)));
         Ok(Pod { shared, opener, _guard: guard })
     }
 }

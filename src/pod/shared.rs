@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -277,6 +278,22 @@ impl Shared {
     pub(crate) fn publish(&self, event: PodEvent) {
         // Nobody listening is fine.
         let _ = self.events.send(event);
+    }
+
+    /// Runs a part of the pod as a tracked task. Without it the pod would be half of one: should it panic, the pod ends.
+    pub(crate) fn spawn(self: &Arc<Self>, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let shared = Arc::clone(self);
+        let watched = async move {
+            if std::panic::AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                let what = format!("pod {}: {part} panicked", shared.pod_id);
+                shared.fail(
+                    &Error::new(ErrorKind::Stopped, what)
+                        .left("its runs were told to stop; survivors take them over")
+                        .todo("look for the panic on stderr, and report it"),
+                );
+            }
+        };
+        self.tracker.spawn_on(watched, &self.runtime);
     }
 
     /// Ends the pod for a reason that it cannot mend.

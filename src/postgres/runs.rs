@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::crashes::{crash_reasons, crashed, died_with};
+use super::errors;
 use super::pods::REHEARSE_LOG;
 use super::pool::Database;
 use super::schema::Schema;
@@ -68,6 +69,8 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
+    /// Claimed as well, but their input or checkpoint cannot be read, and why.
+    pub(crate) unreadable: Vec<(Owner, String)>,
     pub(crate) quarantined: Vec<Quarantined>,
 }
 
@@ -288,7 +291,7 @@ pub(crate) async fn insert_in_txn(
     );
     let step = "starting a run in the caller's transaction";
     let run_id = new.run_id.as_uuid();
-    let fail = |e| super::errors::translate(step, e);
+    let fail = |e| errors::translate(step, e);
     let (inserted, owner_there) = match owner {
         Some(owner) => {
             let (owner, floor) = (owner.as_uuid(), new.floor.get());
@@ -433,12 +436,12 @@ pub(crate) async fn claim(
     let expected: Vec<_> = wanted.iter().map(|c| c.owner.map(|o| o.as_uuid())).collect();
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
     let poison_from = i32::try_from(max_crashes).ok().filter(|n| *n > 0).unwrap_or(i32::MAX);
-    let (own, reasons, floor) = (own.as_uuid(), crash_reasons(), floor.get());
+    let (own_id, reasons, floor) = (own.as_uuid(), crash_reasons(), floor.get());
     let params: [Param<'_>; 7] = [
         (&ids, Type::UUID_ARRAY),
         (&expected, Type::UUID_ARRAY),
         (&fences, Type::INT8_ARRAY),
-        (&own, Type::UUID),
+        (&own_id, Type::UUID),
         (&reasons, Type::TEXT_ARRAY),
         (&floor, Type::INT8),
         (&poison_from, Type::INT4),
@@ -450,8 +453,11 @@ pub(crate) async fn claim(
         db.query(step, CLAIM, &params.map(|(value, _)| value)).await?
     };
     for row in rows {
-        match row.get::<_, Option<String>>(8) {
-            None => claims.claimed.push(read_claimed(&row)),
+        match row.get::<_, Option<String>>(9) {
+            None => match read_claimed(&row) {
+                Ok(claimed) => claims.claimed.push(claimed),
+                Err(why) => claims.unreadable.push((read_owner(&row, own), errors::chain(&why))),
+            },
             Some(error) => {
                 claims.quarantined.push(Quarantined { run_id: row.get::<_, Uuid>(0).into(), kind: row.get(1), error });
             }
@@ -477,18 +483,23 @@ pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> R
     rehearsed
 }
 
-fn read_claimed(row: &Row) -> Claimed {
-    Claimed {
+/// What is nested too deep was put there by hand, or by another program.
+fn read_claimed(row: &Row) -> Result<Claimed, tokio_postgres::Error> {
+    Ok(Claimed {
         run_id: row.get::<_, Uuid>(0).into(),
         kind: row.get(1),
         key: row.get(2),
         fence: row.get::<_, i64>(3).into(),
         attempt: row.get(4),
-        input: row.get(5),
-        checkpoint: row.get(6),
+        input: row.try_get(5)?,
+        checkpoint: row.try_get(6)?,
         crashes: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
         checkpoint_seq: row.get(8),
-    }
+    })
+}
+
+fn read_owner(row: &Row, incarnation: Incarnation) -> Owner {
+    Owner { run_id: row.get::<_, Uuid>(0).into(), incarnation, fence: row.get::<_, i64>(3).into() }
 }
 
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer

@@ -11,14 +11,14 @@ use super::pool::Database;
 use super::runs::Owner;
 use super::schema::quote_identifier;
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{Fence, RunId};
 use crate::protocol::stream::{Facts, Position};
 
 /// The most runs that one notification names; with more, it says that everybody should look.
 const TOLD_BY_NAME: usize = 180;
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
-const PAGE_CHUNKS: i64 = 512;
+const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
 
 /// Chunks of one run, in a row.
@@ -46,6 +46,9 @@ pub(crate) enum Stored {
 /// Stores chunks of several runs of this pod, and tells readers with `tell`. Returns what became of each, in the order of
 /// `chunks`.
 ///
+/// What is there already is not stored again: a repetition changes nothing. Where the first try has not ended yet, it fails
+/// on the primary key ([`is_under_way`]). An ON CONFLICT would cost as much as the rest (measured: half of the rate).
+///
 /// Chunks beyond all that the run ever said are progress: the crashes of former owners no longer count.
 pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<Stored>> {
     const SQL: &str = "WITH wanted AS MATERIALIZED ( \
@@ -55,11 +58,11 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
                pg_catalog.unnest($7::pg_catalog.int8[])) WITH ORDINALITY \
              AS w(run_id, incarnation, fence, generation, number, first, next, nth) \
          ), mine AS MATERIALIZED ( \
-           SELECT r.run_id, r.fence, w.generation, w.nth, r.crashes > 0 AND w.next > r.stream_furthest AS is_progress, \
-                  r.stream_generation = w.generation AND r.written <= w.number AND w.first <= COALESCE(( \
-                    SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
-                     WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS fits \
-             FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
+           SELECT r.run_id, w.nth, s.chunks, r.crashes > 0 AND w.next > r.stream_furthest AS is_progress, \
+                  r.stream_generation = w.generation AND r.written <= w.number AND w.first <= s.chunks AS fits \
+             FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id CROSS JOIN LATERAL ( \
+                    SELECT COALESCE(pg_catalog.max(c.seq) + 1, 0) AS chunks FROM @.studio_run_chunks c \
+                     WHERE c.run_id = w.run_id AND c.generation = w.generation) AS s \
             WHERE r.state = 'running' AND r.owner_incarnation = w.incarnation AND r.fence = w.fence \
             ORDER BY r.run_id FOR SHARE OF r SKIP LOCKED \
          ), calm AS MATERIALIZED ( \
@@ -67,20 +70,22 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
             WHERE m.is_progress AND m.fits FOR NO KEY UPDATE OF r SKIP LOCKED \
          ), calmed AS ( \
            UPDATE @.studio_runs r SET crashes = 0 FROM calm c WHERE r.run_id = c.run_id \
+         ), due AS MATERIALIZED ( \
+           SELECT pg_catalog.array_agg(CASE WHEN m.fits THEN m.chunks ELSE 9223372036854775807 END ORDER BY w.nth) AS from_seq \
+             FROM wanted w LEFT JOIN mine m ON m.nth = w.nth \
          ), stored AS ( \
            INSERT INTO @.studio_run_chunks (run_id, generation, seq, fence, body) \
-           SELECT m.run_id, m.generation, c.seq, m.fence, c.body \
-             FROM ROWS FROM (pg_catalog.unnest($8::pg_catalog.int8[]), pg_catalog.unnest($9::pg_catalog.int8[]), \
+           SELECT ($1::pg_catalog.uuid[])[c.nth], ($4::pg_catalog.int4[])[c.nth], c.seq, ($3::pg_catalog.int8[])[c.nth], c.body \
+             FROM ROWS FROM (pg_catalog.unnest($8::pg_catalog.int4[]), pg_catalog.unnest($9::pg_catalog.int8[]), \
                              pg_catalog.unnest($10::pg_catalog.text[])) AS c(nth, seq, body) \
-             JOIN mine m ON m.nth = c.nth AND m.fits \
-           ON CONFLICT DO NOTHING \
+            WHERE c.seq >= ((SELECT d.from_seq FROM due d))[c.nth] \
          ), told AS MATERIALIZED ( \
            SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $11) WHERE $11::pg_catalog.text IS NOT NULL \
          ) SELECT m.nth, m.fits, (SELECT pg_catalog.count(*) FROM told) FROM mine m";
     let count = chunks.iter().map(|c| c.bodies.len()).sum();
     let (mut nths, mut seqs, mut bodies) =
         (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
-    for (nth, run) in (1_i64..).zip(chunks) {
+    for (nth, run) in (1_i32..).zip(chunks) {
         for (seq, body) in (run.first_seq..).zip(&run.bodies) {
             nths.push(nth);
             seqs.push(seq);
@@ -103,6 +108,11 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
         }
     }
     Ok(stored)
+}
+
+/// Whether chunks were not stored because an earlier try of the same statement is doing so.
+pub(crate) fn is_under_way(error: &Error) -> bool {
+    error.sqlstate() == Some("23505")
 }
 
 /// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced, or the stream is not
@@ -251,21 +261,24 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
                     THEN COALESCE((SELECT pg_catalog.min(d.seq) FROM @.studio_run_chunks d \
                                     WHERE d.run_id = r.run_id AND d.generation = w.generation AND d.fence > w.fence), 0) \
                END AS differs_from, \
-               c.seq, c.fence, c.body \
+               c.seqs, c.fences, c.bodies \
           FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.int4[]), \
                           pg_catalog.unnest($3::pg_catalog.int4[]), pg_catalog.unnest($4::pg_catalog.int8[]), \
                           pg_catalog.unnest($5::pg_catalog.int8[])) \
                WITH ORDINALITY AS w(run_id, generation, resets, next, fence, nth) \
           JOIN @.studio_runs r ON r.run_id = w.run_id \
-          LEFT JOIN LATERAL ( \
-               SELECT p.seq, p.fence, p.body, \
-                      pg_catalog.sum(pg_catalog.octet_length(p.body)) OVER (ORDER BY p.seq) \
-                        - pg_catalog.octet_length(p.body) AS before \
-                 FROM (SELECT k.seq, k.fence, k.body FROM @.studio_run_chunks k \
-                        WHERE k.run_id = r.run_id AND k.generation = r.stream_generation AND k.seq >= w.next \
-                          AND (w.generation = 0 OR (w.generation = r.stream_generation AND w.resets = r.stream_resets)) \
-                        ORDER BY k.seq LIMIT $6) AS p) AS c ON c.before < $7 \
-         ORDER BY w.nth, c.seq";
+          CROSS JOIN LATERAL ( \
+               SELECT pg_catalog.array_agg(b.seq) AS seqs, pg_catalog.array_agg(b.fence) AS fences, \
+                      pg_catalog.array_agg(b.body) AS bodies \
+                 FROM (SELECT p.seq, p.fence, p.body, \
+                              pg_catalog.sum(pg_catalog.octet_length(p.body)) OVER (ORDER BY p.seq ROWS UNBOUNDED PRECEDING) \
+                                - pg_catalog.octet_length(p.body) AS before \
+                         FROM (SELECT k.seq, k.fence, k.body FROM @.studio_run_chunks k \
+                                WHERE k.run_id = r.run_id AND k.generation = r.stream_generation AND k.seq >= w.next \
+                                  AND (w.generation = 0 \
+                                       OR (w.generation = r.stream_generation AND w.resets = r.stream_resets)) \
+                                ORDER BY k.seq LIMIT $6) AS p) AS b \
+                WHERE b.before < $7) AS c";
     let of = |f: fn(&Position) -> i32| wanted.iter().map(|(_, p)| f(p)).collect::<Vec<_>>();
     let ids: Vec<Uuid> = wanted.iter().map(|(run_id, _)| run_id.as_uuid()).collect();
     let (generations, resets) = (of(|p| p.generation), of(|p| p.resets));
@@ -275,14 +288,8 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
     let mut pages = Vec::new();
     pages.resize_with(wanted.len(), || None);
     for row in &db.query("reading streams", SQL, &params).await? {
-        let Some(page) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| pages.get_mut(nth)) else {
-            continue;
-        };
-        let page = page.get_or_insert_with(|| read_page(row));
-        // Behind what has changed, nothing is handed on.
-        if let Some(seq) = row.get::<_, Option<i64>>(7).filter(|_| page.facts.differs_from.is_none()) {
-            let (fence, body) = (row.get::<_, i64>(8).into(), row.get::<_, &str>(9).into());
-            page.chunks.push(Chunk { seq, fence, body });
+        if let Some(page) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| pages.get_mut(nth)) {
+            *page = Some(read_page(row));
         }
     }
     Ok(pages)
@@ -296,5 +303,14 @@ fn read_page(row: &Row) -> Page {
         differs_from: row.get(6),
         next: row.get(5),
     };
-    Page { state: row.get(1), facts, chunks: Vec::new() }
+    let seqs = row.get::<_, Option<Vec<i64>>>(7).unwrap_or_default();
+    let fences = row.get::<_, Option<Vec<i64>>>(8).unwrap_or_default();
+    let bodies = row.get::<_, Option<Vec<&str>>>(9).unwrap_or_default();
+    let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
+    let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
+    // Behind what has changed, nothing is handed on.
+    if facts.differs_from.is_some() {
+        chunks.clear();
+    }
+    Page { state: row.get(1), facts, chunks }
 }

@@ -6,10 +6,18 @@
 //! the limit, and those that merely shared its pods are spared. At the limit a run is quarantined where it would have
 //! been claimed, by the very statement that would have claimed it.
 //!
+//! A suspect that has run alone for a while without harm is not waited for any longer ([`runs_alone`]): a service whose
+//! runs are long and save no checkpoint would else stand still after two deaths.
+//!
 //! Not promised: a suspect that shares its pod with a run that is poison and not suspected yet dies with that one, and
 //! is quarantined. A checkpoint now and then keeps a run from ever being a suspect.
 
+use std::time::Duration;
+
 use super::ending::Reason;
+
+/// For how many leases a suspect keeps other suspects from beginning beside it.
+const ALONE: u32 = 3;
 
 /// How an owner ended whose end counts as a crash of the run. A clean stop, a detach, an eviction by an operator and an
 /// end that nobody knows count nothing.
@@ -47,6 +55,12 @@ pub const fn suspect_from(max_crashes: u32) -> u32 {
         0 | 1 => u32::MAX,
         more => more - 1,
     }
+}
+
+/// Whether no other suspect may begin beside one that has run for so long.
+#[must_use]
+pub fn runs_alone(has_run: Duration, lease: Duration) -> bool {
+    has_run < lease * ALONE
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use super::registry::{Reservation, Snapshot};
 use super::{StopReason, execute};
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
+use crate::output::{Limits, Output};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Claims, Owner};
+use crate::postgres::runs::{self, Claims, Ending, Owner};
 use crate::protocol::poison::{self, Suspicion};
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
@@ -61,7 +62,7 @@ impl Load {
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
         let suspect_from = poison::suspect_from(shared.settings.max_crashes);
-        let suspect_from = (!shared.registry.suspects().is_empty()).then_some(suspect_from);
+        let suspect_from = (!shared.registry.suspects(clock::now(), shared.settings.lease).is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
         let limit = room.saturating_mul(AHEAD).min(BATCH * AHEAD) + 1;
         let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
@@ -146,7 +147,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     };
     let Loaded { mut memory, more, held_back, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
-    memory.suspects = shared.registry.suspects();
+    memory.suspects = shared.registry.suspects(clock::now(), shared.settings.lease);
     let rules = rules(shared);
     let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
@@ -212,7 +213,8 @@ async fn claim(
     }
     let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
     let floor = shared.registry.highest_fence();
-    let Claims { claimed, quarantined } = runs::claim(&shared.db, own, &wanted, rules.max_crashes, floor).await?;
+    let Claims { claimed, unreadable, quarantined } =
+        runs::claim(&shared.db, own, &wanted, rules.max_crashes, floor).await?;
     for run in &quarantined {
         tracing::error!(
             target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
@@ -220,6 +222,9 @@ async fn claim(
         );
     }
     took.quarantined += quarantined.len();
+    for (owner, why) in unreadable {
+        end_unreadable(shared, owner, &why).await?;
+    }
     for run in claimed {
         let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
             continue;
@@ -230,6 +235,15 @@ async fn claim(
         execute::begin(shared, handler, place, run, own);
     }
     Ok(())
+}
+
+/// No handler of any pod could begin it: without an end it would be claimed for ever.
+async fn end_unreadable(shared: &Shared, owner: Owner, why: &str) -> Result<()> {
+    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why, "a run that cannot be begun was ended as failed");
+    let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
+    let settings = &shared.settings;
+    let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
+    runs::finish(&shared.db, owner, &ending, &ending.output().columns(limits)?).await.map(drop)
 }
 
 /// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StopReason;
 use crate::id::{Fence, RunId};
-use crate::protocol::Moment;
+use crate::protocol::{Moment, poison};
 
 /// Tells a run's handler to stop, with a reason that only gets graver.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ struct Entries {
     runs: HashMap<RunId, Entry>,
     limited: BTreeMap<Arc<str>, Limited>,
     /// Runs that were suspects when they were claimed, until they make progress.
-    suspects: BTreeMap<RunId, Fence>,
+    suspects: BTreeMap<RunId, (Fence, Moment)>,
 }
 
 /// What a recovery pass must know before it loads rows.
@@ -141,9 +141,11 @@ impl Registry {
         Snapshot { running, pending, winding_down, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
     }
 
-    /// The runs of this process that are suspects, as far as it knows.
-    pub(crate) fn suspects(&self) -> BTreeMap<RunId, Fence> {
-        self.entries().suspects.clone()
+    /// The runs of this process that are suspects, as far as it knows, and keep others from beginning.
+    pub(crate) fn suspects(&self, now: Moment, lease: Duration) -> BTreeMap<RunId, Fence> {
+        let mut entries = self.entries();
+        entries.suspects.retain(|_, (_, since)| poison::runs_alone(now.saturating_sub(*since), lease));
+        entries.suspects.iter().map(|(run_id, (fence, _))| (*run_id, *fence)).collect()
     }
 
     /// A suspect has made progress.
@@ -288,7 +290,7 @@ impl Reservation<'_> {
         let mut entries = self.registry.entries();
         entries.runs.insert(self.run_id, running(None));
         if self.suspect {
-            entries.suspects.insert(self.run_id, fence);
+            entries.suspects.insert(self.run_id, (fence, crate::pod::clock::now()));
         }
         drop(entries);
         // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.

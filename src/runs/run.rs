@@ -15,7 +15,7 @@ use super::{Outcome, StopReason};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
-use crate::output::{Limits, Output};
+use crate::output::{Limits, Output, storable};
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
 
@@ -156,7 +156,8 @@ impl Run {
     /// # Errors
     ///
     /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before, the
-    /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. Others as the server's.
+    /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. [`ErrorKind::InvalidInput`]
+    /// for a value that has U+0000 or is nested deeper than 127. Others as the server's.
     ///
     /// # Cancel safety
     ///
@@ -164,6 +165,7 @@ impl Run {
     /// order in which they were first polled, and a value never replaces one that was saved by a later call.
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
+        self.check_checkpoint(&value)?;
         let (what, db) = ("a checkpoint", &self.shared.db);
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;
@@ -171,6 +173,17 @@ impl Run {
         let value = &value;
         let save = |number| done(runs::checkpoint(db, self.owner, number, value, seq));
         self.write(&mut writes, what, save, |_| None).await
+    }
+
+    /// What could not be read by the next attempt is no checkpoint.
+    pub(super) fn check_checkpoint(&self, value: &Value) -> Result<()> {
+        storable(value).map_err(|why| {
+            let run_id = self.owner.run_id;
+            Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
+                .about_run(run_id)
+                .left("nothing was written; the run goes on")
+                .todo("correct the value")
+        })
     }
 
     /// How many chunks the stream had at the checkpoint that [`Run::saved`] shows; 0 if there is none. What the checkpoint

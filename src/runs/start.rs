@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
+use crate::output::storable;
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Insert, Inserted};
 
@@ -136,25 +135,16 @@ fn check(new: &NewRun) -> Result<()> {
         Some(format!("its kind has {} bytes, and must have 1 to 128", new.kind.len()))
     } else if new.key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 1024) {
         Some("its key must have 1 to 1024 bytes".to_owned())
-    } else if new.kind.contains('\0') || new.key.as_ref().is_some_and(|k| k.contains('\0')) || has_nul(&new.input) {
+    } else if new.kind.contains('\0') || new.key.as_ref().is_some_and(|k| k.contains('\0')) {
         Some("PostgreSQL cannot store the character U+0000".to_owned())
     } else {
-        None
+        storable(&new.input).err().map(|why| format!("its input cannot be stored: {why}"))
     };
     match fault {
         None => Ok(()),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
             .left("no run was started")
             .todo("correct it")),
-    }
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -20,9 +20,9 @@ use crate::postgres::streams::Appended;
 /// The largest chunk, in bytes.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
 /// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits.
-const HELD_BYTES: usize = 256 * 1024;
+const HELD_BYTES: usize = 512 * 1024;
 /// The same in chunks: each costs more than its bytes.
-const HELD_CHUNKS: usize = 4096;
+const HELD_CHUNKS: usize = 8192;
 
 /// A run's stream, as its attempt writes it.
 pub(crate) struct Stream {

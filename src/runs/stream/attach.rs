@@ -81,7 +81,7 @@ impl FromStr for StreamPosition {
 /// Somebody attached to a run's stream, on whatever pod the run is. Dropped, it is detached, and nothing of it is left.
 ///
 /// It asks when [`Attached::next`] is called and what it was handed before has been taken: a reader that is slow costs one
-/// page of chunks (at most 512, and 256 KiB and a chunk), and holds up nobody.
+/// page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
 #[must_use]
 pub struct Attached {
     shared: Arc<Shared>,

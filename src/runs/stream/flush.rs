@@ -15,7 +15,7 @@ use crate::id::RunId;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::runs;
-use crate::postgres::streams::{self, Appended, Stored, Told};
+use crate::postgres::streams::{self, Appended, Stored, Told, is_under_way};
 use crate::protocol::Moment;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
@@ -24,7 +24,7 @@ use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 /// Between two notifications, and between two statements that are not full: at most 48 of either in any second.
 const GAP: Duration = Duration::from_millis(21);
 /// The most that one statement stores.
-const BATCH_CHUNKS: usize = 1024;
+const BATCH_CHUNKS: usize = 2048;
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// What waits to be stored, and whose readers wait to be told.
@@ -220,7 +220,7 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
                 what = None;
                 settle(shared, batch, &stored).await;
             }
-            Err(e) if waits_for_it(&e) => {
+            Err(e) if waits_for_it(&e) || is_under_way(&e) => {
                 tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");
                 tokio::time::sleep(backoff.delay()).await;
                 waiting.push_front(batch);

@@ -14,7 +14,7 @@ impl Run {
     ///
     /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
     /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
-    /// until all chunks before them are stored. Where more than 256 KiB or 4,096 chunks of a run wait, the call does too.
+    /// until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the call does too.
     ///
     /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
     /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
@@ -61,6 +61,7 @@ impl Run {
     pub async fn append_with_checkpoint(&self, chunk: impl Into<String>, value: impl Into<Value>) -> Result<u64> {
         let (chunk, value) = (chunk.into(), value.into());
         check_chunk(&chunk)?;
+        self.check_checkpoint(&value)?;
         let (what, db) = ("a chunk with a checkpoint", &self.shared.db);
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;

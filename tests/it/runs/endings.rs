@@ -215,3 +215,33 @@ async fn a_result_or_error_that_postgres_cannot_store_fails_the_run_once() {
     })
     .await;
 }
+
+/// Put there by hand, or by another program: no pod can begin it, and it must not be claimed for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_input_or_checkpoint_cannot_be_read_ends_as_failed_and_disturbs_no_other() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        let mut ids = Vec::new();
+        for column in ["input", "checkpoint"] {
+            let id = RunId::generate();
+            let sql = format!(
+                "INSERT INTO studio_runs (run_id, kind, {column}) VALUES ($1, 'act', \
+                 (repeat('[', 300) || repeat(']', 300))::jsonb)"
+            );
+            db.client.execute(&sql, &[&id.as_uuid()]).await.unwrap();
+            ids.push(id);
+        }
+        let sound = a.submit(act()).await.unwrap();
+        stage.act().await.done(json!(null));
+        db.client.run_in_state(sound, "succeeded", SOON).await;
+        for id in ids {
+            db.client.run_in_state(id, "failed", SOON).await;
+            let sql = "SELECT error FROM studio_runs WHERE run_id = $1";
+            let error: String = db.client.scalar(sql, &[&id.as_uuid()]).await;
+            assert!(error.starts_with("its input or checkpoint cannot be read: "), "{error}");
+        }
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}

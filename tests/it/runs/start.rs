@@ -176,6 +176,7 @@ async fn what_postgres_cannot_store_is_invalid_input() {
             act().input(json!("\0")),
             act().input(json!({"deep": [{"er": "a\0"}]})),
             act().input(json!({"a\0": 1})),
+            act().input((0..200).fold(json!(1), |inner, _| json!([inner]))),
         ];
         for new in bad {
             for error in [a.start(new.clone()).await.unwrap_err(), a.submit(new.clone()).await.unwrap_err()] {

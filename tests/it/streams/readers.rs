@@ -136,18 +136,18 @@ async fn a_slow_reader_holds_a_page_at_most_and_holds_up_neither_the_writer_nor_
         let reading = tokio::spawn(async move { rest(&mut quick).await.len() });
         say(&begun.run, &["first"]).await;
         assert_eq!(next(&mut slow).await, Some(chunk(1, 0, "first")));
-        for n in 1..5_000 {
+        for n in 1..8_000 {
             begun.run.append(format!("chunk {n}")).await.unwrap();
         }
         begun.run.flush().await.unwrap();
         assert_eq!(next(&mut slow).await, Some(chunk(1, 1, "chunk 1")));
         begun.done(json!(null));
-        assert_eq!(reading.await.unwrap(), 5_001);
+        assert_eq!(reading.await.unwrap(), 8_001);
         // More than a page is left, and none of it can come from the reader.
-        db.client.execute("DELETE FROM studio_run_chunks WHERE seq >= $1", &[&1_000_i64]).await.unwrap();
+        db.client.execute("DELETE FROM studio_run_chunks WHERE seq >= $1", &[&4_000_i64]).await.unwrap();
         let left = rest(&mut slow).await;
         assert_eq!(left.last(), Some(&end("succeeded")));
-        assert_eq!(left.len(), 1_000 - 2 + 1, "what was deleted came from the reader itself");
+        assert_eq!(left.len(), 4_000 - 2 + 1, "what was deleted came from the reader itself");
     })
     .await;
 }
