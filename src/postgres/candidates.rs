@@ -22,8 +22,9 @@ pub(crate) const CANDIDATES: Prepared = Prepared {
     template: concat!(
         "WITH orphans AS MATERIALIZED ( \
            SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at \
-             FROM @.studio_runs r LEFT JOIN @.studio_pods p ON p.incarnation = r.owner_incarnation \
-            WHERE r.state = 'running' AND p.incarnation IS NULL AND r.kind = ANY($2) \
+             FROM @.studio_runs r \
+            WHERE r.state = 'running' AND r.kind = ANY($2) \
+              AND (r.owner_incarnation IS NULL OR r.owner_incarnation NOT IN (SELECT p.incarnation FROM @.studio_pods p)) \
               AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
               AND (r.crashes + 1 < $5 OR (r.crashes < $5) <> EXISTS ( \
                      SELECT FROM @.studio_pod_sessions t WHERE t.incarnation = r.owner_incarnation AND ",
@@ -31,20 +32,23 @@ pub(crate) const CANDIDATES: Prepared = Prepared {
         ")) \
          ), oldest AS MATERIALIZED ( \
            SELECT * FROM orphans o ORDER BY o.created_at, o.run_id LIMIT $3 \
+         ), sum AS MATERIALIZED ( \
+           SELECT pg_catalog.sum(k.orphans)::pg_catalog.int8 AS orphans, pg_catalog.array_agg(k.kind) AS kinds \
+             FROM (SELECT o.kind, pg_catalog.count(*) AS orphans FROM orphans o GROUP BY o.kind) AS k \
          ), takers AS MATERIALIZED ( \
            SELECT p.incarnation, p.capacity, \
                   (SELECT pg_catalog.count(*) FROM @.studio_runs r \
                     WHERE r.state = 'running' AND r.owner_incarnation = p.incarnation) AS running \
              FROM @.studio_pods p \
             WHERE p.state = 'active' AND EXISTS (SELECT FROM oldest) \
-              AND (p.kinds IS NULL OR p.kinds && (SELECT pg_catalog.array_agg(DISTINCT o.kind) FROM oldest o)) \
+              AND (p.kinds IS NULL OR p.kinds && (SELECT m.kinds FROM sum m)) \
          ) \
          (SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, false AS crashed, \
                  NULL::pg_catalog.int8 AS orphans, NULL::pg_catalog.int8[] AS running, \
                  NULL::pg_catalog.int4[] AS capacity, NULL::pg_catalog.int4 AS me \
             FROM @.studio_runs r WHERE r.state = 'running' AND r.owner_incarnation = $1) \
          UNION ALL \
-         (SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, (SELECT pg_catalog.count(*) FROM orphans), \
+         (SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, (SELECT m.orphans FROM sum m), \
                  pg_catalog.array_agg(k.running ORDER BY k.incarnation), \
                  pg_catalog.array_agg(k.capacity ORDER BY k.incarnation), \
                  pg_catalog.array_position(pg_catalog.array_agg(k.incarnation ORDER BY k.incarnation), $1) \

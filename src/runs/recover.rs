@@ -19,8 +19,13 @@ use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
 /// The most orphans that one statement claims.
 const BATCH: usize = 500;
-/// How many times what there is room for a load brings, so that pods that share the orphans can each take others.
+/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
+/// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
 const AHEAD: usize = 8;
+const LOAD: usize = 16_384;
+
+/// How soon a pass follows one that claimed.
+const AFTER_A_CLAIM: Duration = Duration::from_millis(20);
 
 /// What a pass remembers for the next.
 #[derive(Default)]
@@ -62,9 +67,10 @@ impl Load {
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
         let suspect_from = poison::suspect_from(shared.settings.max_crashes);
-        let suspect_from = (!shared.registry.suspects(clock::now(), shared.settings.lease).is_empty()).then_some(suspect_from);
+        let suspect_from =
+            (!shared.registry.suspects(clock::now(), shared.settings.lease).is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
-        let limit = room.saturating_mul(AHEAD).min(BATCH * AHEAD) + 1;
+        let limit = room.saturating_mul(AHEAD).min(LOAD) + 1;
         let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
         Self { own, memory: Memory { running, pending, room, room_of, ..Memory::default() }, limit, held_back, wanted }
     }
@@ -176,6 +182,9 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
+    } else if !took.begun.is_empty() {
+        // Others claimed at the same time: what they left for us, nobody tells us of.
+        Some(AFTER_A_CLAIM)
     } else if first_seen || some_were_others {
         Some(shared.settings.hold_probe_interval)
     } else {
