@@ -8,7 +8,7 @@ use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, T
 use deadpool_postgres::{ClientWrapper, Runtime};
 use futures_util::future::BoxFuture;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Row, SimpleQueryMessage};
+use tokio_postgres::{Row, SimpleQueryMessage, Statement};
 
 use super::conninfo::Target;
 use super::dial::Dialer;
@@ -89,20 +89,12 @@ impl Database {
         rows
     }
 
-    /// [`Database::query`] with a plan of its own, for these values and for the tables as they are now.
-    pub(crate) async fn query_planned_anew(
-        &self,
-        step: &str,
-        template: &str,
-        params: &[(&(dyn ToSql + Sync), Type)],
-    ) -> Result<Vec<Row>> {
+    /// Prepares a statement that is to be run several times with a plan for the tables as they are now.
+    pub(crate) async fn plan(&self, step: &'static str, template: &str, types: &[Type]) -> Result<Planned> {
         let sql = self.schema.sql(template);
         let client = self.get(step).await?;
-        let rows = self.within(step, client.query_typed(&sql, params)).await;
-        if leaves_idle(&rows) {
-            client.give_back();
-        }
-        rows
+        let statement = self.within(step, client.prepare_typed(&sql, types)).await?;
+        Ok(Planned { db: self.clone(), step, client: Some(client), statement })
     }
 
     /// [`Database::query`] for a statement that returns at most one row.
@@ -165,6 +157,43 @@ fn leaves_idle(rows: &Result<Vec<Row>>) -> bool {
     match rows {
         Ok(_) => true,
         Err(e) => e.sqlstate().is_some_and(errors::leaves_sound) && e.kind() != ErrorKind::Standby,
+    }
+}
+
+/// A statement with a plan of its own, on a connection that is given back with it.
+pub(crate) struct Planned {
+    db: Database,
+    step: &'static str,
+    /// None once it has failed: the connection is thrown away.
+    client: Option<Leased>,
+    statement: Statement,
+}
+
+impl Planned {
+    /// Runs it. After an error that leaves the connection unknown, there is none any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query(&mut self, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let Some(client) = self.client.take() else {
+            return Err(
+                Error::new(ErrorKind::SessionLost, format!("{}: its connection has ended", self.step)).unconnected()
+            );
+        };
+        let rows = self.db.within(self.step, client.query(&self.statement, params)).await;
+        if leaves_idle(&rows) {
+            self.client = Some(client);
+        }
+        rows
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.give_back();
+        }
     }
 }
 

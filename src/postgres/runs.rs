@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::crashes::{crash_reasons, crashed, died_with};
 use super::errors;
 use super::pods::REHEARSE_LOG;
-use super::pool::Database;
+use super::pool::{Database, Planned};
 use super::schema::Schema;
 use super::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::error::{Error, ErrorKind, Result};
@@ -413,6 +413,10 @@ const CLAIM: &str = concat!(
 /// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
 const FEW: usize = 20;
 
+/// What claims of one pass have in common: the plan for many.
+#[derive(Default)]
+pub(crate) struct Claimer(Option<Planned>);
+
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
 /// read. A run whose expected owner is `own` itself is taken up anew, under a new fence. One whose last owner crashed
 /// under it, as number `max_crashes` in a row, is quarantined instead; where that is 0 none is.
@@ -423,6 +427,7 @@ const FEW: usize = 20;
 /// Every fence is above `floor`, the highest that this process was ever given.
 pub(crate) async fn claim(
     db: &Database,
+    claimer: &mut Claimer,
     own: Incarnation,
     wanted: &[&Candidate],
     max_crashes: u32,
@@ -447,10 +452,15 @@ pub(crate) async fn claim(
         (&poison_from, Type::INT4),
     ];
     let step = "claiming runs";
-    let rows = if wanted.len() > FEW {
-        db.query_planned_anew(step, CLAIM, &params).await?
+    let values = params.each_ref().map(|(value, _)| *value);
+    let rows = if wanted.len() > FEW || claimer.0.is_some() {
+        let planned = match claimer.0.take() {
+            Some(planned) => planned,
+            None => db.plan(step, CLAIM, &params.map(|(_, of)| of)).await?,
+        };
+        claimer.0.insert(planned).query(&values).await?
     } else {
-        db.query(step, CLAIM, &params.map(|(value, _)| value)).await?
+        db.query(step, CLAIM, &values).await?
     };
     for row in rows {
         match row.get::<_, Option<String>>(9) {

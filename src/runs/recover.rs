@@ -13,7 +13,7 @@ use crate::output::{Limits, Output};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Claims, Ending, Owner};
+use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner};
 use crate::protocol::poison::{self, Suspicion};
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
@@ -174,9 +174,11 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     check(shared, own, &plan.check).await?;
     let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
     let mut took = Took::default();
+    let mut claimer = Claimer::default();
     for batch in wanted.chunks(BATCH) {
-        claim(shared, own, &rules, batch, &mut took).await?;
+        claim(shared, own, &rules, batch, &mut claimer, &mut took).await?;
     }
+    drop(claimer);
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
@@ -212,6 +214,7 @@ async fn claim(
     own: Incarnation,
     rules: &Rules,
     wanted: &[&Candidate],
+    claimer: &mut Claimer,
     took: &mut Took,
 ) -> Result<()> {
     let mut places: BTreeMap<RunId, Reservation<'_>> = BTreeMap::new();
@@ -223,7 +226,7 @@ async fn claim(
     let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
     let floor = shared.registry.highest_fence();
     let Claims { claimed, unreadable, quarantined } =
-        runs::claim(&shared.db, own, &wanted, rules.max_crashes, floor).await?;
+        runs::claim(&shared.db, claimer, own, &wanted, rules.max_crashes, floor).await?;
     for run in &quarantined {
         tracing::error!(
             target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
