@@ -30,6 +30,10 @@ pub mod migrate {
 pub mod handlers {}
 
 #[cfg(doc)]
+#[doc = include_str!("../docs/streams.md")]
+pub mod streams {}
+
+#[cfg(doc)]
 #[doc = include_str!("../docs/guards.md")]
 pub mod guards {}
 

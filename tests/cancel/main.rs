@@ -89,7 +89,34 @@ fn a_dropped_call_of_a_pod_a_run_or_an_operator_leaves_nothing_behind() {
 
         at_each_poll(TIMES, "Run::checkpoint", || run.checkpoint(json!({ "at": 1 }))).await;
         after_each_delay("Run::checkpoint", || run.checkpoint(json!({ "at": 1 }))).await;
+        at_each_poll(TIMES, "Run::append", || run.append("a")).await;
+        at_each_poll(TIMES, "Run::flush", || async {
+            run.append("b").await?;
+            run.flush().await
+        })
+        .await;
+        after_each_delay("Run::append_with_checkpoint", || run.append_with_checkpoint("c", json!({ "at": 1 }))).await;
+        at_each_poll(TIMES, "Run::append_with_checkpoint", || run.append_with_checkpoint("c", json!({ "at": 1 })))
+            .await;
+        at_each_poll(TIMES, "Run::continue_from", || run.continue_from(1)).await;
+        at_each_poll(TIMES, "Run::restart_stream", || async {
+            run.append("d").await?;
+            run.restart_stream().await
+        })
+        .await;
         usage.is_all_that_is_left(&db, "Run's calls").await;
+
+        run.append("e").await.unwrap();
+        run.flush().await.unwrap();
+        at_each_poll(TIMES, "Attached::next", || async { a.attach(held).await?.next().await }).await;
+        let mut attached = a.attach(held).await.unwrap();
+        attached.next().await.unwrap();
+        // Nothing more comes: it is dropped while it waits.
+        for _ in 0..100 {
+            assert!(tokio::time::timeout(Duration::from_millis(1), attached.next()).await.is_err());
+        }
+        drop(attached);
+        usage.is_all_that_is_left(&db, "Attached's calls").await;
 
         at_each_poll(TIMES, "Operator::connect", || async { Operator::connect(&config(&url, "-")).await }).await;
         at_each_poll(TIMES, "Operator::pods", || operator.pods(PodFilter::new())).await;

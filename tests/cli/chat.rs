@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use crate::harness::{Lines, SOON, TEST, clean, example, wait_for, within};
-use crate::streams::{Event, Reader};
+use crate::sse::{Event, Reader};
 
 #[test]
 fn the_example_shows_one_whole_answer_although_the_pod_that_answers_is_killed() {

@@ -11,6 +11,8 @@ mod http;
 mod own_table;
 mod pod;
 mod retention;
+#[path = "../common/sse.rs"]
+mod sse;
 mod streams;
 mod verbs;
 mod worker;

@@ -9,6 +9,8 @@
 mod project;
 mod records;
 mod round;
+#[path = "../common/sse.rs"]
+mod sse;
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::project::{Container, Project, wait_for};
 use crate::records::{self, Attempt, RunRecord, Session};
+use crate::sse::{Reader, numbers};
 
 /// Runs that each pod is given.
 const RUNS: usize = 4;
@@ -52,6 +53,17 @@ pub(crate) async fn play(project: &Project, number: u32) -> Round {
         }
     }
     let ids: Vec<_> = started.iter().map(|run| run.run_id.as_str()).collect();
+    // On the pod to which nothing happens, one reader for each run; the runs are on all three.
+    let mut readers = Vec::new();
+    for run in &started {
+        let (url, run_id) = (survivor.url.clone(), run.run_id.clone());
+        readers.push(tokio::spawn(async move {
+            let mut reader = Reader::attach(&url, &run_id, None).await;
+            let mut events = reader.some(1).await;
+            events.extend(reader.rest().await);
+            events
+        }));
+    }
 
     wait_for("each run has made progress", SOON, || async {
         let runs = records::runs(project, &ids).await;
@@ -90,6 +102,16 @@ pub(crate) async fn play(project: &Project, number: u32) -> Round {
     for (run, started) in runs.iter().zip(&started) {
         ended_once(run, started, &killed.incarnation, &stopped.incarnation);
     }
+    for (reader, run) in readers.into_iter().zip(&ids) {
+        let attached = reader.await.unwrap();
+        let late = Reader::attach(&survivor.url, run, None).await.rest().await;
+        for (who, events) in [("attached", attached), ("late", late)] {
+            let whole: Vec<u64> = (1..=CHUNKS.unsigned_abs()).collect();
+            assert_eq!(numbers(&events), whole, "the {who} reader of {run} sees the whole answer once");
+            assert_eq!(events.last().map(|e| &e.data), Some(&json!({"state": "succeeded"})), "{who}, {run}");
+        }
+    }
+    println!("round {number}: readers on {} saw each of {} answers whole, once", survivor.name, ids.len());
     let yielded = runs.iter().flat_map(|run| &run.attempts).filter(|a| a.reason.as_deref() == Some("yielded")).count();
     assert_eq!(yielded, given_back, "the stopped pod gave back what it worked on: {runs:#?}");
 
