@@ -32,9 +32,11 @@ BEGIN
         SELECT r.run_id FROM studio_runs AS r
          WHERE r.state = ANY (states) AND r.state <> 'running' AND r.finished_at < pg_catalog.now() - older_than
          LIMIT most FOR UPDATE SKIP LOCKED) AS o;
-    -- First what hangs on a run. Of chunks there can be very many: a run goes when it has none left.
+    -- First what hangs on a run. Of chunks there can be very many: they go from the last one back, and a run when it has
+    -- none left.
     DELETE FROM studio_run_chunks AS c USING (
-        SELECT k.run_id, k.generation, k.seq FROM studio_run_chunks AS k WHERE k.run_id = ANY (picked) LIMIT 50 * most) AS k
+        SELECT k.run_id, k.generation, k.seq FROM studio_run_chunks AS k WHERE k.run_id = ANY (picked)
+         ORDER BY k.run_id, k.generation DESC, k.seq DESC LIMIT 50 * most) AS k
      WHERE c.run_id = k.run_id AND c.generation = k.generation AND c.seq = k.seq;
     GET DIAGNOSTICS chunks = ROW_COUNT;
     IF chunks = 50 * most THEN

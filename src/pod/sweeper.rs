@@ -314,6 +314,8 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
         return None;
     };
     let is_ours = notice.incarnation == Some(shared.incarnation());
+    // It was cancelled or quarantined: whoever reads its stream is to see the end.
+    shared.readers.stir(notice.run.iter());
     match (notice.event.as_deref(), notice.ask.as_deref()) {
         (Some("buried"), _) => {
             recover_within(local, BURIER_GOES_FIRST);
@@ -350,11 +352,8 @@ fn hear(local: &Local, payload: &str) -> Option<Duration> {
             None
         }
         (_, Some("stop")) => {
-            if let Some(run) = notice.run {
-                shared.readers.stir(std::iter::once(&run));
-                if is_ours {
-                    shared.stop_run(run, StopReason::Cancelled);
-                }
+            if let Some(run) = notice.run.filter(|_| is_ours) {
+                shared.stop_run(run, StopReason::Cancelled);
             }
             None
         }

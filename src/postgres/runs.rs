@@ -514,7 +514,9 @@ fn read_owner(row: &Row, incarnation: Incarnation) -> Owner {
 
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
 /// count. False: fenced, or a later write of the attempt was there first.
-/// `seq` is how many chunks its stream has by now; `None`: as before.
+///
+/// `seq` is how many chunks its stream has by now; `None`: as before. Where it has fewer, a failover took some back: the
+/// attempt is as good as fenced.
 pub(crate) async fn checkpoint(
     db: &Database,
     owner: Owner,
@@ -522,26 +524,37 @@ pub(crate) async fn checkpoint(
     value: &Value,
     seq: Option<i64>,
 ) -> Result<bool> {
-    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $5, checkpoint_seq = COALESCE($6, checkpoint_seq), crashes = 0, \
+    const SQL: &str = "UPDATE @.studio_runs SET checkpoint = $5, checkpoint_seq = COALESCE($6::pg_catalog.int8, checkpoint_seq), crashes = 0, \
                 written = $4 \
          WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' AND written <= $4 \
+           AND COALESCE($6::pg_catalog.int8, 0) <= COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                 WHERE c.run_id = $1 AND c.generation = stream_generation), 0) \
          RETURNING run_id";
     let params: [&(dyn ToSql + Sync); 6] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &value, &seq];
     Ok(db.query_opt("saving a checkpoint", SQL, &params).await?.is_some())
 }
 
-/// Ends a run with the columns of its output. False: fenced, or it had ended.
-pub(crate) async fn finish(db: &Database, owner: Owner, ending: &Ending, output: &Columns<'_>) -> Result<bool> {
+/// Ends a run with the columns of its output. False: fenced, or it had ended, or its stream has fewer than `seq` chunks.
+pub(crate) async fn finish(
+    db: &Database,
+    owner: Owner,
+    ending: &Ending,
+    output: &Columns<'_>,
+    seq: Option<i64>,
+) -> Result<bool> {
     const SQL: &str = "WITH done AS ( \
            UPDATE @.studio_runs SET state = $4, result = $5, error = $6, finished_at = pg_catalog.clock_timestamp(), \
                   stdout = $7, stderr = $8, exit_code = $9, output_escaped = $10, parse_error = $11 \
-            WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id, attempt \
+            WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' \
+              AND COALESCE($12::pg_catalog.int8, 0) <= COALESCE((SELECT pg_catalog.max(c.seq) + 1 \
+                    FROM @.studio_run_chunks c WHERE c.run_id = $1 AND c.generation = stream_generation), 0) \
+           RETURNING run_id, attempt \
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = $4 FROM done \
             WHERE a.run_id = done.run_id AND a.attempt = done.attempt \
          ) SELECT run_id FROM done";
-    let params: [&(dyn ToSql + Sync); 11] = [
+    let params: [&(dyn ToSql + Sync); 12] = [
         &owner.run_id.as_uuid(),
         &owner.incarnation.as_uuid(),
         &owner.fence.get(),
@@ -553,6 +566,7 @@ pub(crate) async fn finish(db: &Database, owner: Owner, ending: &Ending, output:
         &output.exit_code,
         &output.escaped,
         &output.parse_error,
+        &seq,
     ];
     Ok(db.query_opt("ending a run", SQL, &params).await?.is_some())
 }

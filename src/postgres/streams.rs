@@ -20,6 +20,20 @@ const TOLD_BY_NAME: usize = 180;
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
 const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
+/// The same for all readers whom one statement looks for.
+const LOOK_BYTES: i64 = 8 * 1024 * 1024;
+
+/// How often a statement is repeated whose row moved on between its snapshot and its lock: by a call that was dropped while
+/// it was under way.
+const MOVED_TRIES: usize = 5;
+
+/// The owner's half of a numbered write on its stream: a try of it that was given up changes nothing behind later writes,
+/// and where the same write was done before (`written` is its number), nothing is taken back again.
+macro_rules! own_run {
+    () => {
+        "r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4"
+    };
+}
 
 /// Chunks of one run, in a row.
 #[derive(Debug)]
@@ -143,23 +157,42 @@ pub(crate) async fn append_with_checkpoint(
 /// Takes back all that the stream has and begins a new generation, in one transaction; where it has nothing, nothing is
 /// taken back and the generation stays. Returns the generation; `None`: fenced.
 pub(crate) async fn restart(db: &Database, owner: Owner, number: i64) -> Result<Option<i32>> {
-    const SQL: &str = "WITH had AS MATERIALIZED ( \
-           SELECT COALESCE(pg_catalog.max(c.seq) + 1, 0) AS chunks, \
-                  CASE WHEN pg_catalog.count(*) > 0 THEN 1 ELSE 0 END AS one FROM @.studio_run_chunks c WHERE c.run_id = $1 \
+    const SQL: &str = concat!(
+        "WITH had AS MATERIALIZED ( \
+           SELECT r.written, COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                             WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS chunks \
+             FROM @.studio_runs r WHERE ",
+        own_run!(),
+        "), step AS MATERIALIZED ( \
+           SELECT h.written, h.chunks, CASE WHEN h.chunks > 0 AND h.written < $4 THEN 1 ELSE 0 END AS one FROM had h \
          ), mine AS ( \
-           UPDATE @.studio_runs r SET written = $4, checkpoint_seq = 0, stream_generation = r.stream_generation + h.one, \
-                  stream_resets = r.stream_resets + h.one, stream_furthest = GREATEST(r.stream_furthest, h.chunks) FROM had h \
-            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
+           UPDATE @.studio_runs r SET written = $4, stream_generation = r.stream_generation + h.one, \
+                  checkpoint_seq = CASE WHEN h.written < $4 THEN 0 ELSE r.checkpoint_seq END, \
+                  stream_resets = r.stream_resets + h.one, stream_furthest = GREATEST(r.stream_furthest, h.chunks) FROM step h \
+            WHERE ",
+        own_run!(),
+        " AND r.written = h.written \
            RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, h.one \
          ), purged AS ( \
            DELETE FROM @.studio_run_chunks c USING mine m WHERE c.run_id = m.run_id AND m.one = 1 \
          ), noted AS ( \
            INSERT INTO @.studio_run_resets (run_id, reset, generation, from_seq, fence) \
            SELECT m.run_id, m.stream_resets, m.stream_generation, 0, m.fence FROM mine m WHERE m.one = 1 \
-         ) SELECT stream_generation FROM mine";
+         ) SELECT m.stream_generation FROM had h LEFT JOIN mine m ON true"
+    );
     let params: [&(dyn ToSql + Sync); 4] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number];
-    Ok(db.query_opt("restarting a stream", SQL, &params).await?.map(|row| row.get(0)))
+    for _ in 0..MOVED_TRIES {
+        match db.query_opt("restarting a stream", SQL, &params).await? {
+            None => return Ok(None),
+            Some(row) => {
+                if let Some(generation) = row.get(0) {
+                    return Ok(Some(generation));
+                }
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// What became of going on from a chunk.
@@ -173,35 +206,46 @@ pub(crate) enum Continued {
 
 /// Keeps the chunks before `seq` and takes back the others, in one transaction; no `seq` keeps them all. `None`: fenced.
 pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<i64>) -> Result<Option<Continued>> {
-    const SQL: &str = "WITH had AS MATERIALIZED ( \
-           SELECT COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
-                             WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS chunks, $5::pg_catalog.int8 AS wish \
-             FROM @.studio_runs r \
-            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
+    const SQL: &str = concat!(
+        "WITH had AS MATERIALIZED ( \
+           SELECT r.written, $5::pg_catalog.int8 AS wish, \
+                  COALESCE((SELECT pg_catalog.max(c.seq) + 1 FROM @.studio_run_chunks c \
+                             WHERE c.run_id = r.run_id AND c.generation = r.stream_generation), 0) AS chunks \
+             FROM @.studio_runs r WHERE ",
+        own_run!(),
+        "), step AS MATERIALIZED ( \
+           SELECT h.written, h.chunks, COALESCE(h.wish, h.chunks) AS next, \
+                  COALESCE(h.wish < h.chunks AND h.written < $4, false) AS cut FROM had h \
          ), mine AS ( \
-           UPDATE @.studio_runs r SET written = $4, checkpoint_seq = LEAST(r.checkpoint_seq, COALESCE(h.wish, h.chunks)), \
-                  stream_resets = r.stream_resets + CASE WHEN h.wish < h.chunks THEN 1 ELSE 0 END, \
-                  stream_furthest = CASE WHEN h.wish IS NULL THEN r.stream_furthest ELSE GREATEST(r.stream_furthest, h.chunks) END \
-             FROM had h \
-            WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 AND r.state = 'running' AND r.written <= $4 \
-              AND COALESCE(h.wish, h.chunks) <= h.chunks \
-           RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, COALESCE(h.wish, h.chunks) AS next, h.wish < h.chunks AS cut \
+           UPDATE @.studio_runs r SET written = $4, \
+                  checkpoint_seq = CASE WHEN h.cut THEN LEAST(r.checkpoint_seq, h.next) ELSE r.checkpoint_seq END, \
+                  stream_resets = r.stream_resets + CASE WHEN h.cut THEN 1 ELSE 0 END, \
+                  stream_furthest = CASE WHEN h.cut THEN GREATEST(r.stream_furthest, h.chunks) ELSE r.stream_furthest END \
+             FROM step h WHERE ",
+        own_run!(),
+        " AND r.written = h.written AND h.next <= h.chunks \
+           RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, h.next, h.cut \
          ), purged AS ( \
            DELETE FROM @.studio_run_chunks c USING mine m \
             WHERE c.run_id = m.run_id AND c.generation = m.stream_generation AND c.seq >= m.next AND m.cut \
          ), noted AS ( \
            INSERT INTO @.studio_run_resets (run_id, reset, generation, from_seq, fence) \
            SELECT m.run_id, m.stream_resets, m.stream_generation, m.next, m.fence FROM mine m WHERE m.cut \
-         ) SELECT h.chunks, m.stream_generation, m.next FROM had h LEFT JOIN mine m ON true";
+         ) SELECT h.chunks, m.stream_generation, m.next FROM had h LEFT JOIN mine m ON true"
+    );
     let params: [&(dyn ToSql + Sync); 5] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &seq];
-    let Some(row) = db.query_opt("going on with a stream", SQL, &params).await? else { return Ok(None) };
-    let chunks: i64 = row.get(0);
-    Ok(match row.get::<_, Option<i32>>(1) {
-        Some(generation) => Some(Continued::Yes(generation, row.get(2))),
-        // Otherwise the row moved on between its two readings.
-        None => seq.filter(|seq| *seq > chunks).map(|_| Continued::Short(chunks)),
-    })
+    for _ in 0..MOVED_TRIES {
+        let Some(row) = db.query_opt("going on with a stream", SQL, &params).await? else { return Ok(None) };
+        let chunks: i64 = row.get(0);
+        if let Some(generation) = row.get::<_, Option<i32>>(1) {
+            return Ok(Some(Continued::Yes(generation, row.get(2))));
+        }
+        if seq.is_some_and(|seq| seq > chunks) {
+            return Ok(Some(Continued::Short(chunks)));
+        }
+    }
+    Ok(None)
 }
 
 /// Tells readers on every pod.
@@ -284,7 +328,9 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
     let (generations, resets) = (of(|p| p.generation), of(|p| p.resets));
     let next: Vec<i64> = wanted.iter().map(|(_, p)| p.next).collect();
     let fences: Vec<i64> = wanted.iter().map(|(_, p)| p.fence).collect();
-    let params: [&(dyn ToSql + Sync); 7] = [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &PAGE_BYTES];
+    let readers = i64::try_from(wanted.len().max(1)).unwrap_or(i64::MAX);
+    let bytes = PAGE_BYTES.min(LOOK_BYTES / readers);
+    let params: [&(dyn ToSql + Sync); 7] = [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &bytes];
     let mut pages = Vec::new();
     pages.resize_with(wanted.len(), || None);
     for row in &db.query("reading streams", SQL, &params).await? {

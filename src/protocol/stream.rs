@@ -50,7 +50,8 @@ impl FromStr for Position {
             next: number()?.parse().map_err(drop)?,
             fence: number()?.parse().map_err(drop)?,
         };
-        if numbers.next().is_some() { Err(()) } else { Ok(position) }
+        let is_one = numbers.next().is_none() && (position.generation > 0 || position == Self::START);
+        if is_one { Ok(position) } else { Err(()) }
     }
 }
 
@@ -164,6 +165,7 @@ mod tests {
             "1.0.9223372036854775808.0",
             "1.0. 3.0",
             "a.b.c.d",
+            "0.0.5.0",
         ] {
             assert_eq!(text.parse::<Position>(), Err(()), "{text}");
         }

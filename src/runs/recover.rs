@@ -179,6 +179,9 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         claim(shared, own, &rules, batch, &mut claimer, &mut took).await?;
     }
     drop(claimer);
+    for (owner, why) in &took.unreadable {
+        end_unreadable(shared, *owner, why).await;
+    }
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
@@ -205,6 +208,7 @@ fn rules(shared: &Shared) -> Rules {
 #[derive(Default)]
 struct Took {
     begun: Vec<RunId>,
+    unreadable: Vec<(Owner, String)>,
     quarantined: usize,
 }
 
@@ -234,9 +238,7 @@ async fn claim(
         );
     }
     took.quarantined += quarantined.len();
-    for (owner, why) in unreadable {
-        end_unreadable(shared, owner, &why).await?;
-    }
+    took.unreadable.extend(unreadable);
     for run in claimed {
         let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
             continue;
@@ -250,12 +252,15 @@ async fn claim(
 }
 
 /// No handler of any pod could begin it: without an end it would be claimed for ever.
-async fn end_unreadable(shared: &Shared, owner: Owner, why: &str) -> Result<()> {
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why, "a run that cannot be begun was ended as failed");
+async fn end_unreadable(shared: &Shared, owner: Owner, why: &str) {
+    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why, "a run that cannot be begun is ended as failed");
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &shared.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    runs::finish(&shared.db, owner, &ending, &ending.output().columns(limits)?).await.map(drop)
+    let ended = async { runs::finish(&shared.db, owner, &ending, &ending.output().columns(limits)?, None).await };
+    if let Err(e) = ended.await {
+        tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again");
+    }
 }
 
 /// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.

@@ -272,7 +272,11 @@ impl Run {
             by_us.then_some(false)
         };
         let columns = &columns;
-        let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns).await?.then_some(true));
+        let seq = match ending {
+            Ending::Succeeded(_) => self.stream.going().place().map(|place| place.next),
+            Ending::Failed(..) => None,
+        };
+        let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns, seq).await?.then_some(true));
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {
             Ok(_) => Written::Surely,

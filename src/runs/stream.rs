@@ -74,6 +74,12 @@ pub(crate) struct Place {
     pub(crate) next: i64,
 }
 
+impl State {
+    fn has_room(&self, bytes: usize) -> bool {
+        self.held.is_empty() || (self.held.len() < HELD_CHUNKS && self.held_bytes + bytes <= HELD_BYTES)
+    }
+}
+
 impl Stream {
     /// A first attempt's stream is empty; of another's, its handler says how it goes on.
     pub(crate) fn new(owner: Owner, stop: Arc<StopSignal>, attempt: i32) -> Self {
@@ -95,10 +101,15 @@ impl Stream {
         self.state().going
     }
 
-    /// How the stream goes on from now on. A gap that it had is behind it.
+    /// What is known of how the stream goes on.
     pub(crate) fn set_going(&self, going: Going) {
+        self.state().going = going;
+    }
+
+    /// The server has said where the stream goes on. A gap that it had is behind it.
+    pub(crate) fn goes_on_at(&self, place: Place) {
         let mut state = self.state();
-        state.going = going;
+        state.going = Going::At(place);
         state.refused = None;
     }
 
@@ -116,8 +127,7 @@ impl Stream {
         let mut state = self.state();
         let place = state.going.place()?;
         let bytes = chunk.as_ref().map_or(0, String::len);
-        let is_full = state.held.len() >= HELD_CHUNKS || state.held_bytes + bytes > HELD_BYTES;
-        if is_full && !state.held.is_empty() {
+        if state.refused.is_some() || !state.has_room(bytes) {
             return None;
         }
         state.held.push_back(chunk.take()?);
@@ -128,16 +138,21 @@ impl Stream {
         Some((place.next, enqueue))
     }
 
-    /// Takes what is held, at most so many chunks and bytes, but one at least.
-    pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Option<Appended> {
+    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a run
+    /// that is over, whose handler has let go of its stream.
+    pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Result<Option<Appended>, usize> {
         let mut state = self.state();
         if state.sent > 0 {
-            return None;
+            return Ok(None);
         }
         let held = i64::try_from(state.held.len()).unwrap_or(i64::MAX);
         let Some(place) = state.going.place().filter(|_| held > 0) else {
             state.queued = false;
-            return None;
+            state.held_bytes = 0;
+            return match std::mem::take(&mut state.held).len() {
+                0 => Ok(None),
+                dropped => Err(dropped),
+            };
         };
         let mut taken = 0;
         let fits = |chunk: &&String| {
@@ -149,7 +164,8 @@ impl Stream {
         state.sent = count;
         state.held_bytes -= bodies.iter().map(String::len).sum::<usize>();
         let first_seq = place.next - held;
-        Some(Appended { owner: self.owner, generation: place.generation, number: state.number, first_seq, bodies })
+        let (owner, generation, number) = (self.owner, place.generation, state.number);
+        Ok(Some(Appended { owner, generation, number, first_seq, bodies }))
     }
 
     /// What was taken is stored. Returns how many are held still; with none, the stream leaves the queue.
@@ -222,9 +238,9 @@ impl Stream {
         self.until(|state| state.held.is_empty() && state.sent == 0).await;
     }
 
-    /// Resolves when there may be room for a chunk, or the run is over.
-    pub(crate) async fn has_room(&self) {
-        self.until(|state| state.held.len() < HELD_CHUNKS / 2 && state.held_bytes <= HELD_BYTES / 2).await;
+    /// Resolves when there is room for a chunk of so many bytes, or the run is over, or its stream has a gap.
+    pub(crate) async fn has_room(&self, bytes: usize) {
+        self.until(|state| state.refused.is_some() || state.has_room(bytes)).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -37,9 +37,19 @@ pub(crate) struct Flusher {
 #[derive(Default)]
 struct Queue {
     streams: VecDeque<Arc<Stream>>,
-    /// How many chunks are held by the streams of the pod.
-    chunks: usize,
+    /// How many chunks are held by the streams of the pod; for a moment fewer, where one was taken before it was counted.
+    chunks: i64,
     untold: BTreeSet<RunId>,
+}
+
+impl Queue {
+    fn count(&mut self, chunks: usize, sign: i64) {
+        self.chunks += sign * i64::try_from(chunks).unwrap_or(i64::MAX);
+    }
+
+    fn is_full(&self) -> bool {
+        usize::try_from(self.chunks).is_ok_and(|chunks| chunks >= BATCH_CHUNKS)
+    }
 }
 
 impl Flusher {
@@ -50,7 +60,7 @@ impl Flusher {
         if enqueue {
             queue.streams.push_back(Arc::clone(stream));
         }
-        let wake = enqueue || queue.chunks == BATCH_CHUNKS;
+        let wake = enqueue || queue.is_full();
         drop(queue);
         if wake {
             self.wake.notify_one();
@@ -74,27 +84,30 @@ impl Flusher {
         let mut queue = self.queue();
         while chunks < BATCH_CHUNKS && bytes < BATCH_BYTES {
             let Some(stream) = queue.streams.pop_front() else { break };
-            if let Some(taken) = stream.take(BATCH_CHUNKS - chunks, BATCH_BYTES - bytes) {
-                chunks += taken.bodies.len();
-                bytes += taken.bodies.iter().map(String::len).sum::<usize>();
-                batch.chunks.push(taken);
-                batch.streams.push(stream);
+            match stream.take(BATCH_CHUNKS - chunks, BATCH_BYTES - bytes) {
+                Ok(None) => {}
+                Ok(Some(taken)) => {
+                    chunks += taken.bodies.len();
+                    bytes += taken.bodies.iter().map(String::len).sum::<usize>();
+                    batch.chunks.push(taken);
+                    batch.streams.push(stream);
+                }
+                Err(dropped) => queue.count(dropped, -1),
             }
         }
-        queue.chunks = queue.chunks.saturating_sub(chunks);
+        queue.count(chunks, -1);
         batch
     }
 
     /// The stream holds chunks still, of which `more` are counted anew.
     fn requeue(&self, stream: Arc<Stream>, more: usize) {
         let mut queue = self.queue();
-        queue.chunks += more;
+        queue.count(more, 1);
         queue.streams.push_back(stream);
     }
 
     fn forget(&self, chunks: usize) {
-        let mut queue = self.queue();
-        queue.chunks = queue.chunks.saturating_sub(chunks);
+        self.queue().count(chunks, -1);
     }
 }
 
@@ -155,8 +168,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 async fn rounds(shared: &Shared) {
     let flusher = &shared.flusher;
     let (mut sent, mut told) = (None, None);
+    // What was put back is not tried again at once, however much it is.
+    let mut patient = false;
     loop {
-        let Some(at) = due(flusher, sent, told) else {
+        let Some(at) = due(flusher, sent, told, patient) else {
             flusher.wake.notified().await;
             continue;
         };
@@ -169,7 +184,7 @@ async fn rounds(shared: &Shared) {
             }
         }
         let now = clock::now();
-        let batch = if is_due_to_send(flusher, sent, now) { flusher.take() } else { Batch::default() };
+        let batch = if is_due_to_send(flusher, sent, now, patient) { flusher.take() } else { Batch::default() };
         // What is told of is stored by the same statement, or was stored before.
         let tells = tell_at(now, told, GAP) <= now;
         let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
@@ -179,15 +194,15 @@ async fn rounds(shared: &Shared) {
         if !batch.is_empty() {
             sent = Some(now);
         }
-        round(shared, batch, untold, tells).await;
+        patient = round(shared, batch, untold, tells).await;
     }
 }
 
 /// When the next round is; `None` while there is nothing to do.
-fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>) -> Option<Moment> {
+fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>, patient: bool) -> Option<Moment> {
     let now = clock::now();
     let queue = flusher.queue();
-    let send = (!queue.streams.is_empty()).then(|| send_at(now, sent, queue.chunks >= BATCH_CHUNKS, GAP));
+    let send = (!queue.streams.is_empty()).then(|| send_at(now, sent, queue.is_full() && !patient, GAP));
     let tell = (!queue.untold.is_empty()).then(|| tell_at(now, told, GAP));
     match (send, tell) {
         (Some(send), Some(tell)) => Some(send.min(tell)),
@@ -195,13 +210,13 @@ fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>) -> Option<
     }
 }
 
-fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment) -> bool {
+fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient: bool) -> bool {
     let queue = flusher.queue();
-    !queue.streams.is_empty() && send_at(now, sent, queue.chunks >= BATCH_CHUNKS, GAP) <= now
+    !queue.streams.is_empty() && send_at(now, sent, queue.is_full() && !patient, GAP) <= now
 }
 
-/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached.
-async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bool) {
+/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached. True if some was put back.
+async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
     let by = shared.incarnation();
@@ -209,7 +224,7 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
     let what = what.and_then(|what| serde_json::to_string(&what).ok());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
-    let mut what = what.as_deref();
+    let (mut what, mut put_back) = (what.as_deref(), false);
     while let Some(mut batch) = waiting.pop_front() {
         batch.drop_what_is_over(shared);
         if batch.is_empty() {
@@ -217,8 +232,9 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
         }
         match streams::append(&shared.db, &batch.chunks, what).await {
             Ok(stored) => {
-                what = None;
-                settle(shared, batch, &stored).await;
+                // Where no row was found, the statement told nobody.
+                what = what.filter(|_| stored.iter().all(|stored| *stored == Stored::No));
+                put_back |= settle(shared, batch, &stored).await;
             }
             Err(e) if waits_for_it(&e) || is_under_way(&e) => {
                 tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");
@@ -244,10 +260,13 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     if !tells {
         shared.flusher.queue().untold.extend(told);
     }
+    put_back
 }
 
-/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment.
-async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) {
+/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment. True if some was
+/// put back.
+async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) -> bool {
+    let mut put_back = false;
     let count = stored.iter().filter(|stored| **stored == Stored::Yes).count();
     shared.accepted_writes.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
     for ((stream, chunks), stored) in batch.streams.into_iter().zip(batch.chunks).zip(stored) {
@@ -270,6 +289,7 @@ async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) {
                 true
             }),
         };
+        put_back |= keeps;
         if keeps {
             let count = chunks.bodies.len();
             stream.put_back(chunks);
@@ -278,6 +298,7 @@ async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) {
             shared.flusher.forget(stream.give_up());
         }
     }
+    put_back
 }
 
 /// Whether the run is still this attempt's; if not, it is told to stop.

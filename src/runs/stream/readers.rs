@@ -1,11 +1,12 @@
 //! The readers of a pod: each asks for what comes after its position and waits; one statement looks for all of them. A
 //! reader that is slow does not ask, so nothing is held for it, and no writer knows of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,9 +43,9 @@ pub(crate) struct Readers {
 #[derive(Default)]
 struct Seats {
     next: Seat,
-    /// Those who wait, and those of them who are to be looked for.
+    /// Those who wait, and in turn those of them who are to be looked for; some may have gone.
     waiting: HashMap<Seat, Waiting>,
-    fresh: HashSet<Seat>,
+    fresh: VecDeque<Seat>,
     by_run: HashMap<RunId, HashSet<Seat>>,
     /// The pod has ended: nobody is looked for any more.
     closed: bool,
@@ -54,8 +55,8 @@ struct Waiting {
     run_id: RunId,
     position: Position,
     reply: oneshot::Sender<Result<Page>>,
-    /// Something may have come since the look that is under way began.
-    stirred: bool,
+    /// It is among those who are to be looked for.
+    fresh: bool,
 }
 
 impl Default for Readers {
@@ -92,8 +93,8 @@ impl Readers {
         if seats.closed {
             return answer;
         }
-        seats.waiting.insert(seat, Waiting { run_id, position, reply, stirred: false });
-        seats.fresh.insert(seat);
+        seats.waiting.insert(seat, Waiting { run_id, position, reply, fresh: true });
+        seats.fresh.push_back(seat);
         seats.by_run.entry(run_id).or_default().insert(seat);
         drop(seats);
         self.asked.notify_one();
@@ -103,15 +104,8 @@ impl Readers {
     /// Something may have come for the readers of these runs.
     pub(crate) fn stir<'a>(&self, runs: impl Iterator<Item = &'a RunId>) {
         let mut seats = self.seats();
-        let Seats { waiting, fresh, by_run, .. } = &mut *seats;
-        let before = fresh.len();
-        for seat in runs.filter_map(|run_id| by_run.get(run_id)).flatten() {
-            if let Some(waiting) = waiting.get_mut(seat) {
-                waiting.stirred = true;
-                fresh.insert(*seat);
-            }
-        }
-        let wake = fresh.len() > before;
+        let of_run: Vec<Seat> = runs.filter_map(|run_id| seats.by_run.get(run_id)).flatten().copied().collect();
+        let wake = of_run.into_iter().filter(|seat| seats.refresh(*seat)).count() > 0;
         drop(seats);
         if wake {
             self.asked.notify_one();
@@ -120,37 +114,36 @@ impl Readers {
 
     fn stir_all(&self) {
         let mut seats = self.seats();
-        let Seats { waiting, fresh, .. } = &mut *seats;
-        for (seat, waiting) in waiting.iter_mut() {
-            waiting.stirred = true;
-            fresh.insert(*seat);
-        }
-        let wake = !fresh.is_empty();
-        drop(seats);
-        if wake {
-            self.asked.notify_one();
-        }
+        let all: Vec<Seat> = seats.waiting.keys().copied().collect();
+        all.into_iter().for_each(|seat| _ = seats.refresh(seat));
     }
 
-    /// Some of those who are to be looked for.
+    /// Some of those who are to be looked for, the longest waiting first.
     fn fresh(&self) -> Vec<(Seat, RunId, Position)> {
         let mut seats = self.seats();
-        let some: Vec<Seat> = seats.fresh.iter().take(LOOK_FOR).copied().collect();
-        let mut found = Vec::with_capacity(some.len());
-        for seat in some {
-            seats.fresh.remove(&seat);
-            if let Some(waiting) = seats.waiting.get_mut(&seat) {
-                waiting.stirred = false;
+        let mut found = Vec::new();
+        while found.len() < LOOK_FOR {
+            let Some(seat) = seats.fresh.pop_front() else { break };
+            if let Some(waiting) = seats.waiting.get_mut(&seat).filter(|waiting| waiting.fresh) {
+                // What comes from now on makes it fresh again.
+                waiting.fresh = false;
                 found.push((seat, waiting.run_id, waiting.position));
             }
         }
         found
     }
 
+    fn again(&self, seats_again: impl Iterator<Item = Seat>) {
+        let mut seats = self.seats();
+        seats_again.for_each(|seat| _ = seats.refresh(seat));
+    }
+
     /// Hands `page` over if it says something new; else the reader waits on.
     fn answer(&self, seat: Seat, position: Position, page: Result<Page>) {
         let mut seats = self.seats();
-        let Some(waiting) = seats.waiting.get(&seat).filter(|waiting| waiting.position == position) else { return };
+        if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
+            return;
+        }
         let is_news = page.as_ref().map_or(true, |page| {
             let here = (position.generation, position.resets, position.next);
             !page.chunks.is_empty()
@@ -159,9 +152,6 @@ impl Readers {
                 || here != (page.facts.generation, page.facts.resets, page.facts.next)
         });
         if !is_news {
-            if waiting.stirred {
-                seats.fresh.insert(seat);
-            }
             return;
         }
         if let Some(waiting) = seats.remove(seat) {
@@ -184,8 +174,15 @@ impl Readers {
 }
 
 impl Seats {
+    /// Has somebody who waits looked for. False if he is to be already, or does not wait.
+    fn refresh(&mut self, seat: Seat) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&seat).filter(|waiting| !waiting.fresh) else { return false };
+        waiting.fresh = true;
+        self.fresh.push_back(seat);
+        true
+    }
+
     fn remove(&mut self, seat: Seat) -> Option<Waiting> {
-        self.fresh.remove(&seat);
         let waiting = self.waiting.remove(&seat)?;
         if let Some(of_run) = self.by_run.get_mut(&waiting.run_id) {
             of_run.remove(&seat);
@@ -212,15 +209,21 @@ async fn looks(shared: &Shared) {
     let readers = &shared.readers;
     let mut listening = readers.listening.subscribe();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    let mut looked_anyway = Instant::now();
     loop {
+        let anyway = looked_anyway + if *listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT };
+        // However busy it is: some things nobody tells of.
+        if Instant::now() >= anyway {
+            readers.stir_all();
+            looked_anyway = Instant::now();
+        }
         let fresh = readers.fresh();
         if fresh.is_empty() {
-            let anyway = if *listening.borrow_and_update() { LOOK_ANYWAY } else { LOOK_WITHOUT };
             tokio::select! {
                 biased;
                 () = readers.asked.notified() => {}
                 _ = listening.changed() => readers.stir_all(),
-                () = tokio::time::sleep(anyway), if *readers.count.borrow() > 0 => readers.stir_all(),
+                () = tokio::time::sleep_until(anyway), if *readers.count.borrow() > 0 => {}
             }
             continue;
         }
@@ -242,7 +245,7 @@ async fn looks(shared: &Shared) {
             // They wait for the database as the writers do.
             Err(e) if waits_for_it(&e) => {
                 tracing::debug!(target: "podlock", event = "stream_unread", error = %e, "looking again for chunks");
-                readers.seats().fresh.extend(seats.into_iter().flatten());
+                readers.again(seats.into_iter().flatten());
                 tokio::time::sleep(backoff.delay()).await;
             }
             Err(e) => {

@@ -32,6 +32,7 @@ impl Run {
     pub async fn append(&self, chunk: impl Into<String>) -> Result<u64> {
         let chunk = chunk.into();
         check_chunk(&chunk)?;
+        let bytes = chunk.len();
         let mut chunk = Some(chunk);
         let mut writes = self.writes.lock().await;
         self.open_stream(&mut writes).await?;
@@ -42,7 +43,7 @@ impl Run {
                 self.shared.flusher.note_appended(&self.stream, enqueue);
                 return Ok(seq.unsigned_abs());
             }
-            self.stream.has_room().await;
+            self.stream.has_room(bytes).await;
         }
     }
 
@@ -142,7 +143,7 @@ impl Run {
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
-            self.stream.set_going(Going::At(Place { generation, next }));
+            self.stream.goes_on_at(Place { generation, next });
             self.shared.flusher.note_changed(self.owner.run_id);
         }
         Ok(continued)
@@ -158,7 +159,7 @@ impl Run {
         let restart = |number| streams::restart(db, self.owner, number);
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = Place { generation, next: 0 };
-        self.stream.set_going(Going::At(place));
+        self.stream.goes_on_at(place);
         self.shared.flusher.note_changed(self.owner.run_id);
         Ok(place)
     }

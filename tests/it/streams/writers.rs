@@ -6,7 +6,7 @@ use podlock::{CHUNK_LIMIT, ErrorKind, StopReason};
 use serde_json::json;
 
 use super::{SOON, attach, chunk, end, rest, say, stored, take_away};
-use crate::runs::stage::{Stage, act, behind_proxy};
+use crate::runs::stage::{Stage, act, behind_proxy, blocked};
 use crate::support::proxy::Flow;
 use crate::support::{Db, eventually, sql, timed};
 
@@ -228,6 +228,116 @@ async fn after_a_dropped_append_with_checkpoint_the_stream_goes_on_behind_what_i
             assert!(before.is_none_or(|before| before + 1 == after), "{chunks:?}");
             assert!(before.is_some() || chunks[after].2.ends_with("false"), "{chunks:?}");
         }
+    })
+    .await;
+}
+
+/// A large chunk behind a small one has to wait for room, and lets the flusher run meanwhile, even on one thread.
+#[tokio::test(flavor = "current_thread")]
+async fn a_chunk_that_has_to_wait_for_room_leaves_the_runtime_to_others() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        a.start(act()).await.unwrap();
+        let begun = stage.act().await;
+        let large = "x".repeat(600 * 1024);
+        for body in ["a", &large, &large, "b", &large] {
+            begun.run.append(body).await.unwrap();
+        }
+        begun.run.flush().await.unwrap();
+        assert_eq!(db.client.scalar::<i64>("SELECT count(*) FROM studio_run_chunks", &[]).await, 5);
+    })
+    .await;
+}
+
+/// A network that held a cut back lets it through when new chunks stand behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_or_a_restart_that_arrives_late_takes_nothing_back() {
+    timed(async {
+        for restart in [false, true] {
+            let (db, stage) = (Db::new().await, Stage::new());
+            let (proxy, config) = behind_proxy(&db, "a").await;
+            let a = stage
+                .pod(config.with(|c| (c.statement_timeout, c.pool_size) = (Some(Duration::from_millis(1_600)), 1)))
+                .await;
+            let run_id = a.start(act()).await.unwrap().run_id;
+            let begun = stage.act().await;
+            let cut =
+                async || if restart { begun.run.restart_stream().await } else { begun.run.continue_from(1).await };
+            // The server knows the statement on this connection: the next time it comes in one piece.
+            say(&begun.run, &["0", "1"]).await;
+            cut().await.unwrap();
+            say(&begun.run, &["2", "3"]).await;
+            let pids = "SELECT array_agg(pid) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND application_name = 'podlock/a/pool'";
+            let given_up: Vec<i32> = db.client.scalar(pids, &[]).await;
+            assert_eq!(proxy.present(&["pool"], Flow::Hole), given_up.len());
+            cut().await.expect("done on another connection");
+            say(&begun.run, &["new", "newer"]).await;
+            let before = stored(&db.client, run_id).await;
+            proxy.present(&["pool"], Flow::Pass);
+            eventually(SOON, "what was held back has arrived, and its connection ended", || async {
+                let left = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY($1)";
+                match db.client.scalar::<i64>(left, &[&given_up]).await {
+                    0 => Ok(()),
+                    left => Err(format!("{left} connections")),
+                }
+            })
+            .await;
+            assert_eq!(stored(&db.client, run_id).await, before, "restart: {restart}");
+        }
+    })
+    .await;
+}
+
+/// The call is dropped while its statement waits for the row; the next one looks where the stream is before it has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_chunk_is_lost_behind_a_dropped_append_with_checkpoint_that_is_under_way() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(Duration::from_secs(20)))).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        say(&begun.run, &["0"]).await;
+        let mut gate = sql::connect(&db.url).await;
+        let gate = gate.transaction().await.unwrap();
+        gate.execute("SELECT FROM studio_runs WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()]).await.unwrap();
+        let call = begun.run.append_with_checkpoint("dropped", json!(1));
+        let waits = async {
+            blocked(&db.client, "WITH mine AS%", 1).await;
+        };
+        tokio::select! {
+            done = call => panic!("it has not waited: {done:?}"),
+            () = waits => {}
+        }
+        let run = begun.run.clone();
+        let next = tokio::spawn(async move { run.append("after").await });
+        blocked(&db.client, "WITH had AS%", 1).await;
+        gate.rollback().await.unwrap();
+        assert_eq!(next.await.unwrap().unwrap(), 2);
+        begun.run.flush().await.unwrap();
+        let bodies: Vec<_> = stored(&db.client, run_id).await.into_iter().map(|c| c.2).collect();
+        assert_eq!(bodies, ["0", "dropped", "after"]);
+    })
+    .await;
+}
+
+/// What cannot be mended by going on from beyond the gap stays told of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_is_not_forgotten_by_a_call_that_could_not_mend_it() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let refuse = "ALTER TABLE studio_run_chunks ADD CONSTRAINT decent CHECK (body <> 'damn')";
+        db.client.batch_execute(refuse).await.unwrap();
+        let a = stage.pod(db.config("a")).await;
+        a.start(act()).await.unwrap();
+        let begun = stage.act().await;
+        begun.run.append("damn").await.unwrap();
+        begun.run.flush().await.unwrap_err();
+        assert_eq!(begun.run.continue_from(9).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(begun.run.flush().await.unwrap_err().sqlstate(), Some("23514"));
+        begun.run.restart_stream().await.unwrap();
+        say(&begun.run, &["gosh"]).await;
     })
     .await;
 }
