@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio_postgres::NoTls;
 
-use super::{sql, with_kinds};
+use super::{LEASE, sql, with_kinds};
 
 /// What a loaded machine may add to a time limit of ours.
 pub(crate) const SLACK: Duration = Duration::from_secs(3);
@@ -108,7 +108,8 @@ pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
                         AND application_name LIKE 'podlock/' || $1 || '/%'), \
                       (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
                         WHERE d.datname = current_database() AND l.locktype = 'advisory')";
-    super::eventually(Duration::from_secs(5), "nothing is left of the refused pod", || async {
+    // What a pooler keeps for its next client, the server ends a lease after its last use.
+    super::eventually(3 * LEASE, "nothing is left of the refused pod", || async {
         let row = client.query_one(sql, &[&pod]).await.map_err(|e| e.to_string())?;
         let (backends, locks): (i64, i64) = (row.get(0), row.get(1));
         if (backends, locks) == (0, 0) { Ok(()) } else { Err(format!("{backends} backends, {locks} locks")) }
