@@ -5,7 +5,7 @@ use std::time::Duration;
 use podlock::{Config, ErrorKind, NewRun};
 use tokio_postgres::NoTls;
 
-use crate::support::faults::{Audit, audited, nothing_is_left_of, refused};
+use crate::support::faults::{Audit, audited, no_lock_is_left, nothing_is_left_of, refused};
 use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
 use crate::support::{Db, LEASE, eventually, server, start, timed, within};
 
@@ -48,6 +48,9 @@ async fn pgbouncer_in_transaction_mode_is_refused_every_time_and_no_lock_is_left
         for other in others {
             other.abort();
         }
+        no_lock_is_left(&db.client).await;
+        // A backend that saw nothing of the pod but its name, in a statement in between, is the pooler's for as long as it likes.
+        drop(pooler);
         nothing_is_left_of(&db.client, "a").await;
         let sessions: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_sessions", &[]).await;
         assert_eq!(sessions, 0, "never once accepted");
@@ -65,6 +68,8 @@ async fn pgbouncer_in_statement_mode_is_refused() {
             let refusal = refused(config(&pooler.url("d"), "a")).await;
             refusal.is(ErrorKind::PooledLock, &["session locks mean nothing", "pool_mode = session"], ANSWER);
         }
+        no_lock_is_left(&db.client).await;
+        drop(pooler);
         nothing_is_left_of(&db.client, "a").await;
     })
     .await;

@@ -104,15 +104,27 @@ impl Refusal {
 
 /// Waits until no backend of `pod` is left, nor any advisory lock that is not of a pod of the roster.
 pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
-    let sql = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                        AND application_name LIKE 'podlock/' || $1 || '/%'), \
-                      (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
-                        WHERE d.datname = current_database() AND l.locktype = 'advisory')";
-    // What a pooler keeps for its next client, the server ends a lease after its last use.
-    super::eventually(3 * LEASE, "nothing is left of the refused pod", || async {
-        let row = client.query_one(sql, &[&pod]).await.map_err(|e| e.to_string())?;
-        let (backends, locks): (i64, i64) = (row.get(0), row.get(1));
-        if (backends, locks) == (0, 0) { Ok(()) } else { Err(format!("{backends} backends, {locks} locks")) }
+    no_lock_is_left(client).await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND application_name LIKE 'podlock/' || $1 || '/%'";
+    super::eventually(LEASE * 2, "no backend is left of the refused pod", || async {
+        match client.scalar::<i64>(sql, &[&pod]).await {
+            0 => Ok(()),
+            left => Err(format!("{left} backends")),
+        }
+    })
+    .await;
+}
+
+/// Waits until nobody holds an advisory lock of this database.
+pub(crate) async fn no_lock_is_left(client: &sql::Client) {
+    let sql = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+               WHERE d.datname = current_database() AND l.locktype = 'advisory'";
+    super::eventually(LEASE * 2, "no lock is left of the refused pod", || async {
+        match client.scalar::<i64>(sql, &[]).await {
+            0 => Ok(()),
+            left => Err(format!("{left} locks")),
+        }
     })
     .await;
 }
