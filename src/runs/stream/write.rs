@@ -123,7 +123,7 @@ impl Run {
         self.stream.settled().await;
         let before = self.stream.going();
         if seq == 0 && before.place().is_some_and(|place| place.next == 0) {
-            return Ok(());
+            return self.refuse_if_over("going on with its stream").map_err(|e| self.report(e));
         }
         self.stream.set_going(Going::Unsaid);
         let seq = i64::try_from(seq).unwrap_or(i64::MAX);
@@ -153,6 +153,7 @@ impl Run {
         let db = &self.shared.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
+            self.refuse_if_over("restarting its stream").map_err(|e| self.report(e))?;
             return Ok(place);
         }
         self.stream.set_going(Going::Unsaid);

@@ -38,6 +38,22 @@ async fn l5_a_stale_owners_append_is_fenced_and_leaves_no_row() {
     .await;
 }
 
+/// Where there is nothing to take back nothing is sent, and a run that was told to stop is refused all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_run_can_neither_restart_nor_go_on_with_an_empty_stream() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        a.cancel(run_id).await.unwrap();
+        assert_eq!(begun.run.stop_reason(), Some(StopReason::Cancelled));
+        assert!(begun.run.restart_stream().await.expect_err("it was cancelled").is_fenced());
+        assert!(begun.run.continue_from(0).await.expect_err("it was cancelled").is_fenced());
+    })
+    .await;
+}
+
 /// As above, for the calls that change the row: they find it out at the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l5_a_stale_owner_can_neither_restart_nor_cut_the_stream() {
