@@ -62,7 +62,8 @@ pub enum OnStall {
     Evict,
 }
 
-/// The settings of a pod. All durations that are `None` follow from [`Config::lease`].
+/// The settings of a pod. All durations that are `None` follow from [`Config::lease`]. The lease is at most 1 h, what is kept
+/// at most a thousand years, and any other duration at most 24 days, which is what the server's time-outs can hold.
 ///
 /// ```
 /// use std::time::Duration;

@@ -169,6 +169,22 @@ impl Operator {
         queries::run(&self.database, run_id.as_uuid()).await?.as_ref().map(RunDetail::read).transpose()
     }
 
+    /// The run of this kind and key: the one that is running, else the newest that has ended; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn latest(&self, kind: &str, key: &str) -> Result<Option<RunDetail>> {
+        match runs::latest(&self.database, kind, key).await? {
+            Some(run_id) => self.run(run_id).await,
+            None => Ok(None),
+        }
+    }
+
     /// Cancels a run, whoever owns it. Its handler is told to stop; no write of it is accepted from here on.
     ///
     /// # Errors

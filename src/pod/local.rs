@@ -16,6 +16,7 @@ use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::deadline::may_end_silent;
+use crate::protocol::poison;
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
@@ -59,6 +60,10 @@ pub(crate) struct Local {
     /// Those that this pod buried: a look that began before may still show them.
     buried: RefCell<VecDeque<Incarnation>>,
     next_look: Cell<Option<Moment>>,
+    /// How many peers the last look showed alive.
+    alive: Cell<usize>,
+    /// It was said that `max_crashes` is too high for the number of pods, or it is not.
+    fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
     /// Peers that another's watch saw free, and until when this pod looks often because of each.
     reported: RefCell<Vec<(LockKey, Moment)>>,
@@ -90,6 +95,8 @@ impl Local {
             told: RefCell::default(),
             buried: RefCell::default(),
             next_look: Cell::new(None),
+            alive: Cell::new(0),
+            fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
             reported: RefCell::default(),
             shared,
@@ -123,6 +130,22 @@ impl Local {
         clock::now().saturating_sub(held.since) >= self.timing.settle
     }
 
+    /// Says once, when this pod has been up for `settle` and so the others had time to start, if one poison run could take
+    /// down as many pods as there are.
+    pub(crate) fn weigh_fleet(&self, held: &Held) {
+        if !self.is_settled(held) || self.fleet_was_weighed.replace(true) {
+            return;
+        }
+        let (pods, max_crashes) = (self.alive.get() + 1, self.shared.settings.max_crashes);
+        if poison::outnumbers(max_crashes, pods) {
+            tracing::warn!(
+                target: "podlock", event = "max_crashes_high", pod = %self.shared.pod_id, max_crashes, pods,
+                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
+                 but the last of them; lower max_crashes, or run more pods"
+            );
+        }
+    }
+
     pub(crate) fn proof(&self, held: &Held) -> Proof {
         Proof { incarnation: held.incarnation, lock: self.keys.lock, liveness: held.backend }
     }
@@ -132,6 +155,9 @@ impl Local {
         let buried = self.buried.borrow();
         let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.contains(&p.look.incarnation)).collect();
         let peers: Vec<PeerLook> = shown.iter().map(|p| p.look.clone()).collect();
+        let alive = peers.iter().filter(|peer| !peer.liveness_free);
+        self.alive.set(alive.clone().count());
+        self.shared.note_companions(alive.map(|peer| peer.incarnation));
         let decision = self.observer.borrow().decide(&self.timing, clock::now(), &peers);
         let before = self.observer.replace(decision.observer.clone());
         self.next_look.set(decision.next_look());

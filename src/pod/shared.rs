@@ -1,6 +1,6 @@
 //! What the parts of a pod share: the application's side and the keeper's thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,10 @@ use crate::runs::{Handler, StopReason};
 
 /// Events that wait for a slow receiver before it misses some.
 const EVENTS: usize = 256;
+
+/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The oldest
+/// are forgotten first; one that still lives is seen again at the next look.
+const COMPANIONS: usize = 4096;
 
 /// The facts that make up a [`Phase`].
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +73,8 @@ pub(crate) struct Shared {
     /// Raised by each fenced write that was accepted.
     pub(crate) accepted_writes: AtomicU64,
     pub(crate) sources: Sources,
+    /// Incarnations that the keeper's thread has seen alive. The recovery pass reads them.
+    companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
     /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
     answered: AtomicU64,
     finished: AtomicUsize,
@@ -116,6 +122,7 @@ impl Shared {
             runtime_pulse: AtomicU64::new(0),
             accepted_writes: AtomicU64::new(0),
             sources: Sources::default(),
+            companions: watch::Sender::default(),
             answered: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
@@ -125,6 +132,26 @@ impl Shared {
             failure: OnceLock::new(),
             keeper: Mutex::new(None),
         })
+    }
+
+    /// Incarnations that this pod has seen alive.
+    pub(crate) fn companions(&self) -> Arc<BTreeSet<Incarnation>> {
+        Arc::clone(&self.companions.borrow())
+    }
+
+    /// A look showed these alive.
+    pub(crate) fn note_companions(&self, alive: impl Iterator<Item = Incarnation>) {
+        let known = self.companions();
+        let fresh: Vec<_> = alive.filter(|incarnation| !known.contains(incarnation)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        let mut now = BTreeSet::clone(&known);
+        now.extend(fresh);
+        while now.len() > COMPANIONS {
+            now.pop_first();
+        }
+        self.companions.send_replace(Arc::new(now));
     }
 
     /// The kinds that this pod has a handler for, in order.

@@ -17,6 +17,9 @@ use crate::runs::StopReason;
 /// A stop without any grace still tries for so long to say that it was a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);
 
+/// A deadline that is further away counts as this: a clock of the system can hold it.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 86400);
+
 const POLL: Duration = Duration::from_millis(20);
 
 /// How the runs of a stopped pod ended.
@@ -32,7 +35,7 @@ pub struct ShutdownReport {
 }
 
 pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result<ShutdownReport> {
-    let until = Instant::now() + deadline;
+    let until = in_time(deadline);
     let (finished, yielded) = shared.endings();
     shared.set_draining();
     shared.stop_all_runs(StopReason::Draining);
@@ -60,6 +63,12 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         finished = report.finished, yielded = report.yielded, aborted = report.aborted, "stopped cleanly"
     );
     Ok(report)
+}
+
+/// The moment after `time`, or one that nobody lives to see: a service may give its runs all the time that there is.
+fn in_time(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time.min(LONGEST)).unwrap_or(now)
 }
 
 /// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
@@ -127,5 +136,19 @@ async fn end(shared: &Shared) {
     shared.tracker.close();
     if tokio::time::timeout(shared.settings.statement_timeout, shared.tracker.wait()).await.is_err() {
         tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.pod_id, tasks = shared.tracker.len(), "calls that wait for the database were left behind");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn any_time_that_is_given_for_a_stop_has_an_end() {
+        for time in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(u64::MAX), Duration::MAX] {
+            let until = in_time(time);
+            assert!(until >= Instant::now() || time < Duration::from_secs(1), "{time:?}");
+            assert!(tokio::time::timeout_at(until.max(Instant::now()), async {}).await.is_ok(), "{time:?}");
+        }
     }
 }

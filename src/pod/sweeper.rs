@@ -269,6 +269,7 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss
         return Ok(());
     }
     let decision = funeral::decide(local, &look);
+    local.weigh_fleet(held);
     if decision.dead().next().is_none() {
         return Ok(());
     }

@@ -123,7 +123,7 @@ impl Progress {
 /// only its runs could move, which it has none of, must not keep it away for ever.
 #[must_use]
 pub fn was_away_for_long(away: Duration, lease: Duration) -> bool {
-    away > lease * LEASES_AWAY
+    away > lease.saturating_mul(LEASES_AWAY)
 }
 
 #[cfg(test)]

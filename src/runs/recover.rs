@@ -154,6 +154,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let Loaded { mut memory, more, held_back, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
     memory.suspects = shared.registry.suspects(clock::now(), shared.settings.lease);
+    memory.companions = shared.companions();
     let rules = rules(shared);
     let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
@@ -176,7 +177,11 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let mut took = Took::default();
     let mut claimer = Claimer::default();
     for batch in wanted.chunks(BATCH) {
-        claim(shared, own, &rules, batch, &mut claimer, &mut took).await?;
+        claim(shared, own, rules.max_crashes, batch, &mut claimer, &mut took).await?;
+    }
+    let given_up: Vec<&Candidate> = plan.give_up.iter().collect();
+    for batch in given_up.chunks(BATCH) {
+        claim(shared, own, poison::LAST_POD_BEARS, batch, &mut claimer, &mut took).await?;
     }
     drop(claimer);
     for (owner, why) in &took.unreadable {
@@ -201,7 +206,12 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
 
 fn rules(shared: &Shared) -> Rules {
     let settings = &shared.settings;
-    Rules { max_crashes: settings.max_crashes, claim_delay: settings.claim_delay, share_wait: settings.longest_sweep() }
+    Rules {
+        max_crashes: settings.max_crashes,
+        claim_delay: settings.claim_delay,
+        share_wait: settings.longest_sweep(),
+        lease: settings.lease,
+    }
 }
 
 /// What came of claims.
@@ -212,11 +222,11 @@ struct Took {
     quarantined: usize,
 }
 
-/// Claims, begins what was claimed, and says what was quarantined.
+/// Claims, begins what was claimed, and says what was quarantined, which is what `max_crashes` owners crashed under.
 async fn claim(
     shared: &Arc<Shared>,
     own: Incarnation,
-    rules: &Rules,
+    max_crashes: u32,
     wanted: &[&Candidate],
     claimer: &mut Claimer,
     took: &mut Took,
@@ -230,7 +240,7 @@ async fn claim(
     let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
     let floor = shared.registry.highest_fence();
     let Claims { claimed, unreadable, quarantined } =
-        runs::claim(&shared.db, claimer, own, &wanted, rules.max_crashes, floor).await?;
+        runs::claim(&shared.db, claimer, own, &wanted, max_crashes, floor).await?;
     for run in &quarantined {
         tracing::error!(
             target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
@@ -244,7 +254,7 @@ async fn claim(
             continue;
         };
         took.begun.push(run.run_id);
-        let suspect = poison::judge(run.crashes, false, rules.max_crashes) == Suspicion::Suspect;
+        let suspect = poison::judge(run.crashes, false, max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };
         execute::begin(shared, handler, place, run, own);
     }

@@ -24,6 +24,15 @@ pub(crate) enum Verb {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// All about the run of a kind and key: the one that is running, else the newest that has ended
+    Latest {
+        /// The run's kind
+        kind: String,
+        /// Its key
+        key: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Start a new run with the kind, key and input of one that has ended
     Restart {
         /// The ended run's id
@@ -99,6 +108,12 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::List { filter, output } => list(global, &filter, output.format).await,
         Verb::Describe { run, output } => {
             let detail = global.operator().await?.run(run).await?.ok_or_else(|| no_such(run))?;
+            Ok(output::object(output.format, &detail, describe)?)
+        }
+        Verb::Latest { kind, key, output } => {
+            let detail = global.operator().await?.latest(&kind, &key).await?;
+            let detail =
+                detail.ok_or_else(|| Failure::Failed(format!("there is no run of kind {kind:?} and key {key:?}")))?;
             Ok(output::object(output.format, &detail, describe)?)
         }
         Verb::Restart { run, output } => {
