@@ -261,3 +261,32 @@ fn outputs_are_shown_as_they_are_stored() {
         }
     });
 }
+
+/// A key leads to its run, over HTTP and on the command line.
+#[test]
+fn the_run_of_a_key_is_found() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let pod = db.pod("web-0", &[]).await;
+        let path = "/v1/runs?kind=demo&key=chat%207";
+        let (status, none) = pod.get(path).await;
+        assert_eq!((status, &none["kind"]), (404, &json!("not_found")), "{none}");
+        let none = db.run(&["runs", "latest", "demo", "chat 7"]).await;
+        assert_eq!(none.code, 1, "{none:?}");
+        let body = json!({"kind": "demo", "key": "chat 7", "input": {"chunks": 1000, "delay_ms": 100}});
+        let (status, started) = pod.post(body).await;
+        assert_eq!(status, 201, "{started}");
+        let (status, run) = pod.get(path).await;
+        assert_eq!((status, &run["run_id"], &run["state"]), (200, &started["run_id"], &json!("running")), "{run}");
+        assert_eq!(db.json(&["runs", "latest", "demo", "chat 7"]).await["run_id"], started["run_id"]);
+        pod.delete(&format!("/v1/runs/{}", started["run_id"].as_str().unwrap())).await;
+        let (status, ended) = pod.get(path).await;
+        assert_eq!(
+            (status, &ended["run_id"], &ended["state"]),
+            (200, &started["run_id"], &json!("cancelled")),
+            "{ended}"
+        );
+        let (status, bad) = pod.get("/v1/runs?kind=demo").await;
+        assert_eq!((status, &bad["kind"]), (400, &json!("bad_request")), "{bad}");
+    });
+}

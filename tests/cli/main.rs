@@ -5,6 +5,7 @@
 
 mod chat;
 mod demo;
+mod extremes;
 mod harness;
 mod hold;
 mod http;

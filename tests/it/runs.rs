@@ -7,6 +7,7 @@ mod drain;
 mod endings;
 mod fences;
 mod guards;
+mod keys;
 mod lost_replies;
 mod orphans;
 mod outputs;
