@@ -152,7 +152,9 @@ fn each_refusal_says_what_was_wrong() {
         let (status, body) = pod.get("/nowhere").await;
         refused(status, &body, 404, "not_found", "/nowhere");
         let (status, body) = pod.get("/v1/runs").await;
-        refused(status, &body, 405, "method_not_allowed", "GET");
+        refused(status, &body, 400, "bad_request", "kind and key");
+        let (status, body) = pod.delete("/v1/runs").await;
+        refused(status, &body, 405, "method_not_allowed", "DELETE");
 
         pod.demo(json!({"chunks": 1000, "delay_ms": 100})).await;
         let full = pod.http.post(format!("{}/v1/runs", pod.url)).json(&json!({"kind": "demo"})).send().await.unwrap();
