@@ -12,7 +12,7 @@ async fn a_killed_pods_runs_resume_on_a_survivor() {
         let [a, b] = db.settled_pods().await;
         let run = a.start(NewRun::new("steps").input(json!({"steps": 100, "pause_ms": 20}))).await.unwrap();
         let dead = a.incarnation();
-        eventually(Duration::from_secs(5), "a checkpoint", || async {
+        eventually(crate::patience::SOON, "a checkpoint", || async {
             let n: Option<serde_json::Value> = db.client.scalar("SELECT checkpoint FROM studio_runs", &[]).await;
             n.filter(|n| n["done"].as_u64() > Some(3)).map(|_| ()).ok_or("none".to_owned())
         })

@@ -9,10 +9,9 @@ use podlock::{Config, ErrorKind, NewRun, Outcome, PasswordRequest, Pod, Run};
 use serde_json::json;
 
 use super::authority::TlsServer;
+use crate::patience::SOON;
 use crate::support::faults::refused;
 use crate::support::{LEASE, eventually, start, timed};
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Connections are lost when the password has just been changed and the service does not know it yet: the run that ends
 /// meanwhile waits for it, and is not failed for want of a connection.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use podlock::throwaway::{Server, ThrowawayError};
 use podlock::{Incarnation, NewRun, Pod, RunId};
 
-use crate::support::faults::{Audit, OwnServer, audited, reconnected};
+use crate::support::faults::{Audit, OwnServer, audited, reconnected, slack};
 use crate::support::sql::RunState;
 use crate::support::{Db, eventually, timed, within};
 
@@ -67,7 +67,7 @@ impl Fleet {
         let settings = self.pods[0].settings();
         tokio::time::sleep(settings.settle + settings.sweep_interval + Duration::from_millis(300)).await;
         let before = self.steps().await;
-        eventually(Duration::from_secs(5), "the runs go on", || async {
+        eventually(crate::patience::SOON, "the runs go on", || async {
             let now = self.steps().await;
             if now > before { Ok(()) } else { Err(format!("{now} steps, {before} before")) }
         })
@@ -146,7 +146,7 @@ async fn kill_9_of_one_unrelated_backend_buries_nobody_and_disturbs_no_run() {
         let began = Instant::now();
         let pid = rustix::process::Pid::from_raw(unrelated).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-        eventually(Duration::from_secs(20), "the postmaster ended all backends", || async {
+        eventually(crate::patience::SOON, "the postmaster ended all backends", || async {
             let said = fleet.server.log_text().unwrap().contains("all server processes terminated; reinitializing");
             if said { Ok(()) } else { Err("its log does not say so".to_owned()) }
         })
@@ -172,7 +172,7 @@ async fn a_pod_that_died_during_the_restart_is_buried_within_its_bound() {
         let (client, _) = reconnected(&fleet.db.url).await;
         // On a machine so slow that it was out for longer, the living gave their runs up, too.
         let undisturbed = went.elapsed() < tolerated;
-        client.roster_is(&["a", "b"], bound + Duration::from_secs(3)).await;
+        client.roster_is(&["a", "b"], bound + slack()).await;
         println!("buried {:?} after the server's return; the bound is {bound:?}", back.elapsed());
         let (reason, _) = client.session_end(dead_incarnation).await.expect("its end");
         assert_eq!(reason, "lost");

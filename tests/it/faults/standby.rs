@@ -7,6 +7,7 @@ use podlock::throwaway::Server;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
 
+use crate::inherited::clean;
 use crate::support::faults::{Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused};
 use crate::support::{Db, LEASE, start, timed};
 
@@ -20,6 +21,7 @@ async fn standby_of(primary: &Server) -> Standby {
     let dir = account_dir();
     let data = dir.path().join("data");
     let mut backup = Command::new(primary.bin_dir().join("pg_basebackup"));
+    clean(&mut backup);
     backup.arg("-D").arg(&data).args(["-R", "-X", "stream", "-c", "fast", "-d", &primary.url("postgres")]);
     let backup = tokio::task::spawn_blocking(move || as_account(&mut backup).output()).await.unwrap().unwrap();
     assert!(backup.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&backup.stderr));

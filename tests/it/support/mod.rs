@@ -17,6 +17,9 @@ use podlock::throwaway::Server;
 use podlock::{Config, Outcome, Pod, PodBuilder, Run};
 use serde_json::json;
 
+use crate::inherited;
+use crate::patience::CONNECT;
+
 /// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
 
@@ -24,7 +27,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(4);
 pub(crate) fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
-        Server::builder()
+        inherited::postgres()
             .setting("max_connections", "600")
             .setting("max_locks_per_transaction", "256")
             .start()
@@ -80,7 +83,7 @@ impl Db {
 
     pub(crate) fn config(&self, pod: &str) -> Config {
         // A loaded machine takes its time to connect; that is not what these tests are about.
-        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
     }
 
     /// A pod with the test kinds, and a lease of [`LEASE`].
@@ -152,5 +155,5 @@ pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) ->
 
 /// The same for most tests.
 pub(crate) async fn timed<T>(test: impl Future<Output = T>) -> T {
-    within(Duration::from_secs(90), test).await
+    within(crate::patience::TEST, test).await
 }
