@@ -541,7 +541,7 @@ async fn l10_a_full_lock_table_is_unknown_and_nobody_is_buried_on_it() {
         tokio::time::sleep(LEASE / 2).await;
         drop(greedy);
         for pod in ["a", "b", "c"] {
-            eventually(LEASE * 2, "attached", || async {
+            eventually(SOON, "attached", || async {
                 // The greedy session's locks go a moment after its client.
                 let row = db.client.query_one("SELECT alive FROM studio_pod_status WHERE pod_id = $1", &[&pod]).await;
                 if row.map_err(|e| e.to_string())?.get(0) { Ok(()) } else { Err(format!("{pod} is not")) }

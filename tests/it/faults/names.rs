@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use podlock::{Config, ErrorKind, NewRun};
 
-use crate::patience::CONNECT;
+use crate::patience::{CONNECT, SOON};
 use crate::support::faults::{Audit, audited, refused};
 use crate::support::{Db, LEASE, eventually, timed};
 
@@ -37,7 +37,10 @@ fn quoted(name: &str) -> String {
 /// Boots two pods, lets one die, and sees its run taken over and everything in the schema that was asked for.
 async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
     let config = |name: &str| {
-        Config::new(&db.url).name(name).lease(LEASE).schema(schema).with(|c| c.connect_timeout = Some(CONNECT))
+        Config::new(&db.url).name(name).lease(LEASE).schema(schema).with(|c| {
+            // Opening a connection of the pool, settings included, and a statement on it.
+            (c.connect_timeout, c.statement_timeout) = (Some(CONNECT), Some(CONNECT));
+        })
     };
     let audit = Audit::new();
     let a = audited(config(survivor), &audit).start().await.expect("the survivor starts");
@@ -52,7 +55,7 @@ async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
         "SELECT r.state, r.owner_pod, r.attempt, (SELECT reason || ' ' || buried_by FROM {s}.studio_pod_sessions s \
          WHERE s.incarnation = $2) FROM {s}.studio_runs r WHERE run_id = $1"
     );
-    let (row, _) = eventually(crate::patience::SOON, &format!("in schema {schema:?} the run is finished"), || async {
+    let (row, _) = eventually(SOON, &format!("in schema {schema:?} the run is finished"), || async {
         let row = db.client.query_one(&sql, &[&run.run_id.as_uuid(), &dead.as_uuid()]).await.unwrap();
         let (state, attempt): (String, i32) = (row.get(0), row.get(2));
         if state == "succeeded" { Ok((row, attempt)) } else { Err(format!("{state}, attempt {attempt}")) }

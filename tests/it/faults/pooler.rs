@@ -6,6 +6,7 @@ use podlock::{Config, ErrorKind, NewRun};
 use tokio_postgres::NoTls;
 
 use crate::patience::CONNECT;
+use crate::patience::{SOON, TEST};
 use crate::support::faults::{Audit, audited, no_lock_is_left, nothing_is_left_of, refused};
 use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
 use crate::support::{Db, LEASE, eventually, server, start, timed, within};
@@ -18,7 +19,7 @@ fn config(url: &str, pod: &str) -> Config {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pgbouncer_in_transaction_mode_is_refused_every_time_and_no_lock_is_left() {
-    within(Duration::from_secs(180), async {
+    within(TEST, async {
         let db = Db::new().await;
         let pools = [("one", 1), ("two", 2), ("four", 4), ("many", 20)];
         let options = pools.map(|(_, size)| format!("dbname={} pool_mode=transaction pool_size={size}", db.name));
@@ -96,7 +97,7 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
         println!("taken over after {:?}", began.elapsed());
         assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("a".to_owned()))));
         audit.let_finish();
-        assert_eq!(db.client.run_in_state(run, "succeeded", Duration::from_secs(15)).await.attempt, 2);
+        assert_eq!(db.client.run_in_state(run, "succeeded", SOON).await.attempt, 2);
         a.shutdown(Duration::from_secs(5)).await.unwrap();
         db.client.assert_fold_is_roster().await;
     })
@@ -123,14 +124,14 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
             let bystander = tokio::spawn(connection);
             let got: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
             println!("pod a had backend {pid}, the bystander got {got}");
-            eventually(crate::patience::SOON, "pod a returned", || async {
+            eventually(SOON, "pod a returned", || async {
                 match db.client.scalar::<i64>("SELECT session FROM studio_pods", &[]).await {
                     n if n == cuts + 1 => Ok(()),
                     n => Err(format!("session {n}, {} due", cuts + 1)),
                 }
             })
             .await;
-            db.client.armed("a", crate::patience::SOON).await;
+            db.client.armed("a", SOON).await;
             let still: Result<_, _> = client.query_one("SELECT pg_backend_pid()", &[]).await;
             assert!(still.is_ok(), "the bystander's session was ended: {still:?}");
             bystander.abort();

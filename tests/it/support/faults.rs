@@ -13,8 +13,9 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio_postgres::NoTls;
 
-use super::{LEASE, sql, with_kinds};
+use super::{sql, with_kinds};
 use crate::inherited::{self, clean};
+use crate::patience::SOON;
 
 /// What a loaded machine may add to a time limit of ours.
 pub(crate) fn slack() -> Duration {
@@ -55,7 +56,7 @@ impl Drop for OwnServer {
 /// A connection as soon as the server gives one, and how long that took.
 pub(crate) async fn reconnected(url: &str) -> (sql::Client, Duration) {
     let began = Instant::now();
-    super::eventually(crate::patience::SOON, "the server is back", || async {
+    super::eventually(SOON, "the server is back", || async {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(|e| e.to_string())?;
         drop((client, connection));
         Ok(())
@@ -110,7 +111,7 @@ pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
     no_lock_is_left(client).await;
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                  AND application_name LIKE 'podlock/' || $1 || '/%'";
-    super::eventually(LEASE * 2, "no backend is left of the refused pod", || async {
+    super::eventually(SOON, "no backend is left of the refused pod", || async {
         match client.scalar::<i64>(sql, &[&pod]).await {
             0 => Ok(()),
             left => Err(format!("{left} backends")),
@@ -123,7 +124,7 @@ pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
 pub(crate) async fn no_lock_is_left(client: &sql::Client) {
     let sql = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
                WHERE d.datname = current_database() AND l.locktype = 'advisory'";
-    super::eventually(LEASE * 2, "no lock is left of the refused pod", || async {
+    super::eventually(SOON, "no lock is left of the refused pod", || async {
         match client.scalar::<i64>(sql, &[]).await {
             0 => Ok(()),
             left => Err(format!("{left} locks")),

@@ -18,7 +18,7 @@ use podlock::{Config, Outcome, Pod, PodBuilder, Run};
 use serde_json::json;
 
 use crate::inherited;
-use crate::patience::CONNECT;
+use crate::patience::{CONNECT, SOON, slowness};
 
 /// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
@@ -102,8 +102,19 @@ impl Db {
     }
 }
 
+/// A start that a slow machine defeats is tried again, as a service's is by what restarts it: the server's time limits on
+/// what a pod does there are parts of the lease, and do not grow with the load.
 pub(crate) async fn start(config: Config) -> Pod {
-    with_kinds(Pod::builder(config)).start().await.expect("the pod starts")
+    let began = Instant::now();
+    loop {
+        match with_kinds(Pod::builder(config.clone())).start().await {
+            Ok(pod) => return pod,
+            Err(error) if error.is_transient() && slowness() > 2.0 && began.elapsed() < SOON => {
+                println!("trying again on a slow machine: {error}");
+            }
+            Err(error) => panic!("the pod does not start: {error:?}"),
+        }
+    }
 }
 
 /// The kinds that tests run: `wait` runs until it is told to stop, `echo` returns its input at once, `steps` counts
