@@ -1,6 +1,5 @@
 //! The HTTP interface of the reference pod.
 
-use podlock::throwaway::Server;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -169,7 +168,7 @@ fn each_refusal_says_what_was_wrong() {
 #[test]
 fn probes_do_not_touch_the_database() {
     within(TEST, async {
-        let server = tokio::task::spawn_blocking(|| Server::builder().start().unwrap()).await.unwrap();
+        let server = tokio::task::spawn_blocking(|| crate::inherited::postgres().start().unwrap()).await.unwrap();
         let db = Db::on(&server).await;
         let pod = db.pod("web-0", &[]).await;
         assert_eq!(pod.get("/livez").await.0, 200);

@@ -9,7 +9,12 @@ mod extremes;
 mod harness;
 mod hold;
 mod http;
+#[path = "../common/inherited.rs"]
+mod inherited;
+mod inherited_by_tests;
 mod own_table;
+#[path = "../common/patience.rs"]
+mod patience;
 mod pod;
 mod retention;
 #[path = "../common/sse.rs"]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Db, TEST, answer, within};
+use crate::harness::{Db, TEST, answer, http_client, within};
 use crate::sse::{Reader, numbers};
 
 #[test]
@@ -35,7 +35,7 @@ fn a_stream_that_cannot_be_had_is_refused_with_a_reason() {
         let pod = db.pod("web-0", &[]).await;
         let run = pod.demo(json!({"chunks": 1})).await;
         let get = async |path: &str, id: &str| {
-            let request = reqwest::Client::new().get(format!("{}{path}", pod.url)).header("Last-Event-ID", id);
+            let request = http_client().get(format!("{}{path}", pod.url)).header("Last-Event-ID", id);
             answer(request.send().await.unwrap()).await
         };
         let (status, body) = get("/v1/runs/018f0000-0000-7000-8000-000000000000/stream", "").await;
@@ -44,7 +44,7 @@ fn a_stream_that_cannot_be_had_is_refused_with_a_reason() {
         assert_eq!((status, &body["kind"]), (400, &json!("bad_request")), "{body}");
         let (status, body) = get(&format!("/v1/runs/{run}/stream"), "7").await;
         assert_eq!((status, &body["kind"]), (422, &json!("invalid_input")), "{body}");
-        let response = reqwest::Client::new().post(format!("{}/v1/runs/{run}/stream", pod.url)).send().await.unwrap();
+        let response = http_client().post(format!("{}/v1/runs/{run}/stream", pod.url)).send().await.unwrap();
         assert_eq!(response.status(), 405);
     });
 }

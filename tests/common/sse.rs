@@ -24,7 +24,8 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) async fn attach(url: &str, run: &str, last_id: Option<&str>) -> Self {
-        let mut request = reqwest::Client::new().get(format!("{url}/v1/runs/{run}/stream"));
+        let mut request =
+            reqwest::Client::builder().no_proxy().build().unwrap().get(format!("{url}/v1/runs/{run}/stream"));
         if let Some(id) = last_id {
             request = request.header("Last-Event-ID", id);
         }

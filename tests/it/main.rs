@@ -6,6 +6,10 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "../common/inherited.rs"]
+mod inherited;
+#[path = "../common/patience.rs"]
+mod patience;
 mod support;
 
 mod burials;

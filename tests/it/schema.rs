@@ -5,10 +5,10 @@ use std::time::Duration;
 use podlock::migrate::{self, Access};
 use podlock::{Config, ErrorKind, NewRun, Operator};
 
+use crate::patience::SOON;
 use crate::support::faults::refused;
 use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
 
-const SOON: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(2);
 
 async fn newest(db: &Db) -> i32 {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use podlock::{Config, NewRun, OnStall, Operator, Pod, PodEvent};
 use serde_json::json;
 
+use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
 use crate::support::proxy::{ALL, Flow};
 use crate::support::{Db, LEASE, eventually, start, timed};
 
 const BEAT: Duration = Duration::from_millis(300);
-const SOON: Duration = Duration::from_secs(15);
 
 fn config(db: &Db, name: &str, on_stall: OnStall) -> Config {
     db.config(name).with(|c| {

@@ -6,14 +6,10 @@ mod load;
 mod readers;
 mod writers;
 
-use std::time::Duration;
-
 use podlock::{Attached, Pod, Run, RunId, StreamEvent};
 
+use crate::patience::SOON;
 use crate::support::sql::Client;
-
-/// How long anything may take that should take no time.
-const SOON: Duration = Duration::from_secs(15);
 
 /// An event as the tests write it down.
 #[derive(Clone, Debug, PartialEq)]

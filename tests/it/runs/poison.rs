@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::stage::{
     CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, detail_of_event, no_orphans, nudge, story, told, whole_run,
 };
+use crate::inherited::clean;
 use crate::support::proxy::Flow;
 use crate::support::sql::Client;
 use crate::support::{Db, LEASE, eventually, start, timed, trace};
@@ -578,7 +579,7 @@ struct Process(Child);
 impl Process {
     fn start(db: &Db, name: &str) -> Self {
         let this = std::env::current_exe().expect("this program");
-        let child = Command::new(this)
+        let child = clean(&mut Command::new(this))
             .args(["--exact", "runs::poison::the_process_of_a_pod", "--ignored", "--nocapture"])
             .env(AS_POD, "1")
             .env("DATABASE_URL", &db.pod_url)
@@ -621,7 +622,7 @@ async fn a_run_that_aborts_its_process_is_quarantined_after_three_and_ten_that_s
             runs.push(run_id);
         }
         let (mut pod, mut deaths) = (Process::start(&db, "a"), 0);
-        eventually(Duration::from_secs(60), "every run has ended", || {
+        eventually(SOON, "every run has ended", || {
             // As an orchestrator does it: a new process under the same name.
             if pod.has_died() {
                 deaths += 1;
