@@ -9,10 +9,12 @@
 mod support;
 
 mod burials;
+mod commits;
 mod connections;
 mod faults;
 mod laws;
 mod retention;
+mod rosters;
 mod runs;
 mod schema;
 mod smoke;
