@@ -184,8 +184,9 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 let expects_a_loss = std::mem::take(&mut told_of_a_loss);
                 let began = Instant::now();
                 sweep(local, session, &standing, expects_a_loss).await?;
-                // Where looks take long, at most half of the time goes into them.
-                next_look = Instant::now() + sweep_delay(local).max(began.elapsed());
+                // Of a long roster, looks may take long: at most half of the time goes into them.
+                let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
+                next_look = Instant::now() + sweep_delay(local).max(took);
             }
             Ok(())
         }

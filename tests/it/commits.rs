@@ -78,7 +78,6 @@ async fn a_watch_that_was_granted_is_not_cancelled_while_it_tells_the_others() {
         let db = Db::on(&server).await;
         let pod = db.pod("a").await;
         let (eyes, mut heard) = sql::listening(&db.url).await;
-        eyes.batch_execute("SELECT set_config('podlock.channel', studio_channel(), false)").await.unwrap();
         let channel: String = eyes.scalar("SELECT quote_ident(studio_channel())", &[]).await;
         eyes.batch_execute(&format!("LISTEN {channel}")).await.unwrap();
         let foreign = Foreign::hang(&db).await;
