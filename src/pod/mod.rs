@@ -362,7 +362,8 @@ impl Pod {
         Operator::new(self.shared.db.clone(), self.opener.clone())
     }
 
-    /// Registers a source of progress: a part of the application whose standing still means that this pod gets nowhere.
+    /// Registers a source of progress: a part of the application that gets somewhere while this pod does. Any one that moves is
+    /// enough; a [`required`](ProgressSource::required) one must move itself.
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
         self.shared.sources.register()

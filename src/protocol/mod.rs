@@ -11,6 +11,7 @@ pub mod deadline;
 pub mod ending;
 pub mod fold;
 pub mod poison;
+pub mod portions;
 pub mod recover;
 pub mod ring;
 pub mod share;

@@ -13,11 +13,13 @@ mod patience;
 mod support;
 
 mod burials;
+mod commits;
 mod connections;
 mod faults;
 mod laws;
 mod probes;
 mod retention;
+mod rosters;
 mod runs;
 mod schema;
 mod smoke;
