@@ -174,7 +174,9 @@ async fn bury_all(
                 if failures >= FAILURES_MOST {
                     // The next look begins with those that this pass did not come to.
                     let next = left.last().and_then(|portion| portion.first());
-                    next.map(|(peer, _)| local.pace.set(local.pace.get().from(peer.keys.lock.get())));
+                    if let Some((peer, _)) = next {
+                        local.pace.set(local.pace.get().from(peer.keys.lock.get()));
+                    }
                     return Err(e);
                 }
             }
