@@ -36,13 +36,15 @@ bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a fl
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench stream -- $(ARGS)
 
-test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers and pgbouncers; its last lines are one summary
-	@sh scripts/ensure-pgbouncer.sh
+test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
+	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
+	-@sh scripts/ensure-daemon.sh nginx nginx-light
 	@CARGO="$(CARGO)" sh scripts/test.sh
 
 test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process
 	@sh scripts/ensure-postgres.sh
-	@sh scripts/ensure-pgbouncer.sh
+	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
+	-@sh scripts/ensure-daemon.sh nginx nginx-light
 	@CARGO="$(CARGO)" sh scripts/test.sh lib doc model it
 
 model: cargo ## Explore the larger configurations of the protocol's model (docs/model.md), optimised
@@ -92,7 +94,7 @@ clean: cargo ## Remove what was built
 # What some faults need; where one of them cannot be installed, these are skipped, with the reason, and counted.
 chaos-programs:
 	@sh scripts/ensure-postgres.sh
-	-@sh scripts/ensure-pgbouncer.sh
+	-@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
 	-@sh scripts/ensure-program.sh ip iproute2
 	-@sh scripts/ensure-program.sh nsenter util-linux
 

@@ -7,15 +7,18 @@
 //! | `POST /v1/runs` `{"kind": …, "key": …, "input": …}` | 201 `{"run_id", "pod_id", "incarnation", "fence"}`: the run is this pod's and is executing |
 //! | `GET /v1/runs?kind={kind}&key={key}` | 200 and all about the run of this kind and key: the one that is running, else the newest that has ended |
 //! | `GET /v1/runs/{id}` | 200 and all about the run, as [`RunDetail`](crate::operator::RunDetail) |
-//! | `GET /v1/runs/{id}/stream` | 200 and the run's stream as Server-Sent Events, whichever pod the run is on |
+//! | `GET /v1/runs/{id}/stream` | 200 and the run's stream as Server-Sent Events, whichever pod the run is on; 204 for a client that has seen its end |
 //! | `DELETE /v1/runs/{id}` | 200 and the run, cancelled, whichever pod owns it |
 //! | `GET /livez` | 200 while the process serves at all |
 //! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
 //! | `GET /healthz` | 200 and who this is and in which phase |
 //!
 //! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}` (forget the
-//! chunks from that one on) and `end` `{"state"}`, after which it closes. Each bears an `id`; a client that comes back
-//! with it as `Last-Event-ID`, to this pod or another, is sent what comes after. Every 10 s a comment keeps it alive.
+//! chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one, after which it closes. Each bears an `id`;
+//! a client that comes back with it as `Last-Event-ID`, to this pod or another, is sent what comes after: behind the end
+//! 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}` bears no `id`: this pod cannot serve the stream any
+//! more, and closes it; the client comes back, to another pod. Every 10 s a comment keeps the connection alive.
+//! [`sse`] makes such a stream for a handler of your own: [with an example](crate::streams).
 //!
 //! [`probes`](probes()) has the three probes alone, for a service with routes of its own. They never touch the database: an outage of it must not have every pod restarted.
 //!
@@ -42,7 +45,8 @@ mod probes;
 mod problem;
 mod router;
 mod runs;
-mod streams;
+mod sse;
 
 pub use problem::not_found;
 pub use router::{BODY_LIMIT, probes, router, router_with};
+pub use sse::{last_event_id, sse, sse_refused, sse_run};

@@ -35,6 +35,8 @@ use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
 
 pub use crate::history::retention::{Pruned, Retention};
+/// Every kind of event of this version.
+pub use crate::protocol::fold::EVENT_KINDS;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notice, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};

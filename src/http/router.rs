@@ -8,7 +8,7 @@ use axum::routing::get;
 use serde_json::Value;
 
 use crate::Pod;
-use crate::http::{probes as answers, problem, runs, streams};
+use crate::http::{probes as answers, problem, runs, sse};
 
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -40,7 +40,7 @@ where
     Router::new()
         .route("/v1/runs", get(runs::latest).post(runs::start))
         .route("/v1/runs/{id}", get(runs::describe).delete(runs::cancel))
-        .route("/v1/runs/{id}/stream", get(streams::stream))
+        .route("/v1/runs/{id}/stream", get(sse::stream))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Api { pod: pod.clone(), validate: Arc::new(validate) })

@@ -153,6 +153,7 @@ impl PodBuilder {
         shared.spawn("recovery", runs::recover::run(Arc::clone(&shared)));
         shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&shared)));
         shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&shared), opener.clone()));
+        shared.spawn("the failures", runs::failures::run(Arc::clone(&shared)));
         shared.spawn("the drain", shutdown::drain_on_request(Arc::clone(&shared)));
         shared.spawn("retention", history::retention::run(Arc::clone(&shared)));
         Ok(Pod { shared, opener, signals, _guard: guard })
@@ -353,6 +354,16 @@ impl Pod {
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no run of kind {kind:?} and key {key:?}"))
                 .left("nothing was attached")
                 .todo("start one, or correct the kind or the key")),
+        }
+    }
+
+    /// [`Pod::attach_after`] for a reader that can go to another pod: refused as soon as this one is cut off.
+    #[cfg(feature = "http")]
+    pub(crate) async fn attach_unless_cut_off(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
+        tokio::select! {
+            biased;
+            () = self.shared.cut_off() => Err(runs::cut_off(&self.shared, run_id)),
+            attached = self.attach_after(run_id, position) => attached,
         }
     }
 

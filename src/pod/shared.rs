@@ -19,6 +19,7 @@ use crate::id::{Incarnation, PodId, RunId};
 use crate::postgres::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::stall::Progress;
+use crate::runs::failures::Failures;
 use crate::runs::recover::Loaded;
 use crate::runs::registry::Registry;
 use crate::runs::stream::flush::Flusher;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) flusher: Flusher,
     /// Those who are attached to streams here.
     pub(crate) readers: Readers,
+    /// Runs that failed here, until the event log tells of them.
+    pub(crate) failures: Failures,
     /// The application's runtime: handlers and recovery run there.
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) tracker: TaskTracker,
@@ -106,6 +109,7 @@ impl Shared {
             registry: Registry::new(settings.capacity, &settings.capacity_of),
             flusher: Flusher::default(),
             readers: Readers::default(),
+            failures: Failures::default(),
             settings,
             db,
             handlers,
@@ -251,6 +255,24 @@ impl Shared {
         let over = |s: &Standing| s.stopped || s.incarnation != incarnation || self.has_given_up(incarnation);
         // The sender lives as long as `self`.
         let _ = self.standing.subscribe().wait_for(over).await;
+    }
+
+    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves from the
+    /// database is better asked for elsewhere from then on.
+    pub(crate) async fn cut_off(&self) {
+        let mut standing = self.standing.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = standing.wait_for(|s| !s.attached).await;
+            let left = (self.answered() + self.settings.self_fence).saturating_sub(clock::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                _ = standing.wait_for(|s| s.attached) => {}
+                () = tokio::time::sleep(left) => {}
+            }
+        }
     }
 
     /// For how long no ping was answered, counted from the sending of the last one that was.

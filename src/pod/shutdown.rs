@@ -12,13 +12,16 @@ use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 use crate::postgres::pods;
-use crate::runs::StopReason;
+use crate::runs::{StopReason, failures};
 
 /// A stop without any grace still tries for so long to say that it was a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);
 
 /// A deadline that is further away counts as this: a clock of the system can hold it.
 const LONGEST: Duration = Duration::from_secs(30 * 365 * 86400);
+
+/// How long a stop waits for its last append to the event log. Longer holds up the burial, and with it the next owners.
+const TELL_AT_MOST: Duration = Duration::from_millis(500);
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -55,6 +58,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .left("the pod keeps its lock, so that nobody resumes them meanwhile")
         .todo("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
+    tell_of_failures(shared).await;
     let now = shared.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
@@ -101,6 +105,14 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
                 () = mark(&shared) => {}
             }
         }
+    }
+}
+
+/// What failed since the last append, while there is a database to append to. The stop does not wait for it for long: the
+/// rows of the runs say it as well.
+async fn tell_of_failures(shared: &Shared) {
+    if tokio::time::timeout(TELL_AT_MOST, failures::tell(shared)).await.is_err() {
+        tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, "the event log could not be told of failed runs in time");
     }
 }
 

@@ -80,9 +80,18 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
-    /// Claimed as well, but their input or checkpoint cannot be read, and why.
-    pub(crate) unreadable: Vec<(Owner, String)>,
+    /// Claimed as well, but nobody could begin them.
+    pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) quarantined: Vec<Quarantined>,
+}
+
+/// A run that was claimed and whose input or checkpoint cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreadable {
+    pub(crate) owner: Owner,
+    pub(crate) kind: String,
+    pub(crate) attempt: i32,
+    pub(crate) why: String,
 }
 
 /// Who writes: the owner's half of every WHERE clause.
@@ -122,7 +131,8 @@ impl Ending {
         }
     }
 
-    fn error(&self) -> Option<&str> {
+    /// Why it failed, if it did.
+    pub(crate) fn error(&self) -> Option<&str> {
         match self {
             Self::Succeeded(_) => None,
             Self::Failed(why, _) => Some(why),
@@ -502,7 +512,10 @@ pub(crate) async fn claim(
         match row.get::<_, Option<String>>(9) {
             None => match read_claimed(&row) {
                 Ok(claimed) => claims.claimed.push(claimed),
-                Err(why) => claims.unreadable.push((read_owner(&row, own), errors::chain(&why))),
+                Err(why) => {
+                    let (owner, why) = (read_owner(&row, own), errors::chain(&why));
+                    claims.unreadable.push(Unreadable { owner, kind: row.get(1), attempt: row.get(4), why });
+                }
             },
             Some(error) => {
                 claims.quarantined.push(Quarantined { run_id: row.get::<_, Uuid>(0).into(), kind: row.get(1), error });

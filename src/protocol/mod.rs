@@ -9,6 +9,7 @@
 
 pub mod deadline;
 pub mod ending;
+pub mod failures;
 pub mod fold;
 pub mod poison;
 pub mod portions;

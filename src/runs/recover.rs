@@ -6,14 +6,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::registry::{Reservation, Snapshot};
-use super::{StopReason, execute};
+use super::{StopReason, execute, failures};
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
 use crate::output::{Limits, Output};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner};
+use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner, Unreadable};
 use crate::protocol::poison::{self, Suspicion};
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
@@ -184,8 +184,8 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         claim(shared, own, poison::LAST_POD_BEARS, batch, &mut claimer, &mut took).await?;
     }
     drop(claimer);
-    for (owner, why) in &took.unreadable {
-        end_unreadable(shared, *owner, why).await;
+    for run in &took.unreadable {
+        end_unreadable(shared, run).await;
     }
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
@@ -218,7 +218,7 @@ fn rules(shared: &Shared) -> Rules {
 #[derive(Default)]
 struct Took {
     begun: Vec<RunId>,
-    unreadable: Vec<(Owner, String)>,
+    unreadable: Vec<Unreadable>,
     quarantined: usize,
 }
 
@@ -262,14 +262,20 @@ async fn claim(
 }
 
 /// No handler of any pod could begin it: without an end it would be claimed for ever.
-async fn end_unreadable(shared: &Shared, owner: Owner, why: &str) {
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why, "a run that cannot be begun is ended as failed");
+async fn end_unreadable(shared: &Shared, run: &Unreadable) {
+    let Unreadable { owner, kind, attempt, why } = run;
+    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &shared.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&shared.db, owner, &ending, &ending.output().columns(limits)?, None).await };
-    if let Err(e) = ended.await {
-        tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again");
+    let ended = async { runs::finish(&shared.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
+    match ended.await {
+        Ok(true) => failures::note(shared, *owner, kind, *attempt, ending.error().unwrap_or_default()),
+        // It is another's by now.
+        Ok(false) => {}
+        Err(e) => {
+            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
+        }
     }
 }
 

@@ -451,7 +451,11 @@ fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
         assert!(error.contains("web-9 (lost at 2026-01-02T03:04:05.678Z)"), "{error}");
         let table = db.ok(&["runs", "list", "--state", "quarantined"]).await;
         let (header, line) = table.split_once('\n').unwrap();
-        assert!(header.trim_end().ends_with("DIED_WITH") && line.trim_end().ends_with("web-9"), "{table}");
+        assert!(
+            header.trim_end().ends_with("DIED_WITH  ERROR") && line.contains("  web-9  3 owners in a row"),
+            "{table}"
+        );
+        assert_eq!((&listed[0]["error"], &shown["error"]), (&json!(error), &json!(error)));
         assert!(db.ok(&["runs", "describe", &run]).await.contains("Died with it:"));
         pod.log.event("quarantined").await;
         assert_eq!(db.json(&["events", "--kind", "quarantined"]).await[0]["detail"]["run"], run);

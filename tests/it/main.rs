@@ -23,6 +23,8 @@ mod rosters;
 mod runs;
 mod schema;
 mod smoke;
+#[path = "../common/sse.rs"]
+mod sse;
 mod stalled;
 mod stops;
 mod streams;

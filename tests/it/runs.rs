@@ -5,6 +5,7 @@ mod capacity;
 mod claims;
 mod drain;
 mod endings;
+mod failures;
 mod fences;
 mod guards;
 mod keys;

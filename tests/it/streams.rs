@@ -4,6 +4,7 @@
 mod faults;
 mod load;
 mod readers;
+mod sse;
 mod writers;
 
 use podlock::{Attached, Pod, Run, RunId, StreamEvent};
@@ -32,7 +33,7 @@ impl From<StreamEvent> for Seen {
         match event {
             StreamEvent::Chunk { generation, seq, body, .. } => Self::Chunk(generation, seq, body.to_string()),
             StreamEvent::Reset { generation, from_seq } => Self::Reset(generation, from_seq),
-            StreamEvent::End { state } => Self::End(state.to_string()),
+            StreamEvent::End { state, .. } => Self::End(state.to_string()),
             other => panic!("an event of a later version: {other:?}"),
         }
     }

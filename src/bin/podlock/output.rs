@@ -194,6 +194,14 @@ pub(crate) fn brief(value: &Value) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// A text of one line at most so long.
+pub(crate) fn brief_text(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Control characters would let a run's key redraw an operator's terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

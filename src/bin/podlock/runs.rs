@@ -6,7 +6,10 @@ use serde_json::json;
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
-use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, or_dash, seconds};
+use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief_text, or_dash, seconds};
+
+/// How many characters of an error a list shows; `describe` and `-o json` show more.
+const ERROR_WIDTH: usize = 60;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -261,6 +264,7 @@ impl Tabular for RunRow {
         "created_at",
         "finished_at",
         "died_with",
+        "error",
     ];
     const NUMBERS: &'static [&'static str] = &["fence", "attempt", "crashes"];
 
@@ -278,6 +282,7 @@ impl Tabular for RunRow {
             seconds(self.created_at),
             or_dash(self.finished_at.map(seconds)),
             or_dash((!died_with.is_empty()).then(|| died_with.join(", "))),
+            or_dash(self.error.as_deref().map(|error| brief_text(error, ERROR_WIDTH))),
         ]
     }
 }

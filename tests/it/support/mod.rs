@@ -1,6 +1,7 @@
 //! A database per test, pods on it, and waiting for conditions.
 
 pub(crate) mod faults;
+pub(crate) mod nginx;
 pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod proxy;
