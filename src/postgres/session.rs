@@ -360,7 +360,8 @@ fn major_version(text: &str) -> u32 {
 /// What each session sets for itself on the server.
 fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
     let keepalives = settings.keepalives();
-    let ms = |d: Duration| d.as_millis();
+    // The server takes milliseconds of 31 bits; a multiple of the longest setting is more.
+    let ms = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
     let idle_in_transaction = if role == Role::Migrate { settings.statement_timeout * 4 } else { IDLE_IN_TRANSACTION };
     let mut sets = vec![
         ("search_path", "pg_catalog, pg_temp".to_owned()),
