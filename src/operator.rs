@@ -35,6 +35,7 @@ use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
 
 pub use crate::history::retention::{Pruned, Retention};
+pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::fold::EVENT_KINDS;
 pub use filter::{EventFilter, PodFilter, RunFilter};
@@ -143,6 +144,20 @@ impl Operator {
         detail.sessions = sessions;
         detail.events = self.events(EventFilter::new().pod(name).limit(POD_HISTORY)).await?;
         Ok(Some(detail))
+    }
+
+    /// One incarnation: when it began, when and why it ended, and who buried it. `None` if it is not in the history: it
+    /// never was, or was pruned.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn incarnation(&self, incarnation: Incarnation) -> Result<Option<SessionRow>> {
+        queries::session(&self.database, incarnation.as_uuid()).await?.as_ref().map(SessionRow::read).transpose()
     }
 
     /// Runs, newest first.

@@ -16,6 +16,7 @@ use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::session::{Opener, Role, Session};
+use crate::protocol::cause::Cause;
 
 /// A wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -60,7 +61,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     pods::listen(&control).await.map_err(in_boot)?;
     let local = Local::new(shared, opener, keys);
     local.control.set(Some(control.backend()));
-    register(&local, &mut liveness, identity, None, since).await.map_err(in_boot)?;
+    register(&local, &mut liveness, identity, None, None, since).await.map_err(in_boot)?;
     Ok(Booted { local, liveness, control })
 }
 
@@ -70,6 +71,7 @@ pub(crate) async fn register(
     liveness: &mut Session,
     identity: &Identity,
     given_up: Option<Incarnation>,
+    former: Option<(Incarnation, Cause)>,
     since: crate::protocol::Moment,
 ) -> Result<()> {
     let shared = &local.shared;
@@ -85,6 +87,8 @@ pub(crate) async fn register(
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,
+        former,
+        beat_interval: shared.settings.beat_interval,
     };
     let mut tries = 0;
     let (sent, replaced) = loop {
@@ -99,6 +103,7 @@ pub(crate) async fn register(
         pods::mark_draining_here(liveness, incarnation).await?;
     }
     shared.note_answered(sent);
+    shared.registry.take_lost();
     shared.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
     tracing::info!(

@@ -156,7 +156,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 20] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -175,6 +175,8 @@ const FUNCTIONS: [&str; 18] = [
     "studio_prune_events(interval, bigint, bigint, jsonb, text, uuid)",
     "studio_fence_check(uuid, uuid, bigint, integer)",
     "studio_release(uuid)",
+    "studio_note_cause(uuid, text)",
+    "studio_note_waits(jsonb, text)",
 ];
 
 /// What a role may do on podlock's tables.

@@ -14,13 +14,14 @@ use uuid::Uuid;
 use crate::id::{Incarnation, PodId};
 
 /// Every kind of event, in the order of the log's CHECK.
-pub const EVENT_KINDS: [&str; 11] = [
+pub const EVENT_KINDS: [&str; 12] = [
     "joined",
     "draining",
     "detached",
     "returned",
     "suspected",
     "evicted",
+    "held",
     "buried",
     "claimed",
     "quarantined",
@@ -192,7 +193,7 @@ fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
             }
             member.session = session;
         }
-        "detached" | "evicted" => {}
+        "detached" | "evicted" | "held" => {}
         "suspected" => {
             // Not every log that is folded has it: it is no part of the roster.
             if let Some(index) = entry.detail.get("event_index").and_then(Value::as_i64) {

@@ -14,7 +14,9 @@ mod support;
 
 mod burials;
 mod commits;
+mod conditions;
 mod connections;
+mod ends;
 mod faults;
 mod laws;
 mod probes;
