@@ -224,6 +224,7 @@ mod tests {
         let log = [
             entry(1, "joined", "a", a, none()),
             entry(2, "joined", "b", b, none()),
+            entry(3, "held", "a", a, json!({"reason": "connection_broken"})),
             entry(4, "detached", "a", a, none()),
             entry(5, "returned", "a", a, json!({"session": 2})),
             entry(6, "claimed", "b", b, json!({"runs": 3})),
@@ -306,6 +307,7 @@ mod tests {
             entry(2, "buried", "a", other, json!({})),
             entry(2, "returned", "a", a, json!({"session": 1})),
             entry(2, "returned", "a", a, json!({})),
+            entry(2, "held", "a", other, json!({})),
             entry(2, "vanished", "a", a, json!({})),
         ];
         for case in cases {

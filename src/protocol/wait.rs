@@ -1,7 +1,7 @@
 //! Which waits are told: a pod whose lock is free is not always buried at once, and the log says why and for how long.
 //!
 //! * **Bound.** Each wait is told once for each incarnation, session and reason, at most [`MOST`] at a look. What is over
-//!   sooner than two probes is not told: nothing comes of most broken connections.
+//!   sooner than four probes (a lease / 10) is not told: nothing comes of most broken connections.
 //! * **Not promised.** That a wait ends as told: the pod may return, or die of something else.
 
 use std::time::Duration;
@@ -23,15 +23,13 @@ pub enum WaitReason {
     ConnectionBroken,
     /// As [`HoldReason::ManyLost`].
     ManyLost,
-    /// As [`HoldReason::Unconfirmed`].
-    Unconfirmed,
     /// It is dead, and the observer has not been up for `settle` (L2).
     Unsettled,
 }
 
 impl WaitReason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::ConnectionBroken, Self::ManyLost, Self::Unconfirmed, Self::Unsettled];
+    pub const ALL: [Self; 3] = [Self::ConnectionBroken, Self::ManyLost, Self::Unsettled];
 
     /// Its stable name.
     #[must_use]
@@ -39,7 +37,6 @@ impl WaitReason {
         match self {
             Self::ConnectionBroken => "connection_broken",
             Self::ManyLost => "many_lost",
-            Self::Unconfirmed => "unconfirmed",
             Self::Unsettled => "unsettled",
         }
     }
@@ -56,18 +53,17 @@ impl WaitReason {
         match self {
             Self::ConnectionBroken => "its connection broke",
             Self::ManyLost => "many lost",
-            Self::Unconfirmed => "its lock is held again, but it has not returned",
             Self::Unsettled => "no pod has been up for settle",
         }
     }
 
-    /// A second look comes within a probe: that is no wait to tell of.
+    /// A second look comes within a probe: that is no wait to tell of. Nor is a lock that reads as held, which another
+    /// prober's momentary lock does too.
     const fn of(hold: HoldReason) -> Option<Self> {
         match hold {
             HoldReason::ConnectionBroken => Some(Self::ConnectionBroken),
             HoldReason::ManyLost => Some(Self::ManyLost),
-            HoldReason::Unconfirmed => Some(Self::Unconfirmed),
-            HoldReason::SecondLoss => None,
+            HoldReason::Unconfirmed | HoldReason::SecondLoss => None,
         }
     }
 }
@@ -89,7 +85,7 @@ pub struct Wait {
     pub others: usize,
 }
 
-/// The waits that follow from a decision: those that have lasted for two probes and will last for one more.
+/// The waits that follow from a decision: those that have lasted for four probes and will last for one more.
 /// `may_bury_at`: when the observer has been up for `settle`.
 #[must_use]
 pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Duration) -> Vec<Wait> {
@@ -102,7 +98,7 @@ pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Durat
         };
         let sighting = decision.observer.sighting(*incarnation)?;
         let left = until.saturating_sub(now);
-        let is_worth_it = now.saturating_sub(sighting.first_seen) >= probe * 2 && left >= probe;
+        let is_worth_it = now.saturating_sub(sighting.first_seen) >= probe * 4 && left >= probe;
         is_worth_it.then(|| Wait {
             incarnation: *incarnation,
             session: sighting.session,
@@ -159,14 +155,14 @@ mod tests {
         let (settled, held, dead) = (Duration::ZERO, (false, false), (true, true));
         let broken = (true, false);
         assert_eq!(told(&[dead, dead], &[0], settled), [], "a look later many may be back");
-        assert_eq!(told(&[dead, dead], &[0, 500], settled), [("many_lost", 9500), ("many_lost", 9500)]);
+        assert_eq!(told(&[dead, dead], &[0, 1000], settled), [("many_lost", 9000), ("many_lost", 9000)]);
         assert_eq!(told(&[broken, held, held], &[0, 250], settled), [], "most are back by then");
-        assert_eq!(told(&[broken, held, held], &[0, 250, 500], settled), [("connection_broken", 9500)]);
+        assert_eq!(told(&[broken, held, held], &[0, 250, 1000], settled), [("connection_broken", 9000)]);
         assert_eq!(told(&[broken, held, held], &[0, 9800], settled), [], "it is over at once");
-        assert_eq!(told(&[held, held], &[0, 500], settled), []);
+        assert_eq!(told(&[held, held], &[0, 1000], settled), []);
         // Dead, and nobody may bury it.
-        assert_eq!(told(&[dead, held, held], &[0, 500], Duration::from_secs(7)), [("unsettled", 6500)]);
-        assert_eq!(told(&[dead, held, held], &[0, 500], settled), [], "it is being buried");
+        assert_eq!(told(&[dead, held, held], &[0, 1000], Duration::from_secs(7)), [("unsettled", 6000)]);
+        assert_eq!(told(&[dead, held, held], &[0, 1000], settled), [], "it is being buried");
     }
 
     #[test]

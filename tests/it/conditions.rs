@@ -145,7 +145,12 @@ async fn a_broken_connection_is_reconnecting_and_leaves_an_event_only_where_it_l
             })
             .await;
         }
-        assert_eq!(waits(&db.client).await, [], "nothing came of it");
+        // A loaded machine takes its time to reconnect: whatever took less than a lease / 10 is not told.
+        let told = "SELECT count(*) FROM studio_pod_events h JOIN studio_pod_events r ON r.incarnation = h.incarnation \
+                      AND r.kind = 'returned' AND (r.detail->>'session')::int = (h.detail->>'session')::int + 1 \
+                    WHERE h.kind = 'held' AND (r.detail->>'away_ms')::int < 300";
+        assert_eq!(db.client.scalar::<i64>(told, &[]).await, 0, "nothing came of it: {:?}", waits(&db.client).await);
+        let before = waits(&db.client).await.len();
         proxy.all(&["liveness"], Flow::Cut);
         let broken = eventually(SOON, "the wait is told", || async {
             let row = seen(&operator, "a").await;
@@ -157,8 +162,8 @@ async fn a_broken_connection_is_reconnecting_and_leaves_an_event_only_where_it_l
         proxy.all(&["liveness"], Flow::Pass);
         is_in(&operator, "a", Condition::Fine).await;
         let told = waits(&db.client).await;
-        assert_eq!(told.len(), 1, "once, although two observe it: {told:?}");
-        assert_eq!(told[0].2["reason"], "connection_broken");
+        assert_eq!(told.len(), before + 1, "once, although two observe it: {told:?}");
+        assert!(told.iter().all(|(_, _, detail)| detail["reason"] == "connection_broken"), "{told:?}");
         for pod in [a, b, c] {
             pod.shutdown(SOON).await.unwrap();
         }
