@@ -99,7 +99,7 @@ SELECT s.pod_id, s.state, s.alive, s.witness, s.holder_pid, s.client_addr, s.run
  ORDER BY s.pod_id;
 
 COMMENT ON COLUMN studio_pod_status.condition IS 'What that comes to. fine; control_lost: its control session is being opened again. reconnecting: its connection broke and its process lives. drain_requested: somebody asked it to drain. draining: it stops cleanly. stopped: it has, and is to be buried. lagging: no beat for two beat intervals, perhaps frozen. put_out: it was put out, and is to be buried. dead: to be buried. dead_waiting: to be buried after a wait, see wait_reason.';
-COMMENT ON COLUMN studio_pod_status.wait_reason IS 'Why a pod whose lock is free is not buried yet, by the event held. connection_broken: its witness lock was held. many_lost: many were lost at once. unsettled: nobody may bury yet, for no pod has been up for settle. NULL: nobody waits.';
+COMMENT ON COLUMN studio_pod_status.wait_reason IS 'Why a pod whose lock is free is not buried yet, by the event held. connection_broken: its witness lock was held. many_lost: many were lost at once. many_unknown: so many could not be looked at that many may be lost. unsettled: nobody may bury yet, for no pod has been up for settle. NULL: nobody waits.';
 COMMENT ON COLUMN studio_pod_status.wait_left IS 'How long that wait still takes at most. For people; nothing is decided on it.';
 COMMENT ON COLUMN studio_pod_status.evicted IS 'stalled or evicted, once it was put out; NULL otherwise.';
 COMMENT ON COLUMN studio_pod_status.lags IS 'True if its event index has not moved for two of its beat intervals.';

@@ -43,7 +43,7 @@ pub struct PodRow {
     pub labels: Value,
     /// What its row, its locks, its beats and the log come to.
     pub condition: Condition,
-    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost` or `unsettled`;
+    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or `unsettled`;
     /// `None` where nobody waits.
     pub wait_reason: Option<String>,
     /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.

@@ -14,7 +14,7 @@ use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::beats;
-use crate::postgres::burials::Look;
+use crate::postgres::burials::{self, Look};
 use crate::postgres::errors::leaves_sound;
 use crate::postgres::locks;
 use crate::postgres::pods;

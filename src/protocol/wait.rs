@@ -23,13 +23,15 @@ pub enum WaitReason {
     ConnectionBroken,
     /// As [`HoldReason::ManyLost`].
     ManyLost,
+    /// As [`HoldReason::ManyUnknown`].
+    ManyUnknown,
     /// It is dead, and the observer has not been up for `settle` (L2).
     Unsettled,
 }
 
 impl WaitReason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::ConnectionBroken, Self::ManyLost, Self::Unsettled];
+    pub const ALL: [Self; 4] = [Self::ConnectionBroken, Self::ManyLost, Self::ManyUnknown, Self::Unsettled];
 
     /// Its stable name.
     #[must_use]
@@ -37,6 +39,7 @@ impl WaitReason {
         match self {
             Self::ConnectionBroken => "connection_broken",
             Self::ManyLost => "many_lost",
+            Self::ManyUnknown => "many_unknown",
             Self::Unsettled => "unsettled",
         }
     }
@@ -53,6 +56,7 @@ impl WaitReason {
         match self {
             Self::ConnectionBroken => "its connection broke",
             Self::ManyLost => "many lost",
+            Self::ManyUnknown => "many could not be looked at",
             Self::Unsettled => "no pod has been up for settle",
         }
     }
@@ -63,6 +67,7 @@ impl WaitReason {
         match hold {
             HoldReason::ConnectionBroken => Some(Self::ConnectionBroken),
             HoldReason::ManyLost => Some(Self::ManyLost),
+            HoldReason::ManyUnknown => Some(Self::ManyUnknown),
             HoldReason::Unconfirmed | HoldReason::SecondLoss => None,
         }
     }
