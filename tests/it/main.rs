@@ -16,6 +16,7 @@ mod burials;
 mod commits;
 mod connections;
 mod faults;
+mod hidden;
 mod laws;
 mod probes;
 mod retention;
