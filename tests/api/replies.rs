@@ -13,15 +13,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The lines that call the driver's `Row::get`, which panics: by a number or a name, or with the column's type named.
+/// The lines that call the driver's `Row::get`, which panics: by a number, with the column's type named, or on a `row`.
 fn panics_in(text: &str) -> Vec<String> {
-    let is_one = |call: &str| call.starts_with("::<") || call.starts_with(|c: char| c == '"' || c.is_ascii_digit());
-    let calls = |line: &str| line.split(".get").skip(1).any(|call| is_one(call.strip_prefix('(').unwrap_or(call)));
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| calls(line))
-        .map(|(n, line)| format!("{}: {}", n + 1, line.trim()))
-        .collect()
+    let is_call = |line: &str| {
+        let by_number = line.split(".get(").skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        by_number || line.contains(".get::<") || line.contains("row.get(")
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| is_call(line));
+    lines.map(|(n, line)| format!("{}: {}", n + 1, line.trim())).collect()
 }
 
 /// Each value of a reply is read by `Reply::at` or by name through `operator::rows::get`, whose errors a caller sees.
