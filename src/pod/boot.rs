@@ -15,6 +15,7 @@ use crate::id::{Incarnation, LockKey, PodId};
 use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
+use crate::postgres::pooler;
 use crate::postgres::session::{Opener, Role, Session};
 use crate::protocol::cause::Cause;
 
@@ -48,7 +49,7 @@ impl Identity {
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
     let pod = shared.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
-    bring_schema(&opener, policy, shared.settings.ping_timeout).await.map_err(in_boot)?;
+    bring_schema(&opener, policy).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
     let timeout = shared.settings.acquire_timeout;
@@ -190,9 +191,8 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
 }
 
 /// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
-async fn bring_schema(opener: &Opener, policy: Policy, ping_timeout: Duration) -> Result<()> {
-    let mut session = opener.open(Role::Migrate).await?;
-    canary::refuse_pooler(opener, &session, ping_timeout).await?;
+async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
+    let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
     let done = migrate::prepare(&mut session, policy).await;
     session.close().await;
     done

@@ -225,7 +225,8 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     if buried.gone.is_empty() {
         return Ok(buried.proved);
     }
-    let seen = orphans.map(|rows| candidates::read(&rows));
+    // The burial is committed; a recovery pass that has to load the orphans itself says what is wrong with them.
+    let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
     recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
     let gone: Vec<_> = buried.gone.keys().copied().collect();
     local.note_burials(&gone);

@@ -24,7 +24,6 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::boot::{self, Booted, Identity};
-use super::canary;
 use super::clock;
 use super::local::{Away, Held, Local};
 use super::shared::Shared;
@@ -38,6 +37,7 @@ use crate::id::Incarnation;
 use crate::postgres::locks;
 use crate::postgres::migrate::Policy;
 use crate::postgres::pods::{self, Returned};
+use crate::postgres::pooler;
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
 use crate::protocol::cause::{self, Cause, Loss};
@@ -307,9 +307,8 @@ impl<'a> Keeper<'a> {
         };
         let own = session.backend().pid;
         if pid != own {
-            return Err(canary::pooled(&format!(
-                "the liveness session was answered by backend {pid}, and its own is {own}"
-            )));
+            let evidence = format!("the liveness session was answered by backend {pid}, and its own is {own}");
+            return Err(pooler::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))
@@ -489,7 +488,7 @@ impl<'a> Keeper<'a> {
             tokio::time::sleep(SHORTEST_TICK).await;
         }
         let former = self.former.borrow().clone();
-        locks::end_own_backends(&session, self.local.keys.lock, &former).await?;
+        locks::end_own_backends(&mut session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
         boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
             .await?;

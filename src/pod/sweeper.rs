@@ -105,7 +105,7 @@ fn let_go_if_due(local: &Local, silent: &mut Option<Session>) {
 
 /// A new control session, armed: the former one ended, the witness lock held, listening.
 async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Session>) -> Result<Session> {
-    let session = local.opener.open(Role::Control).await?;
+    let mut session = local.opener.open(Role::Control).await?;
     loop {
         let_go_if_due(local, silent);
         if silent.is_none() || local.may_end_control() {
@@ -113,7 +113,7 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
         }
         tokio::time::sleep(LOOK_AT_SILENT).await;
     }
-    locks::end_own_backends(&session, local.keys.witness, former).await?;
+    locks::end_own_backends(&mut session, local.keys.witness, former).await?;
     // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
     former.push(session.backend());
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);

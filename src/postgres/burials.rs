@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::candidates::{CANDIDATES, Wanted};
 use super::locks::{Keys, millis};
 use super::pods::REHEARSE_LOG;
+use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::error::{Error, ErrorKind, Result};
@@ -168,26 +169,26 @@ pub(crate) fn met_a_full_table(error: &Error) -> bool {
 fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
     let mut look = Look::default();
     for row in rows {
-        look.version = Some(row.get(9));
-        let incarnation = Incarnation::from(row.get::<_, Uuid>(1));
-        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        look.version = Some(row.at(9)?);
+        let incarnation = Incarnation::from(row.at::<Uuid>(1)?);
+        let keys = Keys { lock: row.at::<i64>(4)?.into(), witness: row.at::<i64>(5)?.into() };
         if incarnation == own {
-            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.get(6) });
+            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at(6)? });
             continue;
         }
         if !probed {
             look.unknown.insert(incarnation);
         }
-        let put_out = row.get::<_, Option<&str>>(10).map(ending::Reason::of_eviction);
+        let put_out = row.at::<Option<&str>>(10)?.map(ending::Reason::of_eviction);
         let peer = PeerLook {
-            pod_id: PodId::new(row.get::<_, String>(0))?,
+            pod_id: PodId::new(row.at::<String>(0)?)?,
             incarnation,
-            session: row.get(2),
-            draining: row.get(3),
-            liveness_free: row.get(7),
-            witness_free: row.get(8),
+            session: row.at(2)?,
+            draining: row.at(3)?,
+            liveness_free: row.at(7)?,
+            witness_free: row.at(8)?,
         };
-        let beat_age = row.get::<_, Option<f64>>(11).and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let beat_age = row.at::<Option<f64>>(11)?.and_then(|s| Duration::try_from_secs_f64(s).ok());
         look.peers.push(PeerRow { look: peer, keys, put_out, beat_age });
     }
     Ok(look)
@@ -219,12 +220,12 @@ pub(crate) async fn watch_slice(
     ];
     let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
-    let slice = match row.get::<_, &str>(0) {
+    let slice = match row.at::<&str>(0)? {
         "both" => Slice::BothFree,
         "liveness" => Slice::LivenessFree,
         _ => Slice::Held,
     };
-    Ok((slice, row.get(1)))
+    Ok((slice, row.at(1)?))
 }
 
 /// A burial that was decided on.
@@ -253,7 +254,7 @@ pub(crate) struct Buried {
 }
 
 /// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
-/// the roster, now. What `studio_holds` says is written out here: a call of it is planned anew each time.
+/// the roster, now. Where the server hides from us when that backend began, its session's name tells it. What `studio_holds` says is written out here: a call of it is planned anew each time.
 const BURY: &str = "WITH proof AS MATERIALIZED ( \
        SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
            AND p.liveness_started = $4) \
@@ -261,7 +262,8 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
            WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
              AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
-         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4) AS given \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND (a.backend_start = $4 \
+           OR a.application_name LIKE pg_catalog.concat('%@', (EXTRACT(EPOCH FROM $4) * 1000000)::bigint))) AS given \
      ), dead AS MATERIALIZED ( \
        SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.cause, d.detail \
          FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
@@ -305,9 +307,14 @@ pub(crate) async fn commit_burials(
         (&by.as_str(), Type::TEXT),
     ];
     let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
-    let gone = |row: &tokio_postgres::Row| Some((Incarnation::from(row.get::<_, Option<Uuid>>(1)?), row.get(2)));
-    let gone = rows.iter().filter_map(gone).collect();
-    Ok((Buried { proved: rows.first().is_some_and(|row| row.get(0)), gone }, then))
+    let mut gone = BTreeMap::new();
+    for row in &rows {
+        if let Some(incarnation) = row.at::<Option<Uuid>>(1)? {
+            gone.insert(Incarnation::from(incarnation), row.at(2)?);
+        }
+    }
+    let proved = rows.first().map(|row| row.at(0)).transpose()?.unwrap_or(false);
+    Ok((Buried { proved, gone }, then))
 }
 
 /// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.

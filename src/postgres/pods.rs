@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::locks::{Keys, millis};
 use super::pool::Database;
+use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Param, Txn};
 use crate::error::{Error, ErrorKind, Result};
@@ -60,8 +61,10 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
-    let former =
-        former.first().map(|row| (row.get::<_, Uuid>(0), row.get::<_, bool>(1), row.get::<_, Option<String>>(2)));
+    let former = match former.first() {
+        Some(row) => Some((row.at::<Uuid>(0)?, row.at::<bool>(1)?, row.at::<Option<String>>(2)?)),
+        None => None,
+    };
     let mut detail = json!({ "version": new.version, "labels": new.labels });
     if let Some((replaced, draining, put_out)) = &former {
         let (replaced, put_out) = (*replaced, put_out.as_deref().map(ending::Reason::of_eviction));
@@ -173,7 +176,7 @@ pub(crate) async fn come_back(
         (&liveness.started, Type::TIMESTAMPTZ),
     ];
     let rows = txn.query(step, SQL, &params).await?;
-    let Some(session_number) = rows.first().map(|row| row.get::<_, i64>(0)) else {
+    let Some(session_number) = rows.first().map(|row| row.at::<i64>(0)).transpose()? else {
         txn.rollback(step).await?;
         return Ok(Returned::Gone);
     };
@@ -194,7 +197,7 @@ pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> 
     const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
          OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
     let row = session.query_one("looking whether it was put out", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
-    Ok(row.get(0))
+    row.at(0)
 }
 
 /// Records the control session's backend in the pod's row.

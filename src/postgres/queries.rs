@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::reply::Reply;
 use crate::error::Result;
 use crate::postgres::crashes::{crash_reasons, died_with};
 use crate::postgres::pool::Database;
@@ -233,7 +234,7 @@ pub(crate) async fn last_event(db: &Database) -> Result<i64> {
             &[],
         )
         .await?;
-    Ok(rows.first().and_then(|row| row.try_get("idx").ok()).unwrap_or(0))
+    rows.first().map_or(Ok(0), |row| row.at(0))
 }
 
 /// Asks a pod to drain; SQLSTATE `P0002` if none of that name is in the roster.

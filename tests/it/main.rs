@@ -18,6 +18,7 @@ mod conditions;
 mod connections;
 mod ends;
 mod faults;
+mod hidden;
 mod laws;
 mod probes;
 mod retention;
