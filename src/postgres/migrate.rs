@@ -158,7 +158,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 20] = [
+const FUNCTIONS: [&str; 22] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",

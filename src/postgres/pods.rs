@@ -132,7 +132,8 @@ pub(crate) async fn note_cause(session: &Session, own: Incarnation, cause: Cause
     const SQL: &str = "SELECT @.studio_note_cause($1, $2)";
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT)];
     let rows = session.query_limited("recording the cause of its end", SQL, &params, limit).await?;
-    Ok(rows.first().is_some_and(|row| row.get(0)))
+    let Some(row) = rows.first() else { return Ok(false) };
+    row.at(0)
 }
 
 fn collision(error: Error, pod: &PodId) -> Error {
