@@ -46,6 +46,7 @@ pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
 pub use output::{Output, OutputFormat};
 pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport};
+pub use postgres::plain::connect;
 pub use postgres::runs::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,

@@ -16,6 +16,7 @@ pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod migrate;
+pub(crate) mod plain;
 pub(crate) mod pods;
 pub(crate) mod pool;
 pub(crate) mod queries;

@@ -91,6 +91,11 @@ impl Hold {
         children(self.pid()).into_iter().next().expect("a supervisor")
     }
 
+    /// The same, where podlock may have other children.
+    fn supervisor_of(&self, command: u32) -> u32 {
+        stat(command).expect("the command runs").1
+    }
+
     async fn said(&self, line: &str) {
         self.out.find(&format!("the command says {line:?}"), |l| (l == line).then_some(())).await;
     }
@@ -156,6 +161,60 @@ fn the_command_finds_name_and_incarnation_and_its_status_is_passed_on() {
         assert_eq!(stage.done("w", &[], "true").await.code, 0);
         assert_eq!(stage.done("w", &[], "kill -KILL $$").await.code, 128 + 9);
         assert_eq!(stage.done("w", &[], "kill -USR2 $$").await.code, 128 + 12);
+    });
+}
+
+/// With SIGCHLD ignored the kernel throws exit codes away; with SIGTERM blocked nobody would hear it.
+#[test]
+fn what_podlock_inherits_does_not_cost_the_commands_status() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        for setting in ["--ignore-signal=CHLD", "--block-signal=TERM,CHLD,HUP", "--ignore-signal=PIPE"] {
+            let hold =
+                stage.command("w", &[], "(exit 3); [ $? = 3 ] && sleep 0.1 && grep SigIgn /proc/self/status; exit 7");
+            let mut command = clean(Path::new("env"));
+            command.arg(setting).arg(hold.as_std().get_program()).args(hold.as_std().get_args());
+            command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+            let done = finish(command).await;
+            assert_eq!(done.code, 7, "{setting}: {done:?}");
+            let mask = done.stdout.trim().strip_prefix("SigIgn:").map(|mask| u64::from_str_radix(mask.trim(), 16));
+            let mask = mask.expect("the command's mask").unwrap();
+            assert_eq!(mask & (1 << 16 | 1 << 12), 0, "{setting}: the command ignores SIGCHLD or SIGPIPE: {mask:x}");
+        }
+    });
+}
+
+/// `hold` under a shell that left it children, which nobody else can reap, and with a command whose grandchildren end.
+#[test]
+fn no_zombie_is_left_of_what_podlock_adopts() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let hold =
+            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let mut command = clean(Path::new("sh"));
+        command
+            .args(["-c", "sleep 0.1 & sleep 0.2 & (sleep 0.3 & ) ; \"$0\" --version >/dev/null; exec \"$0\" \"$@\""]);
+        command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
+        command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+        let mut hold = Hold::of(command);
+        let main = stage.pid("main").await;
+        let supervisor = hold.supervisor_of(main);
+        wait_for("each has its one child, and no zombie", || async {
+            let left = (children(hold.pid()), children(supervisor));
+            if left == (vec![supervisor], vec![main]) { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+        signal(hold.pid(), Signal::TERM);
+        assert_eq!(hold.ended().await, Some(128 + 15));
+    });
+}
+
+#[test]
+fn a_command_without_the_dashes_is_told_what_is_missing() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let done = stage.db.run(&["hold", "--name", "w", "sleep", "1"]).await;
+        assert!(done.code == 2 && done.stderr.contains("podlock hold [OPTIONS] -- COMMAND"), "{done:?}");
     });
 }
 

@@ -49,7 +49,7 @@ impl From<io::Error> for Failure {
 
 /// One line on stderr, under our name. Nobody may be reading, which is no reason to fail.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "podlock: {text}");
+    let _ = writeln!(io::stderr(), "podlock: {}", crate::output::printable_lines(text));
 }
 
 /// The error and what caused it, each cause once. What the server said is in the error's own words already.

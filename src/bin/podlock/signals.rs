@@ -53,7 +53,12 @@ const PASSED: [Number; 12] = [
 /// The signals that are passed on, but for those that this process was started to ignore (`nohup`): the command ignores
 /// them too.
 #[derive(Debug)]
-pub(crate) struct Passed(Vec<(Number, Signal)>);
+pub(crate) struct Passed {
+    passed: Vec<(Number, Signal)>,
+    /// Also what makes exit codes of children known: where SIGCHLD is ignored, the kernel throws them away. Heard, it is so no
+    /// more, neither here nor in what is started from here.
+    children: Signal,
+}
 
 impl Passed {
     /// From here on these signals do not end or stop the process by themselves.
@@ -63,13 +68,16 @@ impl Passed {
         let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
         let heard = PASSED.into_iter().filter(|number| ignored >> (number.as_raw() - 1) & 1 == 0);
         let listen = |number: Number| Ok((number, signal(SignalKind::from_raw(number.as_raw()))?));
-        Ok(Self(heard.map(listen).collect::<io::Result<_>>()?))
+        Ok(Self { passed: heard.map(listen).collect::<io::Result<_>>()?, children: signal(SignalKind::child())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next one; or for SIGCHLD, which is passed on to nobody: a child has ended or stopped.
     pub(crate) async fn next(&mut self) -> Number {
         std::future::poll_fn(|context| {
-            let mut signals = self.0.iter_mut();
+            if self.children.poll_recv(context).is_ready() {
+                return Poll::Ready(Number::CHILD);
+            }
+            let mut signals = self.passed.iter_mut();
             let came = signals.find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
             came.map_or(Poll::Pending, Poll::Ready)
         })

@@ -61,7 +61,7 @@ pub(super) async fn tell(stage: &mut Stage, args: &Args) -> Result<(), Failure> 
     report::tell(&mut story.screen, &story.board, &report)?;
     match args.format {
         Format::Table => {}
-        Format::Json => crate::output::line(&serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?)?,
+        Format::Json => crate::output::line(&crate::output::json_text_pretty(&report)?)?,
         Format::Jsonl => crate::output::json_line(&report)?,
     }
     if report.ok { Ok(()) } else { Err(Failure::Failed("not every run finished exactly once".to_owned())) }
