@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-stream test model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-stream test test-quick model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,11 +36,16 @@ bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a fl
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench stream -- $(ARGS)
 
-# The documentation's tests come first: cargo would run them last, and end with their timing instead of a summary.
-test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers and pgbouncers
-	@sh scripts/ensure-pgbouncer.sh
-	$(CARGO) test --all-features --doc
-	$(CARGO) test --all-features --lib --bins --tests -- --test-threads=6
+test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
+	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
+	-@sh scripts/ensure-daemon.sh nginx nginx-light
+	@CARGO="$(CARGO)" sh scripts/test.sh
+
+test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process
+	@sh scripts/ensure-postgres.sh
+	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
+	-@sh scripts/ensure-daemon.sh nginx nginx-light
+	@CARGO="$(CARGO)" sh scripts/test.sh lib doc model it
 
 model: cargo ## Explore the larger configurations of the protocol's model (docs/model.md), optimised
 	$(CARGO) test --release --test model -- --include-ignored --nocapture --test-threads=1
@@ -89,7 +94,7 @@ clean: cargo ## Remove what was built
 # What some faults need; where one of them cannot be installed, these are skipped, with the reason, and counted.
 chaos-programs:
 	@sh scripts/ensure-postgres.sh
-	-@sh scripts/ensure-pgbouncer.sh
+	-@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
 	-@sh scripts/ensure-program.sh ip iproute2
 	-@sh scripts/ensure-program.sh nsenter util-linux
 

@@ -10,18 +10,15 @@
 
 use std::time::Duration;
 
-use podlock::operator::RunFilter;
 use podlock::tokio_postgres::Client;
 use podlock::{Config, ErrorKind, HandlerError, NewRun, Operator, Outcome, Pod, Run, StopReason};
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const GRACE: Duration = Duration::from_secs(20);
 
 #[tokio::main]
 async fn main() -> Result<(), HandlerError> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let mut sigterm = signal(SignalKind::terminate())?;
     let mut db = connect().await?;
     let table = "CREATE TABLE IF NOT EXISTS threads (id text PRIMARY KEY, question text NOT NULL, answer text)";
     db.batch_execute(table).await?;
@@ -30,16 +27,16 @@ async fn main() -> Result<(), HandlerError> {
     if let (Some(thread), None) = (&thread, &question) {
         return look(&db, thread).await;
     }
-    let pod = Pod::builder(Config::from_env()?).handler("answer", answer).start().await?;
-    let served = async {
-        if let (Some(thread), Some(question)) = (thread, question) {
-            ask(&pod, &mut db, &thread, &question).await?;
-        }
-        serve(&pod, &mut sigterm).await
-    };
-    let served = served.await;
-    pod.shutdown(GRACE).await?;
-    served
+    let builder = Pod::builder(Config::from_env()?).handler("answer", answer).stop_on_signals();
+    let pod = builder.start().await?;
+    if let (Some(thread), Some(question)) = (thread, question)
+        && let Err(e) = ask(&pod, &mut db, &thread, &question).await
+    {
+        pod.shutdown(GRACE).await?;
+        return Err(e);
+    }
+    pod.until_stopped(GRACE).await?;
+    Ok(())
 }
 
 /// The question and the run that answers it: both are there, or neither is.
@@ -86,23 +83,14 @@ async fn answer(run: Run) -> Result<Outcome, HandlerError> {
 async fn look(db: &Client, thread: &str) -> Result<(), HandlerError> {
     let row = db.query_opt("SELECT answer FROM threads WHERE id = $1", &[&thread]).await?.ok_or("no such thread")?;
     let operator = Operator::connect(&Config::from_env()?).await?;
-    let runs = operator.runs(RunFilter::new().kind("answer").key(thread).limit(1)).await?;
-    let run = runs.first().ok_or("it was never asked")?;
+    let run = operator.latest("answer", thread).await?.ok_or("it was never asked")?.row;
     let by = run.owner_pod.as_deref().unwrap_or("nobody");
     let answer = row.get::<_, Option<String>>(0).unwrap_or_else(|| "none yet".to_owned());
     println!("run {} is {}, attempt {} by {by}; answer: {answer}", run.run_id, run.state, run.attempt);
     Ok(())
 }
 
-async fn serve(pod: &Pod, sigterm: &mut Signal) -> Result<(), HandlerError> {
-    tokio::select! {
-        _ = sigterm.recv() => Ok(()),
-        () = pod.drain_requested() => Ok(()),
-        () = pod.closed() => Err(format!("the pod has ended: {:?}", pod.failure()).into()),
-    }
-}
-
-/// The service's own connection, with the pod's settings: TLS, hosts, passwords. It ends with the client.
+/// The service's own connection, with the pod's settings: TLS, hosts, passwords. It ends with the client; a pool does as well.
 async fn connect() -> Result<Client, HandlerError> {
     Ok(podlock::connect(&Config::from_env()?).await?)
 }

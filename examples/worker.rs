@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! export DATABASE_URL=postgres://app@localhost/app            # any PostgreSQL 14 or newer
-//! POD_NAME=a cargo run --example worker -- /usr/share &       # starts a run, and serves until SIGTERM
+//! POD_NAME=a cargo run --example worker -- /usr/share &       # starts a run, and serves until SIGTERM or Ctrl-C
 //! POD_NAME=b cargo run --example worker                       # kill -9 or SIGTERM the first: this one goes on
 //! ```
 
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use podlock::{Config, ErrorKind, HandlerError, NewRun, Outcome, Pod, Run, StopReason};
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const GRACE: Duration = Duration::from_secs(20); // less than the deployment's terminationGracePeriodSeconds
 const FILES_A_CHECKPOINT: usize = 16; // the most that is read again after a crash
@@ -19,30 +18,30 @@ const FILES_A_CHECKPOINT: usize = 16; // the most that is read again after a cra
 async fn main() -> Result<(), HandlerError> {
     // podlock logs through `tracing`: without a subscriber nothing of it is seen, warnings included.
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // Before the pod starts: a SIGTERM that comes meanwhile must not end the process as a crash would.
-    let mut sigterm = signal(SignalKind::terminate())?;
-    let pod = Pod::builder(Config::from_env()?).handler("stock", take_stock).start().await?;
-    let served = serve(&pod, &mut sigterm).await;
-    // On every way out, errors included: a process that just ends was, for its peers, killed.
-    let report = pod.shutdown(GRACE).await?;
-    tracing::info!(report.finished, report.yielded, report.aborted, "stopped");
-    served
+    // Before the pod starts: a SIGTERM or Ctrl-C that comes meanwhile must not end the process as a crash would.
+    let builder = Pod::builder(Config::from_env()?).handler("stock", take_stock).stop_on_signals();
+    let pod = builder.start().await?;
+    if let Err(e) = start_run(&pod).await {
+        // On every way out, errors included: a process that just ends was, for its peers, killed.
+        pod.shutdown(GRACE).await?;
+        return Err(e);
+    }
+    // SIGTERM, Ctrl-C, `podlock drain` or SELECT studio_drain('a'). A second signal ends the process at once.
+    let stopped = pod.until_stopped(GRACE).await?;
+    let report = stopped.report;
+    tracing::info!(cause = %stopped.cause, report.finished, report.yielded, report.aborted, "stopped");
+    Ok(())
 }
 
-async fn serve(pod: &Pod, sigterm: &mut Signal) -> Result<(), HandlerError> {
-    if let Some(directory) = std::env::args().nth(1) {
-        // The key admits one running run per directory, however many pods are told to start it.
-        match pod.start(NewRun::new("stock").key(&*directory).input(directory.as_str())).await {
-            Ok(started) => tracing::info!(run = %started.run_id, "started"),
-            Err(e) if e.kind() == ErrorKind::KeyBusy => tracing::info!(run = ?e.run_id(), "runs already"),
-            Err(e) => return Err(e.into()),
-        }
+async fn start_run(pod: &Pod) -> Result<(), HandlerError> {
+    let Some(directory) = std::env::args().nth(1) else { return Ok(()) };
+    // The key admits one running run per directory, however many pods are told to start it.
+    match pod.start(NewRun::new("stock").key(&*directory).input(directory.as_str())).await {
+        Ok(started) => tracing::info!(run = %started.run_id, "started"),
+        Err(e) if e.kind() == ErrorKind::KeyBusy => tracing::info!(run = ?e.run_id(), "runs already: {e}"),
+        Err(e) => return Err(e.into()),
     }
-    tokio::select! {
-        _ = sigterm.recv() => Ok(()),
-        () = pod.drain_requested() => Ok(()), // `podlock drain`, or SELECT studio_drain('a')
-        () = pod.closed() => Err(format!("the pod has ended: {:?}", pod.failure()).into()),
-    }
+    Ok(())
 }
 
 /// One attempt at a run. Another pod may have made one before, as far as its checkpoint says.

@@ -62,7 +62,8 @@ pub enum OnStall {
     Evict,
 }
 
-/// The settings of a pod. All durations that are `None` follow from [`Config::lease`].
+/// The settings of a pod. All durations that are `None` follow from [`Config::lease`]. The lease is at most 1 h, what is kept
+/// at most a thousand years, and any other duration at most 24 days, which is what the server's time-outs can hold.
 ///
 /// ```
 /// use std::time::Duration;
@@ -167,7 +168,8 @@ pub struct Config {
     pub capacity_of: BTreeMap<String, usize>,
     /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is quarantined
     /// instead of claimed. Lower keeps a run that brings its pods down from more of them; higher spares runs that make no
-    /// progress for long on pods that are killed often. Default 3; 0: never. Give all pods of a service the same.
+    /// progress for long on pods that are killed often. Keep it below the number of pods: the last pod that can take such a
+    /// run gives it up after two. Default 3; 0: never. Give all pods of a service the same.
     pub max_crashes: u32,
     /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
     pub pool_size: usize,

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use crate::id::RunId;
 
@@ -11,10 +12,11 @@ mod document;
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, its meaning, whether it
-/// may pass by itself, in what state it leaves things, what to do. The documentation is made from the same words.
+/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by itself,
+/// whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it leaves things,
+/// what to do. The documentation is made from the same words.
 macro_rules! kinds {
-    ($($kind:ident = $name:literal, $passes:ident {
+    ($($kind:ident = $name:literal, $passes:ident, $elsewhere:ident, $status:literal {
         means: $means:literal,
         left: $left:literal,
         todo: $todo:literal $(,)?
@@ -55,6 +57,23 @@ macro_rules! kinds {
                 }
             }
 
+            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] knows more:
+            /// it looks at whether the call may have been done here all the same.
+            #[must_use]
+            pub const fn retry_elsewhere(self) -> bool {
+                match self {
+                    $(Self::$kind => kinds!(@ $elsewhere),)+
+                }
+            }
+
+            /// The kind's HTTP status. [`Error::http_status`] knows more: it looks at the server's SQLSTATE as well.
+            #[must_use]
+            pub const fn http_status(self) -> u16 {
+                match self {
+                    $(Self::$kind => $status,)+
+                }
+            }
+
             /// What it means, in what state it leaves things, what to do.
             #[cfg(test)]
             const fn words(self) -> [&'static str; 3] {
@@ -66,145 +85,147 @@ macro_rules! kinds {
     };
     (@ lasting) => { false };
     (@ transient) => { true };
+    (@ here) => { false };
+    (@ elsewhere) => { true };
 }
 
 kinds! {
-    Config = "config", lasting {
+    Config = "config", lasting, here, 500 {
         means: "A setting is missing, malformed or contradicts another.",
         left: "Nothing was started or sent.",
         todo: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
     }
-    Unreachable = "unreachable", transient {
+    Unreachable = "unreachable", transient, here, 503 {
         means: "No server could be reached.",
         left: "No statement was sent.",
         todo: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
                itself.",
     }
-    Tls = "tls", lasting {
+    Tls = "tls", lasting, here, 500 {
         means: "The TLS handshake failed, or a certificate was refused.",
         left: "No statement was sent, and no password.",
         todo: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
     }
-    AuthFailed = "auth_failed", lasting {
+    AuthFailed = "auth_failed", lasting, here, 500 {
         means: "The server refused the user or the password.",
         left: "No statement was sent.",
         todo: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
     }
-    Timeout = "timeout", transient {
+    Timeout = "timeout", transient, here, 503 {
         means: "A step did not end within its time limit; the message names the step.",
         left: "A read changed nothing; a write may have been done or not.",
         todo: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
                safety`: what holds for a dropped call holds here.",
     }
-    Standby = "standby", lasting {
+    Standby = "standby", lasting, here, 503 {
         means: "The server is a standby: it takes no writes and its locks mean nothing.",
         left: "Nothing was written.",
         todo: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
                themselves.",
     }
-    PooledLock = "pooled_lock", lasting {
+    PooledLock = "pooled_lock", lasting, here, 500 {
         means: "Something between the pod and the server hands out other backends, or its session locks do nothing.",
         left: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
         todo: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
     }
-    NameTaken = "name_taken", lasting {
+    NameTaken = "name_taken", lasting, here, 500 {
         means: "A live pod holds this name.",
         left: "Nothing was registered; the holder is undisturbed.",
         todo: "Give each living pod its own name, or wait until the other has ended.",
     }
-    KeyCollision = "key_collision", lasting {
+    KeyCollision = "key_collision", lasting, here, 500 {
         means: "Another name hashes to the same lock key.",
         left: "Nothing was registered; the other pod is undisturbed.",
         todo: "Give one of the two another name.",
     }
-    SchemaMissing = "schema_missing", lasting {
+    SchemaMissing = "schema_missing", lasting, here, 500 {
         means: "podlock's tables are not there.",
         left: "Nothing was changed.",
         todo: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
     }
-    SchemaIncompatible = "schema_incompatible", lasting {
+    SchemaIncompatible = "schema_incompatible", lasting, here, 500 {
         means: "podlock's tables are of a version that this binary cannot use.",
         left: "Nothing was changed.",
         todo: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
     }
-    Forbidden = "forbidden", lasting {
+    Forbidden = "forbidden", lasting, here, 500 {
         means: "The role lacks a right.",
         left: "The statement was undone.",
         todo: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
     }
-    TooManyConnections = "too_many_connections", transient {
+    TooManyConnections = "too_many_connections", transient, here, 503 {
         means: "The server has no connection left for us.",
         left: "No statement was sent.",
         todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections and its pool.",
     }
-    Unsupported = "unsupported", lasting {
+    Unsupported = "unsupported", lasting, here, 500 {
         means: "The server is too old, or it or the system lacks something that podlock needs.",
         left: "Nothing was registered.",
         todo: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
     }
-    SessionLost = "session_lost", transient {
+    SessionLost = "session_lost", transient, here, 503 {
         means: "A connection ended in the middle of a statement.",
         left: "A read changed nothing; a write may have been done or not.",
         todo: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
                holds for a dropped call holds here.",
     }
-    Fenced = "fenced", lasting {
+    Fenced = "fenced", lasting, here, 409 {
         means: "The run is not this attempt's any more: another claimed it, or it was ended.",
         left: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
                `Error::may_have_been_done`. From a start whose reply was lost: the run was started, and has moved on.",
         todo: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
     }
-    Detached = "detached", transient {
+    Detached = "detached", transient, elsewhere, 503 {
         means: "The pod does not hold its lock at the moment.",
         left: "No run was started; those of the pod go on.",
-        todo: "Start it on another pod, or here when `Pod::status` says active again.",
+        todo: "Start it on another pod (`Error::retry_elsewhere`), or here when `Pod::status` says active again.",
     }
-    Draining = "draining", lasting {
+    Draining = "draining", lasting, elsewhere, 503 {
         means: "The pod is stopping and takes no more work.",
         left: "No run was started.",
-        todo: "Start it on another pod, or `Pod::submit` it for whoever has room.",
+        todo: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
     }
-    Stopped = "stopped", lasting {
+    Stopped = "stopped", lasting, elsewhere, 503 {
         means: "The pod has ended.",
         left: "No run was started, unless the message says otherwise.",
-        todo: "Start it on another pod; `Pod::failure` says why this one ended by itself, if it did.",
+        todo: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
     }
-    KeyBusy = "key_busy", lasting {
+    KeyBusy = "key_busy", lasting, here, 409 {
         means: "A run of this kind and key is running already.",
         left: "No run was started.",
         todo: "Follow the run that `Error::run_id` names, or wait until it has ended.",
     }
-    NoHandler = "no_handler", lasting {
+    NoHandler = "no_handler", lasting, here, 422 {
         means: "This pod has no handler for the kind.",
         left: "No run was started.",
         todo: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
     }
-    AtCapacity = "at_capacity", transient {
+    AtCapacity = "at_capacity", transient, elsewhere, 503 {
         means: "The pod runs as many runs as it may.",
         left: "No run was started.",
         todo: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
     }
-    InvalidInput = "invalid_input", lasting {
+    InvalidInput = "invalid_input", lasting, here, 422 {
         means: "A value given by the caller cannot be used.",
         left: "Nothing was written.",
         todo: "Correct the value that the message names.",
     }
-    TooLarge = "too_large", lasting {
+    TooLarge = "too_large", lasting, here, 413 {
         means: "A value is larger than its limit.",
         left: "Nothing was written. A run whose handler returned it is `failed`.",
         todo: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
     }
-    NotFound = "not_found", lasting {
+    NotFound = "not_found", lasting, here, 404 {
         means: "There is no such thing.",
         left: "Nothing was written.",
         todo: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
     }
-    Stuck = "stuck", lasting {
+    Stuck = "stuck", lasting, here, 500 {
         means: "A task did not end although it was aborted.",
         left: "The pod keeps its lock, so that nobody resumes the run beside it.",
         todo: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
     }
-    Database = "database", lasting {
+    Database = "database", lasting, here, 500 {
         means: "Any other error of the server.",
         left: "The statement was undone.",
         todo: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
@@ -213,6 +234,10 @@ kinds! {
 
 /// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
 pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
+
+/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the pod
+/// is not ready, and short enough for a person who waits.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Source = Box<dyn StdError + Send + Sync>;
 
@@ -369,6 +394,42 @@ impl Error {
         self.0.kind.is_transient() || class.is_some_and(|class| PASSING_CLASSES.contains(&class))
     }
 
+    /// True if the same call may succeed at once on another pod of the service, and was surely not done here: this pod
+    /// drains, has ended, has lost its lock, or has no room.
+    ///
+    /// What the database refuses, it refuses on every pod: that is never retried elsewhere.
+    #[must_use]
+    pub fn retry_elsewhere(&self) -> bool {
+        self.0.kind.retry_elsewhere() && !self.0.in_doubt
+    }
+
+    /// The HTTP status that says this error to a client, as the crate's own router answers it.
+    ///
+    /// Whatever may succeed later ([`Error::is_transient`]) or on another pod ([`Error::retry_elsewhere`]) is a 503; a key
+    /// that is busy and a run that has moved on are a 409; what is wrong with the request is a 404, 413 or 422; and what
+    /// only somebody's hand can correct is a 500.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        let status = self.0.kind.http_status();
+        if self.0.kind != ErrorKind::Database {
+            return status;
+        }
+        match self.sqlstate() {
+            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long for
+            // an index, such as a key of 10 kB.
+            Some(code) if code.starts_with("22") || code == "54000" => 422,
+            _ if self.is_transient() => 503,
+            _ => status,
+        }
+    }
+
+    /// After how long a client may send the same request again, to this pod or another; `None` where that could do it a
+    /// second time ([`Error::may_have_been_done`]), or would not help.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.http_status() == 503 && !self.may_have_been_done()).then_some(RETRY_AFTER)
+    }
+
     /// True if a live pod holds the name.
     #[must_use]
     pub fn is_name_taken(&self) -> bool {
@@ -446,6 +507,60 @@ mod tests {
         }
         assert!(error(ErrorKind::Timeout, "57014").is_transient());
         assert!(!Error::new(ErrorKind::Tls, "x").is_transient());
+    }
+
+    /// Every kind's answer, so that none is left to a default. What a client is told to send again is what may succeed.
+    #[test]
+    fn each_kind_says_where_it_may_be_retried_and_which_http_status_it_is() {
+        use ErrorKind as K;
+        for kind in K::ALL.iter().copied() {
+            let (elsewhere, status) = match kind {
+                K::Detached | K::Draining | K::Stopped | K::AtCapacity => (true, 503),
+                // A standby is what a pod that is up meets during a failover.
+                K::Unreachable | K::Timeout | K::TooManyConnections | K::SessionLost | K::Standby => (false, 503),
+                // From a start: the run was started. Another one must not be.
+                K::KeyBusy | K::Fenced => (false, 409),
+                K::NoHandler | K::InvalidInput => (false, 422),
+                K::TooLarge => (false, 413),
+                K::NotFound => (false, 404),
+                K::Config
+                | K::Tls
+                | K::AuthFailed
+                | K::PooledLock
+                | K::NameTaken
+                | K::KeyCollision
+                | K::SchemaMissing
+                | K::SchemaIncompatible
+                | K::Forbidden
+                | K::Unsupported
+                | K::Stuck
+                | K::Database => (false, 500),
+            };
+            let error = Error::new(kind, "x");
+            assert_eq!((error.retry_elsewhere(), error.http_status()), (elsewhere, status), "{kind:?}");
+            let may_succeed = error.is_transient() || error.retry_elsewhere() || kind == K::Standby;
+            assert_eq!(error.http_status() == 503, may_succeed, "{kind:?}");
+            let says_another_pod = kind.words()[2].contains("on another pod");
+            assert_eq!(error.retry_elsewhere(), says_another_pod, "{kind:?}: its words say otherwise");
+            assert_eq!(error.retry_after().is_some(), status == 503 && !error.may_have_been_done(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_said_decides_the_status_of_an_error_of_the_database() {
+        for (code, status) in [("22P05", 422), ("54000", 422), ("42501", 500), ("53100", 503), ("40001", 503)] {
+            let error = Error::new(ErrorKind::Database, "x").with_sqlstate(code);
+            assert_eq!((error.http_status(), error.retry_after().is_some()), (status, status == 503), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_not_to_be_sent_again() {
+        let stopped = Error::new(ErrorKind::Stopped, "x").done_before();
+        assert!(!stopped.retry_elsewhere() && stopped.retry_after().is_none());
+        let lost = Error::new(ErrorKind::SessionLost, "x");
+        assert_eq!((lost.http_status(), lost.retry_after()), (503, None));
+        assert_eq!(lost.unconnected().retry_after(), Some(RETRY_AFTER));
     }
 
     #[test]

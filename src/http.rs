@@ -5,32 +5,39 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `POST /v1/runs` `{"kind": …, "key": …, "input": …}` | 201 `{"run_id", "pod_id", "incarnation", "fence"}`: the run is this pod's and is executing |
+//! | `GET /v1/runs?kind={kind}&key={key}` | 200 and all about the run of this kind and key: the one that is running, else the newest that has ended |
 //! | `GET /v1/runs/{id}` | 200 and all about the run, as [`RunDetail`](crate::operator::RunDetail) |
-//! | `GET /v1/runs/{id}/stream` | 200 and the run's stream as Server-Sent Events, whichever pod the run is on |
+//! | `GET /v1/runs/{id}/stream` | 200 and the run's stream as Server-Sent Events, whichever pod the run is on; 204 for a client that has seen its end |
 //! | `DELETE /v1/runs/{id}` | 200 and the run, cancelled, whichever pod owns it |
 //! | `GET /livez` | 200 while the process serves at all |
 //! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
 //! | `GET /healthz` | 200 and who this is and in which phase |
 //!
 //! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}` (forget the
-//! chunks from that one on) and `end` `{"state"}`, after which it closes. Each bears an `id`; a client that comes back
-//! with it as `Last-Event-ID`, to this pod or another, is sent what comes after. Every 10 s a comment keeps it alive.
+//! chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one, after which it closes. Each bears an `id`;
+//! a client that comes back with it as `Last-Event-ID`, to this pod or another, is sent what comes after: behind the end
+//! 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}` bears no `id`: this pod cannot serve the stream any
+//! more, and closes it; the client comes back, to another pod. Every 10 s a comment keeps the connection alive.
+//! [`sse`] makes such a stream for a handler of your own: [with an example](crate::streams).
 //!
-//! The three probes never touch the database: an outage of it must not have every pod restarted.
+//! [`probes`](probes()) has the three probes alone, for a service with routes of its own. They never touch the database: an outage of it must not have every pod restarted.
 //!
 //! Every refusal is a JSON body `{"error": what was wrong, "kind": a stable word}`, and some bear more:
 //!
 //! | status | kind | when |
 //! | --- | --- | --- |
-//! | 400 | `bad_json`, `bad_request` | the body is not JSON; the id is not a UUID |
-//! | 404 | `not_found` | there is no such run |
+//! | 400 | `bad_json`, `bad_request` | the body is not JSON; the id is not a UUID; the query lacks `kind` or `key` |
+//! | 404 | `not_found` | there is no such run, or none of this kind and key |
 //! | 405 | `method_not_allowed` | |
-//! | 409 | `key_busy`, `already_ended` | the key is taken, with `run_id` of the run that has it; the run to cancel has ended, with its `state` |
+//! | 409 | `key_busy`, `fenced`, `already_ended` | the key is taken, with `run_id` of the run that has it; the run was started and has moved on, with its `run_id`; the run to cancel has ended, with its `state` |
 //! | 413 | `too_large` | the body is over 1 MiB |
 //! | 415 | `unsupported_media_type` | the body is not declared as JSON |
 //! | 422 | `invalid_input`, `no_handler` | the body is JSON of another shape; your check refused it; nobody here runs this kind |
 //! | 500 | as [`ErrorKind`](crate::ErrorKind) | the database refused something that it should not have |
-//! | 503 | `at_capacity`, `draining`, `detached`, `stopped`, … | this pod cannot do it now; `Retry-After` says when to try again |
+//! | 503 | `at_capacity`, `draining`, `detached`, `stopped`, … | this pod cannot do it now; `Retry-After` says when to try again, here or on another pod. Without `Retry-After` it may have been done: see first |
+//!
+//! [`Error::http_status`](crate::Error::http_status) is this table for a service's own routes, and
+//! [`Error`](crate::Error) is a response, so that they may answer with it.
 //!
 //! There is no authentication: listen on loopback, or nest the router behind your own.
 
@@ -38,7 +45,8 @@ mod probes;
 mod problem;
 mod router;
 mod runs;
-mod streams;
+mod sse;
 
 pub use problem::not_found;
-pub use router::{BODY_LIMIT, router, router_with};
+pub use router::{BODY_LIMIT, probes, router, router_with};
+pub use sse::{last_event_id, sse, sse_refused, sse_run};

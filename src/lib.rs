@@ -45,7 +45,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
 pub use output::{Output, OutputFormat};
-pub use pod::{Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport};
+pub use pod::{
+    Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
+};
 pub use postgres::plain::connect;
 pub use postgres::runs::Cancelled;
 pub use runs::{

@@ -35,6 +35,8 @@ use crate::postgres::session::Opener;
 use crate::postgres::{queries, runs};
 
 pub use crate::history::retention::{Pruned, Retention};
+/// Every kind of event of this version.
+pub use crate::protocol::fold::EVENT_KINDS;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notice, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
@@ -167,6 +169,22 @@ impl Operator {
     /// Safe: it only reads.
     pub async fn run(&self, run_id: RunId) -> Result<Option<RunDetail>> {
         queries::run(&self.database, run_id.as_uuid()).await?.as_ref().map(RunDetail::read).transpose()
+    }
+
+    /// The run of this kind and key: the one that is running, else the newest that has ended; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn latest(&self, kind: &str, key: &str) -> Result<Option<RunDetail>> {
+        match runs::latest(&self.database, kind, key).await? {
+            Some(run_id) => self.run(run_id).await,
+            None => Ok(None),
+        }
     }
 
     /// Cancels a run, whoever owns it. Its handler is told to stop; no write of it is accepted from here on.

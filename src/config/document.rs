@@ -13,6 +13,11 @@ How long it takes at most until peers bury a pod, with every push and notificati
 a process or its host's connections end. At three leases, all else at its default, each answer of the database within
 `ping_timeout`. `Config::worst_case()` says it for your settings; this page is made from it.
 
+A roster of up to 62 rows, dead ones included, is looked at in one statement. A longer one takes a statement for each 64 rows,
+so that dead rows cannot fill the server's lock table: each adds an answer of the database, mostly a millisecond. Where the
+table is full all the same, nobody is buried on what could not be looked at, and a pod that died waits for `settle` at most
+once others could be looked at again.
+
 ";
 
 type Bound = fn(&WorstCase) -> Duration;

@@ -8,6 +8,13 @@ use crate::error::{Error, ErrorKind, Result};
 
 const LEASE_MIN: Duration = Duration::from_secs(2);
 const LEASE_MAX: Duration = Duration::from_secs(3600);
+/// The longest of all times but the lease and the `keep_*`: the server takes its time-outs in milliseconds of 31 bits, which
+/// are 24.8 days. Below it no sum or product of settings comes near to what a [`Duration`] or a clock can hold.
+const TIME_MAX: Duration = Duration::from_secs(24 * 86400);
+/// With [`TIME_MAX`] as `beat_interval`, still far below what a [`Duration`] can hold.
+const STALL_CYCLES_MAX: u32 = 1_000_000;
+/// The most runs at a time, of all kinds and of each, and the most connections of a pool.
+const COUNT_MAX: usize = 1_000_000;
 const SCHEMA_MAX_BYTES: usize = 48;
 /// Longer than the server lets a frozen transaction of another stand in the way.
 const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
@@ -156,7 +163,36 @@ impl Settings {
         Ok(settings)
     }
 
+    /// The upper bounds, which come first: what is summed up below must have a sum.
+    fn check_bounds(&self) -> Result<()> {
+        let times = [
+            ("ping_interval", self.ping_interval),
+            ("ping_timeout", self.ping_timeout),
+            ("self_fence", self.self_fence),
+            ("settle", self.settle),
+            ("reconnect_grace", self.reconnect_grace),
+            ("reconnect_backoff_max", self.reconnect_backoff_max),
+            ("hold_probe_interval", self.hold_probe_interval),
+            ("sweep_interval", self.sweep_interval),
+            ("watch_slice", self.watch_slice),
+            ("beat_interval", self.beat_interval),
+            ("stall_after", self.stall_after),
+            ("acquire_timeout", self.acquire_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("statement_timeout", self.statement_timeout),
+            ("claim_delay", self.claim_delay),
+            ("prune_interval", self.prune_interval),
+        ];
+        for (name, value) in times {
+            if value > TIME_MAX {
+                return Err(refuse(format!("{name} is {value:?}, but must be at most {TIME_MAX:?} (24 days)")));
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<()> {
+        self.check_bounds()?;
         let longest_run_on = self.self_fence + self.lease / 10;
         let below = [
             ("ping_interval + ping_timeout", self.ping_interval + self.ping_timeout, "self_fence", self.self_fence),
@@ -233,14 +269,15 @@ impl Settings {
                 )));
             }
         }
-        if self.stall_cycles == 0 {
-            return Err(refuse("stall_cycles is 0, but must be at least 1".to_owned()));
+        if self.stall_cycles == 0 || self.stall_cycles > STALL_CYCLES_MAX {
+            let cycles = self.stall_cycles;
+            return Err(refuse(format!("stall_cycles is {cycles}, but must be from 1 to {STALL_CYCLES_MAX}")));
         }
         let of_kinds = self.capacity_of.iter().map(|(kind, most)| (format!("capacity_of {kind:?}"), *most));
         let counts = [("capacity".to_owned(), self.capacity), ("pool_size".to_owned(), self.pool_size)];
         for (name, value) in counts.into_iter().chain(of_kinds) {
-            if value == 0 || value > 1_000_000 {
-                return Err(refuse(format!("{name} is {value}, but must be from 1 to 1000000")));
+            if value == 0 || value > COUNT_MAX {
+                return Err(refuse(format!("{name} is {value}, but must be from 1 to {COUNT_MAX}")));
             }
         }
         for (name, value) in [("result_max_bytes", self.result_max_bytes), ("stderr_max_bytes", self.stderr_max_bytes)]
@@ -390,6 +427,8 @@ mod tests {
             (|c| c.prune_interval = Duration::ZERO, &["prune_interval", "10ms"]),
             (|c| c.result_max_bytes = 1 << 28, &["result_max_bytes is 268435456", "134217728"]),
             (|c| c.stderr_max_bytes = usize::MAX, &["stderr_max_bytes", "134217728"]),
+            (|c| c.acquire_timeout = Some(Duration::MAX), &["acquire_timeout", "2073600s"]),
+            (|c| c.ping_interval = Some(Duration::MAX), &["ping_interval", "2073600s"]),
             (|c| c.schema = String::new(), &["schema", "empty"]),
             (|c| c.schema = "s".repeat(49), &["49", "48"]),
             (|c| c.schema = "pg_x".into(), &["pg_x", "server's own"]),
@@ -403,5 +442,80 @@ mod tests {
                 assert!(error.to_string().contains(word), "case {i}: {error} has no {word:?}");
             }
         }
+    }
+
+    /// Whatever a file, the environment or a caller says, each setting alone is accepted with bounds that can be computed, or
+    /// refused by its name: no sum or product overflows.
+    #[test]
+    fn no_setting_is_so_extreme_that_it_panics() {
+        type Set = (&'static str, fn(&mut Config, Duration));
+        let times: &[Set] = &[
+            ("lease", |c, t| c.lease = t),
+            ("ping_interval", |c, t| c.ping_interval = Some(t)),
+            ("ping_timeout", |c, t| c.ping_timeout = Some(t)),
+            ("self_fence", |c, t| c.self_fence = Some(t)),
+            ("settle", |c, t| c.settle = Some(t)),
+            ("reconnect_grace", |c, t| c.reconnect_grace = Some(t)),
+            ("reconnect_backoff_max", |c, t| c.reconnect_backoff_max = Some(t)),
+            ("hold_probe_interval", |c, t| c.hold_probe_interval = Some(t)),
+            ("sweep_interval", |c, t| c.sweep_interval = Some(t)),
+            ("watch_slice", |c, t| c.watch_slice = Some(t)),
+            ("beat_interval", |c, t| c.beat_interval = Some(t)),
+            ("stall_after", |c, t| c.stall_after = Some(t)),
+            ("acquire_timeout", |c, t| c.acquire_timeout = Some(t)),
+            ("connect_timeout", |c, t| c.connect_timeout = Some(t)),
+            ("statement_timeout", |c, t| c.statement_timeout = Some(t)),
+            ("claim_delay", |c, t| c.claim_delay = t),
+            ("keep_runs", |c, t| c.keep_runs = t),
+            ("keep_failed_runs", |c, t| c.keep_failed_runs = t),
+            ("keep_events", |c, t| c.keep_events = t),
+            ("prune_interval", |c, t| c.prune_interval = t),
+        ];
+        let extremes =
+            [Duration::ZERO, Duration::from_nanos(1), TIME_MAX, TIME_MAX + secs(1), secs(u64::MAX), Duration::MAX];
+        let (mut accepted, mut refused) = (0, 0);
+        for (name, set) in times {
+            for extreme in extremes {
+                let mut config = config();
+                set(&mut config, extreme);
+                match config.validate() {
+                    Ok(settings) => {
+                        accepted += 1;
+                        let worst = settings.worst_case();
+                        assert!(worst.many_lost >= worst.process_killed, "{name} {extreme:?}");
+                        assert!(settings.jittered_sweep(1.0) <= settings.longest_sweep());
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        // The last two are beyond every bound, and the message says whose.
+                        if extreme > KEEP_MAX {
+                            assert!(error.to_string().contains(name), "{name} {extreme:?}: {error}");
+                        }
+                    }
+                }
+                assert!(extreme <= KEEP_MAX || config.validate().is_err(), "{name} {extreme:?} was accepted");
+            }
+        }
+        assert!(accepted > 10 && refused > 40, "{accepted} accepted, {refused} refused");
+        let counts: &[fn(&mut Config)] = &[
+            |c| c.stall_cycles = u32::MAX,
+            |c| c.capacity = usize::MAX,
+            |c| c.pool_size = usize::MAX,
+            |c| c.max_crashes = u32::MAX,
+            |c| c.result_max_bytes = usize::MAX,
+            |c| c.stderr_max_bytes = usize::MAX,
+            |c| _ = c.capacity_of.insert("k".into(), usize::MAX),
+        ];
+        for (i, set) in counts.iter().enumerate() {
+            let mut config = config();
+            set(&mut config);
+            config.validate().map(|_| ()).expect_err(&format!("count {i}"));
+        }
+        let all = config().with(|c| {
+            (c.beat_interval, c.stall_cycles) = (Some(TIME_MAX), STALL_CYCLES_MAX);
+            (c.settle, c.reconnect_grace, c.stall_after) = (Some(TIME_MAX), Some(TIME_MAX), Some(TIME_MAX));
+            (c.acquire_timeout, c.statement_timeout, c.claim_delay) = (Some(TIME_MAX), Some(TIME_MAX), TIME_MAX);
+        });
+        assert!(all.worst_case().expect("accepted").stalled > TIME_MAX);
     }
 }

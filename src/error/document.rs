@@ -11,7 +11,9 @@ const INTRODUCTION: &str = "\
 
 Everything that can fail returns one opaque `podlock::Error`. `Error::kind` tells cases apart; there are predicates for
 the usual questions: `is_transient` (the same call may succeed later without anybody changing anything), `is_fenced`
-(stop working on the run), `is_session_lost`, `is_name_taken`. `Error::run_id` names the run that the error is about,
+(stop working on the run), `retry_elsewhere` (the same call may succeed at once on another pod), `is_session_lost`,
+`is_name_taken`. `Error::http_status` is the status that the crate's own router answers with, and `Error::retry_after`
+says where and when a client may send the same request again. `Error::run_id` names the run that the error is about,
 `Error::sqlstate` what the server said, and `source()` is the driver's error. Kinds may be added in a minor version; the
 names in the first column never change their meaning, and are what logs, the HTTP interface and `Debug` show.
 
@@ -46,12 +48,16 @@ fn yes_or_no(yes: bool) -> &'static str {
 fn document() -> String {
     let mut text = INTRODUCTION.to_owned();
     text.push_str(
-        "| kind | `ErrorKind::` | means | passes | leaves | what to do |\n| --- | --- | --- | --- | --- | --- |\n",
+        "| kind | `ErrorKind::` | means | passes | elsewhere | HTTP | leaves | what to do |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for kind in ErrorKind::ALL {
         let [means, left, todo] = kind.words();
         let passes = yes_or_no(kind.is_transient());
-        writeln!(text, "| `{}` | `{kind:?}` | {means} | {passes} | {left} | {todo} |", kind.as_str()).unwrap();
+        let elsewhere = yes_or_no(kind.retry_elsewhere());
+        let (name, status) = (kind.as_str(), kind.http_status());
+        writeln!(text, "| `{name}` | `{kind:?}` | {means} | {passes} | {elsewhere} | {status} | {left} | {todo} |")
+            .unwrap();
     }
     text.push_str(SQLSTATES);
     text.push_str("| SQLSTATE | condition | kind | passes | what to do |\n| --- | --- | --- | --- | --- |\n");

@@ -5,9 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
 
-use crate::Phase;
 use crate::http::problem::Problem;
-use crate::http::router::Api;
+use crate::{Phase, Pod};
 
 /// The process serves. That is all that a restart could mend.
 pub(super) async fn livez() -> Response {
@@ -15,8 +14,8 @@ pub(super) async fn livez() -> Response {
 }
 
 /// May work be sent here?
-pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    let phase = api.pod.status().phase;
+pub(super) async fn readyz(State(pod): State<Pod>) -> Response {
+    let phase = pod.status().phase;
     match phase {
         Phase::Active => Json(json!({ "status": "ready", "phase": phase })).into_response(),
         Phase::Detached => {
@@ -30,10 +29,10 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
 }
 
 /// Who is this, and how is it?
-pub(super) async fn healthz(State(api): State<Api>) -> Response {
-    let status = api.pod.status();
+pub(super) async fn healthz(State(pod): State<Pod>) -> Response {
+    let status = pod.status();
     Json(json!({
-        "pod_id": api.pod.pod_id(),
+        "pod_id": pod.pod_id(),
         "incarnation": status.incarnation,
         "phase": status.phase,
         "ready": matches!(status.phase, Phase::Active),

@@ -1,22 +1,21 @@
 //! Every refusal: a status, a stable word for it, and what was wrong.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, RETRY_AFTER};
 use crate::id::RunId;
-
-/// After how many seconds a client of a pod that cannot now should try again.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// A refusal that is ready to be sent.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
+    retry_after: Option<Duration>,
     body: Map<String, Value>,
 }
 
@@ -25,12 +24,12 @@ impl Problem {
         let mut body = Map::new();
         body.insert("error".to_owned(), Value::String(error.into()));
         body.insert("kind".to_owned(), Value::String(kind.to_owned()));
-        Self { status, body }
+        Self { status, retry_after: None, body }
     }
 
     /// This pod cannot, another could, and this one later.
     pub(super) fn unavailable(kind: &str, error: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, error)
+        Self { retry_after: Some(RETRY_AFTER), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, error) }
     }
 
     pub(super) fn no_such_run(run_id: RunId) -> Self {
@@ -47,8 +46,8 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(Value::Object(self.body))).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
         }
         response
     }
@@ -69,8 +68,9 @@ impl From<JsonRejection> for Problem {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        let status = status_of(&error);
-        let problem = Self::new(status, error.kind().as_str(), error.to_string());
+        let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = error.retry_after();
+        let problem = Self { retry_after, ..Self::new(status, error.kind().as_str(), error.to_string()) };
         match error.run_id() {
             Some(run_id) => problem.with("run_id", run_id.to_string()),
             None => problem,
@@ -78,32 +78,14 @@ impl From<Error> for Problem {
     }
 }
 
-/// What an error of the library means to a client over HTTP.
-fn status_of(error: &Error) -> StatusCode {
-    match error.kind() {
-        ErrorKind::KeyBusy => StatusCode::CONFLICT,
-        ErrorKind::NoHandler | ErrorKind::InvalidInput => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::AtCapacity
-        | ErrorKind::Draining
-        | ErrorKind::Detached
-        | ErrorKind::Stopped
-        | ErrorKind::Fenced
-        | ErrorKind::Unreachable
-        | ErrorKind::Timeout
-        | ErrorKind::SessionLost
-        | ErrorKind::Standby
-        | ErrorKind::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Database if error.sqlstate().is_some_and(is_about_the_value) => StatusCode::UNPROCESSABLE_ENTITY,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+/// An error of the library as the routes of this module answer it: [`Error::http_status`], a JSON body
+/// `{"error", "kind"}` with `run_id` where the error names a run, and `Retry-After` where [`Error::retry_after`] gives one.
+///
+/// So a handler of your own may return `Result<_, podlock::Error>`.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        Problem::from(self).into_response()
     }
-}
-
-/// Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long for an
-/// index, such as a key of 10 kB.
-fn is_about_the_value(sqlstate: &str) -> bool {
-    sqlstate.starts_with("22") || sqlstate == "54000"
 }
 
 /// The 404 of a router that is served as it is: `router(pod).fallback(not_found)`.
@@ -124,39 +106,21 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
-    fn each_kind_of_error_has_the_status_that_the_table_gives() {
-        let cases = [
-            (ErrorKind::KeyBusy, 409),
-            (ErrorKind::NoHandler, 422),
-            (ErrorKind::InvalidInput, 422),
-            (ErrorKind::NotFound, 404),
-            (ErrorKind::TooLarge, 413),
-            (ErrorKind::AtCapacity, 503),
-            (ErrorKind::Draining, 503),
-            (ErrorKind::Detached, 503),
-            (ErrorKind::Stopped, 503),
-            (ErrorKind::Unreachable, 503),
-            (ErrorKind::Timeout, 503),
-            (ErrorKind::SessionLost, 503),
-            (ErrorKind::Forbidden, 500),
-            (ErrorKind::SchemaMissing, 500),
-            (ErrorKind::Database, 500),
-        ];
-        for (kind, status) in cases {
-            let response = Problem::from(Error::new(kind, "x")).into_response();
+    fn the_answer_has_the_status_and_the_retry_after_of_the_error() {
+        for kind in ErrorKind::ALL.iter().copied() {
+            let error = Error::new(kind, "x");
+            let (status, after) = (error.http_status(), error.retry_after());
+            let response = error.into_response();
             assert_eq!(response.status().as_u16(), status, "{kind:?}");
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503, "{kind:?}");
+            let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!(header, after.map(|after| after.as_secs().to_string()), "{kind:?}");
         }
-    }
-
-    #[test]
-    fn a_value_that_the_server_cannot_hold_is_the_clients_fault() {
-        for (sqlstate, status) in [("22P05", 422), ("54000", 422), ("42501", 500), ("53300", 500)] {
-            let error = Error::new(ErrorKind::Database, "x").with_sqlstate(sqlstate);
-            assert_eq!(status_of(&error).as_u16(), status, "{sqlstate}");
-        }
+        let ready_again = Problem::unavailable("draining", "x").into_response();
+        assert_eq!(ready_again.status().as_u16(), 503);
+        assert_eq!(ready_again.headers()[header::RETRY_AFTER], "1");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use axum::routing::get;
 use serde_json::Value;
 
 use crate::Pod;
-use crate::http::{probes, problem, runs, streams};
+use crate::http::{probes as answers, problem, runs, sse};
 
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -38,13 +38,22 @@ where
     V: Fn(&str, &Value) -> Result<(), String> + Clone + Send + Sync + 'static,
 {
     Router::new()
-        .route("/v1/runs", axum::routing::post(runs::start))
+        .route("/v1/runs", get(runs::latest).post(runs::start))
         .route("/v1/runs/{id}", get(runs::describe).delete(runs::cancel))
-        .route("/v1/runs/{id}/stream", get(streams::stream))
-        .route("/livez", get(probes::livez))
-        .route("/readyz", get(probes::readyz))
-        .route("/healthz", get(probes::healthz))
+        .route("/v1/runs/{id}/stream", get(sse::stream))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(Api { pod, validate: Arc::new(validate) })
+        .with_state(Api { pod: pod.clone(), validate: Arc::new(validate) })
+        .merge(probes(pod))
+}
+
+/// The three probes alone (`/livez`, `/readyz`, `/healthz`), for a service that has routes of its own and none of podlock's:
+/// merge them, or nest them below a path. They need nothing of the database.
+pub fn probes(pod: Pod) -> Router {
+    Router::new()
+        .route("/livez", get(answers::livez))
+        .route("/readyz", get(answers::readyz))
+        .route("/healthz", get(answers::healthz))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .with_state(pod)
 }

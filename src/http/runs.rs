@@ -2,9 +2,10 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -77,6 +78,44 @@ pub(super) async fn start(
     Ok((StatusCode::CREATED, Json(body)).into_response())
 }
 
+/// All about the run of a kind and key: the running one, else the newest that has ended.
+pub(super) async fn latest(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let (kind, key) = kind_and_key(query.as_deref().unwrap_or_default()).map_err(bad_request)?;
+    match api.pod.operator().latest(&kind, &key).await? {
+        Some(run) => Ok(Json(run).into_response()),
+        None => {
+            let error = format!("there is no run of kind {kind:?} and key {key:?}");
+            Err(Problem::new(StatusCode::NOT_FOUND, "not_found", error))
+        }
+    }
+}
+
+/// A misspelt parameter is refused, not passed over: it would be another question.
+fn kind_and_key(query: &str) -> Result<(String, String), String> {
+    let decode = |text: &str| {
+        let bytes = percent_decode_str(&text.replace('+', " ")).collect::<Vec<u8>>();
+        String::from_utf8(bytes).map_err(|_| "the query is not UTF-8".to_owned())
+    };
+    let (mut kind, mut key) = (None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name)?, decode(value)?);
+        let place = match name.as_str() {
+            "kind" => &mut kind,
+            "key" => &mut key,
+            _ => return Err(format!("there is no parameter {name:?}; there are kind and key")),
+        };
+        check_word(&name, &value)?;
+        if place.replace(value).is_some() {
+            return Err(format!("{name} is given twice"));
+        }
+    }
+    match (kind, key) {
+        (Some(kind), Some(key)) => Ok((kind, key)),
+        _ => Err("give both kind and key; a run without a key is found by its id".to_owned()),
+    }
+}
+
 /// All about a run, whichever pod owns it.
 pub(super) async fn describe(
     State(api): State<Api>,
@@ -111,9 +150,12 @@ pub(super) async fn cancel(
 }
 
 pub(super) fn run_id(id: Result<Path<String>, PathRejection>) -> Result<RunId, Problem> {
-    let bad = |error: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", error);
-    let Path(id) = id.map_err(|rejection| bad(rejection.body_text()))?;
-    id.parse().map_err(|e: crate::Error| bad(e.to_string()))
+    let Path(id) = id.map_err(|rejection| bad_request(rejection.body_text()))?;
+    id.parse().map_err(|e: crate::Error| bad_request(e.to_string()))
+}
+
+fn bad_request(error: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", error)
 }
 
 fn check_word(name: &str, word: &str) -> Result<(), String> {
@@ -131,4 +173,28 @@ fn check_word(name: &str, word: &str) -> Result<(), String> {
 
 fn invalid(error: String) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_input", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_a_kind_and_a_key_and_nothing_else() {
+        let read = |query| kind_and_key(query);
+        assert_eq!(read("kind=answer&key=chat-7"), Ok(("answer".into(), "chat-7".into())));
+        assert_eq!(read("key=a%26b+c%2B&&kind=%C3%A4"), Ok(("\u{e4}".into(), "a&b c+".into())));
+        for query in [
+            "",
+            "kind=a",
+            "key=a",
+            "kind=a&key=",
+            "kind=a&key=b&kind=c",
+            "kind=a&key=b&state=x",
+            "kind=a&key=%ff",
+            "kind=a&key=%00",
+        ] {
+            assert!(read(query).is_err(), "{query}");
+        }
+    }
 }

@@ -129,6 +129,9 @@ pub struct RunRow {
     pub finished_at: Option<Timestamp>,
     /// Of a quarantined run the owners that died with it, first to last.
     pub died_with: Vec<OwnerRow>,
+    /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters:
+    /// [`RunOutput::error`] has all of it.
+    pub error: Option<String>,
 }
 
 /// An owner that crashed under a run.
@@ -257,8 +260,9 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed`, `quarantined`, or `snapshot`:
-    /// what stands in place of all events up to its position, which were deleted; a reader that was so far behind misses them.
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed`, `quarantined`,
+    /// `run_failed`: runs of a kind failed on a pod; or `snapshot`: what stands in place of all events up to its position,
+    /// which were deleted; a reader that was so far behind misses them. [`EVENT_KINDS`](super::EVENT_KINDS) lists them.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,
@@ -367,6 +371,7 @@ impl RunRow {
             created_at: get(row, "created_at")?,
             finished_at: get(row, "finished_at")?,
             died_with: OwnerRow::read_all(row)?,
+            error: get(row, "error_beginning")?,
         })
     }
 }

@@ -17,7 +17,8 @@ use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::session::{Opener, Role, Session};
 
-const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// A wait for a lock ran into its time-out.
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 const REGISTER_TRIES: u32 = 10;
 const SLICE_MIN: Duration = Duration::from_millis(5);
 const SLICE_MAX: Duration = Duration::from_millis(500);

@@ -1,14 +1,19 @@
-//! The burial pass: look → decide → bury → report, in one transaction (L2, L3).
+//! The burial pass: look → decide → bury → report (L2, L3).
 
+use std::collections::BTreeMap;
+
+use super::boot::LOCK_NOT_AVAILABLE;
 use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
-use crate::id::Incarnation;
+use crate::id::{Incarnation, LockKey};
 use crate::postgres::burials::{self, Burial, Look, PeerRow};
 use crate::postgres::candidates::{self, CANDIDATES};
 use crate::postgres::pods;
 use crate::postgres::session::Session;
+use crate::postgres::txn::Txn;
 use crate::protocol::ending;
+use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
 use crate::runs::recover::{self, Load};
 
@@ -30,47 +35,205 @@ impl Trigger {
     }
 }
 
+/// A peer that was found dead, with the evidence.
+type Dead<'a> = (&'a PeerRow, Evidence);
+
+/// How many transactions of one pass may fail before it leaves the rest to the next pass: enough to find a few rows that
+/// cannot be buried among the 64 of a portion (seven each), and an end where nothing can be.
+const FAILURES_MOST: u32 = 32;
+
 /// Looks at the whole roster and buries who is dead; returns what it saw. An error means unknown: nothing was buried on
 /// it (L10).
 ///
-/// Two round trips: one that begins the transaction and takes the locks, one that proves, deletes, records and commits.
-pub(crate) async fn hold(local: &Local, session: &mut Session, held: &Held, trigger: Trigger) -> Result<Look> {
-    let me = &local.shared.pod_id;
-    let (txn, look) = burials::begin_look(session, held.incarnation).await?;
-    let decision = decide(local, &look);
-    let dead = rows_of(&decision, &look.peers);
-    if dead.is_empty() {
-        txn.rollback("burying").await?;
+/// A roster of one portion takes two round trips: one that begins the transaction and takes the locks, one that proves,
+/// deletes, records and commits. A longer one is looked at portion by portion, with the one that has the key `first` in front;
+/// then the dead are locked, looked at again and buried, a portion in each transaction.
+pub(crate) async fn hold(
+    local: &Local,
+    session: &mut Session,
+    held: &Held,
+    trigger: Trigger,
+    first: Option<LockKey>,
+) -> Result<Look> {
+    if let Some(whole) = local.whole_roster()
+        && let Some(look) = hold_in_one(local, session, held, trigger, whole).await?
+    {
         return Ok(look);
     }
+    let look = survey(local, session, held, first).await?;
+    let decision = decide(local, &look);
+    bury_all(local, session, held, trigger, &dead_of(&decision, &look.peers)).await?;
+    Ok(look)
+}
+
+/// Buries those that a look found dead.
+pub(crate) async fn hold_after(
+    local: &Local,
+    session: &mut Session,
+    held: &Held,
+    trigger: Trigger,
+    look: &Look,
+    decision: &Decision,
+) -> Result<()> {
+    if local.whole_roster().is_some() {
+        return hold(local, session, held, trigger, None).await.map(drop);
+    }
+    bury_all(local, session, held, trigger, &dead_of(decision, &look.peers)).await
+}
+
+/// Looks at the whole roster, portion by portion.
+pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first: Option<LockKey>) -> Result<Look> {
+    let pace = local.pace.get();
+    let pace = match local.whole_roster() {
+        Some(_) => pace.from(i64::MIN),
+        None => first.map_or(pace, |key| pace.from(key.get())),
+    };
+    let mut portions = Portions::begin(pace);
+    let mut look = Look::default();
+    while let Some(portion) = portions.next() {
+        match burials::look(session, held.incarnation, portion).await {
+            Ok(part) => {
+                portions.returned(&part.keys());
+                look.extend(part);
+            }
+            Err(e) if portion.probe && burials::met_a_full_table(&e) => {
+                tracing::debug!(target: "podlock", event = "portion_failed", pod = %local.shared.pod_id, rows = portion.most, error = %e, "the server's lock table is full; looking at fewer peers at a time");
+                portions.met_a_full_table();
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    local.pace.set(portions.pace());
+    if !look.unknown.is_empty() {
+        tracing::warn!(
+            target: "podlock", event = "partly_blind", pod = %local.shared.pod_id, unknown = look.unknown.len(),
+            "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; raise max_locks_per_transaction"
+        );
+    }
+    Ok(look)
+}
+
+/// Looks and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was full, or
+/// one of several dead could not be buried. Nothing was done then.
+async fn hold_in_one(
+    local: &Local,
+    session: &mut Session,
+    held: &Held,
+    trigger: Trigger,
+    whole: Portion,
+) -> Result<Option<Look>> {
+    let (txn, look) = match burials::begin_look(session, held.incarnation, whole).await {
+        Err(e) if burials::met_a_full_table(&e) => return Ok(None),
+        begun => begun?,
+    };
+    if look.keys().len() >= whole.most {
+        txn.rollback("looking at the peers").await?;
+        return Ok(None);
+    }
+    let decision = decide(local, &look);
+    let dead = dead_of(&decision, &look.peers);
+    if dead.is_empty() {
+        txn.rollback("burying").await?;
+        return Ok(Some(look));
+    }
+    match bury(local, txn, held, trigger, &dead).await {
+        // It does not say which: each is tried by itself.
+        Err(e) if refused(&e) && dead.len() > 1 => Ok(None),
+        buried => buried.map(|_| Some(look)),
+    }
+}
+
+/// Buries a portion of the dead in each transaction. One that cannot be buried is named, and holds up none of the others.
+async fn bury_all(
+    local: &Local,
+    session: &mut Session,
+    held: &Held,
+    trigger: Trigger,
+    dead: &[Dead<'_>],
+) -> Result<()> {
+    // The last is taken first.
+    let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
+    let mut failures = 0;
+    while let Some(portion) = left.pop() {
+        match bury_portion(local, session, held, trigger, portion).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // Somebody holds the log, which all burials need: no row is to blame.
+            Err(e) if !refused(&e) || e.sqlstate() == Some(LOCK_NOT_AVAILABLE) => return Err(e),
+            Err(e) => {
+                failures += 1;
+                if portion.len() > 1 {
+                    let (one, other) = portion.split_at(portion.len() / 2);
+                    left.extend([other, one]);
+                } else if let Some((peer, _)) = portion.first() {
+                    tracing::warn!(
+                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id, incarnation = %peer.look.incarnation,
+                        by = %local.shared.pod_id, error = %e, "a dead pod could not be buried; the others are"
+                    );
+                }
+                if failures >= FAILURES_MOST {
+                    // The next look begins with those that this pass did not come to.
+                    let next = left.last().and_then(|portion| portion.first());
+                    if let Some((peer, _)) = next {
+                        local.pace.set(local.pace.get().from(peer.keys.lock.get()));
+                    }
+                    return Err(e);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// False: this pod could not prove that it lives itself.
+async fn bury_portion(
+    local: &Local,
+    session: &mut Session,
+    held: &Held,
+    trigger: Trigger,
+    portion: &[Dead<'_>],
+) -> Result<bool> {
+    let keys: Vec<_> = portion.iter().map(|(peer, _)| peer.keys.lock.get()).collect();
+    let (txn, again) = burials::begin_looking_again(session, held.incarnation, &keys).await?;
+    let seen: BTreeMap<_, _> = again.peers.iter().map(|peer| (peer.look.incarnation, peer)).collect();
+    // What changed since it was decided on, or is held by somebody, is for the next look.
+    let same = |(peer, _): &&Dead<'_>| {
+        seen.get(&peer.look.incarnation).is_some_and(|now| now.look == peer.look && now.put_out == peer.put_out)
+    };
+    let dead: Vec<_> = portion.iter().filter(same).copied().collect();
+    if dead.is_empty() {
+        return txn.rollback("burying").await.map(|()| true);
+    }
+    bury(local, txn, held, trigger, &dead).await
+}
+
+/// Buries the dead whose locks this transaction holds. False: this pod could not prove that it lives itself.
+async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
+    let me = &local.shared.pod_id;
     let burials: Vec<Burial<'_>> = dead.iter().map(|(peer, evidence)| burial(peer, *evidence, trigger)).collect();
     // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
     let load = Load::new(&local.shared, held.incarnation);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
-    if !buried.gone.is_empty() {
-        let seen = orphans.map(|rows| candidates::read(&rows));
-        recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
-    }
     if !buried.proved {
         tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");
     }
-    for ((peer, evidence), burial) in dead.iter().zip(&burials) {
-        if !buried.gone.contains(&burial.incarnation) {
-            continue;
-        }
-        local.note_burial(burial.incarnation);
+    if buried.gone.is_empty() {
+        return Ok(buried.proved);
+    }
+    let seen = orphans.map(|rows| candidates::read(&rows));
+    recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
+    local.note_burials(&buried.gone);
+    for ((peer, evidence), burial) in dead.iter().zip(&burials).filter(|(_, b)| buried.gone.contains(&b.incarnation)) {
         tracing::info!(
             target: "podlock", event = "buried", pod = %peer.look.pod_id, incarnation = %burial.incarnation, by = %me,
             reason = burial.reason, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
             losses = evidence.losses, others = evidence.others, "buried a dead pod"
         );
     }
-    if !buried.gone.is_empty() {
-        local.roster_changed.notify_one();
-    }
-    Ok(look)
+    local.roster_changed.notify_one();
+    Ok(buried.proved)
 }
 
 fn burial(peer: &PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'_> {
@@ -96,7 +259,7 @@ pub(crate) async fn rehearse(local: &Local, session: &mut Session) -> Result<()>
 /// takes a look into its memory, and tells of whomever else that showed.
 pub(crate) async fn tell(local: &Local, session: &Session, held: &Held, successor: Option<Incarnation>) -> Result<()> {
     tell_news(local, session, successor.into_iter().collect()).await?;
-    let look = burials::look(session, held.incarnation).await?;
+    let look = survey(local, session, held, None).await?;
     let decision = decide(local, &look);
     tell_of(local, session, &decision).await
 }
@@ -120,12 +283,13 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
 pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     let before = local.in_sight();
     let decision = local.decide(look);
+    let peers: BTreeMap<_, _> = look.peers.iter().map(|p| (p.look.incarnation, p)).collect();
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Hold(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
             continue;
         }
-        if let Some(peer) = look.peers.iter().find(|p| p.look.incarnation == *incarnation) {
+        if let Some(peer) = peers.get(incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
                 by = %local.shared.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
@@ -135,7 +299,7 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     decision
 }
 
-fn rows_of<'a>(decision: &Decision, peers: &'a [PeerRow]) -> Vec<(&'a PeerRow, Evidence)> {
-    let row = |incarnation| peers.iter().find(|p| p.look.incarnation == incarnation);
-    decision.dead().filter_map(|(incarnation, evidence)| Some((row(incarnation)?, evidence))).collect()
+fn dead_of<'a>(decision: &Decision, peers: &'a [PeerRow]) -> Vec<Dead<'a>> {
+    let dead: BTreeMap<_, _> = decision.dead().collect();
+    peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.look.incarnation)?))).collect()
 }

@@ -41,7 +41,7 @@ use crate::postgres::pods::{self, Returned};
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
 use crate::protocol::deadline::{Deadline, RuntimeWatch};
-use crate::protocol::stall;
+use crate::protocol::stall::{self, Moved};
 use crate::runs::StopReason;
 
 /// Every how many pings `pg_locks` is asked whether the lock is really held.
@@ -346,7 +346,7 @@ impl<'a> Keeper<'a> {
         self.local.away.send_replace(true);
         let moved = async {
             let began = clock::now();
-            while !self.shared.progress().since(&before) {
+            while self.shared.progress().since(&before) != Moved::Yes {
                 if stall::was_away_for_long(clock::now().saturating_sub(began), self.shared.settings.lease) {
                     self.shared.sources.idle_all();
                 }

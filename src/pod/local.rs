@@ -16,6 +16,8 @@ use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::deadline::may_end_silent;
+use crate::protocol::poison;
+use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
@@ -23,8 +25,9 @@ use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
-/// How many burials of its own a pod remembers: far more than can overlap with one look.
-const REMEMBERED_BURIALS: usize = 1024;
+/// How many burials of its own a pod remembers: more than can overlap with one look, which may go on while the other session
+/// buries thousands. One that was forgotten too early counts as a loss for the length of the window, and delays others.
+const REMEMBERED_BURIALS: usize = 1 << 14;
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +59,15 @@ pub(crate) struct Local {
     roster: RefCell<Vec<Place>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
-    /// Those that this pod buried: a look that began before may still show them.
-    buried: RefCell<VecDeque<Incarnation>>,
+    /// Those that this pod buried, in order, and to look one up: a look that began before may still show them.
+    buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
+    /// In which portions the next look goes through the roster; both sessions that look write it.
+    pub(crate) pace: Cell<Pace>,
     next_look: Cell<Option<Moment>>,
+    /// How many peers the last look showed alive.
+    alive: Cell<usize>,
+    /// It was said that `max_crashes` is too high for the number of pods, or it is not.
+    fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
     /// Peers that another's watch saw free, and until when this pod looks often because of each.
     reported: RefCell<Vec<(LockKey, Moment)>>,
@@ -89,7 +98,10 @@ impl Local {
             roster_version: Cell::new(0),
             told: RefCell::default(),
             buried: RefCell::default(),
+            pace: Cell::default(),
             next_look: Cell::new(None),
+            alive: Cell::new(0),
+            fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
             reported: RefCell::default(),
             shared,
@@ -123,6 +135,22 @@ impl Local {
         clock::now().saturating_sub(held.since) >= self.timing.settle
     }
 
+    /// Says once, when this pod has been up for `settle` and so the others had time to start, if one poison run could take
+    /// down as many pods as there are.
+    pub(crate) fn weigh_fleet(&self, held: &Held) {
+        if !self.is_settled(held) || self.fleet_was_weighed.replace(true) {
+            return;
+        }
+        let (pods, max_crashes) = (self.alive.get() + 1, self.shared.settings.max_crashes);
+        if poison::outnumbers(max_crashes, pods) {
+            tracing::warn!(
+                target: "podlock", event = "max_crashes_high", pod = %self.shared.pod_id, max_crashes, pods,
+                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
+                 but the last of them; lower max_crashes, or run more pods"
+            );
+        }
+    }
+
     pub(crate) fn proof(&self, held: &Held) -> Proof {
         Proof { incarnation: held.incarnation, lock: self.keys.lock, liveness: held.backend }
     }
@@ -130,9 +158,12 @@ impl Local {
     /// Decides on a look and remembers it.
     pub(crate) fn decide(&self, look: &Look) -> Decision {
         let buried = self.buried.borrow();
-        let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.contains(&p.look.incarnation)).collect();
+        let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
         let peers: Vec<PeerLook> = shown.iter().map(|p| p.look.clone()).collect();
-        let decision = self.observer.borrow().decide(&self.timing, clock::now(), &peers);
+        let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
+        self.alive.set(alive.clone().count());
+        self.shared.note_companions(alive.map(|peer| peer.incarnation));
+        let decision = self.observer.borrow().decide_in_part(&self.timing, clock::now(), &peers, &look.unknown);
         let before = self.observer.replace(decision.observer.clone());
         self.next_look.set(decision.next_look());
         let place = |p: &&PeerRow| Place {
@@ -140,9 +171,12 @@ impl Local {
             lock_key: p.keys.lock,
             witness_key: p.keys.witness,
         };
-        let roster: Vec<_> = shown.iter().map(place).collect();
-        self.roster_version.set(look.version);
-        self.told.borrow_mut().retain(|i| peers.iter().any(|p| p.incarnation == *i));
+        let mut roster: Vec<_> = shown.iter().map(place).collect();
+        // Wherever the look began: the same roster reads the same.
+        roster.sort_unstable_by_key(|place| place.lock_key);
+        self.roster_version.set(look.version.unwrap_or_default());
+        let present: BTreeSet<_> = peers.iter().map(|p| p.incarnation).collect();
+        self.told.borrow_mut().retain(|i| present.contains(i));
         let same_sight = before.in_sight() == decision.observer.in_sight();
         if self.roster.replace(roster.clone()) != roster || !same_sight {
             self.roster_changed.notify_one();
@@ -160,14 +194,26 @@ impl Local {
         stalled
     }
 
-    pub(crate) fn note_burial(&self, incarnation: Incarnation) {
-        self.observer.borrow_mut().note_burial(clock::now(), incarnation);
-        self.roster.borrow_mut().retain(|p| p.incarnation != incarnation);
+    pub(crate) fn note_burials(&self, gone: &[Incarnation]) {
+        let now = clock::now();
         let mut buried = self.buried.borrow_mut();
-        buried.push_back(incarnation);
-        if buried.len() > REMEMBERED_BURIALS {
-            buried.pop_front();
+        let (order, all) = &mut *buried;
+        for incarnation in gone {
+            self.observer.borrow_mut().note_burial(&self.timing, now, *incarnation);
+            order.push_back(*incarnation);
+            all.insert(*incarnation);
         }
+        while order.len() > REMEMBERED_BURIALS {
+            let forgotten = order.pop_front();
+            forgotten.map(|incarnation| all.remove(&incarnation));
+        }
+        self.roster.borrow_mut().retain(|p| !all.contains(&p.incarnation));
+    }
+
+    /// One portion that covers the whole roster as this pod last saw it, our own row included; `None` if it takes several.
+    pub(crate) fn whole_roster(&self) -> Option<Portion> {
+        let pace = self.pace.get();
+        (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
     /// Whether the others have been told of this one.
@@ -185,8 +231,8 @@ impl Local {
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
-    pub(crate) fn in_sight(&self) -> Vec<Incarnation> {
-        self.observer.borrow().in_sight().into_iter().collect()
+    pub(crate) fn in_sight(&self) -> BTreeSet<Incarnation> {
+        self.observer.borrow().in_sight()
     }
 
     /// Another's watch was granted this key: it will bury, or freeze.

@@ -11,6 +11,7 @@ pub(crate) mod shared;
 mod shutdown;
 mod status;
 mod sweeper;
+mod until_stopped;
 mod watcher;
 
 use std::collections::HashMap;
@@ -33,10 +34,12 @@ use crate::postgres::schema::Schema;
 use crate::postgres::session::Opener;
 use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use shared::{Parts, Shared};
+use until_stopped::Signals;
 
 pub use progress::ProgressSource;
 pub use shutdown::ShutdownReport;
 pub use status::{Phase, PodEvent, PodStatus};
+pub use until_stopped::{StopCause, StopSignal, Stopped};
 
 /// A living pod: a cheap handle on it.
 ///
@@ -46,6 +49,8 @@ pub use status::{Phase, PodEvent, PodStatus};
 pub struct Pod {
     shared: Arc<Shared>,
     opener: Opener,
+    /// For [`Pod::until_stopped`], where the builder was told to listen.
+    signals: Option<Arc<Signals>>,
     /// Held by handles alone, so that dropping the last one ends the pod.
     _guard: Arc<EndOnDrop>,
 }
@@ -55,6 +60,7 @@ pub struct Pod {
 pub struct PodBuilder {
     config: Config,
     handlers: HashMap<String, Arc<dyn Handler>>,
+    stop_on_signals: bool,
 }
 
 impl PodBuilder {
@@ -74,6 +80,14 @@ impl PodBuilder {
         self
     }
 
+    /// Listens for SIGTERM and SIGINT from before the pod begins to start, for [`Pod::until_stopped`]: no signal may end the
+    /// process as a crash would. One that comes during the start undoes the start. From then on these two do not end the
+    /// process by themselves, so a service that asks for this calls [`Pod::until_stopped`].
+    pub fn stop_on_signals(mut self) -> Self {
+        self.stop_on_signals = true;
+        self
+    }
+
     /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that it is real, registers.
     ///
     /// # Errors
@@ -81,8 +95,9 @@ impl PodBuilder {
     /// [`ErrorKind::Config`], [`ErrorKind::Unreachable`], [`ErrorKind::AuthFailed`], [`ErrorKind::Timeout`],
     /// [`ErrorKind::Standby`], [`ErrorKind::PooledLock`], [`ErrorKind::NameTaken`] (with the holder's pid, address and
     /// age), [`ErrorKind::KeyCollision`], [`ErrorKind::SchemaMissing`], [`ErrorKind::SchemaIncompatible`],
-    /// [`ErrorKind::Forbidden`], [`ErrorKind::TooManyConnections`], [`ErrorKind::Unsupported`]. After any of them
-    /// nothing is registered and every connection is closed.
+    /// [`ErrorKind::Forbidden`], [`ErrorKind::TooManyConnections`], [`ErrorKind::Unsupported`]; and [`ErrorKind::Stopped`]
+    /// at a signal, after [`PodBuilder::stop_on_signals`]. After any of them nothing is registered and every connection is
+    /// closed.
     ///
     /// # Cancel safety
     ///
@@ -92,6 +107,23 @@ impl PodBuilder {
     ///
     /// Outside of a tokio runtime.
     pub async fn start(self) -> Result<Pod> {
+        if !self.stop_on_signals {
+            return self.boot(None).await;
+        }
+        let signals = Arc::new(Signals::listen()?);
+        tokio::select! {
+            biased;
+            (signal, _) = signals.after(0) => Err(Error::new(
+                ErrorKind::Stopped,
+                format!("{signal} came while the pod was starting"),
+            )
+            .left("nothing is registered")
+            .todo("end the process, as the signal asks for")),
+            pod = self.boot(Some(Arc::clone(&signals))) => pod,
+        }
+    }
+
+    async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
         if let Some(kind) = settings.capacity_of.keys().find(|kind| !self.handlers.contains_key(*kind)) {
             return Err(Error::new(
@@ -121,9 +153,10 @@ impl PodBuilder {
         shared.spawn("recovery", runs::recover::run(Arc::clone(&shared)));
         shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&shared)));
         shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&shared), opener.clone()));
+        shared.spawn("the failures", runs::failures::run(Arc::clone(&shared)));
         shared.spawn("the drain", shutdown::drain_on_request(Arc::clone(&shared)));
         shared.spawn("retention", history::retention::run(Arc::clone(&shared)));
-        Ok(Pod { shared, opener, _guard: guard })
+        Ok(Pod { shared, opener, signals, _guard: guard })
     }
 }
 
@@ -136,7 +169,7 @@ impl fmt::Debug for PodBuilder {
 impl Pod {
     /// Begins to build a pod.
     pub fn builder(config: Config) -> PodBuilder {
-        PodBuilder { config, handlers: HashMap::new() }
+        PodBuilder { config, handlers: HashMap::new(), stop_on_signals: false }
     }
 
     /// The pod's name.
@@ -305,13 +338,43 @@ impl Pod {
         Attached::new(Arc::clone(&self.shared), run_id, position).await
     }
 
+    /// [`Pod::attach`] to the run of this kind and key: to the one that is running, else to the newest that has ended. Which
+    /// one it was, [`Attached::run_id`] says; a run that is started with the key later is another stream.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is no run of this kind and key, or the database's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn attach_key(&self, kind: &str, key: &str) -> Result<Attached> {
+        match statements::latest(&self.shared.db, kind, key).await? {
+            Some(run_id) => self.attach(run_id).await,
+            None => Err(Error::new(ErrorKind::NotFound, format!("there is no run of kind {kind:?} and key {key:?}"))
+                .left("nothing was attached")
+                .todo("start one, or correct the kind or the key")),
+        }
+    }
+
+    /// [`Pod::attach_after`] for a reader that can go to another pod: refused as soon as this one is cut off.
+    #[cfg(feature = "http")]
+    pub(crate) async fn attach_unless_cut_off(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
+        tokio::select! {
+            biased;
+            () = self.shared.cut_off() => Err(runs::cut_off(&self.shared, run_id)),
+            attached = self.attach_after(run_id, position) => attached,
+        }
+    }
+
     /// Looks at runs, pods and events through this pod's pool.
     #[must_use]
     pub fn operator(&self) -> Operator {
         Operator::new(self.shared.db.clone(), self.opener.clone())
     }
 
-    /// Registers a source of progress: a part of the application whose standing still means that this pod gets nowhere.
+    /// Registers a source of progress: a part of the application that gets somewhere while this pod does. Any one that moves is
+    /// enough; a [`required`](ProgressSource::required) one must move itself.
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
         self.shared.sources.register()
@@ -367,6 +430,7 @@ impl Pod {
                 ErrorKind::Stopped,
                 format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id),
             )
+            .done_before()
             .left("the run may have been started all the same; if so, a survivor takes it up")
             .todo("call from a runtime that outlives the pod"))
         })

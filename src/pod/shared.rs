@@ -1,6 +1,6 @@
 //! What the parts of a pod share: the application's side and the keeper's thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::id::{Incarnation, PodId, RunId};
 use crate::postgres::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::stall::Progress;
+use crate::runs::failures::Failures;
 use crate::runs::recover::Loaded;
 use crate::runs::registry::Registry;
 use crate::runs::stream::flush::Flusher;
@@ -27,6 +28,10 @@ use crate::runs::{Handler, StopReason};
 
 /// Events that wait for a slow receiver before it misses some.
 const EVENTS: usize = 256;
+
+/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The oldest
+/// are forgotten first; one that still lives is seen again at the next look.
+const COMPANIONS: usize = 4096;
 
 /// The facts that make up a [`Phase`].
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) flusher: Flusher,
     /// Those who are attached to streams here.
     pub(crate) readers: Readers,
+    /// Runs that failed here, until the event log tells of them.
+    pub(crate) failures: Failures,
     /// The application's runtime: handlers and recovery run there.
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) tracker: TaskTracker,
@@ -69,6 +76,8 @@ pub(crate) struct Shared {
     /// Raised by each fenced write that was accepted.
     pub(crate) accepted_writes: AtomicU64,
     pub(crate) sources: Sources,
+    /// Incarnations that the keeper's thread has seen alive. The recovery pass reads them.
+    companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
     /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
     answered: AtomicU64,
     finished: AtomicUsize,
@@ -100,6 +109,7 @@ impl Shared {
             registry: Registry::new(settings.capacity, &settings.capacity_of),
             flusher: Flusher::default(),
             readers: Readers::default(),
+            failures: Failures::default(),
             settings,
             db,
             handlers,
@@ -116,6 +126,7 @@ impl Shared {
             runtime_pulse: AtomicU64::new(0),
             accepted_writes: AtomicU64::new(0),
             sources: Sources::default(),
+            companions: watch::Sender::default(),
             answered: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
@@ -125,6 +136,26 @@ impl Shared {
             failure: OnceLock::new(),
             keeper: Mutex::new(None),
         })
+    }
+
+    /// Incarnations that this pod has seen alive.
+    pub(crate) fn companions(&self) -> Arc<BTreeSet<Incarnation>> {
+        Arc::clone(&self.companions.borrow())
+    }
+
+    /// A look showed these alive.
+    pub(crate) fn note_companions(&self, alive: impl Iterator<Item = Incarnation>) {
+        let known = self.companions();
+        let fresh: Vec<_> = alive.filter(|incarnation| !known.contains(incarnation)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        let mut now = BTreeSet::clone(&known);
+        now.extend(fresh);
+        while now.len() > COMPANIONS {
+            now.pop_first();
+        }
+        self.companions.send_replace(Arc::new(now));
     }
 
     /// The kinds that this pod has a handler for, in order.
@@ -224,6 +255,24 @@ impl Shared {
         let over = |s: &Standing| s.stopped || s.incarnation != incarnation || self.has_given_up(incarnation);
         // The sender lives as long as `self`.
         let _ = self.standing.subscribe().wait_for(over).await;
+    }
+
+    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves from the
+    /// database is better asked for elsewhere from then on.
+    pub(crate) async fn cut_off(&self) {
+        let mut standing = self.standing.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = standing.wait_for(|s| !s.attached).await;
+            let left = (self.answered() + self.settings.self_fence).saturating_sub(clock::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                _ = standing.wait_for(|s| s.attached) => {}
+                () = tokio::time::sleep(left) => {}
+            }
+        }
     }
 
     /// For how long no ping was answered, counted from the sending of the last one that was.

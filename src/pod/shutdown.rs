@@ -12,10 +12,16 @@ use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 use crate::postgres::pods;
-use crate::runs::StopReason;
+use crate::runs::{StopReason, failures};
 
 /// A stop without any grace still tries for so long to say that it was a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);
+
+/// A deadline that is further away counts as this: a clock of the system can hold it.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 86400);
+
+/// How long a stop waits for its last append to the event log. Longer holds up the burial, and with it the next owners.
+const TELL_AT_MOST: Duration = Duration::from_millis(500);
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -32,7 +38,7 @@ pub struct ShutdownReport {
 }
 
 pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result<ShutdownReport> {
-    let until = Instant::now() + deadline;
+    let until = in_time(deadline);
     let (finished, yielded) = shared.endings();
     shared.set_draining();
     shared.stop_all_runs(StopReason::Draining);
@@ -52,6 +58,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .left("the pod keeps its lock, so that nobody resumes them meanwhile")
         .todo("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
+    tell_of_failures(shared).await;
     let now = shared.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
@@ -60,6 +67,12 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         finished = report.finished, yielded = report.yielded, aborted = report.aborted, "stopped cleanly"
     );
     Ok(report)
+}
+
+/// The moment after `time`, or one that nobody lives to see: a service may give its runs all the time that there is.
+fn in_time(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time.min(LONGEST)).unwrap_or(now)
 }
 
 /// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
@@ -95,6 +108,14 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
     }
 }
 
+/// What failed since the last append, while there is a database to append to. The stop does not wait for it for long: the
+/// rows of the runs say it as well.
+async fn tell_of_failures(shared: &Shared) {
+    if tokio::time::timeout(TELL_AT_MOST, failures::tell(shared)).await.is_err() {
+        tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, "the event log could not be told of failed runs in time");
+    }
+}
+
 async fn wait_for_runs(shared: &Shared, until: Instant) {
     // Past the time, what is left is aborted, or reported.
     let _ = tokio::time::timeout_at(until, shared.registry.emptied()).await;
@@ -127,5 +148,19 @@ async fn end(shared: &Shared) {
     shared.tracker.close();
     if tokio::time::timeout(shared.settings.statement_timeout, shared.tracker.wait()).await.is_err() {
         tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.pod_id, tasks = shared.tracker.len(), "calls that wait for the database were left behind");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn any_time_that_is_given_for_a_stop_has_an_end() {
+        for time in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(u64::MAX), Duration::MAX] {
+            let until = in_time(time);
+            assert!(until >= Instant::now() || time < Duration::from_secs(1), "{time:?}");
+            assert!(tokio::time::timeout_at(until.max(Instant::now()), async {}).await.is_ok(), "{time:?}");
+        }
     }
 }

@@ -14,12 +14,12 @@ use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::beats;
-use crate::postgres::burials::{self, Look};
+use crate::postgres::burials::Look;
 use crate::postgres::errors::leaves_sound;
 use crate::postgres::locks;
 use crate::postgres::pods;
 use crate::postgres::session::{Backend, Role, Session};
-use crate::protocol::stall::Stalled;
+use crate::protocol::stall::{Moved, Progress, Stalled};
 use crate::runs::StopReason;
 
 /// Former backends of ours that a new session ends, if the server still has them.
@@ -177,17 +177,16 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             }
             if now >= next_beat {
                 next_beat = now + local.shared.settings.beat_interval;
-                let progress = local.shared.progress();
-                if progress.since(&beaten) {
-                    beats::beat(session, standing.incarnation).await?;
-                    beaten = progress;
-                }
+                beat(local, session, &standing, &mut beaten).await?;
                 look_for_stalled(local, session, &standing).await?;
             }
             if now >= next_look {
                 let expects_a_loss = std::mem::take(&mut told_of_a_loss);
+                let began = Instant::now();
                 sweep(local, session, &standing, expects_a_loss).await?;
-                next_look = Instant::now() + sweep_delay(local);
+                // Of a long roster, looks may take long: at most half of the time goes into them.
+                let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
+                next_look = Instant::now() + sweep_delay(local).max(took);
             }
             Ok(())
         }
@@ -204,12 +203,34 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     }
 }
 
+/// Beats, if the application made progress since it was `beaten`; else says which required source stands still.
+async fn beat(local: &Local, session: &Session, held: &Held, beaten: &mut Progress) -> Result<()> {
+    let shared = &local.shared;
+    let progress = shared.progress();
+    match progress.since(beaten) {
+        Moved::Yes => {
+            beats::beat(session, held.incarnation).await?;
+            *beaten = progress;
+        }
+        Moved::No => _ = beats::stand_still(session, held.incarnation, None).await?,
+        Moved::NotRequired(number) => {
+            let source = shared.sources.name(number);
+            if beats::stand_still(session, held.incarnation, Some(&source)).await? {
+                tracing::warn!(target: "podlock", event = "standing", pod = %shared.pod_id, source, "a required progress source stands still: this pod shows no progress");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
 async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Result<()> {
     let shared = &local.shared;
-    let (Some(own), beats) = beats::beats(session, held.incarnation).await? else { return Ok(()) };
-    for stalled in local.observe_beats(own, &beats) {
-        match tell_of_stalled(local, session, held, &stalled).await {
+    let beats = beats::beats(session, held.incarnation).await?;
+    let Some(own) = beats.own else { return Ok(()) };
+    for stalled in local.observe_beats(own, &beats.peers) {
+        let source = beats.standing.get(&stalled.incarnation).map(String::as_str);
+        match tell_of_stalled(local, session, held, &stalled, source).await {
             // One that may not be put out, as a pod of another role, hides none of the others.
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.pod_id, error = %e, "a pod that gets nowhere was left as it is");
@@ -220,13 +241,19 @@ async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Resu
     Ok(())
 }
 
-async fn tell_of_stalled(local: &Local, session: &Session, held: &Held, stalled: &Stalled) -> Result<()> {
+async fn tell_of_stalled(
+    local: &Local,
+    session: &Session,
+    held: &Held,
+    stalled: &Stalled,
+    source: Option<&str>,
+) -> Result<()> {
     let (shared, settings) = (&local.shared, &local.shared.settings);
     let first = beats::suspect(session, &shared.pod_id, stalled).await?;
     if first {
         tracing::warn!(
             target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
-            looks = stalled.looks, "a pod runs and gets nowhere"
+            looks = stalled.looks, source, "a pod runs and gets nowhere"
         );
     }
     // As a burial, it is for pods that have been up for a while themselves (L2).
@@ -260,20 +287,21 @@ fn sweep_delay(local: &Local) -> Duration {
 /// saves one of them.
 async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss: bool) -> Result<()> {
     if expects_a_loss && local.is_settled(held) {
-        let look = funeral::hold(local, session, held, Trigger::Sweep).await?;
+        let look = funeral::hold(local, session, held, Trigger::Sweep, None).await?;
         check_own_row(local, held, &look);
         return Ok(());
     }
-    let look = burials::look(session, held.incarnation).await?;
+    let look = funeral::survey(local, session, held, None).await?;
     if !check_own_row(local, held, &look) {
         return Ok(());
     }
     let decision = funeral::decide(local, &look);
+    local.weigh_fleet(held);
     if decision.dead().next().is_none() {
         return Ok(());
     }
     if local.is_settled(held) {
-        funeral::hold(local, session, held, Trigger::Sweep).await.map(drop)
+        funeral::hold_after(local, session, held, Trigger::Sweep, &look, &decision).await
     } else {
         funeral::tell_of(local, session, &decision).await
     }

@@ -86,9 +86,9 @@ fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 
 async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.settings;
-    let limit = slice + WITNESS_WAIT + settings.statement_timeout;
     funeral::rehearse(local, session).await?;
     let mut spoken = Instant::now();
+    let mut failed = false;
     loop {
         let Some(successor) = local.successor() else {
             idle(local, session, &mut spoken).await?;
@@ -96,17 +96,22 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
-        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT, limit).await;
+        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT).await;
         let (answer, version) = match watched {
             // The lock table is full, or somebody cancelled it: unknown is not dead (L10), and the session is sound.
             Err(e) if refused(&e) && e.is_transient() => {
                 tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
                 spoken = Instant::now();
-                tokio::time::sleep(slice).await;
+                // It may have been granted the lock, and failed as it told the others. So it is repeated at once; what fails
+                // again and again begins once a slice.
+                if std::mem::replace(&mut failed, true) {
+                    tokio::time::sleep_until(began + slice).await;
+                }
                 continue;
             }
             watched => watched?,
         };
+        failed = false;
         *backoff_to_reset = backoff(local);
         spoken = Instant::now();
         if version != local.roster_version() {
@@ -119,9 +124,10 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
             }
             continue;
         }
+        let granted = Instant::now();
         let acted = match local.held() {
             Some(held) if local.is_settled(&held) => {
-                funeral::hold(local, session, &held, Trigger::Push).await.map(drop)
+                funeral::hold(local, session, &held, Trigger::Push, Some(keys.lock)).await.map(drop)
             }
             Some(held) => {
                 let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
@@ -146,7 +152,8 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
             }
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.pod_id, error = %e, "nobody was buried");
-                tokio::time::sleep(settings.hold_probe_interval).await;
+                // One that failed late, as by a commit that had to wait for those of others, is repeated at once.
+                tokio::time::sleep_until(granted + settings.hold_probe_interval).await;
             }
             Err(e) => return Err(e),
         }

@@ -1,39 +1,67 @@
 //! Beats, and those whose beats have stopped.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::session::Session;
-use super::txn::Param;
+use super::txn::{Param, one};
 use crate::error::Result;
 use crate::id::{Incarnation, PodId};
 use crate::protocol::stall;
 
-/// Writes the next event index into the pod's row.
+/// Writes the next event index into the pod's row: nothing that it needs stands still.
 pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
     const SQL: &str = "UPDATE @.studio_pods SET event_index = pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), \
-         beat_at = pg_catalog.now() WHERE incarnation = $1";
+         beat_at = pg_catalog.now(), standing = NULL::pg_catalog.text WHERE incarnation = $1";
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
-/// The whole roster's event indices, our own among them, and who holds both of its locks.
-pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<(Option<i64>, Vec<stall::Beat>)> {
+/// Writes down which required source stands still, if one does, instead of a beat. False: the row said so before.
+pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, source: Option<&str>) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_pods SET standing = $2 \
+         WHERE incarnation = $1 AND standing IS DISTINCT FROM $2 RETURNING pod_id";
+    let params: [Param<'_>; 2] = [(&incarnation.as_uuid(), Type::UUID), (&source, Type::TEXT)];
+    Ok(!session.query("saying what stands still", SQL, &params).await?.is_empty())
+}
+
+/// What one look at the beats showed.
+#[derive(Debug, Default)]
+pub(crate) struct Beats {
+    /// Our own index; `None` if we are not in the roster.
+    pub(crate) own: Option<i64>,
+    /// The peers that hold both of their locks. One that does not is not counted, so it need not be read: dead rows, of
+    /// which there can be many, stay at the server.
+    pub(crate) peers: Vec<stall::Beat>,
+    /// The required sources that stand still, as their pods say.
+    pub(crate) standing: BTreeMap<Incarnation, String>,
+}
+
+/// The event indices of the pods that hold both of their locks, and our own.
+pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> {
     const SQL: &str = "WITH held AS MATERIALIZED ( \
            SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS key, l.pid FROM pg_catalog.pg_locks l \
             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-         ) SELECT p.incarnation, p.event_index, \
-             EXISTS (SELECT FROM held h WHERE h.key = p.lock_key AND h.pid = p.liveness_pid) \
-             AND EXISTS (SELECT FROM held h WHERE h.key = p.witness_key AND h.pid = p.control_pid) \
-           FROM @.studio_pods p WHERE p.state = 'active' OR p.incarnation = $1";
+         ) SELECT p.incarnation, p.event_index, p.standing \
+             FROM @.studio_pods p \
+             JOIN held h ON h.key = p.lock_key AND h.pid = p.liveness_pid \
+             JOIN held w ON w.key = p.witness_key AND w.pid = p.control_pid \
+            WHERE p.state = 'active' AND p.incarnation <> $1 \
+         UNION ALL SELECT p.incarnation, p.event_index, p.standing FROM @.studio_pods p WHERE p.incarnation = $1";
     let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
-    let read = |row: &tokio_postgres::Row| stall::Beat {
-        incarnation: row.get::<_, Uuid>(0).into(),
-        index: row.get(1),
-        attached: row.get(2),
-    };
-    let (own, peers): (Vec<_>, Vec<_>) = rows.iter().map(read).partition(|beat| beat.incarnation == own);
-    Ok((own.first().map(|beat| beat.index), peers))
+    let mut beats = Beats::default();
+    for row in rows {
+        let (incarnation, index) = (Incarnation::from(row.get::<_, Uuid>(0)), row.get(1));
+        if incarnation == own {
+            beats.own = Some(index);
+            continue;
+        }
+        beats.peers.push(stall::Beat { incarnation, index, attached: true });
+        beats.standing.extend(row.get::<_, Option<String>>(2).map(|source| (incarnation, source)));
+    }
+    Ok(beats)
 }
 
 /// Writes down that a peer is suspected, once for each index at which it stands. False: another did, or it moved.
@@ -46,7 +74,8 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
         (&by.as_str(), Type::TEXT),
         (&looks, Type::INT4),
     ];
-    Ok(session.query_one("suspecting a peer", SQL, &params).await?.get(0))
+    let step = "suspecting a peer";
+    Ok(one(step, session.query_and_tell(step, SQL, &params).await?)?.get(0))
 }
 
 /// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
@@ -54,5 +83,6 @@ pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stal
     const SQL: &str = "SELECT @.studio_end_backends($1, $2, 'stalled', $3)";
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
-    Ok(session.query_one("putting a peer out", SQL, &params).await?.get(0))
+    let step = "putting a peer out";
+    Ok(one(step, session.query_and_tell(step, SQL, &params).await?)?.get(0))
 }

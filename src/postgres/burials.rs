@@ -1,5 +1,6 @@
 //! Looking at the peers, waiting for one of them, and the burial (L2, L3).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,20 +12,40 @@ use super::candidates::{CANDIDATES, Wanted};
 use super::locks::{Keys, millis};
 use super::pods::REHEARSE_LOG;
 use super::session::{Backend, Session};
-use super::txn::{Call, Param, Prepared, Txn};
+use super::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::protocol::ending;
+use crate::protocol::portions::Portion;
 use crate::protocol::verdict::PeerLook;
 
-/// One look at the whole roster.
+/// A look at the roster, or a part of one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Look {
     pub(crate) peers: Vec<PeerRow>,
+    /// Those of them whose locks could not be probed.
+    pub(crate) unknown: BTreeSet<Incarnation>,
     /// Our own row; `None` if it is not in the roster.
     pub(crate) own: Option<OwnRow>,
-    /// The last event's position: an unchanged one means an unchanged roster.
-    pub(crate) version: i64,
+    /// The last event's position when the look began: an unchanged one means an unchanged roster.
+    pub(crate) version: Option<i64>,
+}
+
+impl Look {
+    /// Adds the next part.
+    pub(crate) fn extend(&mut self, part: Self) {
+        self.peers.extend(part.peers);
+        self.unknown.extend(part.unknown);
+        self.own = self.own.take().or(part.own);
+        self.version = self.version.or(part.version);
+    }
+
+    /// The lock keys of its rows, in order.
+    pub(crate) fn keys(&self) -> Vec<i64> {
+        let mut keys: Vec<_> = self.peers.iter().map(|p| p.keys.lock).chain(self.own.iter().map(|o| o.lock)).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(LockKey::get).collect()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +58,7 @@ pub(crate) struct PeerRow {
 
 #[derive(Clone, Debug)]
 pub(crate) struct OwnRow {
+    pub(crate) lock: LockKey,
     pub(crate) drain_requested: Option<String>,
 }
 
@@ -56,43 +78,101 @@ pub(crate) struct Proof {
     pub(crate) liveness: Backend,
 }
 
-/// A witness is tried only where the liveness lock was free: it says nothing otherwise, and of two who look at once the
-/// same one gets both.
-const LOOK: &str = "WITH roster AS MATERIALIZED ( \
-       SELECT pod_id, incarnation, session, state, lock_key, witness_key, drain_requested, evicted, \
-         CASE WHEN incarnation = $1 THEN false ELSE pg_catalog.pg_try_advisory_xact_lock(lock_key) END AS free \
-       FROM @.studio_pods \
+/// A look at the rows that a condition picks. The locks are tried only for rows that were picked and only once for each: in a
+/// statement of their own part, behind the LIMIT.
+///
+/// The witness is tried only where the liveness lock was free: a held liveness lock already proves that the pod lives, and of
+/// two pods that look at once, the same one gets both.
+macro_rules! look {
+    ($which:literal, $probe:literal) => {
+        concat!(
+            "WITH roster AS MATERIALIZED ( \
+       SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted \
+         FROM @.studio_pods p WHERE ",
+            $which,
+            " ), probed AS MATERIALIZED ( \
+       SELECT r.*, CASE WHEN r.incarnation = $1 OR NOT ",
+            $probe,
+            " THEN false \
+           ELSE pg_catalog.pg_try_advisory_xact_lock(r.lock_key) END AS free FROM roster r \
      ), newest AS MATERIALIZED ( \
-       SELECT COALESCE(pg_catalog.max(idx), 0) AS idx FROM @.studio_pod_events \
+       SELECT COALESCE(pg_catalog.max(e.idx), 0) AS idx FROM @.studio_pod_events e \
      ) \
      SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
        r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
        n.idx, r.evicted \
-     FROM roster r CROSS JOIN newest n";
+     FROM probed r CROSS JOIN newest n"
+        )
+    };
+}
 
-/// Probes all peers in one statement of its own; keeps no lock.
-pub(crate) async fn look(session: &Session, own: Incarnation) -> Result<Look> {
-    let rows = session.query("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
-    read_look(own, &rows)
+const LOOK: Prepared = Prepared {
+    template: look!("p.lock_key BETWEEN $2 AND $3 ORDER BY p.lock_key LIMIT $4", "$5"),
+    types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
+};
+
+/// Locks the rows that it finds: one that another transaction holds is passed over, so that it holds up none of the others.
+const LOOK_AGAIN: &str = look!("p.lock_key = ANY($2) ORDER BY p.lock_key FOR UPDATE SKIP LOCKED", "true");
+
+/// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
+pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
+    let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
+    let own_id = own.as_uuid();
+    let params = portion_params(&own_id, &portion, &most);
+    let rows = session.query("looking at the peers", LOOK.template, &params).await?;
+    read_look(own, &rows, portion.probe)
 }
 
 /// [`look`] in a transaction that begins with it and keeps the locks that it got.
-pub(crate) async fn begin_look<'a>(session: &'a mut Session, own: Incarnation) -> Result<(Txn<'a>, Look)> {
-    let (txn, rows) = session.begin_with("looking at the peers", LOOK, &[(&own.as_uuid(), Type::UUID)]).await?;
-    let look = read_look(own, &rows)?;
+pub(crate) async fn begin_look(session: &mut Session, own: Incarnation, portion: Portion) -> Result<(Txn<'_>, Look)> {
+    let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
+    let own_id = own.as_uuid();
+    let params = portion_params(&own_id, &portion, &most);
+    let (txn, rows) = session.begin_with("looking at the peers", LOOK.template, &params).await?;
+    let look = read_look(own, &rows, portion.probe)?;
     Ok((txn, look))
 }
 
-fn read_look(own: Incarnation, rows: &[tokio_postgres::Row]) -> Result<Look> {
+/// Probes the peers with these lock keys again, in a transaction that begins with it and keeps the locks that it got.
+pub(crate) async fn begin_looking_again<'a>(
+    session: &'a mut Session,
+    own: Incarnation,
+    keys: &[i64],
+) -> Result<(Txn<'a>, Look)> {
+    let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&keys, Type::INT8_ARRAY)];
+    let (txn, rows) = session.begin_with("looking at the dead again", LOOK_AGAIN, &params).await?;
+    let look = read_look(own, &rows, true)?;
+    Ok((txn, look))
+}
+
+fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64) -> [Param<'a>; 5] {
+    [
+        (own, Type::UUID),
+        (&portion.from, Type::INT8),
+        (&portion.upto, Type::INT8),
+        (most, Type::INT8),
+        (&portion.probe, Type::BOOL),
+    ]
+}
+
+/// Whether the server's lock table was full: nothing was probed (L10).
+pub(crate) fn met_a_full_table(error: &Error) -> bool {
+    error.sqlstate() == Some("53200")
+}
+
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
     let mut look = Look::default();
     for row in rows {
-        look.version = row.get(9);
+        look.version = Some(row.get(9));
         let incarnation = Incarnation::from(row.get::<_, Uuid>(1));
+        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
         if incarnation == own {
-            look.own = Some(OwnRow { drain_requested: row.get(6) });
+            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.get(6) });
             continue;
         }
-        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        if !probed {
+            look.unknown.insert(incarnation);
+        }
         let put_out = row.get::<_, Option<&str>>(10).map(ending::Reason::of_eviction);
         let peer = PeerLook {
             pod_id: PodId::new(row.get::<_, String>(0))?,
@@ -115,8 +195,9 @@ pub(crate) async fn watch_slice(
     keys: Keys,
     slice: Duration,
     witness_wait: Duration,
-    limit: Duration,
 ) -> Result<(Slice, i64)> {
+    // What was granted is told to every pod, and that may wait at its commit.
+    let limit = slice + witness_wait + commit_patience(session.limit());
     let params: [Param<'_>; 4] = [
         (&keys.lock.get(), Type::INT8),
         (&keys.witness.get(), Type::INT8),
@@ -212,7 +293,7 @@ pub(crate) async fn commit_burials(
 pub(crate) async fn rehearse(session: &mut Session) -> Result<()> {
     const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
     const STATEMENTS: [Prepared; 4] = [
-        Prepared { template: LOOK, types: &[Type::UUID] },
+        LOOK,
         Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
         Prepared { template: BURY, types: BURY_TYPES },
         CANDIDATES,

@@ -1,4 +1,4 @@
-//! Statements that delete what has ended. Pods have no right to delete history: they call functions that see to it that
+//! Statements on the pods' history: failures that are appended to the event log, and what has ended and is deleted. Pods have no right to delete history: they call functions that see to it that
 //! nothing young, running or needed goes. Ages are by the server's clock.
 
 use std::time::Duration;
@@ -10,7 +10,19 @@ use uuid::Uuid;
 use super::pool::Database;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
+use crate::protocol::failures::Failed;
 use crate::protocol::fold::{Entry, Snapshot};
+
+/// Appends to the event log what failed on this pod.
+pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {
+    const SQL: &str = "SELECT @.studio_note_failures($1, $2, $3, $4, $5, $6)";
+    let kinds: Vec<&str> = failed.iter().map(|f| f.kind.as_str()).collect();
+    let counts: Vec<i64> = failed.iter().map(|f| f.runs).collect();
+    let runs: Vec<Uuid> = failed.iter().map(|f| f.run.as_uuid()).collect();
+    let errors: Vec<&str> = failed.iter().map(|f| f.error.as_str()).collect();
+    let (pod, by) = (pod.as_str(), by.as_uuid());
+    db.query("telling the event log of failed runs", SQL, &[&pod, &by, &kinds, &counts, &runs, &errors]).await.map(drop)
+}
 
 /// Deletes at most `most` runs in these states. Returns how many, and whether there may be more. `None`: another prunes at
 /// the moment.

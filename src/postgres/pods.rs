@@ -44,7 +44,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
           WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
-           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, lock_key = EXCLUDED.lock_key, \
+           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, standing = NULL, lock_key = EXCLUDED.lock_key, \
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
            control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity \
@@ -175,7 +175,7 @@ pub(crate) async fn listen(session: &Session) -> Result<()> {
 }
 
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
-/// in the log's numbers, as any transaction does that is undone. It waits for nobody.
+/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
 pub(crate) const REHEARSE_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
      SELECT @.studio_append_event('claimed', '', pg_catalog.gen_random_uuid(), '', '{}'); ROLLBACK";
 
@@ -200,7 +200,7 @@ pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event
 /// Asks every pod to look at the roster now.
 pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
     const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"look\"}')";
-    session.query("telling the others", SQL, &[]).await.map(drop)
+    session.query_and_tell("telling the others", SQL, &[]).await.map(drop)
 }
 
 const MARK_DRAINING: &str = "WITH marked AS ( \
@@ -216,5 +216,6 @@ pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Re
 
 /// [`mark_draining`] on a session: for a pod that registers anew while it drains.
 pub(crate) async fn mark_draining_here(session: &Session, incarnation: Incarnation) -> Result<()> {
-    session.query("marking the pod as draining", MARK_DRAINING, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
+    let params: [Param<'_>; 1] = [(&incarnation.as_uuid(), Type::UUID)];
+    session.query_and_tell("marking the pod as draining", MARK_DRAINING, &params).await.map(drop)
 }

@@ -292,6 +292,7 @@ impl Drop for Leased {
     }
 }
 
+/// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT: `txn::commit_patience`.
 fn set_statements(settings: &Settings) -> String {
     let half = (settings.lease / 2).as_millis();
     let limit = settings.statement_timeout.as_millis();

@@ -70,7 +70,10 @@ pub(crate) struct RunsWanted {
 macro_rules! run_columns {
     () => {
         "r.run_id, r.kind, r.key, r.state, r.owner_pod, r.owner_incarnation, r.fence, r.attempt, r.crashes,
-                r.created_at, r.finished_at, w.owner_pods, w.owner_incarnations, w.owner_reasons, w.owner_ends"
+                r.created_at, r.finished_at,
+                CASE WHEN pg_catalog.char_length(r.error) > 1000 THEN pg_catalog.left(r.error, 1000) || '…' ELSE r.error END
+                  AS error_beginning,
+                w.owner_pods, w.owner_incarnations, w.owner_reasons, w.owner_ends"
     };
 }
 

@@ -35,9 +35,20 @@ pub(crate) enum Inserted {
     /// It is there, under this fence (0 where nobody owns it).
     Yes(Fence),
     /// A running run of this kind has the key.
-    KeyBusy(RunId),
+    KeyBusy(RunId, Holder),
     /// The incarnation that was to own it is not in the roster, or drains.
     NoOwner,
+}
+
+/// Who has the run that has a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A pod of the roster, as far as the roster knows.
+    Pod,
+    /// Its owner has left the roster.
+    Gone,
+    /// Nobody: it waits for a pod with a handler and room.
+    Nobody,
 }
 
 /// A run that was claimed: all that a handler needs.
@@ -69,9 +80,18 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
-    /// Claimed as well, but their input or checkpoint cannot be read, and why.
-    pub(crate) unreadable: Vec<(Owner, String)>,
+    /// Claimed as well, but nobody could begin them.
+    pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) quarantined: Vec<Quarantined>,
+}
+
+/// A run that was claimed and whose input or checkpoint cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreadable {
+    pub(crate) owner: Owner,
+    pub(crate) kind: String,
+    pub(crate) attempt: i32,
+    pub(crate) why: String,
 }
 
 /// Who writes: the owner's half of every WHERE clause.
@@ -111,7 +131,8 @@ impl Ending {
         }
     }
 
-    fn error(&self) -> Option<&str> {
+    /// Why it failed, if it did.
+    pub(crate) fn error(&self) -> Option<&str> {
         match self {
             Self::Succeeded(_) => None,
             Self::Failed(why, _) => Some(why),
@@ -159,7 +180,18 @@ macro_rules! above {
     };
 }
 
-const BUSY: &str = "SELECT run_id FROM @.studio_runs WHERE kind = $1 AND key = $2 AND state = 'running'";
+const BUSY: &str = "SELECT r.run_id, r.owner_incarnation IS NOT NULL, \
+       EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = r.owner_incarnation) \
+     FROM @.studio_runs r WHERE r.kind = $1 AND r.key = $2 AND r.state = 'running'";
+
+fn key_busy(row: &Row) -> Inserted {
+    let holder = match (row.get(1), row.get(2)) {
+        (false, _) => Holder::Nobody,
+        (true, false) => Holder::Gone,
+        (true, true) => Holder::Pod,
+    };
+    Inserted::KeyBusy(row.get::<_, Uuid>(0).into(), holder)
+}
 
 /// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
 pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
@@ -230,6 +262,20 @@ pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option
     Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
 }
 
+/// The running run of this kind and key, else the newest that has ended.
+pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Option<RunId>> {
+    // The ended are looked for only where none is running.
+    const SQL: &str = "WITH running AS MATERIALIZED ( \
+           SELECT r.run_id FROM @.studio_runs r WHERE r.kind = $1 AND r.key = $2 AND r.state = 'running' LIMIT 1 \
+         ), ended AS MATERIALIZED ( \
+           SELECT r.run_id FROM @.studio_runs r \
+            WHERE r.kind = $1 AND r.key = $2 AND NOT EXISTS (SELECT FROM running) \
+            ORDER BY r.created_at DESC, r.run_id DESC LIMIT 1 \
+         ) SELECT run_id FROM running UNION ALL SELECT run_id FROM ended";
+    let row = db.query_opt("looking for the run of a key", SQL, &[&kind, &key]).await?;
+    Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
+}
+
 /// How often a start goes for a key whose holder ends between the insert and the look at it.
 const KEY_TRIES: usize = 5;
 
@@ -263,7 +309,7 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         .todo("follow it by its id"));
     }
     let busy = db.query_opt(step, BUSY, &[&new.kind, &new.key]).await?;
-    Ok(busy.map(|row| Inserted::KeyBusy(row.get::<_, Uuid>(0).into())))
+    Ok(busy.as_ref().map(key_busy))
 }
 
 /// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
@@ -312,7 +358,7 @@ pub(crate) async fn insert_in_txn(
         return Ok(Inserted::NoOwner);
     }
     let busy = txn.query_opt(&schema.sql(BUSY), &[&new.kind, &new.key]).await.map_err(fail)?;
-    busy.map(|row| Inserted::KeyBusy(row.get::<_, Uuid>(0).into())).ok_or_else(|| {
+    busy.as_ref().map(key_busy).ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
             .left("no run was started; the transaction is as it was")
             .todo("under an isolation level that cannot see it, begin a new transaction to find it")
@@ -466,7 +512,10 @@ pub(crate) async fn claim(
         match row.get::<_, Option<String>>(9) {
             None => match read_claimed(&row) {
                 Ok(claimed) => claims.claimed.push(claimed),
-                Err(why) => claims.unreadable.push((read_owner(&row, own), errors::chain(&why))),
+                Err(why) => {
+                    let (owner, why) = (read_owner(&row, own), errors::chain(&why));
+                    claims.unreadable.push(Unreadable { owner, kind: row.get(1), attempt: row.get(4), why });
+                }
             },
             Some(error) => {
                 claims.quarantined.push(Quarantined { run_id: row.get::<_, Uuid>(0).into(), kind: row.get(1), error });

@@ -17,7 +17,7 @@ use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
 use super::schema::Schema;
-use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, one};
+use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
 use crate::config::{IDLE_IN_TRANSACTION, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
@@ -267,6 +267,11 @@ impl Session {
         within(&step, limit, self.statements().run((template, params))).await
     }
 
+    /// [`Session::query`] for a statement that sends a notification, whose commit may wait behind the commits of others.
+    pub(crate) async fn query_and_tell(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.query_limited(step, template, params, commit_patience(self.limit)).await
+    }
+
     /// [`Session::query`] for a statement that returns one row.
     pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
         one(step, self.query(step, template, params).await?)
@@ -355,7 +360,8 @@ fn major_version(text: &str) -> u32 {
 /// What each session sets for itself on the server.
 fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
     let keepalives = settings.keepalives();
-    let ms = |d: Duration| d.as_millis();
+    // The server takes milliseconds of 31 bits; a multiple of the longest setting is more.
+    let ms = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
     let idle_in_transaction = if role == Role::Migrate { settings.statement_timeout * 4 } else { IDLE_IN_TRANSACTION };
     let mut sets = vec![
         ("search_path", "pg_catalog, pg_temp".to_owned()),
@@ -371,6 +377,7 @@ fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
         ("tcp_keepalives_interval", keepalives.interval.to_string()),
         ("tcp_keepalives_count", keepalives.count.to_string()),
         ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
+        // The only time-outs that may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
         ("statement_timeout", ms(settings.statement_timeout).to_string()),
         ("lock_timeout", ms(settings.statement_timeout).to_string()),
     ];

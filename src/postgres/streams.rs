@@ -13,6 +13,7 @@ use super::schema::quote_identifier;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::id::{Fence, RunId};
+use crate::protocol::failures::{ERROR_CHARS, beginning};
 use crate::protocol::stream::{Facts, Position};
 
 /// The most runs that one notification names; with more, it says that everybody should look.
@@ -22,6 +23,9 @@ const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
 /// The same for all readers whom one statement looks for.
 const LOOK_BYTES: i64 = 8 * 1024 * 1024;
+
+/// One character more than is shown, so that a cut is seen and said.
+const ERROR_READ: i32 = ERROR_CHARS as i32 + 1;
 
 /// How often a statement is repeated whose row moved on between its snapshot and its lock: by a call that was dropped while
 /// it was under way.
@@ -287,6 +291,9 @@ pub(crate) struct Chunk {
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     pub(crate) state: String,
+    pub(crate) fence: Fence,
+    /// Of a run that has ended and has one, the beginning of its error.
+    pub(crate) error: Option<Arc<str>>,
     pub(crate) facts: Facts,
     /// The next chunks from the reader's position on, where it is still a position of this stream.
     pub(crate) chunks: Vec<Chunk>,
@@ -305,7 +312,8 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
                     THEN COALESCE((SELECT pg_catalog.min(d.seq) FROM @.studio_run_chunks d \
                                     WHERE d.run_id = r.run_id AND d.generation = w.generation AND d.fence > w.fence), 0) \
                END AS differs_from, \
-               c.seqs, c.fences, c.bodies \
+               c.seqs, c.fences, c.bodies, r.fence, \
+               CASE WHEN r.state <> 'running' THEN pg_catalog.left(r.error, $8) END AS error \
           FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.int4[]), \
                           pg_catalog.unnest($3::pg_catalog.int4[]), pg_catalog.unnest($4::pg_catalog.int8[]), \
                           pg_catalog.unnest($5::pg_catalog.int8[])) \
@@ -330,7 +338,8 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
     let fences: Vec<i64> = wanted.iter().map(|(_, p)| p.fence).collect();
     let readers = i64::try_from(wanted.len().max(1)).unwrap_or(i64::MAX);
     let bytes = PAGE_BYTES.min(LOOK_BYTES / readers);
-    let params: [&(dyn ToSql + Sync); 7] = [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &bytes];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &bytes, &ERROR_READ];
     let mut pages = Vec::new();
     pages.resize_with(wanted.len(), || None);
     for row in &db.query("reading streams", SQL, &params).await? {
@@ -358,5 +367,6 @@ fn read_page(row: &Row) -> Page {
     if facts.differs_from.is_some() {
         chunks.clear();
     }
-    Page { state: row.get(1), facts, chunks }
+    let error = row.get::<_, Option<&str>>(11).map(|error| beginning(error).into());
+    Page { state: row.get(1), fence: row.get::<_, i64>(10).into(), error, facts, chunks }
 }

@@ -17,7 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long what is sent along with a COMMIT may take beyond it.
 const AFTERTHOUGHT: Duration = Duration::from_millis(100);
-/// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row.
+/// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row. It must end in
+/// ROLLBACK: no time-out that is this short may be in force at a COMMIT, see [`commit_patience`].
 pub(super) const BEGIN_IMPATIENTLY: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'";
 /// A parameter with its type, so that a statement takes one round trip and no name is looked up.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -31,6 +32,27 @@ pub(crate) struct Prepared {
 
 /// A statement and its parameters, to be sent together with others.
 pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
+
+/// How long we wait for a last statement and the COMMIT behind it, on connections whose statements are limited to `limit`.
+///
+/// At COMMIT, a transaction that sent a notification waits for a lock of the whole cluster (`AccessExclusiveLock` on
+/// database 0), behind the commits of all others that did: with a slow disk or a synchronous standby that does not answer,
+/// this takes as long as theirs. What may cancel that wait:
+///
+/// | time-out | in force at COMMIT |
+/// | --- | --- |
+/// | `lock_timeout` of a connection of ours | yes. It is `statement_timeout` of the settings: seconds. The server then undoes the transaction and answers 55P03, so the caller knows that nothing was done, and tries again |
+/// | `lock_timeout` of a slice, of the witness, of a rehearsal: milliseconds | no. `studio_lock`, `studio_watch` and `studio_fence_check` put back what they found; [`BEGIN_IMPATIENTLY`] and [`REHEARSE_LOG`](super::pods::REHEARSE_LOG) end in ROLLBACK |
+/// | `statement_timeout` | no: the server stops its clock before it commits (measured on PostgreSQL 15) |
+/// | `idle_in_transaction_session_timeout` | no: the COMMIT is sent together with the last statement |
+/// | our own patience, this function | longer than the server's, so that the answer is the server's and the outcome known. It is for servers that do not answer |
+///
+/// Who tries again: a burial and a slice of the watch at once (`pod::watcher`), a sweep at its next look, a registration up
+/// to ten times, a return with back-off; a stall is written down at the next look. What runs and operators ask for through
+/// the pool fails with the error, and nothing was done. The migrations' time-outs are a minute, and they notify nobody.
+pub(super) fn commit_patience(limit: Duration) -> Duration {
+    limit * 2 + limit / 4
+}
 
 /// A session's client and what it takes to run a statement of ours on it.
 #[derive(Clone, Copy)]
@@ -81,7 +103,7 @@ impl Txn<'_> {
     /// the statement fails, the server rolls back instead.
     pub(crate) async fn commit_with(mut self, step: &str, template: &str, params: &[Param<'_>]) -> Result<()> {
         let step = self.step_name(step);
-        let (on, limit) = (self.on, self.limit);
+        let (on, limit) = (self.on, commit_patience(self.limit));
         self.open = false;
         // Polled in this order, so sent in this order.
         let both = async { tokio::try_join!(biased; on.run((template, params)), on.client.batch_execute("COMMIT")) };
@@ -97,7 +119,7 @@ impl Txn<'_> {
         then: Call<'_>,
     ) -> Result<(Vec<Row>, Option<Vec<Row>>)> {
         let step = self.step_name(step);
-        let (on, limit) = (self.on, self.limit);
+        let (on, limit) = (self.on, commit_patience(self.limit));
         self.open = false;
         let mut both = pin!(async { tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT")) });
         let (mut then, mut answered) = (pin!(on.run(then)), None);

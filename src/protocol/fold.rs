@@ -13,6 +13,21 @@ use uuid::Uuid;
 
 use crate::id::{Incarnation, PodId};
 
+/// Every kind of event, in the order of the log's CHECK.
+pub const EVENT_KINDS: [&str; 11] = [
+    "joined",
+    "draining",
+    "detached",
+    "returned",
+    "suspected",
+    "evicted",
+    "buried",
+    "claimed",
+    "quarantined",
+    "snapshot",
+    "run_failed",
+];
+
 /// One entry of the log, as far as the fold needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
@@ -160,8 +175,8 @@ fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
         roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
         return Ok(());
     }
-    // A claim is about runs: its claimer may have been buried since.
-    if matches!(entry.kind.as_str(), "claimed" | "quarantined") {
+    // These are about runs: the pod that wrote them may have been buried since.
+    if matches!(entry.kind.as_str(), "claimed" | "quarantined" | "run_failed") {
         return Ok(());
     }
     let member = roster
@@ -219,8 +234,10 @@ mod tests {
         assert_eq!(roster.values().copied().collect::<Vec<_>>(), [member(a2, false, 1), member(b, true, 1)]);
         let mut more = log.to_vec();
         more.push(entry(9, "buried", "b", b, none()));
-        more.push(entry(10, "claimed", "b", b, none()));
-        assert_eq!(fold(&more).expect("legal").len(), 1, "a claimer may have been buried since");
+        for (idx, kind) in (10..).zip(["claimed", "quarantined", "run_failed"]) {
+            more.push(entry(idx, kind, "b", b, none()));
+        }
+        assert_eq!(fold(&more).expect("legal").len(), 1, "who tells of runs may have been buried since");
     }
 
     /// At each position: what replaces the entries up to it, and the rest, fold to the same.

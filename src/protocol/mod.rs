@@ -9,8 +9,10 @@
 
 pub mod deadline;
 pub mod ending;
+pub mod failures;
 pub mod fold;
 pub mod poison;
+pub mod portions;
 pub mod recover;
 pub mod ring;
 pub mod share;

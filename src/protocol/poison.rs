@@ -9,7 +9,22 @@
 //! A suspect that has run alone for a while without harm is not waited for any longer ([`runs_alone`]): a service whose
 //! runs are long and save no checkpoint would else stand still after two deaths.
 //!
-//! Not promised: a suspect that shares its pod with a run that is poison and not suspected yet dies with that one, and
+//! # The last pod
+//!
+//! A run that takes down each pod that claims it needs `max_crashes` pods until it is quarantined. A fleet that has no more
+//! than that would go down with it. So the last pod that can take such a run does not ([`last_pod`]): where two owners in a
+//! row ([`LAST_POD_BEARS`]) crashed under it, the last of them before this pod's eyes, it leaves the run alone for
+//! [`ALONE`] leases. In that time a supervisor has started the dead pods again, and the usual rule goes on with another
+//! pod to spare. If nobody came, it quarantines the run: one pod less is all that is left to lose.
+//!
+//! Why two and not one: after one crash every run of the dead pod looks the same, and a fleet of two would quarantine
+//! all of them at each death. Hence a fleet of two can lose both its pods to a poison run, unless `max_crashes` is 1. Why
+//! only what crashed before this pod's eyes: a service of one pod that its supervisor starts again is always the last pod.
+//! There is nobody to spare, and the limit is the one that was set. A number of pods that was counted, `n − 1`, would not
+//! do: by the time of the decision the dead are gone from the roster, and a fleet that was made smaller on purpose looks
+//! like one that died.
+//!
+//! Not promised: that a pod is left where several poison runs strike different pods at once; and a suspect that shares its pod with a run that is poison and not suspected yet dies with that one, and
 //! is quarantined. A checkpoint now and then keeps a run from ever being a suspect.
 
 use std::time::Duration;
@@ -18,6 +33,9 @@ use super::ending::Reason;
 
 /// For how many leases a suspect keeps other suspects from beginning beside it.
 const ALONE: u32 = 3;
+
+/// How many owners in a row crash under a run before the last pod of a fleet does not take it any more.
+pub const LAST_POD_BEARS: u32 = 2;
 
 /// How an owner ended whose end counts as a crash of the run. A clean stop, a detach, an eviction by an operator and an
 /// end that nobody knows count nothing.
@@ -57,10 +75,41 @@ pub const fn suspect_from(max_crashes: u32) -> u32 {
     }
 }
 
+/// What the last pod that can take a run does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastPod {
+    /// As every pod: by [`judge`].
+    AsEver,
+    /// It leaves the run alone for so long: another pod may come.
+    Waits(Duration),
+    /// It quarantines the run, by a claim with [`LAST_POD_BEARS`] as the limit.
+    GivesUp,
+}
+
+/// What a pod does that has been the last one that can take the run for `last_for`, having seen the run's last owner
+/// alive, with a run under which `crashes` owners crashed in a row, the last one included if that `crashed`.
+#[must_use]
+pub fn last_pod(crashes: u32, crashed: bool, max_crashes: u32, last_for: Duration, lease: Duration) -> LastPod {
+    if !crashed || !(LAST_POD_BEARS..max_crashes).contains(&crashes) {
+        return LastPod::AsEver;
+    }
+    match lease.saturating_mul(ALONE).saturating_sub(last_for) {
+        Duration::ZERO => LastPod::GivesUp,
+        wait => LastPod::Waits(wait),
+    }
+}
+
+/// Whether one poison run could take down a fleet of `pods`, but for [`last_pod`]: then the service should lower the limit,
+/// or have more pods. A single pod has nobody to spare.
+#[must_use]
+pub fn outnumbers(max_crashes: u32, pods: usize) -> bool {
+    pods > 1 && usize::try_from(max_crashes).is_ok_and(|limit| limit >= pods)
+}
+
 /// Whether no other suspect may begin beside one that has run for so long.
 #[must_use]
 pub fn runs_alone(has_run: Duration, lease: Duration) -> bool {
-    has_run < lease * ALONE
+    has_run < lease.saturating_mul(ALONE)
 }
 
 #[cfg(test)]
@@ -105,6 +154,49 @@ mod tests {
         ];
         for (reason, counts) in all {
             assert_eq!(CRASHES.contains(&reason), counts, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_pod_waits_and_then_gives_up_what_took_two_pods_down() {
+        let (lease, second) = (Duration::from_secs(10), Duration::from_secs(1));
+        let at = |crashes, crashed, max, seconds| last_pod(crashes, crashed, max, second * seconds, lease);
+        assert_eq!(at(2, true, 3, 0), LastPod::Waits(second * 30));
+        assert_eq!(at(2, true, 3, 29), LastPod::Waits(second));
+        assert_eq!(at(2, true, 3, 30), LastPod::GivesUp);
+        assert_eq!(at(7, true, 10, 31), LastPod::GivesUp, "however many it may be elsewhere");
+        // Any single death of a pod: its runs go on.
+        assert_eq!(at(1, true, 3, 99), LastPod::AsEver);
+        // Its last owner stopped cleanly, or there is no limit, or the limit is reached anyway.
+        for (crashes, crashed, max) in [(2, false, 3), (2, true, 0), (2, true, 1), (2, true, 2), (3, true, 3)] {
+            assert_eq!(at(crashes, crashed, max, 99), LastPod::AsEver, "{crashes}, {crashed}, {max}");
+        }
+    }
+
+    /// A fleet of `pods` in which nobody is started again, and a run that crashes whoever takes it.
+    #[test]
+    fn a_poison_run_leaves_one_pod_of_any_fleet_of_three_or_more() {
+        let (lease, long) = (Duration::from_secs(10), Duration::from_secs(60));
+        for max in 2..=12 {
+            for pods in 3..=12_u32 {
+                let mut crashes = 0;
+                let left = (1..=pods).rev().find(|left| {
+                    let poison = judge(crashes, true, max) == Poison;
+                    let gives_up = *left == 1 && last_pod(crashes, true, max, long, lease) == LastPod::GivesUp;
+                    crashes += 1;
+                    poison || gives_up
+                });
+                assert!(left.is_some(), "{pods} pods, max_crashes {max}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_not_below_the_number_of_pods_is_warned_of() {
+        for (max, pods, warned) in
+            [(3, 1, false), (3, 2, true), (3, 3, true), (3, 4, false), (0, 3, false), (1, 2, false)]
+        {
+            assert_eq!(outnumbers(max, pods), warned, "{max} of {pods}");
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Moment;
-use super::poison::{self, Suspicion};
+use super::poison::{self, LastPod, Suspicion};
 use super::share::Fleet;
 use crate::id::{Fence, Incarnation, RunId};
 
@@ -55,6 +55,8 @@ pub struct Rules {
     pub claim_delay: Duration,
     /// How long this pod leaves to the others what is not of its share: so long that each of them had a pass.
     pub share_wait: Duration,
+    /// The lease.
+    pub lease: Duration,
 }
 
 /// What the process knew before it loaded the rows.
@@ -70,6 +72,8 @@ pub struct Memory {
     pub room_of: BTreeMap<Arc<str>, usize>,
     /// The runs with a task that were suspects when they were claimed, and the fence of that.
     pub suspects: BTreeMap<RunId, Fence>,
+    /// Incarnations that this pod has seen alive.
+    pub companions: Arc<BTreeSet<Incarnation>>,
     /// What the last pass saw.
     pub last: Sightings,
 }
@@ -83,6 +87,8 @@ pub struct Sightings {
     pub left: BTreeMap<RunId, Moment>,
     /// Owners of orphans that are gone, and since when they were seen so, for `claim_delay`.
     pub gone: BTreeMap<Incarnation, Moment>,
+    /// Since when this pod is the only one that can take the orphans at hand; `None` if others can.
+    pub last_pod: Option<Moment>,
 }
 
 /// What a pass plans.
@@ -94,6 +100,9 @@ pub struct Plan {
     pub adopt: Vec<Candidate>,
     /// Own rows for which there is no room: given back, so that another may take them.
     pub release: Vec<Candidate>,
+    /// Orphans that took down all other pods that could take them: claimed with [`poison::LAST_POD_BEARS`] as the limit,
+    /// which quarantines them.
+    pub give_up: Vec<Candidate>,
     /// Runs in memory whose row no longer names this incarnation and that fence: read back, then stopped.
     pub check: Vec<RunId>,
     /// Suspects of this process that have made progress: they are none any more.
@@ -153,9 +162,12 @@ pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: 
     plan.check = memory.running.keys().filter(|id| !still_ours.contains(id)).copied().collect();
     let room = Room { all: memory.room, of: memory.room_of.clone() };
     let has_suspect = memory.suspects.keys().any(|id| !plan.cleared.contains(id));
+    if seen.fleet.as_ref().is_some_and(|fleet| fleet.takers.len() == 1) {
+        plan.sightings.last_pod = Some(memory.last.last_pod.unwrap_or(now));
+    }
     let mut planner = Planner { rules, memory, now, room, has_suspect, plan };
     without_task.into_iter().for_each(|row| planner.take_up(row));
-    orphans.retain(|row| planner.is_due(row));
+    orphans.retain(|row| planner.is_due(row) && planner.may_be_borne(row));
     planner.claim(orphans, seen.fleet.as_ref());
     planner.plan
 }
@@ -208,6 +220,20 @@ impl Planner<'_> {
         wait.is_zero()
     }
 
+    /// Whether this pod may take an orphan as ever. If it is the last pod, and saw the others go down with the run, it
+    /// waits for another pod, and then gives the run up.
+    fn may_be_borne(&mut self, row: &Candidate) -> bool {
+        let saw_its_owner = row.owner.is_some_and(|owner| self.memory.companions.contains(&owner));
+        let Some(since) = self.plan.sightings.last_pod.filter(|_| saw_its_owner) else { return true };
+        let last_for = self.now.saturating_sub(since);
+        match poison::last_pod(row.crashes, row.crashed, self.rules.max_crashes, last_for, self.rules.lease) {
+            LastPod::AsEver => return true,
+            LastPod::Waits(wait) => self.look_again_after(wait),
+            LastPod::GivesUp => self.plan.give_up.push(row.clone()),
+        }
+        false
+    }
+
     /// Chooses orphans: first those that nobody took for a while, then its share from its own place in the list on.
     fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&Fleet>) {
         let last_left = &self.memory.last.left;
@@ -247,7 +273,12 @@ mod tests {
     use super::super::share::Taker;
     use super::*;
 
-    const RULES: Rules = Rules { max_crashes: 3, claim_delay: Duration::ZERO, share_wait: Duration::from_secs(3) };
+    const RULES: Rules = Rules {
+        max_crashes: 3,
+        claim_delay: Duration::ZERO,
+        share_wait: Duration::from_secs(3),
+        lease: Duration::from_secs(10),
+    };
 
     fn row(owner: Option<Incarnation>, fence: i64) -> Candidate {
         let (run_id, kind) = (RunId::generate(), Arc::from("k"));
@@ -361,6 +392,31 @@ mod tests {
         let after_progress = plan(own, &has_one, &[&[saved], &rows[1..]].concat());
         assert_eq!(after_progress.cleared, [rows[0].run_id]);
         assert_eq!(ids(&after_progress.claim), [1, 2, 3, 4].map(|i: usize| rows[i].run_id));
+    }
+
+    #[test]
+    fn the_last_pod_waits_for_another_before_it_gives_up_what_took_the_others_down() {
+        let own = Incarnation::generate();
+        let (poison, stranger) = (crashed(2), crashed(2));
+        let taker = Taker { running: 0, capacity: None };
+        let fleet = |pods| Some(Fleet { orphans: 2, takers: vec![taker; pods], me: 0 });
+        let companions = Arc::new(BTreeSet::from_iter(poison.owner));
+        let at = |last, rows: &[&Candidate], pods, seconds| {
+            let memory = Memory { room: 9, companions: Arc::clone(&companions), last, ..Memory::default() };
+            let seen = Seen { rows: rows.iter().copied().cloned().collect(), fleet: fleet(pods) };
+            super::plan(own, &RULES, &memory, &seen, Duration::from_secs(seconds))
+        };
+        let first = at(Sightings::default(), &[&poison], 1, 100);
+        assert_eq!((first.claim.len(), first.give_up.len()), (0, 0));
+        assert_eq!(first.again, Some(Duration::from_secs(30)));
+        let later = at(first.sightings.clone(), &[&poison], 1, 130);
+        assert_eq!((later.claim.len(), ids(&later.give_up)), (0, vec![poison.run_id]));
+        // Another pod came: the usual rule holds, and the time begins again should that one die as well.
+        let joined = at(first.sightings.clone(), &[&poison], 2, 130);
+        assert_eq!((ids(&joined.claim), joined.sightings.last_pod), (vec![poison.run_id], None));
+        // Its owner died before this pod was there: this is its replacement, and not the last of a fleet.
+        let single = at(first.sightings, &[&stranger], 1, 130);
+        assert_eq!((ids(&single.claim), single.give_up.len()), (vec![stranger.run_id], 0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Who runs and gets nowhere.
 //!
 //! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application made
-//!   [`Progress`] since the last. A peer compares each index with what it saw itself before; no clock of another is read.
+//!   [`Progress`] since the last: anything moved, and no required source stands still. A peer compares each index with what it saw itself before; no clock of another is read.
 //! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
 //! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat.
 //! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
@@ -103,19 +103,42 @@ pub struct Progress {
 pub struct Source {
     /// How often it moved.
     pub moved: u64,
-    /// It has nothing to do: standing still is no fault of it.
+    /// It has nothing to do: it may stand still.
     pub idle: bool,
+    /// No progress elsewhere makes up for it: it must move itself, unless it is idle.
+    pub required: bool,
+}
+
+/// Whether an application got anywhere between two readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It did.
+    Yes,
+    /// Nothing moved, and there was something to do.
+    No,
+    /// The required source of this number has something to do and stands still; whatever else moved.
+    NotRequired(u64),
 }
 
 impl Progress {
-    /// Whether the application has got anywhere since `before`: its runtime runs tasks, and every source that has
-    /// something to do moved, or a fenced write was accepted.
+    /// Whether the application has got anywhere since `before`.
+    ///
+    /// Any progress is progress: its runtime runs tasks, and a fenced write was accepted, or a source moved, or none has
+    /// anything to do. Only a required source must move itself.
     #[must_use]
-    pub fn since(&self, before: &Self) -> bool {
-        let moved = |(number, source): (&u64, &Source)| {
-            source.idle || before.sources.get(number).is_none_or(|then| then.moved != source.moved)
-        };
-        self.pulse != before.pulse && (self.writes != before.writes || self.sources.iter().all(moved))
+    pub fn since(&self, before: &Self) -> Moved {
+        // One that is new has until the next reading.
+        let moved =
+            |number: &u64, source: &Source| before.sources.get(number).is_none_or(|then| then.moved != source.moved);
+        let stuck =
+            self.sources.iter().find(|(number, source)| source.required && !source.idle && !moved(number, source));
+        if let Some((number, _)) = stuck {
+            return Moved::NotRequired(*number);
+        }
+        let anything = self.writes != before.writes
+            || self.sources.values().all(|source| source.idle)
+            || self.sources.iter().any(|(number, source)| moved(number, source));
+        if self.pulse != before.pulse && anything { Moved::Yes } else { Moved::No }
     }
 }
 
@@ -123,7 +146,7 @@ impl Progress {
 /// only its runs could move, which it has none of, must not keep it away for ever.
 #[must_use]
 pub fn was_away_for_long(away: Duration, lease: Duration) -> bool {
-    away > lease * LEASES_AWAY
+    away > lease.saturating_mul(LEASES_AWAY)
 }
 
 #[cfg(test)]
@@ -224,24 +247,60 @@ mod tests {
         assert_eq!(stalled, []);
     }
 
+    fn progress(pulse: u64, writes: u64, sources: &[(u64, u64, bool, bool)]) -> Progress {
+        let source =
+            |&(number, moved, idle, required): &(u64, u64, bool, bool)| (number, Source { moved, idle, required });
+        Progress { pulse, writes, sources: sources.iter().map(source).collect() }
+    }
+
     #[test]
-    fn progress_is_a_runtime_that_runs_and_every_source_with_something_to_do_or_an_accepted_write() {
-        let progress = |pulse, writes, sources: &[(u64, u64, bool)]| Progress {
-            pulse,
-            writes,
-            sources: sources.iter().map(|(n, moved, idle)| (*n, Source { moved: *moved, idle: *idle })).collect(),
-        };
-        let before = progress(1, 1, &[(1, 5, false), (2, 5, true)]);
-        let cases = [
-            (progress(2, 1, &[(1, 6, false), (2, 5, true)]), true, "the busy one moved, the idle one need not"),
-            (progress(2, 1, &[(1, 5, false), (2, 6, false)]), false, "one of two busy ones stands still"),
-            (progress(2, 2, &[(1, 5, false), (2, 5, true)]), true, "a write was accepted"),
-            (progress(1, 2, &[(1, 6, false), (2, 5, true)]), false, "the runtime runs nothing"),
-            (progress(2, 1, &[]), true, "no sources are left"),
-            (progress(2, 1, &[(1, 6, false), (3, 0, false)]), true, "one that is new has its time yet"),
+    fn any_progress_is_progress_of_a_runtime_that_runs() {
+        let before = progress(1, 1, &[(1, 5, false, false), (2, 5, false, false), (3, 5, true, false)]);
+        let cases: [(_, &[_], _, _); 10] = [
+            ((2, 1), &[(1, 6, false), (2, 5, false)], Moved::Yes, "one of two busy ones moved, and that is enough"),
+            ((2, 1), &[(1, 5, false), (2, 6, true)], Moved::Yes, "one moved before it became idle"),
+            (
+                (2, 1),
+                &[(1, 5, false), (2, 5, true)],
+                Moved::No,
+                "the idle one is no progress, and the busy one stands still",
+            ),
+            ((2, 1), &[(1, 5, true), (2, 5, true)], Moved::Yes, "none has anything to do"),
+            ((2, 2), &[(1, 5, false), (2, 5, false)], Moved::Yes, "a write was accepted"),
+            ((2, 1), &[(1, 5, false), (2, 5, false)], Moved::No, "nothing moved"),
+            ((1, 2), &[(1, 6, false), (2, 5, true)], Moved::No, "the runtime runs nothing"),
+            ((2, 1), &[], Moved::Yes, "no sources are left: the pulse is enough"),
+            ((2, 1), &[(1, 5, false), (4, 0, false)], Moved::Yes, "one that is new has until the next reading"),
+            ((1, 1), &[], Moved::No, "without sources, a runtime that stands still"),
         ];
-        for (now, expected, why) in cases {
-            assert_eq!(now.since(&before), expected, "{why}");
+        for ((pulse, writes), sources, expected, why) in cases {
+            let sources: Vec<_> = sources.iter().map(|(n, moved, idle)| (*n, *moved, *idle, false)).collect();
+            assert_eq!(progress(pulse, writes, &sources).since(&before), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_required_source_must_move_itself_unless_it_is_idle() {
+        let before = progress(1, 1, &[(1, 5, false, false), (2, 5, false, true)]);
+        let cases: [(_, &[_], _, _); 5] = [
+            ((2, 2), &[(1, 6, false, false), (2, 5, false, true)], Moved::NotRequired(2), "all else moved"),
+            ((2, 1), &[(1, 6, false, false), (2, 5, true, true)], Moved::Yes, "it is idle"),
+            (
+                (2, 1),
+                &[(1, 5, false, false), (2, 6, false, true)],
+                Moved::Yes,
+                "it moved, and any progress is progress",
+            ),
+            ((2, 1), &[(1, 6, false, false)], Moved::Yes, "it was dropped"),
+            (
+                (2, 1),
+                &[(2, 6, false, true), (3, 0, false, true)],
+                Moved::Yes,
+                "one that is new has until the next reading",
+            ),
+        ];
+        for ((pulse, writes), sources, expected, why) in cases {
+            assert_eq!(progress(pulse, writes, sources).since(&before), expected, "{why}");
         }
     }
 }

@@ -55,6 +55,68 @@ impl FromStr for Position {
     }
 }
 
+/// Which end of a run a reader was told of. A run that was quarantined and then released ends again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndMark {
+    /// The first letter of the state in which it ended: each state has its own.
+    letter: char,
+    /// The run's fence then.
+    fence: i64,
+}
+
+impl EndMark {
+    /// The end in this state under this fence.
+    #[must_use]
+    pub fn new(state: &str, fence: i64) -> Self {
+        let letter = state.chars().next().filter(char::is_ascii_lowercase).unwrap_or('x');
+        Self { letter, fence }
+    }
+}
+
+/// What a reader has seen: chunks up to a position, and perhaps the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Where it is.
+    pub position: Position,
+    /// The end that it was told of.
+    pub end: Option<EndMark>,
+}
+
+impl Seen {
+    /// Nothing.
+    pub const NOTHING: Self = Self { position: Position::START, end: None };
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.position.fmt(f)?;
+        self.end.map_or(Ok(()), |EndMark { letter, fence }| write!(f, ".{letter}{fence}"))
+    }
+}
+
+impl FromStr for Seen {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let last = text.rsplit('.').next().unwrap_or_default();
+        let Some(letter) = last.chars().next().filter(char::is_ascii_lowercase) else {
+            return Ok(Self { position: text.parse()?, end: None });
+        };
+        let (position, fence) = (text.strip_suffix(last).and_then(|text| text.strip_suffix('.')), &last[1..]);
+        let is_number = !fence.is_empty() && fence.bytes().all(|b| b.is_ascii_digit());
+        let fence = if is_number { fence.parse().map_err(drop)? } else { return Err(()) };
+        Ok(Self { position: position.ok_or(())?.parse()?, end: Some(EndMark { letter, fence }) })
+    }
+}
+
+/// Whether a run that has ended and has no more chunks for a reader has ended for it: it was told of this very end, and
+/// nothing of what it has was taken back since.
+#[must_use]
+pub fn knows_the_end(seen: &Seen, now: &Facts, end: EndMark) -> bool {
+    let (position, taken_back) = catch_up(seen.position, now);
+    seen.end == Some(end) && taken_back.is_none() && position.next == now.next && seen.position.next == now.next
+}
+
 /// How a stream stands, as one look showed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -168,6 +230,44 @@ mod tests {
             "0.0.5.0",
         ] {
             assert_eq!(text.parse::<Position>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_has_a_position_of_its_own_that_is_read_back() {
+        for state in ["succeeded", "failed", "cancelled", "quarantined"] {
+            for position in [Position::START, at(1, 0, 0), at(2, 3, i64::MAX)] {
+                let seen = Seen { position, end: Some(EndMark::new(state, 42)) };
+                assert_eq!(seen.to_string(), format!("{position}.{}42", &state[..1]));
+                assert_eq!(seen.to_string().parse(), Ok(seen));
+                let without = Seen { end: None, ..seen };
+                assert_eq!(without.to_string().parse(), Ok(without));
+                assert_ne!(seen, without);
+            }
+        }
+        for text in
+            ["s42", ".s42", "1.0.0.s42", "1.0.0.0.s", "1.0.0.0.s-1", "1.0.0.0.42", "1.0.0.0.s1.s1", "1.0.0.0.é1", ""]
+        {
+            assert_eq!(text.parse::<Seen>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reader_knows_the_end_that_it_was_told_of_and_no_other() {
+        let (end, chunks) = (EndMark::new("failed", 7), facts(1, 0, None, 5));
+        let seen = |position, end| Seen { position, end };
+        assert!(knows_the_end(&seen(at(1, 0, 5), Some(end)), &chunks, end));
+        // A stream without any chunk.
+        assert!(knows_the_end(&seen(at(1, 0, 0), Some(end)), &facts(1, 0, None, 0), end));
+        for (why, seen, now, end) in [
+            ("it was told of no end", seen(at(1, 0, 5), None), chunks, end),
+            ("another attempt's end", seen(at(1, 0, 5), Some(end)), chunks, EndMark::new("failed", 8)),
+            ("another state", seen(at(1, 0, 5), Some(end)), chunks, EndMark::new("cancelled", 7)),
+            ("a restart", seen(at(1, 0, 5), Some(end)), facts(2, 1, Some(0), 5), end),
+            ("a failover took chunks back", seen(at(1, 0, 5), Some(end)), facts(1, 0, None, 3), end),
+            ("more chunks came", seen(at(1, 0, 5), Some(end)), facts(1, 0, None, 6), end),
+        ] {
+            assert!(!knows_the_end(&seen, &now, end), "{why}");
         }
     }
 

@@ -8,7 +8,10 @@
 //! * **Bound.** Dead at once where process and connections ended alone; after `second_look` where it is the second loss
 //!   within the window; after `reconnect_grace` where only the connection broke; after `settle` where many were lost.
 //!   Each counts from the first sighting, and none is prolonged by another.
-//! * **Failures.** A look that failed, or could not read everything, is no look (L10): nothing changes.
+//! * **Failures.** A look that failed is no look (L10): nothing changes. Peers whose locks a look could not probe are
+//!   unknown: nobody is buried on that, and as long as they could make the losses many, those that were lost are held.
+//! * **Losses.** A peer counts as lost lately from the look that first saw its lock free, also once it is buried. That old
+//!   losses are buried at last is no new loss: it holds up nobody who dies meanwhile.
 //! * **Not promised.** A pod both of whose connections are cut by something that spares the others is buried while its
 //!   process lives. L7 and the fences are for that pod.
 
@@ -62,6 +65,8 @@ pub enum HoldReason {
     ManyLost,
     /// Its lock reads as held again, but it has not shown that it returned.
     Unconfirmed,
+    /// So many of the others could not be probed that many may be lost.
+    ManyUnknown,
 }
 
 impl HoldReason {
@@ -73,6 +78,7 @@ impl HoldReason {
             Self::SecondLoss => "second_loss",
             Self::ManyLost => "many_lost",
             Self::Unconfirmed => "unconfirmed",
+            Self::ManyUnknown => "many_unknown",
         }
     }
 }
@@ -175,11 +181,30 @@ impl Observer {
     /// Decides on one complete look, taken at `now`. Changes nothing: what to remember is in the decision.
     #[must_use]
     pub fn decide(&self, timing: &Timing, now: Moment, look: &[PeerLook]) -> Decision {
+        self.decide_in_part(timing, now, look, &BTreeSet::new())
+    }
+
+    /// [`Observer::decide`] on a look that read all peers and could not probe the locks of those in `unknown`, whose locks it
+    /// gives as held.
+    #[must_use]
+    pub fn decide_in_part(
+        &self,
+        timing: &Timing,
+        now: Moment,
+        look: &[PeerLook],
+        unknown: &BTreeSet<Incarnation>,
+    ) -> Decision {
         let mut next = self.remember(timing, now, look);
         let losses_now = look.iter().filter(|p| !p.draining && next.lost_lately(timing, now, p)).count();
         let losses = losses_now + next.buried.len();
         let others = look.iter().filter(|p| !p.draining).count() + next.buried.len();
-        let many = losses >= 2 && losses * 2 > others;
+        let is_many = |losses: usize| losses >= 2 && losses * 2 > others;
+        // Of a peer that was in sight before, it is known since when it is lost; the others may have been lost right now.
+        let may_be_lost = |p: &&PeerLook| {
+            !p.draining && unknown.contains(&p.incarnation) && !next.sightings.contains_key(&p.incarnation)
+        };
+        let losses_at_most = losses + look.iter().filter(may_be_lost).count();
+        let (many, may_be_many) = (is_many(losses), is_many(losses_at_most));
         let mut verdicts = Vec::with_capacity(look.len());
         for peer in look {
             let Some(sighting) = next.sightings.get_mut(&peer.incarnation) else {
@@ -187,7 +212,7 @@ impl Observer {
                 continue;
             };
             sighting.many |= many;
-            let hold = hold_of(timing, sighting, peer, losses);
+            let hold = hold_of(timing, sighting, peer, losses_at_most, may_be_many);
             let verdict = match hold {
                 Some((reason, until)) if now < until || !peer.liveness_free => Verdict::Hold(reason, until),
                 _ => Verdict::Dead(Evidence {
@@ -203,13 +228,19 @@ impl Observer {
     }
 
     /// This observer itself buried `incarnation` at `now`.
-    pub fn note_burial(&mut self, now: Moment, incarnation: Incarnation) {
+    pub fn note_burial(&mut self, timing: &Timing, now: Moment, incarnation: Incarnation) {
+        let was_lost_long_ago = self.was_lost_long_ago(timing, now, incarnation);
         self.sightings.remove(&incarnation);
         if let Some((_, draining)) = self.roster.remove(&incarnation)
             && !draining
+            && !was_lost_long_ago
         {
             self.buried.push((now, incarnation));
         }
+    }
+
+    fn was_lost_long_ago(&self, timing: &Timing, now: Moment, incarnation: Incarnation) -> bool {
+        self.sightings.get(&incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) >= timing.window)
     }
 
     /// Brings the memory up to this look: prunes what left the window or the roster, notes burials by others, ends the
@@ -223,6 +254,7 @@ impl Observer {
             .roster
             .iter()
             .filter(|(i, (name, draining))| !draining && !present.contains(*i) && !names.contains(name));
+        let gone = gone.filter(|(incarnation, _)| !self.was_lost_long_ago(timing, now, **incarnation));
         buried.extend(gone.map(|(incarnation, _)| (now, *incarnation)));
         buried.retain(|(at, _)| now.saturating_sub(*at) < timing.window);
         let mut sightings = BTreeMap::new();
@@ -248,15 +280,23 @@ impl Observer {
 }
 
 /// The hold that applies to a peer in sight, and until when; `None` if nothing speaks for waiting.
-fn hold_of(timing: &Timing, sighting: &Sighting, peer: &PeerLook, losses: usize) -> Option<(HoldReason, Moment)> {
+fn hold_of(
+    timing: &Timing,
+    sighting: &Sighting,
+    peer: &PeerLook,
+    losses_at_most: usize,
+    may_be_many: bool,
+) -> Option<(HoldReason, Moment)> {
     let after = |wait: Duration| sighting.first_seen.saturating_add(wait);
     if !peer.liveness_free {
         Some((HoldReason::Unconfirmed, after(timing.settle)))
     } else if sighting.many {
         Some((HoldReason::ManyLost, after(timing.settle)))
+    } else if may_be_many {
+        Some((HoldReason::ManyUnknown, after(timing.settle)))
     } else if !peer.witness_free {
         Some((HoldReason::ConnectionBroken, after(timing.reconnect_grace)))
-    } else if losses >= 2 && !peer.draining {
+    } else if losses_at_most >= 2 && !peer.draining {
         Some((HoldReason::SecondLoss, after(timing.second_look)))
     } else {
         None

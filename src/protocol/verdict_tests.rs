@@ -165,7 +165,7 @@ fn when_a_proxy_restarts_and_sessions_end_one_after_another_at_most_one_is_burie
         let decision = observer.decide(&TIMING, now, &peers);
         observer = decision.observer.clone();
         for (incarnation, _) in decision.dead() {
-            observer.note_burial(now, incarnation);
+            observer.note_burial(&TIMING, now, incarnation);
             peers.retain(|p| p.incarnation != incarnation);
             peers.push(fleet(1).remove(0)); // keeps the indices; a peer that lives
             buried += 1;
@@ -268,5 +268,65 @@ proptest! {
             }
             observer = decision.observer;
         }
+    }
+}
+
+/// L10, and L12: what could not be probed is unknown. A loss is held while the unknown could make it one of many, no longer than
+/// `settle`; and the unknown themselves are neither lost nor back.
+#[test]
+fn what_could_not_be_probed_could_be_lost_and_is_not_buried() {
+    let mut peers = fleet(10);
+    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    kill(&mut peers[0]);
+    let unknown = |n: usize| peers[10 - n..].iter().map(|p| p.incarnation).collect::<BTreeSet<_>>();
+    let at = |now, n| observer.decide_in_part(&TIMING, ms(now), &peers, &unknown(n));
+    assert!(is_dead(&at(100, 0), &peers[0]), "all were probed");
+    assert_eq!(verdict(&at(100, 4), &peers[0]), Verdict::Hold(HoldReason::SecondLoss, ms(350)), "five of ten at most");
+    let held = at(100, 5);
+    assert_eq!(verdict(&held, &peers[0]), Verdict::Hold(HoldReason::ManyUnknown, ms(10_100)), "six of ten at most");
+    assert_eq!(held.observer.in_sight(), BTreeSet::from([peers[0].incarnation]), "the unknown are not in sight");
+    assert!(peers[1..].iter().all(|p| verdict(&held, p) == Verdict::Alive));
+    // Unlike losses that are many, what was unknown is no reason once it is known.
+    assert!(is_dead(&held.observer.decide(&TIMING, ms(200), &peers), &peers[0]));
+    // And it waits no longer than `settle`.
+    let still = |now| held.observer.decide_in_part(&TIMING, ms(now), &peers, &unknown(9));
+    assert!(!is_dead(&still(10_099), &peers[0]) && is_dead(&still(10_100), &peers[0]));
+}
+
+#[test]
+fn a_sighting_outlives_looks_that_could_not_probe_it() {
+    let mut peers = fleet(3);
+    kill(&mut peers[0]);
+    kill(&mut peers[1]);
+    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    // Unknown reads as held.
+    let mut blind = peers.clone();
+    (blind[0].liveness_free, blind[0].witness_free) = (false, false);
+    let unknown = BTreeSet::from([peers[0].incarnation]);
+    let decision = observer.decide_in_part(&TIMING, ms(9000), &blind, &unknown);
+    assert_eq!(decision.observer.sighting(peers[0].incarnation).map(|s| s.first_seen), Some(ms(0)));
+    let decision = decision.observer.decide_in_part(&TIMING, ms(20_000), &blind, &unknown);
+    assert!(!is_dead(&decision, &peers[0]), "nothing is buried on what is unknown");
+    assert!(is_dead(&decision, &peers[1]));
+    assert!(is_dead(&decision.observer.decide(&TIMING, ms(20_001), &peers), &peers[0]));
+}
+
+/// Hundreds that were lost long ago are buried at last: who dies in this moment is alone all the same.
+#[test]
+fn the_burial_of_old_losses_makes_no_new_loss_one_of_many() {
+    for by_another in [false, true] {
+        let mut peers = fleet(12);
+        peers[..10].iter_mut().for_each(kill);
+        let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+        let due = observer.decide(&TIMING, ms(10_000), &peers);
+        assert_eq!(due.dead().count(), 10);
+        let mut observer = due.observer.clone();
+        if !by_another {
+            due.dead().for_each(|(dead, _)| observer.note_burial(&TIMING, ms(10_000), dead));
+        }
+        let mut rest = peers[10..].to_vec();
+        kill(&mut rest[0]);
+        let decision = observer.decide(&TIMING, ms(10_001), &rest);
+        assert!(is_dead(&decision, &rest[0]), "by another: {by_another}, {:?}", verdict(&decision, &rest[0]));
     }
 }

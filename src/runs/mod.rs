@@ -1,6 +1,7 @@
 //! Runs: what a service does, so that it survives the pod that does it.
 
 pub(crate) mod execute;
+pub(crate) mod failures;
 mod guard;
 pub(crate) mod recover;
 pub(crate) mod registry;
@@ -21,6 +22,7 @@ use crate::output::Output;
 pub use run::Run;
 pub(crate) use start::{insert_in_txn, start, submit};
 pub use stream::CHUNK_LIMIT;
+pub(crate) use stream::attach::cut_off;
 pub use stream::attach::{Attached, StreamEvent, StreamPosition};
 
 /// Any error of a handler.

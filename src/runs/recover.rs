@@ -6,14 +6,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::registry::{Reservation, Snapshot};
-use super::{StopReason, execute};
+use super::{StopReason, execute, failures};
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
 use crate::output::{Limits, Output};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner};
+use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner, Unreadable};
 use crate::protocol::poison::{self, Suspicion};
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
@@ -154,6 +154,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let Loaded { mut memory, more, held_back, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
     memory.suspects = shared.registry.suspects(clock::now(), shared.settings.lease);
+    memory.companions = shared.companions();
     let rules = rules(shared);
     let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
@@ -176,11 +177,15 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let mut took = Took::default();
     let mut claimer = Claimer::default();
     for batch in wanted.chunks(BATCH) {
-        claim(shared, own, &rules, batch, &mut claimer, &mut took).await?;
+        claim(shared, own, rules.max_crashes, batch, &mut claimer, &mut took).await?;
+    }
+    let given_up: Vec<&Candidate> = plan.give_up.iter().collect();
+    for batch in given_up.chunks(BATCH) {
+        claim(shared, own, poison::LAST_POD_BEARS, batch, &mut claimer, &mut took).await?;
     }
     drop(claimer);
-    for (owner, why) in &took.unreadable {
-        end_unreadable(shared, *owner, why).await;
+    for run in &took.unreadable {
+        end_unreadable(shared, run).await;
     }
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let some_were_others = took.begun.len() + took.quarantined < wanted.len();
@@ -201,22 +206,27 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
 
 fn rules(shared: &Shared) -> Rules {
     let settings = &shared.settings;
-    Rules { max_crashes: settings.max_crashes, claim_delay: settings.claim_delay, share_wait: settings.longest_sweep() }
+    Rules {
+        max_crashes: settings.max_crashes,
+        claim_delay: settings.claim_delay,
+        share_wait: settings.longest_sweep(),
+        lease: settings.lease,
+    }
 }
 
 /// What came of claims.
 #[derive(Default)]
 struct Took {
     begun: Vec<RunId>,
-    unreadable: Vec<(Owner, String)>,
+    unreadable: Vec<Unreadable>,
     quarantined: usize,
 }
 
-/// Claims, begins what was claimed, and says what was quarantined.
+/// Claims, begins what was claimed, and says what was quarantined, which is what `max_crashes` owners crashed under.
 async fn claim(
     shared: &Arc<Shared>,
     own: Incarnation,
-    rules: &Rules,
+    max_crashes: u32,
     wanted: &[&Candidate],
     claimer: &mut Claimer,
     took: &mut Took,
@@ -230,7 +240,7 @@ async fn claim(
     let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
     let floor = shared.registry.highest_fence();
     let Claims { claimed, unreadable, quarantined } =
-        runs::claim(&shared.db, claimer, own, &wanted, rules.max_crashes, floor).await?;
+        runs::claim(&shared.db, claimer, own, &wanted, max_crashes, floor).await?;
     for run in &quarantined {
         tracing::error!(
             target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
@@ -244,7 +254,7 @@ async fn claim(
             continue;
         };
         took.begun.push(run.run_id);
-        let suspect = poison::judge(run.crashes, false, rules.max_crashes) == Suspicion::Suspect;
+        let suspect = poison::judge(run.crashes, false, max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };
         execute::begin(shared, handler, place, run, own);
     }
@@ -252,14 +262,20 @@ async fn claim(
 }
 
 /// No handler of any pod could begin it: without an end it would be claimed for ever.
-async fn end_unreadable(shared: &Shared, owner: Owner, why: &str) {
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why, "a run that cannot be begun is ended as failed");
+async fn end_unreadable(shared: &Shared, run: &Unreadable) {
+    let Unreadable { owner, kind, attempt, why } = run;
+    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &shared.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&shared.db, owner, &ending, &ending.output().columns(limits)?, None).await };
-    if let Err(e) = ended.await {
-        tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again");
+    let ended = async { runs::finish(&shared.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
+    match ended.await {
+        Ok(true) => failures::note(shared, *owner, kind, *attempt, ending.error().unwrap_or_default()),
+        // It is another's by now.
+        Ok(false) => {}
+        Err(e) => {
+            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
+        }
     }
 }
 

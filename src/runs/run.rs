@@ -8,10 +8,10 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::guard;
 use super::registry::StopSignal;
 use super::stream::Stream;
 use super::{Outcome, StopReason};
+use super::{failures, guard};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
@@ -286,6 +286,9 @@ impl Run {
         let accepted = written?;
         self.shared.flusher.note_changed(self.owner.run_id);
         self.shared.note_finished();
+        if let Ending::Failed(why, _) = ending {
+            failures::note(&self.shared, self.owner, self.kind(), self.attempt(), why);
+        }
         // What stands may be the end of the call that was dropped, with another output.
         if !accepted && was == Written::Perhaps {
             return Err(self.report(self.ended_before().done_before()));

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::storable;
 use crate::pod::shared::Shared;
-use crate::postgres::runs::{self, Claimed, Insert, Inserted};
+use crate::postgres::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How often a start whose reply was lost is repeated, under the same id.
 const TRIES: usize = 3;
@@ -114,20 +114,23 @@ where
 fn outcome(shared: &Shared, inserted: Inserted, new: &NewRun) -> Result<Fence> {
     match inserted {
         Inserted::Yes(fence) => Ok(fence),
-        Inserted::KeyBusy(run_id) => Err(Error::new(
-            ErrorKind::KeyBusy,
-            format!(
-                "run {run_id} of kind {:?} and key {:?} is running",
-                new.kind,
-                new.key.as_deref().unwrap_or_default()
-            ),
-        )
-        .about_run(run_id)
-        .left("no run was started")
-        .todo("follow that run, or wait until it has ended")),
+        Inserted::KeyBusy(run_id, holder) => Err(key_busy(run_id, holder, new)),
         // It began to drain, or lost its row, while the start was under way.
         Inserted::NoOwner => Err(shared.may_take_work().err().unwrap_or_else(|| runs::not_registered(&shared.pod_id))),
     }
+}
+
+fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
+    let state = match holder {
+        Holder::Pod => "is running",
+        Holder::Gone => "is running, its owner is gone, and a pod with a handler and room resumes it",
+        Holder::Nobody => "is running, nobody owns it yet, and a pod with a handler and room takes it up",
+    };
+    let key = new.key.as_deref().unwrap_or_default();
+    Error::new(ErrorKind::KeyBusy, format!("run {run_id} of kind {:?} and key {key:?} {state}", new.kind))
+        .about_run(run_id)
+        .left("no run was started")
+        .todo("follow that run, or wait until it has ended")
 }
 
 fn check(new: &NewRun) -> Result<()> {
@@ -194,9 +197,9 @@ mod tests {
     async fn a_start_whose_reply_was_lost_is_in_doubt_until_a_repetition_says_what_became_of_it() {
         let lost = || error(ErrorKind::SessionLost);
         let yes = || Ok(Inserted::Yes(7.into()));
-        let busy = || Ok(Inserted::KeyBusy(RunId::generate()));
+        let busy = || Ok(Inserted::KeyBusy(RunId::generate(), Holder::Pod));
         assert!(matches!(repeated(vec![lost(), lost(), yes()]).await, Ok(Inserted::Yes(_))));
-        assert!(matches!(repeated(vec![lost(), busy()]).await, Ok(Inserted::KeyBusy(_))));
+        assert!(matches!(repeated(vec![lost(), busy()]).await, Ok(Inserted::KeyBusy(..))));
         assert!(repeated(vec![lost(), error(ErrorKind::Fenced)]).await.is_err_and(|e| e.is_fenced()));
         let unsettled = [
             vec![lost(), lost(), lost()],

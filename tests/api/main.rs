@@ -4,4 +4,5 @@
 
 mod documented;
 mod source;
+mod summary;
 mod threads;

@@ -41,7 +41,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::Settings>();
     crosses::<podlock::ShutdownReport>();
     crosses::<podlock::Started>();
+    crosses::<podlock::StopCause>();
     crosses::<podlock::StopReason>();
+    crosses::<podlock::StopSignal>();
+    crosses::<podlock::Stopped>();
     crosses::<podlock::StreamEvent>();
     crosses::<podlock::StreamPosition>();
     crosses::<podlock::WorstCase>();
@@ -97,6 +100,7 @@ fn every_public_future_is_send(
     is_send(Pod::closed(pod));
     can_be_spawned(Pod::status_changes(pod));
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
+    can_be_spawned(Pod::until_stopped(pod.clone(), Duration::ZERO));
     is_send(Run::stopped(run));
     is_send(Run::checkpoint(run, 1));
     is_send(Run::append(run, ""));
@@ -105,6 +109,7 @@ fn every_public_future_is_send(
     is_send(Run::restart_stream(run));
     is_send(Run::continue_from(run, 0));
     is_send(Pod::attach(pod, run_id));
+    is_send(Pod::attach_key(pod, "kind", "key"));
     is_send(Pod::attach_after(pod, run_id, podlock::StreamPosition::START));
     is_send(podlock::Attached::next(attached));
     is_send(Run::finish(run, podlock::Output::text("")));
@@ -114,6 +119,7 @@ fn every_public_future_is_send(
     is_send(Operator::pod(operator, "name"));
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
+    is_send(Operator::latest(operator, "kind", "key"));
     is_send(Operator::cancel(operator, run_id));
     is_send(Operator::restart(operator, run_id));
     is_send(Operator::prune(operator, keep));

@@ -3,14 +3,12 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::patience::SOON;
 use tokio_postgres::NoTls;
 use tokio_postgres::types::FromSqlOwned;
 
 /// The tests of this binary count what belongs to the whole process.
 pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// How long anything may take to go away: a dead pod that nobody saw die is buried within this.
-const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Db {
     pub(crate) url: String,

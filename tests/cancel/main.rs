@@ -7,18 +7,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod cut;
+#[path = "../common/inherited.rs"]
+mod inherited;
 mod left;
+#[path = "../common/patience.rs"]
+mod patience;
 
 use std::time::Duration;
 
 use podlock::operator::{EventFilter, Notice, Operator, PodFilter, RunFilter};
-use podlock::throwaway::Server;
 use podlock::{Config, NewRun, Outcome, Pod, PodBuilder, Run, RunId, migrate};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use cut::{after_each_delay, at_each_poll, at_each_poll_of};
 use left::{Db, ONE_AT_A_TIME, Usage, connect, eventually, resident_kib};
+use patience::{CONNECT, TEST};
 
 /// Short, so that what is to be buried soon may be; long enough for a loaded machine.
 const LEASE: Duration = Duration::from_secs(3);
@@ -28,7 +32,7 @@ const SLACK: usize = 12;
 const TIMES: usize = 2 * SLACK;
 
 fn config(url: &str, name: &str) -> Config {
-    Config::new(url).name(name).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+    Config::new(url).name(name).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 fn builder(url: &str, name: &str) -> PodBuilder {
@@ -36,20 +40,20 @@ fn builder(url: &str, name: &str) -> PodBuilder {
 }
 
 /// One test with a server, a runtime of its own, and the process to itself.
-fn alone<F: Future<Output = ()>>(limit: Duration, test: impl FnOnce(Db) -> F) {
+fn alone<F: Future<Output = ()>>(test: impl FnOnce(Db) -> F) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let server = Server::builder().start().expect("a throwaway PostgreSQL");
+    let server = inherited::postgres().start().expect("a throwaway PostgreSQL");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let db = Db::new(server.socket_url("postgres")).await;
-        tokio::time::timeout(limit, test(db)).await.expect("the whole test took too long");
+        tokio::time::timeout(TEST, test(db)).await.expect("the whole test took too long");
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
 #[test]
 fn a_dropped_call_of_a_pod_a_run_or_an_operator_leaves_nothing_behind() {
-    alone(Duration::from_secs(240), |db| async move {
+    alone(|db| async move {
         let url = db.url.clone();
         let (hand_out, mut handed) = mpsc::unbounded_channel();
         let a = builder(&url, "a").handler("hold", move |run: Run| {
@@ -164,7 +168,7 @@ fn a_dropped_call_of_a_pod_a_run_or_an_operator_leaves_nothing_behind() {
 
 #[test]
 fn a_dropped_start_shutdown_or_migration_leaves_nothing_behind() {
-    alone(Duration::from_secs(300), |db| async move {
+    alone(|db| async move {
         let url = db.url.clone();
         let survivor = builder(&url, "survivor").start().await.unwrap();
         let usage = Usage::of(&db, SLACK).await;
@@ -231,7 +235,7 @@ async fn lives(url: &str, pods: usize) {
 
 #[test]
 fn five_hundred_pods_leave_nothing_behind() {
-    alone(Duration::from_secs(300), |db| async move {
+    alone(|db| async move {
         let url = db.url.clone();
         let survivor = builder(&url, "survivor").start().await.unwrap();
         let usage = Usage::of(&db, SLACK).await;

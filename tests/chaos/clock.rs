@@ -61,6 +61,6 @@ impl Clock {
 
     /// What starts a server that goes by this clock.
     pub(crate) fn server(&self, like: &Server) -> Builder {
-        Server::builder().bin_dir(self.programs(like.bin_dir()))
+        crate::inherited::postgres().bin_dir(self.programs(like.bin_dir()))
     }
 }

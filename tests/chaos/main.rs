@@ -14,10 +14,14 @@ mod clock;
 mod disk;
 mod faults;
 mod history;
+#[path = "../common/inherited.rs"]
+mod inherited;
 mod nemesis;
 mod network;
 mod own_server;
 mod page;
+#[path = "../common/patience.rs"]
+mod patience;
 mod pgbouncer;
 mod pod;
 mod process;
@@ -25,6 +29,7 @@ mod scenario;
 mod standby;
 mod world;
 
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,15 +37,21 @@ use libtest_mimic::Arguments;
 
 use crate::scenario::Scenario;
 
-/// Scenarios at a time: more than two cores carry only disturb each other.
-const AT_A_TIME: usize = 3;
+/// Scenarios at a time for each core. Most of a scenario is a wait for a lease to end, so several share a core; more than
+/// a core carries disturb each other, and what they measure.
+const FOR_EACH_CORE: usize = 2;
+/// Each scenario has up to fifty processes and a server.
+const AT_MOST: usize = 8;
 
 fn main() -> ExitCode {
     if std::env::var_os(process::AS_POD).is_some() {
         pod::main();
     }
+    inherited::reset();
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME).min(AT_A_TIME));
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let at_a_time = (FOR_EACH_CORE * cores).min(AT_MOST);
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(at_a_time).min(at_a_time));
     if let Some((seed, time)) = asked_for() {
         return libtest_mimic::run(&arguments, vec![nemesis::of(seed, time).trial()]).exit_code();
     }

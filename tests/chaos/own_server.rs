@@ -45,6 +45,6 @@ impl Drop for OwnServer {
 /// The server for scenarios that leave it alone. It ends with the process.
 pub(crate) async fn shared_server() -> OwnServer {
     static SERVER: OnceLock<OwnServer> = OnceLock::new();
-    let started = || OwnServer::from(Server::builder().start().expect("a throwaway PostgreSQL"));
+    let started = || OwnServer::from(crate::inherited::postgres().start().expect("a throwaway PostgreSQL"));
     tokio::task::spawn_blocking(move || SERVER.get_or_init(started).clone()).await.unwrap()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use crate::inherited;
 use crate::scenario;
 use crate::world::{World, eventually};
 
@@ -84,6 +85,7 @@ impl PgBouncer {
 fn spawn(dir: &tempfile::TempDir) -> Child {
     let program = scenario::pgbouncer().expect("it is needed");
     let mut command = Command::new("setpriv");
+    inherited::clean(command.as_std_mut());
     command.args(["--pdeathsig", "KILL", "--", program, "-q"]).arg(dir.path().join("ini"));
     let stderr = std::fs::File::options().create(true).append(true).open(dir.path().join("stderr")).expect("a file");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).kill_on_drop(true);

@@ -193,7 +193,7 @@ async fn read(pod: Pod, run: RunId) {
                 with(with(of("chunk"), "n", json!(seq)), "text", json!(body))
             }
             Ok(Some(StreamEvent::Reset { from_seq, .. })) => with(of("reset"), "n", json!(from_seq)),
-            Ok(Some(StreamEvent::End { state })) => with(of("end"), "text", json!(state)),
+            Ok(Some(StreamEvent::End { state, .. })) => with(of("end"), "text", json!(state)),
             Ok(Some(other)) => with(of("unknown"), "text", json!(format!("{other:?}"))),
             Ok(None) => return,
             Err(e) => return tell_error(&reader, &e),

@@ -11,6 +11,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::history::{PodLog, Said};
+use crate::inherited;
+use crate::patience::SOON;
 use crate::pod::Order;
 
 /// How this program is told to be a pod.
@@ -34,12 +36,7 @@ pub(crate) fn command(prefix: &[String], name: &str, url: &str, lease: Duration)
     let mut words = prefix.iter().map(String::as_str).chain([this.to_str().expect("a path in UTF-8")]);
     let mut command = Command::new(words.next().expect("there is a program"));
     command.args(words);
-    for (variable, _) in std::env::vars_os() {
-        let name = variable.to_string_lossy();
-        if name.starts_with("PODLOCK_") || name.starts_with("PG") || name.starts_with("CHAOS_") {
-            command.env_remove(variable);
-        }
-    }
+    inherited::clean(command.as_std_mut());
     command
         .env(AS_POD, "1")
         .env("POD_NAME", name)
@@ -137,7 +134,7 @@ impl Process {
         };
         let began = Instant::now();
         while !std::fs::read_dir(&tasks).expect("its threads").all(stopped) {
-            assert!(began.elapsed() < Duration::from_secs(10), "pod {} does not stop", self.name);
+            assert!(began.elapsed() < SOON, "pod {} does not stop", self.name);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

@@ -11,7 +11,7 @@ use crate::page;
 use crate::world::Figure;
 
 /// The longest that any scenario may take.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = crate::patience::TEST;
 
 type Play = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Figure>>>> + Send>;
 

@@ -9,6 +9,7 @@ use podlock::throwaway::Server;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::inherited;
 use crate::own_server::OwnServer;
 use crate::world::{START, connect, eventually, try_connect};
 
@@ -129,6 +130,7 @@ impl Drop for Standby {
 /// One of the server's programs: it ends with the thread that spawns it, and is not run as root.
 fn program(server: &Server, name: &str) -> Command {
     let mut command = Command::new("setpriv");
+    inherited::clean(&mut command);
     command.args(["--pdeathsig", "QUIT", "--"]).arg(server.bin_dir().join(name)).env("LC_ALL", "C");
     if let Some((uid, gid)) = account() {
         command.uid(uid).gid(gid);

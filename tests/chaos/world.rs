@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use podlock::migrate::{self, Access};
 use podlock::protocol::fold::{self, Entry};
-use podlock::throwaway::Server;
 use podlock::{Config, Incarnation, PodId, Settings, WorstCase};
 use tokio::process::Command;
 use tokio_postgres::{Client, NoTls};
@@ -21,10 +20,13 @@ use crate::process::{self, Process};
 
 /// The lease of the suite: what a loaded machine with two cores keeps, and short enough to wait it out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
-/// What a loaded machine may add to a bound.
-pub(crate) const SLACK: Duration = Duration::from_millis(1500);
 /// How long a pod may take to start.
-pub(crate) const START: Duration = Duration::from_secs(30);
+pub(crate) const START: Duration = crate::patience::SOON;
+
+/// What this machine may add to a bound now.
+pub(crate) fn slack() -> Duration {
+    crate::patience::slack(Duration::from_millis(1500))
+}
 
 const PASSWORD: &str = "hunter2secret";
 
@@ -90,13 +92,13 @@ impl World {
 
     /// On a server of its own with these settings, which a scenario may harm.
     pub(crate) async fn own(settings: &[(&str, &str)]) -> Self {
-        let builder = settings.iter().fold(Server::builder(), |b, (name, value)| b.setting(*name, *value));
+        let builder = settings.iter().fold(crate::inherited::postgres(), |b, (name, value)| b.setting(*name, *value));
         Self::on(OwnServer::start(builder).await).await
     }
 
     /// On a server in a network of its own, where each pod has its own link to it.
     pub(crate) async fn networked(settings: &[(&str, &str)]) -> Self {
-        let builder = settings.iter().fold(Server::builder(), |b, (name, value)| b.setting(*name, *value));
+        let builder = settings.iter().fold(crate::inherited::postgres(), |b, (name, value)| b.setting(*name, *value));
         let start = || {
             let network = Network::new();
             let server = network.start(builder);
@@ -331,7 +333,7 @@ impl World {
     pub(crate) fn figure(&mut self, what: &'static str, since: u64, at: u64, bound: Option<Duration>) {
         let took = Duration::from_nanos(at.saturating_sub(since));
         if let Some(bound) = bound {
-            assert!(took <= bound + SLACK, "{what} took {took:?}, and its bound is {bound:?}");
+            assert!(took <= bound + slack(), "{what} took {took:?}, and its bound is {bound:?}");
         }
         self.figures.push(Figure { what, took, bound });
     }
@@ -502,7 +504,7 @@ impl World {
 
     /// Ends the scenario: waits until every run has ended, and checks the whole history and the log of the pods' lives.
     pub(crate) async fn conclude(mut self, excused: &Excused) -> Vec<Figure> {
-        self.all_runs_ended(Duration::from_secs(60)).await;
+        self.all_runs_ended(START).await;
         let history = history::load(&self.admin).await;
         let logs = self.logs();
         let found = check(&history, &logs, excused);

@@ -16,7 +16,7 @@ fn the_example_shows_one_whole_answer_although_the_pod_that_answers_is_killed() 
         let mut child = command.spawn().unwrap();
         let (out, log) = (Lines::read(child.stdout.take().unwrap()), Lines::read(child.stderr.take().unwrap()));
         let url = out.find("its address", |line| line.strip_prefix("chat: ").map(str::to_owned)).await;
-        let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         wait_for("all three pods may bury", || async {
             let settled = log.all().iter().filter(|line| line.contains("registered")).count();
             if settled == 3 { Ok(()) } else { Err(format!("{settled} pods")) }
@@ -56,7 +56,7 @@ fn the_example_shows_one_whole_answer_although_the_pod_that_answers_is_killed() 
 async fn come_back(url: &str, run: &str, last_id: &str) -> Reader {
     let began = std::time::Instant::now();
     loop {
-        let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
         let living = client.get(format!("{url}/livez")).send().await;
         if living.is_ok() {
             return Reader::attach(url, run, Some(last_id)).await;

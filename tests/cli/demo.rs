@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::harness::{Db, Done, Lines, finish, marked_processes, podlock, signal, wait_for, within};
 
-const DEMO: Duration = Duration::from_secs(240);
+const DEMO: Duration = crate::patience::TEST;
 
 /// A directory for everything that a demo makes, whose name all its processes bear.
 fn temporary() -> TempDir {

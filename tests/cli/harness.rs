@@ -13,15 +13,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
-/// How long a test may take that starts no demo.
-pub(crate) const TEST: Duration = Duration::from_secs(90);
-/// How long a condition may take to come true.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+use crate::inherited;
+pub(crate) use crate::patience::{SOON, TEST};
 
 /// The server that all tests of this binary share.
 pub(crate) fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| Server::builder().start().expect("PostgreSQL starts"))
+    SERVER.get_or_init(|| inherited::postgres().start().expect("PostgreSQL starts"))
 }
 
 /// Runs a test on a runtime of its own with a hard deadline.
@@ -65,7 +63,7 @@ impl Db {
     /// The command on this database, ready to be run.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = podlock(args);
-        command.env("DATABASE_URL", &self.url);
+        command.env("DATABASE_URL", &self.url).env("PODLOCK_CONNECT_TIMEOUT", "60s");
         command
     }
 
@@ -104,14 +102,7 @@ pub(crate) fn podlock(args: &[&str]) -> Command {
 /// A program, without anything of the environment that could matter to podlock.
 pub(crate) fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("PODLOCK_") {
-            command.env_remove(variable);
-        }
-    }
-    for variable in ["DATABASE_URL", "POD_NAME", "RUST_LOG", "NO_COLOR"] {
-        command.env_remove(variable);
-    }
+    inherited::clean(command.as_std_mut());
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
@@ -219,6 +210,11 @@ impl Lines {
     }
 }
 
+/// Through no proxy, whatever the environment says.
+pub(crate) fn http_client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
 /// A `podlock pod` that is registered.
 pub(crate) struct PodProcess {
     pub(crate) child: Child,
@@ -243,7 +239,7 @@ impl PodProcess {
         })
         .await;
         let url = ready.rsplit(' ').next().unwrap().to_owned();
-        Self { child, pid, url, ready, log, http: reqwest::Client::new() }
+        Self { child, pid, url, ready, log, http: http_client() }
     }
 
     pub(crate) fn signal(&self, with: Signal) {

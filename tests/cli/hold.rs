@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 use crate::harness::{Db, Done, Lines, SOON, TEST, clean, finish, server, signal, wait_for, within};
+use crate::inherited;
 
 /// Beside what it prints, a command leaves a file `NAME.pid` for each process that the test asks after.
 struct Stage {
@@ -424,7 +425,7 @@ fn an_evicted_command_is_asked_first_and_killed_after_grace_if_it_does_not_liste
 fn l7_a_command_whose_pod_gets_no_answer_is_dead_before_the_lease_is_over() {
     within(TEST, async {
         const LEASE: Duration = Duration::from_secs(6);
-        let server = Server::builder().start().expect("PostgreSQL starts");
+        let server = inherited::postgres().start().expect("PostgreSQL starts");
         let stage = Stage::on(&server).await;
         let deaf = "trap 'echo asked' TERM; echo $$ > main.pid; while :; do sleep 0.05; done";
         let mut hold = stage.start("w", &["--lease", "6s", "--grace", "60s"], deaf);

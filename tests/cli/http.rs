@@ -1,6 +1,5 @@
 //! The HTTP interface of the reference pod.
 
-use podlock::throwaway::Server;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -152,7 +151,9 @@ fn each_refusal_says_what_was_wrong() {
         let (status, body) = pod.get("/nowhere").await;
         refused(status, &body, 404, "not_found", "/nowhere");
         let (status, body) = pod.get("/v1/runs").await;
-        refused(status, &body, 405, "method_not_allowed", "GET");
+        refused(status, &body, 400, "bad_request", "kind and key");
+        let (status, body) = pod.delete("/v1/runs").await;
+        refused(status, &body, 405, "method_not_allowed", "DELETE");
 
         pod.demo(json!({"chunks": 1000, "delay_ms": 100})).await;
         let full = pod.http.post(format!("{}/v1/runs", pod.url)).json(&json!({"kind": "demo"})).send().await.unwrap();
@@ -167,7 +168,7 @@ fn each_refusal_says_what_was_wrong() {
 #[test]
 fn probes_do_not_touch_the_database() {
     within(TEST, async {
-        let server = tokio::task::spawn_blocking(|| Server::builder().start().unwrap()).await.unwrap();
+        let server = tokio::task::spawn_blocking(|| crate::inherited::postgres().start().unwrap()).await.unwrap();
         let db = Db::on(&server).await;
         let pod = db.pod("web-0", &[]).await;
         assert_eq!(pod.get("/livez").await.0, 200);
@@ -259,5 +260,34 @@ fn outputs_are_shown_as_they_are_stored() {
             let text = db.ok(&["runs", "describe", &run]).await;
             assert!(text.contains(table), "{columns}: {text}");
         }
+    });
+}
+
+/// A key leads to its run, over HTTP and on the command line.
+#[test]
+fn the_run_of_a_key_is_found() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let pod = db.pod("web-0", &[]).await;
+        let path = "/v1/runs?kind=demo&key=chat%207";
+        let (status, none) = pod.get(path).await;
+        assert_eq!((status, &none["kind"]), (404, &json!("not_found")), "{none}");
+        let none = db.run(&["runs", "latest", "demo", "chat 7"]).await;
+        assert_eq!(none.code, 1, "{none:?}");
+        let body = json!({"kind": "demo", "key": "chat 7", "input": {"chunks": 1000, "delay_ms": 100}});
+        let (status, started) = pod.post(body).await;
+        assert_eq!(status, 201, "{started}");
+        let (status, run) = pod.get(path).await;
+        assert_eq!((status, &run["run_id"], &run["state"]), (200, &started["run_id"], &json!("running")), "{run}");
+        assert_eq!(db.json(&["runs", "latest", "demo", "chat 7"]).await["run_id"], started["run_id"]);
+        pod.delete(&format!("/v1/runs/{}", started["run_id"].as_str().unwrap())).await;
+        let (status, ended) = pod.get(path).await;
+        assert_eq!(
+            (status, &ended["run_id"], &ended["state"]),
+            (200, &started["run_id"], &json!("cancelled")),
+            "{ended}"
+        );
+        let (status, bad) = pod.get("/v1/runs?kind=demo").await;
+        assert_eq!((status, &bad["kind"]), (400, &json!("bad_request")), "{bad}");
     });
 }

@@ -5,10 +5,16 @@
 
 mod chat;
 mod demo;
+mod extremes;
 mod harness;
 mod hold;
 mod http;
+#[path = "../common/inherited.rs"]
+mod inherited;
+mod inherited_by_tests;
 mod own_table;
+#[path = "../common/patience.rs"]
+mod patience;
 mod pod;
 mod retention;
 #[path = "../common/sse.rs"]

@@ -20,7 +20,7 @@ const POD: [&str; 11] = [
     "version",
     "labels",
 ];
-const RUN: [&str; 12] = [
+const RUN: [&str; 13] = [
     "run_id",
     "kind",
     "key",
@@ -33,6 +33,7 @@ const RUN: [&str; 12] = [
     "created_at",
     "finished_at",
     "died_with",
+    "error",
 ];
 const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
 const ATTEMPT: [&str; 7] = ["attempt", "pod_id", "incarnation", "fence", "began_at", "ended_at", "reason"];
@@ -418,6 +419,25 @@ fn a_drained_pod_ends_and_drain_can_wait_for_it() {
     });
 }
 
+/// A failed run has its error in the list: the beginning in a table, harmless for the terminal, and more of it as JSON.
+#[test]
+fn a_failed_run_shows_its_error_in_the_list() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        let sql = "INSERT INTO studio_runs (run_id, kind, state, finished_at, error) \
+                   VALUES (gen_random_uuid(), 'demo', 'failed', now(), E'broke\\x1b[2J\\n' || repeat('x', 5000))";
+        client.execute(sql, &[]).await.unwrap();
+        let table = db.ok(&["runs", "list", "--state", "failed"]).await;
+        let shown = format!("broke\\u{{1b}}[2J\\n{}…", "x".repeat(60 - 10));
+        assert!(table.lines().last().unwrap().ends_with(&shown), "{table}");
+        let listed = db.json(&["runs", "list", "--state", "failed"]).await;
+        let error = format!("broke\u{1b}[2J\n{}…", "x".repeat(1000 - 10));
+        assert_eq!(listed[0]["error"], error);
+        assert_eq!(db.json(&["events", "--kind", "run_failed"]).await, json!([]));
+    });
+}
+
 /// A run that was quarantined says which owners died with it, wherever it is shown; released, it runs.
 #[test]
 fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
@@ -451,7 +471,11 @@ fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
         assert!(error.contains("web-9 (lost at 2026-01-02T03:04:05.678Z)"), "{error}");
         let table = db.ok(&["runs", "list", "--state", "quarantined"]).await;
         let (header, line) = table.split_once('\n').unwrap();
-        assert!(header.trim_end().ends_with("DIED_WITH") && line.trim_end().ends_with("web-9"), "{table}");
+        assert!(
+            header.trim_end().ends_with("DIED_WITH  ERROR") && line.contains("  web-9      3 owners in a row"),
+            "{table}"
+        );
+        assert_eq!((&listed[0]["error"], &shown["error"]), (&json!(error), &json!(error)));
         assert!(db.ok(&["runs", "describe", &run]).await.contains("Died with it:"));
         pod.log.event("quarantined").await;
         assert_eq!(db.json(&["events", "--kind", "quarantined"]).await[0]["detail"]["run"], run);

@@ -108,7 +108,11 @@ pub(crate) async fn play(project: &Project, number: u32) -> Round {
         for (who, events) in [("attached", attached), ("late", late)] {
             let whole: Vec<u64> = (1..=CHUNKS.unsigned_abs()).collect();
             assert_eq!(numbers(&events), whole, "the {who} reader of {run} sees the whole answer once");
-            assert_eq!(events.last().map(|e| &e.data), Some(&json!({"state": "succeeded"})), "{who}, {run}");
+            assert_eq!(
+                events.last().map(|e| &e.data),
+                Some(&json!({"event": "end", "state": "succeeded"})),
+                "{who}, {run}"
+            );
         }
     }
     println!("round {number}: readers on {} saw each of {} answers whole, once", survivor.name, ids.len());

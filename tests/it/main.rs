@@ -6,17 +6,27 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "../common/inherited.rs"]
+mod inherited;
+#[path = "../common/patience.rs"]
+mod patience;
 mod support;
 
 mod burials;
+mod commits;
 mod connections;
 mod faults;
 mod laws;
+mod probes;
 mod retention;
+mod rosters;
 mod runs;
 mod schema;
 mod smoke;
+#[path = "../common/sse.rs"]
+mod sse;
 mod stalled;
 mod stops;
 mod streams;
 mod tracing_events;
+mod until_stopped;

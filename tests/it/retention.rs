@@ -7,10 +7,10 @@ use podlock::operator::{EventFilter, Retention};
 use podlock::{Config, ErrorKind, Incarnation, NewRun, Operator, RunId};
 use serde_json::{Value, json};
 
+use crate::patience::SOON;
 use crate::support::sql::{self, Client};
 use crate::support::{Db, LEASE, eventually, start, timed};
 
-const SOON: Duration = Duration::from_secs(15);
 const DAY: Duration = Duration::from_secs(86_400);
 /// What one transaction deletes at most.
 const BATCH: i64 = 200;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use podlock::migrate::{self, Access};
 use podlock::{Config, ErrorKind, NewRun, Operator};
 
+use crate::patience::SOON;
 use crate::support::faults::refused;
 use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
 
-const SOON: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(2);
 
 async fn newest(db: &Db) -> i32 {
@@ -111,6 +111,23 @@ async fn an_incompatible_schema_is_refused_by_name_older_or_newer() {
         let refusal = refused(db.config("a").with(|c| c.migrate = false)).await;
         let words = ["version 1".to_owned(), format!("needs {now}")];
         refusal.is(ErrorKind::SchemaIncompatible, &[&words[0], &words[1], "podlock migrate up"], ANSWER);
+    })
+    .await;
+}
+
+/// Kinds have one list: the log's CHECK takes what the library knows, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_takes_every_kind_of_event_that_the_library_knows_and_no_other() {
+    timed(async {
+        let db = Db::new().await;
+        let check =
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'studio_pod_events_kind_check'";
+        let check: String = db.client.scalar(check, &[]).await;
+        let mut taken: Vec<&str> = check.split('\'').skip(1).step_by(2).collect();
+        let mut known = podlock::operator::EVENT_KINDS.to_vec();
+        taken.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(taken, known, "{check}");
     })
     .await;
 }

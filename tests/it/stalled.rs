@@ -5,12 +5,12 @@ use std::time::Duration;
 use podlock::{Config, NewRun, OnStall, Operator, Pod, PodEvent};
 use serde_json::json;
 
+use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
 use crate::support::proxy::{ALL, Flow};
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::{Db, LEASE, eventually, start, timed, trace};
 
 const BEAT: Duration = Duration::from_millis(300);
-const SOON: Duration = Duration::from_secs(15);
 
 fn config(db: &Db, name: &str, on_stall: OnStall) -> Config {
     db.config(name).with(|c| {
@@ -110,6 +110,71 @@ async fn idle_sources_dropped_ones_and_accepted_writes_are_no_stall() {
         // And then its source is all that counts.
         suspected(&db, &c).await;
         drop(idle);
+    })
+    .await;
+}
+
+/// Any progress is progress: one of two busy sources that moves is enough.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_one_of_whose_busy_sources_moves_is_not_suspected() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Report).await;
+        let (moving, standing) = (a.progress_source(), a.progress_source());
+        standing.tick();
+        // For as long as would make it suspect three times over.
+        for _ in 0..60 {
+            moving.tick();
+            tokio::time::sleep(BEAT / 4).await;
+        }
+        assert_eq!(events(&db, "suspected", &a).await, []);
+        // And once nothing moves, it is. No required source is to blame, so none is named.
+        suspected(&db, &a).await;
+        assert_eq!(events(&db, "suspected", &a).await[0].1.get("source"), None);
+        drop((b, c));
+    })
+    .await;
+}
+
+/// A required source alone makes the pod suspect, whatever else moves, and event, row and log name it; while it is idle, it
+/// does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_required_source_that_stands_still_makes_the_pod_suspect_and_is_named() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b, c] = three(&db, OnStall::Report).await;
+        let gpu = a.progress_source().named("the GPU of pod a").required();
+        let queue = a.progress_source().named("queue");
+        let run =
+            a.start(NewRun::new("steps").input(json!({ "steps": 100_000, "pause_ms": 20 }))).await.unwrap().run_id;
+        gpu.tick();
+        gpu.idle();
+        queue.tick();
+        tokio::time::sleep(BEAT * 8).await;
+        assert_eq!(events(&db, "suspected", &a).await, [], "it is idle, and a run writes");
+        gpu.tick();
+        eventually(SOON, "it is suspected", || async {
+            queue.tick();
+            let events = events(&db, "suspected", &a).await;
+            if events.is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        let told = events(&db, "suspected", &a).await;
+        assert_eq!((told.len(), &told[0].1["source"]), (1, &json!("the GPU of pod a")), "{told:?}");
+        let standing = "SELECT standing FROM studio_pods WHERE pod_id = 'a'";
+        assert_eq!(db.client.scalar::<Option<String>>(standing, &[]).await.as_deref(), Some("the GPU of pod a"));
+        let logged: Vec<_> = trace::events("the GPU of pod a").iter().map(|e| e["event"].clone()).collect();
+        assert_eq!(logged, ["standing", "suspected"], "each once");
+        assert_eq!(db.client.run(run).await.state, "running");
+        gpu.tick();
+        eventually(SOON, "its row says that it moved", || async {
+            match db.client.scalar::<Option<String>>(standing, &[]).await {
+                None => Ok(()),
+                Some(source) => Err(source),
+            }
+        })
+        .await;
+        drop((b, c));
     })
     .await;
 }

@@ -4,16 +4,13 @@
 mod faults;
 mod load;
 mod readers;
+mod sse;
 mod writers;
-
-use std::time::Duration;
 
 use podlock::{Attached, Pod, Run, RunId, StreamEvent};
 
+use crate::patience::SOON;
 use crate::support::sql::Client;
-
-/// How long anything may take that should take no time.
-const SOON: Duration = Duration::from_secs(15);
 
 /// An event as the tests write it down.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +33,7 @@ impl From<StreamEvent> for Seen {
         match event {
             StreamEvent::Chunk { generation, seq, body, .. } => Self::Chunk(generation, seq, body.to_string()),
             StreamEvent::Reset { generation, from_seq } => Self::Reset(generation, from_seq),
-            StreamEvent::End { state } => Self::End(state.to_string()),
+            StreamEvent::End { state, .. } => Self::End(state.to_string()),
             other => panic!("an event of a later version: {other:?}"),
         }
     }

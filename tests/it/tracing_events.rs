@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use podlock::{NewRun, Pod};
 
+use crate::patience::SOON;
 use crate::support::trace::{self, Event};
 use crate::support::{Db, LEASE, eventually, start, timed};
-
-const SOON: Duration = Duration::from_secs(10);
 
 async fn logged(name: &str, event: &str, level: &str, fields: &[&str]) -> Event {
     eventually(SOON, &format!("{event} of {name} is logged with {fields:?}"), || async {

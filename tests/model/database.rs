@@ -178,7 +178,7 @@ impl Podlock {
                     s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
                 } else if self.is_proven(s, p) {
                     self.bury(s, p, number(dead));
-                    observer.note_burial(now, dead);
+                    observer.note_burial(&timing, now, dead);
                 }
             }
         }

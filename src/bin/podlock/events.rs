@@ -3,24 +3,11 @@
 use std::time::Duration;
 
 use podlock::Operator;
-use podlock::operator::{EventFilter, EventRow};
+use podlock::operator::{EVENT_KINDS, EventFilter, EventRow};
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis};
-
-const KINDS: [&str; 10] = [
-    "joined",
-    "draining",
-    "detached",
-    "returned",
-    "suspected",
-    "evicted",
-    "buried",
-    "claimed",
-    "quarantined",
-    "snapshot",
-];
 
 /// How long to wait before the database is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -37,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pod: Option<String>,
     /// Only events of this kind
-    #[arg(long, value_parser = KINDS)]
+    #[arg(long, value_parser = EVENT_KINDS)]
     kind: Option<String>,
     /// At most so many: the first ones after --after if that is given, else the newest [default: 100 in a table, else
     /// all]

@@ -194,6 +194,14 @@ pub(crate) fn brief(value: &Value) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// A text of one line at most so long.
+pub(crate) fn brief_text(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A text of the database, or of anybody else, for a terminal: what would not be seen as what it is, is escaped. Otherwise a
 /// run's key could redraw an operator's screen, or look like another.
 pub(crate) fn printable(text: &str) -> String {

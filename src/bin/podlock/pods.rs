@@ -35,7 +35,7 @@ pub(crate) enum Verb {
         #[command(flatten)]
         filter: FilterArgs,
         /// How often to look
-        #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = every)]
         every: Duration,
         #[command(flatten)]
         output: OutputArgs,
@@ -93,6 +93,19 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             watch(&global.operator().await?, &filter, every, format).await
         }
     }
+}
+
+/// More often than this, one who watches costs the server more than a pod does.
+const EVERY_MIN: Duration = Duration::from_millis(10);
+/// A longer time is no watch, and may be none that a clock can hold.
+const EVERY_MAX: Duration = Duration::from_secs(86400);
+
+fn every(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if !(EVERY_MIN..=EVERY_MAX).contains(&every) {
+        return Err("it must be from 10ms to 1day".to_owned());
+    }
+    Ok(every)
 }
 
 /// Shows the roster again and again. An outage of the database is said once and waited out.

@@ -6,7 +6,10 @@ use serde_json::json;
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
-use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, or_dash, seconds};
+use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief_text, or_dash, seconds};
+
+/// How many characters of an error a list shows; `describe` and `-o json` show more.
+const ERROR_WIDTH: usize = 60;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -21,6 +24,15 @@ pub(crate) enum Verb {
     Describe {
         /// The run's id
         run: RunId,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// All about the run of a kind and key: the one that is running, else the newest that has ended
+    Latest {
+        /// The run's kind
+        kind: String,
+        /// Its key
+        key: String,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -99,6 +111,12 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
         Verb::List { filter, output } => list(global, &filter, output.format).await,
         Verb::Describe { run, output } => {
             let detail = global.operator().await?.run(run).await?.ok_or_else(|| no_such(run))?;
+            Ok(output::object(output.format, &detail, describe)?)
+        }
+        Verb::Latest { kind, key, output } => {
+            let detail = global.operator().await?.latest(&kind, &key).await?;
+            let detail =
+                detail.ok_or_else(|| Failure::Failed(format!("there is no run of kind {kind:?} and key {key:?}")))?;
             Ok(output::object(output.format, &detail, describe)?)
         }
         Verb::Restart { run, output } => {
@@ -246,6 +264,7 @@ impl Tabular for RunRow {
         "created_at",
         "finished_at",
         "died_with",
+        "error",
     ];
     const NUMBERS: &'static [&'static str] = &["fence", "attempt", "crashes"];
 
@@ -263,6 +282,7 @@ impl Tabular for RunRow {
             seconds(self.created_at),
             or_dash(self.finished_at.map(seconds)),
             or_dash((!died_with.is_empty()).then(|| died_with.join(", "))),
+            or_dash(self.error.as_deref().map(|error| brief_text(error, ERROR_WIDTH))),
         ]
     }
 }

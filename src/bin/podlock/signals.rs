@@ -6,32 +6,49 @@ use std::task::Poll;
 use rustix::process::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a process to end.
+/// The signals that ask a process to end, but for a SIGINT or SIGHUP that this process was started to ignore: so a shell
+/// starts what runs in the background of a script (`&`), and `nohup` what is to outlive the terminal.
 #[derive(Debug)]
-pub(crate) struct EndSignals {
-    term: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
+pub(crate) struct EndSignals(Vec<(&'static str, Signal)>);
 
 impl EndSignals {
     /// From here on these signals do not end the process by themselves.
     pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        let ignored = ignored()?;
+        let mut signals = vec![("SIGTERM", signal(SignalKind::terminate())?)];
+        for (name, number) in [("SIGINT", Number::INT), ("SIGHUP", Number::HUP)] {
+            if !is_in(ignored, number) {
+                signals.push((name, signal(SignalKind::from_raw(number.as_raw()))?));
+            }
+        }
+        Ok(Self(signals))
     }
 
     /// Waits for the next one and names it.
     pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
+        next_of(&mut self.0).await
     }
+}
+
+/// Waits for the next of these signals.
+async fn next_of<T: Copy>(signals: &mut [(T, Signal)]) -> T {
+    std::future::poll_fn(|context| {
+        let mut signals = signals.iter_mut();
+        let came = signals.find_map(|(which, signal)| signal.poll_recv(context).is_ready().then_some(*which));
+        came.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+/// What this process ignores, as a mask: signal n is bit n - 1.
+fn ignored() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    Ok(ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0))
+}
+
+fn is_in(mask: u64, number: Number) -> bool {
+    mask >> (number.as_raw() - 1) & 1 == 1
 }
 
 /// What `hold` passes on to its command.
@@ -63,24 +80,19 @@ pub(crate) struct Passed {
 impl Passed {
     /// From here on these signals do not end or stop the process by themselves.
     pub(crate) fn listen() -> io::Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-        let heard = PASSED.into_iter().filter(|number| ignored >> (number.as_raw() - 1) & 1 == 0);
+        let ignored = ignored()?;
+        let heard = PASSED.into_iter().filter(|number| !is_in(ignored, *number));
         let listen = |number: Number| Ok((number, signal(SignalKind::from_raw(number.as_raw()))?));
         Ok(Self { passed: heard.map(listen).collect::<io::Result<_>>()?, children: signal(SignalKind::child())? })
     }
 
     /// Waits for the next one; or for SIGCHLD, which is passed on to nobody: a child has ended or stopped.
     pub(crate) async fn next(&mut self) -> Number {
-        std::future::poll_fn(|context| {
-            if self.children.poll_recv(context).is_ready() {
-                return Poll::Ready(Number::CHILD);
-            }
-            let mut signals = self.passed.iter_mut();
-            let came = signals.find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
-            came.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        let Self { passed, children } = self;
+        tokio::select! {
+            biased;
+            _ = children.recv() => Number::CHILD,
+            number = next_of(passed) => number,
+        }
     }
 }

@@ -14,14 +14,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
 use crate::pod::shared::Shared;
 use crate::postgres::runs;
+use crate::postgres::streams;
 use crate::postgres::streams::Page;
-use crate::protocol::stream::{Position, catch_up};
+use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
 
 /// What a reader of a run's stream is told, in this order: chunks and resets as they come, the end last.
 ///
-/// As JSON each is an object of the fields that are named here.
+/// As JSON each is an object of the fields that are named here, and `event`, which is its [name](StreamEvent::name).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
+#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StreamEvent {
     /// The next chunk: stored, and handed to this reader once.
@@ -43,21 +44,39 @@ pub enum StreamEvent {
         from_seq: u64,
     },
     /// The run has ended, and this reader has all of its chunks.
+    #[non_exhaustive]
     End {
         /// `succeeded`, `failed`, `cancelled` or `quarantined`.
         state: Arc<str>,
+        /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters. As JSON it is
+        /// left out where there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<Arc<str>>,
     },
+}
+
+impl StreamEvent {
+    /// Its name: `chunk`, `reset` or `end`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Chunk { .. } => "chunk",
+            Self::Reset { .. } => "reset",
+            Self::End { .. } => "end",
+        }
+    }
 }
 
 /// Where a reader of a stream is: what it has seen before, it is not handed again.
 ///
-/// As text it is what the reference pod's streams bear as the event's id. Take it as opaque.
+/// As text it is what the reference pod's streams bear as the event's id. Take it as opaque. The end has a position of its
+/// own: who attaches after it is told nothing more, unless the run goes on after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamPosition(Position);
+pub struct StreamPosition(Seen);
 
 impl StreamPosition {
     /// Before the first chunk.
-    pub const START: Self = Self(Position::START);
+    pub const START: Self = Self(Seen::NOTHING);
 }
 
 impl fmt::Display for StreamPosition {
@@ -89,31 +108,39 @@ pub struct Attached {
     seat: Seat,
     /// Where it asks from, beyond what is ready.
     asks_from: Position,
-    ready: VecDeque<(StreamEvent, Position)>,
-    seen: Position,
+    ready: VecDeque<(StreamEvent, Seen)>,
+    seen: Seen,
     answer: Option<oneshot::Receiver<Result<Page>>>,
     ended: bool,
+    /// Whether it waits while its pod is cut off, if somebody has said so.
+    waits: Option<bool>,
 }
 
 impl Attached {
     /// Attaches after `position`.
     pub(crate) async fn new(shared: Arc<Shared>, run_id: RunId, position: StreamPosition) -> Result<Self> {
         let seat = shared.readers.sit();
-        let StreamPosition(position) = position;
-        let attached = Self {
+        let StreamPosition(seen) = position;
+        let mut attached = Self {
             shared,
             run_id,
             seat,
-            asks_from: position,
+            asks_from: seen.position,
             ready: VecDeque::new(),
-            seen: position,
+            seen,
             answer: None,
             ended: false,
+            waits: None,
         };
-        if runs::standing(&attached.shared.db, run_id).await?.is_none() {
-            return Err(gone(run_id));
-        }
-        Ok(attached)
+        let db = &attached.shared.db;
+        let is_there = if seen.end.is_some() {
+            // Whether it is over for this reader is known at once, so that `is_over` can say so.
+            let page = streams::pages(db, &[(run_id, seen.position)]).await?.pop().flatten();
+            page.map(|page| attached.take(page)).is_some()
+        } else {
+            runs::standing(db, run_id).await?.is_some()
+        };
+        if is_there { Ok(attached) } else { Err(gone(run_id)) }
     }
 
     /// The run.
@@ -128,13 +155,37 @@ impl Attached {
         StreamPosition(self.seen)
     }
 
+    /// True if there is nothing more to come: every event was returned, or the reader attached after the end.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.ended && self.ready.is_empty()
+    }
+
+    /// Whether the reader waits here while its pod is cut off from the database. It does unless this is called with false:
+    /// then [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of it was
+    /// answered for `self_fence`. What was handed over before is returned first.
+    ///
+    /// False is for readers that can attach to another pod from [`Attached::position`]. It is what `podlock::http::sse` does
+    /// with a reader of which nothing else was said.
+    pub fn wait_while_cut_off(mut self, waits: bool) -> Self {
+        self.waits = Some(waits);
+        self
+    }
+
+    /// The same, unless it was said before.
+    pub(crate) fn wait_while_cut_off_by_default(mut self, waits: bool) -> Self {
+        self.waits.get_or_insert(waits);
+        self
+    }
+
     /// Waits for the next event. `None` once the run has ended and everything was returned.
     ///
-    /// While the database cannot be reached it waits.
+    /// While the database cannot be reached it waits, unless [`Attached::wait_while_cut_off`] says otherwise.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Stopped`] if this pod has ended: attach to another from [`Attached::position`].
+    /// [`ErrorKind::Stopped`] if this pod has ended, [`ErrorKind::Detached`] if it is cut off and the reader is not to wait:
+    /// attach to another from [`Attached::position`].
     /// [`ErrorKind::NotFound`] if the run was deleted meanwhile. Others as the server's.
     ///
     /// # Cancel safety
@@ -172,7 +223,12 @@ impl Attached {
         let (shared, seat) = (&self.shared, self.seat);
         let (run_id, from) = (self.run_id, self.asks_from);
         let answer = self.answer.get_or_insert_with(|| shared.readers.ask(seat, run_id, from));
-        let page = answer.await;
+        let page = tokio::select! {
+            biased;
+            page = &mut *answer => page,
+            // The question stands: a later call goes on waiting for its answer.
+            () = shared.cut_off(), if self.waits == Some(false) => return Err(cut_off(shared, run_id)),
+        };
         self.answer = None;
         let page = page.map_err(|_| {
             Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.shared.pod_id))
@@ -185,23 +241,46 @@ impl Attached {
     }
 
     fn take(&mut self, page: Page) {
+        let end = EndMark::new(&page.state, page.fence.get());
+        let has_ended = page.state != "running";
+        let asked = Seen { position: self.asks_from, end: self.seen.end };
+        if has_ended && knows_the_end(&asked, &page.facts, end) {
+            self.ended = true;
+            return;
+        }
         let (mut at, taken_back) = catch_up(self.asks_from, &page.facts);
         if let Some(from) = taken_back {
             let reset = StreamEvent::Reset { generation: at.generation, from_seq: from.unsigned_abs() };
-            self.ready.push_back((reset, at));
+            self.ready.push_back((reset, seen(at)));
         }
         let generation = at.generation;
         for chunk in page.chunks {
             (at.next, at.fence) = (chunk.seq + 1, chunk.fence.get());
             let (seq, fence, body) = (chunk.seq.unsigned_abs(), chunk.fence, chunk.body);
-            self.ready.push_back((StreamEvent::Chunk { generation, seq, fence, body }, at));
+            self.ready.push_back((StreamEvent::Chunk { generation, seq, fence, body }, seen(at)));
         }
-        if page.state != "running" && at.next >= page.facts.next {
+        if has_ended && at.next >= page.facts.next {
             self.ended = true;
-            self.ready.push_back((StreamEvent::End { state: page.state.into() }, at));
+            let event = StreamEvent::End { state: page.state.into(), error: page.error };
+            self.ready.push_back((event, Seen { position: at, end: Some(end) }));
         }
         self.asks_from = at;
     }
+}
+
+fn seen(position: Position) -> Seen {
+    Seen { position, end: None }
+}
+
+pub(crate) fn cut_off(shared: &Shared, run_id: RunId) -> Error {
+    let silent = shared.silent_for();
+    Error::new(
+        ErrorKind::Detached,
+        format!("pod {} is cut off from the database, for {silent:.1?} by now", shared.pod_id),
+    )
+    .about_run(run_id)
+    .left("the reader has what was handed to it; the run goes on, here or elsewhere")
+    .todo("attach to another pod, from the position that was reached")
 }
 
 impl Drop for Attached {
@@ -212,6 +291,9 @@ impl Drop for Attached {
 
 impl fmt::Debug for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attached").field("run_id", &self.run_id).field("position", &self.seen).finish_non_exhaustive()
+        f.debug_struct("Attached")
+            .field("run_id", &self.run_id)
+            .field("position", &self.position())
+            .finish_non_exhaustive()
     }
 }

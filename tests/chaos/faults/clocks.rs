@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::checker::Excused;
 use crate::clock::Clock;
 use crate::own_server::{OwnServer, shared_server};
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, World};
+use crate::world::{Figure, World, slack};
 
-const SOON: Duration = Duration::from_secs(40);
 const JUMPS: i64 = 4;
 const HOUR: i64 = 3600;
 const BACK: Duration = Duration::from_secs(20);
@@ -45,7 +45,7 @@ async fn a_pods_clock_jumps() -> Vec<Figure> {
     clock.set(-HOUR);
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, bound + SLACK).await;
+    let buried = world.buried("a", killed, bound + slack()).await;
     world.figure("killed, buried", killed, buried, Some(bound));
     world.conclude(&Excused::ended(&["a"])).await
 }
@@ -76,7 +76,7 @@ async fn the_servers_clock_jumps_forward() -> Vec<Figure> {
     assert_eq!(world.takeovers().await, 0, "nobody took its runs");
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, bound + SLACK).await;
+    let buried = world.buried("a", killed, bound + slack()).await;
     world.figure("killed afterwards, buried", killed, buried, Some(bound));
     world.conclude(&Excused::ended(&["a"])).await
 }
@@ -93,9 +93,9 @@ async fn the_servers_clock_steps_back() -> Vec<Figure> {
     world.process("d").freeze().await;
     clock.set(-i64::try_from(BACK.as_secs()).unwrap());
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, worst.process_killed + SLACK).await;
+    let buried = world.buried("a", killed, worst.process_killed + slack()).await;
     world.figure("killed, buried", killed, buried, Some(worst.process_killed));
-    let buried = world.buried("d", at, worst.frozen + BACK + SLACK).await;
+    let buried = world.buried("d", at, worst.frozen + BACK + slack()).await;
     world.figure("frozen at a step of 20 s back, buried", at, buried, Some(worst.frozen + BACK));
     world.process("d").thaw();
     world.conclude(&Excused::ended(&["a", "d"]).overlap(&["d"])).await

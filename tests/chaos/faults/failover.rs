@@ -6,13 +6,13 @@ use podlock::throwaway::Server;
 
 use crate::checker::{Excused, Missing, Rule, check};
 use crate::history::{self, Said};
+use crate::patience::SOON;
 use crate::pod::{Input, Order, now_ns};
 use crate::process;
 use crate::scenario::Scenario;
 use crate::standby::Standby;
-use crate::world::{self, Figure, SLACK, World};
+use crate::world::{self, Figure, World, slack};
 
-const SOON: Duration = Duration::from_secs(30);
 const PODS: [&str; 3] = ["a", "b", "c"];
 /// What it tolerates must be more than a promotion takes on a loaded machine.
 const LEASE: Duration = Duration::from_secs(8);
@@ -152,7 +152,7 @@ async fn lags() -> Vec<Figure> {
         let more = Order::Start { count: 5, input: Input { steps: 10, pause_ms: 20 } };
         world.process("a").order(&more).await;
         world.each(&["a"], "it starts runs", SOON, |s: &Said| s.t > promoted && s.ev == "began").await;
-        let buried = world.buried("c", promoted, worst.database_restarted + SLACK).await;
+        let buried = world.buried("c", promoted, worst.database_restarted + slack()).await;
         world.figure(
             "a dead pod is buried again, from the promotion",
             promoted,
@@ -183,7 +183,7 @@ async fn standby_hangs() -> Vec<Figure> {
     let goes_on = now_ns();
     receiver.goes_on();
     let bound = world.worst_case().process_killed;
-    let buried = world.buried("c", killed, bound + SLACK).await;
+    let buried = world.buried("c", killed, bound + slack()).await;
     let resumed = world.resumed(killed, SOON).await;
     world.figure("buried, from when commits end", goes_on, buried, Some(bound));
     world.figure("first run goes on, from when commits end", goes_on, resumed, Some(bound));
@@ -212,7 +212,7 @@ async fn primary_dies_meanwhile() -> Vec<Figure> {
     world.server.suffers(Server::kill_postmaster).await;
     let stops = world.worst_case().silent_pod_stops;
     let told = |s: &Said| s.t > began && s.what.as_deref() == Some("self_fenced");
-    let told = world.each(&PODS, "it told its runs to stop", stops + SLACK, told).await;
+    let told = world.each(&PODS, "it told its runs to stop", stops + slack(), told).await;
     world.figure("all runs are told to stop", began, told, Some(stops));
     receiver.goes_on();
     world.server.suffers(Server::start_again).await;

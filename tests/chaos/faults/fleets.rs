@@ -3,16 +3,14 @@
 use std::time::{Duration, Instant};
 
 use podlock::migrate;
-use podlock::throwaway::Server;
 use rustix::process::Signal;
 
 use crate::checker::Excused;
 use crate::own_server::{OwnServer, shared_server};
+use crate::patience::SOON;
 use crate::pod::{BRINGS, now_ns};
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, START, World, connect};
-
-const SOON: Duration = Duration::from_secs(30);
+use crate::world::{Figure, START, World, connect, slack};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -68,7 +66,7 @@ async fn all_buried(world: &World, names: &[&str], since: u64, limit: Duration) 
 async fn fifty() -> Vec<Figure> {
     const PODS: usize = 50;
     const KILLED: [&str; 5] = ["p00", "p11", "p22", "p33", "p44"];
-    let server = OwnServer::start(Server::builder().setting("max_connections", "600")).await;
+    let server = OwnServer::start(crate::inherited::postgres().setting("max_connections", "600")).await;
     let mut world = World::unmigrated(server).await;
     // Two cores have fifty processes to carry.
     world.lease = Duration::from_secs(10);
@@ -95,7 +93,7 @@ async fn fifty() -> Vec<Figure> {
     }
     let bound = world.worst_case().process_killed;
     let killed = kill_in_one_go(&mut world, &KILLED).await;
-    let buried = all_buried(&world, &KILLED, killed, bound + SLACK).await;
+    let buried = all_buried(&world, &KILLED, killed, bound + slack()).await;
     world.figure("five are killed: the last is buried", killed, buried, Some(bound));
     let resumed = world.resumed(killed, SOON).await;
     world.figure("first run goes on", killed, resumed, Some(bound));
@@ -119,7 +117,7 @@ async fn all_but_one() -> Vec<Figure> {
     }
     let bound = world.worst_case().many_lost;
     let killed = kill_in_one_go(&mut world, &KILLED).await;
-    let buried = all_buried(&world, &KILLED, killed, bound + SLACK).await;
+    let buried = all_buried(&world, &KILLED, killed, bound + slack()).await;
     world.figure("the last is buried", killed, buried, Some(bound));
     world.all_runs_ended(SOON).await;
     let ends = world.ends().await;
@@ -149,7 +147,7 @@ async fn all_lost() -> Vec<Figure> {
     let ready = now_ns();
     let resumed = world.resumed(0, SOON).await;
     world.figure("there again, its own runs go on", ready, resumed, Some(bounds.process_killed));
-    let buried = all_buried(&world, &["b", "c", "d"], ready, bounds.many_lost + SLACK).await;
+    let buried = all_buried(&world, &["b", "c", "d"], ready, bounds.many_lost + slack()).await;
     world.figure("there again, the last of the others is buried", ready, buried, Some(bounds.many_lost));
     world.all_runs_ended(SOON).await;
     let end = |pod: &str, why: &str, by: Option<&str>| (pod.to_owned(), why.to_owned(), by.map(str::to_owned));
@@ -184,7 +182,7 @@ async fn all_stopped() -> Vec<Figure> {
     let ready = now_ns();
     let all_go_on = "SELECT count(*) FROM studio_runs WHERE owner_pod = 'd' OR state <> 'running'";
     world
-        .until(bounds.process_killed + SLACK, "every run goes on", async |client| {
+        .until(bounds.process_killed + slack(), "every run goes on", async |client| {
             let on: i64 = client.query_one(all_go_on, &[]).await.map_err(|e| e.to_string())?.get(0);
             if on == 9 { Ok(()) } else { Err(format!("{on} of 9")) }
         })
@@ -192,7 +190,7 @@ async fn all_stopped() -> Vec<Figure> {
     world.figure("another is there: every run goes on", ready, now_ns(), Some(bounds.process_killed));
     let left: Vec<String> = world.roster().await.into_iter().filter(|pod| pod != "d").collect();
     let left: Vec<&str> = left.iter().map(String::as_str).collect();
-    let buried = all_buried(&world, &left, ready, bounds.many_lost + SLACK).await;
+    let buried = all_buried(&world, &left, ready, bounds.many_lost + slack()).await;
     world.figure("and the last of those that stopped is buried", ready, buried, Some(bounds.many_lost));
     world.all_runs_ended(SOON).await;
     assert!(world.ends().await.iter().all(|(_, reason, _)| reason == "shutdown"), "{:?}", world.ends().await);
@@ -248,7 +246,7 @@ async fn rolling_upgrade() -> Vec<Figure> {
     // The newer ones have yet to settle, and to make sure that the older did not only all lose their connections.
     let bound = world.worst_case().many_lost;
     let stopped = now_ns();
-    let buried = all_buried(&world, &["a", "b", "c"], began, bound + SLACK).await;
+    let buried = all_buried(&world, &["a", "b", "c"], began, bound + slack()).await;
     world.figure("all of the older are buried", stopped, buried, Some(bound));
     world.all_runs_ended(SOON).await;
     let later = "SELECT count(*) FROM studio_schema_history WHERE name = 'later'";
@@ -316,12 +314,12 @@ async fn tables_locked() -> Vec<Figure> {
     migrating.commit().await.expect("its end");
     let over = now_ns();
     world.figure("nobody could write for", locked, over, None);
-    let buried = world.buried("c", over, bounds.process_killed + SLACK).await;
+    let buried = world.buried("c", over, bounds.process_killed + slack()).await;
     world.figure("it is over: who died meanwhile is buried", over, buried, Some(bounds.process_killed));
     let steps =
         "SELECT count(*) FROM chaos.history WHERE relation = 'run' AND at > clock_timestamp() - interval '250 ms'";
     world
-        .until(bounds.process_killed + SLACK, "runs go on", async |client| {
+        .until(bounds.process_killed + slack(), "runs go on", async |client| {
             let made: i64 = client.query_one(steps, &[]).await.map_err(|e| e.to_string())?.get(0);
             if made > 0 { Ok(()) } else { Err("no step".to_owned()) }
         })

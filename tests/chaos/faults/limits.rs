@@ -12,11 +12,11 @@ use tokio_postgres::error::SqlState;
 
 use crate::checker::Excused;
 use crate::history::Said;
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::{Need, Scenario};
-use crate::world::{Figure, SLACK, World, connect, try_connect};
+use crate::world::{Figure, World, connect, slack, try_connect};
 
-const SOON: Duration = Duration::from_secs(30);
 const PODS: [&str; 3] = ["a", "b", "c"];
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -70,7 +70,7 @@ async fn connections() -> Vec<Figure> {
     let worst = world.worst_case();
     let gave_up = |s: &Said| s.t > broken && s.what.as_deref() == Some("self_fenced");
     let gave_up = world.each(&["a"], "it tells its runs to stop", SOON, gave_up).await;
-    let buried = world.buried("a", broken, worst.connection_broken + SLACK).await;
+    let buried = world.buried("a", broken, worst.connection_broken + slack()).await;
     let resumed = world.resumed(broken, SOON).await;
     world.figure("its runs are told to stop", broken, gave_up, Some(worst.silent_pod_stops));
     world.figure("buried", broken, buried, Some(worst.connection_broken));
@@ -108,11 +108,11 @@ async fn lock_table() -> Vec<Figure> {
     let greedy = Greedy::begins(connect(&world.server.socket_url(&world.database)).await).await;
     world.logged("a", "53200", SOON).await;
     let killed = world.kill("c").await;
-    tokio::time::sleep(worst.process_killed + SLACK).await;
+    tokio::time::sleep(worst.process_killed + slack()).await;
     assert_eq!(world.roster().await, PODS, "buried on an unknown");
     let freed = now_ns();
     greedy.ends().await;
-    let buried = world.buried("c", killed, worst.process_killed + SLACK).await;
+    let buried = world.buried("c", killed, worst.process_killed + slack()).await;
     let resumed = world.resumed(killed, SOON).await;
     world.figure("buried, from when there are locks", freed, buried, Some(worst.process_killed));
     world.figure("first run goes on, from when there are locks", freed, resumed, Some(worst.process_killed));
@@ -167,7 +167,7 @@ async fn slow_commits() -> Vec<Figure> {
     }
     let bound = world.worst_case().process_killed;
     let killed = world.kill("c").await;
-    let buried = world.buried("c", killed, bound + SLACK).await;
+    let buried = world.buried("c", killed, bound + slack()).await;
     let resumed = world.resumed(killed, SOON).await;
     world.figure("buried", killed, buried, Some(bound));
     world.figure("first run goes on", killed, resumed, Some(bound));
@@ -214,7 +214,7 @@ async fn pool() -> Vec<Figure> {
     let killed = world.kill("c").await;
     // By the roster: the others may not be listening yet when it is buried.
     let buried = world
-        .until(worst.process_killed + SLACK, "pod c is buried", async |client| {
+        .until(worst.process_killed + slack(), "pod c is buried", async |client| {
             let rows =
                 client.query("SELECT FROM studio_pods WHERE pod_id = 'c'", &[]).await.map_err(|e| e.to_string())?;
             if rows.is_empty() { Ok(now_ns()) } else { Err("it is in the roster".to_owned()) }

@@ -1,15 +1,12 @@
 //! What happens where a pod starts under a name, or a key, that is another's.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 
 use crate::checker::Excused;
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, World};
-
-const SOON: Duration = Duration::from_secs(30);
+use crate::world::{Figure, World, slack};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -52,7 +49,7 @@ async fn duplicate() -> Vec<Figure> {
     world.locks_are_of(&["a", "b"]).await;
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, bound + SLACK).await;
+    let buried = world.buried("a", killed, bound + slack()).await;
     world.figure("the first is killed then: buried", killed, buried, Some(bound));
     world.conclude(&Excused::ended(&["a"])).await
 }
@@ -66,7 +63,7 @@ async fn two_at_once() -> Vec<Figure> {
         let command = world.command("a");
         world.spawn(process, command);
     }
-    let refused = world.first("one is refused", limit + SLACK, |s| s.ev == "refused").await;
+    let refused = world.first("one is refused", limit + slack(), |s| s.ev == "refused").await;
     world.figure("the one that is too late is refused", at, refused, Some(limit));
     let (mut there, mut gone) = (world.pods.remove("a").unwrap(), world.pods.remove("the other a").unwrap());
     if there.find(|s| (s.ev == "refused").then_some(())).is_some() {
@@ -141,7 +138,7 @@ async fn replacement_of_a_frozen_one() -> Vec<Figure> {
     world.process("a").freeze().await;
     let replacement = world.command("a");
     world.spawn("another a", replacement);
-    world.process("another a").ready(bound + SLACK).await;
+    world.process("another a").ready(bound + slack()).await;
     world.figure("the replacement is there", at, now_ns(), Some(bound));
     let now = world.standing("a").await;
     let resumed = world.resumed(at, SOON).await;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::checker::Excused;
 use crate::network::{Link, Weather};
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::{Need, Scenario};
-use crate::world::{Figure, SLACK, World};
+use crate::world::{Figure, World, slack};
 
-const SOON: Duration = Duration::from_secs(40);
 const NEEDS: &[Need] = &[Need::Root, Need::Tun];
 const BAD: Weather = Weather { delay: Duration::from_millis(500), loss: 0.1 };
 
@@ -38,12 +38,12 @@ async fn cut_off(cut: impl Fn(&Link), pause_ms: u64) -> Vec<Figure> {
     let at = now_ns();
     cut(&world.links["a"]);
     let told = world
-        .first("the silent pod tells its runs", bound + SLACK, |s| {
+        .first("the silent pod tells its runs", bound + slack(), |s| {
             s.t > at && (s.what.as_deref() == Some("self_fenced") || s.ev == "told")
         })
         .await;
     world.figure("runs told to stop", at, told, Some(world.worst_case().silent_pod_stops));
-    let buried = world.buried("a", at, bound + SLACK).await;
+    let buried = world.buried("a", at, bound + slack()).await;
     let resumed = world.resumed(at, SOON).await;
     world.figure("buried", at, buried, Some(bound));
     world.figure("first run goes on", at, resumed, Some(bound));

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use super::sessions::at_most_one_was_buried;
 use crate::checker::Excused;
+use crate::patience::SOON;
 use crate::pgbouncer::PgBouncer;
 use crate::pod::now_ns;
 use crate::scenario::{Need, Scenario};
-use crate::world::{Figure, SLACK, World, connect};
-
-const SOON: Duration = Duration::from_secs(30);
+use crate::world::{Figure, World, connect, slack};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -80,7 +79,7 @@ async fn session_mode() -> Vec<Figure> {
     world.start("a", 6, 100, 25).await;
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, bound + SLACK).await;
+    let buried = world.buried("a", killed, bound + slack()).await;
     let resumed = world.resumed(killed, SOON).await;
     world.figure("buried", killed, buried, Some(bound));
     world.figure("first run goes on", killed, resumed, Some(bound));

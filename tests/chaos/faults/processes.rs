@@ -1,15 +1,12 @@
 //! What happens to the process of a pod.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 
 use crate::checker::Excused;
+use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, World};
-
-const SOON: Duration = Duration::from_secs(30);
+use crate::world::{Figure, World, slack};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -33,7 +30,7 @@ async fn sigkill() -> Vec<Figure> {
     world.start("a", 6, 60, 25).await;
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
-    let buried = world.buried("a", killed, bound + SLACK).await;
+    let buried = world.buried("a", killed, bound + slack()).await;
     let resumed = world.resumed(killed, SOON).await;
     world.figure("buried", killed, buried, Some(bound));
     world.figure("first run goes on", killed, resumed, Some(bound));
@@ -67,7 +64,7 @@ async fn frozen_for_long() -> Vec<Figure> {
     let bound = world.worst_case().frozen;
     let at = now_ns();
     world.process("a").freeze().await;
-    let buried = world.buried("a", at, bound + SLACK).await;
+    let buried = world.buried("a", at, bound + slack()).await;
     let resumed = world.resumed(at, SOON).await;
     world.figure("buried", at, buried, Some(bound));
     world.figure("first run goes on", at, resumed, Some(bound));
@@ -101,7 +98,7 @@ async fn blocked_runtime() -> Vec<Figure> {
     let ms = u64::try_from(bound.as_millis()).unwrap() + 3000;
     let at = now_ns();
     world.process("a").order(&Order::Block { ms }).await;
-    let buried = world.buried("a", at, bound + SLACK).await;
+    let buried = world.buried("a", at, bound + slack()).await;
     let resumed = world.resumed(at, SOON).await;
     world.figure("buried", at, buried, Some(bound));
     world.figure("first run goes on", at, resumed, Some(bound));

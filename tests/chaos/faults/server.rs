@@ -8,11 +8,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::checker::Excused;
 use crate::history::Said;
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, World, connect, eventually};
+use crate::world::{Figure, World, connect, eventually, slack};
 
-const SOON: Duration = Duration::from_secs(30);
 const PODS: [&str; 3] = ["a", "b", "c"];
 /// What a lease tolerates must be more than a restart takes on a loaded machine.
 const LEASE: Duration = Duration::from_secs(8);
@@ -143,7 +143,7 @@ async fn a_pod_dies_meanwhile() -> Vec<Figure> {
         if Duration::from_nanos(up - began) > tolerated {
             continue;
         }
-        let buried = world.buried("c", up, restarted + SLACK).await;
+        let buried = world.buried("c", up, restarted + slack()).await;
         let resumed = world.resumed(up, SOON).await;
         world.figure("outage", began, up, Some(tolerated));
         world.figure("buried, from the server's return", up, buried, Some(restarted));
@@ -167,7 +167,7 @@ async fn paused_for_long() -> Vec<Figure> {
     world.server.suffers(Server::pause).await;
     let stops = world.worst_case().silent_pod_stops;
     let told = |s: &Said| s.t > began && s.what.as_deref() == Some("self_fenced");
-    let told = world.each(&PODS, "it told its runs to stop", stops + SLACK, told).await;
+    let told = world.each(&PODS, "it told its runs to stop", stops + slack(), told).await;
     world.figure("all runs are told to stop", began, told, Some(stops));
     let over = (world.lease * 3 / 2).saturating_sub(Duration::from_nanos(now_ns() - began));
     tokio::time::sleep(over).await;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::checker::Excused;
+use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::Scenario;
-use crate::world::{Figure, LEASE, SLACK, Standing, World};
+use crate::world::{Figure, LEASE, Standing, World, slack};
 
-const SOON: Duration = Duration::from_secs(30);
 /// Between two steps of a run.
 const PAUSE_MS: u64 = 25;
 
@@ -118,7 +118,7 @@ async fn watch_terminated() -> Vec<Figure> {
             .await;
         world.figure("another watches", at, now_ns(), None);
         let killed = world.kill("b").await;
-        let buried = world.buried("b", killed, bound + SLACK).await;
+        let buried = world.buried("b", killed, bound + slack()).await;
         world.figure("its peer is buried", killed, buried, Some(bound));
         let b = seldom(&mut world, "b");
         world.pod_by("b", b).await;
@@ -149,7 +149,7 @@ async fn pool_terminated() -> Vec<Figure> {
         let before: BTreeMap<String, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         assert_eq!(before.len(), 6, "all of them run");
         world
-            .until(bound + SLACK, "each run has made two steps more", async |client| {
+            .until(bound + slack(), "each run has made two steps more", async |client| {
                 let rows = client.query(steps, &[]).await.map_err(|e| e.to_string())?;
                 let now: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
                 let on = |(run, n): &(String, i64)| *n >= before[run] + 2;
@@ -182,7 +182,7 @@ async fn all_terminated() -> Vec<Figure> {
             world.figure("it was quicker: back as itself", at, back, Some(bounds.outage_tolerated));
             continue;
         }
-        let buried = world.buried("a", at, bounds.process_killed + SLACK).await;
+        let buried = world.buried("a", at, bounds.process_killed + slack()).await;
         world.figure("its peers were quicker: buried", at, buried, Some(bounds.process_killed));
         world.figure("back as another", at, back, Some(bounds.outage_tolerated));
         let resumed = world.resumed(at, SOON).await;

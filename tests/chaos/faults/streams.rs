@@ -6,11 +6,11 @@ use podlock::RunId;
 use rustix::process::Signal;
 
 use crate::checker::Excused;
+use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
 use crate::scenario::Scenario;
-use crate::world::{Figure, SLACK, World};
+use crate::world::{Figure, World, slack};
 
-const SOON: Duration = Duration::from_secs(30);
 const STEPS: u64 = 120;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -105,7 +105,7 @@ async fn frozen() -> Vec<Figure> {
     let bound = world.worst_case().frozen;
     let at = now_ns();
     world.process("a").freeze().await;
-    let resumed = world.resumed(at, bound + SLACK).await;
+    let resumed = world.resumed(at, bound + slack()).await;
     world.figure("first run goes on", at, resumed, Some(bound));
     let heard = next_chunk(&world, resumed).await;
     world.figure("a reader has its next chunk", at, heard, None);

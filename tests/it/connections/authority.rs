@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -118,7 +117,7 @@ impl TlsServer {
         db.client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         let tls_only = Self { server, authority, db };
         let plain = tls_only.url("app", "sslmode=disable");
-        eventually(Duration::from_secs(10), "the server refuses connections without TLS", || async {
+        eventually(crate::patience::SOON, "the server refuses connections without TLS", || async {
             match tokio_postgres::connect(&plain, tokio_postgres::NoTls).await {
                 Err(e) if e.as_db_error().is_some_and(|e| e.message().contains("no pg_hba.conf entry")) => Ok(()),
                 other => Err(format!("{:?}", other.map(drop))),

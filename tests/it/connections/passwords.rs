@@ -9,10 +9,9 @@ use podlock::{Config, ErrorKind, NewRun, Outcome, PasswordRequest, Pod, Run};
 use serde_json::json;
 
 use super::authority::TlsServer;
+use crate::patience::{CONNECT, SOON};
 use crate::support::faults::refused;
 use crate::support::{LEASE, eventually, start, timed};
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Connections are lost when the password has just been changed and the service does not know it yet: the run that ends
 /// meanwhile waits for it, and is not failed for want of a connection.
@@ -128,9 +127,10 @@ async fn a_password_source_that_fails_is_an_error_of_the_start_and_one_that_hang
         let tls = TlsServer::start().await;
         let url = tls.trusting("app", "sslmode=verify-full");
         let config = |name: &str| Config::new(&url).name(name).lease(LEASE);
-        let failing = config("a").password_from(|_| async { Err::<String, _>("the vault is sealed") });
+        let patient = |name: &str| config(name).with(|c| c.connect_timeout = Some(CONNECT));
+        let failing = patient("a").password_from(|_| async { Err::<String, _>("the vault is sealed") });
         refused(failing).await.is(ErrorKind::AuthFailed, &["the vault is sealed", "localhost"], LEASE);
-        let panicking = config("a").password_from(|_| async { panic!("as asked") as Result<String, std::io::Error> });
+        let panicking = patient("a").password_from(|_| async { panic!("as asked") as Result<String, std::io::Error> });
         refused(panicking).await.is(ErrorKind::AuthFailed, &["asking the service for the password"], LEASE);
         let hanging = config("a").password_from(|_| std::future::pending::<Result<String, std::io::Error>>());
         let limit = config("a").validate().unwrap().connect_timeout;

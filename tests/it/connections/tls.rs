@@ -1,20 +1,18 @@
 //! One source of TLS settings for all four kinds of connection.
 
 use std::path::Path;
-use std::time::Duration;
 
 use podlock::operator::PodFilter;
 use podlock::{Config, ErrorKind, NewRun, Operator, migrate};
 use serde_json::json;
 
 use super::authority::{Authority, TlsServer};
+use crate::patience::{CONNECT, SOON};
 use crate::support::faults::refused;
 use crate::support::{LEASE, eventually, start, timed};
 
-const SOON: Duration = Duration::from_secs(10);
-
 fn config(url: &str) -> Config {
-    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 /// The degrees of `sslmode` are only worth something if none of the four kinds of connection, nor the operator's and

@@ -6,7 +6,8 @@ use std::time::Duration;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
 
-use crate::support::faults::{OwnServer, SLACK, free_port, hosts_url, nothing_is_left_of, refused};
+use crate::patience::SOON;
+use crate::support::faults::{OwnServer, free_port, hosts_url, nothing_is_left_of, refused, slack};
 use crate::support::pgbouncer::{Manner, Relay};
 use crate::support::{Db, LEASE, eventually, server, start, timed};
 
@@ -16,7 +17,7 @@ const CONNECT: Duration = Duration::from_millis(700);
 async fn second_waits(db: &Db) {
     let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE NOT l.granted \
                AND l.locktype = 'advisory' AND a.application_name = 'podlock/a/liveness' AND a.datname = current_database()";
-    eventually(Duration::from_secs(10), "a second pod waits for the lock", || async {
+    eventually(SOON, "a second pod waits for the lock", || async {
         match db.client.scalar::<i64>(sql, &[]).await {
             1 => Ok(()),
             n => Err(format!("{n} wait")),
@@ -147,7 +148,7 @@ async fn a_server_that_freezes_ends_a_start_within_its_limits_wherever_it_stands
         let refusal = refused(quick(db.url.clone())).await;
         refusal.is(ErrorKind::Timeout, &["connecting to 127.0.0.1", "700ms"], CONNECT);
         let refusal = waiting.await.unwrap();
-        assert!(frozen.elapsed() < statement + SLACK, "{:?}: {:?}", frozen.elapsed(), refusal.error);
+        assert!(frozen.elapsed() < statement + slack(), "{:?}: {:?}", frozen.elapsed(), refusal.error);
         refusal.is(ErrorKind::Timeout, &["waiting for the pod's lock", "no answer within"], Duration::from_secs(30));
         server.suffers(podlock::throwaway::Server::resume).await;
     })
@@ -161,7 +162,7 @@ async fn of_several_hosts_the_first_that_lives_is_taken() {
         let hosts = hosts_url(server(), &[free_port(), server().port()], &db.name);
         let pod = start(quick(hosts)).await;
         let run = pod.start(NewRun::new("echo").input(json!(1))).await.unwrap();
-        db.client.run_in_state(run.run_id, "succeeded", Duration::from_secs(10)).await;
+        db.client.run_in_state(run.run_id, "succeeded", SOON).await;
         // The reason of a host that answers says more than that of one that is down.
         let hosts = hosts_url(server(), &[free_port(), server().port()], "no_such_database");
         refused(quick(hosts)).await.is(ErrorKind::Config, &["no_such_database"], CONNECT * 2);
@@ -185,11 +186,11 @@ async fn a_name_held_by_a_live_pod_is_taken_and_the_error_says_by_whom() {
         assert!(holder.status().attached);
         let sessions: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_sessions", &[]).await;
         assert_eq!(sessions, 1);
-        db.client.armed("a", Duration::from_secs(5)).await;
+        db.client.armed("a", SOON).await;
         let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' \
                      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                      AND pid NOT IN (SELECT pid FROM pg_stat_activity WHERE application_name = 'podlock/a/watch')";
-        eventually(Duration::from_secs(5), "the holder's two locks alone", || async {
+        eventually(SOON, "the holder's two locks alone", || async {
             match db.client.scalar::<i64>(locks, &[]).await {
                 2 => Ok(()),
                 n => Err(format!("{n} locks")),

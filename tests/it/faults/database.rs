@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 use podlock::throwaway::{Server, ThrowawayError};
 use podlock::{Incarnation, NewRun, Pod, RunId};
 
+use crate::patience::{SOON, TEST, slack};
 use crate::support::faults::{Audit, OwnServer, audited, reconnected};
 use crate::support::sql::RunState;
 use crate::support::{Db, eventually, timed, within};
 
-/// A restart takes below a second; a loaded machine gets what this lease tolerates.
-const LEASE: Duration = Duration::from_secs(8);
+/// A restart takes below a second, and a lease of 8 s tolerates five times that. On a loaded machine both take longer.
+fn lease() -> Duration {
+    slack(Duration::from_secs(8)).min(Duration::from_secs(60))
+}
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// Three settled pods with two runs each that checkpoint all the time.
@@ -28,16 +31,16 @@ impl Fleet {
         let server = OwnServer::start(&[]).await;
         let db = Db::on(&server).await;
         let audit = Audit::new();
-        let mut pods = Vec::new();
+        let (lease, mut pods) = (lease(), Vec::new());
         for name in NAMES {
-            pods.push(audited(db.config(name).lease(LEASE), &audit).start().await.expect("the pod starts"));
+            pods.push(audited(db.config(name).lease(lease), &audit).start().await.expect("the pod starts"));
         }
         let mut runs = Vec::new();
         for pod in pods.iter().chain(&pods) {
             let run = pod.start(NewRun::new("work")).await.unwrap().run_id;
             runs.push((run, db.client.run(run).await));
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease + Duration::from_millis(200)).await;
         let incarnations = pods.iter().map(Pod::incarnation).collect();
         Self { server, db, audit, pods, incarnations, runs }
     }
@@ -53,7 +56,7 @@ impl Fleet {
         let (client, _) = reconnected(&self.db.url).await;
         self.db.client = client;
         for (name, pod) in NAMES.iter().zip(&self.pods) {
-            eventually(LEASE, &format!("pod {name} is back"), || async {
+            eventually(SOON, &format!("pod {name} is back"), || async {
                 if pod.status().attached { Ok(()) } else { Err(format!("{:?}", pod.status())) }
             })
             .await;
@@ -67,7 +70,7 @@ impl Fleet {
         let settings = self.pods[0].settings();
         tokio::time::sleep(settings.settle + settings.sweep_interval + Duration::from_millis(300)).await;
         let before = self.steps().await;
-        eventually(Duration::from_secs(5), "the runs go on", || async {
+        eventually(SOON, "the runs go on", || async {
             let now = self.steps().await;
             if now > before { Ok(()) } else { Err(format!("{now} steps, {before} before")) }
         })
@@ -78,7 +81,7 @@ impl Fleet {
         }
         self.audit.let_finish();
         for (run_id, then) in &self.runs {
-            let end = self.db.client.run_in_state(*run_id, "succeeded", Duration::from_secs(10)).await;
+            let end = self.db.client.run_in_state(*run_id, "succeeded", SOON).await;
             assert_eq!((end.attempt, end.crashes, end.fence, end.owner), (1, 0, then.fence, then.owner));
         }
         let now: Vec<Incarnation> = self.pods.iter().map(Pod::incarnation).collect();
@@ -98,7 +101,7 @@ impl Fleet {
         assert_eq!(back, 3);
         self.db.client.assert_fold_is_roster().await;
         for name in NAMES {
-            self.db.client.armed(name, LEASE).await;
+            self.db.client.armed(name, SOON).await;
         }
         true
     }
@@ -106,7 +109,7 @@ impl Fleet {
 
 /// Shows a sentence about a restart on a machine that may be too busy for it at the first try.
 async fn shown(tried: impl AsyncFn() -> bool) {
-    within(Duration::from_secs(180), async {
+    within(TEST, async {
         for _ in 0..3 {
             if tried().await {
                 return;
@@ -146,7 +149,7 @@ async fn kill_9_of_one_unrelated_backend_buries_nobody_and_disturbs_no_run() {
         let began = Instant::now();
         let pid = rustix::process::Pid::from_raw(unrelated).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-        eventually(Duration::from_secs(20), "the postmaster ended all backends", || async {
+        eventually(SOON, "the postmaster ended all backends", || async {
             let said = fleet.server.log_text().unwrap().contains("all server processes terminated; reinitializing");
             if said { Ok(()) } else { Err("its log does not say so".to_owned()) }
         })
@@ -172,13 +175,13 @@ async fn a_pod_that_died_during_the_restart_is_buried_within_its_bound() {
         let (client, _) = reconnected(&fleet.db.url).await;
         // On a machine so slow that it was out for longer, the living gave their runs up, too.
         let undisturbed = went.elapsed() < tolerated;
-        client.roster_is(&["a", "b"], bound + Duration::from_secs(3)).await;
+        client.roster_is(&["a", "b"], bound + slack(Duration::from_secs(3))).await;
         println!("buried {:?} after the server's return; the bound is {bound:?}", back.elapsed());
         let (reason, _) = client.session_end(dead_incarnation).await.expect("its end");
         assert_eq!(reason, "lost");
         fleet.audit.let_finish();
         for (run_id, then) in &fleet.runs {
-            let end = client.run_in_state(*run_id, "succeeded", Duration::from_secs(10)).await;
+            let end = client.run_in_state(*run_id, "succeeded", SOON).await;
             let was_its = then.owner == Some(dead_incarnation.as_uuid());
             assert!(!was_its || end.attempt == 2, "{end:?}");
             assert!(was_its || !undisturbed || end.attempt == 1, "{end:?}");

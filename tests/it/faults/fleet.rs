@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::patience::SOON;
 use crate::support::faults::OwnServer;
 use crate::support::{Db, start, timed};
 
@@ -31,11 +32,10 @@ async fn fifty_pods_boot_at_once_on_an_empty_database() {
         let alive: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_status WHERE alive AND witness", &[]).await;
         assert_eq!(alive, 50);
         for name in &names {
-            db.client.armed(name, Duration::from_secs(10)).await;
+            db.client.armed(name, SOON).await;
         }
         db.client.assert_fold_is_roster().await;
-        for done in futures_util::future::join_all(pods.into_iter().map(|p| p.shutdown(Duration::from_secs(10)))).await
-        {
+        for done in futures_util::future::join_all(pods.into_iter().map(|p| p.shutdown(SOON))).await {
             done.expect("a clean stop");
         }
         db.client.assert_fold_is_roster().await;

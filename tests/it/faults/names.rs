@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use podlock::{Config, ErrorKind, NewRun};
 
+use crate::patience::{CONNECT, SOON};
 use crate::support::faults::{Audit, audited, refused};
 use crate::support::{Db, LEASE, eventually, timed};
 
@@ -35,7 +36,12 @@ fn quoted(name: &str) -> String {
 
 /// Boots two pods, lets one die, and sees its run taken over and everything in the schema that was asked for.
 async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
-    let config = |name: &str| Config::new(&db.url).name(name).lease(LEASE).schema(schema);
+    let config = |name: &str| {
+        Config::new(&db.url).name(name).lease(LEASE).schema(schema).with(|c| {
+            // Opening a connection of the pool, settings included, and a statement on it.
+            (c.connect_timeout, c.statement_timeout) = (Some(CONNECT), Some(CONNECT));
+        })
+    };
     let audit = Audit::new();
     let a = audited(config(survivor), &audit).start().await.expect("the survivor starts");
     let b = audited(config(dying), &audit).start().await.expect("the other starts");
@@ -49,13 +55,12 @@ async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
         "SELECT r.state, r.owner_pod, r.attempt, (SELECT reason || ' ' || buried_by FROM {s}.studio_pod_sessions s \
          WHERE s.incarnation = $2) FROM {s}.studio_runs r WHERE run_id = $1"
     );
-    let (row, _) =
-        eventually(Duration::from_secs(30), &format!("in schema {schema:?} the run is finished"), || async {
-            let row = db.client.query_one(&sql, &[&run.run_id.as_uuid(), &dead.as_uuid()]).await.unwrap();
-            let (state, attempt): (String, i32) = (row.get(0), row.get(2));
-            if state == "succeeded" { Ok((row, attempt)) } else { Err(format!("{state}, attempt {attempt}")) }
-        })
-        .await;
+    let (row, _) = eventually(SOON, &format!("in schema {schema:?} the run is finished"), || async {
+        let row = db.client.query_one(&sql, &[&run.run_id.as_uuid(), &dead.as_uuid()]).await.unwrap();
+        let (state, attempt): (String, i32) = (row.get(0), row.get(2));
+        if state == "succeeded" { Ok((row, attempt)) } else { Err(format!("{state}, attempt {attempt}")) }
+    })
+    .await;
     assert_eq!((row.get::<_, String>(1), row.get::<_, i32>(2)), (survivor.to_owned(), 2), "{schema:?}");
     assert_eq!(row.get::<_, String>(3), format!("lost {survivor}"), "{schema:?}");
     let status = format!("SELECT pod_id, alive, witness FROM {s}.studio_pod_status");

@@ -5,6 +5,8 @@ use std::time::Duration;
 use podlock::{Config, ErrorKind, NewRun};
 use tokio_postgres::NoTls;
 
+use crate::patience::CONNECT;
+use crate::patience::{SOON, TEST};
 use crate::support::faults::{Audit, audited, no_lock_is_left, nothing_is_left_of, refused};
 use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
 use crate::support::{Db, LEASE, eventually, server, start, timed, within};
@@ -12,17 +14,17 @@ use crate::support::{Db, LEASE, eventually, server, start, timed, within};
 const ANSWER: Duration = Duration::from_secs(4);
 
 fn config(url: &str, pod: &str) -> Config {
-    Config::new(url).name(pod).lease(LEASE)
+    Config::new(url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pgbouncer_in_transaction_mode_is_refused_every_time_and_no_lock_is_left() {
-    within(Duration::from_secs(180), async {
+    within(TEST, async {
         let db = Db::new().await;
         let pools = [("one", 1), ("two", 2), ("four", 4), ("many", 20)];
         let options = pools.map(|(_, size)| format!("dbname={} pool_mode=transaction pool_size={size}", db.name));
         let databases: Vec<_> = pools.iter().zip(&options).map(|((name, _), o)| (*name, o.as_str())).collect();
-        let Some(pooler) = PgBouncer::start(server(), &databases).await else { return };
+        let pooler = PgBouncer::start(server(), &databases).await;
         podlock::migrate::up(&db.config("a")).await.unwrap();
         // Others use the pool meanwhile, so that backends come and go.
         let mut others = Vec::new();
@@ -63,7 +65,7 @@ async fn pgbouncer_in_statement_mode_is_refused() {
     timed(async {
         let db = Db::new().await;
         let options = format!("dbname={} pool_mode=statement", db.name);
-        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        let pooler = PgBouncer::start(server(), &[("d", &options)]).await;
         for _ in 0..3 {
             let refusal = refused(config(&pooler.url("d"), "a")).await;
             refusal.is(ErrorKind::PooledLock, &["session locks mean nothing", "pool_mode = session"], ANSWER);
@@ -80,7 +82,7 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
     timed(async {
         let db = Db::new().await;
         let options = format!("dbname={} pool_mode=session", db.name);
-        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        let pooler = PgBouncer::start(server(), &[("d", &options)]).await;
         let audit = Audit::new();
         let a = audited(config(&pooler.url("d"), "a"), &audit).start().await.unwrap();
         let b = audited(config(&pooler.url("d"), "b"), &audit).start().await.unwrap();
@@ -95,7 +97,7 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
         println!("taken over after {:?}", began.elapsed());
         assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("a".to_owned()))));
         audit.let_finish();
-        assert_eq!(db.client.run_in_state(run, "succeeded", Duration::from_secs(15)).await.attempt, 2);
+        assert_eq!(db.client.run_in_state(run, "succeeded", SOON).await.attempt, 2);
         a.shutdown(Duration::from_secs(5)).await.unwrap();
         db.client.assert_fold_is_roster().await;
     })
@@ -109,7 +111,7 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
     timed(async {
         let db = Db::new().await;
         let options = format!("dbname={} pool_mode=session", db.name);
-        let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+        let pooler = PgBouncer::start(server(), &[("d", &options)]).await;
         let relay = Relay::start(pooler.port, Manner::Forward);
         let through_relay = pooler.url("d").replace(&format!(":{}/", pooler.port), &format!(":{}/", relay.port));
         let a = start(config(&through_relay, "a").lease(Duration::from_secs(8))).await;
@@ -122,14 +124,14 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
             let bystander = tokio::spawn(connection);
             let got: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
             println!("pod a had backend {pid}, the bystander got {got}");
-            eventually(Duration::from_secs(8), "pod a returned", || async {
+            eventually(SOON, "pod a returned", || async {
                 match db.client.scalar::<i64>("SELECT session FROM studio_pods", &[]).await {
                     n if n == cuts + 1 => Ok(()),
                     n => Err(format!("session {n}, {} due", cuts + 1)),
                 }
             })
             .await;
-            db.client.armed("a", Duration::from_secs(8)).await;
+            db.client.armed("a", SOON).await;
             let still: Result<_, _> = client.query_one("SELECT pg_backend_pid()", &[]).await;
             assert!(still.is_ok(), "the bystander's session was ended: {still:?}");
             bystander.abort();

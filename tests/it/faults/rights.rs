@@ -5,6 +5,7 @@ use std::time::Duration;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
 
+use crate::patience::{CONNECT, SOON};
 use crate::support::faults::{OwnServer, nothing_is_left_of, refused};
 use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
 
@@ -19,7 +20,7 @@ async fn role(db: &Db) -> (String, String) {
 }
 
 fn config(url: &str) -> Config {
-    Config::new(url).name("a").lease(LEASE)
+    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,7 +80,7 @@ async fn a_role_without_rights_is_forbidden_and_told_what_to_grant() {
 
 async fn finished(db: &Db, schema: &str, run: uuid::Uuid) {
     let sql = format!("SELECT state, owner_pod, attempt, checkpoint::text FROM {schema}.studio_runs WHERE run_id = $1");
-    eventually(Duration::from_secs(10), "the run succeeds", || async {
+    eventually(SOON, "the run succeeds", || async {
         let row = db.client.query_one(&sql, &[&run]).await.unwrap();
         let (state, owner, attempt): (String, Option<String>, i32) = (row.get(0), row.get(1), row.get(2));
         let seen = || format!("{state}, attempt {attempt} of {owner:?}, {:?}", row.get::<_, Option<String>>(3));
@@ -114,7 +115,7 @@ async fn no_connection_left_is_too_many_connections_and_transient() {
                 let _ = connection.await;
             }
             let n = i64::try_from(taken.len()).unwrap();
-            eventually(Duration::from_secs(5), "the refused pod's connections end", || async {
+            eventually(SOON, "the refused pod's connections end", || async {
                 let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
                 let now = db.client.scalar::<i64>(sql, &[]).await;
                 if now == n { Ok(()) } else { Err(format!("{now}, not {n}")) }
@@ -222,7 +223,9 @@ async fn a_role_with_hostile_settings_and_shadowed_built_ins_makes_no_difference
 
         let schema = r"back\slash";
         let lease = Duration::from_secs(4);
-        let config = |name: &str| Config::new(&url).name(name).lease(lease).schema(schema);
+        let config = |name: &str| {
+            Config::new(&url).name(name).lease(lease).schema(schema).with(|c| c.connect_timeout = Some(CONNECT))
+        };
         let a = start(config("a")).await;
         let b = start(config("b")).await;
         // Its steps are further apart than the role's idle_session_timeout.

@@ -5,10 +5,9 @@ use std::time::Duration;
 use podlock::NewRun;
 use serde_json::json;
 
+use crate::patience::SOON;
 use crate::support::faults::{Audit, audited};
 use crate::support::{Db, LEASE, eventually, start, timed};
-
-const SOON: Duration = Duration::from_secs(8);
 
 /// The kinds of the events about a pod, in order.
 async fn events_of(db: &Db, pod: &str) -> Vec<String> {

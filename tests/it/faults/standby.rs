@@ -7,6 +7,8 @@ use podlock::throwaway::Server;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
 
+use crate::inherited::clean;
+use crate::patience::SOON;
 use crate::support::faults::{Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused};
 use crate::support::{Db, LEASE, start, timed};
 
@@ -20,6 +22,7 @@ async fn standby_of(primary: &Server) -> Standby {
     let dir = account_dir();
     let data = dir.path().join("data");
     let mut backup = Command::new(primary.bin_dir().join("pg_basebackup"));
+    clean(&mut backup);
     backup.arg("-D").arg(&data).args(["-R", "-X", "stream", "-c", "fast", "-d", &primary.url("postgres")]);
     let backup = tokio::task::spawn_blocking(move || as_account(&mut backup).output()).await.unwrap().unwrap();
     assert!(backup.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&backup.stderr));
@@ -57,7 +60,7 @@ async fn a_standby_is_refused_and_among_several_hosts_the_primary_is_found() {
         assert_eq!(db.client.roster().await, ["a"]);
         // Not its sessions alone: its pool writes to the primary, too.
         let run = pod.start(NewRun::new("echo").input(json!(1))).await.expect("a run starts on the primary");
-        db.client.run_in_state(run.run_id, "succeeded", Duration::from_secs(10)).await;
+        db.client.run_in_state(run.run_id, "succeeded", SOON).await;
         pod.shutdown(Duration::from_secs(5)).await.unwrap();
     })
     .await;

@@ -186,7 +186,7 @@ async fn a_cancelled_handler_that_does_not_listen_is_aborted() {
         let run_id = a.start(act()).await.unwrap().run_id;
         let deaf = stage.act().await;
         a.cancel(run_id).await.unwrap();
-        eventually(LEASE, "the deaf handler is aborted", || async {
+        eventually(SOON, "the deaf handler is aborted", || async {
             if a.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", deaf.run)) }
         })
         .await;
@@ -208,7 +208,7 @@ async fn a_result_or_error_that_postgres_cannot_store_fails_the_run_once() {
             } else {
                 begun.fail("a\0b")
             }
-            let end = db.client.run_in_state(run_id, "failed", LEASE).await;
+            let end = db.client.run_in_state(run_id, "failed", SOON).await;
             assert_eq!(end.attempt, 1);
         }
         stage.nothing_more_has_begun().await;

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::stage::{FINISH, SOON, Stage, act, blocked, nudge};
+use crate::inherited::clean;
 use crate::support::sql::{self, Client};
 use crate::support::{Db, LEASE, eventually, timed};
 
@@ -422,6 +423,7 @@ async fn the_statements_of_the_page_do_what_it_says() {
         let run = run_of(&db, Some(own), 7, "running").await;
         let psql = async |fence: i64| {
             let mut psql = tokio::process::Command::new("psql");
+            clean(psql.as_std_mut());
             psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", "-d", &db.url]);
             let variables = [format!("run={run}"), format!("incarnation={own}"), format!("fence={fence}")];
             psql.args(variables.iter().flat_map(|v| ["-v", v.as_str()])).args(["-f", "-"]);

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::stage::{
     CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, detail_of_event, no_orphans, nudge, story, told, whole_run,
 };
+use crate::inherited::clean;
 use crate::support::proxy::Flow;
 use crate::support::sql::Client;
 use crate::support::{Db, LEASE, eventually, start, timed, trace};
@@ -466,6 +467,77 @@ async fn a_release_whose_key_is_taken_is_refused_by_the_run_that_has_it() {
     .await;
 }
 
+/// Three settled pods, of which a poison run has taken down two: the run, and the one that is left.
+async fn last_of_three(db: &Db, stage: &Stage) -> (RunId, Pod) {
+    let mut pods = Vec::new();
+    for name in ["fleet-a", "fleet-b", "fleet-c"] {
+        pods.push(stage.pod(db.config(name)).await);
+    }
+    // They may bury then, and have seen one another.
+    tokio::time::sleep(LEASE + Duration::from_millis(500)).await;
+    let run_id = pods[0].start(act()).await.unwrap().run_id;
+    for _ in 0..2 {
+        let begun = stage.act().await;
+        let at = pods.iter().position(|pod| pod.pod_id().as_str() == begun.pod()).expect("one of them");
+        drop((begun, pods.remove(at)));
+    }
+    let last = pods.pop().expect("the third");
+    db.client.roster_is(&[last.pod_id().as_str()], SOON).await;
+    (run_id, last)
+}
+
+/// "max_crashes (3) that is not below the number of pods lets one poison run take the whole fleet down."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_three_pods_survives_a_poison_run_that_took_the_others_down() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (run_id, last) = last_of_three(&db, &stage).await;
+        let end = db.client.run_in_state(run_id, "quarantined", LEASE * 10).await;
+        assert_eq!((end.crashes, end.attempt), (2, 2), "it was not begun here");
+        let error = error_of(&db.client, run_id).await.expect("it says why");
+        assert!(error.starts_with("2 owners in a row died with it"), "{error}");
+        stage.nothing_more_has_begun().await;
+        assert_eq!(last.status().phase, podlock::Phase::Active);
+        // What took nobody down goes on: the pod is not idle, it is only spared that one run.
+        last.start(act()).await.expect("it works");
+        stage.act().await.done(json!(null));
+
+        let warned = trace::events("max_crashes_high");
+        let warned = warned.iter().find(|e| e["pod"] == last.pod_id().as_str());
+        let warned = warned.expect("it was warned of, with both numbers");
+        assert_eq!((warned["max_crashes"].as_str(), warned["pods"].as_str()), ("3", "3"), "{warned:?}");
+    })
+    .await;
+}
+
+/// A supervisor starts a dead pod again: with another pod to spare the usual limit holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_pod_leaves_the_run_alone_until_another_pod_comes() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (run_id, last) = last_of_three(&db, &stage).await;
+        // Passes come meanwhile, as each sweep brings one.
+        tokio::time::sleep(LEASE).await;
+        stage.nothing_more_has_begun().await;
+        assert_eq!(db.client.run(run_id).await.state, "running");
+        let again = stage.pod(db.config("fleet-d")).await;
+        let third = stage.act().await;
+        assert_eq!((third.run.id(), third.run.attempt()), (run_id, 3));
+        let survivor = if third.pod() == "fleet-d" {
+            drop((third, again));
+            last
+        } else {
+            drop((third, last));
+            again
+        };
+        let end = db.client.run_in_state(run_id, "quarantined", LEASE * 10).await;
+        assert_eq!(end.crashes, 3, "the limit as it was set");
+        assert_eq!(survivor.status().phase, podlock::Phase::Active);
+        stage.nothing_more_has_begun().await;
+    })
+    .await;
+}
+
 /// Set in the environment of the process below.
 const AS_POD: &str = "POISON_IS_POD";
 /// How long an innocent run takes, and how soon after its beginning a poison one aborts its process.
@@ -507,7 +579,7 @@ struct Process(Child);
 impl Process {
     fn start(db: &Db, name: &str) -> Self {
         let this = std::env::current_exe().expect("this program");
-        let child = Command::new(this)
+        let child = clean(&mut Command::new(this))
             .args(["--exact", "runs::poison::the_process_of_a_pod", "--ignored", "--nocapture"])
             .env(AS_POD, "1")
             .env("DATABASE_URL", &db.pod_url)
@@ -550,7 +622,7 @@ async fn a_run_that_aborts_its_process_is_quarantined_after_three_and_ten_that_s
             runs.push(run_id);
         }
         let (mut pod, mut deaths) = (Process::start(&db, "a"), 0);
-        eventually(Duration::from_secs(60), "every run has ended", || {
+        eventually(SOON, "every run has ended", || {
             // As an orchestrator does it: a new process under the same name.
             if pod.has_died() {
                 deaths += 1;

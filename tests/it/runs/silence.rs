@@ -10,7 +10,9 @@ use crate::support::proxy::{ALL, Flow};
 use crate::support::{Db, LEASE, eventually, timed};
 
 /// How late a token may fire on a loaded machine.
-const SLACK: Duration = Duration::from_millis(700);
+fn slack() -> Duration {
+    crate::patience::slack(Duration::from_millis(700))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
@@ -26,7 +28,7 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
         let reason = tokio::time::timeout(SOON, silent.run.stopped()).await.expect("told to stop");
         let after = cut_off.elapsed();
         assert_eq!(reason, StopReason::SelfFenced);
-        assert!(after <= settings.self_fence + SLACK, "told after {after:?}");
+        assert!(after <= settings.self_fence + slack(), "told after {after:?}");
         assert!(
             after + settings.ping_interval + settings.ping_timeout > settings.self_fence,
             "told after {after:?}, too soon"
@@ -34,7 +36,7 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
         let error = silent.run.checkpoint(json!("too late")).await.unwrap_err();
         assert!(error.is_fenced() && error.to_string().contains("silent"), "{error}");
         // It does not listen, so it is aborted.
-        eventually(SLACK + LEASE / 20, "the deaf handler is aborted", || async {
+        eventually(slack() + LEASE / 20, "the deaf handler is aborted", || async {
             if a.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", a.status())) }
         })
         .await;

@@ -7,11 +7,9 @@ use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
+pub(crate) use crate::patience::SOON;
 use crate::support::sql::{self, Client};
 use crate::support::{Db, eventually, server, with_kinds};
-
-/// How long anything may take that should take no time: generous, for a loaded machine.
-pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is aborted.
 pub(crate) struct Act {

@@ -13,17 +13,21 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio_postgres::NoTls;
 
-use super::{LEASE, sql, with_kinds};
+use super::{sql, with_kinds};
+use crate::inherited::{self, clean};
+use crate::patience::SOON;
 
 /// What a loaded machine may add to a time limit of ours.
-pub(crate) const SLACK: Duration = Duration::from_secs(3);
+pub(crate) fn slack() -> Duration {
+    crate::patience::slack(Duration::from_secs(3))
+}
 
 /// A server of the test's own, for what would disturb the others. Dropped beside the runtime: stopping it blocks.
 pub(crate) struct OwnServer(Option<Arc<Server>>);
 
 impl OwnServer {
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
-        let builder = settings.iter().fold(Server::builder(), |b, (name, value)| b.setting(*name, *value));
+        let builder = settings.iter().fold(inherited::postgres(), |b, (name, value)| b.setting(*name, *value));
         let server = tokio::task::spawn_blocking(|| builder.start()).await.unwrap().expect("a throwaway PostgreSQL");
         Self(Some(Arc::new(server)))
     }
@@ -52,7 +56,7 @@ impl Drop for OwnServer {
 /// A connection as soon as the server gives one, and how long that took.
 pub(crate) async fn reconnected(url: &str) -> (sql::Client, Duration) {
     let began = Instant::now();
-    super::eventually(Duration::from_secs(20), "the server is back", || async {
+    super::eventually(SOON, "the server is back", || async {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(|e| e.to_string())?;
         drop((client, connection));
         Ok(())
@@ -89,7 +93,7 @@ impl Refusal {
         for word in words {
             assert!(text.contains(word), "{text:?} has no {word:?}");
         }
-        assert!(self.took < limit + SLACK, "{text:?} took {:?}, its limit is {limit:?}", self.took);
+        assert!(self.took < limit + slack(), "{text:?} took {:?}, its limit is {limit:?}", self.took);
         let mut shown = format!("{error} {error:?} {error:#?}");
         let mut source = error.source();
         while let Some(cause) = source {
@@ -107,7 +111,7 @@ pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
     no_lock_is_left(client).await;
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                  AND application_name LIKE 'podlock/' || $1 || '/%'";
-    super::eventually(LEASE * 2, "no backend is left of the refused pod", || async {
+    super::eventually(SOON, "no backend is left of the refused pod", || async {
         match client.scalar::<i64>(sql, &[&pod]).await {
             0 => Ok(()),
             left => Err(format!("{left} backends")),
@@ -120,7 +124,7 @@ pub(crate) async fn nothing_is_left_of(client: &sql::Client, pod: &str) {
 pub(crate) async fn no_lock_is_left(client: &sql::Client) {
     let sql = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
                WHERE d.datname = current_database() AND l.locktype = 'advisory'";
-    super::eventually(LEASE * 2, "no lock is left of the refused pod", || async {
+    super::eventually(SOON, "no lock is left of the refused pod", || async {
         match client.scalar::<i64>(sql, &[]).await {
             0 => Ok(()),
             left => Err(format!("{left} locks")),
@@ -195,6 +199,7 @@ impl Daemon {
         let (began, ready) = mpsc::channel();
         let parent = std::thread::spawn(move || {
             let mut command = Command::new("setpriv");
+            clean(&mut command);
             command.args(["--pdeathsig", "QUIT", "--", &program]).args(args);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).env("LC_ALL", "C");
             let mut child = as_account(&mut command).spawn().unwrap_or_else(|e| panic!("{program}: {e}"));

@@ -1,6 +1,7 @@
 //! A database per test, pods on it, and waiting for conditions.
 
 pub(crate) mod faults;
+pub(crate) mod nginx;
 pub(crate) mod pgbouncer;
 pub(crate) mod process;
 pub(crate) mod proxy;
@@ -17,6 +18,9 @@ use podlock::throwaway::Server;
 use podlock::{Config, Outcome, Pod, PodBuilder, Run};
 use serde_json::json;
 
+use crate::inherited;
+use crate::patience::{CONNECT, SOON, slowness};
+
 /// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
 
@@ -24,7 +28,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(4);
 pub(crate) fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
-        Server::builder()
+        inherited::postgres()
             .setting("max_connections", "600")
             .setting("max_locks_per_transaction", "256")
             .start()
@@ -80,7 +84,7 @@ impl Db {
 
     pub(crate) fn config(&self, pod: &str) -> Config {
         // A loaded machine takes its time to connect; that is not what these tests are about.
-        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
     }
 
     /// A pod with the test kinds, and a lease of [`LEASE`].
@@ -99,8 +103,19 @@ impl Db {
     }
 }
 
+/// A start that a slow machine defeats is tried again, as a service's is by what restarts it: the server's time limits on
+/// what a pod does there are parts of the lease, and do not grow with the load.
 pub(crate) async fn start(config: Config) -> Pod {
-    with_kinds(Pod::builder(config)).start().await.expect("the pod starts")
+    let began = Instant::now();
+    loop {
+        match with_kinds(Pod::builder(config.clone())).start().await {
+            Ok(pod) => return pod,
+            Err(error) if error.is_transient() && slowness() > 2.0 && began.elapsed() < SOON => {
+                println!("trying again on a slow machine: {error}");
+            }
+            Err(error) => panic!("the pod does not start: {error:?}"),
+        }
+    }
 }
 
 /// The kinds that tests run: `wait` runs until it is told to stop, `echo` returns its input at once, `steps` counts
@@ -152,5 +167,5 @@ pub(crate) async fn within<T>(limit: Duration, test: impl Future<Output = T>) ->
 
 /// The same for most tests.
 pub(crate) async fn timed<T>(test: impl Future<Output = T>) -> T {
-    within(Duration::from_secs(90), test).await
+    within(crate::patience::TEST, test).await
 }

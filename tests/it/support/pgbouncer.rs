@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use podlock::throwaway::Server;
 
@@ -21,15 +20,12 @@ pub(crate) struct PgBouncer {
 
 impl PgBouncer {
     /// Starts one in front of `server`. `databases`: name here, and options such as `dbname=x pool_mode=session`.
-    /// `None`, and a printed reason, where the system has no pgbouncer.
-    pub(crate) async fn start(server: &Server, databases: &[(&str, &str)]) -> Option<Self> {
-        let Some(binary) = ["/usr/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/usr/bin/pgbouncer"]
+    /// Where the system has no pgbouncer, the test fails: it would show nothing.
+    pub(crate) async fn start(server: &Server, databases: &[(&str, &str)]) -> Self {
+        let binary = ["/usr/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/usr/bin/pgbouncer"]
             .into_iter()
             .find(|path| std::path::Path::new(path).exists())
-        else {
-            println!("skipped: no pgbouncer on this system (apt-get install pgbouncer)");
-            return None;
-        };
+            .expect("no pgbouncer on this system: sh scripts/ensure-daemon.sh pgbouncer pgbouncer, or apt-get install pgbouncer");
         let dir = account_dir();
         let port = free_port();
         let write = |name: &str, text: String| {
@@ -54,13 +50,13 @@ impl PgBouncer {
             ),
         );
         let daemon = Daemon::spawn(binary, vec!["-q".to_owned(), ini]);
-        eventually(Duration::from_secs(10), "pgbouncer listens", || async {
+        eventually(crate::patience::SOON, "pgbouncer listens", || async {
             let said = || std::fs::read_to_string(&log).unwrap_or_default();
             TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|e| format!("{e}; its log: {}", said()))
         })
         .await;
         let url = format!("postgresql://{}:{}@127.0.0.1:{port}", server.user(), server.password());
-        Some(Self { port, url, _daemon: daemon, _dir: dir })
+        Self { port, url, _daemon: daemon, _dir: dir }
     }
 
     pub(crate) fn url(&self, database: &str) -> String {

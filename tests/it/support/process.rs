@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::inherited::clean;
+use crate::patience::SOON;
+
 /// A reference pod. Killed and reaped when dropped.
 pub(crate) struct Process {
     child: Child,
@@ -14,7 +17,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a pod and waits until it is registered. Blocks.
     pub(crate) fn start(url: &str, name: &str, lease: Duration) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_podlock"))
+        let mut child = clean(&mut Command::new(env!("CARGO_BIN_EXE_podlock")))
             .args(["pod", "--name", name, "--lease", &format!("{}ms", lease.as_millis())])
             .env("DATABASE_URL", url)
             .stdin(Stdio::null())
@@ -44,7 +47,7 @@ impl Process {
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
         };
         while !std::fs::read_dir(&tasks).expect("its threads").all(|t| is_stopped(&t.expect("a thread").path())) {
-            assert!(began.elapsed() < Duration::from_secs(10), "it does not stop");
+            assert!(began.elapsed() < SOON, "it does not stop");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

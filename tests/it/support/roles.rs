@@ -48,7 +48,7 @@ async fn make(server: &Server) -> Roles {
     owner.batch_execute(&migrate::grants("public", "podlock_pod", Access::Pod)).await.expect("the owner may grant");
     drop(owner);
     // A database can be copied only while nobody is connected to it.
-    super::eventually(std::time::Duration::from_secs(10), "nobody is connected to the template", || async {
+    super::eventually(crate::patience::SOON, "nobody is connected to the template", || async {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
         match admin.scalar::<i64>(sql, &[&roles.template]).await {
             0 => Ok(()),

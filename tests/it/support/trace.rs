@@ -18,6 +18,13 @@ pub(crate) fn events(of: &str) -> Vec<Event> {
     events.iter().filter(|e| e.values().any(|value| value == of)).cloned().collect()
 }
 
+/// How many events of this name were logged so far by the pod `by`: for those of which there are thousands.
+pub(crate) fn count(event: &str, by: &str) -> usize {
+    let events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let is = |e: &&Event, field, value| e.get(field).is_some_and(|seen| seen == value);
+    events.iter().filter(|e| is(e, "event", event) && is(e, "by", by)).count()
+}
+
 /// Keeps what is logged from now on. `RUST_LOG=podlock=debug cargo test … -- --nocapture` shows it as well.
 pub(crate) fn keep() {
     let shown = std::env::var_os("RUST_LOG").map(|_| {

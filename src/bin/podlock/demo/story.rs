@@ -118,7 +118,7 @@ impl Story<'_> {
             "Starting {runs} runs of {chunks} chunks, a chunk every {}.",
             humantime::format_duration(delay)
         ))?;
-        let client = reqwest::Client::builder().timeout(SLACK).build().map_err(http)?;
+        let client = reqwest::Client::builder().no_proxy().timeout(SLACK).build().map_err(http)?;
         let input = json!({ "chunks": chunks, "delay_ms": delay.as_millis() as u64, "resume": "continue" });
         for n in 0..usize::from(runs) {
             let pod = n % self.board.pods.len();

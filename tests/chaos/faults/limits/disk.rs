@@ -11,7 +11,7 @@ use crate::checker::Excused;
 use crate::disk::SmallDisk;
 use crate::faults::server::disturbs_nobody;
 use crate::pod::now_ns;
-use crate::world::{Figure, SLACK, World, eventually};
+use crate::world::{Figure, World, eventually, slack};
 
 /// The tables cannot grow: the server refuses each write (53100) and answers every read. Runs wait, nobody is buried; a
 /// pod that is told to stop does, one that is started says why it cannot. With room again everything goes on.
@@ -45,7 +45,7 @@ pub(super) async fn full() -> Vec<Figure> {
     disk.free();
     let mut buried = 0;
     for pod in ["b", "c"] {
-        buried = buried.max(world.buried(pod, killed, worst.many_lost + SLACK).await);
+        buried = buried.max(world.buried(pod, killed, worst.many_lost + slack()).await);
     }
     let resumed = world.resumed(freed, SOON).await;
     world.figure("the dead are buried, from when there is room", freed, buried, Some(worst.process_killed));

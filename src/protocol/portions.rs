@@ -1,0 +1,218 @@
+//! In which portions a look goes through the roster.
+//!
+//! A probe that gets the lock of a dead pod takes an entry of the server's lock table until its transaction ends, and the
+//! table has a fixed size for all sessions of the server. One statement over thousands of dead rows fills it: the statement
+//! fails each time, and statements of the service fail beside it. So a look is made of statements that probe a bounded
+//! number of rows each, in the order of the lock keys, and give their locks back in between.
+//!
+//! * **States.** A look probes portions until it has gone once round the ring of keys. A portion that meets a full lock table
+//!   is halved. Where not even one row can be probed, the look reads the rest without probing: those rows are unknown (L10).
+//! * **Bound.** A look takes one statement for each [`ROWS_MOST`] rows. It meets a full table at most seven times.
+//! * **Progress.** After a look that could not probe everything, the next one begins behind the row at which this one gave up.
+//!   The size doubles with each look that meets no full table.
+
+use std::mem;
+
+/// Rows that one statement probes: at most 128 entries of the lock table, liveness and witness. That is what two connections
+/// may hold on average at the server's default `max_locks_per_transaction` of 64, and little beside the 8,000 entries that the
+/// defaults make. More, and a look disturbs the service where the table is small; fewer, and a look at a thousand pods takes
+/// more round trips than it needs.
+pub const ROWS_MOST: usize = 64;
+/// Rows that one statement reads without probing: it takes no locks, so only the size of the reply counts.
+const READ_MOST: usize = 16 * ROWS_MOST;
+
+/// What an observer remembers from one look to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How many rows a portion has.
+    size: usize,
+    /// The lock key from which the next look begins.
+    start: i64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { size: ROWS_MOST, start: i64::MIN }
+    }
+}
+
+impl Pace {
+    /// How many rows a portion has now.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The same pace for a look that begins with `key`.
+    #[must_use]
+    pub const fn from(self, key: i64) -> Self {
+        Self { start: key, ..self }
+    }
+
+    /// The portion that covers a roster of at most [`Pace::size`] rows.
+    #[must_use]
+    pub const fn whole(&self) -> Portion {
+        Portion { from: i64::MIN, upto: i64::MAX, most: self.size, probe: true }
+    }
+}
+
+/// One statement of a look: the first `most` rows with lock keys of this range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portion {
+    /// The lowest key.
+    pub from: i64,
+    /// The highest key.
+    pub upto: i64,
+    /// How many rows at most.
+    pub most: usize,
+    /// Whether the locks of the rows are tried, or the rows only read.
+    pub probe: bool,
+}
+
+/// A look under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portions {
+    size: usize,
+    /// What is left: the range at hand, and the keys before the start, which come last.
+    left: Vec<(i64, i64)>,
+    probe: bool,
+    was_full: bool,
+    gave_up: bool,
+    next_start: i64,
+}
+
+impl Portions {
+    /// Begins a look.
+    #[must_use]
+    pub fn begin(pace: Pace) -> Self {
+        let mut left = vec![(pace.start, i64::MAX)];
+        if let Some(before) = pace.start.checked_sub(1) {
+            left.insert(0, (i64::MIN, before));
+        }
+        Self { size: pace.size, left, probe: true, was_full: false, gave_up: false, next_start: i64::MIN }
+    }
+
+    /// The next statement; `None` once every row was probed or read.
+    #[must_use]
+    pub fn next(&self) -> Option<Portion> {
+        let most = if self.probe { self.size } else { READ_MOST };
+        self.left.last().map(|(from, upto)| Portion { from: *from, upto: *upto, most, probe: self.probe })
+    }
+
+    /// The statement returned rows with these keys, in order.
+    pub fn returned(&mut self, keys: &[i64]) {
+        let Some(portion) = self.next() else { return };
+        if let (true, Some(first)) = (mem::take(&mut self.gave_up), keys.first()) {
+            self.next_start = first.saturating_add(1);
+        }
+        let behind = keys.last().and_then(|last| last.checked_add(1)).filter(|next| *next <= portion.upto);
+        match (behind, self.left.last_mut()) {
+            (Some(next), Some(range)) if keys.len() >= portion.most => range.0 = next,
+            _ => _ = self.left.pop(),
+        }
+    }
+
+    /// The statement met a full lock table: it probed nothing.
+    pub fn met_a_full_table(&mut self) {
+        self.was_full = true;
+        if self.size > 1 {
+            self.size /= 2;
+        } else {
+            (self.probe, self.gave_up) = (false, true);
+        }
+    }
+
+    /// What to remember after the look.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        let size = if self.was_full { self.size } else { (self.size * 2).min(ROWS_MOST) };
+        Pace { size, start: self.next_start }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Makes one look at rows with these keys on a server that has room for so many probes at a time: which keys were probed,
+    /// which were read alone, how many statements it took, and what to remember.
+    fn look(pace: Pace, keys: &[i64], room: usize) -> (Vec<i64>, Vec<i64>, usize, Pace) {
+        let (mut probed, mut read, mut statements) = (Vec::new(), Vec::new(), 0);
+        let mut portions = Portions::begin(pace);
+        while let Some(Portion { from, upto, most, probe }) = portions.next() {
+            statements += 1;
+            assert!(statements < 10_000, "it does not end: {portions:?}");
+            let mut rows: Vec<_> = keys.iter().copied().filter(|k| (from..=upto).contains(k)).collect();
+            rows.sort_unstable();
+            rows.truncate(most);
+            if probe && rows.len() > room {
+                portions.met_a_full_table();
+                continue;
+            }
+            if probe { &mut probed } else { &mut read }.extend(&rows);
+            portions.returned(&rows);
+        }
+        (probed, read, statements, portions.pace())
+    }
+
+    fn keys(n: i64) -> Vec<i64> {
+        (0..n).map(|i| i * 7 - 300).chain([i64::MIN, i64::MAX]).collect()
+    }
+
+    fn sorted(mut keys: Vec<i64>) -> Vec<i64> {
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn each_row_is_probed_once_wherever_a_look_begins() {
+        for n in [0, 1, 61, 62, 63, 500] {
+            for start in [i64::MIN, i64::MIN + 1, -300, -1, 0, 7, i64::MAX] {
+                let (probed, read, statements, pace) = look(Pace::default().from(start), &keys(n), 1000);
+                assert_eq!(
+                    probed.first().copied(),
+                    keys(n).into_iter().filter(|k| *k >= start).min(),
+                    "begins at {start}"
+                );
+                assert_eq!((sorted(probed), read), (sorted(keys(n)), vec![]), "{n} rows from {start}");
+                assert!(statements <= keys(n).len() / ROWS_MOST + 2, "{statements} statements for {n} rows");
+                assert_eq!(pace, Pace::default());
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_roster_takes_one_statement() {
+        assert_eq!(look(Pace::default(), &keys(61), 1000).2, 1);
+        assert_eq!(Portions::begin(Pace::default()).next(), Some(Pace::default().whole()));
+    }
+
+    #[test]
+    fn a_portion_that_meets_a_full_table_is_halved_and_all_rows_are_reached_all_the_same() {
+        let (probed, read, _, pace) = look(Pace::default(), &keys(500), 20);
+        assert_eq!((sorted(probed), read), (sorted(keys(500)), vec![]));
+        assert_eq!(pace.size(), 16);
+        // And grows again, look by look, once there is room.
+        let pace = (0..2).fold(pace, |pace, _| look(pace, &keys(500), 1000).3);
+        assert_eq!(pace, Pace::default());
+    }
+
+    /// L10: what could not be probed is named as such; and the look ends.
+    #[test]
+    fn where_nothing_can_be_probed_the_rest_is_read_and_the_next_look_begins_behind() {
+        let all = keys(5000);
+        let (probed, read, statements, pace) = look(Pace::default().from(-300), &all, 0);
+        assert_eq!((probed, sorted(read)), (vec![], sorted(all.clone())));
+        assert!(statements <= 7 + 5000 / READ_MOST + 2, "{statements}");
+        assert_eq!(pace, Pace { size: 1, start: -299 });
+        // One row that always fails, as far as the look can tell: the others are reached by the looks after it.
+        let begun: Vec<_> = (0..3)
+            .scan(pace, |pace, _| {
+                let portions = Portions::begin(*pace);
+                *pace = look(*pace, &all, 0).3;
+                portions.next().map(|portion| portion.from)
+            })
+            .collect();
+        assert_eq!(begun, [-299, -292, -285]);
+    }
+}

@@ -1,0 +1,80 @@
+//! Tells of runs that failed: each in a line of this process's log, and, some at a time, in the event log.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::pod::clock;
+use crate::pod::shared::Shared;
+use crate::postgres::history;
+use crate::postgres::runs::Owner;
+use crate::protocol::failures::{GAP, Tally, beginning};
+use crate::protocol::stream::send_at;
+
+/// The failures of this pod. Whoever ends a run as failed adds to the tally and wakes the task below, which alone takes
+/// from it. `Notify` keeps one wake for a task that does not wait yet, so that none is lost.
+#[derive(Default)]
+pub(crate) struct Failures {
+    tally: Mutex<Tally>,
+    failed: Notify,
+}
+
+impl Failures {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A run of this pod was ended as failed.
+pub(crate) fn note(shared: &Shared, owner: Owner, kind: &str, attempt: i32, error: &str) {
+    tracing::warn!(
+        target: "podlock", event = "run_failed", pod = %shared.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
+        kind, fence = owner.fence.get(), attempt, error = &*beginning(error), "a run failed"
+    );
+    shared.failures.tally().note(kind, owner.run_id, error);
+    shared.failures.failed.notify_one();
+}
+
+/// Appends to the event log until the pod ends: at once after a quiet time, else when the gap is over.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    tokio::select! {
+        biased;
+        () = shared.root.cancelled() => {}
+        () = rounds(&shared) => {}
+    }
+}
+
+async fn rounds(shared: &Shared) {
+    let mut last = None;
+    loop {
+        if shared.failures.tally().is_empty() {
+            shared.failures.failed.notified().await;
+            continue;
+        }
+        let now = clock::now();
+        let at = send_at(now, last, false, GAP);
+        if at > now {
+            tokio::time::sleep(at - now).await;
+        }
+        last = Some(clock::now());
+        tell(shared).await;
+    }
+}
+
+/// Appends what the log does not tell of yet.
+pub(crate) async fn tell(shared: &Shared) {
+    let failed = shared.failures.tally().take();
+    if failed.is_empty() {
+        return;
+    }
+    if let Err(e) = history::note_failures(&shared.db, &shared.pod_id, shared.incarnation(), &failed).await {
+        if e.is_transient() {
+            tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, error = %e, "the event log does not tell of failed runs yet; their rows do");
+        } else {
+            tracing::warn!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, error = %e, "the event log does not tell of failed runs; their rows do");
+        }
+        if !e.may_have_been_done() {
+            shared.failures.tally().put_back(failed);
+        }
+    }
+}

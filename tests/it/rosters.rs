@@ -1,0 +1,127 @@
+//! Rosters with many dead rows: looks and burials take a bounded number of locks, and make progress whatever else fails.
+
+use std::time::Duration;
+
+use podlock::Pod;
+
+use crate::support::faults::OwnServer;
+use crate::support::{Db, LEASE, eventually, start, trace, within};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// Rows of pods that are dead, as short-lived `hold`s under new names leave them.
+async fn dead_rows(db: &Db, n: i32) {
+    let sql = "WITH dead AS ( \
+          INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
+          SELECT d, '', 0, gen_random_uuid(), studio_lock_key(d), studio_witness_key(d), 0, now() - interval '1 day' \
+            FROM (SELECT 'dead-' || n AS d FROM generate_series(1, $1) n) AS dead RETURNING pod_id, incarnation) \
+        , began AS (INSERT INTO studio_pod_sessions (incarnation, pod_id) SELECT incarnation, pod_id FROM dead) \
+        SELECT studio_append_event('joined', pod_id, incarnation, pod_id, '{}') FROM dead";
+    db.client.execute(sql, &[&n]).await.unwrap();
+}
+
+/// Two pods that may bury, on a server of their own with so many dead rows.
+async fn among_the_dead(server: &OwnServer, names: [&str; 2], dead: i32) -> (Db, [Pod; 2]) {
+    let db = Db::on(server).await;
+    let pods = [start(db.config(names[0])).await, start(db.config(names[1])).await];
+    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    dead_rows(&db, dead).await;
+    (db, pods)
+}
+
+/// Kills one of two pods while the dead are in sight: it is buried long before them, and then all of them are.
+async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patience: Duration) {
+    let (db, [survivor, dying]) = among_the_dead(server, names, dead).await;
+    let seen = usize::try_from(dead).unwrap();
+    eventually(patience, "the survivor has seen that many are dead", || async {
+        let held = trace::count("held", names[0]);
+        if held >= seen { Ok(()) } else { Err(format!("{held} of {seen}")) }
+    })
+    .await;
+    // Past the window in which losses count together.
+    tokio::time::sleep(LEASE / 10).await;
+    let incarnation = dying.incarnation();
+    drop(dying);
+    eventually(patience, "the pod that dies among them is buried", || async {
+        db.client.session_end(incarnation).await.ok_or("it is not".to_owned())
+    })
+    .await;
+    let sql = "SELECT (detail->'evidence'->>'in_sight_ms')::int8 FROM studio_pod_events WHERE kind = 'buried' AND pod_id = $1";
+    let in_sight: i64 = db.client.scalar(sql, &[&names[1]]).await;
+    assert!(in_sight < 1000, "it was held for {in_sight} ms, as one of many");
+    db.client.roster_is(&[names[0]], patience).await;
+    let buried: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
+    assert_eq!(buried, i64::from(dead) + 1, "each once");
+    db.client.assert_fold_is_roster().await;
+    survivor.shutdown(SOON).await.unwrap();
+}
+
+/// The statement of the issue: at this size every look failed with 53200, and nobody was ever buried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_600_dead_rows_on_a_small_lock_table_stop_no_burial_and_vanish() {
+    within(Duration::from_secs(180), async {
+        let server = OwnServer::start(&[("max_locks_per_transaction", "10"), ("max_connections", "30")]).await;
+        one_dies_among(&server, ["small-a", "small-b"], 600, Duration::from_secs(60)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_8200_dead_rows_on_a_server_with_its_defaults_stop_no_burial_and_vanish() {
+    within(Duration::from_secs(400), async {
+        let server = OwnServer::start(&[("max_locks_per_transaction", "64"), ("max_connections", "100")]).await;
+        one_dies_among(&server, ["large-a", "large-b"], 8200, Duration::from_secs(180)).await;
+    })
+    .await;
+}
+
+/// L10, L12: somebody else fills the lock table but for a little. Looks and burials take portions that fit into what is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_while_others_fill_the_lock_table_looks_and_burials_take_what_is_left() {
+    within(Duration::from_secs(180), async {
+        let server = OwnServer::start(&[("max_locks_per_transaction", "10"), ("max_connections", "30")]).await;
+        let (db, [a, b]) = among_the_dead(&server, ["full-a", "full-b"], 300).await;
+        // All that there is, and less than one portion given back.
+        let most = "DO $$ DECLARE n integer := 0; BEGIN LOOP BEGIN PERFORM pg_advisory_lock(7, n + 1); n := n + 1; \
+                    EXCEPTION WHEN out_of_memory THEN EXIT; END; END LOOP; \
+                    FOR i IN n - 59 .. n LOOP PERFORM pg_advisory_unlock(7, i); END LOOP; END $$";
+        db.client.batch_execute(most).await.unwrap();
+        let sql =
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND pid = pg_backend_pid()";
+        let filled: i64 = db.client.scalar(sql, &[]).await;
+        assert!(filled > 100, "{filled} locks");
+        db.client.roster_is(&["full-a", "full-b"], Duration::from_secs(90)).await;
+        db.client.assert_fold_is_roster().await;
+        drop((a, b));
+    })
+    .await;
+}
+
+/// L12: a row that cannot be deleted, and one that somebody holds, are passed over. All others are buried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other() {
+    within(Duration::from_secs(180), async {
+        for dead in [20, 200] {
+            let mut db = Db::new().await;
+            let bad = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$; \
+                       CREATE TRIGGER refuse BEFORE DELETE ON studio_pods FOR EACH ROW WHEN (old.pod_id = 'dead-7') \
+                       EXECUTE FUNCTION refuse()";
+            db.client.batch_execute(bad).await.unwrap();
+            let a = start(db.config(&format!("stuck-{dead}"))).await;
+            tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+            dead_rows(&db, dead).await;
+            let eyes = crate::support::sql::connect(&db.url).await;
+            let held = db.client.transaction().await.unwrap();
+            held.execute("SELECT FROM studio_pods WHERE pod_id = 'dead-9' FOR UPDATE", &[]).await.unwrap();
+            let name = a.pod_id().to_string();
+            eyes.roster_is(&["dead-7", "dead-9", &name], Duration::from_secs(60)).await;
+            held.rollback().await.unwrap();
+            eyes.roster_is(&["dead-7", &name], SOON).await;
+            let named = trace::events("dead-7").iter().any(|e| e.get("by") == Some(&name) && e["level"] == "WARN");
+            assert!(named, "the log names the one that could not be buried");
+            eyes.assert_fold_is_roster().await;
+            a.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}
