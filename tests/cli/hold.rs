@@ -210,6 +210,56 @@ fn no_zombie_is_left_of_what_podlock_adopts() {
     });
 }
 
+/// As PID 1 podlock is the parent of whatever loses its own: of what a shell left it that became it, and of what `kubectl exec`
+/// and its like put into the container. Needs root.
+#[test]
+fn as_pid_1_of_a_container_it_leaves_no_zombie() {
+    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let tried = std::process::Command::new("unshare").args(unshare).arg("true").output();
+    if !tried.as_ref().is_ok_and(|done| done.status.success()) {
+        println!("skipped: no PID namespace can be made here (needs root and util-linux): {tried:?}");
+        return;
+    }
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let hold =
+            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let mut command = clean(Path::new("unshare"));
+        command.args(unshare).args(["sh", "-c", "sleep 0.1 & sleep 0.2 & exec \"$0\" \"$@\""]);
+        command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
+        command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+        let mut hold = Hold::of(command);
+        stage.pid("main").await;
+        // By the numbers of out here.
+        let podlock = hold.supervisor();
+        let no_zombie = async || {
+            wait_for("each has its one child, and no zombie", || async {
+                let own = children(podlock);
+                let left = (own.len(), own.first().map_or(0, |supervisor| children(*supervisor).len()));
+                if left == (1, 1) { Ok(own[0]) } else { Err(format!("{own:?}, {left:?}")) }
+            })
+            .await
+        };
+        let supervisor = no_zombie().await;
+        // What came in from outside and has lost its parent is adopted, and is reaped when it ends.
+        let go = stage.files.path().join("go");
+        let mut enter = clean(Path::new("nsenter"));
+        enter.args(["--target", &podlock.to_string(), "--pid", "--mount", "sh", "-c"]);
+        enter.args(["(until [ -e \"$0\" ]; do sleep 0.02; done) >/dev/null 2>&1 & exit 0"]).arg(&go);
+        let entered = finish(enter).await;
+        assert_eq!(entered.code, 0, "{entered:?}");
+        wait_for("PID 1 has adopted it", || async {
+            let own = children(podlock);
+            if own.len() == 2 && own.contains(&supervisor) { Ok(()) } else { Err(format!("{own:?}")) }
+        })
+        .await;
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(no_zombie().await, supervisor);
+        signal(podlock, Signal::TERM);
+        assert_eq!(hold.ended().await, Some(128 + 15), "{:#?}", hold.log.all());
+    });
+}
+
 #[test]
 fn a_command_without_the_dashes_is_told_what_is_missing() {
     within(TEST, async {

@@ -19,7 +19,7 @@ use podlock::{Config, Incarnation, OnDetach, Pod, PodId};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::failure::{Failure, note, with_sources};
+use crate::failure::{Failure, note, note_error};
 use crate::global::Global;
 use crate::pod::logs::LogArgs;
 use crate::pod::{label, lease};
@@ -99,7 +99,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let name = pod.pod_id().clone();
     // The command is dead: the name may go. That this could not be recorded as clean is not the command's failure.
     if let Err(error) = pod.shutdown(FAREWELL).await {
-        note(&format!("pod {name}: {}", with_sources(&error)));
+        note_error(&format!("pod {name}"), &error);
     }
     outcome
 }

@@ -205,16 +205,21 @@ pub(crate) fn brief_text(text: &str, most: usize) -> String {
 /// A text of the database, or of anybody else, for a terminal: what would not be seen as what it is, is escaped. Otherwise a
 /// run's key could redraw an operator's screen, or look like another.
 pub(crate) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_deceptive(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
+    printable_but(None, text)
 }
 
 /// [`printable`] for a text of several lines.
 pub(crate) fn printable_lines(text: &str) -> String {
-    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+    printable_but(Some('\n'), text)
+}
+
+/// [`printable`], with `left` as it is.
+pub(crate) fn printable_but(left: Option<char>, text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if Some(c) != left && is_deceptive(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// One line of JSON in which nothing stands that [`printable`] would escape. Its value is the same.
@@ -228,7 +233,7 @@ pub(crate) fn json_text_pretty<T: Serialize>(value: &T) -> io::Result<String> {
 }
 
 /// What JSON leaves unescaped and a terminal does not show stands in strings alone, but for the line breaks between them.
-fn escape_json(json: &str) -> String {
+pub(crate) fn escape_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {
         if c != '\n' && is_deceptive(c) {
