@@ -38,13 +38,13 @@ bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a fl
 
 test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
-	-@sh scripts/ensure-daemon.sh nginx nginx-light
+	@sh scripts/ensure-daemon.sh nginx nginx-light
 	@CARGO="$(CARGO)" sh scripts/test.sh
 
 test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process
 	@sh scripts/ensure-postgres.sh
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
-	-@sh scripts/ensure-daemon.sh nginx nginx-light
+	@sh scripts/ensure-daemon.sh nginx nginx-light
 	@CARGO="$(CARGO)" sh scripts/test.sh lib doc model it
 
 model: cargo ## Explore the larger configurations of the protocol's model (docs/model.md), optimised

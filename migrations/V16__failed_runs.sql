@@ -30,6 +30,6 @@ COMMENT ON FUNCTION studio_note_failures(text, uuid, text[], bigint[], uuid[], t
 ALTER TABLE studio_pod_events DROP CONSTRAINT studio_pod_events_kind_check,
     ADD CONSTRAINT studio_pod_events_kind_check CHECK (kind IN
         ('joined', 'draining', 'detached', 'returned', 'suspected', 'evicted', 'buried', 'claimed', 'quarantined', 'snapshot',
-         'run_failed'));
+         'held', 'run_failed'));
 
-COMMENT ON COLUMN studio_pod_events.kind IS 'joined, draining, detached, returned, suspected, evicted, buried, claimed, quarantined; run_failed: runs of a kind failed on a pod; snapshot: the roster as it was after this position, in place of all events up to it.';
+COMMENT ON COLUMN studio_pod_events.kind IS 'joined, draining, detached, returned, suspected, evicted, buried, claimed, quarantined; held: its lock is free and it is not buried yet, why and for how long; run_failed: runs of a kind failed on a pod; snapshot: the roster as it was after this position, in place of all events up to it.';

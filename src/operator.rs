@@ -30,11 +30,13 @@ use crate::history::retention::{self, By};
 use crate::id::{Incarnation, RunId};
 use crate::postgres::dial::Dialer;
 use crate::postgres::pool::Database;
+use crate::postgres::pooler;
 use crate::postgres::schema::Schema;
-use crate::postgres::session::Opener;
+use crate::postgres::session::{Opener, Role};
 use crate::postgres::{queries, runs};
 
-pub use crate::history::retention::{Pruned, Retention};
+pub use crate::history::retention::{Kept, Pruned, Retention};
+pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::fold::EVENT_KINDS;
 pub use filter::{EventFilter, PodFilter, RunFilter};
@@ -87,7 +89,9 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], or whatever kept it from connecting, as of [`Pod`](crate::Pod)'s start.
+    /// [`ErrorKind::Config`]; [`ErrorKind::PooledLock`] through a pooler in transaction or statement mode, on whose
+    /// connections an operator's settings would outlive it; or whatever kept it from connecting, as of
+    /// [`Pod`](crate::Pod)'s start.
     ///
     /// # Cancel safety
     ///
@@ -98,6 +102,8 @@ impl Operator {
         let schema = Schema::new(&config.schema);
         let database = Database::new(&dialer, &settings, schema.clone(), None)?;
         let operator = Self::new(database, Opener { dialer, settings, schema, pod: None });
+        // First, and on connections that are left as they were: the pool sets its own up for as long as they live.
+        pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
         queries::last_event(&operator.database).await?;
         Ok(operator)
     }
@@ -143,6 +149,20 @@ impl Operator {
         detail.sessions = sessions;
         detail.events = self.events(EventFilter::new().pod(name).limit(POD_HISTORY)).await?;
         Ok(Some(detail))
+    }
+
+    /// One incarnation: when it began, when and why it ended, and who buried it. `None` if it is not in the history: it
+    /// never was, or was pruned.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn incarnation(&self, incarnation: Incarnation) -> Result<Option<SessionRow>> {
+        queries::session(&self.database, incarnation.as_uuid()).await?.as_ref().map(SessionRow::read).transpose()
     }
 
     /// Runs, newest first.
@@ -243,6 +263,7 @@ impl Operator {
     }
 
     /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.
+    /// What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
     ///
     /// # Errors
     ///
@@ -256,7 +277,7 @@ impl Operator {
         retention::all(&self.database, By { pod: None }, keep).await
     }
 
-    /// How much [`Operator::prune`] would delete now.
+    /// How much is old enough for [`Operator::prune`] now, what a foreign key or a trigger keeps included.
     ///
     /// # Errors
     ///

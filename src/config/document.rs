@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Config, WorstCase};
+use crate::id::{Incarnation, PodId};
 use crate::pages;
+use crate::protocol::verdict::{HoldReason, Observer, PeerLook, Timing, Verdict};
 
 const INTRODUCTION: &str = "\
 # Bounds
 
 How long it takes at most until peers bury a pod, with every push and notification lost; with them it is milliseconds where
-a process or its host's connections end. At three leases, all else at its default, each answer of the database within
+a process or its host's connections end, unless many end at once or no survivor has been up for `settle`. At three leases, all else at its default, each answer of the database within
 `ping_timeout`. `Config::worst_case()` says it for your settings; this page is made from it.
 
 A roster of up to 62 rows, dead ones included, is looked at in one statement. A longer one takes a statement for each 64 rows,
@@ -18,6 +20,30 @@ so that dead rows cannot fill the server's lock table: each adds an answer of th
 table is full all the same, nobody is buried on what could not be looked at, and a pod that died waits for `settle` at most
 once others could be looked at again.
 
+";
+
+const MANY: &str = "
+## When many are lost
+
+Sessions that end together are rarely pods that died together: a proxy, a database or a network ended them. So a pod that finds
+*many* of its peers lost gives each of them `settle` (the lease) to come back, from when it first saw that peer's lock free, and
+buries whoever has not. Exactly:
+
+- *Lost* is a peer whose liveness lock was first seen free less than a lease / 10 ago (1 s by default) and that has not returned,
+  and one that was buried less than a lease / 10 ago and whose name nobody has taken since.
+- *Many* are at least two, and more than half of the *others*: the peers in the roster, without the observer itself, and those that
+  were buried within that time.
+- Pods that drain count in neither number. One whose lock is free meanwhile waits with the others.
+
+Two that are killed at once are seen by one look or by two. If by two, the first is buried at once and counts for the second.
+
+| killed at once, seen by one look | of pods | others | many |
+| --- | --- | --- | --- |
+";
+
+const AFTER_MANY: &str = "
+While it waits, the pod's `condition` is `dead_waiting`, and an event `held` says why and for how long. The same wait comes from
+survivors that are all fresh: a pod buries nobody before it has held its own lock for `settle` without a break.
 ";
 
 type Bound = fn(&WorstCase) -> Duration;
@@ -47,5 +73,46 @@ fn the_page_on_bounds_says_what_the_code_does() {
         let [short, usual, long] = all.map(|w| bound(&w).as_secs_f64());
         writeln!(text, "| {what} | {short:.1} s | {usual:.1} s | {long:.1} s |").unwrap();
     }
+    text.push_str(MANY);
+    for (killed, pods) in [(1, 2), (1, 3), (2, 3), (2, 4), (2, 5), (3, 5), (3, 6), (3, 7)] {
+        let many = verdict_on(killed, pods);
+        writeln!(text, "| {killed} | {pods} | {} | {many} |", pods - 1).unwrap();
+    }
+    text.push_str(AFTER_MANY);
     pages::renew_or_compare("docs/bounds.md", &text);
+}
+
+/// What the rule says of pods that one look finds dead, all of one verdict.
+fn verdict_on(killed: usize, pods: usize) -> &'static str {
+    let timing = Timing {
+        window: Duration::from_secs(1),
+        second_look: Duration::from_millis(250),
+        reconnect_grace: Duration::from_secs(10),
+        settle: Duration::from_secs(10),
+    };
+    let peer = |n: usize| PeerLook {
+        pod_id: PodId::new(format!("p{n}")).unwrap(),
+        incarnation: Incarnation::generate(),
+        session: 1,
+        draining: false,
+        liveness_free: n < killed,
+        witness_free: n < killed,
+    };
+    let look: Vec<_> = (0..pods - 1).map(peer).collect();
+    let verdicts = Observer::default().decide(&timing, Duration::ZERO, &look).verdicts;
+    let of_the_dead = verdicts[0].1;
+    assert!(verdicts[..killed].iter().all(|(_, verdict)| *verdict == of_the_dead), "{verdicts:?}");
+    assert!(verdicts[killed..].iter().all(|(_, verdict)| *verdict == Verdict::Alive), "{verdicts:?}");
+    match of_the_dead {
+        Verdict::Dead(_) => "no: buried at once",
+        Verdict::Hold(HoldReason::ManyLost, until) => {
+            assert_eq!(until, timing.settle);
+            "yes: buried after `settle`"
+        }
+        Verdict::Hold(HoldReason::SecondLoss, until) => {
+            assert_eq!(until, timing.second_look);
+            "no: buried after a second look, a lease / 40 later"
+        }
+        other => panic!("{killed} of {pods}: {other:?}"),
+    }
 }

@@ -1,3 +1,4 @@
 //! What is known of the past, and for how long it is kept.
 
 pub(crate) mod retention;
+mod walk;

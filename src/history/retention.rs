@@ -1,9 +1,11 @@
 //! Deleting what need not be kept any more, in rounds of small transactions.
 //!
-//! A round deletes at most a batch of each kind. Rounds of different pods do not wait for one another: who comes second
-//! goes without. Nothing here holds a lock that a claim, an end of a run, a burial or an event could wait for. How old
+//! A round deletes at most a batch of each kind, and each kind whatever becomes of the others. A row that cannot be deleted,
+//! since a foreign key or a trigger of the service's own keeps it, is named and passed over ([`super::walk`]). Rounds of
+//! different pods do not wait for one another: who comes second goes without. Nothing here holds a lock that a claim, an end of a run, a burial or an event could wait for. How old
 //! something is, the server's clock says: it decides on nothing but this.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +13,22 @@ use serde::Serialize;
 
 use crate::config::{KEEP_MAX, KEEP_MIN, Settings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::walk::{Step, Walk};
 use crate::id::Incarnation;
 use crate::pod::shared::Shared;
 use crate::postgres::history as statements;
 use crate::postgres::pool::Database;
-use crate::protocol::fold;
 
-/// The most rows of a kind that one transaction deletes.
-const BATCH: i32 = 200;
 /// Between two rounds of a pod, where the first left something.
 const PACE: Duration = Duration::from_secs(1);
 /// Between two tries of an operator while a pod prunes.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How many rounds in a row an operator finds another at it.
-const BUSY_ROUNDS: u32 = 200;
+/// How many steps in a row an operator finds another at it.
+const BUSY_STEPS: u32 = 200;
+/// How many reasons of one kind a report names; the rows of further ones are counted with the last.
+const REASONS_MAX: usize = 16;
+/// How many reasons a pod names in its log. A trigger may give each row a reason of its own.
+const NAMED_MAX: usize = 64;
 
 const SUCCEEDED: [&str; 2] = ["succeeded", "cancelled"];
 const FAILED: [&str; 2] = ["failed", "quarantined"];
@@ -86,14 +90,19 @@ impl Retention {
         }
     }
 
-    fn runs_by_state(&self) -> impl Iterator<Item = (&'static [&'static str], Duration)> {
+    pub(super) fn events_kept(&self) -> Option<Duration> {
+        self.events
+    }
+
+    /// How long runs in these states are kept.
+    pub(super) fn runs_by_state(&self) -> impl Iterator<Item = (&'static [&'static str], Duration)> {
         let groups = [(&SUCCEEDED[..], self.runs), (&FAILED[..], self.failed_runs)];
         groups.into_iter().filter_map(|(states, keep)| Some((states, keep?)))
     }
 }
 
 /// What was deleted, or would be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Runs, with their attempts and streams.
@@ -102,10 +111,44 @@ pub struct Pruned {
     pub events: i64,
     /// Incarnations that had ended.
     pub sessions: i64,
+    /// What is old enough and could not be deleted, by what keeps it.
+    pub kept: Vec<Kept>,
+}
+
+/// Rows that are old enough to go and that one thing keeps: a foreign key, a trigger or a lock of the service's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Kept {
+    /// `run`, `event` or `session`.
+    pub what: &'static str,
+    /// How many there are. Of events only the first is known: a log is cut at its beginning.
+    pub count: i64,
+    /// The first of them: the id of a run, the position of an event, the incarnation of a session.
+    pub first: String,
+    /// What the server said, with its SQLSTATE.
+    pub why: String,
 }
 
 impl Pruned {
-    fn in_words(self) -> String {
+    fn add(&mut self, what: &'static str, step: Step) {
+        match what {
+            "run" => self.runs += step.deleted,
+            "event" => self.events += step.deleted,
+            _ => self.sessions += step.deleted,
+        }
+        for (first, why) in step.kept {
+            let same_kind = self.kept.iter().filter(|kept| kept.what == what).count();
+            let known = self.kept.iter().position(|kept| kept.what == what && kept.why == why);
+            let last =
+                (same_kind >= REASONS_MAX).then(|| self.kept.iter().rposition(|kept| kept.what == what)).flatten();
+            match known.or(last) {
+                Some(index) => self.kept[index].count += 1,
+                None => self.kept.push(Kept { what, count: 1, first, why }),
+            }
+        }
+    }
+
+    fn in_words(&self) -> String {
         format!("{} runs, {} events and {} sessions were deleted", self.runs, self.events, self.sessions)
     }
 }
@@ -117,32 +160,15 @@ pub(crate) struct By<'a> {
     pub(crate) pod: Option<(&'a str, Incarnation)>,
 }
 
-/// What one round did.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Round {
-    pruned: Pruned,
-    /// A batch was full: there may be more.
-    more: bool,
-    /// Another was at it: something was left that need not be.
-    busy: bool,
-}
-
-impl Round {
-    fn note(&mut self, deleted: Option<i32>) -> i64 {
-        self.busy |= deleted.is_none();
-        self.more |= deleted.is_some_and(|n| n >= BATCH);
-        deleted.map_or(0, i64::from)
-    }
-}
-
 /// Prunes while the pod lives.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let keep = Retention::of(&shared.settings);
-    if keep == Retention::new() {
+    let mut walks = Walk::all_of(&Retention::of(&shared.settings));
+    if walks.is_empty() {
         return;
     }
     let interval = shared.settings.prune_interval;
     let mut due = interval.mul_f64(0.5 + fastrand::f64());
+    let mut named = Named::default();
     loop {
         tokio::select! {
             biased;
@@ -155,64 +181,117 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let done = tokio::select! {
             biased;
             () = shared.root.cancelled() => return,
-            done = round(&shared.db, by, &keep) => done,
+            done = round(&shared.db, by, &mut walks) => done,
         };
-        match done {
-            Ok(Round { pruned, more, .. }) => {
-                if more {
-                    due = due.min(PACE);
-                }
-                if pruned != Pruned::default() {
-                    tracing::info!(
-                        target: "podlock", event = "pruned", pod = %shared.pod_id, runs = pruned.runs,
-                        events = pruned.events, sessions = pruned.sessions, "deleted what need not be kept any more"
-                    );
-                }
+        if done.more {
+            due = due.min(PACE);
+        }
+        report(&shared, &done, &mut named);
+    }
+}
+
+/// What one round did.
+#[derive(Debug, Default)]
+struct Round {
+    pruned: Pruned,
+    /// A walk is not at its end.
+    more: bool,
+    failed: Vec<Error>,
+}
+
+/// One step of each walk, whatever becomes of the others.
+async fn round(db: &Database, by: By<'_>, walks: &mut [Walk]) -> Round {
+    let mut round = Round::default();
+    for walk in walks {
+        match walk.step(db, by).await {
+            Ok(step) => {
+                round.more |= step.more;
+                round.pruned.add(walk.what(), step);
             }
-            Err(e) if !e.is_transient() => {
-                tracing::warn!(target: "podlock", event = "prune_failed", pod = %shared.pod_id, error = %e, "nothing more was pruned; the next round comes");
-            }
-            Err(e) => {
-                tracing::debug!(target: "podlock", event = "prune_failed", pod = %shared.pod_id, error = %e, "nothing more was pruned; the next round comes");
-            }
+            Err(e) => round.failed.push(e),
+        }
+    }
+    round
+}
+
+/// What was named once in the log, so that it is not named again at each round.
+#[derive(Default)]
+struct Named(BTreeSet<(&'static str, String)>);
+
+impl Named {
+    fn is_new(&mut self, kept: &Kept) -> bool {
+        self.0.len() < NAMED_MAX && self.0.insert((kept.what, kept.why.clone()))
+    }
+}
+
+fn report(shared: &Shared, Round { pruned, failed, .. }: &Round, named: &mut Named) {
+    let pod = &shared.pod_id;
+    if pruned.runs + pruned.events + pruned.sessions > 0 {
+        tracing::info!(
+            target: "podlock", event = "pruned", pod = %pod, runs = pruned.runs,
+            events = pruned.events, sessions = pruned.sessions, "deleted what need not be kept any more"
+        );
+    }
+    for kept in pruned.kept.iter().filter(|kept| named.is_new(kept)) {
+        tracing::warn!(
+            target: "podlock", event = "prune_kept", pod = %pod, kind = kept.what, first = kept.first, count = kept.count,
+            cause = kept.why, "could not be deleted, and stays; the rest is pruned. This is said once"
+        );
+    }
+    for e in failed {
+        if e.is_transient() {
+            tracing::debug!(
+                target: "podlock", event = "prune_failed", pod = %pod, error = %e,
+                "a part of the round pruned nothing; the next round comes"
+            );
+        } else {
+            tracing::warn!(
+                target: "podlock", event = "prune_failed", pod = %pod, error = %e,
+                "a part of the round pruned nothing; the next round comes"
+            );
         }
     }
 }
 
-/// Prunes until nothing is left that need not be kept.
+/// Prunes until nothing is left that need not be kept, but for what cannot be deleted. What fails of one kind is said
+/// when the other kinds are done.
 pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<Pruned> {
     keep.check()?;
     let mut total = Pruned::default();
-    let mut busy_rounds = 0;
+    let mut failed = None;
+    for walk in &mut Walk::all_of(keep) {
+        if let Err(e) = to_the_end(db, by, walk, &mut total).await {
+            failed.get_or_insert(e);
+        }
+    }
+    let Some(e) = failed else { return Ok(total) };
+    let left = total.in_words();
+    Err(if e.may_have_been_done() { e.left(format!("{left}; of one batch nothing is known")) } else { e.left(left) })
+}
+
+async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Pruned) -> Result<()> {
+    let mut busy_steps = 0;
     loop {
-        let Round { pruned, more, busy } = round(db, by, keep).await.map_err(|e| {
-            let left = total.in_words();
-            if e.may_have_been_done() {
-                e.left(format!("{left}; of the last batch nothing is known"))
-            } else {
-                e.left(left)
-            }
-        })?;
-        total.runs += pruned.runs;
-        total.events += pruned.events;
-        total.sessions += pruned.sessions;
+        let step = walk.step(db, by).await?;
+        let (more, busy) = (step.more, step.busy);
+        total.add(walk.what(), step);
         if busy {
-            busy_rounds += 1;
-            if busy_rounds >= BUSY_ROUNDS {
+            busy_steps += 1;
+            if busy_steps >= BUSY_STEPS {
                 return Err(Error::new(ErrorKind::Timeout, "pruning: another was always at it")
-                    .left(total.in_words())
                     .todo("prune again later; the pods do it too"));
             }
             tokio::time::sleep(AGAIN).await;
-        } else if !more {
-            return Ok(total);
+        } else if more {
+            busy_steps = 0;
         } else {
-            busy_rounds = 0;
+            return Ok(());
         }
     }
 }
 
-/// How much [`all`] would delete now.
+/// How much is old enough for [`all`] now. What something of the service's own keeps is counted too: only a deletion
+/// shows it.
 pub(crate) async fn count(db: &Database, keep: &Retention) -> Result<Pruned> {
     keep.check()?;
     let mut found = Pruned::default();
@@ -223,36 +302,4 @@ pub(crate) async fn count(db: &Database, keep: &Retention) -> Result<Pruned> {
         (found.events, found.sessions) = statements::count_events(db, keep).await?;
     }
     Ok(found)
-}
-
-async fn round(db: &Database, by: By<'_>, keep: &Retention) -> Result<Round> {
-    let mut round = Round::default();
-    for (states, keep) in keep.runs_by_state() {
-        let deleted = statements::prune_runs(db, states, keep, BATCH).await?;
-        round.more |= deleted.is_some_and(|(_, more)| more);
-        round.pruned.runs += round.note(deleted.map(|(runs, _)| runs));
-    }
-    if let Some(keep) = keep.events {
-        let deleted = events(db, by, keep).await?;
-        round.pruned.events = round.note(deleted);
-        // After the runs, which keep the sessions of their owners.
-        let deleted = statements::prune_sessions(db, keep, BATCH).await?;
-        round.pruned.sessions = round.note(deleted);
-    }
-    Ok(round)
-}
-
-/// Load, fold, replace.
-async fn events(db: &Database, by: By<'_>, keep: Duration) -> Result<Option<i32>> {
-    let loaded = statements::oldest_events(db, keep, BATCH + 1).await?;
-    // What is old enough up to the first that is not: a log is cut at its beginning alone.
-    let old: Vec<fold::Entry> = loaded.into_iter().map_while(|(entry, is_old)| is_old.then_some(entry)).collect();
-    let [first, .., last] = old.as_slice() else { return Ok(Some(0)) };
-    let snapshot = fold::snapshot(&old).map_err(|e| {
-        Error::new(ErrorKind::SchemaIncompatible, format!("pruning events: {e}"))
-            .left("no event was deleted")
-            .todo("see who else writes the log; a newer version of podlock may know the event")
-            .caused_by(e)
-    })?;
-    statements::prune_events(db, keep, first.idx, last.idx, &snapshot, by.pod).await
 }

@@ -11,6 +11,9 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output;
+use crate::protocol::cause::Cause;
+use crate::protocol::condition::{Condition, Seen};
+use crate::protocol::wait::WaitReason;
 
 /// A pod of the roster, beside the lock that is really held.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -38,6 +41,31 @@ pub struct PodRow {
     pub version: String,
     /// Free key-value pairs of the service.
     pub labels: Value,
+    /// What its row, its locks, its beats and the log come to.
+    pub condition: Condition,
+    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or `unsettled`;
+    /// `None` where nobody waits.
+    pub wait_reason: Option<String>,
+    /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.
+    pub wait_left_ms: Option<i64>,
+}
+
+impl PodRow {
+    /// The condition in words: `dead, waiting: many lost, 7 s left`.
+    #[must_use]
+    pub fn condition_in_words(&self) -> String {
+        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms)
+    }
+}
+
+/// Only of a pod that is waited for; a wait that is over by now is one more look away.
+fn in_words(condition: Condition, reason: Option<&str>, left_ms: Option<i64>) -> String {
+    let (Condition::DeadWaiting | Condition::Reconnecting, Some(reason)) = (condition, reason) else {
+        return condition.says().to_owned();
+    };
+    let reason = WaitReason::parse(reason).map_or_else(|| reason.to_owned(), |known| known.says().to_owned());
+    let left = left_ms.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
+    format!("{}: {reason}{left}", condition.says())
 }
 
 /// Everything that is known about the pods of one name: the one in the roster, if any, and those before it.
@@ -66,6 +94,12 @@ pub struct PodDetail {
     pub version: Option<String>,
     /// Free key-value pairs of the service; `None` once it is gone.
     pub labels: Option<Value>,
+    /// As [`PodRow::condition`].
+    pub condition: Condition,
+    /// As [`PodRow::wait_reason`].
+    pub wait_reason: Option<String>,
+    /// As [`PodRow::wait_left_ms`].
+    pub wait_left_ms: Option<i64>,
     /// True if its control session holds the witness key. `alive` false with this true: a broken connection that the
     /// pod is mending.
     pub witness: bool,
@@ -99,6 +133,23 @@ pub struct SessionRow {
     pub reason: Option<String>,
     /// The pod that buried it; `None` where the next incarnation of the name took its place.
     pub buried_by: Option<String>,
+    /// What lay behind the reason, as its column's comment lists it; `None`: not known, or the reason says it all.
+    pub cause: Option<String>,
+}
+
+impl SessionRow {
+    /// How it ended, in words: `lost: its process ended, or its connections were closed; buried by web-2`.
+    #[must_use]
+    pub fn end_in_words(&self) -> String {
+        let Some(reason) = &self.reason else { return "has not ended".to_owned() };
+        let says = |cause: &str| Cause::parse(cause).map_or(cause.to_owned(), |cause| cause.says().to_owned());
+        let cause = self.cause.as_deref().map_or(String::new(), |cause| format!(": {}", says(cause)));
+        let by = self
+            .buried_by
+            .as_ref()
+            .map_or("replaced by the next of its name".to_owned(), |by| format!("buried by {by}"));
+        format!("{reason}{cause}; {by}")
+    }
 }
 
 /// A run.
@@ -260,7 +311,7 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `buried`, `claimed`, `quarantined`,
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
     /// `run_failed`: runs of a kind failed on a pod; or `snapshot`: what stands in place of all events up to its position,
     /// which were deleted; a reader that was so far behind misses them. [`EVENT_KINDS`](super::EVENT_KINDS) lists them.
     pub kind: String,
@@ -276,11 +327,26 @@ pub struct EventRow {
 
 impl PodRow {
     pub(super) fn read(row: &Row) -> Result<Self> {
+        let state: String = get(row, "state")?;
+        let alive = get(row, "alive")?;
+        let wait_reason: Option<String> = get(row, "wait_reason")?;
+        let condition = Condition::of(&Seen {
+            alive,
+            witness: get(row, "witness")?,
+            draining: state == "draining",
+            drain_requested: get::<Option<String>>(row, "drain_requested")?.is_some(),
+            put_out: get::<Option<String>>(row, "evicted")?.is_some(),
+            lags: get(row, "lags")?,
+            waits: wait_reason.is_some(),
+        });
         Ok(Self {
             pod_id: get(row, "pod_id")?,
             incarnation: get::<Uuid>(row, "incarnation")?.into(),
-            state: get(row, "state")?,
-            alive: get(row, "alive")?,
+            state,
+            alive,
+            condition,
+            wait_reason,
+            wait_left_ms: get(row, "wait_left_ms")?,
             holder_pid: get(row, "holder_pid")?,
             client_addr: get(row, "client_addr")?,
             runs: get(row, "runs")?,
@@ -308,6 +374,9 @@ impl PodDetail {
             started_at: pod.started_at,
             version: Some(pod.version),
             labels: Some(pod.labels),
+            condition: pod.condition,
+            wait_reason: pod.wait_reason,
+            wait_left_ms: pod.wait_left_ms,
             witness: get(row, "witness")?,
             session: get(row, "session")?,
             lag_ms: get(row, "lag_ms")?,
@@ -316,6 +385,15 @@ impl PodDetail {
             sessions: Vec::new(),
             events: Vec::new(),
         })
+    }
+
+    /// The condition in words; of one that is gone, how it ended.
+    #[must_use]
+    pub fn condition_in_words(&self) -> String {
+        match self.sessions.first().filter(|_| self.condition == Condition::Gone) {
+            Some(last) => format!("gone: {}", last.end_in_words()),
+            None => in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms),
+        }
     }
 
     /// A pod of which only its history is left.
@@ -332,6 +410,9 @@ impl PodDetail {
             started_at: last.began_at,
             version: None,
             labels: None,
+            condition: Condition::Gone,
+            wait_reason: None,
+            wait_left_ms: None,
             witness: false,
             session: None,
             lag_ms: None,
@@ -352,6 +433,7 @@ impl SessionRow {
             ended_at: get(row, "ended_at")?,
             reason: get(row, "reason")?,
             buried_by: get(row, "buried_by")?,
+            cause: get(row, "cause")?,
         })
     }
 }

@@ -15,7 +15,9 @@ use crate::id::{Incarnation, LockKey, PodId};
 use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
+use crate::postgres::pooler;
 use crate::postgres::session::{Opener, Role, Session};
+use crate::protocol::cause::Cause;
 
 /// A wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -47,7 +49,7 @@ impl Identity {
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
     let pod = shared.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
-    bring_schema(&opener, policy, shared.settings.ping_timeout).await.map_err(in_boot)?;
+    bring_schema(&opener, policy).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
     let timeout = shared.settings.acquire_timeout;
@@ -60,7 +62,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     pods::listen(&control).await.map_err(in_boot)?;
     let local = Local::new(shared, opener, keys);
     local.control.set(Some(control.backend()));
-    register(&local, &mut liveness, identity, None, since).await.map_err(in_boot)?;
+    register(&local, &mut liveness, identity, None, None, since).await.map_err(in_boot)?;
     Ok(Booted { local, liveness, control })
 }
 
@@ -70,6 +72,7 @@ pub(crate) async fn register(
     liveness: &mut Session,
     identity: &Identity,
     given_up: Option<Incarnation>,
+    former: Option<(Incarnation, Cause)>,
     since: crate::protocol::Moment,
 ) -> Result<()> {
     let shared = &local.shared;
@@ -85,6 +88,8 @@ pub(crate) async fn register(
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,
+        former,
+        beat_interval: shared.settings.beat_interval,
     };
     let mut tries = 0;
     let (sent, replaced) = loop {
@@ -99,6 +104,7 @@ pub(crate) async fn register(
         pods::mark_draining_here(liveness, incarnation).await?;
     }
     shared.note_answered(sent);
+    shared.registry.take_lost();
     shared.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
     tracing::info!(
@@ -185,9 +191,8 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
 }
 
 /// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
-async fn bring_schema(opener: &Opener, policy: Policy, ping_timeout: Duration) -> Result<()> {
-    let mut session = opener.open(Role::Migrate).await?;
-    canary::refuse_pooler(opener, &session, ping_timeout).await?;
+async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
+    let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
     let done = migrate::prepare(&mut session, policy).await;
     session.close().await;
     done

@@ -1,6 +1,7 @@
 //! The burial pass: look → decide → bury → report (L2, L3).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::boot::LOCK_NOT_AVAILABLE;
 use super::local::{Held, Local};
@@ -12,6 +13,7 @@ use crate::postgres::candidates::{self, CANDIDATES};
 use crate::postgres::pods;
 use crate::postgres::session::Session;
 use crate::postgres::txn::Txn;
+use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
 use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
@@ -210,7 +212,8 @@ async fn bury_portion(
 /// Buries the dead whose locks this transaction holds. False: this pod could not prove that it lives itself.
 async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
     let me = &local.shared.pod_id;
-    let burials: Vec<Burial<'_>> = dead.iter().map(|(peer, evidence)| burial(peer, *evidence, trigger)).collect();
+    let burials: Vec<Burial<'_>> =
+        dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
     // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
     let load = Load::new(&local.shared, held.incarnation);
     let params = load.wanted.params();
@@ -222,13 +225,16 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     if buried.gone.is_empty() {
         return Ok(buried.proved);
     }
-    let seen = orphans.map(|rows| candidates::read(&rows));
+    // The burial is committed; a recovery pass that has to load the orphans itself says what is wrong with them.
+    let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
     recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
-    local.note_burials(&buried.gone);
-    for ((peer, evidence), burial) in dead.iter().zip(&burials).filter(|(_, b)| buried.gone.contains(&b.incarnation)) {
+    let gone: Vec<_> = buried.gone.keys().copied().collect();
+    local.note_burials(&gone);
+    for ((peer, evidence), burial) in dead.iter().zip(&burials) {
+        let Some(cause) = buried.gone.get(&burial.incarnation) else { continue };
         tracing::info!(
             target: "podlock", event = "buried", pod = %peer.look.pod_id, incarnation = %burial.incarnation, by = %me,
-            reason = burial.reason, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
+            reason = burial.reason, cause, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
             losses = evidence.losses, others = evidence.others, "buried a dead pod"
         );
     }
@@ -236,12 +242,20 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     Ok(buried.proved)
 }
 
-fn burial(peer: &PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'_> {
+fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'a> {
     let PeerLook { pod_id, incarnation, session, draining, .. } = &peer.look;
     let evicted = peer.put_out.map(ending::Reason::as_str);
-    let reason = ending::buried(*draining, peer.put_out).as_str();
-    let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": evidence });
-    Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, evicted, reason, detail }
+    let reason = ending::buried(*draining, peer.put_out);
+    // As it was when its lock was first seen free: the wait since then says nothing of its end.
+    let beat_age = peer.beat_age.map(|age| age.saturating_sub(Duration::from_millis(evidence.in_sight_ms)));
+    let cause = cause::seen(reason, beat_age, &local.cause_timing()).map(Cause::as_str);
+    let reason = reason.as_str();
+    let mut seen = serde_json::json!(evidence);
+    seen["liveness_free"] = true.into();
+    seen["beat_age_ms"] = beat_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)).into();
+    seen["many_lost"] = local.was_held_for_many(*incarnation).into();
+    let detail = serde_json::json!({ "reason": reason, "trigger": trigger.as_str(), "evidence": seen });
+    Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, evicted, reason, cause, detail }
 }
 
 /// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.

@@ -24,9 +24,8 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::boot::{self, Booted, Identity};
-use super::canary;
 use super::clock;
-use super::local::{Held, Local};
+use super::local::{Away, Held, Local};
 use super::shared::Shared;
 use super::status::PodEvent;
 use super::sweeper::refused;
@@ -38,8 +37,10 @@ use crate::id::Incarnation;
 use crate::postgres::locks;
 use crate::postgres::migrate::Policy;
 use crate::postgres::pods::{self, Returned};
+use crate::postgres::pooler;
 use crate::postgres::session::{Backend, Opener, Role, Session};
 use crate::protocol::Moment;
+use crate::protocol::cause::{self, Cause, Loss};
 use crate::protocol::deadline::{Deadline, RuntimeWatch};
 use crate::protocol::stall::{self, Moved};
 use crate::runs::StopReason;
@@ -133,10 +134,20 @@ async fn live(
 /// Why holding ended.
 enum End {
     Stop,
-    Lost(String),
+    Lost(Loss, String),
     RuntimeBlocked,
     RowGone,
     Fatal(Error),
+}
+
+/// How the lock was lost, by a ping that failed.
+fn loss_of(session: &Session, error: &Error) -> Loss {
+    match error.kind() {
+        _ if session.has_ended() => Loss::Ended,
+        ErrorKind::Timeout => Loss::Unanswered,
+        ErrorKind::SessionLost => Loss::NotHeld,
+        _ => Loss::Ended,
+    }
 }
 
 struct Keeper<'a> {
@@ -149,6 +160,10 @@ struct Keeper<'a> {
     silent: RefCell<Option<Session>>,
     /// The incarnation that was put out last, once it has been away for it.
     stayed_away: Cell<Option<Incarnation>>,
+    /// Why the lock was lost; `None` while it is held.
+    cause: Cell<Option<Cause>>,
+    /// For how long this process itself was stopped since the last answered ping.
+    asleep: Cell<Duration>,
 }
 
 impl<'a> Keeper<'a> {
@@ -163,6 +178,8 @@ impl<'a> Keeper<'a> {
             former: RefCell::default(),
             silent: RefCell::default(),
             stayed_away: Cell::new(None),
+            cause: Cell::new(None),
+            asleep: Cell::new(Duration::ZERO),
         }
     }
 
@@ -172,6 +189,7 @@ impl<'a> Keeper<'a> {
         loop {
             let (cause, blocked) = match self.hold(&liveness).await {
                 End::Stop => {
+                    self.say_why_it_ends(&liveness).await;
                     self.local.held.send_replace(None);
                     liveness.close().await;
                     return;
@@ -179,20 +197,28 @@ impl<'a> Keeper<'a> {
                 End::Fatal(e) => {
                     self.local.held.send_replace(None);
                     self.shared.fail(&e);
+                    self.say_why_it_ends(&liveness).await;
                     return;
                 }
                 End::RowGone => {
+                    self.note_loss(Loss::RowGone);
                     // The session is sound; only the incarnation is over. It has to be given up before a new one
                     // may take its place, even under the very lock that it held.
                     self.give_up(StopReason::Fenced);
                     ("the pod's row is gone from the roster".to_owned(), false)
                 }
-                End::Lost(cause) => (cause, false),
+                End::Lost(loss, cause) => {
+                    self.note_loss(loss);
+                    (cause, false)
+                }
                 End::RuntimeBlocked => {
+                    self.note_loss(Loss::RuntimeBlocked);
                     // Both locks are free the moment the sessions end, so the runs are told first.
                     if self.shared.settings.on_detach == OnDetach::Cancel {
                         self.give_up(StopReason::SelfFenced);
                     }
+                    // And then the others: nobody can say so afterwards should the runtime never run again.
+                    self.write_cause(&liveness, Cause::RuntimeBlocked).await;
                     (format!("the application's runtime ran no task for {:?}", self.shared.settings.stall_after), true)
                 }
             };
@@ -221,18 +247,24 @@ impl<'a> Keeper<'a> {
         // What was noticed of the incarnation before this one is of no account.
         let _ = self.shared.row_gone.notified().now_or_never();
         loop {
-            tokio::select! {
+            let before = clock::now();
+            let noticed = tokio::select! {
                 biased;
                 () = self.shared.root.cancelled() => return End::Stop,
-                cause = session.ended() => return End::Lost(cause.to_string()),
-                () = self.shared.row_gone.notified() => return End::RowGone,
-                _ = ticks.tick() => {}
-            }
+                cause = session.ended() => Some(End::Lost(Loss::Ended, cause.to_string())),
+                () = self.shared.row_gone.notified() => Some(End::RowGone),
+                _ = ticks.tick() => None,
+            };
             let now = clock::now();
+            self.note_sleep(now.saturating_sub(before), tick);
+            if let Some(end) = noticed {
+                return end;
+            }
             // Only a process that was itself stopped can find its deadline passed here: the server may have freed the
             // lock meanwhile, whatever the socket still says.
             if self.deadline.get().has_passed(now) {
-                return End::Lost("the pod itself was frozen past its deadline".to_owned());
+                let cause = "the pod itself was frozen past its deadline".to_owned();
+                return End::Lost(Loss::Unanswered, cause);
             }
             if runtime.look(now, self.pulse()) >= settings.stall_after {
                 return End::RuntimeBlocked;
@@ -243,10 +275,12 @@ impl<'a> Keeper<'a> {
             next_ping = now + settings.ping_interval;
             pings = pings.wrapping_add(1);
             let sent = clock::now();
-            match self.ping(session, pings.is_multiple_of(CHECK_EVERY)).await {
+            let pinged = self.ping(session, pings.is_multiple_of(CHECK_EVERY)).await;
+            self.note_sleep(clock::now().saturating_sub(sent), settings.ping_timeout);
+            match pinged {
                 Ok(()) => self.answered(sent),
                 Err(e) if e.kind() == ErrorKind::PooledLock => return End::Fatal(e),
-                Err(e) => return End::Lost(e.to_string()),
+                Err(e) => return End::Lost(loss_of(session, &e), e.to_string()),
             }
         }
     }
@@ -273,9 +307,8 @@ impl<'a> Keeper<'a> {
         };
         let own = session.backend().pid;
         if pid != own {
-            return Err(canary::pooled(&format!(
-                "the liveness session was answered by backend {pid}, and its own is {own}"
-            )));
+            let evidence = format!("the liveness session was answered by backend {pid}, and its own is {own}");
+            return Err(pooler::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))
@@ -289,6 +322,34 @@ impl<'a> Keeper<'a> {
         deadline.answered(sent);
         self.deadline.set(deadline);
         self.shared.note_answered(sent);
+        self.asleep.set(Duration::ZERO);
+    }
+
+    /// A wait of at most `limit` took this long: for the rest, this process itself was stopped.
+    fn note_sleep(&self, took: Duration, limit: Duration) {
+        self.asleep.set(self.asleep.get() + took.saturating_sub(limit));
+    }
+
+    fn note_loss(&self, loss: Loss) {
+        self.cause.set(Some(cause::of_loss(loss, self.asleep.get(), self.shared.settings.self_fence)));
+    }
+
+    /// For an end that is neither a clean stop nor a loss: it failed, or its service dropped it.
+    async fn say_why_it_ends(&self, liveness: &Session) {
+        if self.shared.failure().is_some() {
+            self.write_cause(liveness, Cause::Failed).await;
+        } else if !self.shared.is_draining() {
+            self.write_cause(liveness, Cause::Dropped).await;
+        }
+    }
+
+    /// Writes why this incarnation ends, while it still holds its lock. Short of time: its runs were told to stop, and
+    /// others wait for the lock.
+    async fn write_cause(&self, liveness: &Session, cause: Cause) {
+        let limit = self.shared.settings.hold_probe_interval;
+        if let Err(e) = pods::note_cause(liveness, self.shared.incarnation(), cause, limit).await {
+            tracing::debug!(target: "podlock", event = "cause_unwritten", pod = %self.shared.pod_id, cause = cause.as_str(), error = %e, "could not record why this incarnation ends");
+        }
     }
 
     /// Keeps a session that went silent, or none.
@@ -325,7 +386,7 @@ impl<'a> Keeper<'a> {
 
     /// Keeps no session until the application's runtime runs again. False: the pod stops.
     async fn stay_away(&self) -> bool {
-        self.local.away.send_replace(true);
+        self.local.away.send_replace(Some(Away::RuntimeBlocked));
         let blocked_at = self.pulse();
         let back = async {
             while self.pulse() == blocked_at {
@@ -333,7 +394,7 @@ impl<'a> Keeper<'a> {
             }
         };
         let runs_again = self.beside_the_deadline(back).await.is_some();
-        self.local.away.send_replace(false);
+        self.local.away.send_replace(None);
         runs_again
     }
 
@@ -343,7 +404,7 @@ impl<'a> Keeper<'a> {
         self.stayed_away.set(Some(self.shared.incarnation()));
         let before = self.shared.progress();
         tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), "was put out; stays away until the application makes progress");
-        self.local.away.send_replace(true);
+        self.local.away.send_replace(Some(Away::PutOut));
         let moved = async {
             let began = clock::now();
             while self.shared.progress().since(&before) != Moved::Yes {
@@ -354,7 +415,7 @@ impl<'a> Keeper<'a> {
             }
         };
         let goes_on = self.beside_the_deadline(moved).await.is_some();
-        self.local.away.send_replace(false);
+        self.local.away.send_replace(None);
         goes_on
     }
 
@@ -407,6 +468,9 @@ impl<'a> Keeper<'a> {
                 _ = ticks.tick() => {
                     let passed = self.deadline.get().has_passed(clock::now());
                     if passed && self.shared.settings.on_detach == OnDetach::Cancel {
+                        if !self.shared.has_given_up(self.shared.incarnation()) {
+                            self.cause.set(self.cause.get().map(cause::past_the_deadline));
+                        }
                         self.give_up(StopReason::SelfFenced);
                     }
                     self.let_go_if_due();
@@ -424,7 +488,7 @@ impl<'a> Keeper<'a> {
             tokio::time::sleep(SHORTEST_TICK).await;
         }
         let former = self.former.borrow().clone();
-        locks::end_own_backends(&session, self.local.keys.lock, &former).await?;
+        locks::end_own_backends(&mut session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
         boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
             .await?;
@@ -451,14 +515,18 @@ impl<'a> Keeper<'a> {
             return Ok(None);
         }
         let sent = clock::now();
-        boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), held_since).await?;
+        let former = self.cause.get().map(|cause| (incarnation, cause));
+        boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), former, held_since).await?;
+        self.cause.set(None);
         self.answered(sent);
         Ok(Some(session))
     }
 
     fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {
+        self.shared.registry.take_lost();
         self.shared.set_attached(incarnation);
         self.local.held.send_replace(Some(Held { incarnation, backend: session.backend(), since }));
+        self.cause.set(None);
         self.shared.publish(PodEvent::Returned);
         tracing::info!(
             target: "podlock", event = "returned", pod = %self.shared.pod_id, incarnation = %incarnation,
@@ -474,7 +542,8 @@ impl<'a> Keeper<'a> {
         if !self.shared.set_given_up(incarnation) {
             return;
         }
-        let runs = self.shared.stop_all_runs(reason);
+        // Those that met a peer's claim before were stopped by the same loss.
+        let runs = self.shared.stop_all_runs(reason) + self.shared.registry.take_lost();
         self.shared.publish(PodEvent::SelfFenced);
         tracing::warn!(
             target: "podlock", event = "self_fenced", pod = %self.shared.pod_id, incarnation = %incarnation, runs,

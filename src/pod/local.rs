@@ -15,12 +15,14 @@ use crate::postgres::burials::{Look, PeerRow, Proof};
 use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
+use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
 use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
+use crate::protocol::wait::{self, Wait, WaitReason};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
@@ -28,6 +30,25 @@ const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 /// How many burials of its own a pod remembers: more than can overlap with one look, which may go on while the other session
 /// buries thousands. One that was forgotten too early counts as a loss for the length of the window, and delays others.
 const REMEMBERED_BURIALS: usize = 1 << 14;
+
+/// Why a pod keeps no session for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Away {
+    /// The application's runtime is blocked.
+    RuntimeBlocked,
+    /// The pod was put out, and waits for its application to make progress.
+    PutOut,
+}
+
+impl Away {
+    /// For the log.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::RuntimeBlocked => "the application's runtime is blocked",
+            Self::PutOut => "the pod was put out, and stays away until its application makes progress",
+        }
+    }
+}
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +65,8 @@ pub(crate) struct Local {
     pub(crate) timing: Timing,
     /// The liveness lock as it stands; `None` while detached.
     pub(crate) held: watch::Sender<Option<Held>>,
-    /// True while the application's runtime is blocked: no session is kept.
-    pub(crate) away: watch::Sender<bool>,
+    /// Set while no session is kept.
+    pub(crate) away: watch::Sender<Option<Away>>,
     /// Who holds the witness lock, as far as we know: a session that went silent and was not let go counts.
     pub(crate) control: Cell<Option<Backend>>,
     /// Whether the control session was answered when it was last asked.
@@ -69,6 +90,9 @@ pub(crate) struct Local {
     /// It was said that `max_crashes` is too high for the number of pods, or it is not.
     fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
+    /// The waits that the last look showed and that were not told yet, and those that were.
+    waits: RefCell<Vec<Wait>>,
+    told_waits: RefCell<BTreeSet<(Incarnation, i64, WaitReason)>>,
     /// Peers that another's watch saw free, and until when this pod looks often because of each.
     reported: RefCell<Vec<(LockKey, Moment)>>,
 }
@@ -87,7 +111,7 @@ impl Local {
             opener,
             keys,
             held: watch::channel(None).0,
-            away: watch::channel(false).0,
+            away: watch::channel(None).0,
             control: Cell::new(None),
             control_answers: Cell::new(true),
             liveness_is_kept: Cell::new(false),
@@ -103,6 +127,8 @@ impl Local {
             alive: Cell::new(0),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
+            waits: RefCell::default(),
+            told_waits: RefCell::default(),
             reported: RefCell::default(),
             shared,
         }
@@ -160,10 +186,12 @@ impl Local {
         let buried = self.buried.borrow();
         let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
         let peers: Vec<PeerLook> = shown.iter().map(|p| p.look.clone()).collect();
+        let now = clock::now();
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
         self.shared.note_companions(alive.map(|peer| peer.incarnation));
-        let decision = self.observer.borrow().decide_in_part(&self.timing, clock::now(), &peers, &look.unknown);
+        let decision = self.observer.borrow().decide_in_part(&self.timing, now, &peers, &look.unknown);
+        self.remember_waits(&decision, now);
         let before = self.observer.replace(decision.observer.clone());
         self.next_look.set(decision.next_look());
         let place = |p: &&PeerRow| Place {
@@ -182,6 +210,55 @@ impl Local {
             self.roster_changed.notify_one();
         }
         decision
+    }
+
+    /// What is to be told of this decision. A pod that holds no lock tells nothing.
+    fn remember_waits(&self, decision: &Decision, now: Moment) {
+        let mut told = self.told_waits.borrow_mut();
+        told.retain(|(incarnation, ..)| decision.observer.sighting(*incarnation).is_some());
+        let waits = self.held().map(|held| {
+            let may_bury_at = held.since + self.timing.settle;
+            wait::waits(decision, now, may_bury_at, self.shared.settings.hold_probe_interval)
+        });
+        let mut waits = waits.unwrap_or_default();
+        waits.retain(|wait| !told.contains(&(wait.incarnation, wait.session, wait.reason)));
+        waits.truncate(wait::MOST);
+        self.waits.replace(waits);
+    }
+
+    /// The waits to tell of now.
+    pub(crate) fn waits(&self) -> Vec<Wait> {
+        self.waits.borrow().clone()
+    }
+
+    /// These were told, by this pod or by another.
+    pub(crate) fn note_waits_told(&self, waits: &[Wait]) {
+        self.told_waits.borrow_mut().extend(waits.iter().map(|wait| (wait.incarnation, wait.session, wait.reason)));
+        self.waits.borrow_mut().clear();
+    }
+
+    /// Whether a dead peer is in sight that this pod may not bury yet and has not told the log of.
+    pub(crate) fn has_untold_dead(&self) -> bool {
+        let Some(held) = self.held().filter(|held| !self.is_settled(held)) else { return false };
+        let told = self.told_waits.borrow();
+        let is_told = |i: &Incarnation| told.iter().any(|(told, ..)| told == i);
+        let in_sight = self.observer.borrow().in_sight();
+        in_sight.iter().any(|i| *i != held.incarnation && !is_told(i))
+    }
+
+    /// The times by which this pod judges an end that it saw.
+    pub(crate) fn cause_timing(&self) -> cause::Timing {
+        let settings = &self.shared.settings;
+        cause::Timing {
+            lease: settings.lease,
+            ping_interval: settings.ping_interval,
+            beat_interval: settings.beat_interval,
+        }
+    }
+
+    /// Whether this peer was once held because many were lost.
+    pub(crate) fn was_held_for_many(&self, incarnation: Incarnation) -> bool {
+        self.observer.borrow().sighting(incarnation).is_some_and(|sighting| sighting.many)
     }
 
     /// Decides on a look at the peers' beats and remembers it.
@@ -208,6 +285,7 @@ impl Local {
             forgotten.map(|incarnation| all.remove(&incarnation));
         }
         self.roster.borrow_mut().retain(|p| !all.contains(&p.incarnation));
+        self.waits.borrow_mut().retain(|wait| !all.contains(&wait.incarnation));
     }
 
     /// One portion that covers the whole roster as this pod last saw it, our own row included; `None` if it takes several.

@@ -7,14 +7,14 @@ use tokio::time::Instant;
 
 use super::boot;
 use super::funeral::{self, Trigger};
-use super::local::{Held, Local};
+use super::local::{Away, Held, Local};
 use super::status::PodEvent;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::beats;
-use crate::postgres::burials::Look;
+use crate::postgres::burials::{self, Look};
 use crate::postgres::errors::leaves_sound;
 use crate::postgres::locks;
 use crate::postgres::pods;
@@ -43,7 +43,7 @@ pub(crate) async fn run(local: &Local, first: Session) {
             break;
         }
         let mut away = local.away.subscribe();
-        if *away.borrow_and_update() {
+        if away.borrow_and_update().is_some() {
             session = None;
             silent = None;
             local.control.set(None);
@@ -80,7 +80,7 @@ pub(crate) async fn run(local: &Local, first: Session) {
         let ended = tokio::select! {
             biased;
             () = local.shared.root.cancelled() => { open.close().await; break; }
-            _ = away.changed() => "the application's runtime is blocked".to_owned(),
+            _ = away.changed() => away.borrow().map_or("the keeper asks for it", Away::as_str).to_owned(),
             e = serve(local, &mut open, &mut backoff) => e.to_string(),
         };
         // One that is only silent may still hold the witness lock at the server.
@@ -105,7 +105,7 @@ fn let_go_if_due(local: &Local, silent: &mut Option<Session>) {
 
 /// A new control session, armed: the former one ended, the witness lock held, listening.
 async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Session>) -> Result<Session> {
-    let session = local.opener.open(Role::Control).await?;
+    let mut session = local.opener.open(Role::Control).await?;
     loop {
         let_go_if_due(local, silent);
         if silent.is_none() || local.may_end_control() {
@@ -113,7 +113,7 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
         }
         tokio::time::sleep(LOOK_AT_SILENT).await;
     }
-    locks::end_own_backends(&session, local.keys.witness, former).await?;
+    locks::end_own_backends(&mut session, local.keys.witness, former).await?;
     // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
     former.push(session.backend());
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
@@ -184,6 +184,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 let expects_a_loss = std::mem::take(&mut told_of_a_loss);
                 let began = Instant::now();
                 sweep(local, session, &standing, expects_a_loss).await?;
+                tell_waits(local, session).await;
                 // Of a long roster, looks may take long: at most half of the time goes into them.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
                 next_look = Instant::now() + sweep_delay(local).max(took);
@@ -278,7 +279,7 @@ fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.settings;
     match local.hold_delay() {
         Some(delay) => delay,
-        None if local.is_report_open() => settings.hold_probe_interval,
+        None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
         None => settings.jittered_sweep(fastrand::f64()),
     }
 }
@@ -304,6 +305,23 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss
         funeral::hold_after(local, session, held, Trigger::Sweep, &look, &decision).await
     } else {
         funeral::tell_of(local, session, &decision).await
+    }
+}
+
+/// Records the waits that the look showed, once for all observers. That they cannot be told keeps nobody from the next
+/// look, which tells them again.
+async fn tell_waits(local: &Local, session: &Session) {
+    let waits = local.waits();
+    if waits.is_empty() {
+        return;
+    }
+    match burials::note_waits(session, &waits, &local.shared.pod_id).await {
+        // Another has the log at the moment.
+        Ok(None) => {}
+        Ok(Some(_)) => local.note_waits_told(&waits),
+        Err(e) => {
+            tracing::debug!(target: "podlock", event = "wait_untold", pod = %local.shared.pod_id, error = %e, "a wait could not be recorded; the next look tries again");
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn run(local: &Local) {
     let mut backoff = backoff(local);
     while !shared.root.is_cancelled() {
         let mut away = local.away.subscribe();
-        if *away.borrow_and_update() {
+        if away.borrow_and_update().is_some() {
             tokio::select! {
                 () = shared.root.cancelled() => {}
                 _ = away.changed() => {}

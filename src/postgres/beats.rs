@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::reply::Reply;
 use super::session::Session;
 use super::txn::{Param, one};
 use crate::error::Result;
@@ -53,13 +54,13 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
     let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
     let mut beats = Beats::default();
     for row in rows {
-        let (incarnation, index) = (Incarnation::from(row.get::<_, Uuid>(0)), row.get(1));
+        let (incarnation, index) = (Incarnation::from(row.at::<Uuid>(0)?), row.at(1)?);
         if incarnation == own {
             beats.own = Some(index);
             continue;
         }
         beats.peers.push(stall::Beat { incarnation, index, attached: true });
-        beats.standing.extend(row.get::<_, Option<String>>(2).map(|source| (incarnation, source)));
+        beats.standing.extend(row.at::<Option<String>>(2)?.map(|source| (incarnation, source)));
     }
     Ok(beats)
 }
@@ -75,7 +76,7 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
         (&looks, Type::INT4),
     ];
     let step = "suspecting a peer";
-    Ok(one(step, session.query_and_tell(step, SQL, &params).await?)?.get(0))
+    one(step, session.query_and_tell(step, SQL, &params).await?)?.at(0)
 }
 
 /// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
@@ -84,5 +85,5 @@ pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stal
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
     let step = "putting a peer out";
-    Ok(one(step, session.query_and_tell(step, SQL, &params).await?)?.get(0))
+    one(step, session.query_and_tell(step, SQL, &params).await?)?.at(0)
 }

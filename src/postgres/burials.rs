@@ -1,6 +1,6 @@
 //! Looking at the peers, waiting for one of them, and the burial (L2, L3).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::candidates::{CANDIDATES, Wanted};
 use super::locks::{Keys, millis};
 use super::pods::REHEARSE_LOG;
+use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +19,7 @@ use crate::id::{Incarnation, LockKey, PodId};
 use crate::protocol::ending;
 use crate::protocol::portions::Portion;
 use crate::protocol::verdict::PeerLook;
+use crate::protocol::wait::Wait;
 
 /// A look at the roster, or a part of one.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +56,8 @@ pub(crate) struct PeerRow {
     pub(crate) keys: Keys,
     /// Why it was put out, if it was.
     pub(crate) put_out: Option<ending::Reason>,
+    /// How long ago it last beat, by the server's clock: for people, nothing is decided on it.
+    pub(crate) beat_age: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -87,7 +91,8 @@ macro_rules! look {
     ($which:literal, $probe:literal) => {
         concat!(
             "WITH roster AS MATERIALIZED ( \
-       SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted \
+       SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted, \
+         p.beat_at \
          FROM @.studio_pods p WHERE ",
             $which,
             " ), probed AS MATERIALIZED ( \
@@ -100,7 +105,8 @@ macro_rules! look {
      ) \
      SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
        r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
-       n.idx, r.evicted \
+       n.idx, r.evicted, \
+       EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - r.beat_at)::pg_catalog.float8 \
      FROM probed r CROSS JOIN newest n"
         )
     };
@@ -163,28 +169,36 @@ pub(crate) fn met_a_full_table(error: &Error) -> bool {
 fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
     let mut look = Look::default();
     for row in rows {
-        look.version = Some(row.get(9));
-        let incarnation = Incarnation::from(row.get::<_, Uuid>(1));
-        let keys = Keys { lock: row.get::<_, i64>(4).into(), witness: row.get::<_, i64>(5).into() };
+        look.version = Some(row.at(9)?);
+        let incarnation = Incarnation::from(row.at::<Uuid>(1)?);
+        let keys = Keys { lock: row.at::<i64>(4)?.into(), witness: row.at::<i64>(5)?.into() };
         if incarnation == own {
-            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.get(6) });
+            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at(6)? });
             continue;
         }
         if !probed {
             look.unknown.insert(incarnation);
         }
-        let put_out = row.get::<_, Option<&str>>(10).map(ending::Reason::of_eviction);
+        let put_out = row.at::<Option<&str>>(10)?.map(ending::Reason::of_eviction);
         let peer = PeerLook {
-            pod_id: PodId::new(row.get::<_, String>(0))?,
+            pod_id: PodId::new(row.at::<String>(0)?)?,
             incarnation,
-            session: row.get(2),
-            draining: row.get(3),
-            liveness_free: row.get(7),
-            witness_free: row.get(8),
+            session: row.at(2)?,
+            draining: row.at(3)?,
+            liveness_free: row.at(7)?,
+            witness_free: row.at(8)?,
         };
-        look.peers.push(PeerRow { look: peer, keys, put_out });
+        let beat_age = row.at::<Option<f64>>(11)?.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        look.peers.push(PeerRow { look: peer, keys, put_out, beat_age });
     }
     Ok(look)
+}
+
+/// Records waits, those that nobody has recorded: how many. `None`: another has the log at the moment.
+pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
+    const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
+    let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
+    Ok(session.query_one("recording a wait", SQL, &params).await?.get(0))
 }
 
 const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
@@ -206,12 +220,12 @@ pub(crate) async fn watch_slice(
     ];
     let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
-    let slice = match row.get::<_, &str>(0) {
+    let slice = match row.at::<&str>(0)? {
         "both" => Slice::BothFree,
         "liveness" => Slice::LivenessFree,
         _ => Slice::Held,
     };
-    Ok((slice, row.get(1)))
+    Ok((slice, row.at(1)?))
 }
 
 /// A burial that was decided on.
@@ -224,6 +238,8 @@ pub(crate) struct Burial<'a> {
     pub(crate) draining: bool,
     pub(crate) evicted: Option<&'static str>,
     pub(crate) reason: &'static str,
+    /// What the burier saw; what the pod itself wrote stands.
+    pub(crate) cause: Option<&'static str>,
     /// For the event log.
     pub(crate) detail: Value,
 }
@@ -233,12 +249,12 @@ pub(crate) struct Burial<'a> {
 pub(crate) struct Buried {
     /// L2: whether we could prove that we live. Without it nobody was buried.
     pub(crate) proved: bool,
-    /// Those whose rows were still as they were looked at.
-    pub(crate) gone: Vec<Incarnation>,
+    /// Those whose rows were still as they were looked at, and the cause that is recorded of each.
+    pub(crate) gone: BTreeMap<Incarnation, Option<String>>,
 }
 
 /// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
-/// the roster, now. What `studio_holds` says is written out here: a call of it is planned anew each time.
+/// the roster, now. Where the server hides from us when that backend began, its session's name tells it. What `studio_holds` says is written out here: a call of it is planned anew each time.
 const BURY: &str = "WITH proof AS MATERIALIZED ( \
        SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
            AND p.liveness_started = $4) \
@@ -246,25 +262,31 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
            WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
              AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
-         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND a.backend_start = $4) AS given \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND (a.backend_start = $4 \
+           OR a.application_name LIKE pg_catalog.concat('%@', (EXTRACT(EPOCH FROM $4) * 1000000)::bigint))) AS given \
      ), dead AS MATERIALIZED ( \
-       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.detail \
+       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.cause, d.detail \
          FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
-           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, detail pg_catalog.jsonb) \
+           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, cause pg_catalog.text, \
+           detail pg_catalog.jsonb) \
      ), gone AS ( \
        DELETE FROM @.studio_pods p USING dead d, proof \
         WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
           AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
-       RETURNING p.pod_id, p.incarnation, d.reason, d.detail \
+       RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail \
      ), ended AS ( \
-       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6 \
-         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation \
+       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6, \
+           cause = COALESCE(s.cause, gone.cause) \
+         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation, s.cause \
      ), first AS MATERIALIZED ( \
        SELECT pg_catalog.count(*) AS rows FROM ended \
      ), logged AS MATERIALIZED ( \
-       SELECT g.incarnation, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, g.detail) AS idx \
-         FROM (SELECT pod_id, incarnation, detail FROM gone ORDER BY pod_id) g CROSS JOIN first WHERE first.rows >= 0 \
-     ) SELECT proof.given, logged.incarnation FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
+       SELECT g.incarnation, g.cause, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, \
+           g.detail || pg_catalog.jsonb_build_object('cause', g.cause)) AS idx \
+         FROM (SELECT gone.pod_id, gone.incarnation, gone.detail, COALESCE(ended.cause, gone.cause) AS cause \
+                 FROM gone LEFT JOIN ended ON ended.incarnation = gone.incarnation ORDER BY gone.pod_id) g \
+         CROSS JOIN first WHERE first.rows >= 0 \
+     ) SELECT proof.given, logged.incarnation, logged.cause FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
 
 /// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
 /// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
@@ -285,8 +307,14 @@ pub(crate) async fn commit_burials(
         (&by.as_str(), Type::TEXT),
     ];
     let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
-    let gone = rows.iter().filter_map(|row| row.get::<_, Option<Uuid>>(1)).map(Incarnation::from).collect();
-    Ok((Buried { proved: rows.first().is_some_and(|row| row.get(0)), gone }, then))
+    let mut gone = BTreeMap::new();
+    for row in &rows {
+        if let Some(incarnation) = row.at::<Option<Uuid>>(1)? {
+            gone.insert(Incarnation::from(incarnation), row.at(2)?);
+        }
+    }
+    let proved = rows.first().map(|row| row.at(0)).transpose()?.unwrap_or(false);
+    Ok((Buried { proved, gone }, then))
 }
 
 /// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.

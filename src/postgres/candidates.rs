@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::crashes::{crash_reasons, crashed};
 use super::pool::Database;
+use super::reply::Reply;
 use super::txn::{Param, Prepared};
 use crate::error::Result;
 use crate::id::{Incarnation, RunId};
@@ -110,43 +111,43 @@ impl Wanted {
 /// What a recovery pass looks at.
 pub(crate) async fn candidates(db: &Database, wanted: &Wanted) -> Result<Seen> {
     let params: [&(dyn ToSql + Sync); 6] = wanted.params().map(|(value, _)| value);
-    Ok(read(&db.query("looking for orphans", CANDIDATES.template, &params).await?))
+    read(&db.query("looking for orphans", CANDIDATES.template, &params).await?)
 }
 
-pub(crate) fn read(rows: &[Row]) -> Seen {
+pub(crate) fn read(rows: &[Row]) -> Result<Seen> {
     let mut seen = Seen::default();
     for row in rows {
-        match row.get::<_, Option<Uuid>>(0) {
-            Some(run_id) => seen.rows.push(read_run(run_id.into(), row)),
-            None => seen.fleet = read_fleet(row),
+        match row.at::<Option<Uuid>>(0)? {
+            Some(run_id) => seen.rows.push(read_run(run_id.into(), row)?),
+            None => seen.fleet = read_fleet(row)?,
         }
     }
-    seen
+    Ok(seen)
 }
 
-fn read_run(run_id: RunId, row: &Row) -> Candidate {
-    let crashed = row.get(6);
-    Candidate {
+fn read_run(run_id: RunId, row: &Row) -> Result<Candidate> {
+    let crashed = row.at(6)?;
+    Ok(Candidate {
         run_id,
-        kind: Arc::from(row.get::<_, &str>(1)),
-        owner: row.get::<_, Option<Uuid>>(2).map(Incarnation::from),
-        fence: row.get::<_, i64>(3).into(),
-        unbegun: row.get::<_, i32>(4) == 0,
-        crashes: u32::try_from(row.get::<_, i32>(5)).unwrap_or(0) + u32::from(crashed),
+        kind: Arc::from(row.at::<&str>(1)?),
+        owner: row.at::<Option<Uuid>>(2)?.map(Incarnation::from),
+        fence: row.at::<i64>(3)?.into(),
+        unbegun: row.at::<i32>(4)? == 0,
+        crashes: u32::try_from(row.at::<i32>(5)?).unwrap_or(0) + u32::from(crashed),
         crashed,
-    }
+    })
 }
 
 /// `None` where we are not among them: we drain, or are not in the roster, and claim nothing anyway.
-fn read_fleet(row: &Row) -> Option<Fleet> {
+fn read_fleet(row: &Row) -> Result<Option<Fleet>> {
     let number = |n: i64| usize::try_from(n).unwrap_or(0);
-    let me = row.get::<_, Option<i32>>(10)?;
-    let (running, capacity): (Vec<i64>, Vec<Option<i32>>) = (row.get(8), row.get(9));
+    let Some(me) = row.at::<Option<i32>>(10)? else { return Ok(None) };
+    let (running, capacity): (Vec<i64>, Vec<Option<i32>>) = (row.at(8)?, row.at(9)?);
     let taker = |(running, capacity): (i64, Option<i32>)| Taker {
         running: number(running),
         capacity: capacity.map(|n| number(n.into())),
     };
     let takers = running.into_iter().zip(capacity).map(taker).collect();
     // An array's first element is its number 1.
-    Some(Fleet { orphans: number(row.get(7)), takers, me: number((me - 1).into()) })
+    Ok(Some(Fleet { orphans: number(row.at(7)?), takers, me: number((me - 1).into()) }))
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use tokio_postgres::config::ChannelBinding;
 
 use crate::config::{Environment, PasswordRequest};
@@ -217,9 +217,9 @@ impl ConnInfo {
 
     /// The password for `target` that is written down: in the string or the environment, else in the password file,
     /// which is read anew. Blocks on that file.
-    pub(crate) fn written_password(&self, target: &Target) -> Result<Option<SecretString>> {
-        if self.password.is_some() {
-            return Ok(self.password.clone());
+    pub(crate) fn written_password(&self, target: &Target) -> Result<Option<SecretSlice<u8>>> {
+        if let Some(password) = &self.password {
+            return Ok(Some(in_bytes(password)));
         }
         let Some(file) = &self.passfile else { return Ok(None) };
         let host = match target {
@@ -238,6 +238,11 @@ impl ConnInfo {
         let targets: Vec<_> = self.targets.iter().map(ToString::to_string).collect();
         format!("{} (database {})", targets.join(", "), self.dbname)
     }
+}
+
+/// A password as it is sent.
+pub(crate) fn in_bytes(password: &SecretString) -> SecretSlice<u8> {
+    password.expose_secret().as_bytes().to_vec().into()
 }
 
 fn targets(values: &Values) -> Result<Vec<Target>> {
@@ -452,6 +457,8 @@ fn in_home(environment: &Environment, file: &str) -> Option<PathBuf> {
     environment.get("HOME").map(|home| PathBuf::from(home).join(file))
 }
 
+#[cfg(test)]
+mod beside_libpq;
 #[cfg(test)]
 mod document;
 #[cfg(test)]

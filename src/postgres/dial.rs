@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::conninfo::{ConnInfo, SslMode, Target};
+use super::conninfo::{self, ConnInfo, SslMode, Target};
 use super::errors;
 use super::tls::{self, Tls};
 use crate::config::{Config, Environment, PasswordSource, Settings};
@@ -195,7 +195,7 @@ impl Dialer {
         let (application_name, password) = (application_name.to_owned(), password.cloned());
         let prepare = move || {
             let password = match password {
-                Some(password) => Some(password),
+                Some(password) => Some(conninfo::in_bytes(&password)),
                 None => info.written_password(&target)?,
             };
             let connector = tls.connector::<Stream>(&target.host(), protection == Protection::Plain)?;

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::pool::Database;
+use super::reply::Reply;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
 use crate::protocol::failures::Failed;
@@ -24,24 +26,84 @@ pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, f
     db.query("telling the event log of failed runs", SQL, &[&pod, &by, &kinds, &counts, &runs, &errors]).await.map(drop)
 }
 
-/// Deletes at most `most` runs in these states. Returns how many, and whether there may be more. `None`: another prunes at
-/// the moment.
-pub(crate) async fn prune_runs(
-    db: &Database,
-    states: &[&str],
-    keep: Duration,
-    most: i32,
-) -> Result<Option<(i32, bool)>> {
-    const SQL: &str =
-        "SELECT p.gone, p.more FROM @.studio_prune_runs($1, pg_catalog.make_interval(secs => $2), $3) AS p";
-    let row = db.query_opt("pruning runs", SQL, &[&states, &keep.as_secs_f64(), &most]).await?;
-    Ok(row.and_then(|row| Some((row.get::<_, Option<i32>>(0)?, row.get(1)))))
+/// The place of a row in the order in which rows are pruned: when it ended, and its id.
+pub(crate) type Place = (Timestamp, Uuid);
+
+/// What a call did with the rows that it was given.
+#[derive(Debug)]
+pub(crate) struct Handled {
+    pub(crate) gone: i64,
+    /// How many of the given rows were handled, from the first on.
+    pub(crate) handled: usize,
+    /// What stays although it is old enough, and what keeps it.
+    pub(crate) kept: Vec<(Uuid, String)>,
 }
 
-/// Deletes at most `most` incarnations that have ended. `None`: another prunes at the moment.
-pub(crate) async fn prune_sessions(db: &Database, keep: Duration, most: i32) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_prune_sessions(pg_catalog.make_interval(secs => $1), $2)";
-    one(db.query_opt("pruning sessions", SQL, &[&keep.as_secs_f64(), &most]).await?)
+/// The next `most` runs in this state that ended longer ago than `keep`, in the order of their end.
+pub(crate) async fn old_runs(
+    db: &Database,
+    state: &str,
+    keep: Duration,
+    after: Option<Place>,
+    most: i32,
+) -> Result<Vec<Place>> {
+    // The first condition on the end is what the index takes; the second is exact.
+    const SQL: &str = "SELECT r.finished_at, r.run_id FROM @.studio_runs r \
+         WHERE r.state = $1 AND r.finished_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2) \
+           AND r.finished_at >= COALESCE($3, '-infinity'::timestamptz) \
+           AND (r.finished_at, r.run_id) > (COALESCE($3, '-infinity'::timestamptz), $4::uuid) \
+         ORDER BY r.finished_at, r.run_id LIMIT $5";
+    let (end, id) = after.unzip();
+    let (keep, id, most) = (keep.as_secs_f64(), id.unwrap_or_default(), i64::from(most));
+    places(&db.query("looking for old runs", SQL, &[&state, &keep, &end, &id, &most]).await?)
+}
+
+/// The next `most` incarnations that ended longer ago than `keep`, in the order of their end.
+pub(crate) async fn old_sessions(db: &Database, keep: Duration, after: Option<Place>, most: i32) -> Result<Vec<Place>> {
+    const SQL: &str = "SELECT s.ended_at, s.incarnation FROM @.studio_pod_sessions s \
+         WHERE s.ended_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
+           AND s.ended_at >= COALESCE($2, '-infinity'::timestamptz) \
+           AND (s.ended_at, s.incarnation) > (COALESCE($2, '-infinity'::timestamptz), $3::uuid) \
+         ORDER BY s.ended_at, s.incarnation LIMIT $4";
+    let (end, id) = after.unzip();
+    let (keep, id, most) = (keep.as_secs_f64(), id.unwrap_or_default(), i64::from(most));
+    places(&db.query("looking for old sessions", SQL, &[&keep, &end, &id, &most]).await?)
+}
+
+fn places(rows: &[Row]) -> Result<Vec<Place>> {
+    rows.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
+}
+
+/// Deletes these runs, those that have ended longer ago than `keep`, and at most so many chunks. `None`: another prunes
+/// at the moment.
+pub(crate) async fn prune_runs(
+    db: &Database,
+    runs: &[Uuid],
+    keep: Duration,
+    chunks_max: i32,
+) -> Result<Option<Handled>> {
+    const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
+         FROM @.studio_prune_named_runs($1, pg_catalog.make_interval(secs => $2), $3) AS p";
+    handled(db.query_opt("pruning runs", SQL, &[&runs, &keep.as_secs_f64(), &chunks_max]).await?)
+}
+
+/// Deletes these incarnations, those that ended longer ago than `keep`. `None`: another prunes at the moment.
+pub(crate) async fn prune_sessions(db: &Database, incarnations: &[Uuid], keep: Duration) -> Result<Option<Handled>> {
+    const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
+         FROM @.studio_prune_named_sessions($1, pg_catalog.make_interval(secs => $2)) AS p";
+    handled(db.query_opt("pruning sessions", SQL, &[&incarnations, &keep.as_secs_f64()]).await?)
+}
+
+fn handled(row: Option<Row>) -> Result<Option<Handled>> {
+    let row = row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?;
+    let Some(gone) = row.at::<Option<i32>>(0)? else { return Ok(None) };
+    let (kept, reasons, codes): (Vec<Uuid>, Vec<String>, Vec<String>) = (row.at(2)?, row.at(3)?, row.at(4)?);
+    let whys = reasons.into_iter().zip(codes).map(|(reason, code)| format!("{reason} [{code}]"));
+    Ok(Some(Handled {
+        gone: i64::from(gone),
+        handled: usize::try_from(row.at::<i32>(1)?).unwrap_or(0),
+        kept: kept.into_iter().zip(whys).collect(),
+    }))
 }
 
 /// The beginning of the log, and of each event whether it is old enough to go.
@@ -55,13 +117,13 @@ pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> R
 
 fn read_entry(row: &Row) -> Result<(Entry, bool)> {
     let entry = Entry {
-        idx: row.get(0),
-        kind: row.get(1),
-        pod_id: PodId::new(row.get::<_, String>(2))?,
-        incarnation: row.get::<_, Uuid>(3).into(),
-        detail: row.get(4),
+        idx: row.at(0)?,
+        kind: row.at(1)?,
+        pod_id: PodId::new(row.at::<String>(2)?)?,
+        incarnation: row.at::<Uuid>(3)?.into(),
+        detail: row.at(4)?,
     };
-    Ok((entry, row.get(5)))
+    Ok((entry, row.at(5)?))
 }
 
 /// Puts `snapshot` in the place of the events from `first`, the log's first, to `upto`. `None`: another prunes, or has
@@ -88,7 +150,7 @@ pub(crate) async fn prune_events(
 }
 
 fn one(row: Option<Row>) -> Result<Option<i32>> {
-    row.map(|row| row.get(0)).ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))
+    row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?.at(0)
 }
 
 /// How many runs in these states ended longer ago than that.
@@ -96,7 +158,7 @@ pub(crate) async fn count_runs(db: &Database, states: &[&str], keep: Duration) -
     const SQL: &str = "SELECT pg_catalog.count(*) FROM @.studio_runs r WHERE r.state = ANY ($1) AND r.state <> 'running' \
            AND r.finished_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2)";
     let row = db.query_opt("counting old runs", SQL, &[&states, &keep.as_secs_f64()]).await?;
-    Ok(row.map_or(0, |row| row.get(0)))
+    row.map_or(Ok(0), |row| row.at(0))
 }
 
 /// How many events and sessions could go.
@@ -108,5 +170,5 @@ pub(crate) async fn count_events(db: &Database, keep: Duration) -> Result<(i64, 
                     AND NOT EXISTS (SELECT FROM @.studio_runs r WHERE r.state = 'running' AND r.owner_incarnation = o.incarnation) \
                     AND NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = o.incarnation))";
     let row = db.query_opt("counting old events", SQL, &[&keep.as_secs_f64()]).await?;
-    Ok(row.map_or((0, 0), |row| (row.get(0), row.get(1))))
+    row.map_or(Ok((0, 0)), |row| Ok((row.at(0)?, row.at(1)?)))
 }

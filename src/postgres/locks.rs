@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Param, Txn};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,14 +32,14 @@ pub(crate) struct Holder {
 pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
     const SQL: &str = "SELECT @.studio_lock_key($1), @.studio_witness_key($1)";
     let row = session.query_one("reading the pod's lock keys", SQL, &[(&pod.as_str(), Type::TEXT)]).await?;
-    Ok(Keys { lock: row.get::<_, i64>(0).into(), witness: row.get::<_, i64>(1).into() })
+    Ok(Keys { lock: row.at::<i64>(0)?.into(), witness: row.at::<i64>(1)?.into() })
 }
 
 /// Waits at most `slice` for a session lock. The wait is a real one: a try would lose to queued watchers.
 pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Result<bool> {
     const SQL: &str = "SELECT @.studio_lock($1, $2)";
     let params: [Param<'_>; 2] = [(&key.get(), Type::INT8), (&millis(slice), Type::INT4)];
-    Ok(session.query_one("waiting for the pod's lock", SQL, &params).await?.get(0))
+    session.query_one("waiting for the pod's lock", SQL, &params).await?.at(0)
 }
 
 /// Who holds `key` now.
@@ -50,12 +52,15 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
            AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 \
            AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
     let rows = session.query("looking for the lock's holder", SQL, &[(&key.get(), Type::INT8)]).await?;
-    Ok(rows.first().map(|row| Holder {
-        pid: row.get(0),
-        address: row.get::<_, Option<String>>(1).and_then(|a| a.parse().ok()),
-        age: row.get::<_, Option<f64>>(2).and_then(|s| Duration::try_from_secs_f64(s).ok()),
-        registered: row.get(3),
-    }))
+    let read = |row: &Row| {
+        Ok(Holder {
+            pid: row.at(0)?,
+            address: row.at::<Option<String>>(1)?.and_then(|a| a.parse().ok()),
+            age: row.at::<Option<f64>>(2)?.and_then(|s| Duration::try_from_secs_f64(s).ok()),
+            registered: row.at(3)?,
+        })
+    };
+    rows.first().map(read).transpose()
 }
 
 /// The canary: tries to take, from this session, a key that another session of ours holds. True if the server let it,
@@ -63,46 +68,52 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
 pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool> {
     const SQL: &str = "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock($1) \
          THEN pg_catalog.pg_advisory_unlock($1) ELSE false END";
-    Ok(session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.get(0))
+    session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at(0)
 }
 
 /// The pid that answers on this session now. It never changes, unless something pools in between.
 pub(crate) async fn ping(session: &Session, limit: Duration) -> Result<i32> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid()";
     let rows = session.query_limited("ping", SQL, &[], limit).await?;
-    rows.first().map(|row| row.get(0)).ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))
+    rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?.at(0)
 }
 
 /// [`ping`] inside a transaction, which keeps a pooler's backend busy.
 pub(crate) async fn pid_in_txn(txn: &Txn<'_>) -> Result<i32> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid()";
-    Ok(txn.query_one("checking for a pooler", SQL, &[]).await?.get(0))
+    txn.query_one("checking for a pooler", SQL, &[]).await?.at(0)
 }
 
 /// [`ping`], and whether this backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
     const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
-    rows.first()
-        .map(|row| (row.get(0), row.get(1)))
-        .ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))
+    let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?;
+    Ok((row.at(0)?, row.at(1)?))
 }
 
-/// Ends backends that were ours and that the server may still have: same role, pid and start. Returns how many it had.
+/// Ends backends that were ours and that the server may still have: same login role, pid and start. Returns how many it
+/// had. Under the login role, from whom the server hides none of its own backends.
 ///
 /// And still with our `key`: a session pooler may have handed the backend on to somebody else, even to ourselves.
-pub(crate) async fn end_own_backends(session: &Session, key: LockKey, backends: &[Backend]) -> Result<usize> {
+pub(crate) async fn end_own_backends(session: &mut Session, key: LockKey, backends: &[Backend]) -> Result<usize> {
     const SQL: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid() \
+         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = session_user AND a.pid <> pg_catalog.pg_backend_pid() \
            AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 \
              AND ((l.classid::bigint << 32) | l.objid::bigint) = $3 \
              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))";
+    const STEP: &str = "ending our own former backend";
+    if backends.is_empty() {
+        return Ok(0);
+    }
+    let txn = session.begin_as_login_role(STEP).await?;
     let mut ended = 0;
     for backend in backends {
         let params: [Param<'_>; 3] =
             [(&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ), (&key.get(), Type::INT8)];
-        ended += session.query("ending our own former backend", SQL, &params).await?.len();
+        ended += txn.query(STEP, SQL, &params).await?.len();
     }
+    txn.rollback(STEP).await?;
     Ok(ended)
 }
 

@@ -16,6 +16,8 @@ use tokio_postgres::types::Type;
 
 use super::dial::Dialer;
 use super::errors;
+use super::pooler;
+use super::reply::Reply;
 use super::schema::{Schema, quote_identifier};
 use super::session::{Opener, Role, Session};
 use crate::config::Config;
@@ -156,7 +158,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 22] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -173,8 +175,12 @@ const FUNCTIONS: [&str; 18] = [
     "studio_prune_runs(text[], interval, integer)",
     "studio_prune_sessions(interval, integer)",
     "studio_prune_events(interval, bigint, bigint, jsonb, text, uuid)",
+    "studio_prune_named_runs(uuid[], interval, integer)",
+    "studio_prune_named_sessions(uuid[], interval)",
     "studio_fence_check(uuid, uuid, bigint, integer)",
     "studio_release(uuid)",
+    "studio_note_cause(uuid, text)",
+    "studio_note_waits(jsonb, text)",
 ];
 
 /// What a role may do on podlock's tables.
@@ -272,7 +278,8 @@ async fn up_under_lock(session: &mut Session, knows: i32) -> Result<Vec<Version>
 async fn open(config: &Config) -> Result<Session> {
     let settings = Arc::new(config.validate()?);
     let dialer = Dialer::new(config, &settings)?;
-    Opener { dialer, settings, schema: Schema::new(&config.schema), pod: None }.open(Role::Migrate).await
+    let opener = Opener { dialer, settings, schema: Schema::new(&config.schema), pod: None };
+    pooler::open_proven(&opener, Role::Migrate, "nothing was changed").await
 }
 
 async fn standing(session: &Session, knows: i32) -> Result<Standing> {
@@ -285,7 +292,7 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
     }
     const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
     let usable_from: i32 =
-        session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.get(0);
+        session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at(0)?;
     if usable_from <= knows {
         return Ok(Standing::Usable);
     }
@@ -305,11 +312,11 @@ async fn history(session: &Session) -> Result<Vec<(i32, String)>> {
     const EXISTS: &str = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
     let table = session.schema().sql(&format!("@.{HISTORY_TABLE}"));
     let step = "reading the schema's version";
-    if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.get::<_, bool>(0) {
+    if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.at::<bool>(0)? {
         return Ok(Vec::new());
     }
     let all = format!("SELECT version, name FROM @.{HISTORY_TABLE} ORDER BY version");
-    Ok(session.query(step, &all, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    session.query(step, &all, &[]).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
 }
 
 async fn lock(session: &Session) -> Result<()> {
@@ -318,7 +325,7 @@ async fn lock(session: &Session) -> Result<()> {
     let give_up = Instant::now() + LIMIT;
     loop {
         let row = session.query_one("taking the migration lock", TRY, &[(&schema, Type::TEXT)]).await?;
-        if row.get::<_, bool>(0) {
+        if row.at::<bool>(0)? {
             return Ok(());
         }
         if Instant::now() >= give_up {
@@ -337,7 +344,7 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     const CREATE: &str = "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL";
     let quoted = session.schema().quoted().to_owned();
     let exists = session.query_one("looking for the schema", CREATE, &[(&quoted, Type::TEXT)]).await?;
-    if !exists.get::<_, bool>(0) {
+    if !exists.at::<bool>(0)? {
         session.execute_batch("creating the schema", &format!("CREATE SCHEMA IF NOT EXISTS {quoted}")).await?;
     }
     let limit = LIMIT.as_millis();

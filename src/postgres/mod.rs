@@ -8,6 +8,7 @@
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
+
 pub(crate) mod conninfo;
 mod crashes;
 pub(crate) mod dial;
@@ -19,7 +20,9 @@ pub(crate) mod migrate;
 pub(crate) mod plain;
 pub(crate) mod pods;
 pub(crate) mod pool;
+pub(crate) mod pooler;
 pub(crate) mod queries;
+pub(crate) mod reply;
 pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod session;

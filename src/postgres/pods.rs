@@ -7,12 +7,14 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::locks::Keys;
+use super::locks::{Keys, millis};
 use super::pool::Database;
+use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Param, Txn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
+use crate::protocol::cause::Cause;
 use crate::protocol::ending;
 
 /// What a pod registers.
@@ -29,6 +31,10 @@ pub(crate) struct Registration {
     pub(crate) control: Option<Backend>,
     /// An incarnation of ours that gave itself up (L7): its end is a detach, not a crash.
     pub(crate) given_up: Option<Incarnation>,
+    /// What the process knows of the end of its former incarnation.
+    pub(crate) former: Option<(Incarnation, Cause)>,
+    /// How often it beats at most.
+    pub(crate) beat_interval: Duration,
 }
 
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
@@ -39,23 +45,26 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
          WHERE incarnation = $1 AND ended_at IS NULL";
     const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
-           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity) \
-         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13 \
+           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity, beat_ms) \
+         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13, $14 \
           WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
            drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, standing = NULL, lock_key = EXCLUDED.lock_key, \
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
-           control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity \
+           control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity, \
+           beat_ms = EXCLUDED.beat_ms \
          RETURNING p.pod_id";
     const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
     let incarnation = new.incarnation.as_uuid();
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
-    let former =
-        former.first().map(|row| (row.get::<_, Uuid>(0), row.get::<_, bool>(1), row.get::<_, Option<String>>(2)));
+    let former = match former.first() {
+        Some(row) => Some((row.at::<Uuid>(0)?, row.at::<bool>(1)?, row.at::<Option<String>>(2)?)),
+        None => None,
+    };
     let mut detail = json!({ "version": new.version, "labels": new.labels });
     if let Some((replaced, draining, put_out)) = &former {
         let (replaced, put_out) = (*replaced, put_out.as_deref().map(ending::Reason::of_eviction));
@@ -65,10 +74,16 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
     }
+    if let Some((of, cause)) = new.former
+        && tell_cause(&txn, &new.pod_id, of, cause).await?
+    {
+        detail["former"] = json!(of);
+        detail["cause"] = json!(cause);
+    }
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 13] = [
+    let params: [Param<'_>; 14] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -82,6 +97,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&given_up, Type::UUID),
         (&new.kinds, Type::TEXT_ARRAY),
         (&new.capacity, Type::INT4),
+        (&millis(new.beat_interval), Type::INT4),
     ];
     let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if upserted.is_empty() {
@@ -96,6 +112,28 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
     Ok(former.map(|(replaced, ..)| replaced.into()))
+}
+
+/// Records what a process knows of the end of `of`, its own former incarnation. One that was put out, or that had begun a
+/// clean stop, ended by that. Nor does it wait for a row that somebody holds: a cause is not worth a boot. False: nothing
+/// was recorded.
+async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_pod_sessions s SET cause = $2 WHERE s.incarnation IN ( \
+           SELECT o.incarnation FROM @.studio_pod_sessions o WHERE o.incarnation = $1 AND o.pod_id = $3 \
+             AND o.reason IN ('lost', 'detached') AND (o.cause IS NULL OR o.cause IN ('closed', 'silent') OR o.cause = $2) \
+           FOR NO KEY UPDATE SKIP LOCKED) RETURNING s.incarnation";
+    let params: [Param<'_>; 3] =
+        [(&of.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT), (&pod.as_str(), Type::TEXT)];
+    Ok(!txn.query("recording the former end", SQL, &params).await?.is_empty())
+}
+
+/// Says why this incarnation is about to end, while it still holds its lock. False: it was not recorded.
+pub(crate) async fn note_cause(session: &Session, own: Incarnation, cause: Cause, limit: Duration) -> Result<bool> {
+    const SQL: &str = "SELECT @.studio_note_cause($1, $2)";
+    let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT)];
+    let rows = session.query_limited("recording the cause of its end", SQL, &params, limit).await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    row.at(0)
 }
 
 fn collision(error: Error, pod: &PodId) -> Error {
@@ -127,6 +165,8 @@ pub(crate) async fn come_back(
 ) -> Result<Returned> {
     const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4 \
          WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3) RETURNING session";
+    const NOT_ENDED: &str = "UPDATE @.studio_pod_sessions SET cause = NULL \
+         WHERE incarnation = $1 AND ended_at IS NULL AND cause IS NOT NULL";
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
@@ -137,10 +177,12 @@ pub(crate) async fn come_back(
         (&liveness.started, Type::TIMESTAMPTZ),
     ];
     let rows = txn.query(step, SQL, &params).await?;
-    let Some(session_number) = rows.first().map(|row| row.get::<_, i64>(0)) else {
+    let Some(session_number) = rows.first().map(|row| row.at::<i64>(0)).transpose()? else {
         txn.rollback(step).await?;
         return Ok(Returned::Gone);
     };
+    // It came back after all: what it wrote of its end did not come true.
+    txn.query(step, NOT_ENDED, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
     let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
     let events = [
@@ -156,7 +198,7 @@ pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> 
     const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
          OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
     let row = session.query_one("looking whether it was put out", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
-    Ok(row.get(0))
+    row.at(0)
 }
 
 /// Records the control session's backend in the pod's row.

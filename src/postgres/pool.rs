@@ -131,8 +131,8 @@ impl Database {
                     TimeoutType::Create => "connecting took too long",
                     TimeoutType::Recycle => "checking a pooled connection took too long",
                 };
-                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place))
-                    .todo("see whether the server is overloaded, or raise pool_size"))
+                let todo = "see whether the server or a pooler in between is overloaded or full, or raise pool_size";
+                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).todo(todo))
             }
             Err(PoolError::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))
@@ -240,7 +240,9 @@ impl Manager {
         let step = format!("setting up a connection to {target}");
         let set_up = format!("{} SELECT pg_catalog.pg_is_in_recovery()", self.sets);
         let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
-        let is_standby = answers.iter().any(|a| matches!(a, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
+        let is_standby = answers
+            .iter()
+            .any(|a| matches!(a, SimpleQueryMessage::Row(row) if row.try_get(0).is_ok_and(|is| is == Some("t"))));
         if is_standby {
             return Err(errors::standby(target));
         }

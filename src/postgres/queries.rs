@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::reply::Reply;
 use crate::error::Result;
 use crate::postgres::crashes::{crash_reasons, died_with};
 use crate::postgres::pool::Database;
@@ -25,6 +26,7 @@ pub(crate) async fn pods(
         "listing the pods",
         "SELECT s.pod_id, s.incarnation, s.state, s.alive, s.holder_pid, pg_catalog.host(s.client_addr) AS client_addr,
                 s.runs, s.event_index, s.started_at, s.version, s.labels, s.witness, s.session, s.drain_requested,
+                s.evicted, s.lags, s.wait_reason, (pg_catalog.date_part('epoch', s.wait_left) * 1000)::bigint AS wait_left_ms,
                 (pg_catalog.date_part('epoch', s.lag) * 1000)::bigint AS lag_ms
            FROM @.studio_pod_status AS s
           WHERE ($1::text IS NULL OR s.pod_id = $1)
@@ -41,12 +43,24 @@ pub(crate) async fn pods(
 pub(crate) async fn sessions(db: &Database, pod: &str, limit: i64) -> Result<Vec<Row>> {
     db.query(
         "listing a pod's incarnations",
-        "SELECT s.incarnation, s.pod_id, s.began_at, s.ended_at, s.reason, s.buried_by
+        "SELECT s.incarnation, s.pod_id, s.began_at, s.ended_at, s.reason, s.buried_by, s.cause
            FROM @.studio_pod_sessions AS s
           WHERE s.pod_id = $1
           ORDER BY s.began_at DESC, s.incarnation DESC
           LIMIT $2",
         &[&pod, &limit],
+    )
+    .await
+}
+
+/// One incarnation; `None` if it is not in the history.
+pub(crate) async fn session(db: &Database, incarnation: Uuid) -> Result<Option<Row>> {
+    db.query_opt(
+        "describing an incarnation",
+        "SELECT s.incarnation, s.pod_id, s.began_at, s.ended_at, s.reason, s.buried_by, s.cause
+           FROM @.studio_pod_sessions AS s
+          WHERE s.incarnation = $1",
+        &[&incarnation],
     )
     .await
 }
@@ -220,7 +234,7 @@ pub(crate) async fn last_event(db: &Database) -> Result<i64> {
             &[],
         )
         .await?;
-    Ok(rows.first().and_then(|row| row.try_get("idx").ok()).unwrap_or(0))
+    rows.first().map_or(Ok(0), |row| row.at(0))
 }
 
 /// Asks a pod to drain; SQLSTATE `P0002` if none of that name is in the roster.

@@ -11,6 +11,7 @@ use super::crashes::{crash_reasons, crashed, died_with};
 use super::errors;
 use super::pods::REHEARSE_LOG;
 use super::pool::{Database, Planned};
+use super::reply::Reply;
 use super::schema::Schema;
 use super::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::error::{Error, ErrorKind, Result};
@@ -184,13 +185,13 @@ const BUSY: &str = "SELECT r.run_id, r.owner_incarnation IS NOT NULL, \
        EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = r.owner_incarnation) \
      FROM @.studio_runs r WHERE r.kind = $1 AND r.key = $2 AND r.state = 'running'";
 
-fn key_busy(row: &Row) -> Inserted {
-    let holder = match (row.get(1), row.get(2)) {
+fn key_busy(row: &Row) -> Result<Inserted> {
+    let holder = match (row.at(1)?, row.at(2)?) {
         (false, _) => Holder::Nobody,
         (true, false) => Holder::Gone,
         (true, true) => Holder::Pod,
     };
-    Inserted::KeyBusy(row.get::<_, Uuid>(0).into(), holder)
+    Ok(Inserted::KeyBusy(row.at::<Uuid>(0)?.into(), holder))
 }
 
 /// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
@@ -215,10 +216,10 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
     let params: [&(dyn ToSql + Sync); 6] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor];
     for _ in 0..KEY_TRIES {
         let row = one(step, db.query_opt(step, SQL, &params).await?)?;
-        if let Some(fence) = row.get::<_, Option<i64>>(0) {
+        if let Some(fence) = row.at::<Option<i64>>(0)? {
             return Ok(Inserted::Yes(fence.into()));
         }
-        if !row.get::<_, bool>(1) {
+        if !row.at::<bool>(1)? {
             return Ok(Inserted::NoOwner);
         }
         if let Some(outcome) = conflict(db, step, Some(owner), new).await? {
@@ -259,7 +260,7 @@ pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option
     const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
          WHERE r.run_id = $1 AND h.run_id <> $1 AND h.state = 'running'";
     let row = db.query_opt("looking who has the key", SQL, &[&run_id.as_uuid()]).await?;
-    Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
+    row.map(|row| Ok(row.at::<Uuid>(0)?.into())).transpose()
 }
 
 /// The running run of this kind and key, else the newest that has ended.
@@ -273,7 +274,7 @@ pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Optio
             ORDER BY r.created_at DESC, r.run_id DESC LIMIT 1 \
          ) SELECT run_id FROM running UNION ALL SELECT run_id FROM ended";
     let row = db.query_opt("looking for the run of a key", SQL, &[&kind, &key]).await?;
-    Ok(row.map(|row| row.get::<_, Uuid>(0).into()))
+    row.map(|row| Ok(row.at::<Uuid>(0)?.into())).transpose()
 }
 
 /// How often a start goes for a key whose holder ends between the insert and the look at it.
@@ -296,9 +297,9 @@ const SUBMIT: &str = "WITH run AS ( \
 async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Option<Inserted>> {
     const OWN: &str = "SELECT fence, owner_incarnation, state = 'running' FROM @.studio_runs WHERE run_id = $1";
     if let Some(row) = db.query_opt(step, OWN, &[&new.run_id.as_uuid()]).await? {
-        let now = row.get::<_, Option<Uuid>>(1).map(Incarnation::from);
-        if owner.is_none() || (now == owner && row.get(2)) {
-            return Ok(Some(Inserted::Yes(row.get::<_, i64>(0).into())));
+        let now = row.at::<Option<Uuid>>(1)?.map(Incarnation::from);
+        if owner.is_none() || (now == owner && row.at(2)?) {
+            return Ok(Some(Inserted::Yes(row.at::<i64>(0)?.into())));
         }
         return Err(Error::new(
             ErrorKind::Fenced,
@@ -309,7 +310,7 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         .todo("follow it by its id"));
     }
     let busy = db.query_opt(step, BUSY, &[&new.kind, &new.key]).await?;
-    Ok(busy.as_ref().map(key_busy))
+    busy.as_ref().map(key_busy).transpose()
 }
 
 /// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
@@ -343,7 +344,7 @@ pub(crate) async fn insert_in_txn(
             let (owner, floor) = (owner.as_uuid(), new.floor.get());
             let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
             let row = txn.query_one(&schema.sql(OWNED), &params).await.map_err(fail)?;
-            (row.get::<_, Option<i64>>(0), row.get(1))
+            (row.at::<Option<i64>>(0)?, row.at(1)?)
         }
         None => {
             let params: [&(dyn ToSql + Sync); 4] = [&run_id, &new.kind, &new.key, &new.input];
@@ -358,7 +359,8 @@ pub(crate) async fn insert_in_txn(
         return Ok(Inserted::NoOwner);
     }
     let busy = txn.query_opt(&schema.sql(BUSY), &[&new.kind, &new.key]).await.map_err(fail)?;
-    busy.as_ref().map(key_busy).ok_or_else(|| {
+    let busy = busy.as_ref().map(key_busy).transpose()?;
+    busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
             .left("no run was started; the transaction is as it was")
             .todo("under an isolation level that cannot see it, begin a new transaction to find it")
@@ -509,16 +511,16 @@ pub(crate) async fn claim(
         db.query(step, CLAIM, &values).await?
     };
     for row in rows {
-        match row.get::<_, Option<String>>(9) {
+        match row.at::<Option<String>>(9)? {
             None => match read_claimed(&row) {
                 Ok(claimed) => claims.claimed.push(claimed),
                 Err(why) => {
-                    let (owner, why) = (read_owner(&row, own), errors::chain(&why));
-                    claims.unreadable.push(Unreadable { owner, kind: row.get(1), attempt: row.get(4), why });
+                    let (owner, why) = (read_owner(&row, own)?, errors::chain(&why));
+                    claims.unreadable.push(Unreadable { owner, kind: row.at(1)?, attempt: row.at(4)?, why });
                 }
             },
             Some(error) => {
-                claims.quarantined.push(Quarantined { run_id: row.get::<_, Uuid>(0).into(), kind: row.get(1), error });
+                claims.quarantined.push(Quarantined { run_id: row.at::<Uuid>(0)?.into(), kind: row.at(1)?, error });
             }
         }
     }
@@ -543,22 +545,22 @@ pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> R
 }
 
 /// What is nested too deep was put there by hand, or by another program.
-fn read_claimed(row: &Row) -> Result<Claimed, tokio_postgres::Error> {
+fn read_claimed(row: &Row) -> Result<Claimed> {
     Ok(Claimed {
-        run_id: row.get::<_, Uuid>(0).into(),
-        kind: row.get(1),
-        key: row.get(2),
-        fence: row.get::<_, i64>(3).into(),
-        attempt: row.get(4),
-        input: row.try_get(5)?,
-        checkpoint: row.try_get(6)?,
-        crashes: u32::try_from(row.get::<_, i32>(7)).unwrap_or(0),
-        checkpoint_seq: row.get(8),
+        run_id: row.at::<Uuid>(0)?.into(),
+        kind: row.at(1)?,
+        key: row.at(2)?,
+        fence: row.at::<i64>(3)?.into(),
+        attempt: row.at(4)?,
+        input: row.at(5)?,
+        checkpoint: row.at(6)?,
+        crashes: u32::try_from(row.at::<i32>(7)?).unwrap_or(0),
+        checkpoint_seq: row.at(8)?,
     })
 }
 
-fn read_owner(row: &Row, incarnation: Incarnation) -> Owner {
-    Owner { run_id: row.get::<_, Uuid>(0).into(), incarnation, fence: row.get::<_, i64>(3).into() }
+fn read_owner(row: &Row, incarnation: Incarnation) -> Result<Owner> {
+    Ok(Owner { run_id: row.at::<Uuid>(0)?.into(), incarnation, fence: row.at::<i64>(3)?.into() })
 }
 
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
@@ -637,12 +639,15 @@ pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
 pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Standing>> {
     const SQL: &str = "SELECT state, owner_pod, owner_incarnation, fence FROM @.studio_runs WHERE run_id = $1";
     let row = db.query_opt("reading where a run stands", SQL, &[&run_id.as_uuid()]).await?;
-    Ok(row.map(|row| Standing {
-        state: row.get(0),
-        owner_pod: row.get(1),
-        owner: row.get::<_, Option<Uuid>>(2).map(Incarnation::from),
-        fence: row.get::<_, i64>(3).into(),
-    }))
+    let read = |row: Row| {
+        Ok(Standing {
+            state: row.at(0)?,
+            owner_pod: row.at(1)?,
+            owner: row.at::<Option<Uuid>>(2)?.map(Incarnation::from),
+            fence: row.at::<i64>(3)?.into(),
+        })
+    };
+    row.map(read).transpose()
 }
 
 /// Cancels a run, whoever owns it, and tells its owner.

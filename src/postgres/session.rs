@@ -16,6 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
+use super::pooler;
+use super::reply::Reply;
 use super::schema::Schema;
 use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
 use crate::config::{IDLE_IN_TRANSACTION, Settings};
@@ -28,6 +30,7 @@ const NOTICES: usize = 1024;
 const OLDEST_SERVER: i32 = 140_000;
 /// How long a clean close may take before the socket is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
+const WHO: &str = "asking the server who it is";
 /// The server truncates a longer `application_name`.
 const APPLICATION_NAME_MAX: usize = 63;
 
@@ -59,13 +62,22 @@ impl Role {
     }
 
     pub(crate) fn application_name(self, pod: Option<&PodId>) -> String {
+        self.name_with(pod, "")
+    }
+
+    /// The name of a session that tells when its backend began, in microseconds, to those from whom the server hides it.
+    fn stamped_name(self, pod: Option<&PodId>, started: Timestamp) -> String {
+        self.name_with(pod, &format!("@{}", started.as_microsecond()))
+    }
+
+    fn name_with(self, pod: Option<&PodId>, suffix: &str) -> String {
         let name = pod.map_or("-", PodId::as_str);
-        let room = APPLICATION_NAME_MAX - "podlock//".len() - self.as_str().len();
+        let room = APPLICATION_NAME_MAX - "podlock//".len() - self.as_str().len() - suffix.len();
         let mut end = name.len().min(room);
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        format!("podlock/{}/{}", &name[..end], self.as_str())
+        format!("podlock/{}/{}{suffix}", &name[..end], self.as_str())
     }
 }
 
@@ -94,6 +106,10 @@ pub(crate) struct Session {
     backend: Backend,
     facts: ServerFacts,
     limit: Duration,
+    /// Our own role may not see when our backend began: the session's name tells it.
+    is_hidden: bool,
+    /// The server's, as `server_version_num`.
+    version: i32,
     prepared: HashMap<&'static str, Statement>,
     ended: watch::Receiver<Option<Arc<str>>>,
     notices: mpsc::Receiver<String>,
@@ -110,10 +126,27 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    /// Tries each host in turn until one is a primary.
+    /// Tries each host in turn until one is a primary, and sets the session up there. Only where something has shown before
+    /// that a session stays with one backend ([`super::pooler`]): through a transaction pooler the settings would stay with
+    /// a backend that serves others.
     ///
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(&self, role: Role) -> Result<Session> {
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            let opened = async {
+                let session = self.open_at(target, role).await?;
+                session.set_up(self).await.map(|()| session)
+            };
+            if let Some(opened) = attempts.ended(opened.await) {
+                return Ok(opened);
+            }
+        }
+        Err(attempts.give_up())
+    }
+
+    /// [`Opener::open`] without any setting: a session on which nothing is left behind, whoever has its backend next.
+    pub(crate) async fn open_bare(&self, role: Role) -> Result<Session> {
         let mut attempts = self.dialer.attempts();
         while let Some(target) = attempts.next() {
             if let Some(opened) = attempts.ended(self.open_at(target, role).await) {
@@ -124,32 +157,43 @@ impl Opener {
     }
 
     async fn open_at(&self, target: &Target, role: Role) -> Result<Session> {
-        let dialled = self.dialer.dial(target, &role.application_name(self.pod.as_ref())).await?;
-        Session::set_up(dialled, self, target, role).await
+        let dialled = self.dialer.dial(target, &role.application_name(self.pod.as_ref())).await;
+        let session = async { Session::identified(dialled?, self, target, role).await };
+        session.await.map_err(|e| pooler::name_full_pool(e, &self.settings))
     }
 }
 
 impl Session {
-    async fn set_up(dialled: Dialled, opener: &Opener, target: &Target, role: Role) -> Result<Self> {
+    async fn identified(dialled: Dialled, opener: &Opener, target: &Target, role: Role) -> Result<Self> {
         let Dialled { client, connection, local_port } = dialled;
-        let version = major_version(connection.parameter("server_version").unwrap_or_default());
         let (ended_tx, ended) = watch::channel(None);
         let (notices_tx, notices) = mpsc::channel(NOTICES);
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let cause = drive(connection, &notices_tx).await;
             ended_tx.send_replace(Some(cause.into()));
         }));
-        let now = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
         let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
         let limit = opener.settings.statement_timeout;
         let schema = opener.schema.clone();
         let prepared = HashMap::new();
-        let mut session = Self { client, role, schema, backend: now, facts, limit, prepared, ended, notices, driver };
+        let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
+        let (is_hidden, version) = (false, 0);
+        let mut session =
+            Self { client, role, schema, backend, facts, limit, is_hidden, version, prepared, ended, notices, driver };
         session.identify(target, local_port).await?;
-        let step = session.step_name("setting the session's time-outs");
-        let sets = set_statements(&opener.settings, role, version);
-        session.within(&step, session.client.batch_execute(&sets)).await?;
         Ok(session)
+    }
+
+    /// Sets on the server what a session of ours needs, for as long as the session lives.
+    pub(crate) async fn set_up(&self, opener: &Opener) -> Result<()> {
+        let Opener { settings, pod, .. } = opener;
+        let step = self.step_name("setting the session's time-outs");
+        let mut sets = set_statements(settings, self.role, self.version);
+        if self.is_hidden {
+            let name = self.role.stamped_name(pod.as_ref(), self.backend.started);
+            sets.push_str(&format!("SET application_name = '{}';", name.replace('\'', "''")));
+        }
+        self.within(&step, self.client.batch_execute(&sets)).await
     }
 
     async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
@@ -159,26 +203,55 @@ impl Session {
              (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
              pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
              FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
-        let row = self.query_one("asking the server who it is", IDENTIFY, &[]).await?;
-        if row.get::<_, bool>(2) {
+        let row = self.query_one(WHO, IDENTIFY, &[]).await?;
+        if row.at::<bool>(2)? {
             return Err(errors::standby(target));
         }
-        let version: i32 = row.get(3);
+        let version: i32 = row.at(3)?;
         if version < OLDEST_SERVER {
             return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
                 .left("the connection was closed")
                 .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
-        let duration = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
-        let seen_port = row.get::<_, Option<i32>>(6);
-        self.backend = Backend { pid: row.get(0), started: row.get(1) };
-        self.facts = ServerFacts {
-            deadlock_timeout: duration(row.get(4)).unwrap_or(Duration::from_secs(1)),
-            log_min_duration: duration(row.get(5)),
-            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
-                && target.tcp_port() == row.get(7),
+        let duration = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let seen_port = row.at::<Option<i32>>(6)?;
+        self.backend = match row.at(1)? {
+            Some(started) => Backend { pid: row.at(0)?, started },
+            None => self.identify_hidden().await?,
         };
+        self.facts = ServerFacts {
+            deadlock_timeout: duration(row.at(4)?).unwrap_or(Duration::from_secs(1)),
+            log_min_duration: duration(row.at(5)?),
+            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
+                && target.tcp_port() == row.at(7)?,
+        };
+        self.version = version;
         Ok(())
+    }
+
+    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`): the login role
+    /// itself may know. The session's name then tells it to those from whom it is hidden.
+    async fn identify_hidden(&mut self) -> Result<Backend> {
+        const IDENTIFY: &str = "SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity a \
+             WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
+        let txn = self.begin_as_login_role(WHO).await?;
+        let row = txn.query_one(WHO, IDENTIFY, &[]).await?;
+        txn.rollback(WHO).await?;
+        let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
+        let started = started.ok_or_else(|| {
+            Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
+                .left("the connection was closed")
+                .todo("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
+        })?;
+        self.is_hidden = true;
+        Ok(Backend { pid, started })
+    }
+
+    /// A transaction under the role that logged in, whatever role the session has: it may see and end its own backends.
+    pub(crate) async fn begin_as_login_role(&mut self, step: &str) -> Result<Txn<'_>> {
+        let txn = self.begin(step).await?;
+        txn.execute(step, "SET LOCAL ROLE NONE").await?;
+        Ok(txn)
     }
 
     pub(crate) fn backend(&self) -> Backend {
@@ -353,12 +426,8 @@ async fn drive(mut connection: Connection, notices: &mpsc::Sender<String>) -> St
     }
 }
 
-fn major_version(text: &str) -> u32 {
-    text.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
 /// What each session sets for itself on the server.
-fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
+fn set_statements(settings: &Settings, role: Role, version: i32) -> String {
     let keepalives = settings.keepalives();
     // The server takes milliseconds of 31 bits; a multiple of the longest setting is more.
     let ms = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
@@ -381,7 +450,7 @@ fn set_statements(settings: &Settings, role: Role, version: u32) -> String {
         ("statement_timeout", ms(settings.statement_timeout).to_string()),
         ("lock_timeout", ms(settings.statement_timeout).to_string()),
     ];
-    if version >= 17 {
+    if version >= 170_000 {
         sets.push(("transaction_timeout", "0".to_owned()));
     }
     sets.iter().map(|(name, value)| format!("SET {name} = {value};")).collect()
@@ -397,13 +466,8 @@ mod tests {
         let name = Role::Liveness.application_name(Some(&long));
         assert!(name.len() <= APPLICATION_NAME_MAX && name.ends_with("é/liveness"), "{name}");
         assert_eq!(Role::Watch.application_name(None), "podlock/-/watch");
-    }
-
-    #[test]
-    fn versions_are_read_from_what_servers_say() {
-        let cases = [("15.18 (Debian 15.18-0+deb12u1)", 15), ("17beta1", 17), ("", 0), ("14.2", 14)];
-        for (text, major) in cases {
-            assert_eq!(major_version(text), major, "{text}");
-        }
+        let stamped =
+            Role::Liveness.stamped_name(Some(&long), Timestamp::UNIX_EPOCH + Duration::from_secs(1_764_345_678));
+        assert!(stamped.len() <= APPLICATION_NAME_MAX && stamped.ends_with("é/liveness@1764345678000000"), "{stamped}");
     }
 }

@@ -8,6 +8,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::pool::Database;
+use super::reply::Reply;
 use super::runs::Owner;
 use super::schema::quote_identifier;
 use super::session::Session;
@@ -121,8 +122,8 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
     let rows = db.query("appending to streams", SQL, &params).await?;
     let mut stored = vec![Stored::No; chunks.len()];
     for row in &rows {
-        if let Some(slot) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| stored.get_mut(nth)) {
-            *slot = if row.get(1) { Stored::Yes } else { Stored::Adrift };
+        if let Some(slot) = usize::try_from(row.at::<i64>(0)? - 1).ok().and_then(|nth| stored.get_mut(nth)) {
+            *slot = if row.at(1)? { Stored::Yes } else { Stored::Adrift };
         }
     }
     Ok(stored)
@@ -190,7 +191,7 @@ pub(crate) async fn restart(db: &Database, owner: Owner, number: i64) -> Result<
         match db.query_opt("restarting a stream", SQL, &params).await? {
             None => return Ok(None),
             Some(row) => {
-                if let Some(generation) = row.get(0) {
+                if let Some(generation) = row.at(0)? {
                     return Ok(Some(generation));
                 }
             }
@@ -241,9 +242,9 @@ pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &seq];
     for _ in 0..MOVED_TRIES {
         let Some(row) = db.query_opt("going on with a stream", SQL, &params).await? else { return Ok(None) };
-        let chunks: i64 = row.get(0);
-        if let Some(generation) = row.get::<_, Option<i32>>(1) {
-            return Ok(Some(Continued::Yes(generation, row.get(2))));
+        let chunks: i64 = row.at(0)?;
+        if let Some(generation) = row.at::<Option<i32>>(1)? {
+            return Ok(Some(Continued::Yes(generation, row.at(2)?)));
         }
         if seq.is_some_and(|seq| seq > chunks) {
             return Ok(Some(Continued::Short(chunks)));
@@ -343,30 +344,30 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
     let mut pages = Vec::new();
     pages.resize_with(wanted.len(), || None);
     for row in &db.query("reading streams", SQL, &params).await? {
-        if let Some(page) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|nth| pages.get_mut(nth)) {
-            *page = Some(read_page(row));
+        if let Some(page) = usize::try_from(row.at::<i64>(0)? - 1).ok().and_then(|nth| pages.get_mut(nth)) {
+            *page = Some(read_page(row)?);
         }
     }
     Ok(pages)
 }
 
-fn read_page(row: &Row) -> Page {
+fn read_page(row: &Row) -> Result<Page> {
     let facts = Facts {
-        generation: row.get(2),
-        resets: row.get(3),
-        cut_from: row.get(4),
-        differs_from: row.get(6),
-        next: row.get(5),
+        generation: row.at(2)?,
+        resets: row.at(3)?,
+        cut_from: row.at(4)?,
+        differs_from: row.at(6)?,
+        next: row.at(5)?,
     };
-    let seqs = row.get::<_, Option<Vec<i64>>>(7).unwrap_or_default();
-    let fences = row.get::<_, Option<Vec<i64>>>(8).unwrap_or_default();
-    let bodies = row.get::<_, Option<Vec<&str>>>(9).unwrap_or_default();
+    let seqs = row.at::<Option<Vec<i64>>>(7)?.unwrap_or_default();
+    let fences = row.at::<Option<Vec<i64>>>(8)?.unwrap_or_default();
+    let bodies = row.at::<Option<Vec<&str>>>(9)?.unwrap_or_default();
     let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
     let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
     // Behind what has changed, nothing is handed on.
     if facts.differs_from.is_some() {
         chunks.clear();
     }
-    let error = row.get::<_, Option<&str>>(11).map(|error| beginning(error).into());
-    Page { state: row.get(1), fence: row.get::<_, i64>(10).into(), error, facts, chunks }
+    let error = row.at::<Option<&str>>(11)?.map(|error| beginning(error).into());
+    Ok(Page { state: row.at(1)?, fence: row.at::<i64>(10)?.into(), error, facts, chunks })
 }

@@ -141,6 +141,11 @@ impl Txn<'_> {
         Ok((rows, answered))
     }
 
+    /// Runs a statement that has no parameters and returns nothing, as it stands.
+    pub(crate) async fn execute(&self, step: &str, sql: &str) -> Result<()> {
+        within(&self.step_name(step), self.limit, self.on.client.batch_execute(sql)).await
+    }
+
     pub(crate) async fn rollback(mut self, step: &str) -> Result<()> {
         let step = self.step_name(step);
         self.open = false;

@@ -14,13 +14,14 @@ use uuid::Uuid;
 use crate::id::{Incarnation, PodId};
 
 /// Every kind of event, in the order of the log's CHECK.
-pub const EVENT_KINDS: [&str; 11] = [
+pub const EVENT_KINDS: [&str; 12] = [
     "joined",
     "draining",
     "detached",
     "returned",
     "suspected",
     "evicted",
+    "held",
     "buried",
     "claimed",
     "quarantined",
@@ -192,7 +193,7 @@ fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
             }
             member.session = session;
         }
-        "detached" | "evicted" => {}
+        "detached" | "evicted" | "held" => {}
         "suspected" => {
             // Not every log that is folded has it: it is no part of the roster.
             if let Some(index) = entry.detail.get("event_index").and_then(Value::as_i64) {
@@ -223,6 +224,7 @@ mod tests {
         let log = [
             entry(1, "joined", "a", a, none()),
             entry(2, "joined", "b", b, none()),
+            entry(3, "held", "a", a, json!({"reason": "connection_broken"})),
             entry(4, "detached", "a", a, none()),
             entry(5, "returned", "a", a, json!({"session": 2})),
             entry(6, "claimed", "b", b, json!({"runs": 3})),
@@ -305,6 +307,7 @@ mod tests {
             entry(2, "buried", "a", other, json!({})),
             entry(2, "returned", "a", a, json!({"session": 1})),
             entry(2, "returned", "a", a, json!({})),
+            entry(2, "held", "a", other, json!({})),
             entry(2, "vanished", "a", a, json!({})),
         ];
         for case in cases {

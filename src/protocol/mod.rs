@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
 
+pub mod cause;
+pub mod condition;
 pub mod deadline;
 pub mod ending;
 pub mod failures;
@@ -19,6 +21,7 @@ pub mod share;
 pub mod stall;
 pub mod stream;
 pub mod verdict;
+pub mod wait;
 
 use std::time::Duration;
 

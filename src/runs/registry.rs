@@ -48,6 +48,9 @@ impl StopSignal {
     }
 }
 
+/// How many lost runs are remembered, for a count in the log: more than a pod runs at a time.
+const REMEMBERED_LOSSES: usize = 10_000;
+
 enum Entry {
     /// A start or claim is under way: the row may or may not be there.
     Pending,
@@ -85,6 +88,8 @@ pub(crate) struct Registry {
     /// Set when everything is to end: what begins later is aborted at once.
     closed: AtomicBool,
     yielded: Mutex<HashMap<RunId, Moment>>,
+    /// Runs that were fenced, or told that the pod gave up, and have ended here, since the pod was last attached.
+    lost: Mutex<BTreeSet<RunId>>,
     /// The highest fence that this process was ever given.
     highest_fence: AtomicI64,
     /// Notified whenever a run leaves.
@@ -103,6 +108,7 @@ impl Registry {
             entries: Mutex::new(Entries { runs: HashMap::new(), limited, suspects: BTreeMap::new() }),
             closed: AtomicBool::new(false),
             yielded: Mutex::default(),
+            lost: Mutex::default(),
             highest_fence: AtomicI64::new(0),
             freed: Notify::new(),
             count: watch::channel(0).0,
@@ -185,6 +191,13 @@ impl Registry {
         signals.inspect(|stop| stop.fire(reason)).count()
     }
 
+    /// How many runs this process lost since the pod was last attached, beside those that it still has; and forgets them.
+    pub(crate) fn take_lost(&self) -> usize {
+        let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        let entries = self.entries();
+        lost.iter().filter(|run_id| !entries.runs.contains_key(run_id)).count()
+    }
+
     pub(crate) fn stop(&self, run_id: RunId, reason: StopReason) {
         if let Some(Entry::Running { stop, .. }) = self.entries().runs.get(&run_id) {
             stop.fire(reason);
@@ -221,7 +234,16 @@ impl Registry {
 
     fn remove(&self, run_id: RunId, limited: Option<&str>) {
         let mut entries = self.entries();
-        entries.runs.remove(&run_id);
+        let removed = entries.runs.remove(&run_id);
+        if let Some(Entry::Running { stop, .. }) = removed
+            && stop.reason() >= Some(StopReason::SelfFenced)
+        {
+            let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            lost.insert(run_id);
+            if lost.len() > REMEMBERED_LOSSES {
+                lost.pop_first();
+            }
+        }
         entries.suspects.remove(&run_id);
         if let Some(of) = limited.and_then(|kind| entries.limited.get_mut(kind)) {
             of.taken = of.taken.saturating_sub(1);

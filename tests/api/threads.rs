@@ -55,6 +55,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<EventFilter>();
     crosses::<podlock::operator::EventRow>();
     crosses::<Follow>();
+    crosses::<podlock::operator::Kept>();
     crosses::<podlock::operator::Notice>();
     crosses::<Notices>();
     crosses::<Operator>();

@@ -19,15 +19,25 @@ fn prune_says_what_it_would_delete_deletes_it_and_keeps_what_is_not_named() {
         client.batch_execute(old).await.unwrap();
         let what = ["--runs-older-than", "7d", "--events-older-than", "7d"];
         let would = db.json(&[&["prune", "--dry-run"][..], &what].concat()).await;
-        assert_eq!(would, json!({"runs": 4, "events": 2, "sessions": 0}));
+        assert_eq!(would, json!({"runs": 4, "events": 2, "sessions": 0, "kept": []}));
         assert_eq!(db.json(&[&["prune"][..], &what].concat()).await, would, "as it said");
-        assert_eq!(db.json(&[&["prune"][..], &what].concat()).await, json!({"runs": 0, "events": 0, "sessions": 0}));
+        let nothing = json!({"runs": 0, "events": 0, "sessions": 0, "kept": []});
+        assert_eq!(db.json(&[&["prune"][..], &what].concat()).await, nothing);
         let left = db.json(&["runs", "list"]).await;
         assert_eq!(left.as_array().unwrap().iter().filter(|r| r["state"] == "failed").count(), 2, "{left}");
         let events = db.json(&["events", "--kind", "snapshot"]).await;
         assert_eq!(events[0]["detail"], json!({"roster": [], "suspected": {}}));
         assert!(db.ok(&["events"]).await.contains("pods=0"));
         assert_eq!(db.ok(&["prune", "--failed-older-than", "1h"]).await, "runs      2\nevents    0\nsessions  0\n");
+        // What a table of the service's own keeps is passed over, and named.
+        let kept = "INSERT INTO studio_runs (run_id, kind, state, finished_at) \
+                      SELECT gen_random_uuid(), 'old', 'failed', now() - interval '8 days' FROM generate_series(1, 3); \
+                    CREATE TABLE answers (run_id uuid REFERENCES studio_runs (run_id)); \
+                    INSERT INTO answers SELECT run_id FROM studio_runs WHERE state = 'failed' LIMIT 2";
+        client.batch_execute(kept).await.unwrap();
+        let text = db.ok(&["prune", "--failed-older-than", "1h"]).await;
+        assert!(text.starts_with("runs      1\n") && text.contains("kept      2 run(s), the first "), "{text}");
+        assert!(text.contains("answers_run_id_fkey"), "{text}");
         for (args, code, word) in [
             (&["prune"][..], 2, "--runs-older-than"),
             (&["prune", "--dry-run"], 2, "--runs-older-than"),

@@ -5,9 +5,9 @@ use std::process::Stdio;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Db, Lines, TEST, connect, fields, finish, podlock, server, wait_for, within};
+use crate::harness::{Db, Lines, PodProcess, TEST, connect, fields, finish, podlock, server, wait_for, within};
 
-const POD: [&str; 11] = [
+const POD: [&str; 14] = [
     "pod_id",
     "incarnation",
     "state",
@@ -19,6 +19,9 @@ const POD: [&str; 11] = [
     "started_at",
     "version",
     "labels",
+    "condition",
+    "wait_reason",
+    "wait_left_ms",
 ];
 const RUN: [&str; 13] = [
     "run_id",
@@ -56,7 +59,8 @@ fn json_bears_the_names_of_the_contract() {
         assert!(pods[0]["holder_pid"].is_i64() && pods[0]["event_index"].is_i64(), "{pods}");
         assert!(pods[0]["started_at"].as_str().unwrap().ends_with('Z'), "{pods}");
         let described = db.ok(&["pods", "describe", "web-0", "-o", "jsonl"]).await;
-        assert_eq!(fields(&described)[..11], POD);
+        assert_eq!(fields(&described)[..14], POD);
+        assert_eq!((&pods[0]["condition"], &pods[0]["wait_reason"]), (&json!("fine"), &json!(null)), "{pods}");
 
         let runs = db.ok(&["runs", "list", "-o", "jsonl"]).await;
         assert_eq!(fields(&runs), RUN);
@@ -325,6 +329,70 @@ fn migrations_are_applied_once_listed_and_printed() {
         assert_eq!(db.json(&["--schema", schema, "pods", "list"]).await, json!([]));
         let done = finish(podlock(&["migrate", "sql"])).await;
         assert_eq!(done.code, 0, "no database is needed: {done:?}");
+    });
+}
+
+/// Of a killed pod the lists say that it is dead and what is waited for, and the watch how it ended, by whom, and the cause.
+#[test]
+fn of_a_killed_pod_the_lists_say_dead_and_the_watch_how_it_ended() {
+    within(TEST, async {
+        let db = Db::new().await;
+        // It beats often, so that it was seen to beat just before its end.
+        let mut command = db.command(&["pod", "--name", "first", "--log-format", "json"]);
+        command.env("PODLOCK_LEASE", "3s").env("PODLOCK_BEAT_INTERVAL", "200ms");
+        let mut first = PodProcess::start(command).await;
+        let second = db.pod("second", &[]).await;
+        let incarnation = db.json(&["pods", "describe", "first"]).await["incarnation"].clone();
+        let spawn = |args: &[&str]| db.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut watch = spawn(&["pods", "watch", "--every", "50ms"]);
+        let mut as_json = spawn(&["pods", "watch", "--every", "50ms", "-o", "jsonl"]);
+        let seen = Lines::read(watch.stdout.take().unwrap());
+        let json = Lines::read(as_json.stdout.take().unwrap());
+        seen.find("first is present", |line| (line.contains("present") && line.contains("first")).then_some(())).await;
+        json.find("first is present", |line| line.contains("first").then_some(())).await;
+        first.signal(Signal::KILL);
+        assert_eq!(first.ended().await, None);
+        // Nobody has been up for `settle`: it stays in the roster for a while, dead.
+        let table = wait_for("the list says that it is dead", || async {
+            let table = db.ok(&["pods", "list"]).await;
+            if table.contains("dead, waiting: no pod has been up for settle, ") { Ok(table) } else { Err(table) }
+        })
+        .await;
+        assert!(table.lines().next().unwrap().contains("CONDITION"), "{table}");
+        assert!(table.lines().any(|line| line.starts_with("second") && line.contains("fine")), "{table}");
+        let dead = db.json(&["pods", "describe", "first"]).await;
+        assert_eq!((&dead["condition"], &dead["wait_reason"]), (&json!("dead_waiting"), &json!("unsettled")), "{dead}");
+        seen.find("its change to dead", |line| {
+            (line.contains("changed") && line.contains("not alive  dead, waiting: ")).then_some(())
+        })
+        .await;
+
+        let left = seen.find("first left", |line| line.contains("left     ").then(|| line.to_owned())).await;
+        assert!(left.contains("first  lost: ") && left.contains("; buried by second"), "{left}");
+        let left = json.find("first left", |line| line.contains(r#""change":"left""#).then(|| line.to_owned())).await;
+        let left: Value = serde_json::from_str(&left).unwrap();
+        assert_eq!(
+            (&left["alive"], &left["condition"], &left["state"]),
+            (&json!(false), &json!("gone"), &json!("gone"))
+        );
+        assert_eq!(
+            (&left["ended"]["reason"], &left["ended"]["buried_by"]),
+            (&json!("lost"), &json!("second")),
+            "{left}"
+        );
+        assert_eq!(left["ended"]["incarnation"], incarnation);
+        for mut watch in [watch, as_json] {
+            watch.kill().await.unwrap();
+        }
+        let cause = left["ended"]["cause"].as_str().expect("a cause");
+        assert_eq!(cause, "closed", "{left}");
+        let gone = db.ok(&["pods", "describe", "first"]).await;
+        assert!(gone.contains("gone: lost: ") && gone.contains("CAUSE") && gone.contains(cause), "{gone}");
+        let events = db.ok(&["events", "--kind", "buried"]).await;
+        assert!(events.contains("CAUSE") && events.contains(cause), "{events}");
+        assert_eq!(db.json(&["events", "--kind", "buried"]).await[0]["detail"]["cause"], cause);
+        assert_eq!(db.json(&["events", "--kind", "held"]).await[0]["detail"]["reason"], "unsettled");
+        drop(second);
     });
 }
 

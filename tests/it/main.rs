@@ -16,8 +16,11 @@ mod support;
 
 mod burials;
 mod commits;
+mod conditions;
 mod connections;
+mod ends;
 mod faults;
+mod hidden;
 mod laws;
 mod probes;
 mod retention;

@@ -1,5 +1,7 @@
 //! What has ended is deleted when it is old: in small transactions, by those who may, and nothing else goes.
 
+mod kept;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

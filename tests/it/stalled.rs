@@ -163,8 +163,12 @@ async fn a_required_source_that_stands_still_makes_the_pod_suspect_and_is_named(
         assert_eq!((told.len(), &told[0].1["source"]), (1, &json!("the GPU of pod a")), "{told:?}");
         let standing = "SELECT standing FROM studio_pods WHERE pod_id = 'a'";
         assert_eq!(db.client.scalar::<Option<String>>(standing, &[]).await.as_deref(), Some("the GPU of pod a"));
-        let logged: Vec<_> = trace::events("the GPU of pod a").iter().map(|e| e["event"].clone()).collect();
-        assert_eq!(logged, ["standing", "suspected"], "each once");
+        eventually(SOON, "the log names it, once for each", || async {
+            let of_source = trace::events("the GPU of pod a");
+            let logged: Vec<_> = of_source.iter().map(|e| e["event"].as_str()).collect();
+            if logged == ["standing", "suspected"] { Ok(()) } else { Err(format!("{logged:?}")) }
+        })
+        .await;
         assert_eq!(db.client.run(run).await.state, "running");
         gpu.tick();
         eventually(SOON, "its row says that it moved", || async {

@@ -7,7 +7,7 @@ use podlock::operator::{EVENT_KINDS, EventFilter, EventRow};
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
-use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis};
+use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis, or_dash};
 
 /// How long to wait before the database is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -138,8 +138,14 @@ fn detail(event: &EventRow) -> String {
     }
 }
 
+/// What lay behind the end of the pod, or of the incarnation before it, whose process has come back.
+fn cause(event: &EventRow) -> Option<&str> {
+    event.detail["cause"].as_str().filter(|_| matches!(event.kind.as_str(), "buried" | "joined"))
+}
+
 impl Tabular for EventRow {
-    const COLUMNS: &'static [&'static str] = &["idx", "at", "kind", "pod_id", "by_pod", "incarnation", "detail"];
+    const COLUMNS: &'static [&'static str] =
+        &["idx", "at", "kind", "pod_id", "by_pod", "cause", "incarnation", "detail"];
     const NUMBERS: &'static [&'static str] = &["idx"];
 
     fn cells(&self) -> Vec<String> {
@@ -149,6 +155,7 @@ impl Tabular for EventRow {
             self.kind.clone(),
             self.pod_id.clone(),
             self.by_pod.clone(),
+            or_dash(cause(self)),
             self.incarnation.to_string(),
             detail(self),
         ]

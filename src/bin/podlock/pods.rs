@@ -1,16 +1,19 @@
 //! `podlock pods`: the roster beside the locks that are really held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 use std::time::Duration;
 
 use podlock::Operator;
-use podlock::operator::{AttemptRow, PodDetail, PodFilter, PodRow, SessionRow};
+use podlock::operator::{AttemptRow, Condition, PodDetail, PodFilter, PodRow, SessionRow};
 use serde::Serialize;
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, Tabular, brief, or_dash, seconds};
+
+/// How many of those that left are shown below the roster.
+const LEFT_SHOWN: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -112,18 +115,18 @@ fn every(text: &str) -> Result<Duration, String> {
 async fn watch(operator: &Operator, filter: &FilterArgs, every: Duration, format: Format) -> Result<(), Failure> {
     let redraw = format == Format::Table && output::is_terminal();
     let mut before: Option<BTreeMap<String, PodRow>> = None;
+    let mut left: VecDeque<String> = VecDeque::new();
     let mut out_of_reach = false;
     loop {
-        match operator.pods(filter.filter()).await {
-            Ok(pods) if redraw => {
+        match look(operator, filter, before.as_ref()).await {
+            Ok((now, changes)) => {
                 out_of_reach = false;
-                draw(&pods)?;
-            }
-            Ok(pods) => {
-                out_of_reach = false;
-                let now: BTreeMap<_, _> = pods.into_iter().map(|pod| (pod.pod_id.clone(), pod)).collect();
-                for change in changes(before.as_ref(), &now) {
-                    show(format, &change)?;
+                if redraw {
+                    left.extend(changes.iter().filter(|change| change.change == "left").map(line_of));
+                    left.drain(..left.len().saturating_sub(LEFT_SHOWN));
+                    draw(&now, &left)?;
+                } else {
+                    changes.iter().try_for_each(|change| show(format, change))?;
                 }
                 before = Some(now);
             }
@@ -139,10 +142,37 @@ async fn watch(operator: &Operator, filter: &FilterArgs, every: Duration, format
     }
 }
 
-fn draw(pods: &[PodRow]) -> std::io::Result<()> {
+/// The roster, what has changed since the last look, and how those ended that are gone.
+async fn look(
+    operator: &Operator,
+    filter: &FilterArgs,
+    before: Option<&BTreeMap<String, PodRow>>,
+) -> podlock::Result<(BTreeMap<String, PodRow>, Vec<Change>)> {
+    let pods = operator.pods(filter.filter()).await?;
+    let now: BTreeMap<_, _> = pods.into_iter().map(|pod| (pod.pod_id.clone(), pod)).collect();
+    let mut changes = changes(before, &now);
+    for change in changes.iter_mut().filter(|change| change.change == "left") {
+        let ended = operator.incarnation(change.pod.incarnation).await?;
+        // One that has not ended left what was asked for, not the roster: its row is as it was.
+        let Some(ended) = ended.filter(|session| session.ended_at.is_some()) else { continue };
+        // It was seen alive, and it is so no more.
+        "gone".clone_into(&mut change.pod.state);
+        (change.pod.alive, change.pod.condition) = (false, Condition::Gone);
+        (change.pod.wait_reason, change.pod.wait_left_ms) = (None, None);
+        change.ended = Some(ended);
+    }
+    Ok((now, changes))
+}
+
+fn draw(pods: &BTreeMap<String, PodRow>, left: &VecDeque<String>) -> std::io::Result<()> {
     let mut screen = b"\x1b[H\x1b[2J".to_vec();
     writeln!(screen, "{} pods, {}\n", pods.len(), seconds(jiff::Timestamp::now()))?;
-    output::table_of(&mut screen, pods)?;
+    let pods: Vec<_> = pods.values().cloned().collect();
+    output::table_of(&mut screen, &pods)?;
+    if !left.is_empty() {
+        writeln!(screen, "\nLeft:")?;
+        left.iter().try_for_each(|line| writeln!(screen, "{line}"))?;
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(&screen)?;
     out.flush()
@@ -150,32 +180,42 @@ fn draw(pods: &[PodRow]) -> std::io::Result<()> {
 
 /// What became of a pod between two looks.
 #[derive(Debug, Serialize)]
-struct Change<'a> {
+struct Change {
     change: &'static str,
     #[serde(flatten)]
-    pod: &'a PodRow,
+    pod: PodRow,
+    /// How it ended, of one that left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<SessionRow>,
+}
+
+impl Change {
+    fn new(change: &'static str, pod: &PodRow) -> Self {
+        Self { change, pod: pod.clone(), ended: None }
+    }
 }
 
 /// `present` at the first look, then `joined`, `changed`, `left`. A new incarnation has left and joined. A beat alone
-/// is no change.
-fn changes<'a>(before: Option<&'a BTreeMap<String, PodRow>>, now: &'a BTreeMap<String, PodRow>) -> Vec<Change<'a>> {
+/// is no change, nor that a wait grows shorter.
+fn changes(before: Option<&BTreeMap<String, PodRow>>, now: &BTreeMap<String, PodRow>) -> Vec<Change> {
     let Some(before) = before else {
-        return now.values().map(|pod| Change { change: "present", pod }).collect();
+        return now.values().map(|pod| Change::new("present", pod)).collect();
     };
     let mut changes = Vec::new();
     for (name, old) in before {
         if now.get(name).is_none_or(|new| new.incarnation != old.incarnation) {
-            changes.push(Change { change: "left", pod: old });
+            changes.push(Change::new("left", old));
         }
     }
     for (name, new) in now {
         match before.get(name).filter(|old| old.incarnation == new.incarnation) {
-            None => changes.push(Change { change: "joined", pod: new }),
+            None => changes.push(Change::new("joined", new)),
             Some(old) => {
-                let mut but_for_the_beat = old.clone();
-                but_for_the_beat.event_index = new.event_index;
-                if but_for_the_beat != *new {
-                    changes.push(Change { change: "changed", pod: new });
+                let mut but_for_the_time = old.clone();
+                but_for_the_time.event_index = new.event_index;
+                but_for_the_time.wait_left_ms = new.wait_left_ms;
+                if but_for_the_time != *new {
+                    changes.push(Change::new("changed", new));
                 }
             }
         }
@@ -183,19 +223,26 @@ fn changes<'a>(before: Option<&'a BTreeMap<String, PodRow>>, now: &'a BTreeMap<S
     changes
 }
 
-fn show(format: Format, change: &Change<'_>) -> std::io::Result<()> {
+fn show(format: Format, change: &Change) -> std::io::Result<()> {
     if format == Format::Jsonl {
         return output::json_line(change);
     }
-    let Change { change, pod } = change;
-    let alive = if pod.alive { "alive" } else { "not alive" };
-    output::line(&format!(
-        "{}  {change:<8} {}  {}  {alive}  {} runs",
-        output::millis(jiff::Timestamp::now()),
-        output::printable(&pod.pod_id),
-        pod.state,
-        pod.runs
-    ))
+    output::line(&line_of(change))
+}
+
+/// A change, for people: what the pod's condition is now, or how it ended.
+fn line_of(change: &Change) -> String {
+    let Change { change, pod, ended } = change;
+    let at = output::millis(jiff::Timestamp::now());
+    let name = output::printable(&pod.pod_id);
+    match ended {
+        Some(ended) => format!("{at}  {change:<8} {name}  {}", output::printable(&ended.end_in_words())),
+        None => {
+            let alive = if pod.alive { "alive" } else { "not alive" };
+            let condition = output::printable(&pod.condition_in_words());
+            format!("{at}  {change:<8} {name}  {}  {alive}  {condition}  {} runs", pod.state, pod.runs)
+        }
+    }
 }
 
 fn describe(out: &mut impl std::io::Write, pod: &PodDetail) -> std::io::Result<()> {
@@ -205,6 +252,7 @@ fn describe(out: &mut impl std::io::Write, pod: &PodDetail) -> std::io::Result<(
             ("pod_id", pod.pod_id.clone()),
             ("incarnation", pod.incarnation.to_string()),
             ("state", pod.state.clone()),
+            ("condition", pod.condition_in_words()),
             ("alive", pod.alive.to_string()),
             ("witness", pod.witness.to_string()),
             ("holder_pid", or_dash(pod.holder_pid)),
@@ -233,6 +281,7 @@ impl Tabular for PodRow {
     const COLUMNS: &'static [&'static str] = &[
         "pod_id",
         "state",
+        "condition",
         "alive",
         "holder_pid",
         "client_addr",
@@ -249,6 +298,7 @@ impl Tabular for PodRow {
         vec![
             self.pod_id.clone(),
             self.state.clone(),
+            self.condition_in_words(),
             self.alive.to_string(),
             or_dash(self.holder_pid),
             or_dash(self.client_addr.as_ref()),
@@ -263,7 +313,7 @@ impl Tabular for PodRow {
 }
 
 impl Tabular for SessionRow {
-    const COLUMNS: &'static [&'static str] = &["incarnation", "began_at", "ended_at", "reason", "buried_by"];
+    const COLUMNS: &'static [&'static str] = &["incarnation", "began_at", "ended_at", "reason", "cause", "buried_by"];
     const NUMBERS: &'static [&'static str] = &[];
 
     fn cells(&self) -> Vec<String> {
@@ -272,6 +322,7 @@ impl Tabular for SessionRow {
             seconds(self.began_at),
             or_dash(self.ended_at.map(seconds)),
             or_dash(self.reason.as_ref()),
+            or_dash(self.cause.as_ref()),
             or_dash(self.buried_by.as_ref()),
         ]
     }

@@ -45,13 +45,13 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let operator = global.operator().await?;
     let pruned = if args.dry_run { operator.prunable(&keep).await? } else { operator.prune(&keep).await? };
     Ok(output::object(args.output.format, &pruned, |out, pruned| {
-        output::facts(
-            out,
-            &[
-                ("runs", pruned.runs.to_string()),
-                ("events", pruned.events.to_string()),
-                ("sessions", pruned.sessions.to_string()),
-            ],
-        )
+        let mut facts = vec![
+            ("runs", pruned.runs.to_string()),
+            ("events", pruned.events.to_string()),
+            ("sessions", pruned.sessions.to_string()),
+        ];
+        let kept = pruned.kept.iter();
+        facts.extend(kept.map(|k| ("kept", format!("{} {}(s), the first {}: {}", k.count, k.what, k.first, k.why))));
+        output::facts(out, &facts)
     })?)
 }

@@ -22,7 +22,9 @@ fn shown(info: &ConnInfo) -> Vec<String> {
 }
 
 fn password(info: &ConnInfo) -> Option<String> {
-    info.written_password(&info.targets[0]).expect("readable").map(|p| p.expose_secret().to_owned())
+    info.written_password(&info.targets[0])
+        .expect("readable")
+        .map(|p| String::from_utf8(p.expose_secret().to_vec()).expect("text"))
 }
 
 fn refusal(text: &str, vars: &[(&str, &str)]) -> String {
@@ -161,7 +163,7 @@ fn every_word_of_libpq_is_known() {
 fn what_the_string_leaves_out_comes_from_the_service_then_the_environment_then_the_defaults() {
     let (_directory, services) = file(
         "services",
-        "# ours\n[other]\nhost=other\n[app]\nhost=from-service\nuser = service-user\n[last]\nport=1\n",
+        "# ours\n[other]\nhost=other\n[app]\nhost=from-service\nuser=service-user\n[last]\nport=1\n",
         0o644,
     );
     let services = services.to_str().expect("text");

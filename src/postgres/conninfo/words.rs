@@ -201,6 +201,11 @@ impl Values {
         Ok(())
     }
 
+    /// [`Values::set`] for a source in which the first value of a repeated word counts.
+    pub(super) fn set_first(&mut self, source: &str, quotable: bool, name: &str, value: &str) -> Result<()> {
+        if self.0.contains_key(name) { Ok(()) } else { self.set(source, quotable, name, value.to_owned()) }
+    }
+
     /// Takes over what `other` says of the words that are not set here.
     pub(super) fn fill_from(&mut self, other: Self) {
         for (name, value) in other.0 {

@@ -90,7 +90,10 @@ impl Fleet {
         let ends: i64 = self
             .db
             .client
-            .scalar("SELECT count(*) FROM studio_pod_events WHERE kind NOT IN ('joined', 'detached', 'returned')", &[])
+            .scalar(
+                "SELECT count(*) FROM studio_pod_events WHERE kind NOT IN ('joined', 'detached', 'returned', 'held')",
+                &[],
+            )
             .await;
         assert_eq!(ends, 0, "nobody was buried, nothing was claimed");
         let back: i64 = self

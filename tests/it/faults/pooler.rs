@@ -142,3 +142,96 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
     })
     .await;
 }
+
+/// Operators, migrations and pods that are refused leave every setting of a transaction pooler's backends as it was: the
+/// application that shares them still finds its tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_by_a_transaction_pooler_leaves_no_setting_on_its_backends() {
+    within(Duration::from_secs(120), async {
+        for size in [1, 3] {
+            let db = Db::new().await;
+            let options = format!("dbname={} pool_mode=transaction pool_size={size}", db.name);
+            let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+            // A backend for each place of the pool, each in a transaction.
+            let mut clients = Vec::new();
+            for _ in 0..size {
+                let (client, connection) = tokio_postgres::connect(&pooler.url("d"), NoTls).await.unwrap();
+                tokio::spawn(connection);
+                clients.push(client);
+            }
+            clients[0].batch_execute("CREATE TABLE orders (id int)").await.unwrap();
+            let settings = async || {
+                let mut all = std::collections::BTreeMap::new();
+                for client in &clients {
+                    client.batch_execute("BEGIN").await.unwrap();
+                }
+                for client in &clients {
+                    let sql = "SELECT pg_backend_pid()::text || ' ' || name || '=' || setting FROM pg_settings \
+                               WHERE name NOT IN ('application_name', 'transaction_isolation', 'transaction_read_only')";
+                    for message in client.simple_query(sql).await.unwrap() {
+                        let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
+                        let (pid, setting) = row.get(0).unwrap().split_once(' ').unwrap();
+                        all.entry(pid.to_owned()).or_insert_with(Vec::new).push(setting.to_owned());
+                    }
+                    client.batch_execute("SELECT FROM orders; COMMIT").await.expect("the application finds its tables");
+                }
+                all
+            };
+            let before = settings().await;
+            assert_eq!(before.len(), size);
+            let fresh = before.values().next().unwrap().clone();
+            assert!(before.values().all(|of| *of == fresh), "{before:?}");
+            let through = || config(&pooler.url("d"), "a");
+            let mut refusals = vec![
+                podlock::migrate::up(&through()).await.map(drop).unwrap_err(),
+                podlock::migrate::status(&through()).await.map(drop).unwrap_err(),
+                podlock::Operator::connect(&through()).await.map(drop).unwrap_err(),
+            ];
+            refusals.push(refused(through()).await.error);
+            for refusal in refusals {
+                assert_eq!(refusal.kind(), ErrorKind::PooledLock, "{refusal}");
+                assert!(refusal.to_string().contains("pool_mode = session"), "{refusal}");
+            }
+            for (backend, now) in settings().await {
+                assert_eq!(now, fresh, "backend {backend} of a pool of {size}");
+            }
+        }
+    })
+    .await;
+}
+
+/// A pooler whose pool is full lets a client log in, and then has it wait for its first answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_session_pooler_is_named_with_the_connections_that_a_pod_needs() {
+    within(Duration::from_secs(120), async {
+        let words = ["a pooler in between may be full", "up to 8 connections", "3 more while it starts", "pool_size"];
+        // It ends the wait itself, or we do.
+        for own_limit in ["", "\n[pgbouncer]\nquery_wait_timeout = 1"] {
+            let db = Db::new().await;
+            let options = format!("dbname={} pool_mode=session pool_size=9{own_limit}", db.name);
+            let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+            let quick =
+                |pod: &str| config(&pooler.url("d"), pod).with(|c| c.connect_timeout = Some(Duration::from_secs(3)));
+            let a = start(quick("a")).await;
+            let mut others = Vec::new();
+            // Fewer places are left than a start takes.
+            for _ in 0..3 {
+                let (client, connection) = tokio_postgres::connect(&pooler.url("d"), NoTls).await.unwrap();
+                tokio::spawn(connection);
+                client.batch_execute("SELECT 1").await.unwrap();
+                others.push(client);
+            }
+            let refusal = refused(quick("b")).await;
+            refusal.is(ErrorKind::Timeout, &words, Duration::from_secs(10));
+            assert_eq!(db.client.roster().await, ["a"]);
+            let refusal = podlock::Operator::connect(&quick("c")).await.map(drop).unwrap_err();
+            assert_eq!(refusal.kind(), ErrorKind::Timeout, "{refusal}");
+            assert!(words.iter().all(|word| refusal.to_string().contains(word)), "{refusal}");
+            drop(others);
+            // With room again, it starts.
+            start(quick("b")).await.shutdown(Duration::from_secs(5)).await.unwrap();
+            a.shutdown(Duration::from_secs(5)).await.unwrap();
+        }
+    })
+    .await;
+}

@@ -93,7 +93,7 @@ async fn a_busy_key_says_whether_its_run_waits_for_a_pod() {
         ] {
             let run_id = RunId::generate();
             let sql = "INSERT INTO studio_runs (run_id, kind, key, owner_pod, owner_incarnation, fence, attempt) \
-                       VALUES ($1, 'foreign', $3, 'ghost', $2, 1, 1)";
+                       SELECT $1, 'foreign', $3, CASE WHEN $2::uuid IS NOT NULL THEN 'ghost' END, $2, 1, 1";
             db.client.execute(sql, &[&run_id.as_uuid(), &owner, &run_id.to_string()]).await.unwrap();
             let error = refused(NewRun::new("foreign").key(run_id.to_string())).await;
             assert_eq!(error.run_id(), Some(run_id));

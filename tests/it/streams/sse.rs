@@ -50,7 +50,7 @@ async fn each_chunk_comes_through_a_proxy_that_buffers_before_the_next_is_said()
         let (db, stage) = (Db::new().await, Stage::new());
         let pod = stage.pod(db.config("a")).await;
         let served = Served::of(&pod).await;
-        let Some(nginx) = Nginx::before(&served.url).await else { return };
+        let nginx = Nginx::before(&served.url).await;
         let run_id = pod.start(act()).await.unwrap().run_id;
         let begun = stage.act().await;
         let mut source = EventSource::new(&[&nginx.url], &run_id.to_string());

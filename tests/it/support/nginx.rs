@@ -17,16 +17,12 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one before the service at `upstream`, as `http://127.0.0.1:port`. `None`, and a printed reason, where the
-    /// system has no nginx.
-    pub(crate) async fn before(upstream: &str) -> Option<Self> {
-        let Some(binary) = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/bin/nginx"]
+    /// Starts one before the service at `upstream`, as `http://127.0.0.1:port`.
+    pub(crate) async fn before(upstream: &str) -> Self {
+        let binary = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/bin/nginx"]
             .into_iter()
             .find(|path| std::path::Path::new(path).exists())
-        else {
-            println!("skipped: no nginx on this system (apt-get install nginx-light)");
-            return None;
-        };
+            .expect("no nginx on this system: sh scripts/ensure-daemon.sh nginx nginx-light, or apt-get install nginx-light");
         let dir = account_dir();
         let (port, heedless) = (free_port(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -58,6 +54,6 @@ impl Nginx {
             .await;
         }
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        Some(Self { url: url(port), heedless_url: url(heedless), _daemon: daemon, _dir: dir })
+        Self { url: url(port), heedless_url: url(heedless), _daemon: daemon, _dir: dir }
     }
 }

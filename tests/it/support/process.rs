@@ -17,9 +17,15 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a pod and waits until it is registered. Blocks.
     pub(crate) fn start(url: &str, name: &str, lease: Duration) -> Self {
+        Self::start_with(url, name, lease, &[])
+    }
+
+    /// The same, with these variables. Blocks.
+    pub(crate) fn start_with(url: &str, name: &str, lease: Duration, variables: &[(&str, &str)]) -> Self {
         let mut child = clean(&mut Command::new(env!("CARGO_BIN_EXE_podlock")))
             .args(["pod", "--name", name, "--lease", &format!("{}ms", lease.as_millis())])
             .env("DATABASE_URL", url)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -1,0 +1,212 @@
+//! What lay behind an incarnation's end, as `studio_pod_sessions.cause` keeps it: finer than its reason, and for people.
+//!
+//! * **Authority.** The pod itself knows best: it writes its cause before it ends its sessions, or when its process
+//!   returns, for its own former incarnation alone. Its burier writes what it saw, where the pod has written nothing.
+//! * **Not promised.** A process that was killed says nothing. From outside, a killed process and closed connections look
+//!   the same, and so do a frozen process, one that is cut off and a host that is lost.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ending::Reason;
+
+/// What lay behind an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Said by the pod: its process was stopped (SIGSTOP, a suspended host) past its deadline.
+    Frozen,
+    /// Said by the pod: the database did not answer it until its deadline, or could not be reached.
+    CutOff,
+    /// Said by the pod: its application's runtime ran no task for `stall_after`.
+    RuntimeBlocked,
+    /// Said by the pod: something ended its sessions while it lived.
+    SessionsEnded,
+    /// Said by the pod: its session lived, and lost the lock.
+    LockLost,
+    /// Said by the pod: its row was deleted while it held its lock.
+    RowDeleted,
+    /// Said by the pod: it ended for a reason that it cannot repair.
+    Failed,
+    /// Said by the pod: its service dropped it without a shutdown.
+    Dropped,
+    /// Seen by the burier: it beat until just before, so the lease cannot have ended. Its process ended, or its
+    /// connections were closed.
+    Closed,
+    /// Seen by the burier: it had not beaten for a lease, so the lease may have ended.
+    Silent,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Frozen,
+        Self::CutOff,
+        Self::RuntimeBlocked,
+        Self::SessionsEnded,
+        Self::LockLost,
+        Self::RowDeleted,
+        Self::Failed,
+        Self::Dropped,
+        Self::Closed,
+        Self::Silent,
+    ];
+
+    /// Its stable name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::CutOff => "cut_off",
+            Self::RuntimeBlocked => "runtime_blocked",
+            Self::SessionsEnded => "sessions_ended",
+            Self::LockLost => "lock_lost",
+            Self::RowDeleted => "row_deleted",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+        }
+    }
+
+    /// The cause of this name; `None` for one that this version does not know.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
+    }
+
+    /// In words, for people.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::Frozen => "its process was frozen past its deadline",
+            Self::CutOff => "it was cut off from the database",
+            Self::RuntimeBlocked => "its runtime was blocked",
+            Self::SessionsEnded => "its sessions were ended from outside",
+            Self::LockLost => "its session lost the lock",
+            Self::RowDeleted => "its row was deleted",
+            Self::Failed => "it failed and ended itself",
+            Self::Dropped => "its service dropped it without a shutdown",
+            Self::Closed => "its process ended, or its connections were closed",
+            Self::Silent => "it was silent for a lease before",
+        }
+    }
+}
+
+/// How a pod's hold on its lock ended, as the pod itself saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection ended.
+    Ended,
+    /// The connection is up, and was not answered.
+    Unanswered,
+    /// The server answered that this session does not hold the lock.
+    NotHeld,
+    /// The pod's row is gone from the roster.
+    RowGone,
+    /// The application's runtime is blocked.
+    RuntimeBlocked,
+}
+
+/// Why a pod lost its lock. `asleep`: for how long its own process was stopped since the last answered ping. A process
+/// that was stopped for the larger part of `self_fence` was frozen, whatever became of its sessions meanwhile.
+#[must_use]
+pub fn of_loss(loss: Loss, asleep: Duration, self_fence: Duration) -> Cause {
+    match loss {
+        Loss::RuntimeBlocked => Cause::RuntimeBlocked,
+        Loss::RowGone | Loss::Ended | Loss::Unanswered if asleep > self_fence / 2 => Cause::Frozen,
+        Loss::RowGone => Cause::RowDeleted,
+        Loss::NotHeld => Cause::LockLost,
+        Loss::Ended => Cause::SessionsEnded,
+        Loss::Unanswered => Cause::CutOff,
+    }
+}
+
+/// Why a pod gives itself up that could not come back by its deadline. That its sessions were ended is then only how it
+/// began: it could have come back in time.
+#[must_use]
+pub const fn past_the_deadline(cause: Cause) -> Cause {
+    match cause {
+        Cause::SessionsEnded | Cause::LockLost => Cause::CutOff,
+        cause => cause,
+    }
+}
+
+/// The times by which a burier judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The lease.
+    pub lease: Duration,
+    /// A living pod pings so often.
+    pub ping_interval: Duration,
+    /// A pod that gets somewhere beats so often.
+    pub beat_interval: Duration,
+}
+
+/// What a burier saw of an end, beyond the locks: `beat_age` is the age of the last beat when the lock was first seen
+/// free. `None`: it does not tell, or the reason says it all.
+///
+/// The server ends a session a lease after its last word, which came at most two pings before the process fell silent. A
+/// process that beat since then was not silent for a lease.
+#[must_use]
+pub fn seen(reason: Reason, beat_age: Option<Duration>, timing: &Timing) -> Option<Cause> {
+    let age = beat_age.filter(|_| reason == Reason::Lost)?;
+    let lease_ends_after = timing.lease.saturating_sub(timing.ping_interval * 2);
+    if age < lease_ends_after {
+        Some(Cause::Closed)
+    } else if age > timing.beat_interval * 11 / 10 {
+        Some(Cause::Silent)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_a_name_of_its_own_and_what_is_unknown_is_none_of_them() {
+        for cause in Cause::ALL {
+            assert_eq!(Cause::parse(cause.as_str()), Some(cause));
+            assert_eq!(serde_json::to_value(cause).ok(), Some(cause.as_str().into()));
+        }
+        assert_eq!(Cause::parse("meteorite"), None);
+    }
+
+    #[test]
+    fn a_pod_that_slept_was_frozen_whatever_became_of_its_sessions() {
+        let s = Duration::from_secs;
+        let cases = [
+            (Loss::Ended, 0, Cause::SessionsEnded),
+            (Loss::Ended, 9, Cause::Frozen),
+            (Loss::Ended, 3, Cause::SessionsEnded),
+            (Loss::Unanswered, 0, Cause::CutOff),
+            (Loss::Unanswered, 9, Cause::Frozen),
+            (Loss::RowGone, 0, Cause::RowDeleted),
+            (Loss::RowGone, 9, Cause::Frozen),
+            (Loss::NotHeld, 0, Cause::LockLost),
+            (Loss::RuntimeBlocked, 9, Cause::RuntimeBlocked),
+        ];
+        for (loss, asleep, cause) in cases {
+            assert_eq!(of_loss(loss, s(asleep), s(8)), cause, "{loss:?}, asleep for {asleep} s");
+        }
+        assert_eq!(past_the_deadline(Cause::SessionsEnded), Cause::CutOff);
+        assert_eq!(past_the_deadline(Cause::Frozen), Cause::Frozen);
+    }
+
+    #[test]
+    fn a_beat_within_the_lease_shows_that_the_lease_did_not_end() {
+        let s = Duration::from_secs;
+        let timing = Timing { lease: s(10), ping_interval: s(1), beat_interval: s(10) };
+        let seen = |reason, age| seen(reason, age, &timing);
+        assert_eq!(seen(Reason::Lost, Some(s(3))), Some(Cause::Closed));
+        assert_eq!(seen(Reason::Lost, Some(s(9))), None, "it may have been silent, or between two beats");
+        assert_eq!(seen(Reason::Lost, Some(s(15))), Some(Cause::Silent));
+        assert_eq!(seen(Reason::Lost, None), None);
+        for told in [Reason::Shutdown, Reason::Evicted, Reason::Stalled, Reason::Replaced, Reason::Detached] {
+            assert_eq!(seen(told, Some(s(3))), None, "{told:?} says it all");
+        }
+    }
+}

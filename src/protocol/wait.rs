@@ -1,0 +1,180 @@
+//! Which waits are told: a pod whose lock is free is not always buried at once, and the log says why and for how long.
+//!
+//! * **Bound.** Each wait is told once for each incarnation, session and reason, at most [`MOST`] at a look. What is over
+//!   sooner than four probes (a lease / 10) is not told: nothing comes of most broken connections.
+//! * **Not promised.** That a wait ends as told: the pod may return, or die of something else.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Moment;
+use super::verdict::{Decision, HoldReason, Verdict};
+use crate::id::Incarnation;
+
+/// How many waits one look tells at most.
+pub const MOST: usize = 16;
+
+/// Why a pod whose lock is free is not buried yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitReason {
+    /// As [`HoldReason::ConnectionBroken`].
+    ConnectionBroken,
+    /// As [`HoldReason::ManyLost`].
+    ManyLost,
+    /// As [`HoldReason::ManyUnknown`].
+    ManyUnknown,
+    /// It is dead, and the observer has not been up for `settle` (L2).
+    Unsettled,
+}
+
+impl WaitReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ConnectionBroken, Self::ManyLost, Self::ManyUnknown, Self::Unsettled];
+
+    /// Its stable name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionBroken => "connection_broken",
+            Self::ManyLost => "many_lost",
+            Self::ManyUnknown => "many_unknown",
+            Self::Unsettled => "unsettled",
+        }
+    }
+
+    /// The reason of this name; `None` for one that this version does not know.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
+    /// In words, for people.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::ConnectionBroken => "its connection broke",
+            Self::ManyLost => "many lost",
+            Self::ManyUnknown => "many could not be looked at",
+            Self::Unsettled => "no pod has been up for settle",
+        }
+    }
+
+    /// A second look comes within a probe: that is no wait to tell of. Nor is a lock that reads as held, which another
+    /// prober's momentary lock does too.
+    const fn of(hold: HoldReason) -> Option<Self> {
+        match hold {
+            HoldReason::ConnectionBroken => Some(Self::ConnectionBroken),
+            HoldReason::ManyLost => Some(Self::ManyLost),
+            HoldReason::ManyUnknown => Some(Self::ManyUnknown),
+            HoldReason::Unconfirmed | HoldReason::SecondLoss => None,
+        }
+    }
+}
+
+/// A wait to tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Wait {
+    /// The pod whose lock is free.
+    pub incarnation: Incarnation,
+    /// The number of the session that it lost.
+    pub session: i64,
+    /// Why it is not buried yet.
+    pub reason: WaitReason,
+    /// For how long from now, at most, in milliseconds.
+    pub wait_ms: u64,
+    /// How many are in sight: their locks came free and they have not returned, this one included.
+    pub in_sight: usize,
+    /// Out of how many others in the roster.
+    pub others: usize,
+}
+
+/// The waits that follow from a decision: those that have lasted for four probes and will last for one more.
+/// `may_bury_at`: when the observer has been up for `settle`.
+#[must_use]
+pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Duration) -> Vec<Wait> {
+    let in_sight = decision.verdicts.iter().filter(|(_, verdict)| *verdict != Verdict::Alive).count();
+    let wait = |(incarnation, verdict): &(Incarnation, Verdict)| {
+        let (reason, until) = match verdict {
+            Verdict::Alive => return None,
+            Verdict::Hold(reason, until) => (WaitReason::of(*reason)?, *until),
+            Verdict::Dead(_) => (WaitReason::Unsettled, may_bury_at),
+        };
+        let sighting = decision.observer.sighting(*incarnation)?;
+        let left = until.saturating_sub(now);
+        let is_worth_it = now.saturating_sub(sighting.first_seen) >= probe * 4 && left >= probe;
+        is_worth_it.then(|| Wait {
+            incarnation: *incarnation,
+            session: sighting.session,
+            reason,
+            wait_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            in_sight,
+            others: decision.verdicts.len(),
+        })
+    };
+    decision.verdicts.iter().filter_map(wait).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::verdict::{Observer, PeerLook, Timing};
+    use super::*;
+    use crate::id::PodId;
+
+    const PROBE: Duration = Duration::from_millis(250);
+    const TIMING: Timing = Timing {
+        window: Duration::from_secs(1),
+        second_look: PROBE,
+        reconnect_grace: Duration::from_secs(10),
+        settle: Duration::from_secs(10),
+    };
+
+    fn look(lost: &[(bool, bool)]) -> Vec<PeerLook> {
+        let peer = |(n, (liveness_free, witness_free)): (usize, &(bool, bool))| PeerLook {
+            pod_id: PodId::new(format!("p{n}")).expect("a name"),
+            incarnation: Incarnation::from(uuid::Uuid::from_u128(n as u128 + 1)),
+            session: 1,
+            draining: false,
+            liveness_free: *liveness_free,
+            witness_free: *witness_free,
+        };
+        lost.iter().enumerate().map(peer).collect()
+    }
+
+    /// The reasons and milliseconds of the waits at the last of some looks at the same, at these moments.
+    fn told(lost: &[(bool, bool)], at_ms: &[u64], may_bury_at: Duration) -> Vec<(&'static str, u64)> {
+        let mut observer = Observer::default();
+        let mut told = Vec::new();
+        for ms in at_ms {
+            let now = Duration::from_millis(*ms);
+            let decision = observer.decide(&TIMING, now, &look(lost));
+            told = waits(&decision, now, may_bury_at, PROBE);
+            observer = decision.observer;
+        }
+        told.iter().map(|wait| (wait.reason.as_str(), wait.wait_ms)).collect()
+    }
+
+    #[test]
+    fn a_wait_is_told_once_it_has_lasted_and_while_it_lasts() {
+        let (settled, held, dead) = (Duration::ZERO, (false, false), (true, true));
+        let broken = (true, false);
+        assert_eq!(told(&[dead, dead], &[0], settled), [], "a look later many may be back");
+        assert_eq!(told(&[dead, dead], &[0, 1000], settled), [("many_lost", 9000), ("many_lost", 9000)]);
+        assert_eq!(told(&[broken, held, held], &[0, 250], settled), [], "most are back by then");
+        assert_eq!(told(&[broken, held, held], &[0, 250, 1000], settled), [("connection_broken", 9000)]);
+        assert_eq!(told(&[broken, held, held], &[0, 9800], settled), [], "it is over at once");
+        assert_eq!(told(&[held, held], &[0, 1000], settled), []);
+        // Dead, and nobody may bury it.
+        assert_eq!(told(&[dead, held, held], &[0, 1000], Duration::from_secs(7)), [("unsettled", 6000)]);
+        assert_eq!(told(&[dead, held, held], &[0, 1000], settled), [], "it is being buried");
+    }
+
+    #[test]
+    fn each_reason_has_a_name_of_its_own_and_what_is_unknown_is_none_of_them() {
+        for reason in WaitReason::ALL {
+            assert_eq!(WaitReason::parse(reason.as_str()), Some(reason));
+        }
+        assert_eq!(WaitReason::parse("boredom"), None);
+    }
+}
