@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use podlock::tokio_postgres::{self, Client, NoTls};
+use podlock::tokio_postgres::Client;
 use podlock::{Config, ErrorKind, HandlerError, NewRun, Operator, Outcome, Pod, Run, StopReason};
 use serde_json::json;
 
@@ -90,9 +90,7 @@ async fn look(db: &Client, thread: &str) -> Result<(), HandlerError> {
     Ok(())
 }
 
-/// The service's own connection; a pool does as well.
+/// The service's own connection, with the pod's settings: TLS, hosts, passwords. It ends with the client; a pool does as well.
 async fn connect() -> Result<Client, HandlerError> {
-    let (client, connection) = tokio_postgres::connect(&std::env::var("DATABASE_URL")?, NoTls).await?;
-    tokio::spawn(connection); // ends with the client
-    Ok(client)
+    Ok(podlock::connect(&Config::from_env()?).await?)
 }

@@ -48,6 +48,7 @@ pub use output::{Output, OutputFormat};
 pub use pod::{
     Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
 };
+pub use postgres::plain::connect;
 pub use postgres::runs::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,

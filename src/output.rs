@@ -115,7 +115,9 @@ impl Output {
     /// double that it names); U+0000, which `jsonb` cannot hold, and half a surrogate pair; what is nested deeper than 127;
     /// output that is not UTF-8 or is empty (of `jsonl`, empty output is an empty array). Of YAML also: more than one
     /// document, a key that is a sequence or a mapping (other keys become strings as they are written), a tag beyond
-    /// those of JSON's types, infinity and "not a number", and aliases that repeat more than about a megabyte.
+    /// those of JSON's types, infinity and "not a number", aliases that repeat more than about a megabyte, and whatever a
+    /// second reader, of libyaml's family, reads differently: a block scalar that ends the output without a line break,
+    /// U+0085, U+2028 and U+2029, a byte order mark inside. YAML that is JSON is read as JSON.
     pub fn parse(
         format: OutputFormat,
         exit_code: impl Into<Option<i32>>,

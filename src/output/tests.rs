@@ -196,6 +196,80 @@ fn yaml_is_read_by_its_core_schema() {
     }
 }
 
+/// Nothing is stored wrong without a word: what other readers of YAML find in these, or the text.
+#[test]
+fn yaml_at_its_edges_is_read_right_or_stays_text() {
+    for (text, value) in [
+        // The end of a block scalar: chomping, blank lines and blanks after it, what follows.
+        ("a: |\n  x\n  ", json!({"a": "x\n"})),
+        ("a: |\n  x\n  \n", json!({"a": "x\n"})),
+        ("a: >\n  x\n \n  ", json!({"a": "x\n"})),
+        ("a: |-\n  x\n\n\n", json!({"a": "x"})),
+        ("a: |+\n  x\n\n", json!({"a": "x\n\n"})),
+        ("- |\n  x\n\n- y\n", json!(["x\n", "y"])),
+        ("a: |\n\n\n  x\n", json!({"a": "\n\nx\n"})),
+        ("a: |2\n    x\n", json!({"a": "  x\n"})),
+        ("a: >\n  x\n  y\n\n  z\n   w\n", json!({"a": "x y\nz\n w\n"})),
+        ("a: |\r\n  x\r\n  y\r\nb: 1\r\n", json!({"a": "x\ny\n", "b": 1})),
+        ("--- |\n  x\n...\n", json!("x\n")),
+        ("a: |\n  ---\n  x\n", json!({"a": "---\nx\n"})),
+        // JSON inside of YAML.
+        (r#"a: "\ud83d\ude00""#, json!({"a": "😀"})),
+        (
+            r#"a: {"b": ["\uD83D\uDE00 \\ud83d", "\/"], 'c': '\ud83d\ude00'}"#,
+            json!({"a": {"b": ["😀 \\ud83d", "/"], "c": "\\ud83d\\ude00"}}),
+        ),
+        ("a: \\ud83d\\ude00", json!({"a": "\\ud83d\\ude00"})),
+        (r#""\ud83d\ude00": 1"#, json!({"😀": 1})),
+        ("a:\t1\nb:\t \tx", json!({"a": 1, "b": "x"})),
+        ("{\n\t\"a\":\t1,\n\t\"b\":\t[\n\t\t2\n\t]\n}\n# JSON, but for this\n", json!({"a": 1, "b": [2]})),
+        // Tags of the core schema, however they are written.
+        ("a: !<tag:yaml.org,2002:str> 1", json!({"a": "1"})),
+        ("!<tag:yaml.org,2002:map> {a: !<tag:yaml.org,2002:seq> [!<tag:yaml.org,2002:int> 1]}", json!({"a": [1]})),
+        ("%TAG !c! tag:yaml.org,2002:\n--- !c!str 1\n", json!("1")),
+        // Marks, blanks, and nodes of which nothing is written.
+        ("\u{feff}a: 1", json!({"a": 1})),
+        ("%YAML 1.2\n---\na: 1\n...\n", json!({"a": 1})),
+        ("a: x \t \nb: 'y ' # c\n", json!({"a": "x", "b": "y "})),
+        ("a:\nb: !!str\nc: ''\n", json!({"a": null, "b": "", "c": ""})),
+        ("- ~\n-\n- '~'\n", json!([null, null, "~"])),
+        ("~: 1", json!({"~": 1})),
+        // Of YAML 1.1 no more than what 1.2 has too.
+        (
+            "[yes, No, on, 1_000, 1:30, 0b1, 010, 0o10, 2026-01-01, =, <<]",
+            json!(["yes", "No", "on", "1_000", "1:30", "0b1", 10, 8, "2026-01-01", "=", "<<"]),
+        ),
+        ("x: &x {a: 1}\ny: {<<: *x, b: 2}", json!({"x": {"a": 1}, "y": {"<<": {"a": 1}, "b": 2}})),
+    ] {
+        kept(Yaml, text, value);
+    }
+    for text in [
+        // Without a line break at its end a last line has one, or has none.
+        "a: |\n  x",
+        "- >+\n  x\n   ",
+        // A line break of YAML 1.1.
+        "a: x\u{2028}y",
+        "- 'x\u{85} y'",
+        "|\n# c\n",
+    ] {
+        text_of(Yaml, text, "two readers of YAML");
+    }
+    for (text, why) in [
+        ("a: 1\n---\nb: 2\n", "more than one document"),
+        ("|\n  x\n---\ny\n", "more than one document"),
+        ("---\n---\n", "more than one document"),
+        (r#"a: "\ud83d""#, ""),
+        (r#"a: "\ude00\ud83d""#, ""),
+        ("# c\n\u{feff}a: 1", "byte order mark"),
+        ("[!note, next]", "no counterpart"),
+        ("a: !<tag:yaml.org,2002:timestamp> 2026-01-01", "no counterpart"),
+        ("a: 0xFFFFFFFFFFFFFFFFF", "digits"),
+        ("? \n: 1\n'': 2", "twice"),
+    ] {
+        text_of(Yaml, text, why);
+    }
+}
+
 #[test]
 fn yaml_keys_become_strings_as_they_are_written_or_are_refused() {
     kept(

@@ -1,44 +1,149 @@
 //! YAML as JSON's values, by the core schema of YAML 1.2.
 
-use std::collections::HashMap;
+mod second;
+#[cfg(test)]
+mod tests;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
-use serde_json::{Map, Number, Value};
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
-use super::{DEPTH, digits, shown};
+use granit_parser::{Event, Parser, ScalarStyle, Tag};
+use serde::de::IgnoredAny;
+use serde_json::{Number, Value};
+
+use super::{DEPTH, digits, json, shown};
 
 /// How much anchors and aliases may copy: nodes and the bytes of their texts, together.
 const COPIES: usize = 1 << 20;
 
 pub(super) fn parse(text: &str) -> Result<Value, String> {
+    // JSON is YAML, and JSON's own reader knows all of it: pairs of escaped surrogates, keys of any length.
+    if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        return json::parse(text);
+    }
+    tree(text).map(Tree::into_value)
+}
+
+/// The one document, as two readers find it.
+fn tree(text: &str) -> Result<Tree, String> {
+    // Some take it for a part of the text, some pass over it.
+    if text.char_indices().any(|(at, c)| c == '\u{feff}' && at > 0) {
+        return Err("a byte order mark stands elsewhere than at its beginning".to_owned());
+    }
     let mut document = Document::default();
     let mut documents = 0;
+    let mut plainer = Plainer { text, upto: 0, written: String::new() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| e.to_string())?;
-        if matches!(event, Event::DocumentStart(_)) {
+        if matches!(event, Event::DocumentStart(..)) {
             documents += 1;
         }
         if documents > 1 {
             return Err("it holds more than one document".to_owned());
         }
-        document.take(event).map_err(|why| format!("{why}, at line {}", span.start.line()))?;
+        let at = span.byte_range().ok_or("the reader lost its place")?;
+        if matches!(event, Event::Scalar(_, ScalarStyle::DoubleQuoted, ..)) {
+            plainer.join_surrogates(at.clone());
+        }
+        document.take(event, at.is_empty()).map_err(|why| format!("{why}, at line {}", span.start.line()))?;
     }
-    document.root.ok_or_else(|| "it holds no document".to_owned())
+    let tree = document.root.ok_or_else(|| "it holds no document".to_owned())?;
+    second::agrees(&plainer.finish(), &tree)?;
+    Ok(tree)
+}
+
+/// The text for a reader that takes no pair of escaped surrogates, as JSON has them: each pair is written as the one escape
+/// of the character that it means.
+struct Plainer<'a> {
+    text: &'a str,
+    /// Up to where `written` stands for the text.
+    upto: usize,
+    written: String,
+}
+
+impl<'a> Plainer<'a> {
+    /// In the double-quoted scalar that stands there.
+    fn join_surrogates(&mut self, at: Range<usize>) {
+        let Some(quoted) = self.text.get(at.clone()) else { return };
+        let mut offset = 0;
+        while let Some(backslash) = quoted[offset..].find('\\').map(|found| offset + found) {
+            offset = match surrogates(&quoted[backslash..]) {
+                Some(c) => {
+                    self.written.push_str(&self.text[self.upto..at.start + backslash]);
+                    self.written.push_str(&format!("\\U{:08X}", u32::from(c)));
+                    self.upto = at.start + backslash + PAIR;
+                    backslash + PAIR
+                }
+                // What is escaped may be a backslash.
+                None => backslash + 1 + quoted[backslash + 1..].chars().next().map_or(0, char::len_utf8),
+            };
+        }
+    }
+
+    fn finish(self) -> Cow<'a, str> {
+        if self.upto == 0 { Cow::Borrowed(self.text) } else { Cow::Owned(self.written + &self.text[self.upto..]) }
+    }
+}
+
+/// The length of a pair of escaped surrogates.
+const PAIR: usize = 12;
+
+/// The character that the pair means that `text` begins with.
+fn surrogates(text: &str) -> Option<char> {
+    let half = |at: usize| {
+        let digits = text.get(at..at + PAIR / 2)?.strip_prefix("\\u")?;
+        digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+    };
+    char::decode_utf16([half(0)?, half(PAIR / 2)?]).next()?.ok().filter(|c| u32::from(*c) > 0xffff)
+}
+
+/// What was read: a value, with the texts that it was read from.
+#[derive(Clone)]
+enum Tree {
+    Scalar { text: String, value: Value },
+    Sequence(Vec<Tree>),
+    Mapping(Vec<Field>),
+}
+
+#[derive(Clone)]
+struct Field {
+    /// As it is written.
+    key: String,
+    /// What JSON's key is.
+    name: String,
+    value: Tree,
+}
+
+impl Tree {
+    fn into_value(self) -> Value {
+        match self {
+            Self::Scalar { value, .. } => value,
+            Self::Sequence(items) => items.into_iter().map(Self::into_value).collect(),
+            Self::Mapping(fields) => {
+                Value::Object(fields.into_iter().map(|field| (field.name, field.value.into_value())).collect())
+            }
+        }
+    }
 }
 
 /// A sequence or mapping that is open.
 enum Node {
-    Sequence(Vec<Value>),
-    /// With the key whose value comes next.
-    Mapping(Map<String, Value>, Option<String>),
+    Sequence(Vec<Tree>),
+    Mapping {
+        fields: Vec<Field>,
+        names: HashSet<String>,
+        /// The key and the name whose value comes next.
+        next: Option<(String, String)>,
+    },
 }
 
 struct Document {
     /// Each with its anchor; 0 is none.
     open: Vec<(Node, usize)>,
-    anchors: HashMap<usize, Value>,
+    anchors: HashMap<usize, Tree>,
     copies_left: usize,
-    root: Option<Value>,
+    root: Option<Tree>,
 }
 
 impl Default for Document {
@@ -48,38 +153,39 @@ impl Default for Document {
 }
 
 impl Document {
-    fn take(&mut self, event: Event<'_>) -> Result<(), String> {
+    /// `absent`: the event stands for a node of which nothing is written.
+    fn take(&mut self, event: Event<'_>, absent: bool) -> Result<(), String> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
+                // The reader writes what is absent as `~`.
+                let text = if absent && style == ScalarStyle::Plain { String::new() } else { text.into_owned() };
                 let value = resolve(&text, style, tag.as_deref())?;
-                self.anchor(anchor, &value)?;
-                let word = if let Value::String(word) = &value { word.clone() } else { text.into_owned() };
-                self.place(value, Some(word))
+                let scalar = Tree::Scalar { text, value };
+                self.anchor(anchor, &scalar)?;
+                self.place(scalar)
             }
             Event::Alias(anchor) => {
-                let Some(value) = self.anchors.get(&anchor).cloned() else {
+                let Some(tree) = self.anchors.get(&anchor).cloned() else {
                     return Err("an alias stands inside of what it repeats".to_owned());
                 };
-                self.copy(&value, DEPTH - self.open.len())?;
-                let word = match &value {
-                    Value::Array(_) | Value::Object(_) => None,
-                    Value::String(word) => Some(word.clone()),
-                    other => Some(other.to_string()),
-                };
-                self.place(value, word)
+                self.copy(&tree, DEPTH - self.open.len())?;
+                self.place(tree)
             }
-            Event::SequenceStart(anchor, tag) => self.begin(Node::Sequence(Vec::new()), "seq", anchor, tag.as_deref()),
-            Event::MappingStart(anchor, tag) => {
-                self.begin(Node::Mapping(Map::new(), None), "map", anchor, tag.as_deref())
+            Event::SequenceStart(_, anchor, tag) => {
+                self.begin(Node::Sequence(Vec::new()), "seq", anchor, tag.as_deref())
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                let mapping = Node::Mapping { fields: Vec::new(), names: HashSet::new(), next: None };
+                self.begin(mapping, "map", anchor, tag.as_deref())
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                let (value, anchor) = match self.open.pop() {
-                    Some((Node::Sequence(items), anchor)) => (Value::Array(items), anchor),
-                    Some((Node::Mapping(fields, _), anchor)) => (Value::Object(fields), anchor),
+                let (tree, anchor) = match self.open.pop() {
+                    Some((Node::Sequence(items), anchor)) => (Tree::Sequence(items), anchor),
+                    Some((Node::Mapping { fields, .. }, anchor)) => (Tree::Mapping(fields), anchor),
                     None => return Err("something ends that has not begun".to_owned()),
                 };
-                self.anchor(anchor, &value)?;
-                self.place(value, None)
+                self.anchor(anchor, &tree)?;
+                self.place(tree)
             }
             _ => Ok(()),
         }
@@ -89,7 +195,7 @@ impl Document {
         if let Some(tag) = tag.filter(|tag| !(is_core(tag, kind) || is_non_specific(tag))) {
             return Err(no_counterpart(tag));
         }
-        if let Some((Node::Mapping(_, None), _)) = self.open.last() {
+        if let Some((Node::Mapping { next: None, .. }, _)) = self.open.last() {
             return Err("a key is a sequence or a mapping, and JSON's are strings".to_owned());
         }
         if self.open.len() >= DEPTH {
@@ -99,68 +205,71 @@ impl Document {
         Ok(())
     }
 
-    /// Puts a node where it belongs. `word` is what it is as a key; `None` for what can be none.
-    fn place(&mut self, value: Value, word: Option<String>) -> Result<(), String> {
+    /// Puts a node where it belongs.
+    fn place(&mut self, tree: Tree) -> Result<(), String> {
         match self.open.last_mut() {
-            None => self.root = Some(value),
-            Some((Node::Sequence(items), _)) => items.push(value),
-            Some((Node::Mapping(fields, key), _)) => match key.take() {
-                Some(name) => _ = fields.insert(name, value),
+            None => self.root = Some(tree),
+            Some((Node::Sequence(items), _)) => items.push(tree),
+            Some((Node::Mapping { fields, names, next }, _)) => match next.take() {
+                Some((key, name)) => fields.push(Field { key, name, value: tree }),
                 None => {
-                    let name = word.ok_or("a key is a sequence or a mapping, and JSON's are strings")?;
-                    if fields.contains_key(&name) {
+                    let Tree::Scalar { text, value } = tree else {
+                        return Err("a key is a sequence or a mapping, and JSON's are strings".to_owned());
+                    };
+                    let name = if let Value::String(word) = value { word } else { text.clone() };
+                    if !names.insert(name.clone()) {
                         return Err(format!("the key {} stands twice in a mapping", shown(&name)));
                     }
-                    *key = Some(name);
+                    *next = Some((text, name));
                 }
             },
         }
         Ok(())
     }
 
-    fn anchor(&mut self, anchor: usize, value: &Value) -> Result<(), String> {
+    fn anchor(&mut self, anchor: usize, tree: &Tree) -> Result<(), String> {
         if anchor > 0 {
-            self.copy(value, DEPTH)?;
-            self.anchors.insert(anchor, value.clone());
+            self.copy(tree, DEPTH)?;
+            self.anchors.insert(anchor, tree.clone());
         }
         Ok(())
     }
 
-    fn copy(&mut self, value: &Value, depth: usize) -> Result<(), String> {
-        self.copies_left = spend(value, self.copies_left, depth).ok_or("its aliases repeat or nest too much")?;
+    fn copy(&mut self, tree: &Tree, depth: usize) -> Result<(), String> {
+        self.copies_left = spend(tree, self.copies_left, depth).ok_or("its aliases repeat or nest too much")?;
         Ok(())
     }
 }
 
-/// What is left of `budget` after a copy of `value`; `None`, before more is looked at, if it does not suffice or `value` is
+/// What is left of `budget` after a copy of `tree`; `None`, before more is looked at, if it does not suffice or `tree` is
 /// nested deeper than `depth`.
-fn spend(value: &Value, budget: usize, depth: usize) -> Option<usize> {
+fn spend(tree: &Tree, budget: usize, depth: usize) -> Option<usize> {
     let left = budget.checked_sub(1)?;
-    match value {
-        Value::String(text) => left.checked_sub(text.len()),
-        Value::Array(items) => {
+    match tree {
+        Tree::Scalar { text, .. } => left.checked_sub(text.len()),
+        Tree::Sequence(items) => {
             let depth = depth.checked_sub(1)?;
             items.iter().try_fold(left, |left, item| spend(item, left, depth))
         }
-        Value::Object(fields) => {
+        Tree::Mapping(fields) => {
             let depth = depth.checked_sub(1)?;
-            fields.iter().try_fold(left, |left, (name, field)| spend(field, left.checked_sub(name.len())?, depth))
+            fields.iter().try_fold(left, |left, field| spend(&field.value, left.checked_sub(field.key.len())?, depth))
         }
-        Value::Null | Value::Bool(_) | Value::Number(_) => Some(left),
     }
 }
 
+/// A tag of the core schema, however it is written: `!!str`, verbatim, or under a handle of the document's own.
 fn is_core(tag: &Tag, kind: &str) -> bool {
-    tag.is_yaml_core_schema() && tag.suffix == kind
+    tag.is_yaml_core_schema_tag(kind)
 }
 
 /// A lone `!`, which makes a scalar a string.
 fn is_non_specific(tag: &Tag) -> bool {
-    matches!((tag.handle.as_str(), tag.suffix.as_str()), ("!", "") | ("", "!"))
+    matches!((tag.handle(), tag.suffix()), ("!", "") | ("", "!"))
 }
 
 fn no_counterpart(tag: &Tag) -> String {
-    format!("the tag {} has no counterpart in JSON", shown(&format!("{}{}", tag.handle, tag.suffix)))
+    format!("the tag {} has no counterpart in JSON", shown(&format!("{}{}", tag.handle(), tag.suffix())))
 }
 
 fn resolve(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, String> {

@@ -17,6 +17,7 @@ pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod migrate;
+pub(crate) mod plain;
 pub(crate) mod pods;
 pub(crate) mod pool;
 pub(crate) mod pooler;

@@ -1,7 +1,7 @@
 //! One server for all tests, a database for each, processes that end with their test, and waits with a deadline.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
+pub(crate) use crate::examples::example;
 use crate::inherited;
 pub(crate) use crate::patience::{SOON, TEST};
 
@@ -105,20 +106,6 @@ pub(crate) fn clean(program: &Path) -> Command {
     inherited::clean(command.as_std_mut());
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
-}
-
-/// Has cargo build an example, which takes no time where it is built: what is tested is never an old one.
-pub(crate) async fn example(name: &str) -> PathBuf {
-    let profile = Path::new(env!("CARGO_BIN_EXE_podlock")).parent().unwrap();
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--all-features", "--example", name]);
-    build.arg("--target-dir").arg(profile.parent().unwrap());
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    let built = build.stdin(Stdio::null()).output().await.unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    profile.join("examples").join(name)
 }
 
 /// A command that has ended.

@@ -92,6 +92,11 @@ impl Hold {
         children(self.pid()).into_iter().next().expect("a supervisor")
     }
 
+    /// The same, where podlock may have other children.
+    fn supervisor_of(&self, command: u32) -> u32 {
+        stat(command).expect("the command runs").1
+    }
+
     async fn said(&self, line: &str) {
         self.out.find(&format!("the command says {line:?}"), |l| (l == line).then_some(())).await;
     }
@@ -157,6 +162,110 @@ fn the_command_finds_name_and_incarnation_and_its_status_is_passed_on() {
         assert_eq!(stage.done("w", &[], "true").await.code, 0);
         assert_eq!(stage.done("w", &[], "kill -KILL $$").await.code, 128 + 9);
         assert_eq!(stage.done("w", &[], "kill -USR2 $$").await.code, 128 + 12);
+    });
+}
+
+/// With SIGCHLD ignored the kernel throws exit codes away; with SIGTERM blocked nobody would hear it.
+#[test]
+fn what_podlock_inherits_does_not_cost_the_commands_status() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        for setting in ["--ignore-signal=CHLD", "--block-signal=TERM,CHLD,HUP", "--ignore-signal=PIPE"] {
+            let hold =
+                stage.command("w", &[], "(exit 3); [ $? = 3 ] && sleep 0.1 && grep SigIgn /proc/self/status; exit 7");
+            let mut command = clean(Path::new("env"));
+            command.arg(setting).arg(hold.as_std().get_program()).args(hold.as_std().get_args());
+            command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+            let done = finish(command).await;
+            assert_eq!(done.code, 7, "{setting}: {done:?}");
+            let mask = done.stdout.trim().strip_prefix("SigIgn:").map(|mask| u64::from_str_radix(mask.trim(), 16));
+            let mask = mask.expect("the command's mask").unwrap();
+            assert_eq!(mask & (1 << 16 | 1 << 12), 0, "{setting}: the command ignores SIGCHLD or SIGPIPE: {mask:x}");
+        }
+    });
+}
+
+/// `hold` under a shell that left it children, which nobody else can reap, and with a command whose grandchildren end.
+#[test]
+fn no_zombie_is_left_of_what_podlock_adopts() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let hold =
+            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let mut command = clean(Path::new("sh"));
+        command
+            .args(["-c", "sleep 0.1 & sleep 0.2 & (sleep 0.3 & ) ; \"$0\" --version >/dev/null; exec \"$0\" \"$@\""]);
+        command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
+        command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+        let mut hold = Hold::of(command);
+        let main = stage.pid("main").await;
+        let supervisor = hold.supervisor_of(main);
+        wait_for("each has its one child, and no zombie", || async {
+            let left = (children(hold.pid()), children(supervisor));
+            if left == (vec![supervisor], vec![main]) { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+        signal(hold.pid(), Signal::TERM);
+        assert_eq!(hold.ended().await, Some(128 + 15));
+    });
+}
+
+/// As PID 1 podlock is the parent of whatever loses its own: of what a shell left it that became it, and of what `kubectl exec`
+/// and its like put into the container. Needs root.
+#[test]
+fn as_pid_1_of_a_container_it_leaves_no_zombie() {
+    let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let tried = std::process::Command::new("unshare").args(unshare).arg("true").output();
+    if !tried.as_ref().is_ok_and(|done| done.status.success()) {
+        println!("skipped: no PID namespace can be made here (needs root and util-linux): {tried:?}");
+        return;
+    }
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let hold =
+            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let mut command = clean(Path::new("unshare"));
+        command.args(unshare).args(["sh", "-c", "sleep 0.1 & sleep 0.2 & exec \"$0\" \"$@\""]);
+        command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
+        command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
+        let mut hold = Hold::of(command);
+        stage.pid("main").await;
+        // By the numbers of out here.
+        let podlock = hold.supervisor();
+        let no_zombie = async || {
+            wait_for("each has its one child, and no zombie", || async {
+                let own = children(podlock);
+                let left = (own.len(), own.first().map_or(0, |supervisor| children(*supervisor).len()));
+                if left == (1, 1) { Ok(own[0]) } else { Err(format!("{own:?}, {left:?}")) }
+            })
+            .await
+        };
+        let supervisor = no_zombie().await;
+        // What came in from outside and has lost its parent is adopted, and is reaped when it ends.
+        let go = stage.files.path().join("go");
+        let mut enter = clean(Path::new("nsenter"));
+        enter.args(["--target", &podlock.to_string(), "--pid", "--mount", "sh", "-c"]);
+        enter.args(["(until [ -e \"$0\" ]; do sleep 0.02; done) >/dev/null 2>&1 & exit 0"]).arg(&go);
+        let entered = finish(enter).await;
+        assert_eq!(entered.code, 0, "{entered:?}");
+        wait_for("PID 1 has adopted it", || async {
+            let own = children(podlock);
+            if own.len() == 2 && own.contains(&supervisor) { Ok(()) } else { Err(format!("{own:?}")) }
+        })
+        .await;
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(no_zombie().await, supervisor);
+        signal(podlock, Signal::TERM);
+        assert_eq!(hold.ended().await, Some(128 + 15), "{:#?}", hold.log.all());
+    });
+}
+
+#[test]
+fn a_command_without_the_dashes_is_told_what_is_missing() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let done = stage.db.run(&["hold", "--name", "w", "sleep", "1"]).await;
+        assert!(done.code == 2 && done.stderr.contains("podlock hold [OPTIONS] -- COMMAND"), "{done:?}");
     });
 }
 

@@ -5,6 +5,8 @@
 
 mod chat;
 mod demo;
+#[path = "../common/examples.rs"]
+mod examples;
 mod extremes;
 mod harness;
 mod hold;

@@ -115,6 +115,33 @@ fn tables_show_the_same_and_their_control_characters_are_harmless() {
     });
 }
 
+/// No text of the database begins a line of its own on stderr, or turns one round.
+#[test]
+fn errors_keep_to_their_line_whatever_the_database_says() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let client = db.client().await;
+        client
+            .batch_execute(
+                "INSERT INTO studio_runs (run_id, kind) VALUES (gen_random_uuid(), 'x');
+                 CREATE FUNCTION said() RETURNS boolean LANGUAGE plpgsql AS $$
+                 BEGIN
+                     RAISE EXCEPTION E'a\\npodlock: all is well\\u202e'
+                         USING HINT = E'b\\npodlock: all is well\\r\\x1b[2J\\u202e\\u2028';
+                 END $$;
+                 ALTER TABLE studio_runs RENAME TO behind;
+                 CREATE VIEW studio_runs AS SELECT * FROM behind WHERE said();",
+            )
+            .await
+            .unwrap();
+        let done = db.run(&["runs", "list"]).await;
+        assert!(done.code == 1 && done.stderr.contains("all is well"), "{done:?}");
+        assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
+        assert!(!done.stderr.contains(['\r', '\x1b', '\u{202e}', '\u{2028}']), "{done:?}");
+        assert!(done.stderr.contains(r"b\npodlock: all is well\r\u{1b}[2J\u{202e}\u{2028}"), "{done:?}");
+    });
+}
+
 #[test]
 fn lists_are_filtered_limited_and_whole() {
     within(TEST, async {

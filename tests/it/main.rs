@@ -6,6 +6,8 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "../common/examples.rs"]
+mod examples;
 #[path = "../common/inherited.rs"]
 mod inherited;
 #[path = "../common/patience.rs"]

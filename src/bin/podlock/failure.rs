@@ -4,6 +4,8 @@ use std::error::Error as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use crate::output::{printable, printable_lines};
+
 /// Why a verb failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -15,6 +17,8 @@ pub(crate) enum Failure {
     Io(io::Error),
     /// Anything else, in words.
     Failed(String),
+    /// The same in several lines. All but the first are indented.
+    Lines(String),
     /// What `podlock hold` ends with: a held command's exit code, or what it says about itself. All was said.
     Command(u8),
 }
@@ -24,13 +28,14 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         let (text, code) = match &self {
             Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-            Self::Usage(text) => (format!("{text}\n\nFor more information, try '--help'."), 2),
+            Self::Usage(text) => (format!("{}\n\nFor more information, try '--help'.", printable(text)), 2),
             Self::Podlock(error) => (with_sources(error), 1),
-            Self::Io(error) => (error.to_string(), 1),
-            Self::Failed(text) => (text.clone(), 1),
+            Self::Io(error) => (printable(&error.to_string()), 1),
+            Self::Failed(text) => (printable(text), 1),
+            Self::Lines(text) => (printable_lines(text).replace('\n', "\n  "), 1),
             Self::Command(code) => return ExitCode::from(*code),
         };
-        note(&text);
+        say(&text);
         ExitCode::from(code)
     }
 }
@@ -47,20 +52,32 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// One line on stderr, under our name. Nobody may be reading, which is no reason to fail.
+/// One line on stderr, under our name. Line breaks in the text are escaped: a text of the database could otherwise begin a
+/// line that looks like one of ours.
 pub(crate) fn note(text: &str) {
+    say(&printable(text));
+}
+
+/// [`note`], with what caused the error.
+pub(crate) fn note_error(what: &str, error: &podlock::Error) {
+    say(&format!("{}: {}", printable(what), with_sources(error)));
+}
+
+/// Writes to stderr what is escaped. Nobody may be reading, which is no reason to fail.
+fn say(text: &str) {
     let _ = writeln!(io::stderr(), "podlock: {text}");
 }
 
-/// The error and what caused it, each cause once. What the server said is in the error's own words already.
-pub(crate) fn with_sources(error: &podlock::Error) -> String {
-    let mut text = error.to_string();
+/// The error and what caused it, each cause once and on a line of its own. All texts in it are escaped. What the server said is
+/// in the error's own words already.
+fn with_sources(error: &podlock::Error) -> String {
+    let mut text = printable(&error.to_string());
     if error.sqlstate().is_some() {
         return text;
     }
     let mut source = error.source();
     while let Some(cause) = source {
-        let words = cause.to_string();
+        let words = printable(&cause.to_string());
         if !text.contains(&words) {
             text.push_str("\n  caused by: ");
             text.push_str(&words);

@@ -16,10 +16,10 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use podlock::{Config, Incarnation, OnDetach, Pod, PodId};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::failure::{Failure, note, with_sources};
+use crate::failure::{Failure, note, note_error};
 use crate::global::Global;
 use crate::pod::logs::LogArgs;
 use crate::pod::{label, lease};
@@ -89,6 +89,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
                     return Err(Failure::Command(status_of_signal(signal.as_raw())));
                 }
                 Signal::TSTP => stop_self(),
+                Signal::CHILD => family::reap_others(None)?,
                 // There is nobody yet whom the others could mean.
                 _ => {}
             },
@@ -98,7 +99,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let name = pod.pod_id().clone();
     // The command is dead: the name may go. That this could not be recorded as clean is not the command's failure.
     if let Err(error) = pod.shutdown(FAREWELL).await {
-        note(&format!("pod {name}: {}", with_sources(&error)));
+        note_error(&format!("pod {name}"), &error);
     }
     outcome
 }
@@ -138,6 +139,10 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
             status = held.supervisor.wait() => break status?,
             _ = ticks.tick() => if !lost { held.say(Word::Answered(answered(pod))) },
             signal = signals.next() => {
+                if signal == Signal::CHILD {
+                    family::reap_others(held.pid())?;
+                    continue;
+                }
                 held.say(Word::Signal(signal.as_raw()));
                 if signal == Signal::TSTP {
                     stop_self();
@@ -194,6 +199,10 @@ impl Held {
         Ok(Self { supervisor: Command::from(command).spawn()?, line: Some(line) })
     }
 
+    fn pid(&self) -> Option<Pid> {
+        self.supervisor.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    }
+
     fn say(&mut self, word: Word) {
         let Some(line) = &self.line else { return };
         match word.send(line) {
@@ -219,6 +228,13 @@ impl Held {
                 Err(Failure::Command(status_of_signal(Signal::KILL.as_raw())))
             }
         }
+    }
+}
+
+/// Says what is missing in `podlock hold sleep 1`.
+pub(crate) fn hint(mut words: impl Iterator<Item = OsString>) {
+    if words.any(|word| word == "hold") && !words.any(|word| word == "--") {
+        note("the command stands after `--`: podlock hold [OPTIONS] -- COMMAND [ARGUMENTS]");
     }
 }
 

@@ -77,6 +77,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Printing can fail only because nobody reads; the exit code still tells.
             let _ = error.print();
+            if error.kind() == clap::error::ErrorKind::UnknownArgument {
+                hold::hint(std::env::args_os());
+            }
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
@@ -85,6 +88,11 @@ fn main() -> ExitCode {
         Verb::HoldSupervisor(args) => return hold::supervise(args),
         Verb::HoldExec(args) => return hold::exec(args),
         _ => {}
+    }
+    // Before there are threads: one that was started with signals blocked (by a supervisor that forgot to undo it) would never
+    // hear them.
+    if let Err(error) = nix::sys::signal::SigSet::empty().thread_set_mask() {
+        return Failure::Io(error.into()).report();
     }
     let outcome = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => {

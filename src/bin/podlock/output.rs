@@ -79,10 +79,10 @@ impl List {
             }
             Format::Json => {
                 self.out.write_all(if self.rows == 0 { b"[\n" } else { b",\n" })?;
-                serde_json::to_writer(&mut self.out, row)?;
+                self.out.write_all(json_text(row)?.as_bytes())?;
             }
             Format::Jsonl => {
-                serde_json::to_writer(&mut self.out, row)?;
+                self.out.write_all(json_text(row)?.as_bytes())?;
                 self.out.write_all(b"\n")?;
             }
         }
@@ -127,11 +127,11 @@ pub(crate) fn object<T: Serialize>(
     match format {
         Format::Table => table(&mut out, value)?,
         Format::Json => {
-            serde_json::to_writer_pretty(&mut out, value)?;
+            out.write_all(json_text_pretty(value)?.as_bytes())?;
             out.write_all(b"\n")?;
         }
         Format::Jsonl => {
-            serde_json::to_writer(&mut out, value)?;
+            out.write_all(json_text(value)?.as_bytes())?;
             out.write_all(b"\n")?;
         }
     }
@@ -148,7 +148,7 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 
 /// Prints one JSON object on one line at once.
 pub(crate) fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
-    line(&serde_json::to_string(value)?)
+    line(&json_text(value)?)
 }
 
 /// Names and values, one a line.
@@ -202,13 +202,60 @@ pub(crate) fn brief_text(text: &str, most: usize) -> String {
     }
 }
 
-/// Control characters would let a run's key redraw an operator's terminal.
+/// A text of the database, or of anybody else, for a terminal: what would not be seen as what it is, is escaped. Otherwise a
+/// run's key could redraw an operator's screen, or look like another.
 pub(crate) fn printable(text: &str) -> String {
+    printable_but(None, text)
+}
+
+/// [`printable`] for a text of several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    printable_but(Some('\n'), text)
+}
+
+/// [`printable`], with `left` as it is.
+pub(crate) fn printable_but(left: Option<char>, text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if Some(c) != left && is_deceptive(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown
+}
+
+/// One line of JSON in which nothing stands that [`printable`] would escape. Its value is the same.
+pub(crate) fn json_text<T: Serialize>(value: &T) -> io::Result<String> {
+    Ok(escape_json(&serde_json::to_string(value)?))
+}
+
+/// [`json_text`] over several lines.
+pub(crate) fn json_text_pretty<T: Serialize>(value: &T) -> io::Result<String> {
+    Ok(escape_json(&serde_json::to_string_pretty(value)?))
+}
+
+/// What JSON leaves unescaped and a terminal does not show stands in strings alone, but for the line breaks between them.
+pub(crate) fn escape_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && is_deceptive(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Controls (C0, C1), what ends a line, and Unicode's format characters (category Cf): marks that turn the direction of
+/// writing, and those that take no room.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+            | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
 fn borderless() -> Table {
@@ -250,6 +297,45 @@ mod tests {
     fn control_characters_do_not_reach_a_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
         assert_eq!(printable("名前 'ok'"), "名前 'ok'");
+    }
+
+    /// The CLI escapes U+202E and its kin.
+    #[test]
+    fn what_turns_or_hides_a_text_does_not_reach_a_terminal() {
+        let deceptive = [
+            '\u{7f}',
+            '\u{85}',
+            '\u{9b}',
+            '\u{ad}',
+            '\u{61c}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{200f}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{feff}',
+            '\u{e0041}',
+        ];
+        for c in deceptive {
+            assert_eq!(printable(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+            for json in [json_text(&json!({ c.to_string(): [c] })), json_text_pretty(&json!({ c.to_string(): [c] }))] {
+                let json = json.unwrap();
+                assert!(!json.contains(c) && !json.contains("\\\\"), "{json}");
+                assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), json!({ c.to_string(): [c] }));
+            }
+        }
+        assert_eq!(printable_lines("a\u{202e}\nb\r"), "a\\u{202e}\nb\\r");
+        let plain = "Ελλ עברית 名前 é 😀 \u{a0}";
+        assert_eq!(
+            (printable(plain), json_text(&plain).unwrap()),
+            (plain.to_owned(), format!("{plain:?}").replace("\\u{a0}", "\u{a0}"))
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let url = &args.url;
     let (status, body) = ask(&args).await.map_err(|error| Failure::Failed(format!("{url}: {}", in_words(error))))?;
     if status.is_success() {
-        return Ok(output::line(body.trim_end())?);
+        return Ok(output::line(&output::printable_lines(body.trim_end()))?);
     }
     Err(Failure::Failed(format!("{url} answered {status}: {}", body.trim_end())))
 }

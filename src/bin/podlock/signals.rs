@@ -70,7 +70,12 @@ const PASSED: [Number; 12] = [
 /// The signals that are passed on, but for those that this process was started to ignore (`nohup`): the command ignores
 /// them too.
 #[derive(Debug)]
-pub(crate) struct Passed(Vec<(Number, Signal)>);
+pub(crate) struct Passed {
+    passed: Vec<(Number, Signal)>,
+    /// Also what makes exit codes of children known: where SIGCHLD is ignored, the kernel throws them away. Heard, it is so no
+    /// more, neither here nor in what is started from here.
+    children: Signal,
+}
 
 impl Passed {
     /// From here on these signals do not end or stop the process by themselves.
@@ -78,11 +83,16 @@ impl Passed {
         let ignored = ignored()?;
         let heard = PASSED.into_iter().filter(|number| !is_in(ignored, *number));
         let listen = |number: Number| Ok((number, signal(SignalKind::from_raw(number.as_raw()))?));
-        Ok(Self(heard.map(listen).collect::<io::Result<_>>()?))
+        Ok(Self { passed: heard.map(listen).collect::<io::Result<_>>()?, children: signal(SignalKind::child())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next one; or for SIGCHLD, which is passed on to nobody: a child has ended or stopped.
     pub(crate) async fn next(&mut self) -> Number {
-        next_of(&mut self.0).await
+        let Self { passed, children } = self;
+        tokio::select! {
+            biased;
+            _ = children.recv() => Number::CHILD,
+            number = next_of(passed) => number,
+        }
     }
 }

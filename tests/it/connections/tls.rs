@@ -7,6 +7,8 @@ use podlock::{Config, ErrorKind, NewRun, Operator, migrate};
 use serde_json::json;
 
 use super::authority::{Authority, TlsServer};
+use crate::examples::example;
+use crate::inherited::clean;
 use crate::patience::{CONNECT, SOON};
 use crate::support::faults::refused;
 use crate::support::{LEASE, eventually, start, timed};
@@ -43,6 +45,40 @@ async fn each_kind_of_connection_is_under_tls_on_a_server_that_takes_nothing_els
         // Without TLS the server takes none of them.
         let words = ["no pg_hba.conf entry"];
         refused(config(&tls.url("app", "sslmode=disable"))).await.is(ErrorKind::AuthFailed, &words, LEASE);
+    })
+    .await;
+}
+
+/// A service's own connection is as safe as a pod's: `podlock::connect`, and the example that people copy. With
+/// `tokio_postgres::NoTls` this server would take neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_connects_as_its_pod_does() {
+    timed(async {
+        let tls = TlsServer::start().await;
+        let verified = tls.trusting("app", "sslmode=verify-full channel_binding=require");
+        let db = podlock::connect(&config(&verified)).await.expect("the service's connection");
+        let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        assert!(db.query_one(sql, &[]).await.unwrap().get::<_, bool>(0), "without TLS");
+        drop(db);
+        tls.gone("app").await;
+        let stranger = Authority::new();
+        for (words, kind, said) in [
+            (format!("sslmode=verify-full sslrootcert={}", stranger.root.display()), ErrorKind::Tls, "sslrootcert"),
+            ("sslmode=disable".to_owned(), ErrorKind::AuthFailed, "no pg_hba.conf entry"),
+            ("sslmode=certainly".to_owned(), ErrorKind::Config, "sslmode"),
+        ] {
+            let refused = podlock::connect(&config(&tls.url("app", &words))).await;
+            let error = refused.map(drop).expect_err(&words);
+            assert!(error.kind() == kind && error.to_string().contains(said), "{words}: {error:?}");
+        }
+        migrate::up(&config(&verified)).await.unwrap();
+        let mut look = tokio::process::Command::new(example("own_table").await);
+        clean(look.as_std_mut()).arg("t-1").env("DATABASE_URL", &verified).env("POD_NAME", "a");
+        let done = look.stdin(std::process::Stdio::null()).output().await.unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        // It has made its table, and looked into it.
+        assert!(!done.status.success() && said.contains("no such thread"), "{said}");
+        assert_eq!(tls.db.client.scalar::<i64>("SELECT count(*) FROM threads", &[]).await, 0);
     })
     .await;
 }

@@ -42,8 +42,8 @@ impl Stage {
         let starting = self.starting.insert(tokio::task::spawn_blocking(|| Server::builder().start()));
         let server = starting.await;
         self.starting = None;
-        let server = server.map_err(|e| Failure::Failed(format!("starting PostgreSQL: {e}")))?;
-        let server = server.map_err(|e| Failure::Failed(e.to_string()))?;
+        let server = server.map_err(|e| Failure::Lines(format!("starting PostgreSQL: {e}")))?;
+        let server = server.map_err(|e| Failure::Lines(e.to_string()))?;
         let url = server.url("postgres");
         self.server = Some(server);
         Ok(url)

@@ -61,7 +61,7 @@ pub(super) async fn tell(stage: &mut Stage, args: &Args) -> Result<(), Failure> 
     report::tell(&mut story.screen, &story.board, &report)?;
     match args.format {
         Format::Table => {}
-        Format::Json => crate::output::line(&serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?)?,
+        Format::Json => crate::output::line(&crate::output::json_text_pretty(&report)?)?,
         Format::Jsonl => crate::output::json_line(&report)?,
     }
     if report.ok { Ok(()) } else { Err(Failure::Failed("not every run finished exactly once".to_owned())) }
@@ -252,7 +252,7 @@ impl Story<'_> {
         for (pod, view) in self.board.pods.iter().enumerate() {
             text.push_str(&format!("\nThe last words of {}:{}", view.name, self.stage.fleet.last_words(pod)));
         }
-        Err(Failure::Failed(text))
+        Err(Failure::Lines(text))
     }
 
     async fn for_a_while(&mut self, time: Duration) -> Result<(), Failure> {
@@ -293,7 +293,7 @@ impl Story<'_> {
         let name = &self.board.pods[pod].name;
         let words = self.stage.fleet.last_words(pod);
         match self.stage.fleet.ended(pod).await {
-            Ok(status) => Failure::Failed(format!("{name} has ended by itself ({status}):{words}")),
+            Ok(status) => Failure::Lines(format!("{name} has ended by itself ({status}):{words}")),
             Err(failure) => failure,
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid};
 
 /// How long between two looks at who is left.
 const LOOK: Duration = Duration::from_millis(5);
@@ -24,6 +24,20 @@ pub(super) fn reap(also: WaitOptions) -> io::Result<Result<Option<(Pid, WaitStat
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Reaps what has ended of the children that are not ours: what this process adopts as PID 1 of a container or as a
+/// subreaper, and what was there before a shell became this process (`sleep 1 & exec podlock hold …`). `own`, whose exit
+/// code another waits for, is left alone.
+pub(super) fn reap_others(own: Option<Pid>) -> io::Result<()> {
+    for child in children()?.into_iter().filter(|child| Some(*child) != own) {
+        match waitpid(Some(child), WaitOptions::NOHANG) {
+            // Where it is gone, another has reaped it.
+            Ok(_) | Err(Errno::CHILD | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// There is nobody to wait for.

@@ -1,11 +1,12 @@
 //! The pod's logs, on stderr.
 
-use std::io;
+use std::io::{self, Write};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
+use crate::output;
 
 /// The variables that say what is logged; the first that is set counts.
 const FILTERS: [&str; 2] = ["PODLOCK_LOG", "RUST_LOG"];
@@ -32,13 +33,35 @@ impl LogArgs {
     pub(crate) fn start(self, level: &str) -> Result<(), Failure> {
         let logs = tracing_subscriber::fmt()
             .with_env_filter(filter(level)?)
-            .with_writer(io::stderr)
+            .with_writer(move || Lines(self.log_format))
             .log_internal_errors(false);
         let started = match self.log_format {
             LogFormat::Text => logs.try_init(),
             LogFormat::Json => logs.json().flatten_event(true).with_span_list(false).try_init(),
         };
         started.map_err(|e| Failure::Failed(format!("cannot start logging: {e}")))
+    }
+}
+
+/// Stderr, to which the subscriber writes each event in one piece: one line, whatever texts are in it.
+struct Lines(LogFormat);
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let mut line = match self.0 {
+            // Of ESC there are the colours alone: in texts the subscriber has escaped it.
+            LogFormat::Text => output::printable_but(Some('\x1b'), line),
+            LogFormat::Json => output::escape_json(line),
+        };
+        line.push('\n');
+        io::stderr().write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
