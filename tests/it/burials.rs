@@ -10,11 +10,12 @@ use crate::patience::{SOON, slack};
 use crate::support::process::Process;
 use crate::support::{Db, LEASE, eventually, sql, start, timed};
 
-/// Waits until a backend other than `not` holds the key of `pod` and waits for a row; returns the pod that it acts for.
+/// Waits until a backend other than `not` holds the key of `pod` and waits for a row in a burial, of which the server shows
+/// the beginning; returns the pod that it acts for.
 async fn burier_of(client: &sql::Client, pod: &str, not: &[i32]) -> (String, i32) {
     let sql = "SELECT split_part(s.application_name, '/', 2), s.pid FROM pg_stat_activity s \
                WHERE studio_holds(studio_lock_key($1), s.pid) AND s.wait_event_type = 'Lock' \
-                 AND s.query LIKE '%DELETE FROM%studio_pods%' AND s.pid <> ALL($2)";
+                 AND s.query LIKE 'WITH proof AS%' AND s.pid <> ALL($2)";
     eventually(SOON, &format!("somebody stands before the row of {pod}"), || async {
         let row = client.query_opt(sql, &[&pod, &not]).await.expect("pg_stat_activity");
         row.map(|row| (row.get(0), row.get(1))).ok_or("nobody".to_owned())

@@ -186,7 +186,7 @@ async fn l3_the_burier_holds_the_dead_pods_lock_until_its_burial_is_committed() 
         drop(a);
         // The burial stands before the row: its transaction must hold the lock meanwhile.
         let held = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity s USING (pid) \
-                    WHERE studio_holds($1, l.pid) AND s.query LIKE '%DELETE FROM%studio_pods%' AND s.wait_event_type = 'Lock')";
+                    WHERE studio_holds($1, l.pid) AND s.query LIKE 'WITH proof AS%' AND s.wait_event_type = 'Lock')";
         eventually(SOON, "the burier waits for the row and holds the lock", || async {
             if other.scalar::<bool>(held, &[&key]).await { Ok(()) } else { Err("not yet".to_owned()) }
         })
