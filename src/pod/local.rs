@@ -22,7 +22,7 @@ use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
-use crate::protocol::wait::{self, Wait, WaitReason};
+use crate::protocol::wait::{self, Wait};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
@@ -92,7 +92,7 @@ pub(crate) struct Local {
     recover_at: Cell<Option<Instant>>,
     /// The waits that the last look showed and that were not told yet, and those that were.
     waits: RefCell<Vec<Wait>>,
-    told_waits: RefCell<BTreeSet<(Incarnation, i64, WaitReason)>>,
+    told_waits: RefCell<BTreeSet<wait::Told>>,
     /// Peers that another's watch saw free, and until when this pod looks often because of each.
     reported: RefCell<Vec<(LockKey, Moment)>>,
 }
@@ -220,10 +220,7 @@ impl Local {
             let may_bury_at = held.since + self.timing.settle;
             wait::waits(decision, now, may_bury_at, self.shared.settings.hold_probe_interval)
         });
-        let mut waits = waits.unwrap_or_default();
-        waits.retain(|wait| !told.contains(&(wait.incarnation, wait.session, wait.reason)));
-        waits.truncate(wait::MOST);
-        self.waits.replace(waits);
+        self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));
     }
 
     /// The waits to tell of now.
@@ -241,6 +238,9 @@ impl Local {
     pub(crate) fn has_untold_dead(&self) -> bool {
         let Some(held) = self.held().filter(|held| !self.is_settled(held)) else { return false };
         let told = self.told_waits.borrow();
+        if told.len() >= wait::MOST_IN_SIGHT {
+            return false;
+        }
         let is_told = |i: &Incarnation| told.iter().any(|(told, ..)| told == i);
         let in_sight = self.observer.borrow().in_sight();
         in_sight.iter().any(|i| *i != held.incarnation && !is_told(i))

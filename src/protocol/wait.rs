@@ -1,9 +1,11 @@
 //! Which waits are told: a pod whose lock is free is not always buried at once, and the log says why and for how long.
 //!
-//! * **Bound.** Each wait is told once for each incarnation, session and reason, at most [`MOST`] at a look. What is over
+//! * **Bound.** Each wait is told once for each incarnation, session and reason, at most [`MOST`] at a look and
+//!   [`MOST_IN_SIGHT`] while they last: each is a notification to every pod, and a whole roster may be lost at once. What is over
 //!   sooner than four probes (a lease / 10) is not told: nothing comes of most broken connections.
 //! * **Not promised.** That a wait ends as told: the pod may return, or die of something else.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -14,6 +16,9 @@ use crate::id::Incarnation;
 
 /// How many waits one look tells at most.
 pub const MOST: usize = 16;
+
+/// How many waits one observer tells while none of them is over. Of more, the first say it for the others.
+pub const MOST_IN_SIGHT: usize = 64;
 
 /// Why a pod whose lock is free is not buried yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -116,6 +121,17 @@ pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Durat
     decision.verdicts.iter().filter_map(wait).collect()
 }
 
+/// A wait that was told: of which pod, for which session, and why.
+pub type Told = (Incarnation, i64, WaitReason);
+
+/// What to tell next of `waits`, where `told` are those that were told and are not over.
+#[must_use]
+pub fn next_to_tell(waits: Vec<Wait>, told: &BTreeSet<Told>) -> Vec<Wait> {
+    let room = MOST_IN_SIGHT.saturating_sub(told.len()).min(MOST);
+    let is_new = |wait: &Wait| !told.contains(&(wait.incarnation, wait.session, wait.reason));
+    waits.into_iter().filter(is_new).take(room).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::verdict::{Observer, PeerLook, Timing};
@@ -168,6 +184,22 @@ mod tests {
         // Dead, and nobody may bury it.
         assert_eq!(told(&[dead, held, held], &[0, 1000], Duration::from_secs(7)), [("unsettled", 6000)]);
         assert_eq!(told(&[dead, held, held], &[0, 1000], settled), [], "it is being buried");
+    }
+
+    #[test]
+    fn l12_of_a_whole_roster_that_is_lost_a_bounded_number_is_told_a_few_at_a_look() {
+        let lost = look(&vec![(true, true); 1000]);
+        let first = Observer::default().decide(&TIMING, Duration::ZERO, &lost);
+        let now = PROBE * 4;
+        let decision = first.observer.decide(&TIMING, now, &lost);
+        let (mut told, mut at_each_look) = (BTreeSet::new(), Vec::new());
+        for _ in 0..6 {
+            let next = next_to_tell(waits(&decision, now, Duration::ZERO, PROBE), &told);
+            at_each_look.push(next.len());
+            told.extend(next.iter().map(|wait| (wait.incarnation, wait.session, wait.reason)));
+        }
+        assert_eq!(at_each_look, [16, 16, 16, 16, 0, 0]);
+        assert_eq!(told.len(), MOST_IN_SIGHT, "each once");
     }
 
     #[test]
