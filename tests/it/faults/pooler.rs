@@ -151,7 +151,7 @@ async fn what_is_refused_by_a_transaction_pooler_leaves_no_setting_on_its_backen
         for size in [1, 3] {
             let db = Db::new().await;
             let options = format!("dbname={} pool_mode=transaction pool_size={size}", db.name);
-            let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+            let pooler = PgBouncer::start(server(), &[("d", &options)]).await;
             // A backend for each place of the pool, each in a transaction.
             let mut clients = Vec::new();
             for _ in 0..size {
@@ -209,7 +209,7 @@ async fn a_full_session_pooler_is_named_with_the_connections_that_a_pod_needs() 
         for own_limit in ["", "\n[pgbouncer]\nquery_wait_timeout = 1"] {
             let db = Db::new().await;
             let options = format!("dbname={} pool_mode=session pool_size=9{own_limit}", db.name);
-            let Some(pooler) = PgBouncer::start(server(), &[("d", &options)]).await else { return };
+            let pooler = PgBouncer::start(server(), &[("d", &options)]).await;
             let quick =
                 |pod: &str| config(&pooler.url("d"), pod).with(|c| c.connect_timeout = Some(Duration::from_secs(3)));
             let a = start(quick("a")).await;
