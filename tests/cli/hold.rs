@@ -190,8 +190,11 @@ fn what_podlock_inherits_does_not_cost_the_commands_status() {
 fn no_zombie_is_left_of_what_podlock_adopts() {
     within(TEST, async {
         let stage = Stage::new().await;
-        let hold =
-            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let hold = stage.command(
+            "w",
+            &[],
+            "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 600",
+        );
         let mut command = clean(Path::new("sh"));
         command
             .args(["-c", "sleep 0.1 & sleep 0.2 & (sleep 0.3 & ) ; \"$0\" --version >/dev/null; exec \"$0\" \"$@\""]);
@@ -222,8 +225,11 @@ fn as_pid_1_of_a_container_it_leaves_no_zombie() {
     }
     within(TEST, async {
         let stage = Stage::new().await;
-        let hold =
-            stage.command("w", &[], "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 60");
+        let hold = stage.command(
+            "w",
+            &[],
+            "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 600",
+        );
         let mut command = clean(Path::new("unshare"));
         command.args(unshare).args(["sh", "-c", "sleep 0.1 & sleep 0.2 & exec \"$0\" \"$@\""]);
         command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
