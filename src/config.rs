@@ -193,6 +193,12 @@ pub struct Config {
     pub result_max_bytes: usize,
     /// The same of a run's standard error. Default 1 MiB.
     pub stderr_max_bytes: usize,
+    /// The most bytes of a checkpoint, as JSON text. Default 16 MiB, at most 128 MiB. What is larger is refused as
+    /// [`ErrorKind::TooLarge`]. Each checkpoint replaces the one before it, whole, and the next attempt reads it before it
+    /// begins: larger ones cost the database and every takeover. Keep what is large elsewhere, and its place here.
+    pub checkpoint_max_bytes: usize,
+    /// The same of what a run is started with.
+    pub input_max_bytes: usize,
     /// The newest version of the schema that the pod is to know: how tests make a binary of an older release.
     #[doc(hidden)]
     #[serde(skip)]
@@ -245,6 +251,8 @@ impl Default for Config {
             prune_interval: Duration::from_secs(10 * 60),
             result_max_bytes: 16 << 20,
             stderr_max_bytes: 1 << 20,
+            checkpoint_max_bytes: 16 << 20,
+            input_max_bytes: 16 << 20,
             schema_knows: None,
             environment: None,
             password_source: None,
@@ -521,6 +529,8 @@ fields!(
     prune_interval,
     result_max_bytes,
     stderr_max_bytes,
+    checkpoint_max_bytes,
+    input_max_bytes,
 );
 
 fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>

@@ -215,6 +215,13 @@ kinds! {
         left: "Nothing was written. A run whose handler returned it is `failed`.",
         todo: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
     }
+    TooSlow = "too_slow", lasting, here, 500 {
+        means: "A write did not end in time, several times, while a small write of the same run did each time: it is too \
+                large for the link or the server.",
+        left: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
+               goes on.",
+        todo: "Write less at once, or raise `statement_timeout`.",
+    }
     NotFound = "not_found", lasting, here, 404 {
         means: "There is no such thing.",
         left: "Nothing was written.",
@@ -323,6 +330,16 @@ impl Error {
         self.left("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
     }
 
+    /// For a write that was given up because it took too long: whether a try of it may have been accepted.
+    pub(crate) fn given_up(mut self, in_doubt: bool) -> Self {
+        self.0.in_doubt = in_doubt;
+        self.left(if in_doubt {
+            "a try whose reply did not come may have been accepted; the run goes on"
+        } else {
+            "nothing was written; the run goes on"
+        })
+    }
+
     /// The same once more, for another who waited for the same thing.
     pub(crate) fn for_another(&self) -> Self {
         let Inner { kind, what, left, todo, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
@@ -349,6 +366,11 @@ impl Error {
     /// True if no connection could be had, for whatever reason: nothing was sent.
     pub(crate) fn is_unconnected(&self) -> bool {
         self.0.unconnected
+    }
+
+    /// True for a statement that was sent and did not end in time: a smaller one may.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.0.kind == ErrorKind::Timeout && !self.0.unconnected
     }
 
     /// Names the step in which a failure of the database happened.
@@ -534,6 +556,7 @@ mod tests {
                 | K::Forbidden
                 | K::Unsupported
                 | K::Stuck
+                | K::TooSlow
                 | K::Database => (false, 500),
             };
             let error = Error::new(kind, "x");

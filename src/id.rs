@@ -43,6 +43,13 @@ impl PodId {
             .todo(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
     }
 
+    /// What a row says where no pod can have that name: with each character that a name cannot have replaced, and cut.
+    pub(crate) fn lossy(name: &str) -> Self {
+        let replaced = name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
+        let name: String = replaced.take(POD_ID_MAX_CHARS).collect();
+        Self(if name.is_empty() { '\u{fffd}'.to_string() } else { name })
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -192,6 +199,8 @@ mod tests {
         for name in ["", "a\nb", "a\0", "\u{7f}", "\u{85}", too_long.as_str()] {
             let error = PodId::new(name).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::Config, "{name:?}");
+            let lossy = PodId::lossy(name);
+            assert!(PodId::new(lossy.as_str()).is_ok(), "{lossy:?} of {name:?}");
         }
     }
 

@@ -8,6 +8,7 @@ mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
+mod nag;
 pub mod operator;
 mod output;
 #[cfg(test)]
@@ -44,7 +45,7 @@ pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase
 pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
-pub use output::{Output, OutputFormat};
+pub use output::{ERROR_LIMIT, Output, OutputFormat};
 pub use pod::{
     Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
 };

@@ -328,8 +328,24 @@ pub(crate) fn storable(value: &Value) -> Result<(), String> {
     look(value, DEPTH)
 }
 
+/// The most bytes of the text that says why a run failed.
+pub const ERROR_LIMIT: usize = 64 * 1024;
+
+/// The text that says why a run failed, cut where it is longer than [`ERROR_LIMIT`]: its end says how much is missing.
+pub(crate) fn cut_error(text: &str) -> Cow<'_, str> {
+    const ROOM_FOR_THE_NOTE: usize = 64;
+    if text.len() <= ERROR_LIMIT {
+        return Cow::Borrowed(text);
+    }
+    let mut end = ERROR_LIMIT - ROOM_FOR_THE_NOTE;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{} … ({} bytes more were cut)", &text[..end], text.len() - end))
+}
+
 /// How long a value is as JSON.
-fn size(value: &Value) -> Result<usize> {
+pub(crate) fn size(value: &Value) -> Result<usize> {
     struct Count(usize);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -343,7 +359,7 @@ fn size(value: &Value) -> Result<usize> {
     }
     let mut count = Count(0);
     serde_json::to_writer(&mut count, value).map_err(|e| {
-        Error::new(ErrorKind::InvalidInput, format!("the result cannot be written as JSON: {e}"))
+        Error::new(ErrorKind::InvalidInput, format!("a value cannot be written as JSON: {e}"))
             .left("nothing was written; the run goes on")
             .todo("correct the result")
             .caused_by(e)

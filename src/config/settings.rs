@@ -73,6 +73,10 @@ pub struct Settings {
     pub result_max_bytes: usize,
     /// See [`Config::stderr_max_bytes`].
     pub stderr_max_bytes: usize,
+    /// See [`Config::checkpoint_max_bytes`].
+    pub checkpoint_max_bytes: usize,
+    /// See [`Config::input_max_bytes`].
+    pub input_max_bytes: usize,
 }
 
 /// The server's TCP keepalive settings, in whole seconds, that sum to the lease: `idle + interval × count`.
@@ -157,6 +161,8 @@ impl Settings {
             prune_interval: config.prune_interval,
             result_max_bytes: config.result_max_bytes,
             stderr_max_bytes: config.stderr_max_bytes,
+            checkpoint_max_bytes: config.checkpoint_max_bytes,
+            input_max_bytes: config.input_max_bytes,
         };
         settings.check()?;
         check_schema(&config.schema)?;
@@ -280,8 +286,12 @@ impl Settings {
                 return Err(refuse(format!("{name} is {value}, but must be from 1 to {COUNT_MAX}")));
             }
         }
-        for (name, value) in [("result_max_bytes", self.result_max_bytes), ("stderr_max_bytes", self.stderr_max_bytes)]
-        {
+        for (name, value) in [
+            ("result_max_bytes", self.result_max_bytes),
+            ("stderr_max_bytes", self.stderr_max_bytes),
+            ("checkpoint_max_bytes", self.checkpoint_max_bytes),
+            ("input_max_bytes", self.input_max_bytes),
+        ] {
             if value > OUTPUT_MAX_BYTES {
                 return Err(refuse(format!("{name} is {value}, but must be at most {OUTPUT_MAX_BYTES}")));
             }
@@ -429,6 +439,8 @@ mod tests {
             (|c| c.stderr_max_bytes = usize::MAX, &["stderr_max_bytes", "134217728"]),
             (|c| c.acquire_timeout = Some(Duration::MAX), &["acquire_timeout", "2073600s"]),
             (|c| c.ping_interval = Some(Duration::MAX), &["ping_interval", "2073600s"]),
+            (|c| c.checkpoint_max_bytes = usize::MAX, &["checkpoint_max_bytes", "134217728"]),
+            (|c| c.input_max_bytes = 1 << 28, &["input_max_bytes", "134217728"]),
             (|c| c.schema = String::new(), &["schema", "empty"]),
             (|c| c.schema = "s".repeat(49), &["49", "48"]),
             (|c| c.schema = "pg_x".into(), &["pg_x", "server's own"]),

@@ -33,6 +33,19 @@ fn text_of(format: OutputFormat, stdout: impl AsRef<[u8]>, why: &str) {
 use OutputFormat::{Json, Jsonl, Text, Yaml};
 
 #[test]
+fn an_error_text_that_is_too_long_is_cut_and_says_so() {
+    assert_eq!(cut_error("short"), "short");
+    let longest = "x".repeat(ERROR_LIMIT);
+    assert_eq!(cut_error(&longest), longest);
+    for text in ["é".repeat(ERROR_LIMIT), "x".repeat(ERROR_LIMIT + 1), "𝄞x".repeat(ERROR_LIMIT)] {
+        let cut = cut_error(&text);
+        assert!(cut.len() <= ERROR_LIMIT && cut.ends_with(" bytes more were cut)"), "{}", cut.len());
+        let (kept, _) = cut.split_once(" … (").expect("a note");
+        assert!(text.starts_with(kept) && cut.contains(&(text.len() - kept.len()).to_string()));
+    }
+}
+
+#[test]
 fn text_is_kept_as_it_stands_and_has_no_result() {
     for stdout in ["", "a\r\nb\n", "null", "{}", "  "] {
         let output = parse(Text, stdout);

@@ -12,6 +12,7 @@ use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
+use crate::postgres::fences;
 use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::pods::{self, Registration};
@@ -193,7 +194,11 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
 /// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
 async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
     let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
-    let done = migrate::prepare(&mut session, policy).await;
+    let done = async {
+        migrate::prepare(&mut session, policy).await?;
+        fences::step_past_what_is_there(&session).await
+    };
+    let done = done.await;
     session.close().await;
     done
 }

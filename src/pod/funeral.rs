@@ -295,6 +295,13 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
 
 /// Decides on a look, remembers it, and reports the holds that begin with it.
 pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
+    let new = local.note_misnamed(&look.misnamed);
+    for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
+        tracing::warn!(
+            target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.pod_id, why,
+            "a row of the roster bears what cannot be a pod's name; it is passed over, and never buried: delete it from studio_pods"
+        );
+    }
     let before = local.in_sight();
     let decision = local.decide(look);
     let peers: BTreeMap<_, _> = look.peers.iter().map(|p| (p.look.incarnation, p)).collect();

@@ -80,6 +80,8 @@ pub(crate) struct Local {
     roster: RefCell<Vec<Place>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
+    /// Rows of the roster that were named in the log because no pod can have their names.
+    misnamed: RefCell<BTreeSet<Incarnation>>,
     /// Those that this pod buried, in order, and to look one up: a look that began before may still show them.
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
     /// In which portions the next look goes through the roster; both sessions that look write it.
@@ -121,6 +123,7 @@ impl Local {
             roster: RefCell::default(),
             roster_version: Cell::new(0),
             told: RefCell::default(),
+            misnamed: RefCell::default(),
             buried: RefCell::default(),
             pace: Cell::default(),
             next_look: Cell::new(None),
@@ -295,6 +298,14 @@ impl Local {
     }
 
     /// Whether the others have been told of this one.
+    /// Whether this misnamed row of the roster is seen for the first time. Rows that are gone are forgotten.
+    pub(crate) fn note_misnamed(&self, seen: &[(Incarnation, String)]) -> Vec<Incarnation> {
+        let mut known = self.misnamed.borrow_mut();
+        let new = seen.iter().map(|(incarnation, _)| *incarnation).filter(|i| !known.contains(i)).collect();
+        *known = seen.iter().map(|(incarnation, _)| *incarnation).collect();
+        new
+    }
+
     pub(crate) fn is_told(&self, incarnation: Incarnation) -> bool {
         self.told.borrow().contains(&incarnation)
     }

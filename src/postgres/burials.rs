@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::candidates::{CANDIDATES, Wanted};
+use super::errors::chain;
 use super::locks::{Keys, millis};
 use super::pods::REHEARSE_LOG;
 use super::reply::Reply;
@@ -29,6 +30,8 @@ pub(crate) struct Look {
     pub(crate) unknown: BTreeSet<Incarnation>,
     /// Our own row; `None` if it is not in the roster.
     pub(crate) own: Option<OwnRow>,
+    /// Peers whose rows bear what cannot be a pod's name, and why: they were made by hand. They are passed over.
+    pub(crate) misnamed: Vec<(Incarnation, String)>,
     /// The last event's position when the look began: an unchanged one means an unchanged roster.
     pub(crate) version: Option<i64>,
 }
@@ -38,6 +41,7 @@ impl Look {
     pub(crate) fn extend(&mut self, part: Self) {
         self.peers.extend(part.peers);
         self.unknown.extend(part.unknown);
+        self.misnamed.extend(part.misnamed);
         self.own = self.own.take().or(part.own);
         self.version = self.version.or(part.version);
     }
@@ -176,12 +180,20 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
             look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at(6)? });
             continue;
         }
+        // One bad row must not hide the others.
+        let pod_id = match row.try_get::<_, String>(0).map_err(|e| chain(&e)).and_then(name) {
+            Ok(pod_id) => pod_id,
+            Err(why) => {
+                look.misnamed.push((incarnation, why));
+                continue;
+            }
+        };
         if !probed {
             look.unknown.insert(incarnation);
         }
         let put_out = row.at::<Option<&str>>(10)?.map(ending::Reason::of_eviction);
         let peer = PeerLook {
-            pod_id: PodId::new(row.at::<String>(0)?)?,
+            pod_id,
             incarnation,
             session: row.at(2)?,
             draining: row.at(3)?,
@@ -199,6 +211,10 @@ pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) ->
     const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
     Ok(session.query_one("recording a wait", SQL, &params).await?.get(0))
+}
+
+fn name(name: String) -> Result<PodId, String> {
+    PodId::new(name.clone()).map_err(|e| format!("{name:?}: {e}"))
 }
 
 const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";

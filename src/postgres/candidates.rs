@@ -27,7 +27,7 @@ pub(crate) const CANDIDATES: Prepared = Prepared {
             WHERE r.state = 'running' AND r.kind = ANY($2) \
               AND (r.owner_incarnation IS NULL OR r.owner_incarnation NOT IN (SELECT p.incarnation FROM @.studio_pods p)) \
               AND r.owner_incarnation IS DISTINCT FROM $1 AND r.run_id <> ALL($4) \
-              AND (r.crashes + 1 < $5 OR (r.crashes < $5) <> EXISTS ( \
+              AND (r.crashes < $5 - 1 OR (r.crashes < $5) <> EXISTS ( \
                      SELECT FROM @.studio_pod_sessions t WHERE t.incarnation = r.owner_incarnation AND ",
         crashed!("t", "$6"),
         ")) \

@@ -14,7 +14,8 @@ macro_rules! crashed {
     };
 }
 
-/// The last owners that crashed under the run `r`, at most `$most`.
+/// The last owners that crashed under the run `r`, at most `$most`, and never more than 1000. A count that was made negative
+/// by hand fails nothing.
 macro_rules! died_with {
     ($reasons:literal, $most:literal) => {
         concat!(
@@ -23,8 +24,9 @@ macro_rules! died_with {
               WHERE d.run_id = r.run_id AND t.reason = ANY(",
             $reasons,
             "::pg_catalog.text[]) AND (d.reason IS NULL OR d.reason = t.reason) \
-              ORDER BY d.attempt DESC LIMIT ",
-            $most
+              ORDER BY d.attempt DESC LIMIT LEAST(GREATEST(",
+            $most,
+            ", 0), 1000)"
         )
     };
 }

@@ -158,7 +158,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 23] = [
+const FUNCTIONS: [&str; 24] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -182,6 +182,7 @@ const FUNCTIONS: [&str; 23] = [
     "studio_note_cause(uuid, text)",
     "studio_note_waits(jsonb, text)",
     "studio_note_failures(text, uuid, text[], bigint[], uuid[], text[])",
+    "studio_raise_fence(bigint)",
 ];
 
 /// What a role may do on podlock's tables.

@@ -14,7 +14,7 @@ use super::conninfo::Target;
 use super::dial::Dialer;
 use super::errors;
 use super::schema::Schema;
-use super::session::Role;
+use super::session::{CONFIRM, Role};
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
@@ -230,6 +230,7 @@ impl Manager {
     async fn open(&self, target: &Target) -> Result<ClientWrapper> {
         let dialled = self.dialer.dial(target, &self.application).await?;
         let connection = dialled.connection;
+        let version = major_version(connection.parameter("server_version").unwrap_or_default());
         // Its task ends with the wrapper, however that ends.
         let task = tokio::spawn(async move {
             if let Err(e) = connection.await {
@@ -238,7 +239,8 @@ impl Manager {
         });
         let client = ClientWrapper::new(dialled.client, task);
         let step = format!("setting up a connection to {target}");
-        let set_up = format!("{} SELECT pg_catalog.pg_is_in_recovery()", self.sets);
+        let set_up =
+            format!("{}{} {CONFIRM} SELECT pg_catalog.pg_is_in_recovery()", self.sets, no_transaction_timeout(version));
         let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
         let is_standby = answers
             .iter()
@@ -294,17 +296,27 @@ impl Drop for Leased {
     }
 }
 
+fn major_version(text: &str) -> u32 {
+    text.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// From version 17 on a role may have one of its own.
+fn no_transaction_timeout(version: u32) -> &'static str {
+    if version >= 17 { " SET transaction_timeout = 0;" } else { "" }
+}
+
 /// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT: `txn::commit_patience`.
 fn set_statements(settings: &Settings) -> String {
     let half = (settings.lease / 2).as_millis();
     let limit = settings.statement_timeout.as_millis();
     let keepalives = settings.keepalives();
+    // The time-out first, so that the role's own does not end what follows. It is counted for each statement of a message.
     format!(
-        "SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
+        "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \
          SET standard_conforming_strings = on; SET idle_session_timeout = 0; SET jit = off; \
          SET plan_cache_mode = force_generic_plan; \
-         SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
+         SET lock_timeout = {limit}; \
          SET idle_in_transaction_session_timeout = {half}; SET tcp_user_timeout = {half}; \
          SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = {};",
         keepalives.idle, keepalives.interval, keepalives.count

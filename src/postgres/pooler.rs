@@ -70,7 +70,7 @@ async fn refuse(opener: &Opener, session: &Session) -> Result<()> {
     Ok(())
 }
 
-fn refuses_transactions(error: Error) -> Error {
+pub(super) fn refuses_transactions(error: Error) -> Error {
     if error.sqlstate() == Some(PROTOCOL_VIOLATION) {
         pooled("it takes no transactions").caused_by(error)
     } else {

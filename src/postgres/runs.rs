@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::crashes::{crash_reasons, crashed, died_with};
 use super::errors;
+use super::fences;
 use super::pods::REHEARSE_LOG;
 use super::pool::{Database, Planned};
 use super::reply::Reply;
@@ -16,7 +17,7 @@ use super::schema::Schema;
 use super::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
-use crate::output::{Columns, Output};
+use crate::output::{Columns, Output, cut_error};
 use crate::protocol::recover::Candidate;
 
 /// A run that is to be inserted.
@@ -81,6 +82,9 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
+    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take up
+    /// in the table, which may be compressed.
+    pub(crate) unread: Vec<(Claimed, i64)>,
     /// Claimed as well, but nobody could begin them.
     pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) quarantined: Vec<Quarantined>,
@@ -165,19 +169,36 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// A part of WITH: takes the numbers up to a floor from the sequence, so that `nextval` behind a join with it is above.
+/// Parts of WITH: where the sequence of fences stands and how far this statement can raise it (`reach`); and `above`, which
+/// takes the numbers up to a floor from the sequence, so that `nextval` behind a join with it is above.
 ///
 /// Nothing happens where the sequence is there already, as it always is on one timeline of the database. After a failover
 /// to a standby that lagged it is not, and neither the same pod nor the same run may be given a number for a second time.
+///
+/// The step is bounded ([`crate::protocol::fences::STEP`]). Whoever needs more is not in `reach`, and must be left out by
+/// the statement; `studio_raise_fence` goes further. `rises` is false while the sequence hands out numbers in advance
+/// (CACHE), so that they could fall.
 macro_rules! above {
     ($floor:literal) => {
         concat!(
-            "above AS MATERIALIZED ( \
+            "reach AS MATERIALIZED ( \
+               SELECT COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8) AS last, \
+                      COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8) \
+                        + 100000::pg_catalog.int8 AS most, q.seqcache = 1::pg_catalog.int8 AS rises \
+                 FROM pg_catalog.pg_sequence q WHERE q.seqrelid = '@.studio_fence'::pg_catalog.regclass \
+             ), above AS MATERIALIZED ( \
                SELECT pg_catalog.count(pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass)) AS passed \
-                 FROM (SELECT pg_catalog.generate_series(1, ",
+                 FROM (SELECT pg_catalog.generate_series(1::pg_catalog.int8, LEAST(",
             $floor,
-            " - COALESCE(pg_catalog.pg_sequence_last_value('@.studio_fence'::pg_catalog.regclass), 0))) AS missing)"
+            " - e.last, 100000::pg_catalog.int8)) FROM reach e) AS missing)"
         )
+    };
+}
+
+/// Whether this floor is in `reach` ([`above!`]), and fences rise.
+macro_rules! in_reach {
+    ($floor:literal) => {
+        concat!("(SELECT e.rises AND ", $floor, " <= e.most FROM reach e)")
     };
 }
 
@@ -204,12 +225,14 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
         ", run AS ( \
            INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt) \
            SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
-                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), 1 FROM me CROSS JOIN above \
-           ON CONFLICT DO NOTHING RETURNING run_id, fence, owner_pod, owner_incarnation \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), 1 FROM me CROSS JOIN above WHERE ",
+        in_reach!("$6::pg_catalog.int8"),
+        " ON CONFLICT DO NOTHING RETURNING run_id, fence, owner_pod, owner_incarnation \
          ), attempt AS ( \
            INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
            SELECT run_id, 1, owner_pod, owner_incarnation, fence FROM run \
-         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me)"
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), ",
+        in_reach!("$6::pg_catalog.int8"),
     );
     let step = "starting a run";
     let (owner_id, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
@@ -221,6 +244,10 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
         }
         if !row.at::<bool>(1)? {
             return Ok(Inserted::NoOwner);
+        }
+        if !row.at::<bool>(2)? {
+            fences::raise(db, new.floor).await?;
+            continue;
         }
         if let Some(outcome) = conflict(db, step, Some(owner), new).await? {
             return Ok(outcome);
@@ -329,12 +356,14 @@ pub(crate) async fn insert_in_txn(
         ", run AS ( \
            INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence) \
            SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
-                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above \
-           ON CONFLICT DO NOTHING RETURNING fence, owner_incarnation \
+                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above WHERE ",
+        in_reach!("$6::pg_catalog.int8"),
+        " ON CONFLICT DO NOTHING RETURNING fence, owner_incarnation \
          ), told AS MATERIALIZED ( \
            SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
              'ask', 'adopt', 'incarnation', owner_incarnation)::pg_catalog.text) FROM run \
-         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told)"
+         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told), ",
+        in_reach!("$6::pg_catalog.int8"),
     );
     let step = "starting a run in the caller's transaction";
     let run_id = new.run_id.as_uuid();
@@ -344,6 +373,9 @@ pub(crate) async fn insert_in_txn(
             let (owner, floor) = (owner.as_uuid(), new.floor.get());
             let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
             let row = txn.query_one(&schema.sql(OWNED), &params).await.map_err(fail)?;
+            if row.at::<bool>(1)? && !row.at::<bool>(3)? {
+                return Err(fences::not_risen(new.floor));
+            }
             (row.at::<Option<i64>>(0)?, row.at(1)?)
         }
         None => {
@@ -384,14 +416,16 @@ const CLAIM: &str = concat!(
          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
                          pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
      ), ",
-    above!("GREATEST($6::pg_catalog.int8, (SELECT pg_catalog.max(w.fence) FROM wanted w))"),
+    above!("GREATEST($6::pg_catalog.int8, (SELECT pg_catalog.max(w.fence) FROM wanted w WHERE w.fence <= e.most))"),
     ", me AS MATERIALIZED ( \
-       SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' \
-     ), picked AS MATERIALIZED ( \
+       SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' AND ",
+    in_reach!("$6::pg_catalog.int8"),
+    " ), picked AS MATERIALIZED ( \
        SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason \
          FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
               LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
         WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
+          AND w.fence <= (SELECT e.most FROM reach e) \
         ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
      ), claimed AS ( \
        UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
@@ -403,7 +437,7 @@ const CLAIM: &str = concat!(
          FROM me CROSS JOIN above CROSS JOIN picked w \
         WHERE ",
     as_expected!(),
-    " AND (r.crashes + 1 >= $7 AND ",
+    " AND (r.crashes >= $7 - 1 AND ",
     crashed!("w", "$5"),
     ") IS NOT TRUE \
        RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq, r.owner_pod, \
@@ -421,7 +455,7 @@ const CLAIM: &str = concat!(
          FROM me CROSS JOIN picked w \
         WHERE ",
     as_expected!(),
-    " AND r.crashes + 1 >= $7 AND ",
+    " AND r.crashes >= $7 - 1 AND ",
     crashed!("w", "$5"),
     " RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, w.ended_at, w.reason, \
                 (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('pod', o.pod_id, \
@@ -451,15 +485,29 @@ const CLAIM: &str = concat!(
                 pg_catalog.jsonb_build_object('run', q.run_id, 'kind', q.kind, 'key', q.key, 'crashes', q.crashes, \
                   'owners', q.owners)) AS idx \
          FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y WHERE y.runs >= 0 \
-     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, c.input, c.checkpoint, c.crashes, c.checkpoint_seq, NULL AS error \
-         FROM claimed c CROSS JOIN logged \
+     ), sized AS MATERIALIZED ( \
+       SELECT c.run_id, COALESCE(pg_catalog.pg_column_size(c.input), 0) + COALESCE(pg_catalog.pg_column_size(c.checkpoint), 0) AS bytes, \
+              pg_catalog.pg_column_compression(c.input) IS NULL AND pg_catalog.pg_column_compression(c.checkpoint) IS NULL AS plain \
+         FROM claimed c \
+     ), along AS MATERIALIZED ( \
+       SELECT z.run_id, z.bytes, z.plain AND pg_catalog.sum(z.bytes) OVER (ORDER BY z.bytes, z.run_id ROWS UNBOUNDED PRECEDING) <= $8 AS rides \
+         FROM sized z \
+     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, CASE WHEN z.rides THEN c.input END AS input, \
+              CASE WHEN z.rides THEN c.checkpoint END AS checkpoint, c.crashes, c.checkpoint_seq, NULL AS error, \
+              CASE WHEN NOT z.rides THEN z.bytes END AS unread \
+         FROM claimed c JOIN along z ON z.run_id = c.run_id CROSS JOIN logged \
        UNION ALL \
-       SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, q.error FROM quarantined q JOIN told t ON t.run_id = q.run_id"
+       SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, q.error, NULL FROM quarantined q JOIN told t ON t.run_id = q.run_id"
 );
 
 /// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one that
 /// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
 const FEW: usize = 20;
+
+/// How many bytes of inputs and checkpoints come along with a claim, all its runs together. Only values that the server
+/// keeps uncompressed do, so that their size is known. More would make a claim that does not fit in time: what is larger is
+/// read afterwards. Less would cost claims of small payloads a second statement.
+const ALONG_BYTES: i64 = 256 * 1024;
 
 /// What claims of one pass have in common: the plan for many.
 #[derive(Default)]
@@ -490,7 +538,7 @@ pub(crate) async fn claim(
     let fences: Vec<_> = wanted.iter().map(|c| c.fence.get()).collect();
     let poison_from = i32::try_from(max_crashes).ok().filter(|n| *n > 0).unwrap_or(i32::MAX);
     let (own_id, reasons, floor) = (own.as_uuid(), crash_reasons(), floor.get());
-    let params: [Param<'_>; 7] = [
+    let params: [Param<'_>; 8] = [
         (&ids, Type::UUID_ARRAY),
         (&expected, Type::UUID_ARRAY),
         (&fences, Type::INT8_ARRAY),
@@ -498,20 +546,27 @@ pub(crate) async fn claim(
         (&reasons, Type::TEXT_ARRAY),
         (&floor, Type::INT8),
         (&poison_from, Type::INT4),
+        (&ALONG_BYTES, Type::INT8),
     ];
     let step = "claiming runs";
     let values = params.each_ref().map(|(value, _)| *value);
     let rows = if wanted.len() > FEW || claimer.0.is_some() {
-        let planned = match claimer.0.take() {
+        let mut planned = match claimer.0.take() {
             Some(planned) => planned,
             None => db.plan(step, CLAIM, &params.map(|(_, of)| of)).await?,
         };
-        claimer.0.insert(planned).query(&values).await?
+        let rows = planned.query(&values).await?;
+        claimer.0 = Some(planned);
+        rows
     } else {
         db.query(step, CLAIM, &values).await?
     };
     for row in rows {
         match row.at::<Option<String>>(9)? {
+            None if row.at::<Option<i32>>(10)?.is_some() => {
+                let bytes = row.at::<Option<i32>>(10)?.map_or(0, i64::from);
+                claims.unread.push((read_facts(&row, Value::Null, None)?, bytes));
+            }
             None => match read_claimed(&row) {
                 Ok(claimed) => claims.claimed.push(claimed),
                 Err(why) => {
@@ -531,8 +586,8 @@ pub(crate) async fn claim(
 /// function, which a transaction that is undone calls. That leaves a gap in the log's numbers, as any that is undone.
 pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> Result<(), tokio_postgres::Error> {
     let (nothing, nobody) = (Vec::<Uuid>::new(), Uuid::nil());
-    let params: [&(dyn ToSql + Sync); 7] =
-        [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64, &0_i32];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64, &0_i32, &ALONG_BYTES];
     client.batch_execute(BEGIN_IMPATIENTLY).await?;
     let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
     client.batch_execute("ROLLBACK").await?;
@@ -546,14 +601,18 @@ pub(crate) async fn rehearse_claim(client: &ClientWrapper, schema: &Schema) -> R
 
 /// What is nested too deep was put there by hand, or by another program.
 fn read_claimed(row: &Row) -> Result<Claimed> {
+    read_facts(row, row.at(5)?, row.at(6)?)
+}
+
+fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Claimed> {
     Ok(Claimed {
         run_id: row.at::<Uuid>(0)?.into(),
         kind: row.at(1)?,
         key: row.at(2)?,
         fence: row.at::<i64>(3)?.into(),
         attempt: row.at(4)?,
-        input: row.at(5)?,
-        checkpoint: row.at(6)?,
+        input,
+        checkpoint,
         crashes: u32::try_from(row.at::<i32>(7)?).unwrap_or(0),
         checkpoint_seq: row.at(8)?,
     })
@@ -605,13 +664,14 @@ pub(crate) async fn finish(
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = $4 FROM done \
             WHERE a.run_id = done.run_id AND a.attempt = done.attempt \
          ) SELECT run_id FROM done";
+    let error = ending.error().map(cut_error);
     let params: [&(dyn ToSql + Sync); 12] = [
         &owner.run_id.as_uuid(),
         &owner.incarnation.as_uuid(),
         &owner.fence.get(),
         &ending.state(),
         &output.result,
-        &ending.error(),
+        &error,
         &output.stdout,
         &output.stderr,
         &output.exit_code,
@@ -633,6 +693,14 @@ pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
          ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM given";
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("yielding a run", SQL, &params).await?.is_some())
+}
+
+/// A write of the run's row that changes nothing: whether its owner's small writes pass. False: fenced.
+pub(crate) async fn touch(db: &Database, owner: Owner) -> Result<bool> {
+    const SQL: &str = "UPDATE @.studio_runs SET written = written \
+         WHERE run_id = $1 AND owner_incarnation = $2 AND fence = $3 AND state = 'running' RETURNING run_id";
+    let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+    Ok(db.query_opt("trying a small write", SQL, &params).await?.is_some())
 }
 
 /// Where a run stands now.

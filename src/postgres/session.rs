@@ -28,6 +28,8 @@ use crate::id::PodId;
 const NOTICES: usize = 1024;
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
+/// How much longer than the server's `statement_timeout` an answer is waited for, at most.
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// How long a clean close may take before the socket is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 const WHO: &str = "asking the server who it is";
@@ -173,7 +175,8 @@ impl Session {
             ended_tx.send_replace(Some(cause.into()));
         }));
         let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
-        let limit = opener.settings.statement_timeout;
+        // The server's own limit comes first, and leaves the session sound; ours is for a server that does not answer.
+        let limit = opener.settings.statement_timeout + (opener.settings.statement_timeout / 4).min(PATIENCE_MAX);
         let schema = opener.schema.clone();
         let prepared = HashMap::new();
         let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
@@ -203,7 +206,16 @@ impl Session {
              (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
              pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
              FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
+        // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that may be
+        // a pooler's. So ours hold for this transaction alone.
+        let ms = self.limit.as_millis();
+        let begin = format!(
+            "BEGIN; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms}; \
+             SET LOCAL idle_in_transaction_session_timeout = {ms}"
+        );
+        self.execute_batch(WHO, &begin).await.map_err(pooler::refuses_transactions)?;
         let row = self.query_one(WHO, IDENTIFY, &[]).await?;
+        self.execute_batch(WHO, "ROLLBACK").await?;
         if row.at::<bool>(2)? {
             return Err(errors::standby(target));
         }
@@ -446,15 +458,24 @@ fn set_statements(settings: &Settings, role: Role, version: i32) -> String {
         ("tcp_keepalives_interval", keepalives.interval.to_string()),
         ("tcp_keepalives_count", keepalives.count.to_string()),
         ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
-        // The only time-outs that may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
-        ("statement_timeout", ms(settings.statement_timeout).to_string()),
+        // This and `statement_timeout` alone may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
         ("lock_timeout", ms(settings.statement_timeout).to_string()),
     ];
+    let statement_timeout = ("statement_timeout", ms(settings.statement_timeout).to_string());
+    // The first of them, so that the role's own does not end the others. It is counted for each statement of a message.
+    sets.insert(0, statement_timeout);
     if version >= 170_000 {
-        sets.push(("transaction_timeout", "0".to_owned()));
+        sets.insert(1, ("transaction_timeout", "0".to_owned()));
     }
-    sets.iter().map(|(name, value)| format!("SET {name} = {value};")).collect()
+    let sets = sets.iter().map(|(name, value)| format!("SET {name} = {value};"));
+    sets.chain([CONFIRM.to_owned()]).collect()
 }
+
+/// What was confirmed must be there after a crash: where the role or the database has `synchronous_commit` off, our sessions
+/// turn it on. Stronger and weaker settings than `on` are about standbys, and stay as they are.
+pub(super) const CONFIRM: &str = "SELECT pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, \
+     false::pg_catalog.bool) WHERE pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) \
+     OPERATOR(pg_catalog.=) 'off'::pg_catalog.text;";
 
 #[cfg(test)]
 mod tests {

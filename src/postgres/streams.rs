@@ -22,8 +22,8 @@ const TOLD_BY_NAME: usize = 180;
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
 const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
-/// The same for all readers whom one statement looks for.
-const LOOK_BYTES: i64 = 8 * 1024 * 1024;
+/// The same for all readers whom one statement looks for, at most and at least: less where a look did not end in time.
+pub(crate) const LOOK_BYTES: i64 = 8 * 1024 * 1024;
 
 /// One character more than is shown, so that a cut is seen and said.
 const ERROR_READ: i32 = ERROR_CHARS as i32 + 1;
@@ -300,8 +300,9 @@ pub(crate) struct Page {
     pub(crate) chunks: Vec<Chunk>,
 }
 
-/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run.
-pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result<Vec<Option<Page>>> {
+/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run. At most
+/// so many bytes for all of them, the first chunk of each apart.
+pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)], bytes: i64) -> Result<Vec<Option<Page>>> {
     const SQL: &str = "SELECT w.nth, r.state, r.stream_generation, r.stream_resets, \
                (SELECT pg_catalog.min(s.from_seq) FROM @.studio_run_resets s WHERE s.run_id = r.run_id \
                    AND s.reset > w.resets AND s.generation = r.stream_generation) AS cut_from, \
@@ -338,7 +339,7 @@ pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)]) -> Result
     let next: Vec<i64> = wanted.iter().map(|(_, p)| p.next).collect();
     let fences: Vec<i64> = wanted.iter().map(|(_, p)| p.fence).collect();
     let readers = i64::try_from(wanted.len().max(1)).unwrap_or(i64::MAX);
-    let bytes = PAGE_BYTES.min(LOOK_BYTES / readers);
+    let bytes = PAGE_BYTES.min(bytes / readers);
     let params: [&(dyn ToSql + Sync); 8] =
         [&ids, &generations, &resets, &next, &fences, &PAGE_CHUNKS, &bytes, &ERROR_READ];
     let mut pages = Vec::new();

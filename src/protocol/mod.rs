@@ -7,11 +7,13 @@
 //!
 //! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
 
+pub mod batch;
 pub mod cause;
 pub mod condition;
 pub mod deadline;
 pub mod ending;
 pub mod failures;
+pub mod fences;
 pub mod fold;
 pub mod poison;
 pub mod portions;

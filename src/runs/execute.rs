@@ -94,7 +94,7 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
 
 /// Whether it is the end itself that cannot be stored.
 fn is_about_the_end(error: &Error) -> bool {
-    let refused_by_us = matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidInput);
+    let refused_by_us = matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidInput | ErrorKind::TooSlow);
     refused_by_us || (error.sqlstate().is_some() && !error.is_fenced() && !error.is_transient())
 }
 

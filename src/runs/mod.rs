@@ -1,5 +1,6 @@
 //! Runs: what a service does, so that it survives the pod that does it.
 
+mod claim;
 pub(crate) mod execute;
 pub(crate) mod failures;
 mod guard;

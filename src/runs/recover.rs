@@ -1,28 +1,29 @@
 //! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::registry::{Reservation, Snapshot};
-use super::{StopReason, execute, failures};
-use crate::error::Result;
+use super::StopReason;
+use super::claim::{self, Pace};
+use super::registry::Snapshot;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
-use crate::output::{Limits, Output};
+use crate::nag::Nag;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Claimer, Claims, Ending, Owner, Unreadable};
-use crate::protocol::poison::{self, Suspicion};
+use crate::postgres::runs::{self, Owner};
+use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
-/// The most orphans that one statement claims.
-const BATCH: usize = 500;
 /// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
 /// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
+
+/// How often it is said that passes fail.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// How soon a pass follows one that claimed.
 const AFTER_A_CLAIM: Duration = Duration::from_millis(20);
@@ -32,6 +33,7 @@ const AFTER_A_CLAIM: Duration = Duration::from_millis(20);
 struct Passes {
     last: Sightings,
     short_of_room: bool,
+    pace: Pace,
 }
 
 /// What a pass begins with: what was known before the load, and what the load brought.
@@ -62,6 +64,7 @@ impl Load {
         let mut passed_over = winding_down;
         passed_over.extend(&pending);
         passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
+        passed_over.extend(shared.registry.aside(clock::now()));
         // Those that could not be taken anyway must not fill the list.
         let mut kinds = shared.kinds();
         let known = kinds.len();
@@ -105,6 +108,7 @@ struct Report {
 /// Passes until the pod ends: on every sweep, whenever nudged, and when room frees after it was short.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut passes = Passes::default();
+    let mut nag = Nag::new(shared.settings.lease.max(SAY_AGAIN));
     let mut due = Duration::ZERO;
     loop {
         tokio::select! {
@@ -123,6 +127,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         match passed {
             Ok(report) => {
+                nag.passed();
                 if let Some(again) = report.again {
                     due = due.min(again);
                 }
@@ -133,13 +138,26 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     );
                 }
             }
-            Err(e) if !e.is_transient() => {
-                tracing::warn!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %e, "a recovery pass failed; the next one comes");
-            }
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %e, "a recovery pass failed; the next one comes");
-                due = due.min(shared.settings.reconnect_backoff_max);
+                report_failure(&shared, &e, &mut nag);
+                if e.is_transient() {
+                    due = due.min(shared.settings.reconnect_backoff_max);
+                }
             }
+        }
+    }
+}
+
+/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it lasts.
+fn report_failure(shared: &Shared, error: &Error, nag: &mut Nag) {
+    let is_outage = error.is_unconnected() || error.is_session_lost() || error.kind() == ErrorKind::Unreachable;
+    let patience = if is_outage { shared.settings.lease } else { Duration::ZERO };
+    match nag.failed(clock::now(), patience) {
+        Some(times) => {
+            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, times, error = %error, "recovery passes fail; the next one comes");
+        }
+        None => {
+            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %error, "a recovery pass failed; the next one comes");
         }
     }
 }
@@ -174,21 +192,12 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     }
     check(shared, own, &plan.check).await?;
     let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
-    let mut took = Took::default();
-    let mut claimer = Claimer::default();
-    for batch in wanted.chunks(BATCH) {
-        claim(shared, own, rules.max_crashes, batch, &mut claimer, &mut took).await?;
-    }
+    let mut took = claim::claim(shared, own, rules.max_crashes, &wanted, &mut passes.pace).await?;
     let given_up: Vec<&Candidate> = plan.give_up.iter().collect();
-    for batch in given_up.chunks(BATCH) {
-        claim(shared, own, poison::LAST_POD_BEARS, batch, &mut claimer, &mut took).await?;
-    }
-    drop(claimer);
-    for run in &took.unreadable {
-        end_unreadable(shared, run).await;
-    }
+    let ended = claim::claim(shared, own, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
+    took.add(ended);
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
-    let some_were_others = took.begun.len() + took.quarantined < wanted.len();
+    let some_were_others = took.begun.len() + took.passed_over < wanted.len();
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
@@ -211,71 +220,6 @@ fn rules(shared: &Shared) -> Rules {
         claim_delay: settings.claim_delay,
         share_wait: settings.longest_sweep(),
         lease: settings.lease,
-    }
-}
-
-/// What came of claims.
-#[derive(Default)]
-struct Took {
-    begun: Vec<RunId>,
-    unreadable: Vec<Unreadable>,
-    quarantined: usize,
-}
-
-/// Claims, begins what was claimed, and says what was quarantined, which is what `max_crashes` owners crashed under.
-async fn claim(
-    shared: &Arc<Shared>,
-    own: Incarnation,
-    max_crashes: u32,
-    wanted: &[&Candidate],
-    claimer: &mut Claimer,
-    took: &mut Took,
-) -> Result<()> {
-    let mut places: BTreeMap<RunId, Reservation<'_>> = BTreeMap::new();
-    for candidate in wanted {
-        if let Some(place) = shared.registry.reserve(candidate.run_id, &candidate.kind) {
-            places.insert(candidate.run_id, place);
-        }
-    }
-    let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
-    let floor = shared.registry.highest_fence();
-    let Claims { claimed, unreadable, quarantined } =
-        runs::claim(&shared.db, claimer, own, &wanted, max_crashes, floor).await?;
-    for run in &quarantined {
-        tracing::error!(
-            target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %shared.pod_id,
-            error = run.error, "a run that takes its owners down with it was quarantined"
-        );
-    }
-    took.quarantined += quarantined.len();
-    took.unreadable.extend(unreadable);
-    for run in claimed {
-        let (Some(place), Some(handler)) = (places.remove(&run.run_id), shared.handlers.get(&run.kind).cloned()) else {
-            continue;
-        };
-        took.begun.push(run.run_id);
-        let suspect = poison::judge(run.crashes, false, max_crashes) == Suspicion::Suspect;
-        let place = if suspect { place.suspect() } else { place };
-        execute::begin(shared, handler, place, run, own);
-    }
-    Ok(())
-}
-
-/// No handler of any pod could begin it: without an end it would be claimed for ever.
-async fn end_unreadable(shared: &Shared, run: &Unreadable) {
-    let Unreadable { owner, kind, attempt, why } = run;
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
-    let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
-    let settings = &shared.settings;
-    let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&shared.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
-    match ended.await {
-        Ok(true) => failures::note(shared, *owner, kind, *attempt, ending.error().unwrap_or_default()),
-        // It is another's by now.
-        Ok(false) => {}
-        Err(e) => {
-            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
-        }
     }
 }
 

@@ -90,6 +90,8 @@ pub(crate) struct Registry {
     yielded: Mutex<HashMap<RunId, Moment>>,
     /// Runs that were fenced, or told that the pod gave up, and have ended here, since the pod was last attached.
     lost: Mutex<BTreeSet<RunId>>,
+    /// Runs that this process could not take up, and until when it does not try again.
+    aside: Mutex<HashMap<RunId, Moment>>,
     /// The highest fence that this process was ever given.
     highest_fence: AtomicI64,
     /// Notified whenever a run leaves.
@@ -109,6 +111,7 @@ impl Registry {
             closed: AtomicBool::new(false),
             yielded: Mutex::default(),
             lost: Mutex::default(),
+            aside: Mutex::default(),
             highest_fence: AtomicI64::new(0),
             freed: Notify::new(),
             count: watch::channel(0).0,
@@ -222,6 +225,18 @@ impl Registry {
         let mut yielded = self.yielded.lock().unwrap_or_else(PoisonError::into_inner);
         yielded.retain(|_, at| now.saturating_sub(*at) < wait);
         yielded.keys().copied().collect()
+    }
+
+    /// This process does not try to take the run up before `until`.
+    pub(crate) fn set_aside(&self, run_id: RunId, until: Moment) {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id, until);
+    }
+
+    /// The runs that are set aside at `now`.
+    pub(crate) fn aside(&self, now: Moment) -> Vec<RunId> {
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        aside.retain(|_, until| now < *until);
+        aside.keys().copied().collect()
     }
 
     fn tasks(&self) -> Vec<AbortHandle> {

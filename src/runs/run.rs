@@ -15,13 +15,16 @@ use super::{failures, guard};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
-use crate::output::{Limits, Output, storable};
+use crate::output::{Limits, Output, size, storable};
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
 
 /// Delays between tries of a write while the database cannot be reached.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
 pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// After how many tries that did not end in time, while small writes did, a write is given up.
+const SLOW_TRIES: u32 = 3;
 
 /// A run, as its handler holds it: what to do, how far former attempts came, and the means to write under its fence.
 ///
@@ -157,7 +160,10 @@ impl Run {
     ///
     /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before, the
     /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. [`ErrorKind::InvalidInput`]
-    /// for a value that has U+0000 or is nested deeper than 127. Others as the server's.
+    /// for a value that has U+0000 or is nested deeper than 127, [`ErrorKind::TooLarge`] for one that has more bytes than
+    /// `checkpoint_max_bytes`. [`ErrorKind::TooSlow`] where three tries did not end within `statement_timeout`, although a
+    /// small write of the run did after each: the run goes on, and [`Error::may_have_been_done`] says whether the value may
+    /// have been saved. Others as the server's.
     ///
     /// # Cancel safety
     ///
@@ -177,8 +183,18 @@ impl Run {
 
     /// What could not be read by the next attempt is no checkpoint.
     pub(super) fn check_checkpoint(&self, value: &Value) -> Result<()> {
+        let run_id = self.owner.run_id;
+        let most = self.shared.settings.checkpoint_max_bytes;
+        let bytes = size(value)?;
+        if bytes > most {
+            let what =
+                format!("run {run_id}: a checkpoint has {bytes} bytes, and {most} (checkpoint_max_bytes) is the most");
+            return Err(Error::new(ErrorKind::TooLarge, what)
+                .about_run(run_id)
+                .left("nothing was written; the run goes on")
+                .todo("keep it elsewhere and save where it is, or raise the limit"));
+        }
         storable(value).map_err(|why| {
-            let run_id = self.owner.run_id;
             Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
                 .about_run(run_id)
                 .left("nothing was written; the run goes on")
@@ -334,6 +350,7 @@ impl Run {
         writes.number += 1;
         let number = writes.number;
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        let mut slow = 0;
         // Whether a try may have been accepted although its reply never came.
         let mut in_doubt = false;
         let told = |error: Error, in_doubt| if in_doubt { error.after_a_lost_reply() } else { error };
@@ -368,6 +385,12 @@ impl Run {
                 let error = if answered { error.left("nothing was written; the run goes on") } else { error };
                 return Err(told(error, in_doubt));
             }
+            if error.is_slow() && self.small_writes_pass().await {
+                slow += 1;
+                if slow >= SLOW_TRIES {
+                    return Err(self.too_slow(what, &error, in_doubt));
+                }
+            }
             // A password that was changed, a certificate that ran out: the run waits for it, and somebody has to know.
             if passes_by_itself(&error) {
                 tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");
@@ -376,6 +399,22 @@ impl Run {
             }
             tokio::time::sleep(backoff.delay()).await;
         }
+    }
+
+    /// Whether a small write of the same row ends in time: then the database, the lock of the row and a standby that commits
+    /// wait for are all well, and what does not end is too large.
+    async fn small_writes_pass(&self) -> bool {
+        runs::touch(&self.shared.db, self.owner).await.unwrap_or(false)
+    }
+
+    fn too_slow(&self, what: &str, error: &Error, in_doubt: bool) -> Error {
+        let run_id = self.owner.run_id;
+        let what =
+            format!("run {run_id}: {what} did not end in time, {SLOW_TRIES} times, while small writes did: {error}");
+        Error::new(ErrorKind::TooSlow, what)
+            .about_run(run_id)
+            .given_up(in_doubt)
+            .todo("write less at once, or raise statement_timeout")
     }
 
     /// L7, on our side of the wire: a run that was told to stop for good writes nothing more.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
-use crate::output::storable;
+use crate::output::{size, storable};
 use crate::pod::shared::Shared;
 use crate::postgres::runs::{self, Claimed, Holder, Insert, Inserted};
 
@@ -17,7 +17,7 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 /// Starts a run that this pod owns, and begins it.
 pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> {
     let incarnation = shared.may_take_work()?;
-    check(&new)?;
+    check(shared, &new)?;
     let handler = shared.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(shared, &new.kind))?;
     let run_id = RunId::generate();
     let place = shared.registry.reserve(run_id, &new.kind).ok_or_else(|| full(shared, &new.kind))?;
@@ -41,7 +41,7 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
 
 /// Starts a run that nobody owns: any pod with a handler and room takes it up.
 pub(crate) async fn submit(shared: &Shared, new: &NewRun) -> Result<RunId> {
-    check(new)?;
+    check(shared, new)?;
     let run_id = RunId::generate();
     let insert = insert_of(shared, run_id, new);
     let inserted = repeat(run_id, || runs::submit(&shared.db, &insert)).await?;
@@ -55,7 +55,7 @@ pub(crate) async fn insert_in_txn(
     new: &NewRun,
     owned: bool,
 ) -> Result<RunId> {
-    check(new)?;
+    check(shared, new)?;
     let owner: Option<Incarnation> = if owned {
         if !shared.handlers.contains_key(&new.kind) {
             return Err(no_handler(shared, &new.kind));
@@ -133,7 +133,16 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
         .todo("follow that run, or wait until it has ended")
 }
 
-fn check(new: &NewRun) -> Result<()> {
+fn check(shared: &Shared, new: &NewRun) -> Result<()> {
+    let most = shared.settings.input_max_bytes;
+    let bytes = size(&new.input)?;
+    if bytes > most {
+        let what =
+            format!("the run cannot be started: its input has {bytes} bytes, and {most} (input_max_bytes) is the most");
+        return Err(Error::new(ErrorKind::TooLarge, what)
+            .left("no run was started")
+            .todo("keep it elsewhere and start the run with where it is, or raise the limit"));
+    }
     let fault = if new.kind.is_empty() || new.kind.len() > 128 {
         Some(format!("its kind has {} bytes, and must have 1 to 128", new.kind.len()))
     } else if new.key.as_ref().is_some_and(|k| k.is_empty() || k.len() > 1024) {

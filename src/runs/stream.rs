@@ -189,6 +189,16 @@ impl Stream {
         }
     }
 
+    /// These, the last of what was taken, are not sent yet; the others are.
+    pub(crate) fn take_back(&self, bodies: Vec<String>) {
+        let mut state = self.state();
+        state.sent = state.sent.saturating_sub(bodies.len());
+        for chunk in bodies.into_iter().rev() {
+            state.held_bytes += chunk.len();
+            state.held.push_front(chunk);
+        }
+    }
+
     /// Nothing more of it is sent: the run is no longer this attempt's. Returns how many were held.
     pub(crate) fn give_up(&self) -> usize {
         self.empty(None)

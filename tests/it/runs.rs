@@ -1,6 +1,7 @@
 //! Runs: started, ended, claimed, handed over; each interleaving that matters is forced, by locks that the test holds,
 //! by a proxy that it commands, or by handlers that do what it says.
 
+mod bad_rows;
 mod capacity;
 mod claims;
 mod drain;
@@ -14,8 +15,11 @@ mod orphans;
 mod outputs;
 mod poison;
 mod restart;
+mod sequence;
 mod shares;
 mod silence;
+mod slow_links;
 pub(crate) mod stage;
 mod start;
+mod too_large;
 mod txn;

@@ -25,7 +25,10 @@ Passwords that rotate (tokens of a cloud's identity service) are asked for by `C
 connection and so at every reconnect.
 
 The time-outs and keepalives that make a lock a lease are not set here: they follow from `lease`, and each session sets
-them on the server. The words about keepalives below are about the client's side of the socket.
+them on the server, first of all, so that a `statement_timeout` of the role's own ends none of them. Where the role or the
+database has `synchronous_commit` off, these sessions turn it on: what was confirmed is there after a crash. (A run that is
+started in your own transaction is as durable as that transaction.) The words about keepalives below are about the client's side
+of the socket.
 
 ## TLS is rustls
 

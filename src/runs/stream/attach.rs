@@ -135,7 +135,7 @@ impl Attached {
         let db = &attached.shared.db;
         let is_there = if seen.end.is_some() {
             // Whether it is over for this reader is known at once, so that `is_over` can say so.
-            let page = streams::pages(db, &[(run_id, seen.position)]).await?.pop().flatten();
+            let page = streams::pages(db, &[(run_id, seen.position)], streams::LOOK_BYTES).await?.pop().flatten();
             page.map(|page| attached.take(page)).is_some()
         } else {
             runs::standing(db, run_id).await?.is_some()

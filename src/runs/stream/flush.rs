@@ -149,6 +149,18 @@ impl Batch {
         }
     }
 
+    fn is_one_chunk(&self) -> bool {
+        matches!(self.chunks.as_slice(), [one] if one.bodies.len() <= 1)
+    }
+
+    /// Keeps the first half of the chunks of its one stream, and gives the others back to the stream.
+    fn halve(&mut self, shared: &Shared) {
+        let (Some(stream), Some(chunks)) = (self.streams.first(), self.chunks.first_mut()) else { return };
+        let rest = chunks.bodies.split_off(chunks.bodies.len().div_ceil(2));
+        shared.flusher.queue().count(rest.len(), 1);
+        stream.take_back(rest);
+    }
+
     /// Each of its streams in a batch of its own.
     fn apart(self) -> impl Iterator<Item = Self> {
         let one = |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks] };
@@ -235,6 +247,16 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
                 // Where no row was found, the statement told nobody.
                 what = what.filter(|_| stored.iter().all(|stored| *stored == Stored::No));
                 put_back |= settle(shared, batch, &stored).await;
+            }
+            // What did not fit in time is tried in smaller parts: stream by stream, then half of a stream's chunks.
+            Err(e) if e.is_slow() && !batch.is_one_chunk() => {
+                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "chunks did not fit in time; trying with fewer");
+                if batch.streams.len() > 1 {
+                    waiting.extend(batch.apart());
+                } else {
+                    batch.halve(shared);
+                    waiting.push_front(batch);
+                }
             }
             Err(e) if waits_for_it(&e) || is_under_way(&e) => {
                 tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");

@@ -1,6 +1,7 @@
 //! The readers of a pod: each asks for what comes after its position and waits; one statement looks for all of them. A
 //! reader that is slow does not ask, so nothing is held for it, and no writer knows of it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -210,6 +211,8 @@ async fn looks(shared: &Shared) {
     let mut listening = readers.listening.subscribe();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut looked_anyway = Instant::now();
+    // How much one look brings, and for how many places: less after a look that did not end in time.
+    let (mut bytes, mut most) = (streams::LOOK_BYTES, usize::MAX);
     loop {
         let anyway = looked_anyway + if *listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT };
         // However busy it is: some things nobody tells of.
@@ -229,12 +232,19 @@ async fn looks(shared: &Shared) {
         }
         // Readers at the same place of the same run are looked for once.
         let mut places: HashMap<(RunId, Position), Vec<Seat>> = HashMap::new();
+        let mut later = Vec::new();
         for (seat, run_id, position) in fresh {
-            places.entry((run_id, position)).or_default().push(seat);
+            let is_full = places.len() >= most;
+            match places.entry((run_id, position)) {
+                Entry::Vacant(_) if is_full => later.push(seat),
+                place => place.or_default().push(seat),
+            }
         }
+        readers.again(later.into_iter());
         let (wanted, seats): (Vec<_>, Vec<_>) = places.into_iter().unzip();
-        match streams::pages(&shared.db, &wanted).await {
+        match streams::pages(&shared.db, &wanted, bytes).await {
             Ok(pages) => {
+                (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
                 for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
                     for seat in seats {
@@ -244,7 +254,10 @@ async fn looks(shared: &Shared) {
             }
             // They wait for the database as the writers do.
             Err(e) if waits_for_it(&e) => {
-                tracing::debug!(target: "podlock", event = "stream_unread", error = %e, "looking again for chunks");
+                tracing::debug!(target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e, "looking again for chunks");
+                if e.is_slow() {
+                    (bytes, most) = ((bytes / 2).max(1), most.min(wanted.len()).div_ceil(2).max(1));
+                }
                 readers.again(seats.into_iter().flatten());
                 tokio::time::sleep(backoff.delay()).await;
             }

@@ -185,3 +185,94 @@ async fn a_living_pod_that_loses_both_witnesses_at_once_is_buried_and_comes_back
     })
     .await;
 }
+
+/// "A role's `statement_timeout` of a few ms: our own settings come first": a pod starts although the first statement that
+/// takes a moment takes longer than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roles_own_time_outs_end_no_statement_of_a_pod() {
+    timed(async {
+        let db = Db::new().await;
+        let short = format!(
+            "ALTER DATABASE \"{0}\" SET statement_timeout = '50ms'; ALTER DATABASE \"{0}\" SET lock_timeout = '50ms'; \
+             ALTER DATABASE \"{0}\" SET idle_in_transaction_session_timeout = '50ms'",
+            db.name
+        );
+        db.client.batch_execute(&short).await.unwrap();
+        // What a new session reads first is locked for longer.
+        db.client.batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_settings IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let config = db.config("a");
+        let starting = tokio::spawn(async move { start(config).await });
+        eventually(SOON, "the pod's first session waits", || async {
+            let sql = "SELECT count(*) FROM pg_locks l WHERE NOT l.granted AND l.relation = 'pg_catalog.pg_settings'::regclass";
+            let waits: i64 = db.client.scalar(sql, &[]).await;
+            if waits > 0 { Ok(()) } else { Err("nobody waits".to_owned()) }
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        db.client.batch_execute("COMMIT").await.unwrap();
+        let pod = starting.await.unwrap();
+        let run_id = pod.start(NewRun::new("echo")).await.unwrap().run_id;
+        db.client.run_in_state(run_id, "succeeded", SOON).await;
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// "`synchronous_commit` off by role lost 3 of 40 confirmed runs": every write of a pod waits for the disk; what is weaker
+/// about standbys alone stays as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_confirms_is_on_the_disk_whatever_its_role_says() {
+    timed(async {
+        for (set, expected) in [("off", "on"), ("local", "local")] {
+            let db = Db::new().await;
+            let record = format!(
+                "ALTER DATABASE \"{}\" SET synchronous_commit = {set}; CREATE TABLE seen (table_name text, setting text); \
+                 GRANT INSERT ON seen TO PUBLIC; \
+                 CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                   INSERT INTO public.seen VALUES (TG_TABLE_NAME, pg_catalog.current_setting('synchronous_commit')); \
+                   RETURN NULL; END $$; \
+                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_runs FOR EACH STATEMENT EXECUTE FUNCTION record(); \
+                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_pods FOR EACH STATEMENT EXECUTE FUNCTION record()",
+                db.name
+            );
+            db.client.batch_execute(&record).await.unwrap();
+            let pod = start(db.config("a")).await;
+            let run_id = pod.start(NewRun::new("echo")).await.unwrap().run_id;
+            db.client.run_in_state(run_id, "succeeded", SOON).await;
+            pod.shutdown(SOON).await.unwrap();
+            let sql = "SELECT table_name || ' ' || setting FROM (SELECT DISTINCT table_name, setting FROM seen) s ORDER BY 1";
+            let seen: Vec<String> =
+                db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+            assert_eq!(seen, [format!("studio_pods {expected}"), format!("studio_runs {expected}")]);
+        }
+    })
+    .await;
+}
+
+/// "Our client gives up at the same moment as the server's `statement_timeout` and drops its witness session for it": the
+/// server ends the statement first, and the session, with its witness lock, is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_the_server_ends_for_its_time_out_costs_no_session() {
+    timed(async {
+        let db = Db::new().await;
+        let statement_timeout = Duration::from_millis(1500);
+        let pod = start(db.config("a").with(|c| c.statement_timeout = Some(statement_timeout))).await;
+        db.client.armed("a", SOON).await;
+        let control = backends(&db, "control").await;
+        db.client.batch_execute("BEGIN; LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                     AND application_name = 'podlock/a/control' AND wait_event_type = 'Lock'";
+        eventually(SOON, "the sweep waits", || async {
+            let waiting: i64 = db.client.scalar(waits, &[]).await;
+            if waiting == 1 { Ok(()) } else { Err(format!("{waiting} wait")) }
+        })
+        .await;
+        tokio::time::sleep(statement_timeout * 2).await;
+        db.client.batch_execute("COMMIT").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(backends(&db, "control").await, control, "the control session is the same");
+        db.client.armed("a", SOON).await;
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}

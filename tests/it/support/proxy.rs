@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,6 +14,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
     Pass,
+    /// So many bytes a second pass, each way and on each link.
+    Rate(u32),
     /// Requests arrive, replies are swallowed.
     Mute,
     /// Nothing arrives anywhere, and nobody is told: a silent partition. What was sent waits.
@@ -181,7 +184,11 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::
         match through(&mut flow).await {
             Flow::Cut => return,
             Flow::Mute if replies => {}
-            _ => {
+            passes => {
+                if let Flow::Rate(bytes_a_second) = passes {
+                    let share = f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / f64::from(bytes_a_second);
+                    tokio::time::sleep(Duration::from_secs_f64(share)).await;
+                }
                 if to.write_all(&bytes[..count]).await.is_err() {
                     return;
                 }

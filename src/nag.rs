@@ -1,0 +1,66 @@
+//! When something that goes on failing is said again.
+
+use std::time::Duration;
+
+use crate::protocol::Moment;
+
+/// Failures in a row of one thing, and when that was last said.
+#[derive(Debug)]
+pub(crate) struct Nag {
+    every: Duration,
+    since: Option<Moment>,
+    said: Option<Moment>,
+    times: u64,
+}
+
+impl Nag {
+    /// Says it at most once in `every`.
+    pub(crate) fn new(every: Duration) -> Self {
+        Self { every, since: None, said: None, times: 0 }
+    }
+
+    /// It failed at `now`. Returns how many times it has failed in a row if that is to be said: for the first time when it has
+    /// gone on for `patience`.
+    pub(crate) fn failed(&mut self, now: Moment, patience: Duration) -> Option<u64> {
+        self.times += 1;
+        let since = *self.since.get_or_insert(now);
+        let is_due = now.saturating_sub(since) >= patience
+            && self.said.is_none_or(|said| now.saturating_sub(said) >= self.every);
+        if !is_due {
+            return None;
+        }
+        self.said = Some(now);
+        Some(self.times)
+    }
+
+    /// It did not fail. When it was last said stays: what fails every other time is not said each time.
+    pub(crate) fn passed(&mut self) {
+        self.since = None;
+        self.times = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_said_at_once_and_then_once_in_a_while() {
+        let mut nag = Nag::new(Duration::from_secs(10));
+        let at = Duration::from_secs;
+        assert_eq!(nag.failed(at(100), Duration::ZERO), Some(1));
+        assert_eq!(nag.failed(at(101), Duration::ZERO), None);
+        nag.passed();
+        assert_eq!(nag.failed(at(105), Duration::ZERO), None, "what fails every other time is not said each time");
+        assert_eq!(nag.failed(at(111), Duration::ZERO), Some(2));
+    }
+
+    #[test]
+    fn an_outage_is_said_when_it_lasts() {
+        let mut nag = Nag::new(Duration::from_secs(10));
+        let at = Duration::from_secs;
+        assert_eq!(nag.failed(at(100), at(5)), None);
+        assert_eq!(nag.failed(at(104), at(5)), None);
+        assert_eq!(nag.failed(at(105), at(5)), Some(3));
+    }
+}

@@ -1,0 +1,63 @@
+//! How far the sequence of fences may be raised for the sake of a run (L9).
+//!
+//! On one timeline of the database a run's fence is never above the sequence. It is after a failover that lost the newest
+//! numbers, after a move by logical replication, which copies rows and no sequences, and where a number was made by hand.
+//! A new fence must be above the old one, so the sequence has to be raised first; but one row may neither use it up nor
+//! keep the server counting.
+
+use crate::id::Fence;
+
+/// The most numbers that a claim itself takes from the sequence to get above a fence: 0.2 s of the server's time (measured).
+/// `above!` in `src/postgres/runs.rs` says the same number.
+pub const STEP: i64 = 100_000;
+/// The most by which the sequence is raised at once. A service that claims a million runs a second needs twelve days for so
+/// many; and after eight thousand such steps there are still fences left. `studio_raise_fence` says the same number.
+pub const JUMP: i64 = 1 << 40;
+
+/// How a fence stands to the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The next claim is above it by itself, or takes the few numbers that are missing.
+    Near,
+    /// The sequence has to be raised first.
+    Raise,
+    /// No pod was ever given such a number: it was made by hand. Its run is quarantined.
+    Beyond,
+}
+
+/// How a run's fence stands to a sequence whose last number was `last`.
+#[must_use]
+pub fn reach(fence: Fence, last: Fence) -> Reach {
+    let missing = i128::from(fence.get()) - i128::from(last.get().max(0));
+    if missing > i128::from(JUMP) {
+        Reach::Beyond
+    } else if missing > i128::from(STEP) {
+        Reach::Raise
+    } else {
+        Reach::Near
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_is_near_or_the_sequence_is_raised_for_it_or_it_was_made_by_hand() {
+        let cases = [
+            (0, 0, Reach::Near),
+            (7, 9000, Reach::Near),
+            (STEP, 0, Reach::Near),
+            (STEP + 1, 0, Reach::Raise),
+            (STEP + 1, 1, Reach::Near),
+            (JUMP + 5, 5, Reach::Raise),
+            (JUMP + 6, 5, Reach::Beyond),
+            (1 << 62, 100, Reach::Beyond),
+            (i64::MAX, 0, Reach::Beyond),
+            (i64::MIN, i64::MAX, Reach::Near),
+        ];
+        for (fence, last, expected) in cases {
+            assert_eq!(reach(fence.into(), last.into()), expected, "{fence} over {last}");
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! The part of a recovery pass that claims: runs are claimed in batches, then what is large is read, then each begins.
+//!
+//! One bad run, or a link on which little fits in time, delays and stops nothing (L12). A batch that fails is cut
+//! ([`crate::protocol::batch`]) down to the run at fault, which is named, passed over, and quarantined where other claims
+//! pass. Claims carry no payload that could be large: inputs and checkpoints are read afterwards, under the fence, so many
+//! bytes at a time. Between the claim and the read the run may be claimed again; then the read finds nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::registry::Reservation;
+use super::{execute, failures};
+use crate::error::{Error, Result};
+use crate::id::{Fence, Incarnation, RunId};
+use crate::nag::Nag;
+use crate::output::{Limits, Output};
+use crate::pod::clock;
+use crate::pod::shared::Shared;
+use crate::postgres::fences;
+use crate::postgres::payloads::{self, Read};
+use crate::postgres::quarantine;
+use crate::postgres::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadable};
+use crate::protocol::Moment;
+use crate::protocol::batch::{self, Batches, Fault, Verdict};
+use crate::protocol::fences::{Reach, reach};
+use crate::protocol::poison::{self, Suspicion};
+use crate::protocol::recover::Candidate;
+
+/// The most orphans that one statement claims.
+const BATCH: usize = 500;
+/// How many bytes of inputs and checkpoints one statement reads, as the server stores them. A larger one is read in pieces.
+const READ_BYTES: i64 = 1 << 20;
+/// A run that cannot be taken up is tried again after a lease; where others pass and it cannot be quarantined, then after
+/// twice as long, and so on up to this many doublings.
+const DOUBLINGS: u32 = 6;
+/// So many runs at fault are remembered.
+const BLAMED_MOST: usize = 10_000;
+/// How often it is said that claims fail in part.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// What claims of one pass teach for the next.
+pub(super) struct Pace {
+    /// The most runs of one statement.
+    size: usize,
+    /// How many runs this process has claimed: a run is at fault only if others pass.
+    passed: u64,
+    blamed: BTreeMap<RunId, Blamed>,
+    /// The sequence of fences stood at least there.
+    last: Fence,
+    /// When the sequence was looked at.
+    looked: Option<Moment>,
+    nag: Nag,
+}
+
+/// A run at which a claim failed.
+#[derive(Clone, Copy)]
+struct Blamed {
+    failures: u32,
+    /// [`Pace::passed`] at the first failure.
+    passed: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            size: BATCH,
+            passed: 0,
+            blamed: BTreeMap::new(),
+            last: Fence::from(0),
+            looked: None,
+            nag: Nag::new(SAY_AGAIN),
+        }
+    }
+}
+
+/// What came of claims.
+#[derive(Default)]
+pub(super) struct Took {
+    pub(super) begun: Vec<RunId>,
+    /// Quarantined, or at fault: nothing is left to do about them for now.
+    pub(super) passed_over: usize,
+}
+
+impl Took {
+    pub(super) fn add(&mut self, other: Self) {
+        self.begun.extend(other.begun);
+        self.passed_over += other.passed_over;
+    }
+}
+
+/// A claimed run whose payload is still to be read.
+struct Unread<'a> {
+    place: Reservation<'a>,
+    claimed: Claimed,
+    bytes: i64,
+}
+
+/// One pass's claims.
+struct Claiming<'a> {
+    shared: &'a Arc<Shared>,
+    own: Incarnation,
+    max_crashes: u32,
+    took: Took,
+    unread: Vec<Unread<'a>>,
+    unreadable: Vec<Unreadable>,
+}
+
+/// Claims these runs, begins what was claimed, and says what was quarantined, which is what `max_crashes` owners crashed
+/// under.
+pub(super) async fn claim(
+    shared: &Arc<Shared>,
+    own: Incarnation,
+    max_crashes: u32,
+    wanted: &[&Candidate],
+    pace: &mut Pace,
+) -> Result<Took> {
+    let mut claiming =
+        Claiming { shared, own, max_crashes, took: Took::default(), unread: Vec::new(), unreadable: Vec::new() };
+    let wanted = claiming.within_reach(wanted, pace).await?;
+    let mut batches = Batches::new(wanted.len(), pace.size);
+    let mut claimer = Claimer::default();
+    let (mut culprits, mut given_up) = (Vec::new(), None);
+    while let Some(batch) = batches.next_batch() {
+        let Err(error) = claiming.batch(&wanted[batch.clone()], &mut claimer).await else { continue };
+        let fault = fault_of(&error);
+        match batches.failed(&batch, fault) {
+            Verdict::Cut => claiming.say(pace, &error, batch.len(), &batches),
+            Verdict::Culprit(at) => culprits.push((wanted[at], fault, error)),
+            Verdict::GiveUp => {
+                given_up = Some((error, batch.len()));
+                break;
+            }
+        }
+    }
+    drop(claimer);
+    pace.size = batches.size_of_next_pass(BATCH);
+    claiming.read_all().await;
+    pace.passed += u64::try_from(claiming.took.begun.len()).unwrap_or(0);
+    for run in std::mem::take(&mut claiming.unreadable) {
+        end_unreadable(shared, &run).await;
+    }
+    for (run, fault, error) in culprits {
+        // Where nothing passes in time, the server is slow, and no run is passed over for it.
+        if fault == Fault::TooSlow && claiming.took.begun.is_empty() {
+            given_up = given_up.or(Some((error, 1)));
+        } else {
+            claiming.blame(run, fault, &error, pace).await;
+        }
+    }
+    match given_up {
+        Some((error, tried)) if claiming.took.begun.is_empty() => Err(error.during(&format!(
+            "claiming {tried} of {} runs in one statement; the next pass takes at most {} at a time",
+            wanted.len(),
+            pace.size
+        ))),
+        Some((error, tried)) => {
+            claiming.say(pace, &error, tried, &batches);
+            Ok(claiming.took)
+        }
+        None => Ok(claiming.took),
+    }
+}
+
+/// The highest fence that a claim has to get above.
+fn highest(wanted: &[&Candidate], floor: Fence) -> Fence {
+    wanted.iter().map(|run| run.fence).chain([floor]).max().unwrap_or(floor)
+}
+
+/// What a failed statement over several runs says of them.
+fn fault_of(error: &Error) -> Fault {
+    batch::fault(error.is_slow(), error.sqlstate())
+}
+
+impl<'a> Claiming<'a> {
+    /// Those that a claim can reach by its fence (L9). For others the sequence is raised first; a run with a fence that no
+    /// pod was ever given is quarantined. Looks at the sequence once in a sweep, and whenever a fence is far ahead.
+    async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
+        let now = clock::now();
+        let floor = self.shared.registry.highest_fence();
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.shared.settings.sweep_interval);
+        if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
+            return Ok(wanted.to_vec());
+        }
+        let sequence = fences::sequence(&self.shared.db).await?;
+        (pace.last, pace.looked) = (sequence.last, Some(now));
+        let (mut near, beyond): (Vec<_>, Vec<_>) =
+            wanted.iter().copied().partition(|run| reach(run.fence, sequence.last) != Reach::Beyond);
+        let highest = highest(&near, floor);
+        if sequence.cache != 1 || reach(highest, sequence.last) != Reach::Near {
+            match fences::raise(&self.shared.db, highest).await {
+                Ok(last) => pace.last = last,
+                // The others need not wait for it.
+                Err(error) => {
+                    near.retain(|run| reach(run.fence, sequence.last) == Reach::Near);
+                    if let Some(times) = pace.nag.failed(now, Duration::ZERO) {
+                        tracing::warn!(target: "podlock", event = "fences_not_raised", pod = %self.shared.pod_id, floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times, error = %error, "the sequence of fences must be raised, or its CACHE set back to 1, and could not be");
+                    }
+                }
+            }
+        }
+        for run in beyond {
+            let why = format!("its fence is {}, and the newest that a pod was given is {}", run.fence, sequence.last);
+            self.set_aside(run, &why, true, pace).await;
+        }
+        Ok(near)
+    }
+
+    /// Claims one batch, and begins what came with its payload.
+    async fn batch(&mut self, wanted: &[&Candidate], claimer: &mut Claimer) -> Result<()> {
+        let registry = &self.shared.registry;
+        let mut places: BTreeMap<RunId, Reservation<'a>> = BTreeMap::new();
+        for candidate in wanted {
+            if let Some(place) = registry.reserve(candidate.run_id, &candidate.kind) {
+                places.insert(candidate.run_id, place);
+            }
+        }
+        let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
+        let floor = registry.highest_fence();
+        let Claims { claimed, unread, unreadable, quarantined } =
+            runs::claim(&self.shared.db, claimer, self.own, &wanted, self.max_crashes, floor).await?;
+        for run in &quarantined {
+            tracing::error!(
+                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %self.shared.pod_id,
+                error = run.error, "a run that takes its owners down with it was quarantined"
+            );
+        }
+        self.took.passed_over += quarantined.len();
+        self.unreadable.extend(unreadable);
+        for run in claimed {
+            if let Some(place) = places.remove(&run.run_id) {
+                self.begin(place, run);
+            }
+        }
+        for (claimed, bytes) in unread {
+            if let Some(place) = places.remove(&claimed.run_id) {
+                self.unread.push(Unread { place, claimed, bytes });
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, place: Reservation<'_>, run: Claimed) {
+        let Some(handler) = self.shared.handlers.get(&run.kind).cloned() else { return };
+        self.took.begun.push(run.run_id);
+        let suspect = poison::judge(run.crashes, false, self.max_crashes) == Suspicion::Suspect;
+        let place = if suspect { place.suspect() } else { place };
+        execute::begin(self.shared, handler, place, run, self.own);
+    }
+
+    /// Reads what did not come along, the small ones first, and begins each as it comes. What cannot be read for want of a
+    /// connection stays an own row without a task: a later pass takes it up.
+    async fn read_all(&mut self) {
+        let mut unread = std::mem::take(&mut self.unread);
+        unread.sort_by_key(|run| run.bytes);
+        let sizes: Vec<i64> = unread.iter().map(|run| run.bytes).collect();
+        let mut left: Vec<Option<Unread<'a>>> = unread.into_iter().map(Some).collect();
+        let mut groups: VecDeque<Range<usize>> = batch::by_bytes(&sizes, READ_BYTES).into();
+        while let Some(group) = groups.pop_front() {
+            if group.len() == 1 && sizes.get(group.start).is_some_and(|bytes| *bytes > READ_BYTES) {
+                self.read_alone(left.get_mut(group.start)).await;
+                continue;
+            }
+            let owners: Vec<Owner> =
+                left[group.clone()].iter().flatten().map(|run| self.owner_of(&run.claimed)).collect();
+            match payloads::read(&self.shared.db, &owners).await {
+                Ok(read) => {
+                    for (run_id, read) in read {
+                        let mut of_group = left[group.clone()].iter_mut();
+                        let run = of_group.find(|run| run.as_ref().is_some_and(|run| run.claimed.run_id == run_id));
+                        if let Some(run) = run.and_then(Option::take) {
+                            self.begin_with(run, read);
+                        }
+                    }
+                }
+                Err(e) if fault_of(&e) == Fault::Other => {
+                    tracing::warn!(target: "podlock", event = "payloads_unread", pod = %self.shared.pod_id, runs = left.iter().flatten().count(), error = %e, "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up");
+                    return;
+                }
+                Err(_) if group.len() == 1 => self.read_alone(left.get_mut(group.start)).await,
+                Err(_) => {
+                    let middle = group.start + group.len() / 2;
+                    groups.push_front(middle..group.end);
+                    groups.push_front(group.start..middle);
+                }
+            }
+        }
+    }
+
+    /// Reads one run's payload in pieces. One that does not come through even so is given back: another pod may be nearer.
+    async fn read_alone(&mut self, run: Option<&mut Option<Unread<'a>>>) {
+        let Some(run) = run.and_then(Option::take) else { return };
+        let owner = self.owner_of(&run.claimed);
+        let error = match payloads::read_in_pieces(&self.shared.db, owner).await {
+            Ok(Some(read)) => return self.begin_with(run, read),
+            // It was cancelled, or claimed by another.
+            Ok(None) => return,
+            Err(e) => e,
+        };
+        match fault_of(&error) {
+            Fault::Row => self.note_unreadable(&run.claimed, error.to_string()),
+            Fault::Other | Fault::TooSlow => {
+                tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.shared.pod_id, run = %owner.run_id, fence = owner.fence.get(), bytes = run.bytes, error = %error, "the input and checkpoint of a claimed run could not be read; the run is given back");
+                self.shared.registry.set_aside(owner.run_id, clock::now() + self.shared.settings.lease);
+                if let Err(e) = runs::give_back(&self.shared.db, owner).await {
+                    tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.shared.pod_id, run = %owner.run_id, error = %e, "the run could not be given back either; a later pass takes it up");
+                }
+            }
+        }
+    }
+
+    fn begin_with(&mut self, run: Unread<'a>, read: Read) {
+        let Unread { place, mut claimed, .. } = run;
+        match read {
+            Read::Payload(payload) => {
+                (claimed.input, claimed.checkpoint) = (payload.input, payload.checkpoint);
+                self.begin(place, claimed);
+            }
+            Read::Unreadable(why) => self.note_unreadable(&claimed, why),
+        }
+    }
+
+    fn note_unreadable(&mut self, claimed: &Claimed, why: String) {
+        let (owner, kind, attempt) = (self.owner_of(claimed), claimed.kind.clone(), claimed.attempt);
+        self.unreadable.push(Unreadable { owner, kind, attempt, why });
+    }
+
+    fn owner_of(&self, claimed: &Claimed) -> Owner {
+        Owner { run_id: claimed.run_id, incarnation: self.own, fence: claimed.fence }
+    }
+
+    /// One run made a claim fail, alone. It is quarantined where that is its own fault: the server refused it, and passed
+    /// others since the first time. Where nothing passes, the fault may be elsewhere, and no run is ended for it.
+    async fn blame(&mut self, run: &Candidate, fault: Fault, error: &Error, pace: &mut Pace) {
+        let passed = pace.passed;
+        // What was claimed in this very pass counts.
+        let before = passed - u64::try_from(self.took.begun.len()).unwrap_or(0).min(passed);
+        if pace.blamed.len() >= BLAMED_MOST {
+            pace.blamed.clear();
+        }
+        let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: before });
+        let is_its_own = fault == Fault::Row && passed > blamed.passed;
+        self.set_aside(run, &error.to_string(), is_its_own, pace).await;
+    }
+
+    /// Passes a run over for a while, and quarantines it if it is to be. It is named either way.
+    async fn set_aside(&mut self, run: &Candidate, why: &str, is_its_own: bool, pace: &mut Pace) {
+        self.took.passed_over += 1;
+        let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: pace.passed });
+        blamed.failures += 1;
+        // Longer each time only where it is the run: what else is at fault may be mended at any time.
+        let doublings = if is_its_own { (blamed.failures - 1).min(DOUBLINGS) } else { 0 };
+        let wait = self.shared.settings.lease * 2_u32.pow(doublings);
+        let pod = &self.shared.pod_id;
+        if is_its_own {
+            match quarantine::quarantine(&self.shared.db, self.own, run, why).await {
+                Ok(true) => {
+                    pace.blamed.remove(&run.run_id);
+                    tracing::error!(target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = why, "a run that no pod can claim was quarantined");
+                    return;
+                }
+                // It is another's by now, or somebody holds its row.
+                Ok(false) => {}
+                Err(e) => {
+                    tracing::warn!(target: "podlock", event = "unquarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = %e, "a run that no pod can claim could not be quarantined");
+                }
+            }
+        }
+        self.shared.registry.set_aside(run.run_id, clock::now() + wait);
+        tracing::warn!(target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod, fence = run.fence.get(), wait_ms = wait.as_millis(), error = why, "a run that could not be claimed is passed over for a while");
+    }
+
+    /// Says that claims fail in part, at most once in a while.
+    fn say(&self, pace: &mut Pace, error: &Error, tried: usize, batches: &Batches) {
+        if let Some(times) = pace.nag.failed(clock::now(), Duration::ZERO) {
+            tracing::warn!(target: "podlock", event = "claim_failed", pod = %self.shared.pod_id, tried, size = batches.size(), times, error = %error, "a claim of several runs failed; smaller ones are tried");
+        }
+    }
+}
+
+/// No handler of any pod could begin it: without an end it would be claimed for ever.
+async fn end_unreadable(shared: &Shared, run: &Unreadable) {
+    let Unreadable { owner, kind, attempt, why } = run;
+    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
+    let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
+    let settings = &shared.settings;
+    let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
+    let ended = async { runs::finish(&shared.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
+    match ended.await {
+        Ok(true) => failures::note(shared, *owner, kind, *attempt, ending.error().unwrap_or_default()),
+        // It is another's by now.
+        Ok(false) => {}
+        Err(e) => {
+            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
+        }
+    }
+}
