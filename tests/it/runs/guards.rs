@@ -149,7 +149,7 @@ async fn a_guard_of_a_cancelled_run_is_refused_and_its_transaction_commits_nothi
         let a = stage.pod(db.config("a")).await;
         for told in [true, false] {
             let run_id = a.start(act()).await.unwrap().run_id;
-            let run = stage.act().await.run;
+            let run = stage.act_of(run_id).await.run;
             if told {
                 a.cancel(run_id).await.unwrap();
                 assert_eq!(run.stopped().await, StopReason::Cancelled);
@@ -232,7 +232,7 @@ async fn under_an_old_snapshot_a_guard_fails_instead_of_passing() {
         for level in ["REPEATABLE READ", "SERIALIZABLE"] {
             for taken in [true, false] {
                 let run_id = a.start(act()).await.unwrap().run_id;
-                let run = stage.act().await.run;
+                let run = stage.act_of(run_id).await.run;
                 let mut client = sql::connect(&db.pod_url).await;
                 let begin = format!("SET default_transaction_isolation = '{level}'");
                 client.batch_execute(&begin).await.unwrap();

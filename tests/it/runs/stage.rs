@@ -76,6 +76,17 @@ impl Stage {
         tokio::time::timeout(SOON, acts.recv()).await.expect("an attempt begins soon").expect("the stage lives")
     }
 
+    /// The next attempt of this run. Attempts of other runs, such as one that a test took from its owner and that a pod
+    /// claimed again, end here.
+    pub(crate) async fn act_of(&self, run_id: RunId) -> Act {
+        loop {
+            let act = self.act().await;
+            if act.run.id() == run_id {
+                return act;
+            }
+        }
+    }
+
     /// The next `count` attempts that begin.
     pub(crate) async fn acts(&self, count: usize) -> Vec<Act> {
         let mut acts = Vec::with_capacity(count);

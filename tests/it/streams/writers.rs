@@ -62,7 +62,7 @@ async fn l5_a_stale_owner_can_neither_restart_nor_cut_the_stream() {
         let a = stage.pod(db.config("a")).await;
         for nth in 0..3 {
             let run_id = a.start(act()).await.unwrap().run_id;
-            let begun = stage.act().await;
+            let begun = stage.act_of(run_id).await;
             say(&begun.run, &["mine"]).await;
             take_away(&db.client, run_id).await;
             let late = match nth {
