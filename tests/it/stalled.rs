@@ -228,6 +228,45 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
     .await;
 }
 
+/// Several peers find the same pod stalled. The second one comes when the first has committed and the backends have not ended
+/// yet: here they are stopped, so that they cannot. It writes nothing, and an operator may still evict.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_pod_is_evicted_once_although_a_second_peer_finds_its_locks_held() {
+    timed(async {
+        let db = Db::new().await;
+        let a = start(config(&db, "a", OnStall::Report)).await;
+        let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' AND control_pid IS NOT NULL";
+        let row = eventually(SOON, "both sessions are recorded", || async {
+            db.client.query_opt(of_a, &[]).await.unwrap().ok_or("not yet".to_owned())
+        })
+        .await;
+        let backends = [row.get::<_, i32>(0), row.get(1)];
+        let signal = |signal| {
+            for pid in backends {
+                let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+                rustix::process::kill_process(pid, signal).expect("a backend of the test's own server");
+            }
+        };
+        signal(rustix::process::Signal::STOP);
+        let mut ended = Vec::new();
+        for peer in ["b", "c"] {
+            let sql = "SELECT studio_end_backends($1, $2, 'stalled', $3)";
+            let row = db.client.query_one(sql, &[&a.incarnation().as_uuid(), &row.get::<_, i64>(2), &peer]).await;
+            ended.push(row.map(|row| row.get::<_, Option<i32>>(0)));
+        }
+        let by_operator = db.client.query_one("SELECT studio_evict('a')", &[]).await;
+        signal(rustix::process::Signal::CONT);
+        let ended: Vec<_> = ended.into_iter().collect::<Result<_, _>>().expect("the function answers");
+        assert_eq!(ended, [Some(2), None], "the first peer ends two backends, the second none");
+        by_operator.expect("an operator may evict again");
+        let by: Vec<_> = events(&db, "evicted", &a).await.into_iter().map(|(by, _)| by).collect();
+        assert_eq!(by.len(), 2, "the first peer and the operator: {by:?}");
+        assert_eq!(by[0], "b");
+        a.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
 /// An operator puts a sound pod out: exactly its two lock-holding backends are ended, its runs go on elsewhere without
 /// a crash on their record, and it comes back as another incarnation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use crate::network::{Link, Weather};
 use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::{Need, Scenario};
-use crate::world::{Figure, World, slack};
+use crate::world::{Figure, LEASE, World, slack};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Tun];
 const BAD: Weather = Weather { delay: Duration::from_millis(500), loss: 0.1 };
@@ -57,8 +57,10 @@ async fn cut_off(cut: impl Fn(&Link), pause_ms: u64) -> Vec<Figure> {
 /// A cut that is shorter than the outage that disturbs no run disturbs none.
 async fn cut_for_a_moment() -> Vec<Figure> {
     let mut world = World::networked(&[]).await;
+    // Twice the suite's lease: a first packet that is lost is sent again after a second, which is most of what is left of 4 s.
+    world.lease = LEASE * 2;
     world.settled(&["a", "b", "c"]).await;
-    world.start("a", 6, 200, 25).await;
+    world.start("a", 6, 400, 25).await;
     world.links["a"].cut();
     tokio::time::sleep(world.worst_case().outage_tolerated.mul_f64(0.8)).await;
     world.links["a"].mend();
