@@ -210,7 +210,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
-    Ok(session.query_one("recording a wait", SQL, &params).await?.get(0))
+    session.query_one("recording a wait", SQL, &params).await?.at(0)
 }
 
 fn name(name: String) -> Result<PodId, String> {
