@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use super::conninfo::Target;
 use super::dial::Dialer;
 use super::errors;
+use super::reply::Reply;
 use crate::config::Config;
 use crate::error::Result;
 
@@ -56,5 +57,5 @@ async fn open(dialer: &Dialer, target: &Target, limit: std::time::Duration) -> R
     let step = format!("asking {target} whether it is a standby");
     let sql = "SELECT pg_catalog.pg_is_in_recovery()";
     let answer = errors::within(&step, limit, dialled.client.query_one(sql, &[])).await?;
-    if answer.get(0) { Err(errors::standby(target)) } else { Ok(dialled.client) }
+    if answer.at(0)? { Err(errors::standby(target)) } else { Ok(dialled.client) }
 }

@@ -122,6 +122,7 @@ fn every_public_future_is_send(
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
+    is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::latest(operator, "kind", "key"));
     is_send(Operator::cancel(operator, run_id));
     is_send(Operator::restart(operator, run_id));
@@ -136,7 +137,9 @@ fn every_public_future_is_send(
     is_send(Operator::drop_schema(operator, "schema"));
     is_send(Follow::next(follow));
     is_send(Notices::next(notices));
+    is_send(podlock::connect(config));
     is_send(migrate::up(config));
     is_send(migrate::status(config));
+    is_send(podlock::http::sse_run(pod, run_id, &axum::http::HeaderMap::new()));
     is_send(podlock::http::not_found(axum::http::Method::GET, axum::http::Uri::from_static("/")));
 }
