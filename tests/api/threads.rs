@@ -113,13 +113,11 @@ fn every_public_future_is_send(
     is_send(Pod::attach_key(pod, "kind", "key"));
     is_send(Pod::attach_after(pod, run_id, podlock::StreamPosition::START));
     is_send(podlock::Attached::next(attached));
-    is_send(async { podlock::http::sse_run(pod, run_id, &axum::http::HeaderMap::new()).await });
     is_send(Run::finish(run, podlock::Output::text("")));
     is_send(Run::guard(run, txn));
     is_send(Operator::connect(config));
     is_send(Operator::pods(operator, PodFilter::new()));
     is_send(Operator::pod(operator, "name"));
-    is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::incarnation(operator, pod.incarnation()));

@@ -70,7 +70,7 @@ async fn trigger(db: &Db, pod: &str) -> Option<String> {
     db.client.query_opt(sql, &[&pod]).await.unwrap().map(|row| row.get(0))
 }
 
-/// The statement of the issue: `SELECT * FROM studio_watch(1, 2, 900, 25)` beside a commit that hangs.
+/// `SELECT * FROM studio_watch(1, 2, 900, 25)` next to a commit that hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_was_granted_is_not_cancelled_while_it_tells_the_others() {
     timed(async {

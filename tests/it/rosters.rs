@@ -56,7 +56,7 @@ async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patienc
     survivor.shutdown(SOON).await.unwrap();
 }
 
-/// The statement of the issue: at this size every look failed with 53200, and nobody was ever buried again.
+/// At this size each look used to fail with 53200, and no pod was buried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_600_dead_rows_on_a_small_lock_table_stop_no_burial_and_vanish() {
     within(Duration::from_secs(180), async {
