@@ -90,6 +90,7 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
         Some(_) => pace.from(i64::MIN),
         None => first.map_or(pace, |key| pace.from(key.get())),
     };
+    let began = clock::now();
     let mut portions = Portions::begin(pace);
     let mut look = Look::default();
     while let Some(portion) = portions.next() {
@@ -106,6 +107,7 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
         }
     }
     local.pace.set(portions.pace());
+    local.note_look(clock::now().saturating_sub(began));
     if !look.unknown.is_empty() {
         tracing::warn!(
             target: "podlock", event = "partly_blind", pod = %local.shared.pod_id, unknown = look.unknown.len(),
@@ -153,6 +155,10 @@ async fn bury_all(
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
+    // Begins with those that the last pass did not come to.
+    let from = local.bury_from.replace(i64::MIN);
+    let mut dead = dead.to_vec();
+    dead.sort_unstable_by_key(|(peer, _)| (peer.keys.lock.get() < from, peer.keys.lock));
     // The last is taken first.
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
@@ -174,11 +180,8 @@ async fn bury_all(
                     );
                 }
                 if failures >= FAILURES_MOST {
-                    // The next look begins with those that this pass did not come to.
                     let next = left.last().and_then(|portion| portion.first());
-                    if let Some((peer, _)) = next {
-                        local.pace.set(local.pace.get().from(peer.keys.lock.get()));
-                    }
+                    local.bury_from.set(next.map_or(i64::MIN, |(peer, _)| peer.keys.lock.get()));
                     return Err(e);
                 }
             }

@@ -279,7 +279,7 @@ impl Local {
         let mut buried = self.buried.borrow_mut();
         let (order, all) = &mut *buried;
         for incarnation in gone {
-            self.observer.borrow_mut().note_burial(&self.timing, now, *incarnation);
+            self.observer.borrow_mut().note_burial(&timing, now, *incarnation);
             order.push_back(*incarnation);
             all.insert(*incarnation);
         }

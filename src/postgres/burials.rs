@@ -32,6 +32,8 @@ pub(crate) struct Look {
     pub(crate) own: Option<OwnRow>,
     /// Peers whose rows bear what cannot be a pod's name, and why: they were made by hand. They are passed over.
     pub(crate) misnamed: Vec<(Incarnation, String)>,
+    /// The lock keys of the misnamed rows: they count towards the length of a portion like all others.
+    misnamed_keys: Vec<LockKey>,
     /// The last event's position when the look began: an unchanged one means an unchanged roster.
     pub(crate) version: Option<i64>,
 }
@@ -42,13 +44,16 @@ impl Look {
         self.peers.extend(part.peers);
         self.unknown.extend(part.unknown);
         self.misnamed.extend(part.misnamed);
+        self.misnamed_keys.extend(part.misnamed_keys);
         self.own = self.own.take().or(part.own);
         self.version = self.version.or(part.version);
     }
 
-    /// The lock keys of its rows, in order.
+    /// The lock keys of all rows that were read, in order.
     pub(crate) fn keys(&self) -> Vec<i64> {
-        let mut keys: Vec<_> = self.peers.iter().map(|p| p.keys.lock).chain(self.own.iter().map(|o| o.lock)).collect();
+        let own = self.own.iter().map(|o| o.lock);
+        let mut keys: Vec<_> = self.peers.iter().map(|p| p.keys.lock).chain(own).collect();
+        keys.extend(&self.misnamed_keys);
         keys.sort_unstable();
         keys.into_iter().map(LockKey::get).collect()
     }
@@ -121,8 +126,16 @@ const LOOK: Prepared = Prepared {
     types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
 };
 
-/// Locks the rows that it finds: one that another transaction holds is passed over, so that it holds up none of the others.
-const LOOK_AGAIN: &str = look!("p.lock_key = ANY($2) ORDER BY p.lock_key FOR UPDATE SKIP LOCKED", "true");
+/// Locks the rows that it finds, and the rows of their open sessions, which the burial closes. A pod one of whose rows another
+/// transaction holds is passed over, so that it holds up none of the others.
+const LOOK_AGAIN: &str = look!(
+    "p.lock_key = ANY($2) \
+       AND (NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL) \
+         OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL \
+              FOR NO KEY UPDATE SKIP LOCKED)) \
+     ORDER BY p.lock_key FOR UPDATE SKIP LOCKED",
+    "true"
+);
 
 /// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
 pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
@@ -185,6 +198,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
             Ok(pod_id) => pod_id,
             Err(why) => {
                 look.misnamed.push((incarnation, why));
+                look.misnamed_keys.push(keys.lock);
                 continue;
             }
         };

@@ -340,7 +340,8 @@ impl<'a> Claiming<'a> {
             pace.blamed.clear();
         }
         let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: before });
-        let is_its_own = fault == Fault::Row && passed > blamed.passed;
+        // A refusal that passes by itself ends no run: the first failure only sets the run aside.
+        let is_its_own = fault == Fault::Row && blamed.failures > 0 && passed > blamed.passed;
         self.set_aside(run, &error.to_string(), is_its_own, pace).await;
     }
 

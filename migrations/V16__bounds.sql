@@ -31,6 +31,8 @@ COMMENT ON COLUMN studio_runs.error IS 'Why a failed run failed; of a quarantine
 -- away the numbers that sessions hold in store where CACHE was more than 1.
 CREATE FUNCTION studio_raise_fence(floor pg_catalog.int8) RETURNS pg_catalog.int8
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path FROM CURRENT
+    -- While this waits for an open transaction that took a fence, every other fence waits behind it.
+    SET lock_timeout = '100ms'
     AS $$
 DECLARE
     most CONSTANT pg_catalog.int8 := 1099511627776::pg_catalog.int8;
