@@ -427,9 +427,9 @@ impl Error {
 
     /// The HTTP status that says this error to a client, as the crate's own router answers it.
     ///
-    /// Whatever may succeed later ([`Error::is_transient`]) or on another pod ([`Error::retry_elsewhere`]) is a 503; a key
-    /// that is busy and a run that has moved on are a 409; what is wrong with the request is a 404, 413 or 422; and what
-    /// only somebody's hand can correct is a 500.
+    /// 503: the call may succeed later ([`Error::is_transient`]) or on another pod ([`Error::retry_elsewhere`]). 409:
+    /// the key is busy, or the run has moved on. 404, 413 or 422: the request is at fault. 500: only a person can
+    /// correct the cause.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         let status = self.0.kind.http_status();

@@ -13,14 +13,16 @@
 //! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
 //! | `GET /healthz` | 200 and who this is and in which phase |
 //!
-//! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}` (forget the
-//! chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one, after which it closes. Each bears an `id`;
-//! a client that comes back with it as `Last-Event-ID`, to this pod or another, is sent what comes after: behind the end
-//! 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}` bears no `id`: this pod cannot serve the stream any
-//! more, and closes it; the client comes back, to another pod. Every 10 s a comment keeps the connection alive.
-//! [`sse`] makes such a stream for a handler of your own: [with an example](crate::streams).
+//! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}`
+//! (forget the chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one, after which it closes.
+//! Each has an `id`. A client that comes back with that id as `Last-Event-ID`, to this pod or another, is sent what
+//! comes after. After the end the answer is 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}` has
+//! no `id`: this pod cannot serve the stream any more and closes it, and the client comes back, to another pod. Every
+//! 10 s a comment keeps the connection alive. [`sse`] makes such a stream for a handler of your own: [with an
+//! example](crate::streams).
 //!
-//! [`probes`](probes()) has the three probes alone, for a service with routes of its own. They never touch the database: an outage of it must not have every pod restarted.
+//! [`probes`](probes()) has the three probes alone, for a service with routes of its own. They never touch the
+//! database: an outage of the database must not have every pod restarted.
 //!
 //! Every refusal is a JSON body `{"error": what was wrong, "kind": a stable word}`, and some bear more:
 //!
@@ -30,7 +32,7 @@
 //! | 404 | `not_found` | there is no such run, or none of this kind and key |
 //! | 405 | `method_not_allowed` | |
 //! | 409 | `key_busy`, `fenced`, `already_ended` | the key is taken, with `run_id` of the run that has it; the run was started and has moved on, with its `run_id`; the run to cancel has ended, with its `state` |
-//! | 413 | `too_large` | the body is over 1 MiB |
+//! | 413 | `too_large` | the body is over 1 MiB, or the input over `input_max_bytes` |
 //! | 415 | `unsupported_media_type` | the body is not declared as JSON |
 //! | 422 | `invalid_input`, `no_handler` | the body is JSON of another shape; your check refused it; nobody here runs this kind |
 //! | 500 | as [`ErrorKind`](crate::ErrorKind) | the database refused something that it should not have |

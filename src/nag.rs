@@ -1,4 +1,4 @@
-//! When something that goes on failing is said again.
+//! How often a failure that goes on is logged.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ impl Nag {
         Self { every, since: None, said: None, times: 0 }
     }
 
-    /// It failed at `now`. Returns how many times it has failed in a row if that is to be said: for the first time when it has
-    /// gone on for `patience`.
+    /// Notes a failure at `now`. Returns the number of failures in a row if the caller should log it now. The first
+    /// message is due when the failures have lasted for `patience`.
     pub(crate) fn failed(&mut self, now: Moment, patience: Duration) -> Option<u64> {
         self.times += 1;
         let since = *self.since.get_or_insert(now);
@@ -33,7 +33,8 @@ impl Nag {
         Some(self.times)
     }
 
-    /// It did not fail. When it was last said stays: what fails every other time is not said each time.
+    /// Notes a success. Keeps the time of the last message, so that something that fails every other time is not
+    /// logged each time.
     pub(crate) fn passed(&mut self) {
         self.since = None;
         self.times = 0;

@@ -90,7 +90,7 @@ impl Operator {
     /// # Errors
     ///
     /// [`ErrorKind::Config`]; [`ErrorKind::PooledLock`] through a pooler in transaction or statement mode, on whose
-    /// connections an operator's settings would outlive it; or whatever kept it from connecting, as of
+    /// connections an operator's settings would outlive it; or the reason why it could not connect, as for
     /// [`Pod`](crate::Pod)'s start.
     ///
     /// # Cancel safety

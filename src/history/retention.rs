@@ -1,9 +1,10 @@
 //! Deleting what need not be kept any more, in rounds of small transactions.
 //!
-//! A round deletes at most a batch of each kind, and each kind whatever becomes of the others. A row that cannot be deleted,
-//! since a foreign key or a trigger of the service's own keeps it, is named and passed over ([`super::walk`]). Rounds of
-//! different pods do not wait for one another: who comes second goes without. Nothing here holds a lock that a claim, an end of a run, a burial or an event could wait for. How old
-//! something is, the server's clock says: it decides on nothing but this.
+//! A round deletes at most one batch of each kind. A kind that fails does not stop the others. A row that a foreign
+//! key or a trigger of the service's own keeps is named and passed over ([`super::walk`]). Rounds of different pods
+//! do not wait for one another: the second pod skips its step. Nothing here holds a lock that a claim, an end of a
+//! run, a burial or an event could wait for. The server's clock says how old a row is. Nothing else is decided on
+//! that clock.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::postgres::pool::Database;
 const PACE: Duration = Duration::from_secs(1);
 /// Between two tries of an operator while a pod prunes.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How many steps in a row an operator finds another at it.
+/// How many steps in a row an operator may find another pruner at work before it gives up.
 const BUSY_STEPS: u32 = 200;
 /// How many reasons of one kind a report names; the rows of further ones are counted with the last.
 const REASONS_MAX: usize = 16;
@@ -199,7 +200,7 @@ struct Round {
     failed: Vec<Error>,
 }
 
-/// One step of each walk, whatever becomes of the others.
+/// One step of each walk. A walk that fails does not stop the others.
 async fn round(db: &Database, by: By<'_>, walks: &mut [Walk]) -> Round {
     let mut round = Round::default();
     for walk in walks {
@@ -253,8 +254,8 @@ fn report(shared: &Shared, Round { pruned, failed, .. }: &Round, named: &mut Nam
     }
 }
 
-/// Prunes until nothing is left that need not be kept, but for what cannot be deleted. What fails of one kind is said
-/// when the other kinds are done.
+/// Prunes until only rows are left that have to stay or cannot be deleted. An error of one kind is returned after the
+/// other kinds are done.
 pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<Pruned> {
     keep.check()?;
     let mut total = Pruned::default();

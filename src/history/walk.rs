@@ -1,12 +1,12 @@
 //! One kind of what is pruned, walked through in the order of its age, a batch at a time.
 //!
-//! The danger is a row that cannot be deleted: it is the oldest, so every batch would begin with it, and fail with it. A
-//! walk therefore remembers where it is. What cannot be deleted is left behind and named, the next batch begins after it,
-//! and it is tried again when the walk has been to the end and begins again. Where a batch does not fit into the time of a
-//! statement, a smaller one is tried, down to a single row; each batch that succeeds doubles the next.
+//! The danger is a row that cannot be deleted: it is the oldest, so every batch would begin with it, and fail with
+//! it. A walk therefore remembers its place. It names a row that cannot be deleted, and begins the next batch after
+//! that row. The row is tried again in the next walk from the beginning. If a batch does not fit into the time of a
+//! statement, the walk tries a smaller one, down to a single row. Each batch that succeeds doubles the next.
 //!
-//! The log of events is cut at its beginning alone, so there a walk has no place to remember: it ends before the first
-//! event that cannot be deleted, which becomes the snapshot.
+//! The log of events is only cut at its beginning, so that walk has no place to remember. The walk ends before the
+//! first event that cannot be deleted, which becomes the snapshot.
 
 use std::time::Duration;
 
@@ -48,14 +48,15 @@ pub(super) struct Step {
     pub(super) deleted: i64,
     /// The walk is not at its end.
     pub(super) more: bool,
-    /// Another was at it: something was left that need not be.
+    /// Another pruner was at work, so this step deleted nothing.
     pub(super) busy: bool,
     /// What stays, and why.
     pub(super) kept: Vec<(String, String)>,
 }
 
 impl Walk {
-    /// A walk for each kind that is not kept for ever. Sessions come after the runs, which keep the sessions of their owners.
+    /// A walk for each kind that is not kept without a limit. Sessions come after the runs, which keep the sessions
+    /// of their owners.
     pub(super) fn all_of(keep: &Retention) -> Vec<Self> {
         let runs =
             keep.runs_by_state().flat_map(|(states, keep)| states.iter().map(move |state| (Kind::Runs(state), keep)));

@@ -1,8 +1,8 @@
-//! A run's stream as Server-Sent Events, on whatever pod is asked.
+//! A run's stream as Server-Sent Events, on any pod.
 //!
-//! What a browser's `EventSource` does decides what is sent (HTML standard, "Server-sent events"). When a connection ends
-//! it comes back with the last id that it saw, unless the answer was not 200: then it gives up for good. So 204 stops it
-//! behind the end, and what passes by itself must not be answered with 503.
+//! What is sent follows from how a browser's `EventSource` behaves (HTML standard, "Server-sent events"). When a
+//! connection ends, the `EventSource` comes back with the last id that it saw. After any answer but 200 it gives up
+//! for good. So 204 stops it after the end, and a failure that passes by itself must not be answered with 503.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::http::router::Api;
 use crate::http::runs::run_id;
 use crate::{Attached, Error, ErrorKind, Pod, Result, RunId, StreamEvent, StreamPosition};
 
-/// A comment so often keeps proxies from taking a quiet stream for a dead one (nginx ends it after 60 s), and tells of
-/// readers that have gone.
+/// How often a comment is sent. Proxies then do not take a quiet stream for a dead one (nginx ends such a stream after
+/// 60 s), and the write shows when a reader has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a client that is sent elsewhere waits before it comes back, at least and at most. Clients of one pod come back
 /// spread over this time. Where no other pod can serve them, each of them asks about so often.
@@ -46,9 +46,9 @@ pub(super) async fn stream(
 /// The answer to a client of a run's stream: attaches after the event that its `Last-Event-ID` names and sends what comes,
 /// as [`sse`] does. What is refused is answered as the [module's table](crate::http) says.
 ///
-/// An `EventSource` gives up for good at any answer but 200. Where the stream cannot be had here at the moment, because the
-/// pod is cut off or has ended or the database is out of reach, a client that accepts `text/event-stream` is therefore
-/// sent an event `elsewhere`, whereupon it comes back, and others 503.
+/// An `EventSource` gives up for good at any answer but 200. This pod may be unable to serve the stream for now: it
+/// is cut off, it has ended, or the database is out of reach. A client that accepts `text/event-stream` is then sent
+/// an event `elsewhere`, and comes back. Other clients get 503.
 ///
 /// # Cancel safety
 ///
@@ -90,7 +90,7 @@ pub fn sse(attached: Attached) -> Response {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] for an id that none of podlock's events bears.
+/// [`ErrorKind::InvalidInput`] for an id that none of podlock's events has.
 pub fn last_event_id(headers: &HeaderMap) -> Result<StreamPosition> {
     match headers.get(LAST_EVENT_ID).map(|id| id.to_str().unwrap_or("(no text)")) {
         None | Some("") => Ok(StreamPosition::START),

@@ -343,8 +343,8 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Writes why this incarnation ends, while it still holds its lock. Short of time: its runs were told to stop, and
-    /// others wait for the lock.
+    /// Writes why this incarnation ends, while it still holds its lock. The time is short:
+    /// the runs were told to stop, and other pods wait for the lock.
     async fn write_cause(&self, liveness: &Session, cause: Cause) {
         let limit = self.shared.settings.hold_probe_interval;
         if let Err(e) = pods::note_cause(liveness, self.shared.incarnation(), cause, limit).await {

@@ -82,17 +82,18 @@ pub(crate) struct Local {
     told: RefCell<BTreeSet<Incarnation>>,
     /// Rows of the roster that were named in the log because no pod can have their names.
     misnamed: RefCell<BTreeSet<Incarnation>>,
-    /// Those that this pod buried, in order, and to look one up: a look that began before may still show them.
+    /// The incarnations that this pod buried, in order and as a set. A look that began before a burial may still show
+    /// one.
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
     /// In which portions the next look goes through the roster; both sessions that look write it.
     pub(crate) pace: Cell<Pace>,
     next_look: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
-    /// It was said that `max_crashes` is too high for the number of pods, or it is not.
+    /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
     fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
-    /// The waits that the last look showed and that were not told yet, and those that were.
+    /// `waits`: what the last look showed and the event log does not tell of yet. `told_waits`: what the log tells of.
     waits: RefCell<Vec<Wait>>,
     told_waits: RefCell<BTreeSet<wait::Told>>,
     /// Peers that another's watch saw free, and until when this pod looks often because of each.
@@ -297,8 +298,7 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
-    /// Whether the others have been told of this one.
-    /// Whether this misnamed row of the roster is seen for the first time. Rows that are gone are forgotten.
+    /// Returns the misnamed rows that this pod sees for the first time. Forgets those that are gone from the roster.
     pub(crate) fn note_misnamed(&self, seen: &[(Incarnation, String)]) -> Vec<Incarnation> {
         let mut known = self.misnamed.borrow_mut();
         let new = seen.iter().map(|(incarnation, _)| *incarnation).filter(|i| !known.contains(i)).collect();
@@ -306,6 +306,7 @@ impl Local {
         new
     }
 
+    /// Whether the others have been told of this incarnation.
     pub(crate) fn is_told(&self, incarnation: Incarnation) -> bool {
         self.told.borrow().contains(&incarnation)
     }

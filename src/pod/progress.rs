@@ -56,7 +56,8 @@ impl ProgressSource {
         self
     }
 
-    /// Makes it required: while it has something to do and does not tick, the pod makes no progress, whatever else moves.
+    /// Makes this source required: while it has something to do and does not tick, the pod makes no progress, even if
+    /// other sources move.
     ///
     /// For a part without which the pod is of no use. It alone can make the pod suspect; the event `suspected` and the log
     /// name it.

@@ -69,7 +69,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
     Ok(report)
 }
 
-/// The moment after `time`, or one that nobody lives to see: a service may give its runs all the time that there is.
+/// The moment `time` from now, at most [`LONGEST`] away. A service may pass any `time`, such as [`Duration::MAX`].
 fn in_time(time: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(time.min(LONGEST)).unwrap_or(now)

@@ -308,8 +308,8 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss
     }
 }
 
-/// Records the waits that the look showed, once for all observers. That they cannot be told keeps nobody from the next
-/// look, which tells them again.
+/// Records the waits that the look showed, once for all observers. A failure delays nothing: the next look tries to
+/// record them again.
 async fn tell_waits(local: &Local, session: &Session) {
     let waits = local.waits();
     if waits.is_empty() {

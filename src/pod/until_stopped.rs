@@ -189,8 +189,8 @@ impl Pod {
     }
 }
 
-/// Destructors would wait for what the sender of a second signal does not want to wait for. The server frees the lock when
-/// the sockets close, and a peer takes the runs.
+/// Ends the process without running destructors: they would wait, and the sender of a second signal does not want to.
+/// The server frees the lock when the sockets close, and a peer takes the runs.
 fn end_at_once(pod: &crate::PodId, signal: StopSignal) -> ! {
     tracing::warn!(target: "podlock", event = "cut_short", pod = %pod, signal = %signal, "a second signal: ending at once");
     std::process::exit(128 + signal.number());

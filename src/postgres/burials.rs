@@ -30,7 +30,7 @@ pub(crate) struct Look {
     pub(crate) unknown: BTreeSet<Incarnation>,
     /// Our own row; `None` if it is not in the roster.
     pub(crate) own: Option<OwnRow>,
-    /// Peers whose rows bear what cannot be a pod's name, and why: they were made by hand. They are passed over.
+    /// Peers whose `pod_id` is no valid name, and why. Such rows were made by hand, and are passed over.
     pub(crate) misnamed: Vec<(Incarnation, String)>,
     /// The lock keys of the misnamed rows: they count towards the length of a portion like all others.
     misnamed_keys: Vec<LockKey>,
@@ -91,8 +91,8 @@ pub(crate) struct Proof {
     pub(crate) liveness: Backend,
 }
 
-/// A look at the rows that a condition picks. The locks are tried only for rows that were picked and only once for each: in a
-/// statement of their own part, behind the LIMIT.
+/// A look at the rows that a condition picks. The statement probes locks in a part of its own, after the LIMIT. So it
+/// probes only the picked rows, and each row once.
 ///
 /// The witness is tried only where the liveness lock was free: a held liveness lock already proves that the pod lives, and of
 /// two pods that look at once, the same one gets both.
@@ -220,7 +220,8 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
     Ok(look)
 }
 
-/// Records waits, those that nobody has recorded: how many. `None`: another has the log at the moment.
+/// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
+/// log.
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
@@ -284,7 +285,8 @@ pub(crate) struct Buried {
 }
 
 /// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
-/// the roster, now. Where the server hides from us when that backend began, its session's name tells it. What `studio_holds` says is written out here: a call of it is planned anew each time.
+/// the roster, now. If the server hides from us when that backend began, its session's name tells it. The condition of
+/// `studio_holds` is written out here, because a call of that function is planned again each time.
 const BURY: &str = "WITH proof AS MATERIALIZED ( \
        SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
            AND p.liveness_started = $4) \

@@ -1,5 +1,6 @@
-//! Statements on the pods' history: failures that are appended to the event log, and what has ended and is deleted. Pods have no right to delete history: they call functions that see to it that
-//! nothing young, running or needed goes. Ages are by the server's clock.
+//! Statements on the pods' history: they append failures to the event log, and delete what has ended. Pods have no
+//! right to delete history themselves. They call functions that keep everything young, running or needed. Ages are by
+//! the server's clock.
 
 use std::time::Duration;
 

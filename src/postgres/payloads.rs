@@ -53,7 +53,8 @@ const PIECE: i32 = 1 << 20;
 const PIECE_MIN: i32 = 16 << 10;
 const PIECE_MAX: i32 = 8 << 20;
 
-/// Reads one run's in pieces, so that each statement fits in time whatever the size. `None`: no longer the owner's.
+/// Reads one run's payload in pieces, so that each statement fits in time at any size. `None`: the run is no longer
+/// the owner's.
 pub(crate) async fn read_in_pieces(db: &Database, owner: Owner) -> Result<Option<Read>> {
     let Some(input) = read_text(db, owner, "input").await? else { return Ok(None) };
     let Some(checkpoint) = read_text(db, owner, "checkpoint").await? else { return Ok(None) };

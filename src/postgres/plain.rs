@@ -27,7 +27,8 @@ use crate::error::Result;
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Config`](crate::ErrorKind::Config), or whatever kept it from connecting, as of [`Pod`](crate::Pod)'s start.
+/// [`ErrorKind::Config`](crate::ErrorKind::Config), or the reason why it could not connect, as for
+/// [`Pod`](crate::Pod)'s start.
 ///
 /// # Cancel safety
 ///

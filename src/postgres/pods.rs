@@ -114,9 +114,9 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     Ok(former.map(|(replaced, ..)| replaced.into()))
 }
 
-/// Records what a process knows of the end of `of`, its own former incarnation. One that was put out, or that had begun a
-/// clean stop, ended by that. Nor does it wait for a row that somebody holds: a cause is not worth a boot. False: nothing
-/// was recorded.
+/// Records what a process knows of the end of `of`, its own former incarnation. An incarnation that was put out, or
+/// that had begun a clean stop, ended by that: nothing is recorded. Nor is a row that somebody holds waited for,
+/// because a cause is not worth a late start. False: nothing was recorded.
 async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -> Result<bool> {
     const SQL: &str = "UPDATE @.studio_pod_sessions s SET cause = $2 WHERE s.incarnation IN ( \
            SELECT o.incarnation FROM @.studio_pod_sessions o WHERE o.incarnation = $1 AND o.pod_id = $3 \

@@ -11,9 +11,9 @@ use super::session::{Opener, Role, Session};
 use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Rounds where something stands between us and the server; where nothing does, one is enough.
+/// Rounds if a proxy or pooler may stand between us and the server. For a direct connection one round is enough.
 const ROUNDS: usize = 8;
-/// Connections that hold transactions open beside the one under test.
+/// Connections that hold transactions open while another one is under test.
 const OTHERS: usize = 3;
 /// A pod's dedicated sessions: liveness, control, watch, and one that listens for the readers of streams.
 const DEDICATED: usize = 4;
@@ -78,7 +78,7 @@ pub(super) fn refuses_transactions(error: Error) -> Error {
     }
 }
 
-/// What a change of backend during a pod's life is, too.
+/// The error of a transaction pooler. A change of backend during a pod's life is the same error.
 pub(crate) fn pooled(evidence: &str) -> Error {
     Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).todo(
         "point DATABASE_URL at PostgreSQL itself, or at a pooler in session mode (PgBouncer: pool_mode = session); \

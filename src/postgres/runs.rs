@@ -169,15 +169,16 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// Parts of WITH: where the sequence of fences stands and how far this statement can raise it (`reach`); and `above`, which
-/// takes the numbers up to a floor from the sequence, so that `nextval` behind a join with it is above.
+/// Two parts of WITH. `reach`: where the sequence of fences stands, and how far this statement can raise it. `above`:
+/// takes the numbers up to a floor from the sequence, so that `nextval` after a join with `above` is above the floor.
 ///
-/// Nothing happens where the sequence is there already, as it always is on one timeline of the database. After a failover
-/// to a standby that lagged it is not, and neither the same pod nor the same run may be given a number for a second time.
+/// `above` takes nothing if the sequence has passed the floor already, as it always has on one timeline of the
+/// database. After a failover to a standby that lagged, the sequence may be behind. Neither a pod nor a run may get a
+/// number twice.
 ///
-/// The step is bounded ([`crate::protocol::fences::STEP`]). Whoever needs more is not in `reach`, and must be left out by
-/// the statement; `studio_raise_fence` goes further. `rises` is false while the sequence hands out numbers in advance
-/// (CACHE), so that they could fall.
+/// The step is bounded ([`crate::protocol::fences::STEP`]). A run that needs a larger step is not in `reach`, and the
+/// statement must leave it out; `studio_raise_fence` goes further. `rises` is false while the sequence hands out
+/// numbers in advance (CACHE): fences could then fall.
 macro_rules! above {
     ($floor:literal) => {
         concat!(

@@ -128,9 +128,9 @@ pub(crate) struct Opener {
 }
 
 impl Opener {
-    /// Tries each host in turn until one is a primary, and sets the session up there. Only where something has shown before
-    /// that a session stays with one backend ([`super::pooler`]): through a transaction pooler the settings would stay with
-    /// a backend that serves others.
+    /// Tries each host in turn until one is a primary, and sets the session up there. Call this only after
+    /// [`super::pooler`] has shown that a session stays with one backend: through a transaction pooler the settings
+    /// would stay with a backend that serves others.
     ///
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(&self, role: Role) -> Result<Session> {
@@ -147,7 +147,7 @@ impl Opener {
         Err(attempts.give_up())
     }
 
-    /// [`Opener::open`] without any setting: a session on which nothing is left behind, whoever has its backend next.
+    /// [`Opener::open`] without any setting: the session leaves nothing behind for the next client of its backend.
     pub(crate) async fn open_bare(&self, role: Role) -> Result<Session> {
         let mut attempts = self.dialer.attempts();
         while let Some(target) = attempts.next() {
@@ -259,7 +259,8 @@ impl Session {
         Ok(Backend { pid, started })
     }
 
-    /// A transaction under the role that logged in, whatever role the session has: it may see and end its own backends.
+    /// A transaction under the login role, also if the session has another role. The login role may see and end its
+    /// own backends.
     pub(crate) async fn begin_as_login_role(&mut self, step: &str) -> Result<Txn<'_>> {
         let txn = self.begin(step).await?;
         txn.execute(step, "SET LOCAL ROLE NONE").await?;

@@ -10,7 +10,8 @@ use std::ops::Range;
 
 /// How many statements of one pass may run into a time limit: each costs as long as the limit.
 const SLOW_MOST: usize = 4;
-/// How many statements of one pass may be refused: one culprit among 500 rows costs 17, and each is quick.
+/// How many statements of one pass may be refused. The search for one culprit among 500 rows takes at most 10
+/// refusals, each of them quick.
 const REFUSED_MOST: usize = 64;
 
 /// Why a statement over a batch failed.

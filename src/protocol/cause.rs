@@ -110,7 +110,7 @@ pub enum Loss {
 }
 
 /// Why a pod lost its lock. `asleep`: for how long its own process was stopped since the last answered ping. A process
-/// that was stopped for the larger part of `self_fence` was frozen, whatever became of its sessions meanwhile.
+/// that was stopped for more than half of `self_fence` was frozen, even if its sessions ended meanwhile.
 #[must_use]
 pub fn of_loss(loss: Loss, asleep: Duration, self_fence: Duration) -> Cause {
     match loss {
@@ -123,8 +123,8 @@ pub fn of_loss(loss: Loss, asleep: Duration, self_fence: Duration) -> Cause {
     }
 }
 
-/// Why a pod gives itself up that could not come back by its deadline. That its sessions were ended is then only how it
-/// began: it could have come back in time.
+/// Why a pod that could not come back by its deadline gives itself up. Ended sessions are then only the beginning:
+/// the pod had time to open new ones, and could not reach the database.
 #[must_use]
 pub const fn past_the_deadline(cause: Cause) -> Cause {
     match cause {
@@ -145,7 +145,7 @@ pub struct Timing {
 }
 
 /// What a burier saw of an end, beyond the locks: `beat_age` is the age of the last beat when the lock was first seen
-/// free. `None`: it does not tell, or the reason says it all.
+/// free. `None`: the age tells nothing, or the reason says it all.
 ///
 /// The server ends a session a lease after its last word, which came at most two pings before the process fell silent. A
 /// process that beat since then was not silent for a lease.

@@ -19,7 +19,8 @@ use crate::id::RunId;
 pub const GAP: Duration = Duration::from_secs(10);
 /// The most kinds that one append tells of; the database takes 32. More kinds wait for the next append.
 pub const KINDS_AT_ONCE: usize = 32;
-/// How many characters of an error a log line, an event, a list and the end of a stream bear. The run's row has all of it.
+/// How many characters of an error a log line, an event, a list and the end of a stream show. The run's row has all
+/// of it.
 pub const ERROR_CHARS: usize = 1000;
 
 /// What is to be told of the failed runs of one kind.

@@ -1,9 +1,9 @@
 //! How far the sequence of fences may be raised for the sake of a run (L9).
 //!
-//! On one timeline of the database a run's fence is never above the sequence. It is after a failover that lost the newest
-//! numbers, after a move by logical replication, which copies rows and no sequences, and where a number was made by hand.
-//! A new fence must be above the old one, so the sequence has to be raised first; but one row may neither use it up nor
-//! keep the server counting.
+//! On one timeline of the database a run's fence is never above the sequence. Three things put a fence above it: a
+//! failover that lost the newest numbers; logical replication, which copies rows but no sequences; and a number made
+//! by hand. A new fence must be above the old one, so the sequence is raised first. The raise is limited: a single
+//! row must not use up the sequence, and must not keep the server counting.
 
 use crate::id::Fence;
 
@@ -11,7 +11,7 @@ use crate::id::Fence;
 /// `above!` in `src/postgres/runs.rs` says the same number.
 pub const STEP: i64 = 100_000;
 /// The most by which the sequence is raised at once. A service that claims a million runs a second needs twelve days for so
-/// many; and after eight thousand such steps there are still fences left. `studio_raise_fence` says the same number.
+/// many, and a `bigint` has room for eight million such steps. `studio_raise_fence` says the same number.
 pub const JUMP: i64 = 1 << 40;
 
 /// How a fence stands to the sequence.

@@ -18,20 +18,22 @@
 //! pod to spare. If nobody came, it quarantines the run: one pod less is all that is left to lose.
 //!
 //! Why two and not one: after one crash every run of the dead pod looks the same, and a fleet of two would quarantine
-//! all of them at each death. Hence a fleet of two can lose both its pods to a poison run, unless `max_crashes` is 1. Why
+//! all of them at each death. So a fleet of two can lose both its pods to a poison run, unless `max_crashes` is 1. Why
 //! only what crashed before this pod's eyes: a service of one pod that its supervisor starts again is always the last pod.
-//! There is nobody to spare, and the limit is the one that was set. A number of pods that was counted, `n − 1`, would not
+//! It has no other pod to spare, so `max_crashes` alone applies to it. Counting the pods, and using `n − 1`, would not
 //! do: by the time of the decision the dead are gone from the roster, and a fleet that was made smaller on purpose looks
 //! like one that died.
 //!
-//! Not promised: that a pod is left where several poison runs strike different pods at once; and a suspect that shares its pod with a run that is poison and not suspected yet dies with that one, and
-//! is quarantined. A checkpoint now and then keeps a run from ever being a suspect.
+//! Not promised: that a pod is left if several poison runs strike different pods at once. Nor is a suspect safe that
+//! shares its pod with a poison run which is not suspected yet: it dies with that run and is quarantined. A
+//! checkpoint now and then keeps a run from ever being a suspect.
 
 use std::time::Duration;
 
 use super::ending::Reason;
 
-/// For how many leases a suspect keeps other suspects from beginning beside it.
+/// For how many leases a suspect keeps other suspects from beginning on the same pod. The last pod of a fleet leaves
+/// a run alone for as long.
 const ALONE: u32 = 3;
 
 /// How many owners in a row crash under a run before the last pod of a fleet does not take it any more.
@@ -86,8 +88,8 @@ pub enum LastPod {
     GivesUp,
 }
 
-/// What a pod does that has been the last one that can take the run for `last_for`, having seen the run's last owner
-/// alive, with a run under which `crashes` owners crashed in a row, the last one included if that `crashed`.
+/// What the last pod that can take a run does with the run. The pod has been the last one for `last_for`, and saw the
+/// run's last owner alive. `crashes` owners in a row crashed under the run; `crashed`: the last owner is one of them.
 #[must_use]
 pub fn last_pod(crashes: u32, crashed: bool, max_crashes: u32, last_for: Duration, lease: Duration) -> LastPod {
     if !crashed || !(LAST_POD_BEARS..max_crashes).contains(&crashes) {
@@ -173,7 +175,7 @@ mod tests {
         }
     }
 
-    /// A fleet of `pods` in which nobody is started again, and a run that crashes whoever takes it.
+    /// A fleet of `pods` in which no pod is started again, and a run that crashes each pod that takes it.
     #[test]
     fn a_poison_run_leaves_one_pod_of_any_fleet_of_three_or_more() {
         let (lease, long) = (Duration::from_secs(10), Duration::from_secs(60));

@@ -1,9 +1,9 @@
 //! In which portions a look goes through the roster.
 //!
-//! A probe that gets the lock of a dead pod takes an entry of the server's lock table until its transaction ends, and the
-//! table has a fixed size for all sessions of the server. One statement over thousands of dead rows fills it: the statement
-//! fails each time, and statements of the service fail beside it. So a look is made of statements that probe a bounded
-//! number of rows each, in the order of the lock keys, and give their locks back in between.
+//! A probe that gets the lock of a dead pod takes an entry of the server's lock table until its transaction ends, and
+//! the table has a fixed size for all sessions of the server. One statement over thousands of dead rows fills it: the
+//! statement fails each time, and so do the service's own statements. So each statement of a look probes a bounded
+//! number of rows, in the order of the lock keys, and gives its locks back before the next one.
 //!
 //! * **States.** A look probes portions until it has gone once round the ring of keys. A portion that meets a full lock table
 //!   is halved. Where not even one row can be probed, the look reads the rest without probing: those rows are unknown (L10).
@@ -13,10 +13,10 @@
 
 use std::mem;
 
-/// Rows that one statement probes: at most 128 entries of the lock table, liveness and witness. That is what two connections
-/// may hold on average at the server's default `max_locks_per_transaction` of 64, and little beside the 8,000 entries that the
-/// defaults make. More, and a look disturbs the service where the table is small; fewer, and a look at a thousand pods takes
-/// more round trips than it needs.
+/// Rows that one statement probes: at most 128 entries of the lock table, liveness and witness. That is what two
+/// connections may hold on average at the server's default `max_locks_per_transaction` of 64, and little of the 8,000
+/// entries that the defaults make. More, and a look disturbs the service where the table is small; fewer, and a look
+/// at a thousand pods takes more round trips than it needs.
 pub const ROWS_MOST: usize = 64;
 /// Rows that one statement reads without probing: it takes no locks, so only the size of the reply counts.
 const READ_MOST: usize = 16 * ROWS_MOST;

@@ -220,8 +220,8 @@ impl Planner<'_> {
         wait.is_zero()
     }
 
-    /// Whether this pod may take an orphan as ever. If it is the last pod, and saw the others go down with the run, it
-    /// waits for another pod, and then gives the run up.
+    /// Whether this pod may take an orphan by the usual rule. The last pod of a fleet may not, if it saw the others
+    /// go down with the run: it waits for another pod, and then plans to quarantine the run.
     fn may_be_borne(&mut self, row: &Candidate) -> bool {
         let saw_its_owner = row.owner.is_some_and(|owner| self.memory.companions.contains(&owner));
         let Some(since) = self.plan.sightings.last_pod.filter(|_| saw_its_owner) else { return true };

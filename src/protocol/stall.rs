@@ -1,7 +1,8 @@
 //! Who runs and gets nowhere.
 //!
-//! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application made
-//!   [`Progress`] since the last: anything moved, and no required source stands still. A peer compares each index with what it saw itself before; no clock of another is read.
+//! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application
+//!   made [`Progress`] since the last beat: anything moved, and no required source stands still. A peer compares each
+//!   index with the one that the peer itself saw before. No pod reads another's clock.
 //! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
 //! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat.
 //! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
@@ -116,7 +117,7 @@ pub enum Moved {
     Yes,
     /// Nothing moved, and there was something to do.
     No,
-    /// The required source of this number has something to do and stands still; whatever else moved.
+    /// The required source with this number has something to do and stands still. Progress elsewhere does not count.
     NotRequired(u64),
 }
 

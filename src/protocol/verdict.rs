@@ -10,8 +10,8 @@
 //!   Each counts from the first sighting, and none is prolonged by another.
 //! * **Failures.** A look that failed is no look (L10): nothing changes. Peers whose locks a look could not probe are
 //!   unknown: nobody is buried on that, and as long as they could make the losses many, those that were lost are held.
-//! * **Losses.** A peer counts as lost lately from the look that first saw its lock free, also once it is buried. That old
-//!   losses are buried at last is no new loss: it holds up nobody who dies meanwhile.
+//! * **Losses.** A peer counts as lost lately from the look that first saw its lock free, also once it is buried. The
+//!   late burial of an old loss is no new loss: it does not delay the burial of a pod that dies meanwhile.
 //! * **Not promised.** A pod both of whose connections are cut by something that spares the others is buried while its
 //!   process lives. L7 and the fences are for that pod.
 

@@ -66,8 +66,8 @@ impl WaitReason {
         }
     }
 
-    /// A second look comes within a probe: that is no wait to tell of. Nor is a lock that reads as held, which another
-    /// prober's momentary lock does too.
+    /// `None` for two short holds. A second look comes within one probe. A lock that reads as held may only be another
+    /// prober's, for a moment.
     const fn of(hold: HoldReason) -> Option<Self> {
         match hold {
             HoldReason::ConnectionBroken => Some(Self::ConnectionBroken),
@@ -124,7 +124,7 @@ pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Durat
 /// A wait that was told: of which pod, for which session, and why.
 pub type Told = (Incarnation, i64, WaitReason);
 
-/// What to tell next of `waits`, where `told` are those that were told and are not over.
+/// Which of `waits` to tell next. `told`: the waits that were told and are not over.
 #[must_use]
 pub fn next_to_tell(waits: Vec<Wait>, told: &BTreeSet<Told>) -> Vec<Wait> {
     let room = MOST_IN_SIGHT.saturating_sub(told.len()).min(MOST);

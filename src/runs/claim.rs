@@ -1,9 +1,9 @@
 //! The part of a recovery pass that claims: runs are claimed in batches, then what is large is read, then each begins.
 //!
 //! One bad run, or a link on which little fits in time, delays and stops nothing (L12). A batch that fails is cut
-//! ([`crate::protocol::batch`]) down to the run at fault, which is named, passed over, and quarantined where other claims
-//! pass. Claims carry no payload that could be large: inputs and checkpoints are read afterwards, under the fence, so many
-//! bytes at a time. Between the claim and the read the run may be claimed again; then the read finds nothing.
+//! ([`crate::protocol::batch`]) down to the run at fault, which is named, passed over, and quarantined where other
+//! claims pass. Claims carry only small payloads. Larger inputs and checkpoints are read afterwards, under the fence,
+//! a limited number of bytes at a time. If another claim takes the run before that read, the read finds nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -35,7 +35,7 @@ const READ_BYTES: i64 = 1 << 20;
 /// A run that cannot be taken up is tried again after a lease; where others pass and it cannot be quarantined, then after
 /// twice as long, and so on up to this many doublings.
 const DOUBLINGS: u32 = 6;
-/// So many runs at fault are remembered.
+/// How many runs at fault are remembered. At this number all are forgotten, and counting begins again.
 const BLAMED_MOST: usize = 10_000;
 /// How often it is said that claims fail in part.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
@@ -107,8 +107,8 @@ struct Claiming<'a> {
     unreadable: Vec<Unreadable>,
 }
 
-/// Claims these runs, begins what was claimed, and says what was quarantined, which is what `max_crashes` owners crashed
-/// under.
+/// Claims these runs and begins the claimed ones. Logs the runs that the claim quarantined because `max_crashes`
+/// owners crashed under them.
 pub(super) async fn claim(
     shared: &Arc<Shared>,
     own: Incarnation,
@@ -174,8 +174,9 @@ fn fault_of(error: &Error) -> Fault {
 }
 
 impl<'a> Claiming<'a> {
-    /// Those that a claim can reach by its fence (L9). For others the sequence is raised first; a run with a fence that no
-    /// pod was ever given is quarantined. Looks at the sequence once in a sweep, and whenever a fence is far ahead.
+    /// Returns the runs whose fence a claim can get above (L9). First raises the sequence where that is needed, and
+    /// quarantines a run whose fence was never given to a pod. Reads the sequence once per sweep, and whenever a
+    /// fence is far ahead of it.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
         let now = clock::now();
         let floor = self.shared.registry.highest_fence();
@@ -249,8 +250,9 @@ impl<'a> Claiming<'a> {
         execute::begin(self.shared, handler, place, run, self.own);
     }
 
-    /// Reads what did not come along, the small ones first, and begins each as it comes. What cannot be read for want of a
-    /// connection stays an own row without a task: a later pass takes it up.
+    /// Reads the payloads that did not come with the claim, small ones first, and begins each run as its payload
+    /// arrives. If the connection fails, the remaining runs stay own rows without a task, and a later pass takes them
+    /// up.
     async fn read_all(&mut self) {
         let mut unread = std::mem::take(&mut self.unread);
         unread.sort_by_key(|run| run.bytes);
@@ -330,8 +332,9 @@ impl<'a> Claiming<'a> {
         Owner { run_id: claimed.run_id, incarnation: self.own, fence: claimed.fence }
     }
 
-    /// One run made a claim fail, alone. It is quarantined where that is its own fault: the server refused it, and passed
-    /// others since the first time. Where nothing passes, the fault may be elsewhere, and no run is ended for it.
+    /// Handles a run that made a claim of its own fail. The run is quarantined if the fault is its own: the server
+    /// refused it, and has accepted other claims since the first refusal. If no claim passes, the fault may be
+    /// elsewhere.
     async fn blame(&mut self, run: &Candidate, fault: Fault, error: &Error, pace: &mut Pace) {
         let passed = pace.passed;
         // What was claimed in this very pass counts.
@@ -345,12 +348,13 @@ impl<'a> Claiming<'a> {
         self.set_aside(run, &error.to_string(), is_its_own, pace).await;
     }
 
-    /// Passes a run over for a while, and quarantines it if it is to be. It is named either way.
+    /// Quarantines the run if `is_its_own`; else, or if that fails, passes it over for a while. Logs the run either
+    /// way.
     async fn set_aside(&mut self, run: &Candidate, why: &str, is_its_own: bool, pace: &mut Pace) {
         self.took.passed_over += 1;
         let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: pace.passed });
         blamed.failures += 1;
-        // Longer each time only where it is the run: what else is at fault may be mended at any time.
+        // The wait grows only if the run itself is at fault. Any other fault may be fixed at any time.
         let doublings = if is_its_own { (blamed.failures - 1).min(DOUBLINGS) } else { 0 };
         let wait = self.shared.settings.lease * 2_u32.pow(doublings);
         let pod = &self.shared.pod_id;
@@ -380,7 +384,7 @@ impl<'a> Claiming<'a> {
     }
 }
 
-/// No handler of any pod could begin it: without an end it would be claimed for ever.
+/// Ends a run as failed whose input or checkpoint no pod can read. Otherwise pods would claim it again without end.
 async fn end_unreadable(shared: &Shared, run: &Unreadable) {
     let Unreadable { owner, kind, attempt, why } = run;
     tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");

@@ -11,8 +11,9 @@ use crate::postgres::runs::Owner;
 use crate::protocol::failures::{GAP, Tally, beginning};
 use crate::protocol::stream::send_at;
 
-/// The failures of this pod. Whoever ends a run as failed adds to the tally and wakes the task below, which alone takes
-/// from it. `Notify` keeps one wake for a task that does not wait yet, so that none is lost.
+/// The failures of this pod. Each task that ends a run as failed adds to the tally and wakes [`run`]. [`run`] takes
+/// from the tally; so does the shutdown, once. `Notify` keeps one wake for a task that does not wait yet, so no wake
+/// is lost.
 #[derive(Default)]
 pub(crate) struct Failures {
     tally: Mutex<Tally>,

@@ -194,7 +194,8 @@ impl Registry {
         signals.inspect(|stop| stop.fire(reason)).count()
     }
 
-    /// How many runs this process lost since the pod was last attached, beside those that it still has; and forgets them.
+    /// Returns how many runs this process lost since the pod was last attached, without those that it still has.
+    /// Forgets them.
     pub(crate) fn take_lost(&self) -> usize {
         let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
         let entries = self.entries();

@@ -63,7 +63,7 @@ pub(crate) fn note_error(what: &str, error: &podlock::Error) {
     say(&format!("{}: {}", printable(what), with_sources(error)));
 }
 
-/// Writes to stderr what is escaped. Nobody may be reading, which is no reason to fail.
+/// Writes an escaped text to stderr. Ignores write errors: perhaps nobody reads stderr.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "podlock: {text}");
 }

@@ -202,8 +202,8 @@ pub(crate) fn brief_text(text: &str, most: usize) -> String {
     }
 }
 
-/// A text of the database, or of anybody else, for a terminal: what would not be seen as what it is, is escaped. Otherwise a
-/// run's key could redraw an operator's screen, or look like another.
+/// Prepares a text of the database, or of anybody else, for a terminal. Escapes characters that a terminal would obey
+/// or not show. Otherwise a run's key could redraw an operator's screen, or look like another key.
 pub(crate) fn printable(text: &str) -> String {
     printable_but(None, text)
 }
@@ -232,7 +232,7 @@ pub(crate) fn json_text_pretty<T: Serialize>(value: &T) -> io::Result<String> {
     Ok(escape_json(&serde_json::to_string_pretty(value)?))
 }
 
-/// What JSON leaves unescaped and a terminal does not show stands in strings alone, but for the line breaks between them.
+/// Escapes deceptive characters in JSON. Outside of strings JSON has none of them but line breaks, which stay.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {

@@ -98,9 +98,9 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-/// More often than this, one who watches costs the server more than a pod does.
+/// A watch that looks more often than this costs the server more than a pod does.
 const EVERY_MIN: Duration = Duration::from_millis(10);
-/// A longer time is no watch, and may be none that a clock can hold.
+/// A watch that looks less often than once a day is of no use, and a clock may not hold the time.
 const EVERY_MAX: Duration = Duration::from_secs(86400);
 
 fn every(text: &str) -> Result<Duration, String> {
@@ -153,9 +153,10 @@ async fn look(
     let mut changes = changes(before, &now);
     for change in changes.iter_mut().filter(|change| change.change == "left") {
         let ended = operator.incarnation(change.pod.incarnation).await?;
-        // One that has not ended left what was asked for, not the roster: its row is as it was.
+        // An incarnation that has not ended is still in the roster: it only no longer fits the filter. Its row is as
+        // it was.
         let Some(ended) = ended.filter(|session| session.ended_at.is_some()) else { continue };
-        // It was seen alive, and it is so no more.
+        // The row is from the last look, when the pod was still in the roster.
         "gone".clone_into(&mut change.pod.state);
         (change.pod.alive, change.pod.condition) = (false, Condition::Gone);
         (change.pod.wait_reason, change.pod.wait_left_ms) = (None, None);
@@ -184,7 +185,7 @@ struct Change {
     change: &'static str,
     #[serde(flatten)]
     pod: PodRow,
-    /// How it ended, of one that left.
+    /// How the pod ended, if it left.
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<SessionRow>,
 }
@@ -195,8 +196,8 @@ impl Change {
     }
 }
 
-/// `present` at the first look, then `joined`, `changed`, `left`. A new incarnation has left and joined. A beat alone
-/// is no change, nor that a wait grows shorter.
+/// `present` at the first look, then `joined`, `changed`, `left`. A new incarnation has left and joined. A beat
+/// alone is no change, and neither is a wait that grows shorter.
 fn changes(before: Option<&BTreeMap<String, PodRow>>, now: &BTreeMap<String, PodRow>) -> Vec<Change> {
     let Some(before) = before else {
         return now.values().map(|pod| Change::new("present", pod)).collect();

@@ -6,8 +6,9 @@ use std::task::Poll;
 use rustix::process::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a process to end, but for a SIGINT or SIGHUP that this process was started to ignore: so a shell
-/// starts what runs in the background of a script (`&`), and `nohup` what is to outlive the terminal.
+/// The signals that ask a process to end, without a SIGINT or SIGHUP that this process was started to ignore. A shell
+/// starts the background jobs of a script (`&`) with SIGINT ignored, and `nohup` starts its command with SIGHUP
+/// ignored.
 #[derive(Debug)]
 pub(crate) struct EndSignals(Vec<(&'static str, Signal)>);
 
@@ -72,8 +73,8 @@ const PASSED: [Number; 12] = [
 #[derive(Debug)]
 pub(crate) struct Passed {
     passed: Vec<(Number, Signal)>,
-    /// Also what makes exit codes of children known: where SIGCHLD is ignored, the kernel throws them away. Heard, it is so no
-    /// more, neither here nor in what is started from here.
+    /// Listening for SIGCHLD also keeps the exit codes of children: while SIGCHLD is ignored, the kernel throws them
+    /// away. The processes that are started from here do not ignore it either.
     children: Signal,
 }
 

@@ -96,7 +96,7 @@ fn by_libpq(listener: &Listener, text: &str, vars: &[(&str, &str)]) -> Option<Se
     psql.args(["-X", "-w", "-d", text]).env_clear().env("PATH", path).envs(vars.iter().copied());
     let done = psql.stdin(Stdio::null()).output().expect("psql begins");
     assert!(!done.status.success(), "nobody is let in");
-    // It has ended, so whatever it sent is there, or on its way through the listener's thread.
+    // psql has ended, so all that it sent is there, or on its way through the listener's thread.
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     let connected = said.contains("connection to server at");
     connected.then(|| listener.seen.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("nothing was seen ({e}): {said}")))

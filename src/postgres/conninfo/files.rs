@@ -35,8 +35,8 @@ pub(super) fn service(name: &str, servicefile: Option<&str>, environment: &Envir
         .todo("define it in ~/.pg_service.conf, or name the file by PGSERVICEFILE"))
 }
 
-/// The section `name`, read as libpq reads it: bytes outside the section are never looked at, no space may stand beside
-/// `=`, and of a word that is repeated the first value counts.
+/// The section `name`, read as libpq reads it. Bytes outside the section are never looked at. No space may stand
+/// before or after `=`. If a word is repeated, its first value counts.
 fn section(text: &[u8], name: &str, file: &Path) -> Result<Option<Values>> {
     let mut values = None;
     for (index, raw) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {

@@ -67,10 +67,10 @@ impl StreamEvent {
     }
 }
 
-/// Where a reader of a stream is: what it has seen before, it is not handed again.
+/// Where a reader of a stream is. A reader that attaches at a position is not handed what it has seen before.
 ///
-/// As text it is what the reference pod's streams bear as the event's id. Take it as opaque. The end has a position of its
-/// own: who attaches after it is told nothing more, unless the run goes on after all.
+/// The reference pod's streams send the position, as text, as the id of each event. Take it as opaque. The end has a
+/// position of its own: a reader that attaches after the end is told nothing more, unless the run goes on after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPosition(Seen);
 
@@ -112,7 +112,7 @@ pub struct Attached {
     seen: Seen,
     answer: Option<oneshot::Receiver<Result<Page>>>,
     ended: bool,
-    /// Whether it waits while its pod is cut off, if somebody has said so.
+    /// Whether the reader waits while its pod is cut off. `None`: nobody has chosen yet.
     waits: Option<bool>,
 }
 
@@ -165,8 +165,8 @@ impl Attached {
     /// then [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of it was
     /// answered for `self_fence`. What was handed over before is returned first.
     ///
-    /// False is for readers that can attach to another pod from [`Attached::position`]. It is what `podlock::http::sse` does
-    /// with a reader of which nothing else was said.
+    /// False is for readers that can attach to another pod from [`Attached::position`]. `podlock::http::sse` uses
+    /// false for a reader on which this was not called.
     pub fn wait_while_cut_off(mut self, waits: bool) -> Self {
         self.waits = Some(waits);
         self

@@ -26,9 +26,9 @@ pub(super) fn reap(also: WaitOptions) -> io::Result<Result<Option<(Pid, WaitStat
     }
 }
 
-/// Reaps what has ended of the children that are not ours: what this process adopts as PID 1 of a container or as a
-/// subreaper, and what was there before a shell became this process (`sleep 1 & exec podlock hold …`). `own`, whose exit
-/// code another waits for, is left alone.
+/// Reaps the ended children that this process did not start. It adopts some as PID 1 of a container or as a
+/// subreaper. Others were there before a shell became this process (`sleep 1 & exec podlock hold …`). Leaves `own`
+/// alone: another caller waits for its exit code.
 pub(super) fn reap_others(own: Option<Pid>) -> io::Result<()> {
     for child in children()?.into_iter().filter(|child| Some(*child) != own) {
         match waitpid(Some(child), WaitOptions::NOHANG) {

@@ -43,7 +43,7 @@ impl LogArgs {
     }
 }
 
-/// Stderr, to which the subscriber writes each event in one piece: one line, whatever texts are in it.
+/// Stderr, to which the subscriber writes each event in one piece: one line, even if its texts have line breaks.
 struct Lines(LogFormat);
 
 impl Write for Lines {
