@@ -26,10 +26,4 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION studio_note_failures(text, uuid, text[], bigint[], uuid[], text[]) IS 'Appends one event run_failed for each kind: how many of its runs failed on this pod since the last one, the last of them, and the beginning of its error. At most 32 kinds a call. Notifies nobody. The last statement of its transaction.';
 
--- Last, for it locks the log until the end of this transaction.
-ALTER TABLE studio_pod_events DROP CONSTRAINT studio_pod_events_kind_check,
-    ADD CONSTRAINT studio_pod_events_kind_check CHECK (kind IN
-        ('joined', 'draining', 'detached', 'returned', 'suspected', 'evicted', 'buried', 'claimed', 'quarantined', 'snapshot',
-         'held', 'run_failed'));
-
 COMMENT ON COLUMN studio_pod_events.kind IS 'joined, draining, detached, returned, suspected, evicted, buried, claimed, quarantined; held: its lock is free and it is not buried yet, why and for how long; run_failed: runs of a kind failed on a pod; snapshot: the roster as it was after this position, in place of all events up to it.';

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::boot::LOCK_NOT_AVAILABLE;
+use super::clock;
 use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
@@ -126,6 +127,7 @@ async fn hold_in_one(
     trigger: Trigger,
     whole: Portion,
 ) -> Result<Option<Look>> {
+    let began = clock::now();
     let (txn, look) = match burials::begin_look(session, held.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
@@ -134,6 +136,7 @@ async fn hold_in_one(
         txn.rollback("looking at the peers").await?;
         return Ok(None);
     }
+    local.note_look(clock::now().saturating_sub(began));
     let decision = decide(local, &look);
     let dead = dead_of(&decision, &look.peers);
     if dead.is_empty() {

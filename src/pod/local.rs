@@ -87,6 +87,10 @@ pub(crate) struct Local {
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
     /// In which portions the next look goes through the roster; both sessions that look write it.
     pub(crate) pace: Cell<Pace>,
+    /// The lock key from which the next pass buries: the last one gave up before it came to that pod.
+    pub(crate) bury_from: Cell<i64>,
+    /// How long the last two looks took, the newest last.
+    looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
@@ -127,6 +131,8 @@ impl Local {
             misnamed: RefCell::default(),
             buried: RefCell::default(),
             pace: Cell::default(),
+            bury_from: Cell::new(i64::MIN),
+            looks_took: Cell::default(),
             next_look: Cell::new(None),
             alive: Cell::new(0),
             fleet_was_weighed: Cell::new(false),
@@ -185,6 +191,12 @@ impl Local {
         Proof { incarnation: held.incarnation, lock: self.keys.lock, liveness: held.backend }
     }
 
+    /// A look is complete that took so long.
+    pub(crate) fn note_look(&self, took: Duration) {
+        let [_, last] = self.looks_took.get();
+        self.looks_took.set([last, took]);
+    }
+
     /// Decides on a look and remembers it.
     pub(crate) fn decide(&self, look: &Look) -> Decision {
         let buried = self.buried.borrow();
@@ -194,7 +206,8 @@ impl Local {
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
         self.shared.note_companions(alive.map(|peer| peer.incarnation));
-        let decision = self.observer.borrow().decide_in_part(&self.timing, now, &peers, &look.unknown);
+        let timing = self.timing.over(&self.looks_took.get());
+        let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now);
         let before = self.observer.replace(decision.observer.clone());
         self.next_look.set(decision.next_look());
@@ -276,7 +289,7 @@ impl Local {
     }
 
     pub(crate) fn note_burials(&self, gone: &[Incarnation]) {
-        let now = clock::now();
+        let (now, timing) = (clock::now(), self.timing.over(&self.looks_took.get()));
         let mut buried = self.buried.borrow_mut();
         let (order, all) = &mut *buried;
         for incarnation in gone {

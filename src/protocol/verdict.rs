@@ -36,6 +36,17 @@ pub struct Timing {
     pub settle: Duration,
 }
 
+impl Timing {
+    /// The timing of a decision on the last of two looks that took so long.
+    ///
+    /// One cause can end sessions while a long look is under way. That look shows the peers that it came to later as lost, and
+    /// the next look shows the others. The two groups count together only if the window covers both looks.
+    #[must_use]
+    pub fn over(self, looks_took: &[Duration; 2]) -> Self {
+        Self { window: looks_took.iter().fold(self.window, |sum, took| sum.saturating_add(*took)), ..self }
+    }
+}
+
 /// What one look showed of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLook {

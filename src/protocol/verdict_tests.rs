@@ -330,3 +330,20 @@ fn the_burial_of_old_losses_makes_no_new_loss_one_of_many() {
         assert!(is_dead(&decision, &rest[0]), "by another: {by_another}, {:?}", verdict(&decision, &rest[0]));
     }
 }
+
+/// A proxy restarts while a look of three seconds is under way: that look shows the second half as lost, the next one all.
+#[test]
+fn the_losses_of_two_long_looks_count_together() {
+    let mut peers = fleet(6);
+    let long = TIMING.over(&[ms(3000), ms(3000)]);
+    peers[3..].iter_mut().for_each(kill);
+    // Three of six are not more than half.
+    let first = Observer::default().decide(&long, ms(3000), &peers);
+    assert!(peers[3..].iter().all(|p| matches!(verdict(&first, p), Verdict::Hold(HoldReason::SecondLoss, _))));
+    peers[..3].iter_mut().for_each(kill);
+    let second = first.observer.decide(&long, ms(9000), &peers);
+    assert!(peers.iter().all(|p| matches!(verdict(&second, p), Verdict::Hold(HoldReason::ManyLost, _))));
+    // The window of short looks does not reach back to the first look: living pods would be dead.
+    let short = first.observer.decide(&TIMING, ms(9000), &peers);
+    assert!(peers[3..].iter().all(|p| is_dead(&short, p)));
+}

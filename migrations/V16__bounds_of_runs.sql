@@ -1,12 +1,8 @@
 -- The tables say what the types of the library say, and the sequence of fences can be raised safely.
 --
 -- A row that was changed by hand may hold a number or a name that no pod can work with. Such a row is refused where it is
--- written from now on. Rows that are there already are not looked at here: this transaction holds strong locks. The next
--- version looks at them.
-
-ALTER TABLE studio_pods
-    ADD CONSTRAINT studio_pods_name_check
-        CHECK ((pod_id COLLATE pg_catalog."C") OPERATOR(pg_catalog.!~) '[\u0001-\u001f\u007f-\u009f]'::pg_catalog.text) NOT VALID;
+-- written from now on. Rows that are there already are not looked at here: this transaction holds a strong lock. Version 19
+-- looks at them. Each table has a version of its own, so that no transaction holds one table and waits for another.
 
 ALTER TABLE studio_runs
     ADD CONSTRAINT studio_runs_attempt_check
@@ -19,10 +15,6 @@ ALTER TABLE studio_runs
         CHECK (written OPERATOR(pg_catalog.>=) 0::pg_catalog.int8 AND checkpoint_seq OPERATOR(pg_catalog.>=) 0::pg_catalog.int8
            AND stream_furthest OPERATOR(pg_catalog.>=) 0::pg_catalog.int8 AND stream_generation OPERATOR(pg_catalog.>=) 1::pg_catalog.int4
            AND stream_resets OPERATOR(pg_catalog.>=) 0::pg_catalog.int4) NOT VALID;
-
-ALTER TABLE studio_run_attempts
-    ADD CONSTRAINT studio_run_attempts_attempt_check
-        CHECK (attempt OPERATOR(pg_catalog.>=) 1::pg_catalog.int4) NOT VALID;
 
 COMMENT ON COLUMN studio_runs.error IS 'Why a failed run failed; of a quarantined one, which owners died with it, and when, or why no pod could claim it.';
 

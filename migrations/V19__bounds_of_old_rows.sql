@@ -1,4 +1,4 @@
--- Looks whether the rows that are there keep the bounds of the version before. Where one does not, its bound stays
+-- Looks whether the rows that are there keep the bounds of versions 16 to 18. Where one does not, its bound stays
 -- unproven: it holds for what is written from now on, and the row is passed over by every pod, and named in its log. Where
 -- a table is too large to be looked at in time, the same. ALTER TABLE … VALIDATE CONSTRAINT proves a bound later.
 
