@@ -90,7 +90,7 @@ esac
 long='' short=''
 for suite in $all; do
     case $suite in
-        chaos) long="$long $suite" ;;
+        chaos | cancel) long="$long $suite" ;;
         *) short="$short $suite" ;;
     esac
 done

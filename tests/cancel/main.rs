@@ -22,10 +22,12 @@ use tokio::sync::mpsc;
 
 use cut::{after_each_delay, at_each_poll, at_each_poll_of};
 use left::{Db, ONE_AT_A_TIME, Usage, connect, eventually, resident_kib};
-use patience::{CONNECT, TEST};
+use patience::CONNECT;
 
 /// Short, so that what is to be buried soon may be; long enough for a loaded machine.
 const LEASE: Duration = Duration::from_secs(3);
+/// Each of these tests makes some thousand calls, one after the other: minutes on a quiet machine, more next to other suites.
+const TEST: Duration = Duration::from_secs(40 * 60);
 /// What pools, name resolution and the like may hold or let go of meanwhile.
 const SLACK: usize = 12;
 /// How often a call is cut at each of its polls: what it leaves behind at one of them alone is beyond the slack.

@@ -1,7 +1,7 @@
 //! No room on the server's disk: where its tables are, or where its log is.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podlock::throwaway::Server;
 use rustix::process::Signal;
@@ -11,7 +11,7 @@ use crate::checker::Excused;
 use crate::disk::SmallDisk;
 use crate::faults::server::disturbs_nobody;
 use crate::pod::now_ns;
-use crate::world::{Figure, World, eventually, slack};
+use crate::world::{Figure, World, slack};
 
 /// The tables cannot grow: the server refuses each write (53100) and answers every read. Runs wait, nobody is buried; a
 /// pod that is told to stop does, one that is started says why it cannot. With room again everything goes on.
@@ -88,16 +88,21 @@ pub(super) async fn full_of_wal() -> Vec<Figure> {
                 .is_ok()
             {}
             disk.free();
-            let log = || world.server.log_text().unwrap();
-            eventually(SOON, "the server panics", async || {
-                let panicked = log().lines().any(|l| l.contains("PANIC") && l.contains("No space left on device"));
-                if panicked { Ok(()) } else { Err("its log does not say so".to_owned()) }
-            })
-            .await;
-            // It may have come up again by itself, or have given up.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            if world.server.postmaster_pid().is_none() {
-                world.server.suffers(Server::start_again).await;
+            // The server panics. Then it comes up again by itself, or it gives up and is started again.
+            let began = Instant::now();
+            loop {
+                let log = world.server.log_text().unwrap();
+                let panicked = log.lines().any(|l| l.contains("PANIC") && l.contains("No space left on device"));
+                if panicked && world.server.postmaster_pid().is_none() {
+                    world.server.suffers(Server::start_again).await;
+                    break;
+                }
+                let last = |text| log.rfind(text);
+                if panicked && last("PANIC") < last("database system is ready to accept connections") {
+                    break;
+                }
+                assert!(began.elapsed() < SOON, "the server neither panicked nor came up again; its log: {log}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         },
     )
