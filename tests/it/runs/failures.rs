@@ -76,9 +76,10 @@ async fn every_way_to_fail_is_told_of_and_no_other_end_is() {
         let output = podlock::Output::text("out").with_exit_code(3).fail_unless_exit_0();
         stage.act().await.end(Ok(podlock::Outcome::Output(output)));
         // Nested too deep for the library to read, as only somebody else can store it.
-        let (unreadable, _) = orphan(&db.client, "act").await;
+        // It is of a kind that nobody claims until its input is there.
+        let (unreadable, _) = orphan(&db.client, "nobody's").await;
         let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
-        let store = "UPDATE studio_runs SET input = $2::text::jsonb WHERE run_id = $1";
+        let store = "UPDATE studio_runs SET kind = 'act', input = $2::text::jsonb WHERE run_id = $1";
         db.client.execute(store, &[&unreadable.as_uuid(), &deep]).await.unwrap();
         for run_id in [panicked, by_output, unreadable] {
             db.client.run_in_state(run_id, "failed", SOON).await;
