@@ -18,7 +18,8 @@ a process or its host's connections end, unless many end at once or no survivor 
 A roster of up to 62 rows, dead ones included, is looked at in one statement. A longer one takes a statement for each 64 rows,
 so that dead rows cannot fill the server's lock table: each adds an answer of the database, mostly a millisecond. Where the
 table is full all the same, nobody is buried on what could not be looked at, and a pod that died waits for `settle` at most
-once others could be looked at again.
+once others could be looked at again. Losses of two looks count together however long the looks take: next to thousands of rows
+that were lost just now, a death may wait for `settle` as well.
 
 ";
 

@@ -35,7 +35,9 @@ async fn l2_pods_under_a_masked_role_start_bury_and_are_buried() {
         let db = Db::new().await;
         let url = masked(&db).await;
         assert!(!podlock::migrate::status(&config(&url, "x")).await.expect("it is told").is_empty());
-        let masked = start(config(&url, "masked")).await;
+        // The run makes no progress, and two of its three owners die: the last pod takes it all the same.
+        let quarantines_nothing = |config: Config| config.with(|c| c.max_crashes = 0);
+        let masked = start(quarantines_nothing(config(&url, "masked"))).await;
         let plain = start(config(&db.pod_url, "plain")).await;
         let other = start(config(&url, "other")).await;
         tokio::time::sleep(LEASE + Duration::from_millis(200)).await;

@@ -30,7 +30,10 @@ async fn among_the_dead(server: &OwnServer, names: [&str; 2], dead: i32) -> (Db,
 }
 
 /// Kills one of two pods while the dead are in sight: it is buried long before them, and then all of them are.
-async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patience: Duration) {
+///
+/// Where looks are `short`, the death does not wait because many are lost. Losses of two looks that take long count together,
+/// so that a death next to thousands of rows that came just now may wait.
+async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patience: Duration, short: bool) {
     let (db, [survivor, dying]) = among_the_dead(server, names, dead).await;
     let seen = usize::try_from(dead).unwrap();
     eventually(patience, "the survivor has seen that many are dead", || async {
@@ -48,7 +51,7 @@ async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patienc
     .await;
     let sql = "SELECT (detail->'evidence'->>'in_sight_ms')::int8 FROM studio_pod_events WHERE kind = 'buried' AND pod_id = $1";
     let in_sight: i64 = db.client.scalar(sql, &[&names[1]]).await;
-    assert!(in_sight < 1000, "it was held for {in_sight} ms, as one of many");
+    assert!(!short || in_sight < 1000, "it was held for {in_sight} ms, as one of many");
     db.client.roster_is(&[names[0]], patience).await;
     let buried: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
     assert_eq!(buried, i64::from(dead) + 1, "each once");
@@ -61,7 +64,7 @@ async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patienc
 async fn l12_600_dead_rows_on_a_small_lock_table_stop_no_burial_and_vanish() {
     within(Duration::from_secs(180), async {
         let server = OwnServer::start(&[("max_locks_per_transaction", "10"), ("max_connections", "30")]).await;
-        one_dies_among(&server, ["small-a", "small-b"], 600, Duration::from_secs(60)).await;
+        one_dies_among(&server, ["small-a", "small-b"], 600, Duration::from_secs(60), true).await;
     })
     .await;
 }
@@ -70,7 +73,7 @@ async fn l12_600_dead_rows_on_a_small_lock_table_stop_no_burial_and_vanish() {
 async fn l12_8200_dead_rows_on_a_server_with_its_defaults_stop_no_burial_and_vanish() {
     within(Duration::from_secs(400), async {
         let server = OwnServer::start(&[("max_locks_per_transaction", "64"), ("max_connections", "100")]).await;
-        one_dies_among(&server, ["large-a", "large-b"], 8200, Duration::from_secs(180)).await;
+        one_dies_among(&server, ["large-a", "large-b"], 8200, Duration::from_secs(180), false).await;
     })
     .await;
 }

@@ -124,7 +124,7 @@ async fn a_server_that_stalls_after_the_handshake_is_a_timeout_of_statement_time
         let refusal = refused(config).await;
         refusal.is(
             ErrorKind::Timeout,
-            &["asking the server who it is", "no answer within 1s", "see whether the server"],
+            &["asking the server who it is", "no answer within 1.25s", "see whether the server"],
             limit,
         );
         nothing_is_left_of(&db.client, "a").await;
