@@ -43,12 +43,17 @@
 //!
 //! There is no authentication: listen on loopback, or nest the router behind your own.
 
+mod bodies;
+mod names;
 mod probes;
 mod problem;
 mod router;
 mod runs;
+mod seats;
+mod serve;
 mod sse;
 
 pub use problem::not_found;
 pub use router::{BODY_LIMIT, probes, router, router_with};
+pub use serve::{Limits, Serve, serve};
 pub use sse::{last_event_id, sse, sse_refused, sse_run};
