@@ -68,14 +68,15 @@ fn idle_sockets_do_not_keep_a_pod_from_its_database() {
         assert!(ended.len() >= 2, "{ended:?}");
         let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'podlock/web-0/%' \
                         AND datname = current_database() AND pid <> ALL ($1)";
-        wait_for("it has its locks again", || async {
+        let after = wait_for("it has its locks again", || async {
             let others: i64 = client.query_one(sessions, &[&ended]).await.unwrap().get(0);
             match incarnation("fine").await {
-                Some(now) if others >= 3 => Ok(assert_eq!(now, before, "it lives on")),
+                Some(now) if others >= 3 => Ok(now),
                 state => Err(format!("{state:?}, {others} sessions: {:#?}", pod.log.all())),
             }
         })
         .await;
+        assert_eq!(after, before, "it lives on");
         let (status, shown) = pod.get(&format!("/v1/runs/{run}")).await;
         assert_eq!((status, &shown["state"]), (200, &json!("running")), "{shown}");
         drop(idle);
