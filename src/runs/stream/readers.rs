@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::large::LargeChunks;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
@@ -39,6 +40,8 @@ pub(crate) struct Readers {
     count: watch::Sender<usize>,
     /// Whether notifications are heard.
     listening: watch::Sender<bool>,
+    /// What several of them read.
+    large: Arc<LargeChunks>,
 }
 
 #[derive(Default)]
@@ -67,6 +70,7 @@ impl Default for Readers {
             asked: Notify::new(),
             count: watch::channel(0).0,
             listening: watch::channel(false).0,
+            large: Arc::default(),
         }
     }
 }
@@ -246,7 +250,10 @@ async fn looks(shared: &Shared) {
             Ok(pages) => {
                 (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                for (((run_id, position), seats), mut page) in wanted.into_iter().zip(seats).zip(pages) {
+                    if let Some(page) = &mut page {
+                        readers.large.share(run_id, page);
+                    }
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
