@@ -90,11 +90,13 @@ impl Hints {
     pub(super) async fn follow(&mut self, local: &Local, session: &Session) -> Result<Option<Duration>> {
         if self.asked.is_due(clock::now()) {
             self.asked.begin(clock::now());
+            local.note_hint("asked");
             let is_asked = look_whether_asked(local, session).await?;
             self.asked.end(clock::now(), is_asked);
         }
         if self.runs.is_due(clock::now()) {
             self.runs.begin(clock::now());
+            local.note_hint("runs");
             look_at_own_runs(local, session).await?;
             // What was found may be found again, until its handler has stopped.
             self.runs.end(clock::now(), false);
@@ -102,6 +104,7 @@ impl Hints {
         let mut look = None;
         if self.log.is_due(clock::now()) {
             self.log.begin(clock::now());
+            local.note_hint("log");
             let told = notices::events_after(session, local.log_read.get()).await?;
             self.log.end(clock::now(), !told.is_empty());
             if told.len() >= EVENTS_MOST {

@@ -349,6 +349,11 @@ impl Local {
         self.observer.borrow().in_sight()
     }
 
+    /// Rows are read because of notices.
+    pub(crate) fn note_hint(&self, kind: &'static str) {
+        self.shared.note_hint(kind);
+    }
+
     /// A watch was granted a peer's lock: that pod will bury, or freeze.
     pub(crate) fn note_report(&self) {
         self.reported.set(Some(clock::now()));

@@ -327,6 +327,11 @@ impl Shared {
         self.registry.stop(run_id, of, reason);
     }
 
+    /// Rows are read because of notices. For people, and for tests that count it.
+    pub(crate) fn note_hint(&self, kind: &'static str) {
+        tracing::trace!(target: "podlock", pod = %self.pod_id, hinted = kind, "notices bring a look about");
+    }
+
     pub(crate) fn publish(&self, event: PodEvent) {
         // Nobody listening is fine.
         let _ = self.events.send(event);

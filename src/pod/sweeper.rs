@@ -174,6 +174,9 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 look_for_stalled(local, session, &standing).await?;
             }
             if now >= next_look || hints.look.is_due(clock::now()) {
+                if now < next_look {
+                    local.note_hint("look");
+                }
                 hints.look.begin(clock::now());
                 let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
                 let began = Instant::now();

@@ -129,6 +129,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 continue;
             }
         }
+        if hints.is_due(clock::now()) {
+            shared.note_hint("recover");
+        }
         hints.begin(clock::now());
         let mut due = shared.settings.jittered_sweep(fastrand::f64());
         at = Instant::now() + due;
