@@ -196,6 +196,9 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         while let Ok(payload) = heard.try_recv() {
             all.push(payload);
         }
+        // SECURITY.md: not from us, but from the server it learns the pods' names.
+        let names = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'podlock/pod-second/%'";
+        assert!(sql::connect(&stranger.url).await.scalar::<i64>(names, &[]).await > 0);
         let secrets = stranger.secrets().await;
         assert!(secrets.len() > 10 && secrets.contains("pod-first"), "{secrets:?}");
         for payload in &all {
