@@ -232,7 +232,10 @@ fn payloads(pods: &[(String, Uuid, i64)], runs: &[RunId]) -> Vec<String> {
         }
     }
     all.push(Told::new(7, runs.iter()).to_string());
-    all.extend(["00000007:*", "", " ", "null", "{", "{}", "[]", "\"look\"", "look ", "LOOK", "\u{202e}", "ä:ö"].map(str::to_owned));
+    all.extend(
+        ["00000007:*", "", " ", "null", "{", "{}", "[]", "\"look\"", "look ", "LOOK", "\u{202e}", "ä:ö"]
+            .map(str::to_owned),
+    );
     all.extend(["x", "[", "{\"a\":", "0"].map(|part| part.repeat(7999 / part.len())));
     all
 }
@@ -301,25 +304,25 @@ struct Flood {
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
-const A_TRANSACTION: u64 = 100;
+const A_TRANSACTION: u64 = 50;
 
 impl Flood {
     async fn begin(stranger: &Stranger) -> Self {
         let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let words: Vec<_> = Word::ALL.iter().map(|word| word.as_str()).collect();
         let mut tasks = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..4 {
             let (client, words, over, sent) =
                 (sql::connect(&stranger.url).await, words.clone(), Arc::clone(&over), Arc::clone(&sent));
             tasks.push(tokio::spawn(async move {
-                let sql = "SELECT pg_notify('podlock_app', COALESCE(($1::text[])[n], n || repeat('x', 40))) \
-                           FROM generate_series(1, $2::bigint::int) n";
+                let sql = "SELECT pg_notify('podlock_app', COALESCE(($1::text[])[n], n || repeat('x', 40))), \
+                             pg_notify('podstream_app', '00000007:*') FROM generate_series(1, $2::bigint::int) n";
                 let statement = client.prepare(sql).await.unwrap();
                 let most = i64::try_from(A_TRANSACTION).unwrap();
                 while !over.load(Ordering::Relaxed) {
                     client.execute(&statement, &[&words, &most]).await.unwrap();
                     sent.fetch_add(A_TRANSACTION, Ordering::Relaxed);
-                    // 10,000 a second from both, where the machine can.
+                    // More than 10,000 a second from all, where the machine can.
                     tokio::time::sleep(Duration::from_millis(15)).await;
                 }
             }));
@@ -353,6 +356,12 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
             let sql = "SELECT min(event_index) FROM studio_pods WHERE pod_id IN ('flooded-a', 'flooded-b')";
             client.scalar::<i64>(sql, &[]).await
         };
+        // Somebody who waits for a stream, so that notices of streams are heard.
+        let silent = a.start(act()).await.unwrap().run_id;
+        stage.act_of(silent).await.run.append("nothing more").await.unwrap();
+        let mut waits = a.attach(silent).await.unwrap();
+        waits.next().await.unwrap().expect("a chunk");
+        let waiting = tokio::spawn(async move { waits.next().await });
         let hinted_before = names.map(trace::hinted);
         let flood = Flood::begin(&stranger).await;
 
@@ -378,6 +387,13 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
         }
         let run = a.start(act()).await.unwrap().run_id;
         let act = stage.act_of(run).await;
+        // A stream, to a reader elsewhere.
+        let mut reader = b.attach(run).await.unwrap();
+        for n in 0..5 {
+            act.run.append(n.to_string()).await.unwrap();
+            act.run.flush().await.unwrap();
+            tokio::time::timeout(SOON, reader.next()).await.expect("soon").unwrap().expect("a chunk");
+        }
         stranger.operator().await.cancel(run).await.unwrap();
         assert_eq!(tokio::time::timeout(SOON, act.run.stopped()).await.expect("told to stop"), StopReason::Cancelled);
         stranger.operator().await.drain("flooded-b").await.unwrap();
@@ -395,13 +411,24 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
         let most = usize::try_from(took.as_millis() / GAP_MOST.as_millis()).unwrap() + 4 * started;
         for (name, before) in names.into_iter().zip(hinted_before).take(2) {
             let now = trace::hinted(name);
-            for kind in ["asked", "log", "look", "recover", "runs"] {
+            for kind in ["asked", "log", "look", "recover", "runs", "streams"] {
                 let count = now.get(kind).unwrap_or(&0) - before.get(kind).unwrap_or(&0);
-                let most = if matches!(kind, "log" | "recover") { most } else { most - 4 * started + 8 };
-                assert!(count <= most, "{name} looked {count} times at {kind}, at most {most}; {sent} notices in {took:?}");
+                let most = match kind {
+                    "log" | "recover" => most,
+                    // At most once in 10 ms.
+                    "streams" => usize::try_from(took.as_millis() / 10).unwrap() + 2,
+                    _ => most - 4 * started + 8,
+                };
+                assert!(count > 0 || name != "flooded-a", "{name} did not look at {kind}: {now:?}");
+                assert!(
+                    count <= most,
+                    "{name} looked {count} times at {kind}, at most {most}; {sent} notices in {took:?}"
+                );
             }
         }
         assert_eq!(client.roster().await, ["flooded-a", "flooded-b"]);
+        assert!(!waiting.is_finished(), "its stream has nothing new");
+        waiting.abort();
         println!("{sent} notices in {took:?}: {:?}", trace::hinted("flooded-a"));
     })
     .await;
@@ -438,10 +465,12 @@ async fn a_notice_brings_a_cancel_a_start_in_a_transaction_and_a_drain_to_their_
             assert_eq!(reason, StopReason::Cancelled);
             act.fail("told to stop");
         }
+        let mut notices = operator.notices().await.unwrap();
         let began = Instant::now();
         operator.drain("a").await.unwrap();
         tokio::time::timeout(SOON, a.drain_requested()).await.expect("asked to drain");
         at_once("a drain", began);
+        tokio::time::timeout(SOON, notices.next()).await.expect("operators hear of it").unwrap();
     })
     .await;
 }

@@ -354,6 +354,7 @@ async fn hear(shared: &Shared, session: &Session, count: &mut watch::Receiver<us
             }
             () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
             heard = session.heard(), if !is_quiet => {
+                shared.note_hint("streams");
                 shared.readers.hear(&heard);
                 quiet_until = Some(Instant::now() + HEAR_AGAIN);
             }
