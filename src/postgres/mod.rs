@@ -18,6 +18,7 @@ pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod migrate;
+pub(crate) mod notices;
 pub(crate) mod payloads;
 pub(crate) mod plain;
 pub(crate) mod pods;

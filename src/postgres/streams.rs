@@ -18,8 +18,6 @@ use crate::protocol::failures::{ERROR_CHARS, beginning};
 use crate::protocol::stream::{Facts, Position};
 use crate::runs::stream::large::Large;
 
-/// The most runs that one notification names; with more, it says that everybody should look.
-const TOLD_BY_NAME: usize = 180;
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
 const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
@@ -258,20 +256,6 @@ pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<
 pub(crate) async fn tell(db: &Database, what: &str) -> Result<()> {
     const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_stream_channel(), $1)";
     db.query("telling the readers of streams", SQL, &[&what]).await.map(drop)
-}
-
-/// What a notification says: who tells, and of which runs; of all where they are too many for one.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Told {
-    pub(crate) by: crate::id::Incarnation,
-    pub(crate) runs: Option<Vec<RunId>>,
-}
-
-impl Told {
-    pub(crate) fn new<'a>(by: crate::id::Incarnation, runs: impl Iterator<Item = &'a RunId>) -> Self {
-        let runs: Vec<RunId> = runs.take(TOLD_BY_NAME + 1).copied().collect();
-        Self { by, runs: Some(runs).filter(|runs| runs.len() <= TOLD_BY_NAME) }
-    }
 }
 
 /// Asks for the notifications on a dedicated session. It holds no lock, so no lease need end it.

@@ -56,7 +56,6 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::EventRow>();
     crosses::<Follow>();
     crosses::<podlock::operator::Kept>();
-    crosses::<podlock::operator::Notice>();
     crosses::<Notices>();
     crosses::<Operator>();
     crosses::<podlock::operator::Pruned>();

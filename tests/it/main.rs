@@ -23,6 +23,7 @@ mod faults;
 mod hidden;
 mod http_limits;
 mod laws;
+mod notices;
 mod probes;
 mod retention;
 mod rosters;
