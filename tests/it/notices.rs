@@ -15,9 +15,10 @@ use uuid::Uuid;
 
 use crate::inherited::clean;
 use crate::patience::{SOON, slack};
-use crate::runs::stage::{Stage, act};
+use crate::runs::stage::{Stage, act, behind_proxy};
+use crate::support::proxy::Flow;
 use crate::support::sql::{self, Client};
-use crate::support::{Db, LEASE, eventually, server, timed, trace};
+use crate::support::{Db, LEASE, eventually, server, start, timed, trace};
 
 const CHANNELS: [&str; 2] = ["podlock_app", "podstream_app"];
 
@@ -528,6 +529,40 @@ async fn l6_a_pod_that_missed_all_notices_learns_of_a_drain_and_of_cancelled_run
             }
         });
         assert_eq!(told.await.expect("told of it"), ghost);
+    })
+    .await;
+}
+
+/// What happens while a pod has no control session, no notice tells it. It reads the log when it has one again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happened_without_a_control_session_is_told_once_there_is_one() {
+    timed(async {
+        let db = Db::new().await;
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = start(config).await;
+        let mut happened = a.events();
+        proxy.future(&["control"], Flow::Hole);
+        assert_eq!(db.client.terminate("a", "control").await, 1);
+        // Suspected and nothing else: no look at the roster would tell of it.
+        let event = "INSERT INTO studio_pod_events (kind, pod_id, incarnation, by_pod, detail) \
+                     SELECT 'suspected', 'ghost', $1, 'c', '{}' RETURNING idx";
+        eventually(SOON, "a's control session has ended", || async {
+            let left = db.client.backend("a", "control").await;
+            if left.is_none() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+        let ghost = Incarnation::generate();
+        db.client.query_one(event, &[&ghost.as_uuid()]).await.unwrap();
+        proxy.future(&["control"], Flow::Pass);
+        let told = tokio::time::timeout(SOON, async {
+            loop {
+                if let PodEvent::Suspected { incarnation, .. } = happened.recv().await.expect("events") {
+                    return incarnation;
+                }
+            }
+        });
+        assert_eq!(told.await.expect("told of it"), ghost);
+        a.shutdown(SOON).await.unwrap();
     })
     .await;
 }
