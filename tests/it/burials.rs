@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::patience::{SOON, slack};
 use crate::support::process::Process;
-use crate::support::{Db, LEASE, eventually, sql, start, timed};
+use crate::support::{Db, eventually, lease, sql, start, timed};
 
 /// Waits until a backend other than `not` holds the key of `pod` and waits for a row in a burial, of which the server shows
 /// the beginning; returns the pod that it acts for.
@@ -120,7 +120,7 @@ async fn the_burier_dies_between_burial_and_claim() {
         drop(burier);
         claims.rollback().await.unwrap();
         for run_id in runs {
-            eyes.run_owned_by(run_id, survivor.incarnation(), LEASE + SOON).await;
+            eyes.run_owned_by(run_id, survivor.incarnation(), lease() + SOON).await;
         }
         survivor.shutdown(SOON).await.unwrap();
         eyes.assert_fold_is_roster().await;
@@ -151,9 +151,9 @@ async fn two_of_three_pods_lost_at_once_are_buried_after_settle_and_not_before()
         .await;
         blind.rollback().await.unwrap();
         let seen = Instant::now();
-        eyes.roster_is(&["c"], LEASE * 2 + SOON).await;
+        eyes.roster_is(&["c"], lease() * 2 + SOON).await;
         let took = seen.elapsed();
-        assert!(took > LEASE.mul_f64(0.9), "buried after {took:?}, and settle is {LEASE:?}");
+        assert!(took > lease().mul_f64(0.9), "buried after {took:?}, and settle is {:?}", lease());
         let losses: Vec<i64> = db
             .client
             .query("SELECT (detail->'evidence'->>'in_sight_ms')::bigint FROM studio_pod_events WHERE kind = 'buried'", &[])
@@ -180,7 +180,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         let mut db = Db::new().await;
         let url = db.url.clone();
         let mut processes =
-            tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, LEASE)))
+            tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, lease())))
                 .await
                 .unwrap()
                 .into_iter();
@@ -188,7 +188,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         for pod in ["a", "b", "c"] {
             db.client.armed(pod, SOON).await;
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(300)).await;
         let eyes = sql::connect(&db.url).await;
         let row = db.client.transaction().await.unwrap();
         // The burier stands before the roster. What it sends after its look commits without it, so it freezes here.
@@ -317,6 +317,6 @@ async fn settled_and_trusting(db: &Db) -> [Pod; 3] {
     for name in ["a", "b", "c"] {
         pods.push(start(db.config(name).with(|c| c.max_crashes = 0)).await);
     }
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     pods.try_into().expect("three")
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::patience::SOON;
 use crate::support::faults::OwnServer;
-use crate::support::{Db, LEASE, eventually, sql, start, timed};
+use crate::support::{Db, eventually, lease, sql, start, timed};
 
-const SOON: Duration = Duration::from_secs(10);
 /// Far more than the milliseconds for which a slice waits for a witness, and less than `statement_timeout`.
 const LONG: Duration = Duration::from_millis(400);
 
@@ -222,7 +222,7 @@ async fn a_registration_whose_commit_waits_for_longer_than_a_statement_may_take_
         let config = db.config("a");
         let starting = tokio::spawn(async move { start(config).await });
         let (pid, since) = waits_in_its_commit(&db, "podlock/a/liveness", LONG).await;
-        eventually(LEASE + SOON, "it was cancelled, and waits again", || async {
+        eventually(lease() + SOON, "it was cancelled, and waits again", || async {
             let (again, now) = waits_in_its_commit(&db, "podlock/a/liveness", Duration::ZERO).await;
             if now > since && again == pid {
                 Ok(())
