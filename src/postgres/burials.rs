@@ -223,7 +223,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
 /// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
 /// log.
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
+    const SQL: &str = "SELECT @.studio_note_waits($1::pg_catalog.jsonb, $2::pg_catalog.text)";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
     session.query_one("recording a wait", SQL, &params).await?.at(0)
 }
@@ -232,7 +232,8 @@ fn name(name: String) -> Result<PodId, String> {
     PodId::new(name.clone()).map_err(|e| format!("{name:?}: {e}"))
 }
 
-const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
+const WATCH: &str =
+    "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
 
 /// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
 pub(crate) async fn watch_slice(
@@ -313,8 +314,8 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
      ), first AS MATERIALIZED ( \
        SELECT pg_catalog.count(*) AS rows FROM ended \
      ), logged AS MATERIALIZED ( \
-       SELECT g.incarnation, g.cause, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, \
-           g.detail || pg_catalog.jsonb_build_object('cause', g.cause)) AS idx \
+       SELECT g.incarnation, g.cause, @.studio_append_event('buried'::pg_catalog.text, g.pod_id, g.incarnation, $6::pg_catalog.text, \
+           (g.detail || pg_catalog.jsonb_build_object('cause', g.cause))::pg_catalog.jsonb) AS idx \
          FROM (SELECT gone.pod_id, gone.incarnation, gone.detail, COALESCE(ended.cause, gone.cause) AS cause \
                  FROM gone LEFT JOIN ended ON ended.incarnation = gone.incarnation ORDER BY gone.pod_id) g \
          CROSS JOIN first WHERE first.rows >= 0 \

@@ -11,6 +11,7 @@ pub(crate) mod candidates;
 
 pub(crate) mod conninfo;
 mod crashes;
+pub(crate) mod creators;
 pub(crate) mod dial;
 pub(crate) mod errors;
 pub(crate) mod fences;
@@ -19,6 +20,8 @@ pub(crate) mod history;
 pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod payloads;
+#[cfg(test)]
+mod pins;
 pub(crate) mod plain;
 pub(crate) mod pods;
 pub(crate) mod pool;

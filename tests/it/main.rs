@@ -22,6 +22,7 @@ mod ends;
 mod faults;
 mod hidden;
 mod laws;
+mod pinned;
 mod probes;
 mod retention;
 mod rosters;
