@@ -179,7 +179,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 24] = [
+const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -204,6 +204,8 @@ const FUNCTIONS: [&str; 24] = [
     "studio_note_waits(jsonb, text)",
     "studio_note_failures(text, uuid, text[], bigint[], uuid[], text[])",
     "studio_raise_fence(bigint)",
+    "studio_order_events()",
+    "studio_limit_transaction(integer)",
 ];
 
 /// What a role may do on podlock's tables.
@@ -241,6 +243,8 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }
     if access == Access::Pod {
+        // What LOCK TABLE needs: the table stays empty.
+        grant("UPDATE", "@.studio_log_order");
         for sequence in ["studio_fence", "studio_beat"] {
             grant("USAGE", &format!("SEQUENCE @.{sequence}"));
         }
@@ -352,15 +356,30 @@ async fn lock(session: &Session) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= give_up {
+            let holder = holder(session).await?;
             return Err(Error::new(
                 ErrorKind::Timeout,
-                format!("another has been migrating schema {schema:?} for {LIMIT:?}"),
+                format!("the migration lock of schema {schema:?} has been held for {LIMIT:?} by {holder}"),
             )
             .left("nothing was changed")
-            .todo("see pg_stat_activity for podlock/-/migrate"));
+            .todo("wait if that is a migration, and migrate again; else end that process"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
+}
+
+/// Who holds the migration lock. Any role of the database can take it.
+async fn holder(session: &Session) -> Result<String> {
+    const SQL: &str = "SELECT pg_catalog.format('server process %s (role %s, application %s, from %s)', l.pid, \
+             COALESCE(a.usename, '?'), COALESCE(NULLIF(a.application_name, ''), '?'), \
+             COALESCE(pg_catalog.host(a.client_addr), 'a local socket')) \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+          AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended($1, 3) \
+          AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+    let schema = session.schema().name().to_owned();
+    let rows = session.query("looking for the lock's holder", SQL, &[(&schema, Type::TEXT)]).await?;
+    rows.first().map_or(Ok("somebody who has just let go".to_owned()), |row| row.at(0))
 }
 
 async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {

@@ -18,6 +18,7 @@ pub(crate) mod errors;
 pub(crate) mod fences;
 pub(crate) mod guards;
 pub(crate) mod history;
+pub(crate) mod holders;
 pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod payloads;

@@ -22,6 +22,8 @@ mod ends;
 mod faults;
 mod hidden;
 mod laws;
+mod log_order;
+mod open_transactions;
 mod pinned;
 mod probes;
 mod retention;
