@@ -10,13 +10,13 @@ use crate::patience::{SOON, slack};
 use crate::support::process::Process;
 use crate::support::{Db, LEASE, eventually, sql, start, timed, trace};
 
-/// Waits until a backend other than `not` holds the key of `pod` and waits for a row in a burial, of which the server shows
+/// Waits until a backend other than `not` holds the key of `pod` and waits in a burial, of which the server shows
 /// the beginning; returns the pod that it acts for.
 async fn burier_of(client: &sql::Client, pod: &str, not: &[i32]) -> (String, i32) {
     let sql = "SELECT split_part(s.application_name, '/', 2), s.pid FROM pg_stat_activity s \
                WHERE studio_holds(studio_lock_key($1), s.pid) AND s.wait_event_type = 'Lock' \
                  AND s.query LIKE 'WITH proof AS%' AND s.pid <> ALL($2)";
-    eventually(SOON, &format!("somebody stands before the row of {pod}"), || async {
+    eventually(SOON, &format!("somebody is about to bury {pod}"), || async {
         let row = client.query_opt(sql, &[&pod, &not]).await.expect("pg_stat_activity");
         row.map(|row| (row.get(0), row.get(1))).ok_or("nobody".to_owned())
     })
@@ -34,15 +34,15 @@ async fn two_survivors_bury_one_pod_once() {
         let [a, b, c] = db.settled_pods().await;
         let dead = a.incarnation();
         let eyes = sql::connect(&db.url).await;
-        let row = db.client.transaction().await.unwrap();
-        row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        let log = db.client.transaction().await.unwrap();
+        log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
         let (first, pid) = burier_of(&eyes, "a", &[]).await;
         // The second looks while the first is at it, and again after the first's backend was ended in the middle.
         eyes.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
         eyes.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
         let (second, _) = burier_of(&eyes, "a", &[pid]).await;
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         eyes.roster_is(&["b", "c"], SOON).await;
         // Whoever else was on its way finds nothing to do.
         eyes.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
@@ -64,8 +64,8 @@ async fn a_replacement_of_the_same_name_boots_while_the_old_one_is_being_buried(
         let (dead, old_run) = (a.incarnation(), a.start(NewRun::new("wait")).await.unwrap());
         let eyes = sql::connect(&db.url).await;
         let config = db.config("a");
-        let row = db.client.transaction().await.unwrap();
-        row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        let log = db.client.transaction().await.unwrap();
+        log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
         let (burier, _) = burier_of(&eyes, "a", &[]).await;
         assert_eq!(burier, "b");
@@ -75,7 +75,7 @@ async fn a_replacement_of_the_same_name_boots_while_the_old_one_is_being_buried(
             if eyes.scalar::<i64>(sql, &[]).await == 1 { Ok(()) } else { Err("not".to_owned()) }
         })
         .await;
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         let replacement: Pod = booting.await.unwrap();
         assert_eq!(eyes.session_end(dead).await, Some(("lost".to_owned(), Some("b".to_owned()))), "buried, not replaced");
         let kinds: Vec<(String, bool)> = eyes
@@ -190,9 +190,9 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         }
         tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
         let eyes = sql::connect(&db.url).await;
-        let row = db.client.transaction().await.unwrap();
+        let log = db.client.transaction().await.unwrap();
         // The burier stands before the roster. What it sends after its look commits without it, so it freezes here.
-        row.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        log.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
         a.signal(Signal::KILL);
         let burier: String = eventually(SOON, "a watch is granted and looks", || async {
             let sql = "SELECT split_part(application_name, '/', 2) FROM pg_stat_activity \
@@ -203,7 +203,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         let frozen = if burier == "b" { &b } else { &c };
         frozen.freeze();
         let from = Instant::now();
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         let end = eventually(SOON, "a is buried", || async {
             let sql = "SELECT buried_by FROM studio_pod_sessions WHERE pod_id = 'a' AND ended_at IS NOT NULL";
             eyes.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, String>(0)).ok_or("not".to_owned())
