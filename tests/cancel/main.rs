@@ -28,8 +28,8 @@ use patience::CONNECT;
 const LEASE: Duration = Duration::from_secs(3);
 /// Each of these tests makes some thousand calls, one after the other: minutes on a quiet machine, more next to other suites.
 const TEST: Duration = Duration::from_secs(40 * 60);
-/// What pools, name resolution and the like may hold or let go of meanwhile.
-const SLACK: usize = 12;
+/// What pools, name resolution and the like may hold or let go of meanwhile. They were never seen to differ by more than one.
+const SLACK: usize = 4;
 /// How often a call is cut at each of its polls: what it leaves behind at one of them alone is beyond the slack.
 const TIMES: usize = 2 * SLACK;
 

@@ -101,7 +101,8 @@ async fn l12_while_others_fill_the_lock_table_looks_and_burials_take_what_is_lef
     .await;
 }
 
-/// L12: a row that cannot be deleted, and one that somebody holds, are passed over. All others are buried.
+/// L12: a row that cannot be deleted is passed over, and so is one that somebody holds, or whose row in the history somebody
+/// holds. All others are buried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other() {
     within(Duration::from_secs(180), async {
@@ -117,15 +118,67 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
             let eyes = crate::support::sql::connect(&db.url).await;
             let held = db.client.transaction().await.unwrap();
             held.execute("SELECT FROM studio_pods WHERE pod_id = 'dead-9' FOR UPDATE", &[]).await.unwrap();
+            held.execute("SELECT FROM studio_pod_sessions WHERE pod_id = 'dead-11' FOR UPDATE", &[]).await.unwrap();
             let name = a.pod_id().to_string();
-            eyes.roster_is(&["dead-7", "dead-9", &name], Duration::from_secs(60)).await;
+            eyes.roster_is(&["dead-11", "dead-7", "dead-9", &name], Duration::from_secs(60)).await;
             held.rollback().await.unwrap();
             eyes.roster_is(&["dead-7", &name], SOON).await;
             let named = trace::events("dead-7").iter().any(|e| e.get("by") == Some(&name) && e["level"] == "WARN");
             assert!(named, "the log names the one that could not be buried");
+            let waited = trace::events("dead-11").iter().any(|e| e["event"] == "burial_failed" && e.get("by") == Some(&name));
+            assert!(!waited, "a burial waited for a row that somebody held, instead of passing it over");
             eyes.assert_fold_is_roster().await;
             a.shutdown(SOON).await.unwrap();
         }
+    })
+    .await;
+}
+
+/// L12: more dead rows than a pass tries, none of which can be buried, come first in the order of the keys. The next pass
+/// begins behind those that this one tried, so that all others are buried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_a_hundred_rows_that_cannot_be_buried_hold_up_none_behind_them() {
+    within(Duration::from_secs(300), async {
+        let db = Db::new().await;
+        let bad = "CREATE TABLE refused AS SELECT 'dead-' || n AS pod_id FROM generate_series(1, 200) n \
+                   ORDER BY studio_lock_key('dead-' || n) LIMIT 100; \
+                   CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN \
+                     IF EXISTS (SELECT FROM public.refused r WHERE r.pod_id = old.pod_id) THEN RAISE 'not this one'; END IF; \
+                     RETURN old; END $$; \
+                   CREATE TRIGGER refuse BEFORE DELETE ON studio_pods FOR EACH ROW EXECUTE FUNCTION refuse()";
+        db.client.batch_execute(bad).await.unwrap();
+        let a = start(db.config("behind-many")).await;
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        dead_rows(&db, 200).await;
+        let refused = "SELECT array_agg(pod_id ORDER BY pod_id COLLATE \"C\") FROM (SELECT pod_id FROM refused \
+                       UNION ALL SELECT 'behind-many') r";
+        let left: Vec<String> = db.client.scalar(refused, &[]).await;
+        let left: Vec<&str> = left.iter().map(String::as_str).collect();
+        db.client.roster_is(&left, Duration::from_secs(120)).await;
+        a.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// L12: a look goes on behind a row whose name no pod can have, on a roster that is longer than a portion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l12_a_row_with_a_name_that_no_pod_can_have_ends_no_look() {
+    within(Duration::from_secs(180), async {
+        let db = Db::new().await;
+        let a = start(db.config("beside-a-bad-name")).await;
+        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        // With the lowest keys of all: their portion comes first.
+        let bad = "DO $$ DECLARE c text; BEGIN FOR c IN SELECT conname FROM pg_constraint \
+                     WHERE conrelid = 'studio_pods'::regclass AND contype = 'c' LOOP \
+                     EXECUTE format('ALTER TABLE studio_pods DROP CONSTRAINT %I', c); END LOOP; END $$; \
+                   INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
+                   SELECT E'bad\\n' || n, '', 0, gen_random_uuid(), -9223372036854775808 + 2 * n, -9223372036854775807 + 2 * n, 0, now() \
+                     FROM generate_series(0, 2) n";
+        db.client.batch_execute(bad).await.unwrap();
+        dead_rows(&db, 200).await;
+        let roster = ["bad\n0", "bad\n1", "bad\n2", "beside-a-bad-name"];
+        db.client.roster_is(&roster, Duration::from_secs(60)).await;
+        a.shutdown(SOON).await.unwrap();
     })
     .await;
 }

@@ -311,8 +311,9 @@ async fn tables_locked() -> Vec<Figure> {
     tokio::time::sleep(world.lease.mul_f64(0.5)).await;
     world.kill("c").await;
     tokio::time::sleep(world.lease).await;
-    migrating.commit().await.expect("its end");
+    // A pod may hear of the end, and bury, before this process does.
     let over = now_ns();
+    migrating.commit().await.expect("its end");
     world.figure("nobody could write for", locked, over, None);
     let buried = world.buried("c", over, bounds.process_killed + slack()).await;
     world.figure("it is over: who died meanwhile is buried", over, buried, Some(bounds.process_killed));

@@ -3,11 +3,13 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use podlock::{Phase, Pod};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 
+use crate::patience::SOON;
 use crate::support::faults::{OwnServer, account_dir, give_to_account};
 use crate::support::{Db, eventually};
 
@@ -117,7 +119,7 @@ impl TlsServer {
         db.client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         let tls_only = Self { server, authority, db };
         let plain = tls_only.url("app", "sslmode=disable");
-        eventually(crate::patience::SOON, "the server refuses connections without TLS", || async {
+        eventually(SOON, "the server refuses connections without TLS", || async {
             match tokio_postgres::connect(&plain, tokio_postgres::NoTls).await {
                 Err(e) if e.as_db_error().is_some_and(|e| e.message().contains("no pg_hba.conf entry")) => Ok(()),
                 other => Err(format!("{:?}", other.map(drop))),
@@ -149,9 +151,18 @@ impl TlsServer {
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
 
-    /// Ends every connection of `pod`.
-    pub(crate) async fn end_all(&self, pod: &str) {
-        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'podlock/' || $1 || '/%'";
-        self.db.client.query(sql, &[&pod]).await.unwrap();
+    /// Ends every connection of `pod`, and waits until the pod is back.
+    pub(crate) async fn end_all_of(&self, pod: &Pod) {
+        let name = pod.status().pod_id.to_string();
+        // The second argument has the server wait until each is gone, so that none of them is taken for a new one.
+        let sql = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name LIKE 'podlock/' || $1 || '/%'";
+        self.db.client.query(sql, &[&name]).await.unwrap();
+        self.db.client.armed(&name, SOON).await;
+        // The server knows of the new sessions a moment before the pod knows that it is back.
+        eventually(SOON, "the pod is back", || async {
+            let phase = pod.status().phase;
+            if phase == Phase::Active { Ok(()) } else { Err(phase.to_string()) }
+        })
+        .await;
     }
 }

@@ -103,8 +103,7 @@ async fn the_password_callback_is_asked_at_every_reconnect() {
 
         tls.db.client.batch_execute("ALTER ROLE changing PASSWORD 'second'").await.unwrap();
         *token.lock().unwrap() = "second".to_owned();
-        tls.end_all("a").await;
-        tls.db.client.armed("a", SOON).await;
+        tls.end_all_of(&pod).await;
         let echo = pod.start(NewRun::new("echo").input(json!(1))).await.expect("the pool asked again");
         tls.db.client.run_in_state(echo.run_id, "succeeded", SOON).await;
         // The watch session holds no lock: nobody has waited for it yet.

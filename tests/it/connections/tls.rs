@@ -37,8 +37,7 @@ async fn each_kind_of_connection_is_under_tls_on_a_server_that_takes_nothing_els
         let operator = Operator::connect(&config(&verified)).await.expect("the operator's connection");
         assert_eq!(operator.pods(PodFilter::default()).await.expect("read").len(), 1);
         // And again, when each has been lost.
-        tls.end_all("a").await;
-        tls.db.client.armed("a", SOON).await;
+        tls.end_all_of(&pod).await;
         pod.start(NewRun::new("echo").input(json!(2))).await.expect("the pool's next connection");
         assert_eq!(tls.under_tls("a").await, all);
         pod.shutdown(SOON).await.unwrap();
@@ -180,8 +179,7 @@ async fn a_client_certificate_logs_in_and_a_renewed_one_is_read_anew() {
         );
         assert!(pod.status().attached);
         renew("cert_app");
-        tls.end_all("a").await;
-        tls.db.client.armed("a", SOON).await;
+        tls.end_all_of(&pod).await;
         pod.shutdown(SOON).await.unwrap();
         // A key that others may read is not used.
         std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
