@@ -40,7 +40,7 @@ pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::fold::EVENT_KINDS;
 pub use filter::{EventFilter, PodFilter, RunFilter};
-pub use follow::{Follow, Notice, Notices};
+pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
 /// How many of a pod's incarnations and events [`Operator::pod`] shows.
@@ -369,7 +369,7 @@ impl Operator {
         Ok(Follow::new(self.clone(), filter, seen))
     }
 
-    /// The pods' notifications, the moment that the server sends them: what a NOTIFY says and no more. They hasten,
+    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a look,
     /// and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection of
     /// its own.
     ///

@@ -5,12 +5,10 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{EventFilter, EventRow, Operator};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Incarnation;
 use crate::postgres::queries;
 use crate::postgres::session::{Opener, Role, Session};
 
@@ -18,6 +16,8 @@ use crate::postgres::session::{Opener, Role, Session};
 const LOOK_ANYWAY: Duration = Duration::from_millis(1000);
 /// The same while there is no connection to listen on.
 const LOOK_WITHOUT: Duration = Duration::from_millis(200);
+/// How soon a notification leads to another look: it can be anybody's.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a connection that is listened on is tried.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -28,12 +28,13 @@ pub struct Follow {
     filter: EventFilter,
     seen: i64,
     notices: Option<Notices>,
+    looked: Option<Instant>,
 }
 
 impl Follow {
     pub(super) fn new(operator: Operator, mut filter: EventFilter, seen: i64) -> Self {
         filter.limit = filter.limit.filter(|most| *most > 0);
-        Self { operator, filter, seen, notices: None }
+        Self { operator, filter, seen, notices: None, looked: None }
     }
 
     /// Waits for the next events and returns them, oldest first: at least one, each once, none left out.
@@ -51,11 +52,16 @@ impl Follow {
             if self.notices.is_none() {
                 self.notices = self.operator.notices().await.ok();
             }
+            if let Some(looked) = self.looked {
+                tokio::time::sleep_until(looked + LOOK_AGAIN).await;
+            }
             let events = self.operator.events(self.filter.clone().after(self.seen)).await?;
             if let Some(last) = events.last() {
                 self.seen = last.idx;
                 return Ok(events);
             }
+            // What is there was returned; from here on, somebody says that there is more.
+            self.looked = Some(Instant::now());
             self.until_there_may_be_more().await;
         }
     }
@@ -70,25 +76,6 @@ impl Follow {
             self.notices = None;
         }
     }
-}
-
-/// What a pod's notification says.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct Notice {
-    /// The kind of the event that it announces, as [`EventRow::kind`]; `None` where it announces something else.
-    pub event: Option<String>,
-    /// The pod that the event is about.
-    pub pod: Option<String>,
-    /// Its incarnation.
-    pub incarnation: Option<Incarnation>,
-    /// The pod that wrote the event.
-    pub by: Option<String>,
-    /// The event's position in the log.
-    pub idx: Option<i64>,
-    /// Why, of a burial.
-    pub reason: Option<String>,
 }
 
 /// The pods' notifications; see [`Operator::notices`].
@@ -111,7 +98,8 @@ impl Notices {
         Ok(Self { session, due: Instant::now() + TRY_AGAIN })
     }
 
-    /// Waits for the next notification. One that is not understood, since it is of a newer version, has no fields.
+    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be anybody
+    /// who sent it: read what you want to know, at most so often. Several that come at once are one.
     ///
     /// # Errors
     ///
@@ -119,13 +107,13 @@ impl Notices {
     ///
     /// # Cancel safety
     ///
-    /// Safe: a notification that was not returned stays queued.
-    pub async fn next(&mut self) -> Result<Notice> {
+    /// Safe: what was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Result<()> {
         loop {
             // An ended session sends nothing any more; only a statement shows that it has ended. When it is due does
             // not depend on this call, which a caller's `select!` may drop and make again many times a second.
-            match tokio::time::timeout_at(self.due, self.session.notice()).await {
-                Ok(payload) => return Ok(serde_json::from_str(&payload).unwrap_or_default()),
+            match tokio::time::timeout_at(self.due, self.session.heard()).await {
+                Ok(_) => return Ok(()),
                 Err(_) => queries::listen(&self.session).await.map_err(lost)?,
             }
             self.due = Instant::now() + TRY_AGAIN;

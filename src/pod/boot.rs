@@ -16,6 +16,7 @@ use crate::postgres::creators;
 use crate::postgres::fences;
 use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
+use crate::postgres::notices;
 use crate::postgres::pods::{self, Registration};
 use crate::postgres::pooler;
 use crate::postgres::session::{Opener, Role, Session};
@@ -61,8 +62,9 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     let control = beside(&liveness, limit, opener.open(Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
-    pods::listen(&control).await.map_err(in_boot)?;
+    let log_read = notices::listen(&control).await.map_err(in_boot)?;
     let local = Local::new(shared, opener, keys);
+    local.log_read.set(log_read);
     local.control.set(Some(control.backend()));
     register(&local, &mut liveness, identity, None, None, since).await.map_err(in_boot)?;
     Ok(Booted { local, liveness, control })

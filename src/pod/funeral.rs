@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::postgres::burials::{self, Burial, Look, PeerRow};
 use crate::postgres::candidates::{self, CANDIDATES};
-use crate::postgres::pods;
+use crate::postgres::notices;
 use crate::postgres::session::Session;
 use crate::postgres::txn::Txn;
 use crate::protocol::cause::{self, Cause};
@@ -313,7 +313,7 @@ pub(crate) async fn tell_of(local: &Local, session: &Session, decision: &Decisio
 async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>) -> Result<()> {
     lost.retain(|incarnation| !local.is_told(*incarnation));
     if !lost.is_empty() {
-        pods::ask_for_a_look(session).await?;
+        notices::ask_for_a_look(session).await?;
         tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = lost.len(), "not settled yet: told the others of a loss");
         local.note_told(lost);
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::shared::Shared;
-use crate::id::{Incarnation, LockKey};
+use crate::id::Incarnation;
 use crate::postgres::burials::{Look, PeerRow, Proof};
 use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
@@ -100,11 +100,15 @@ pub(crate) struct Local {
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
     fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
+    /// The position in the event log up to which this pod has acted on events.
+    pub(crate) log_read: Cell<i64>,
     /// `waits`: what the last look showed and the event log does not tell of yet. `told_waits`: what the log tells of.
     waits: RefCell<Vec<Wait>>,
     told_waits: RefCell<BTreeSet<wait::Told>>,
-    /// Peers that another's watch saw free, and until when this pod looks often because of each.
-    reported: RefCell<Vec<(LockKey, Moment)>>,
+    /// When a watch last saw a peer's lock free, as this pod heard.
+    reported: Cell<Option<Moment>>,
+    /// When a peer was last seen to be gone from the roster.
+    departed: Cell<Option<Moment>>,
 }
 
 impl Local {
@@ -141,9 +145,11 @@ impl Local {
             alive: Cell::new(0),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
+            log_read: Cell::new(0),
             waits: RefCell::default(),
             told_waits: RefCell::default(),
-            reported: RefCell::default(),
+            reported: Cell::new(None),
+            departed: Cell::new(None),
             shared,
         }
     }
@@ -227,7 +233,11 @@ impl Local {
         let present: BTreeSet<_> = peers.iter().map(|p| p.incarnation).collect();
         self.told.borrow_mut().retain(|i| present.contains(i));
         let same_sight = before.in_sight() == decision.observer.in_sight();
-        if self.roster.replace(roster.clone()) != roster || !same_sight {
+        let roster_before = self.roster.replace(roster.clone());
+        if roster_before.iter().any(|place| !present.contains(&place.incarnation)) {
+            self.departed.set(Some(now));
+        }
+        if roster_before != roster || !same_sight {
             self.roster_changed.notify_one();
         }
         decision
@@ -325,6 +335,7 @@ impl Local {
             forgotten.map(|incarnation| all.remove(&incarnation));
         }
         self.roster.borrow_mut().retain(|p| !all.contains(&p.incarnation));
+        self.departed.set(Some(now));
         self.waits.borrow_mut().retain(|wait| !all.contains(&wait.incarnation));
     }
 
@@ -361,19 +372,22 @@ impl Local {
         self.observer.borrow().in_sight()
     }
 
-    /// Another's watch was granted this key: it will bury, or freeze.
-    pub(crate) fn note_report(&self, key: LockKey) {
-        let now = clock::now();
-        let mut reported = self.reported.borrow_mut();
-        reported.retain(|(other, until)| *other != key && now < *until);
-        reported.push((key, now + BURIER_MAY_FREEZE));
+    /// Rows are read because of notices.
+    pub(crate) fn note_hint(&self, kind: &'static str) {
+        self.shared.note_hint(kind);
     }
 
-    /// Whether a reported peer is still in the roster, a while after the report.
+    /// A watch was granted a peer's lock: that pod will bury, or freeze.
+    pub(crate) fn note_report(&self) {
+        self.reported.set(Some(clock::now()));
+    }
+
+    /// Whether a peer is still in the roster, a while after a watch saw its lock free, as far as this pod can tell: nobody has
+    /// gone since shortly before the report.
     pub(crate) fn is_report_open(&self) -> bool {
-        let (now, roster) = (clock::now(), self.roster.borrow());
-        let is_open = |(key, until): &(LockKey, Moment)| now < *until && roster.iter().any(|p| p.lock_key == *key);
-        self.reported.borrow().iter().any(is_open)
+        let Some(reported) = self.reported.get() else { return false };
+        let since = reported.saturating_sub(self.timing.second_look);
+        clock::now() < reported + BURIER_MAY_FREEZE && self.departed.get().is_none_or(|departed| departed < since)
     }
 
     /// When a recovery pass is due that nothing else brings about; far away if none is.

@@ -4,6 +4,7 @@ mod boot;
 mod canary;
 pub(crate) mod clock;
 mod funeral;
+mod hints;
 mod keeper;
 pub(crate) mod local;
 mod progress;
@@ -302,9 +303,9 @@ impl Pod {
         let outcome = statements::cancel(&self.shared.db, run_id)
             .await
             .map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))?;
-        // The notification does the same; this is for a pod that has no control session at the moment.
+        // At once, also where this pod has no control session at the moment to hear of it.
         if outcome == Cancelled::Now {
-            self.shared.stop_run(run_id, StopReason::Cancelled);
+            self.shared.stop_run(run_id, None, StopReason::Cancelled);
         }
         Ok(outcome)
     }

@@ -15,7 +15,7 @@ use super::progress::Sources;
 use super::status::{Phase, PodEvent, PodStatus};
 use crate::config::{OnDetach, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, PodId, RunId};
+use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::postgres::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::stall::Progress;
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) drain_requested: CancellationToken,
     /// Hastens the next recovery pass.
     pub(crate) recover_now: Notify,
+    /// A notice says that there are orphans: hastens the next recovery pass, within bounds (L11).
+    pub(crate) recover_hinted: Notify,
     /// What the next recovery pass need not load, because a burial has.
     pub(crate) loaded: Mutex<Option<Loaded>>,
     /// Hastens the next look.
@@ -119,6 +121,7 @@ impl Shared {
             ended: CancellationToken::new(),
             drain_requested: CancellationToken::new(),
             recover_now: Notify::new(),
+            recover_hinted: Notify::new(),
             loaded: Mutex::new(None),
             look_now: Notify::new(),
             row_gone: Notify::new(),
@@ -319,9 +322,14 @@ impl Shared {
         self.registry.stop_all(reason)
     }
 
-    /// Tells one run to stop.
-    pub(crate) fn stop_run(&self, run_id: RunId, reason: StopReason) {
-        self.registry.stop(run_id, reason);
+    /// Tells one run to stop; where a fence is given, only the attempt that works under it.
+    pub(crate) fn stop_run(&self, run_id: RunId, of: Option<Fence>, reason: StopReason) {
+        self.registry.stop(run_id, of, reason);
+    }
+
+    /// Rows are read because of notices. For people, and for tests that count it.
+    pub(crate) fn note_hint(&self, kind: &'static str) {
+        tracing::trace!(target: "podlock", pod = %self.pod_id, hinted = kind, "notices bring a look about");
     }
 
     pub(crate) fn publish(&self, event: PodEvent) {

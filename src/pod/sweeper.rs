@@ -2,36 +2,29 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::boot;
+use super::clock;
 use super::funeral::{self, Trigger};
+use super::hints::Hints;
 use super::local::{Away, Held, Local};
-use super::status::PodEvent;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
-use crate::id::{Incarnation, LockKey, PodId, RunId};
 use crate::postgres::beats;
 use crate::postgres::burials::{self, Look};
 use crate::postgres::errors::leaves_sound;
 use crate::postgres::locks;
+use crate::postgres::notices;
 use crate::postgres::pods;
 use crate::postgres::session::{Backend, Role, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
-use crate::runs::StopReason;
 
 /// Former backends of ours that a new session ends, if the server still has them.
 const FORMER_BACKENDS: usize = 8;
 /// How often it is seen whether a silent session may be let go.
 const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
-/// Notices that come in a burst (fifty pods boot at once) lead to one look.
-const GATHER: Duration = Duration::from_millis(50);
-/// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already: that one takes its
-/// share without anybody in its way.
-const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
-
 /// Keeps a control session until the pod stops, and sweeps on it.
 pub(crate) async fn run(local: &Local, first: Session) {
     let mut session = Some(first);
@@ -119,7 +112,9 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
     former.drain(..surplus);
     while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
-    pods::listen(&session).await?;
+    let last = notices::listen(&session).await?;
+    // What happened while there was no session is read now. After a failover the log may be shorter than it was.
+    local.log_read.set(local.log_read.get().min(last));
     local.control.set(Some(session.backend()));
     local.control_answers.set(true);
     Ok(session)
@@ -132,7 +127,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     }
     let mut held = local.held.subscribe();
     let mut recorded = None;
-    let mut told_of_a_loss = false;
+    let mut hints = Hints::of_a_new_session();
     let mut next_look = Instant::now();
     let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
     let mut beaten = local.shared.progress();
@@ -140,29 +135,29 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     local.shared.recover_now.notify_one();
     loop {
         let ended = session.ended();
+        let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
         tokio::select! {
             biased;
             cause = ended => return crate::Error::new(crate::ErrorKind::SessionLost, cause.to_string()),
-            payload = session.notice() => {
-                if let Some(by) = hear(local, &payload) {
-                    next_look = next_look.min(Instant::now() + by);
-                    told_of_a_loss |= by.is_zero();
-                }
-                continue;
-            }
             () = local.shared.look_now.notified() => next_look = Instant::now(),
             _ = held.changed() => {}
             () = tokio::time::sleep_until(next_look) => {}
             () = tokio::time::sleep_until(next_beat), if local.held().is_some() => {}
-            () = tokio::time::sleep_until(local.recover_at()) => {
-                local.recover_by(None);
-                local.shared.recover_now.notify_one();
-                continue;
-            }
+            () = tokio::time::sleep_until(local.recover_at()) => {}
+            () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
+            // The last, and what is due is done in any case: a flood of notices holds up nothing.
+            heard = session.heard() => hints.hear(local, &heard),
         }
         let now = Instant::now();
+        if now >= local.recover_at() {
+            local.recover_by(None);
+            local.shared.recover_now.notify_one();
+        }
         let standing = *held.borrow_and_update();
         let done = async {
+            if let Some(by) = hints.follow(local, session).await? {
+                next_look = next_look.min(Instant::now() + by);
+            }
             let Some(standing) = standing else {
                 if now >= next_look {
                     locks::ping(session, local.shared.settings.ping_timeout).await?;
@@ -180,14 +175,20 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 beat(local, session, &standing, &mut beaten).await?;
                 look_for_stalled(local, session, &standing).await?;
             }
-            if now >= next_look {
-                let expects_a_loss = std::mem::take(&mut told_of_a_loss);
+            if now >= next_look || hints.look.is_due(clock::now()) {
+                if now < next_look {
+                    local.note_hint("look");
+                }
+                hints.look.begin(clock::now());
+                let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
                 let began = Instant::now();
                 sweep(local, session, &standing, expects_a_loss).await?;
                 tell_waits(local, session).await;
                 // Of a long roster, looks may take long: at most half of the time goes into them.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
                 next_look = Instant::now() + sweep_delay(local).max(took);
+                hints.look.end(clock::now(), false);
+                hints.after_a_look(local);
             }
             Ok(())
         }
@@ -198,6 +199,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "sweep_failed", pod = %local.shared.pod_id, error = %e, "a look failed; nothing was concluded from it");
                 next_look = Instant::now() + sweep_delay(local);
+                hints.failed();
             }
             Err(e) => return e,
         }
@@ -338,99 +340,4 @@ fn check_own_row(local: &Local, held: &Held, look: &Look) -> bool {
         local.shared.drain_requested.cancel();
     }
     true
-}
-
-/// What goes over the channel: an event of the log, or a request.
-#[derive(Deserialize)]
-struct Notice {
-    event: Option<String>,
-    pod: Option<PodId>,
-    incarnation: Option<Incarnation>,
-    reason: Option<String>,
-    ask: Option<String>,
-    run: Option<RunId>,
-    key: Option<LockKey>,
-}
-
-/// Acts on a notification: how soon a look is due because of it. Nothing depends on any of them; they hasten.
-fn hear(local: &Local, payload: &str) -> Option<Duration> {
-    let shared = &local.shared;
-    let Ok(notice) = serde_json::from_str::<Notice>(payload) else {
-        tracing::debug!(target: "podlock", payload, "a notification that is not ours");
-        return None;
-    };
-    let is_ours = notice.incarnation == Some(shared.incarnation());
-    // It was cancelled or quarantined: whoever reads its stream is to see the end.
-    shared.readers.stir(notice.run.iter());
-    match (notice.event.as_deref(), notice.ask.as_deref()) {
-        (Some("buried"), _) => {
-            recover_within(local, BURIER_GOES_FIRST);
-            publish(local, notice);
-            Some(GATHER)
-        }
-        (Some("suspected" | "evicted" | "quarantined"), _) => {
-            publish(local, notice);
-            None
-        }
-        (Some("joined" | "draining"), _) => {
-            // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
-            if notice.reason.is_some() && !is_ours {
-                recover_within(local, shared.settings.hold_probe_interval);
-            }
-            publish(local, notice);
-            Some(GATHER)
-        }
-        (Some("returned"), _) => Some(GATHER),
-        (_, Some("look")) => Some(match notice.key {
-            // Whoever was granted it is about to bury: look when that should be over, and stay out of its way till then.
-            Some(key) => {
-                local.note_report(key);
-                shared.settings.hold_probe_interval
-            }
-            None => Duration::ZERO,
-        }),
-        (_, Some("recover")) => {
-            shared.recover_now.notify_one();
-            None
-        }
-        (_, Some("adopt")) if is_ours => {
-            shared.recover_now.notify_one();
-            None
-        }
-        (_, Some("stop")) => {
-            if let Some(run) = notice.run.filter(|_| is_ours) {
-                shared.stop_run(run, StopReason::Cancelled);
-            }
-            None
-        }
-        (_, Some("drain")) if is_ours => {
-            shared.drain_requested.cancel();
-            None
-        }
-        _ => None,
-    }
-}
-
-/// A recovery pass is due after `wait` at the latest.
-fn recover_within(local: &Local, wait: Duration) {
-    let at = Instant::now() + wait;
-    if at < local.recover_at() {
-        local.recover_by(Some(at));
-    }
-}
-
-fn publish(local: &Local, notice: Notice) {
-    let (Some(pod), Some(incarnation)) = (notice.pod, notice.incarnation) else { return };
-    let event = match notice.event.as_deref() {
-        Some("joined") => PodEvent::Joined { pod, incarnation },
-        Some("draining") => PodEvent::Draining { pod, incarnation },
-        Some("suspected") => PodEvent::Suspected { pod, incarnation },
-        Some("evicted") => PodEvent::Evicted { pod, incarnation },
-        Some("quarantined") => match notice.run {
-            Some(run) => PodEvent::Quarantined { run, by: pod },
-            None => return,
-        },
-        _ => PodEvent::Buried { pod, incarnation, reason: notice.reason.unwrap_or_default() },
-    };
-    local.shared.publish(event);
 }

@@ -1,6 +1,6 @@
 //! Who may create objects in podlock's schema.
 //!
-//! What podlock runs has its names pinned: objects that others create there are not used (`migrations/V22__names_pinned.sql`).
+//! What podlock runs has its names pinned: objects that others create there are not used (`migrations/V23__names_pinned.sql`).
 //! People and services that call podlock's functions by hand look names up by their own `search_path`, and can be led astray
 //! by a function of the same name. So a schema in which others may create is worth a warning.
 

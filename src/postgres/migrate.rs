@@ -33,7 +33,7 @@ const HISTORY_TABLE: &str = "studio_schema_history";
 const LIMIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
 /// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
-pub(super) const TEMPLATES_FROM: i32 = 22;
+pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -21,6 +21,7 @@ pub(crate) mod history;
 pub(crate) mod holders;
 pub(crate) mod locks;
 pub(crate) mod migrate;
+pub(crate) mod notices;
 pub(crate) mod payloads;
 #[cfg(test)]
 mod pins;

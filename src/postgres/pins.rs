@@ -2,7 +2,7 @@
 //!
 //! Three kinds of text, with what holds for each:
 //!
-//! - Migrations from version 22 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the server's
+//! - Migrations from version 23 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the server's
 //!   functions need no schema. Names of ours do, and what is passed to a function of ours has its type: a bare literal could
 //!   pick another function of that name. That each function in a migrated database has this `search_path` or is bound to its
 //!   objects at its creation is shown by `pinned::…` in `tests/it`; so is that views and CHECK constraints, whose operators

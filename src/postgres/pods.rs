@@ -210,12 +210,6 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
     session.query("recording the control session", SQL, &params).await.map(drop)
 }
 
-/// LISTENs on the schema's channel.
-pub(crate) async fn listen(session: &Session) -> Result<()> {
-    let channel = super::schema::quote_identifier(&session.schema().channel());
-    session.execute_batch("listening", &format!("LISTEN {channel}")).await
-}
-
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
 /// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
 pub(crate) const REHEARSE_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
@@ -237,12 +231,6 @@ pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event
     const SQL: &str = "SELECT @.studio_append_event((t.e->>'kind')::pg_catalog.text, (t.e->>'pod')::pg_catalog.text, \
          (t.e->>'incarnation')::pg_catalog.uuid, (t.e->>'by')::pg_catalog.text, (t.e->'detail')::pg_catalog.jsonb) FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS t(e, n)";
     txn.commit_with(step, SQL, &[(&json!(events), Type::JSONB)]).await
-}
-
-/// Asks every pod to look at the roster now.
-pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
-    const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"look\"}')";
-    session.query_and_tell("telling the others", SQL, &[]).await.map(drop)
 }
 
 const MARK_DRAINING: &str = "WITH marked AS ( \

@@ -18,6 +18,7 @@ use super::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Columns, Output, cut_error};
+use crate::protocol::notices::{NOBODY, Told};
 use crate::protocol::recover::Candidate;
 
 /// A run that is to be inserted.
@@ -282,7 +283,7 @@ pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<b
            INSERT INTO @.studio_runs (run_id, kind, key, input) \
            SELECT $2, r.kind, r.key, r.input FROM @.studio_runs r WHERE r.run_id = $1 AND r.state <> 'running' \
            ON CONFLICT DO NOTHING RETURNING run_id \
-         ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM run";
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'recover') FROM run";
     Ok(db.query_opt("starting a run again", SQL, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
 }
 
@@ -322,7 +323,7 @@ const SUBMIT: &str = "WITH run AS ( \
        INSERT INTO @.studio_runs (run_id, kind, key, input) \
          VALUES ($1::pg_catalog.uuid, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.jsonb) \
        ON CONFLICT DO NOTHING RETURNING run_id \
-     ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}'::pg_catalog.text) FROM run";
+     ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'recover'::pg_catalog.text) FROM run";
 
 /// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key. `None`: it
 /// is gone by now.
@@ -359,10 +360,9 @@ const OWNED: &str = concat!(
        SELECT $2::pg_catalog.uuid, $3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.jsonb, me.pod_id, me.incarnation, \
               pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above WHERE ",
     in_reach!("$6::pg_catalog.int8"),
-    " ON CONFLICT DO NOTHING RETURNING fence, owner_incarnation \
+    " ON CONFLICT DO NOTHING RETURNING fence \
      ), told AS MATERIALIZED ( \
-       SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
-         'ask'::pg_catalog.text, 'adopt'::pg_catalog.text, 'incarnation'::pg_catalog.text, owner_incarnation)::pg_catalog.text) FROM run \
+       SELECT pg_catalog.pg_notify(@.studio_channel(), 'runs'::pg_catalog.text) FROM run \
      ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told), ",
     in_reach!("$6::pg_catalog.int8"),
 );
@@ -700,7 +700,7 @@ pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'yielded' FROM given \
             WHERE a.run_id = given.run_id AND a.attempt = given.attempt \
-         ) SELECT pg_catalog.pg_notify(@.studio_channel(), '{\"ask\":\"recover\"}') FROM given";
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'recover') FROM given";
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("yielding a run", SQL, &params).await?.is_some())
 }
@@ -728,17 +728,18 @@ pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Stan
     row.map(read).transpose()
 }
 
-/// Cancels a run, whoever owns it, and tells its owner.
+/// Cancels a run, whoever owns it, and tells the pods, of which its owner finds out, and those who read its stream.
 pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
     const SQL: &str = "WITH done AS ( \
            UPDATE @.studio_runs SET state = 'cancelled', finished_at = pg_catalog.clock_timestamp() \
-            WHERE run_id = $1 AND state = 'running' RETURNING run_id, attempt, owner_incarnation \
+            WHERE run_id = $1 AND state = 'running' RETURNING run_id, attempt \
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'cancelled' FROM done \
             WHERE a.run_id = done.run_id AND a.attempt = done.attempt AND a.ended_at IS NULL \
-         ) SELECT pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object( \
-             'ask', 'stop', 'run', run_id, 'incarnation', owner_incarnation)::pg_catalog.text) FROM done";
-    if db.query_opt("cancelling a run", SQL, &[&run_id.as_uuid()]).await?.is_some() {
+         ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'runs'), \
+                  pg_catalog.pg_notify(@.studio_stream_channel(), $2) FROM done";
+    let told = Told::new(NOBODY, [run_id].iter()).to_string();
+    if db.query_opt("cancelling a run", SQL, &[&run_id.as_uuid(), &told]).await?.is_some() {
         return Ok(Cancelled::Now);
     }
     Ok(match standing(db, run_id).await? {

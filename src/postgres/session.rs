@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -23,9 +23,8 @@ use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_pat
 use crate::config::{IDLE_IN_TRANSACTION, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
+use crate::protocol::notices::Heard;
 
-/// Notifications that may wait to be read. Beyond it they are dropped: they only hasten what a sweep does anyway.
-const NOTICES: usize = 1024;
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
 /// How much longer than the server's `statement_timeout` an answer is waited for, at most.
@@ -114,7 +113,7 @@ pub(crate) struct Session {
     version: i32,
     prepared: HashMap<&'static str, Statement>,
     ended: watch::Receiver<Option<Arc<str>>>,
-    notices: mpsc::Receiver<String>,
+    inbox: Arc<Inbox>,
     driver: AbortOnDropHandle<()>,
 }
 
@@ -169,10 +168,13 @@ impl Session {
     async fn identified(dialled: Dialled, opener: &Opener, target: &Target, role: Role) -> Result<Self> {
         let Dialled { client, connection, local_port } = dialled;
         let (ended_tx, ended) = watch::channel(None);
-        let (notices_tx, notices) = mpsc::channel(NOTICES);
-        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-            let cause = drive(connection, &notices_tx).await;
-            ended_tx.send_replace(Some(cause.into()));
+        let inbox = Arc::new(Inbox::default());
+        let driver = AbortOnDropHandle::new(tokio::spawn({
+            let inbox = Arc::clone(&inbox);
+            async move {
+                let cause = drive(connection, &inbox).await;
+                ended_tx.send_replace(Some(cause.into()));
+            }
         }));
         let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
         // The server's own limit comes first, and leaves the session sound; ours is for a server that does not answer.
@@ -182,7 +184,7 @@ impl Session {
         let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
         let (is_hidden, version) = (false, 0);
         let mut session =
-            Self { client, role, schema, backend, facts, limit, is_hidden, version, prepared, ended, notices, driver };
+            Self { client, role, schema, backend, facts, limit, is_hidden, version, prepared, ended, inbox, driver };
         session.identify(target, local_port).await?;
         Ok(session)
     }
@@ -302,13 +304,17 @@ impl Session {
         self.ended.borrow().is_some()
     }
 
-    /// The next notification. Pends for ever once the connection has ended: watch [`Session::ended`] beside it.
+    /// What was heard since the last call, once there is something that means anything. Pends for ever once the connection
+    /// has ended: watch [`Session::ended`] beside it.
     ///
     /// Cancel safe.
-    pub(crate) async fn notice(&mut self) -> String {
-        match self.notices.recv().await {
-            Some(payload) => payload,
-            None => std::future::pending().await,
+    pub(crate) async fn heard(&self) -> Heard {
+        loop {
+            let heard = std::mem::take(&mut *self.inbox.heard());
+            if !heard.is_empty() {
+                return heard;
+            }
+            self.inbox.arrived.notified().await;
         }
     }
 
@@ -422,13 +428,27 @@ impl Session {
     }
 }
 
+/// Notices that came and that nobody has taken yet. They are merged, so that a flood takes no room and hides none.
+#[derive(Default)]
+struct Inbox {
+    heard: Mutex<Heard>,
+    arrived: Notify,
+}
+
+impl Inbox {
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Moves the connection's bytes until it ends; returns why it did.
-async fn drive(mut connection: Connection, notices: &mpsc::Sender<String>) -> String {
+async fn drive(mut connection: Connection, inbox: &Inbox) -> String {
     loop {
         match poll_fn(|cx| connection.poll_message(cx)).await {
             Some(Ok(AsyncMessage::Notification(n))) => {
-                if notices.try_send(n.payload().to_owned()).is_err() {
-                    tracing::debug!(target: "podlock", "a notification was dropped: too many wait to be read");
+                // What is not understood is not logged: anybody can send as much of it as he likes.
+                if inbox.heard().hear(n.payload()) {
+                    inbox.arrived.notify_one();
                 }
             }
             Some(Ok(AsyncMessage::Notice(n))) => tracing::debug!(target: "podlock", notice = %n, "the server says"),

@@ -16,9 +16,8 @@ use crate::error::{Error, Result};
 use crate::id::{Fence, RunId};
 use crate::protocol::failures::{ERROR_CHARS, beginning};
 use crate::protocol::stream::{Facts, Position};
+use crate::runs::stream::large::Large;
 
-/// The most runs that one notification names; with more, it says that everybody should look.
-const TOLD_BY_NAME: usize = 180;
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
 const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
@@ -259,20 +258,6 @@ pub(crate) async fn tell(db: &Database, what: &str) -> Result<()> {
     db.query("telling the readers of streams", SQL, &[&what]).await.map(drop)
 }
 
-/// What a notification says: who tells, and of which runs; of all where they are too many for one.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Told {
-    pub(crate) by: crate::id::Incarnation,
-    pub(crate) runs: Option<Vec<RunId>>,
-}
-
-impl Told {
-    pub(crate) fn new<'a>(by: crate::id::Incarnation, runs: impl Iterator<Item = &'a RunId>) -> Self {
-        let runs: Vec<RunId> = runs.take(TOLD_BY_NAME + 1).copied().collect();
-        Self { by, runs: Some(runs).filter(|runs| runs.len() <= TOLD_BY_NAME) }
-    }
-}
-
 /// Asks for the notifications on a dedicated session. It holds no lock, so no lease need end it.
 pub(crate) async fn listen(session: &Session) -> Result<()> {
     let channel = quote_identifier(&session.schema().stream_channel());
@@ -286,6 +271,8 @@ pub(crate) struct Chunk {
     pub(crate) seq: i64,
     pub(crate) fence: Fence,
     pub(crate) body: Arc<str>,
+    /// Of a large one, what its readers share.
+    pub(crate) large: Option<Arc<Large>>,
 }
 
 /// What one look shows to a reader.
@@ -363,7 +350,8 @@ fn read_page(row: &Row) -> Result<Page> {
     let seqs = row.at::<Option<Vec<i64>>>(7)?.unwrap_or_default();
     let fences = row.at::<Option<Vec<i64>>>(8)?.unwrap_or_default();
     let bodies = row.at::<Option<Vec<&str>>>(9)?.unwrap_or_default();
-    let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
+    let chunk =
+        |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into(), large: None };
     let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
     // Behind what has changed, nothing is handed on.
     if facts.differs_from.is_some() {

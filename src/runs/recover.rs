@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::StopReason;
 use super::claim::{self, Pace};
 use super::passed_over::PassedOver;
@@ -16,6 +18,7 @@ use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::candidates::{self, Wanted};
 use crate::postgres::runs::{self, Owner};
+use crate::protocol::notices::Gate;
 use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 
@@ -112,22 +115,39 @@ struct Report {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut passes = Passes::default();
     let mut nag = Nag::new(shared.settings.lease.max(SAY_AGAIN));
-    let mut due = Duration::ZERO;
+    let mut at = Instant::now();
+    let mut hints = Gate::default();
     loop {
+        let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
         tokio::select! {
             biased;
             () = shared.root.cancelled() => return,
             () = shared.recover_now.notified() => {}
             () = shared.registry.freed.notified(), if passes.short_of_room => {}
-            () = tokio::time::sleep(due) => {}
+            () = tokio::time::sleep_until(at) => {}
+            () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
+            // The last, so that a flood of them holds up nothing else.
+            () = shared.recover_hinted.notified() => {
+                hints.ask(clock::now(), Duration::ZERO);
+                continue;
+            }
         }
-        due = shared.settings.jittered_sweep(fastrand::f64());
-        let Ok(incarnation) = shared.may_take_work() else { continue };
+        if hints.is_due(clock::now()) {
+            shared.note_hint("recover");
+        }
+        hints.begin(clock::now());
+        let mut due = shared.settings.jittered_sweep(fastrand::f64());
+        at = Instant::now() + due;
+        let Ok(incarnation) = shared.may_take_work() else {
+            hints.end(clock::now(), false);
+            continue;
+        };
         let passed = tokio::select! {
             biased;
             () = shared.root.cancelled() => return,
             passed = pass(&shared, incarnation, &mut passes) => passed,
         };
+        hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
             Ok(report) => {
                 nag.passed();
@@ -148,6 +168,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 }
             }
         }
+        at = Instant::now() + due;
     }
 }
 
@@ -245,7 +266,7 @@ async fn check(shared: &Shared, own: Incarnation, run_ids: &[RunId]) -> Result<(
             Some(s) if s.state == "cancelled" => StopReason::Cancelled,
             _ => StopReason::Fenced,
         };
-        shared.stop_run(*run_id, reason);
+        shared.stop_run(*run_id, Some(fence), reason);
     }
     Ok(())
 }

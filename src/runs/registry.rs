@@ -202,10 +202,22 @@ impl Registry {
         lost.iter().filter(|run_id| !entries.runs.contains_key(run_id)).count()
     }
 
-    pub(crate) fn stop(&self, run_id: RunId, reason: StopReason) {
-        if let Some(Entry::Running { stop, .. }) = self.entries().runs.get(&run_id) {
+    /// Tells a run to stop; where a fence is given, only the attempt that works under it.
+    pub(crate) fn stop(&self, run_id: RunId, of: Option<Fence>, reason: StopReason) {
+        if let Some(Entry::Running { fence, stop, .. }) = self.entries().runs.get(&run_id)
+            && of.is_none_or(|of| of == *fence)
+        {
             stop.fire(reason);
         }
+    }
+
+    /// The runs that this process works on, each with its fence; without one while its start or claim is under way.
+    pub(crate) fn known(&self) -> Vec<(RunId, Option<Fence>)> {
+        let fence = |entry: &Entry| match entry {
+            Entry::Running { fence, .. } => Some(*fence),
+            Entry::Pending => None,
+        };
+        self.entries().runs.iter().map(|(run_id, entry)| (*run_id, fence(entry))).collect()
     }
 
     /// Aborts the tasks of all runs, also of those that are about to begin. They end at their next await.

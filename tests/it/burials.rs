@@ -39,13 +39,13 @@ async fn two_survivors_bury_one_pod_once() {
         drop(a);
         let (first, pid) = burier_of(&eyes, "a", &[]).await;
         // The second looks while the first is at it, and again after the first's backend was ended in the middle.
-        eyes.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
+        eyes.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
         eyes.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
         let (second, _) = burier_of(&eyes, "a", &[pid]).await;
         log.rollback().await.unwrap();
         eyes.roster_is(&["b", "c"], SOON).await;
         // Whoever else was on its way finds nothing to do.
-        eyes.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
+        eyes.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
         eyes.armed(&first, SOON).await;
         eyes.armed(&second, SOON).await;
         assert_eq!(buried_events(&eyes, "a").await, 1, "{first} and {second}");
@@ -230,7 +230,7 @@ async fn after_1000_probes_one_of_them_cancelled_no_backend_holds_a_peers_key() 
         db.client.execute(ghost, &[]).await.unwrap();
         let before: i64 = probes(&db).await;
         for i in 0..400 {
-            db.client.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
+            db.client.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
             if i % 100 == 50 {
                 // A watcher's or prober's statement, cancelled in the middle.
                 let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
@@ -240,7 +240,7 @@ async fn after_1000_probes_one_of_them_cancelled_no_backend_holds_a_peers_key() 
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         eventually(SOON, "a thousand probes", || async {
-            db.client.execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"look\"}')", &[]).await.unwrap();
+            db.client.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
             let done = probes(&db).await - before;
             if done >= 1000 { Ok(()) } else { Err(format!("{done}")) }
         })

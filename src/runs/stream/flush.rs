@@ -15,8 +15,9 @@ use crate::id::RunId;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
 use crate::postgres::runs;
-use crate::postgres::streams::{self, Appended, Stored, Told, is_under_way};
+use crate::postgres::streams::{self, Appended, Stored, is_under_way};
 use crate::protocol::Moment;
+use crate::protocol::notices::Told;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
@@ -231,10 +232,10 @@ fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient:
 async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
-    let by = shared.incarnation();
+    let by = shared.readers.by();
     told.extend(untold);
     let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
-    let what = what.and_then(|what| serde_json::to_string(&what).ok());
+    let what = what.map(|what| what.to_string());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
     let (mut what, mut put_back) = (what.as_deref(), false);
     while let Some(mut batch) = waiting.pop_front() {

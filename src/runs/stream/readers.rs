@@ -9,12 +9,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::large::LargeChunks;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 use crate::pod::shared::Shared;
 use crate::postgres::session::{Opener, Role, Session};
-use crate::postgres::streams::{self, Page, Told};
+use crate::postgres::streams::{self, Page};
+use crate::protocol::notices::{Heard, group};
 use crate::protocol::stream::Position;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 
@@ -22,6 +24,8 @@ use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 /// The same while there is no session to listen on.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
+/// How soon what is heard has an effect again: readers are told at most once in 21 ms by each pod, and of each run by one.
+const HEAR_AGAIN: Duration = Duration::from_millis(10);
 /// How long the session is kept when the last reader has gone: the next may come soon.
 const LINGER: Duration = Duration::from_secs(5);
 /// The most readers that one statement looks for.
@@ -39,6 +43,10 @@ pub(crate) struct Readers {
     count: watch::Sender<usize>,
     /// Whether notifications are heard.
     listening: watch::Sender<bool>,
+    /// What several of them read.
+    large: Arc<LargeChunks>,
+    /// By which this process knows its own notices.
+    by: u32,
 }
 
 #[derive(Default)]
@@ -67,6 +75,8 @@ impl Default for Readers {
             asked: Notify::new(),
             count: watch::channel(0).0,
             listening: watch::channel(false).0,
+            large: Arc::default(),
+            by: fastrand::u32(1..),
         }
     }
 }
@@ -117,6 +127,27 @@ impl Readers {
         let mut seats = self.seats();
         let all: Vec<Seat> = seats.waiting.keys().copied().collect();
         all.into_iter().for_each(|seat| _ = seats.refresh(seat));
+        drop(seats);
+        self.asked.notify_one();
+    }
+
+    /// The number that this process tells others by.
+    pub(crate) fn by(&self) -> u32 {
+        self.by
+    }
+
+    /// Has those looked for whose runs' groups were told of.
+    fn hear(&self, heard: &Heard) {
+        // Our own readers know already.
+        let mut told = heard.told.iter().filter(|told| told.by != self.by);
+        if heard.all || told.clone().any(|told| told.groups.is_none()) {
+            return self.stir_all();
+        }
+        let read: Vec<RunId> = self.seats().by_run.keys().copied().collect();
+        let groups: HashSet<u16> = told.by_ref().flat_map(|told| told.groups.iter().flatten().copied()).collect();
+        if !groups.is_empty() {
+            self.stir(read.iter().filter(|run| groups.contains(&group(**run))));
+        }
     }
 
     /// Some of those who are to be looked for, the longest waiting first.
@@ -246,7 +277,10 @@ async fn looks(shared: &Shared) {
             Ok(pages) => {
                 (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                for (((run_id, position), seats), mut page) in wanted.into_iter().zip(seats).zip(pages) {
+                    if let Some(page) = &mut page {
+                        readers.large.share(run_id, page);
+                    }
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
@@ -290,11 +324,11 @@ async fn listens(shared: &Shared, opener: &Opener) {
             return;
         }
         match listen(opener).await {
-            Ok(mut session) => {
+            Ok(session) => {
                 backoff = Backoff::new(RETRY_MIN, shared.settings.reconnect_backoff_max);
                 // Whoever waits is looked for anew: what was told before is not heard.
                 readers.listening.send_replace(true);
-                hear(shared, &mut session, &mut count).await;
+                hear(shared, &session, &mut count).await;
                 readers.listening.send_replace(false);
                 session.close().await;
             }
@@ -313,9 +347,11 @@ async fn listen(opener: &Opener) -> Result<Session> {
 }
 
 /// Hears until the session ends or nobody is attached any more.
-async fn hear(shared: &Shared, session: &mut Session, count: &mut watch::Receiver<usize>) {
+async fn hear(shared: &Shared, session: &Session, count: &mut watch::Receiver<usize>) {
+    let mut quiet_until = None;
     loop {
         let is_idle = *count.borrow_and_update() == 0;
+        let is_quiet = quiet_until.is_some();
         let ended = session.ended();
         tokio::select! {
             biased;
@@ -323,19 +359,14 @@ async fn hear(shared: &Shared, session: &mut Session, count: &mut watch::Receive
                 tracing::debug!(target: "podlock", event = "stream_unheard", pod = %shared.pod_id, cause = %cause, "lost the session that hears of chunks");
                 return;
             }
-            payload = session.notice() => heard(shared, &payload),
+            () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
+            heard = session.heard(), if !is_quiet => {
+                shared.note_hint("streams");
+                shared.readers.hear(&heard);
+                quiet_until = Some(Instant::now() + HEAR_AGAIN);
+            }
             changed = count.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(LINGER), if is_idle => return,
         }
-    }
-}
-
-fn heard(shared: &Shared, payload: &str) {
-    match serde_json::from_str::<Told>(payload) {
-        // Our own readers know already.
-        Ok(told) if told.by == shared.incarnation() => {}
-        Ok(Told { runs: Some(runs), .. }) => shared.readers.stir(runs.iter()),
-        Ok(Told { runs: None, .. }) => shared.readers.stir_all(),
-        Err(e) => tracing::debug!(target: "podlock", payload, error = %e, "a notification that is not ours"),
     }
 }

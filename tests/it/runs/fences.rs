@@ -131,7 +131,7 @@ async fn after_a_failover_that_took_the_sequence_back_a_pods_fences_go_on_rising
         db.client.batch_execute("SELECT setval('studio_fence', 1, false)").await.unwrap();
         let batch =
             "INSERT INTO studio_runs (run_id, kind) SELECT gen_random_uuid(), 'act' FROM generate_series(1, 20)";
-        db.client.batch_execute(&format!("{batch}; NOTIFY podlock_public, '{{\"ask\":\"recover\"}}'")).await.unwrap();
+        db.client.batch_execute(&format!("{batch}; NOTIFY podlock_public, 'recover'")).await.unwrap();
         let mut batch: Vec<_> = stage.acts(20).await.iter().map(|act| act.run.fence()).collect();
         batch.sort_unstable();
         given.extend(batch);

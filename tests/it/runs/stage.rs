@@ -167,7 +167,7 @@ pub(crate) async fn take_key(gate: &tokio_postgres::Transaction<'_>, key: &str) 
 
 /// Makes every pod look for orphans now.
 pub(crate) async fn nudge(client: &Client) {
-    client.batch_execute("SELECT pg_notify(studio_channel(), '{\"ask\":\"recover\"}')").await.expect("a nudge");
+    client.batch_execute("SELECT pg_notify(studio_channel(), 'recover')").await.expect("a nudge");
 }
 
 /// The beginnings of the pods' statements, by which a test sees which of them waits.

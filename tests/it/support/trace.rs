@@ -10,6 +10,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// One event of target `podlock`: its fields as text, `level` among them.
 pub(crate) type Event = BTreeMap<&'static str, String>;
 
+/// How often each pod read rows because of notices, by its name and the kind.
+static HINTED: Mutex<BTreeMap<(String, String), usize>> = Mutex::new(BTreeMap::new());
+
 static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 
 /// The events so far in which any field has the value `of`: tests name their pods so that nobody else does.
@@ -23,6 +26,12 @@ pub(crate) fn count(event: &str, by: &str) -> usize {
     let events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
     let is = |e: &&Event, field, value| e.get(field).is_some_and(|seen| seen == value);
     events.iter().filter(|e| is(e, "event", event) && is(e, "by", by)).count()
+}
+
+/// How often this pod read rows because of notices so far, by kind.
+pub(crate) fn hinted(pod: &str) -> BTreeMap<String, usize> {
+    let hinted = HINTED.lock().unwrap_or_else(PoisonError::into_inner);
+    hinted.iter().filter(|((of, _), _)| of == pod).map(|((_, kind), count)| (kind.clone(), *count)).collect()
 }
 
 /// Keeps what is logged from now on. `RUST_LOG=podlock=debug cargo test … -- --nocapture` shows it as well.
@@ -40,6 +49,13 @@ struct Keep;
 impl<S: tracing::Subscriber> Layer<S> for Keep {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
+        if metadata.target() == "podlock" && metadata.fields().field("hinted").is_some() {
+            let mut fields = Fields(BTreeMap::new());
+            event.record(&mut fields);
+            let mut hinted = HINTED.lock().unwrap_or_else(PoisonError::into_inner);
+            *hinted.entry((fields.0["pod"].clone(), fields.0["hinted"].clone())).or_default() += 1;
+            return;
+        }
         if metadata.target() != "podlock" || *metadata.level() > tracing::Level::INFO {
             return;
         }

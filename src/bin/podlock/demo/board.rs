@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use podlock::operator::Notice;
+use podlock::operator::EventRow;
 use podlock::{Incarnation, RunId};
 
 use super::fleet::{LogLine, News, What};
@@ -55,7 +55,7 @@ pub(super) struct Moved {
     pub(super) from: u32,
 }
 
-/// A notification about the pod that was struck.
+/// An event about the pod that was struck.
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     pub(super) event: String,
@@ -83,7 +83,7 @@ pub(super) struct Strike {
 }
 
 impl Strike {
-    /// The first notification of this kind.
+    /// The first event of this kind.
     pub(super) fn heard(&self, event: &str) -> Option<&Heard> {
         self.heard.iter().find(|heard| heard.event == event)
     }
@@ -186,28 +186,28 @@ impl Board {
         }
     }
 
-    /// Takes in a notification of the server.
-    pub(super) fn hear(&mut self, at: Instant, notice: Notice) -> Option<String> {
-        let (event, pod) = (notice.event?, notice.pod?);
+    /// Takes in an event of the log, of which the server's notification came `at`.
+    pub(super) fn hear(&mut self, at: Instant, event: EventRow) -> Option<String> {
+        let EventRow { kind, pod_id: pod, incarnation, by_pod: by, detail, .. } = event;
         let index = self.pods.iter().position(|view| view.name == pod)?;
         let strike = self.strike.as_mut().filter(|strike| strike.pod == index)?;
         let after = at.saturating_duration_since(strike.at);
-        if notice.incarnation != strike.incarnation {
-            if event == "joined" {
-                strike.back = notice.incarnation.map(|incarnation| (incarnation, after));
+        if Some(incarnation) != strike.incarnation {
+            if kind == "joined" {
+                strike.back = Some((incarnation, after));
             }
             return None;
         }
-        let heard = Heard { event, by: notice.by.unwrap_or_default(), reason: notice.reason, after };
-        let sentence = match heard.event.as_str() {
-            "buried" if heard.reason.as_deref() == Some("shutdown") => {
-                Some(format!("{} buried {pod} {} after the signal, as one that stopped cleanly.", heard.by, ms(after)))
+        let reason = detail["reason"].as_str().map(str::to_owned);
+        let sentence = match kind.as_str() {
+            "buried" if reason.as_deref() == Some("shutdown") => {
+                Some(format!("{by} buried {pod} {} after the signal, as one that stopped cleanly.", ms(after)))
             }
-            "buried" => Some(format!("{} noticed {} after the signal, and buried {pod}.", heard.by, ms(after))),
+            "buried" => Some(format!("{by} noticed {} after the signal, and buried {pod}.", ms(after))),
             "draining" => Some(format!("{pod} says that it is draining, {} after the signal.", ms(after))),
             _ => None,
         };
-        strike.heard.push(heard);
+        strike.heard.push(Heard { event: kind, by, reason, after });
         sentence
     }
 

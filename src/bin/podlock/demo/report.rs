@@ -20,7 +20,7 @@ pub(super) struct Report {
     pods: u8,
     runs: u16,
     struck: String,
-    /// The first notification of the pod's burial.
+    /// When the burial was announced.
     noticed_ms: Option<f64>,
     noticed_by: Option<String>,
     reason: Option<String>,

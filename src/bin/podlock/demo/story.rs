@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use podlock::operator::{Notices, PodFilter, RunFilter};
+use podlock::operator::{EventFilter, EventRow, Notices, PodFilter, RunFilter};
 use podlock::{Config, Operator, RunId};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -30,12 +30,32 @@ const PROLOGUE: Duration = Duration::from_millis(1500);
 /// What is added to every wait for something that has a time of its own.
 const SLACK: Duration = Duration::from_secs(20);
 
+/// The event log, and who says when to read it.
+struct Log {
+    operator: Operator,
+    notices: Notices,
+    seen: i64,
+}
+
+impl Log {
+    async fn open(operator: &Operator) -> podlock::Result<Self> {
+        Ok(Self { operator: operator.clone(), notices: operator.notices().await?, seen: 0 })
+    }
+
+    /// The events since the last call.
+    async fn read(&mut self) -> podlock::Result<Vec<EventRow>> {
+        let events = self.operator.events(EventFilter::new().after(self.seen)).await?;
+        self.seen = events.last().map_or(self.seen, |last| last.idx);
+        Ok(events)
+    }
+}
+
 struct Story<'a> {
     stage: &'a mut Stage,
     args: &'a Args,
     screen: Screen,
     board: Board,
-    notices: Option<Notices>,
+    log: Option<Log>,
     last_summary: Instant,
 }
 
@@ -50,7 +70,7 @@ pub(super) async fn tell(stage: &mut Stage, args: &Args) -> Result<(), Failure> 
     let names = (1..=args.pods).map(|n| format!("pod-{n}"));
     let board = Board::new(names, args.chunks);
     let screen = Screen::new(args.format);
-    let mut story = Story { stage, args, screen, board, notices: None, last_summary: Instant::now() };
+    let mut story = Story { stage, args, screen, board, log: None, last_summary: Instant::now() };
     let operator = story.set_up().await?;
     story.start_runs().await?;
     story.strike().await?;
@@ -97,7 +117,7 @@ impl Story<'_> {
         let registered = Instant::now();
 
         let operator = Operator::connect(&config).await?;
-        self.notices = Some(operator.notices().await?);
+        self.log = Some(Log::open(&operator).await?);
         for row in operator.pods(PodFilter::new()).await? {
             if let Some(pod) = self.board.pods.iter_mut().find(|pod| pod.name == row.pod_id) {
                 pod.incarnation = Some(row.incarnation);
@@ -276,10 +296,14 @@ impl Story<'_> {
                         return Err(self.unexpected_end(news.pod).await);
                     }
                 }
-                notice = next_notice(&mut self.notices) => {
+                told = until_told(&mut self.log) => {
                     let at = Instant::now();
-                    if let Some(sentence) = self.board.hear(at, notice?) {
-                        self.say(&sentence)?;
+                    told?;
+                    let Some(log) = &mut self.log else { continue };
+                    for event in log.read().await? {
+                        if let Some(sentence) = self.board.hear(at, event) {
+                            self.say(&sentence)?;
+                        }
                     }
                 }
                 _ = redraw.tick() => self.draw()?,
@@ -327,9 +351,9 @@ impl Story<'_> {
     }
 }
 
-async fn next_notice(notices: &mut Option<Notices>) -> podlock::Result<podlock::operator::Notice> {
-    match notices {
-        Some(notices) => notices.next().await,
+async fn until_told(log: &mut Option<Log>) -> podlock::Result<()> {
+    match log {
+        Some(log) => log.notices.next().await,
         None => std::future::pending().await,
     }
 }

@@ -52,9 +52,9 @@ BEGIN
     -- with it.
     INSERT INTO @.studio_pod_events (kind, pod_id, incarnation, by_pod, detail)
         VALUES ($1, $2, $3, $4, $5) RETURNING idx INTO appended;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object(
-        'event', $1, 'pod', $2, 'incarnation', $3, 'by', $4, 'idx', appended,
-        'reason', $5 -> 'reason', 'run', $5 -> 'run')::text);
+    -- Pods act on no event of the first kinds.
+    PERFORM pg_catalog.pg_notify(@.studio_channel(),
+        CASE WHEN $1 IN ('claimed'::text, 'detached'::text, 'held'::text) THEN 'log'::text ELSE 'roster'::text END);
     RETURN appended;
 END $function$;
 
@@ -226,7 +226,7 @@ BEGIN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)
             USING ERRCODE = 'no_data_found', HINT = 'SELECT pod_id FROM studio_pod_status lists them.';
     END IF;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object('ask', 'drain', 'incarnation', asked)::text);
+    PERFORM pg_catalog.pg_notify(@.studio_channel(), 'asked'::text);
     RETURN asked;
 END $function$;
 
@@ -267,7 +267,7 @@ BEGIN
         RAISE EXCEPTION 'run % is %, not quarantined', run, standing
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), '{"ask":"recover"}');
+    PERFORM pg_catalog.pg_notify(@.studio_channel(), 'recover'::text);
     RETURN run;
 END $function$;
 

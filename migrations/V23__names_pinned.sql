@@ -91,8 +91,7 @@ BEGIN
     -- Every pod is told before anybody acts on it: if the burier freezes, the others look soon and not at their next sweep.
     -- The statement that was granted the lock sends it itself, since a frozen client sends nothing more.
     IF answer <> 'held'::text THEN
-        PERFORM pg_catalog.pg_notify(@.studio_channel(),
-            pg_catalog.jsonb_build_object('ask'::text, 'look'::text, 'key'::text, liveness_key)::text);
+        PERFORM pg_catalog.pg_notify(@.studio_channel(), 'free'::text);
     END IF;
     SELECT COALESCE(pg_catalog.max(e.idx), 0::bigint) INTO roster_version FROM @.studio_pod_events AS e;
 END $function$;
@@ -110,9 +109,9 @@ BEGIN
     PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('@'::text, 2));
     INSERT INTO @.studio_pod_events (kind, pod_id, incarnation, by_pod, detail)
         VALUES ($1, $2, $3, $4, $5) RETURNING idx INTO appended;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object(
-        'event', $1, 'pod', $2, 'incarnation', $3, 'by', $4, 'idx', appended,
-        'reason', $5 -> 'reason', 'run', $5 -> 'run')::text);
+    -- Pods act on no event of the first kinds.
+    PERFORM pg_catalog.pg_notify(@.studio_channel(),
+        CASE WHEN $1 IN ('claimed'::text, 'detached'::text, 'held'::text) THEN 'log'::text ELSE 'roster'::text END);
     RETURN appended;
 END $function$;
 
@@ -232,7 +231,7 @@ BEGIN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)
             USING ERRCODE = 'no_data_found', HINT = 'SELECT pod_id FROM studio_pod_status lists them.';
     END IF;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), pg_catalog.jsonb_build_object('ask', 'drain', 'incarnation', asked)::text);
+    PERFORM pg_catalog.pg_notify(@.studio_channel(), 'asked'::text);
     RETURN asked;
 END $function$;
 
@@ -307,7 +306,7 @@ BEGIN
         RAISE EXCEPTION 'run % is %, not quarantined', run, standing
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    PERFORM pg_catalog.pg_notify(@.studio_channel(), '{"ask":"recover"}');
+    PERFORM pg_catalog.pg_notify(@.studio_channel(), 'recover'::text);
     RETURN run;
 END $function$;
 

@@ -1,0 +1,388 @@
+//! What pods tell each other over PostgreSQL's channels, and how often what they hear has an effect (L11).
+//!
+//! * **Authority.** The rows. Every role that may connect hears each notice and can send any. So a notice is one word that
+//!   says which rows to read, and names no pod, incarnation or run.
+//! * **States.** [`Heard`]: what has come and was not taken yet, merged. [`Gate`]: when rows of one kind are read next.
+//! * **Bound.** The first notice of a kind is acted on at once. A flood has at most about one effect of each kind in
+//!   [`GAP_MOST`], and takes at most a tenth of the time if what it brings about is slow. The last notice is never lost.
+//! * **Failures.** What is not understood does nothing.
+//! * **Not promised.** That a notice arrives. Sweeps read the same rows.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use super::Moment;
+use crate::id::RunId;
+
+/// Which rows a notice asks a pod to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The roster and its locks, now: a pod that may not bury yet saw a loss.
+    Look,
+    /// The same, a little later: a watch was granted a lock, and the pod that watches goes first.
+    Free,
+    /// The event log: a pod came, went, or is in trouble.
+    Roster,
+    /// The event log, for those who follow it. Pods have nothing to do.
+    Log,
+    /// Orphans: a run has no owner.
+    Recover,
+    /// The pod's own runs: one was cancelled, or was given to a pod.
+    Runs,
+    /// The pod's own row: a pod was asked to drain.
+    Asked,
+}
+
+impl Word {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Look, Self::Free, Self::Roster, Self::Log, Self::Recover, Self::Runs, Self::Asked];
+
+    /// As it goes over the channel. Migration V22 and the statements that notify use the same words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Look => "look",
+            Self::Free => "free",
+            Self::Roster => "roster",
+            Self::Log => "log",
+            Self::Recover => "recover",
+            Self::Runs => "runs",
+            Self::Asked => "asked",
+        }
+    }
+
+    /// `None`: it is of another version, or a stranger's.
+    #[must_use]
+    pub fn parse(payload: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|word| word.as_str() == payload)
+    }
+}
+
+/// A set of [`Word`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Words(u8);
+
+impl Words {
+    fn add(&mut self, word: Word) {
+        self.0 |= 1 << word as u8;
+    }
+
+    /// Whether the word is among them.
+    #[must_use]
+    pub const fn has(self, word: Word) -> bool {
+        self.0 & (1 << word as u8) != 0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The most groups that one notice names; with more, it says that everybody should look.
+pub const GROUPS_MOST: usize = 512;
+
+/// In [`Told::by`]: a sender that has no readers of its own to leave out.
+pub const NOBODY: u32 = 0;
+
+/// What a notice on the streams' channel says: whose streams have grown, by groups of runs. Readers of the runs of a group
+/// look. A group is 16 bits and tells nobody which run it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// A number that the sender drew when it began: its own readers know already. Or [`NOBODY`].
+    pub by: u32,
+    /// `None`: too many to be named.
+    pub groups: Option<BTreeSet<u16>>,
+}
+
+impl Told {
+    /// What `by` tells of these runs.
+    pub fn new<'a>(by: u32, runs: impl Iterator<Item = &'a RunId>) -> Self {
+        let mut groups = BTreeSet::new();
+        for run in runs {
+            groups.insert(group(*run));
+            if groups.len() > GROUPS_MOST {
+                return Self { by, groups: None };
+            }
+        }
+        Self { by, groups: Some(groups) }
+    }
+
+    /// `None`: it is of another version, or a stranger's.
+    #[must_use]
+    pub fn parse(payload: &str) -> Option<Self> {
+        let (by, groups) = payload.split_once(':')?;
+        let by = (by.len() == 8).then(|| hex(by))??;
+        if groups == "*" {
+            return Some(Self { by, groups: None });
+        }
+        if !groups.len().is_multiple_of(4) || groups.len() > GROUPS_MOST * 4 {
+            return None;
+        }
+        let group = |four: &[u8]| u16::try_from(hex(std::str::from_utf8(four).ok()?)?).ok();
+        let groups: Option<BTreeSet<u16>> = groups.as_bytes().chunks(4).map(group).collect();
+        Some(Self { by, groups: Some(groups?) })
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}:", self.by)?;
+        match &self.groups {
+            None => f.write_str("*"),
+            Some(groups) => groups.iter().try_for_each(|group| write!(f, "{group:04x}")),
+        }
+    }
+}
+
+fn hex(digits: &str) -> Option<u32> {
+    let is_hex = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    is_hex.then(|| u32::from_str_radix(digits, 16).ok())?
+}
+
+/// The group that a run belongs to. Pods of all versions must agree on it.
+#[must_use]
+pub fn group(run: RunId) -> u16 {
+    // Fibonacci hashing of both halves: ids that are made in the same moment differ in the second alone.
+    let (high, low) = run.as_uuid().as_u64_pair();
+    let mixed = (high ^ low.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    u16::try_from(mixed >> 48).unwrap_or(0)
+}
+
+/// How many notices on the streams' channel are kept apart; with more, everybody looks.
+const TOLD_MOST: usize = 64;
+
+/// What came and was not taken yet. It stays small, however much comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// What came on the schema's channel.
+    pub words: Words,
+    /// What came on the streams' channel.
+    pub told: Vec<Told>,
+    /// More came on the streams' channel than is kept.
+    pub all: bool,
+}
+
+impl Heard {
+    /// Takes a notice in. False: it means nothing.
+    pub fn hear(&mut self, payload: &str) -> bool {
+        if let Some(word) = Word::parse(payload) {
+            self.words.add(word);
+            return true;
+        }
+        let Some(told) = Told::parse(payload) else { return false };
+        if self.all || self.told.len() >= TOLD_MOST {
+            self.told.clear();
+            self.all = true;
+        } else {
+            self.told.push(told);
+        }
+        true
+    }
+
+    /// Whether nothing has come.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty() && self.told.is_empty() && !self.all
+    }
+}
+
+/// How soon one effect of notices follows another that came to something, and one after many that came to nothing.
+pub const GAP_LEAST: Duration = Duration::from_millis(12);
+/// See [`GAP_LEAST`].
+pub const GAP_MOST: Duration = Duration::from_millis(100);
+/// The longest gap after an effect that took long.
+const GAP_AFTER_SLOW: Duration = Duration::from_secs(1);
+
+/// When the effect of one kind of notices is due.
+///
+/// What is heard while the effect is under way leads to another one: it may have read the rows too early.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    asked: Option<Moment>,
+    began: Option<Moment>,
+    /// Not before this moment.
+    opens: Moment,
+    gap: Duration,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { asked: None, began: None, opens: Moment::ZERO, gap: GAP_LEAST }
+    }
+}
+
+impl Gate {
+    /// A notice came at `now`, whose effect is due after `wait`, or together with an earlier one.
+    pub fn ask(&mut self, now: Moment, wait: Duration) {
+        let at = now + wait;
+        self.asked = Some(self.asked.map_or(at, |asked| asked.min(at)));
+    }
+
+    /// When the effect is due; `None` if nothing asks for it.
+    #[must_use]
+    pub fn due(&self) -> Option<Moment> {
+        self.asked.map(|asked| asked.max(self.opens))
+    }
+
+    /// Whether the effect is due at `now`.
+    #[must_use]
+    pub fn is_due(&self, now: Moment) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
+
+    /// The effect begins at `now`, because of the notices or for another reason.
+    pub fn begin(&mut self, now: Moment) {
+        self.began = self.is_due(now).then_some(now);
+        self.asked = None;
+    }
+
+    /// It ended at `now`, and came to something or to nothing. Where it did not begin because of notices, this says nothing.
+    pub fn end(&mut self, now: Moment, came_to_something: bool) {
+        let Some(began) = self.began.take() else { return };
+        let was_quiet = began.saturating_sub(self.opens) >= GAP_MOST;
+        self.gap = if came_to_something || was_quiet { GAP_LEAST } else { (self.gap * 2).min(GAP_MOST) };
+        let slow = (now.saturating_sub(began) * 9).min(GAP_AFTER_SLOW);
+        self.opens = now + if came_to_something { self.gap } else { self.gap.max(slow) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn words_are_read_back_and_nothing_else_is() {
+        for word in Word::ALL {
+            assert_eq!(Word::parse(word.as_str()), Some(word));
+        }
+        let hostile = ["", " look", "LOOK", "look\0", "{\"ask\":\"drain\"}", "drain", "null", "[]"];
+        let mut heard = Heard::default();
+        for payload in hostile.into_iter().map(str::to_owned).chain([format!("look{}", " ".repeat(7995))]) {
+            assert!(!heard.hear(&payload), "{payload}");
+        }
+        assert!(heard.is_empty());
+    }
+
+    #[test]
+    fn what_is_heard_is_merged_and_no_kind_is_lost() {
+        let mut heard = Heard::default();
+        for _ in 0..10_000 {
+            assert!(heard.hear("look"));
+            assert!(!heard.hear("garbage"));
+        }
+        assert!(heard.hear("asked"));
+        let is_there = |word: &Word| heard.words.has(*word);
+        assert_eq!(Word::ALL.into_iter().filter(is_there).collect::<Vec<_>>(), [Word::Look, Word::Asked]);
+        assert!(!heard.is_empty() && heard.told.is_empty());
+    }
+
+    #[test]
+    fn of_a_flood_on_the_streams_channel_everybody_looks() {
+        let mut heard = Heard::default();
+        for by in 0..64 {
+            assert!(heard.hear(&Told { by, groups: Some([7].into()) }.to_string()));
+        }
+        assert!(!heard.all && heard.told.len() == 64);
+        for by in 64..10_000 {
+            assert!(heard.hear(&Told { by, groups: Some([7].into()) }.to_string()));
+        }
+        assert!(heard.all && heard.told.is_empty() && !heard.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_of_streams_is_read_back_fits_and_names_no_run() {
+        let runs: Vec<RunId> = (0..GROUPS_MOST).map(|_| RunId::generate()).collect();
+        let told = Told::new(0xabc, runs.iter());
+        let payload = told.to_string();
+        assert!(payload.len() < 8000, "{}", payload.len());
+        assert_eq!(Told::parse(&payload), Some(told));
+        assert!(runs.iter().all(|run| !payload.contains(&run.to_string())));
+        let many: Vec<RunId> = (0..4 * GROUPS_MOST).map(|_| RunId::generate()).collect();
+        let all = Told::new(1, many.iter());
+        assert_eq!((all.to_string().as_str(), Told::parse("00000001:*")), ("00000001:*", Some(all)));
+        for hostile in
+            ["", ":", "0000000:*", "00000001:", "+0000001:*", "00000001:12", "00000001:+123", "00000001:ABCD"]
+        {
+            let nobody = Told::parse(hostile).is_none_or(|told| told.groups == Some(BTreeSet::new()));
+            assert!(nobody, "{hostile}");
+        }
+        assert_eq!(Told::parse("00000001:äö"), None);
+    }
+
+    #[test]
+    fn groups_are_spread_and_the_same_everywhere() {
+        let groups: BTreeSet<u16> = (0..1000).map(|_| group(RunId::generate())).collect();
+        assert!(groups.len() > 950, "{}", groups.len());
+        let id = "0193b3a0-7c1e-7abc-8def-0123456789ab".parse().expect("an id");
+        assert_eq!(group(id), group(id));
+    }
+
+    /// Plays a flood of notices, one each 100 µs, on effects that take `took`; returns how many there were.
+    fn effects(flood: Duration, took: Duration, came_to_something: bool) -> u32 {
+        let (mut gate, mut now, mut count) = (Gate::default(), Moment::ZERO, 0);
+        while now < flood {
+            gate.ask(now, Duration::ZERO);
+            if gate.is_due(now) {
+                gate.begin(now);
+                now += took;
+                gate.end(now, came_to_something);
+                count += 1;
+            }
+            now += Duration::from_micros(100);
+        }
+        count
+    }
+
+    #[test]
+    fn a_flood_has_few_effects_and_slow_ones_take_a_tenth_of_the_time() {
+        let second = Duration::from_secs(1);
+        assert!((95..=106).contains(&effects(second * 10, MS, false)), "{}", effects(second * 10, MS, false));
+        assert!((75..=90).contains(&effects(second, MS / 10, true)), "{}", effects(second, MS / 10, true));
+        let slow = effects(second * 10, MS * 50, false);
+        assert!((18..=21).contains(&slow), "{slow}");
+    }
+
+    #[test]
+    fn the_first_is_at_once_the_others_merged_and_the_last_is_never_lost() {
+        let mut gate = Gate::default();
+        assert_eq!(gate.due(), None);
+        gate.ask(MS * 500, Duration::ZERO);
+        gate.ask(MS * 501, Duration::ZERO);
+        assert!(gate.is_due(MS * 500));
+        gate.begin(MS * 501);
+        // While the effect is under way: it may have read the rows before.
+        gate.ask(MS * 502, Duration::ZERO);
+        gate.end(MS * 502, false);
+        assert_eq!(gate.due(), Some(MS * 502 + GAP_LEAST));
+        gate.begin(MS * 514);
+        gate.end(MS * 514, false);
+        assert_eq!(gate.due(), None);
+        // After a while without effects, the next one is soon again.
+        gate.ask(MS * 900, Duration::ZERO);
+        gate.begin(MS * 900);
+        gate.end(MS * 901, false);
+        gate.ask(MS * 901, Duration::ZERO);
+        assert_eq!(gate.due(), Some(MS * 901 + GAP_LEAST));
+    }
+
+    #[test]
+    fn a_wait_is_kept_and_cut_short_by_a_notice_that_waits_less() {
+        let mut gate = Gate::default();
+        gate.ask(MS * 10, MS * 250);
+        assert_eq!(gate.due(), Some(MS * 260));
+        gate.ask(MS * 20, Duration::ZERO);
+        assert_eq!(gate.due(), Some(MS * 20));
+        gate.ask(MS * 30, MS * 5);
+        assert_eq!(gate.due(), Some(MS * 20));
+        // An effect for another reason answers the notices, and is not counted.
+        gate.begin(MS * 15);
+        gate.end(MS * 16, false);
+        assert_eq!((gate.due(), gate.opens), (None, Moment::ZERO));
+    }
+}
