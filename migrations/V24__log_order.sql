@@ -272,5 +272,5 @@ BEGIN
 END $function$;
 
 -- Last, for it locks the log until the end of this transaction.
-CREATE TRIGGER studio_order_events BEFORE INSERT ON @.studio_pod_events
+CREATE TRIGGER order_events BEFORE INSERT ON @.studio_pod_events
     FOR EACH STATEMENT EXECUTE FUNCTION @.studio_order_events();
