@@ -172,18 +172,18 @@ async fn a_burial_whose_commit_waits_behind_a_foreign_one_goes_through_or_is_rep
                 pod_url: db.pod_url.clone(),
                 name: db.name.clone(),
             };
-            // The burial stands before the row until the foreign commit hangs.
-            let row = db.client.transaction().await.unwrap();
-            row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+            // The burial stands before the log until the foreign commit hangs.
+            let log = db.client.transaction().await.unwrap();
+            log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
             drop(a);
-            eventually(SOON, "the burial stands before the row", || async {
+            eventually(SOON, "the burial stands before the log", || async {
                 let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'podlock/b/watch' \
                            AND wait_event_type = 'Lock' AND query LIKE 'WITH proof%'";
                 eyes.client.query_opt(sql, &[]).await.unwrap().map(drop).ok_or("it does not".to_owned())
             })
             .await;
             let foreign = Foreign::hang(&eyes).await;
-            row.rollback().await.unwrap();
+            log.rollback().await.unwrap();
             let (_, since) = waits_in_its_commit(&eyes, "podlock/b/watch", LONG).await;
             if outlasts {
                 let limit = b.settings().statement_timeout;

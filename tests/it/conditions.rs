@@ -214,7 +214,7 @@ async fn l12_telling_of_a_wait_waits_for_nobody_and_tells_at_most_sixteen_at_a_t
         let note = "SELECT studio_note_waits((SELECT jsonb_agg(jsonb_build_object('incarnation', incarnation, 'session', 1, \
                         'reason', 'many_lost', 'wait_ms', 1000, 'in_sight', 40, 'others', 40)) FROM studio_pods), 'x')";
         let log = db.client.transaction().await.unwrap();
-        log.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))", &[]).await.unwrap();
+        log.execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE", &[]).await.unwrap();
         let began = std::time::Instant::now();
         assert_eq!(eyes.scalar::<Option<i32>>(note, &[]).await, None, "another has the log");
         assert!(began.elapsed() < Duration::from_secs(5), "it waited: {:?}", began.elapsed());

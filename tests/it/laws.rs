@@ -182,12 +182,12 @@ async fn l3_the_burier_holds_the_dead_pods_lock_until_its_burial_is_committed() 
         let other = crate::support::sql::connect(&db.url).await;
         let key: i64 = other.scalar("SELECT studio_lock_key('a')", &[]).await;
         let blocker = db.client.transaction().await.unwrap();
-        blocker.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        blocker.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
-        // The burial stands before the row: its transaction must hold the lock meanwhile.
+        // The burial stands before the log: its transaction must hold the lock meanwhile.
         let held = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity s USING (pid) \
                     WHERE studio_holds($1, l.pid) AND s.query LIKE 'WITH proof AS%' AND s.wait_event_type = 'Lock')";
-        eventually(SOON, "the burier waits for the row and holds the lock", || async {
+        eventually(SOON, "the burier waits for the log and holds the lock", || async {
             if other.scalar::<bool>(held, &[&key]).await { Ok(()) } else { Err("not yet".to_owned()) }
         })
         .await;
