@@ -98,6 +98,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         draining: false,
         liveness_free: n < killed,
         witness_free: n < killed,
+        stated: None,
     };
     let look: Vec<_> = (0..pods - 1).map(peer).collect();
     let verdicts = Observer::default().decide(&timing, Duration::ZERO, &look).verdicts;

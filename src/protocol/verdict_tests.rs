@@ -19,6 +19,7 @@ fn fleet(n: usize) -> Vec<PeerLook> {
         draining: false,
         liveness_free: false,
         witness_free: false,
+        stated: None,
     };
     (0..n).map(peer).collect()
 }
