@@ -322,9 +322,8 @@ impl Local {
             let theirs = Comparable { stated: peer.look.stated, beat_interval: peer.beat_interval };
             differences(own, theirs).into_iter().map(|difference| (&peer.look.pod_id, difference))
         };
-        let is_new = |(pod, (setting, _, theirs)): &(&PodId, Difference)| {
-            !told.contains(&((*pod).clone(), *setting, *theirs))
-        };
+        let is_new =
+            |(pod, (setting, _, theirs)): &(&PodId, Difference)| !told.contains(&((*pod).clone(), *setting, *theirs));
         let new: Vec<_> = look.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
         told.extend(new.iter().map(|(pod, (setting, _, theirs))| ((*pod).clone(), *setting, *theirs)));
         new

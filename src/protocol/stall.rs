@@ -36,7 +36,8 @@ impl Timing {
     #[must_use]
     pub fn cycles_for(&self, every: Option<Duration>) -> u32 {
         let Some(every) = every.filter(|every| *every > self.interval) else { return self.cycles };
-        let looks = (every.as_nanos().saturating_mul(u128::from(self.cycles))).div_ceil(self.interval.as_nanos().max(1));
+        let looks =
+            (every.as_nanos().saturating_mul(u128::from(self.cycles))).div_ceil(self.interval.as_nanos().max(1));
         u32::try_from(looks).unwrap_or(u32::MAX)
     }
 }
@@ -204,7 +205,8 @@ mod tests {
     #[test]
     fn one_that_beats_less_often_than_the_observer_looks_gets_as_many_intervals_of_its_own() {
         let s = Duration::from_secs;
-        let cases = [(None, 3), (Some(s(1)), 3), (Some(s(10)), 3), (Some(s(15)), 5), (Some(s(30)), 9), (Some(s(31)), 10)];
+        let cases =
+            [(None, 3), (Some(s(1)), 3), (Some(s(10)), 3), (Some(s(15)), 5), (Some(s(30)), 9), (Some(s(31)), 10)];
         for (every, looks) in cases {
             assert_eq!(TIMING.cycles_for(every), looks, "{every:?}");
         }
@@ -213,11 +215,8 @@ mod tests {
         // It beats every 30 s and is well.
         let slow = |index| [Beat { every: Some(s(30)), ..at(1, index) }];
         let steps: Vec<_> = (0..30_u64).map(|n| (n * 10, slow(i64::try_from(n / 3).expect("few")))).collect();
-        let steps: Vec<(u64, i64, &[Beat])> = steps
-            .iter()
-            .zip(0..)
-            .map(|((second, beats), own)| (*second, own, beats.as_slice()))
-            .collect();
+        let steps: Vec<(u64, i64, &[Beat])> =
+            steps.iter().zip(0..).map(|((second, beats), own)| (*second, own, beats.as_slice())).collect();
         assert!(looks(&steps).iter().all(Vec::is_empty));
         // And one that has stopped.
         let stands = slow(7);

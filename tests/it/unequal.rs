@@ -16,10 +16,10 @@ use crate::support::{Db, eventually, sql, start, timed, trace};
 /// The shortest lease that there is.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the end of the
-/// observers' wait lies a tenth of it, so a slow machine gets more.
+/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the end of
+/// the observers' wait lies a tenth of it, so a slow machine gets a longer one.
 fn long() -> Duration {
-    slack(Duration::from_secs(15)).min(Duration::from_secs(120))
+    slack(Duration::from_secs(15)).min(Duration::from_secs(60))
 }
 
 /// Why and when a run was first told to stop.
@@ -61,7 +61,8 @@ impl LongPod {
 
     /// Waits until this incarnation is gone from the roster. Its run must have been told to stop before.
     async fn is_buried_after_its_run_was_told_to_stop(&self, client: &sql::Client, since: Instant) {
-        eventually(long() + SOON, "the pod of the longer lease is buried", || async {
+        let settings = self.pod.settings();
+        eventually(settings.lease + SOON, "the pod of the longer lease is buried", || async {
             let sql = "SELECT count(*) FROM studio_pods WHERE incarnation = $1";
             let there: i64 = client.scalar(sql, &[&self.incarnation.as_uuid()]).await;
             if there == 0 { Ok(()) } else { Err(format!("told: {:?}", self.told.get())) }
@@ -69,7 +70,7 @@ impl LongPod {
         .await;
         let gone = since.elapsed();
         let (reason, told) = self.told.get().unwrap_or_else(|| {
-            panic!("it was gone after {gone:?}, while its run went on; its self_fence is {:?}", long().mul_f64(0.8))
+            panic!("it was gone after {gone:?}, while its run went on; its self_fence is {:?}", settings.self_fence)
         });
         println!("told to stop ({reason}) after {:?}, gone after {gone:?}", told.duration_since(since));
         let (reason, by) = client.session_end(self.incarnation).await.expect("its end");
@@ -156,7 +157,7 @@ async fn a_pod_that_no_observer_has_been_up_for_long_enough_to_bury_is_told_as_w
         })
         .await;
         let told = Duration::from_millis(wait["wait_ms"].as_u64().unwrap());
-        assert!(told > SHORT && told <= long(), "{wait}");
+        assert!(told > SHORT && told <= long_pod.pod.settings().settle, "{wait}");
     })
     .await;
 }

@@ -262,8 +262,9 @@ impl Podlock {
         let still_has_time = |q: &Proc, inc: Inc| {
             let row = s.db.roster[q.name].filter(|row| row.inc == inc);
             let sighting = proc.observer.sighting(crate::database::incarnation(inc));
-            let long_over =
-                sighting.is_some_and(|seen| seen.first_seen + self.patience(proc.name, q.name).settle <= Moment::from_millis(u64::from(due)));
+            let long_over = sighting.is_some_and(|seen| {
+                seen.first_seen + self.patience(proc.name, q.name).settle <= Moment::from_millis(u64::from(due))
+            });
             let is_back = sighting.zip(row).is_none_or(|(seen, row)| i64::from(row.session) > seen.session);
             long_over && !is_back && q.lost.is_some() && !q.has_given_up()
         };

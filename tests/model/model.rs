@@ -58,8 +58,12 @@ impl Model for Podlock {
 
     fn init_states(&self) -> Vec<State> {
         let config = &self.config;
-        let attached =
-            |p: ProcId| Proc { phase: Phase::Attached, inc: Some(inc_of(p)), settled: self.settles(p).max(), ..Proc::booting(p) };
+        let attached = |p: ProcId| Proc {
+            phase: Phase::Attached,
+            inc: Some(inc_of(p)),
+            settled: self.settles(p).max(),
+            ..Proc::booting(p)
+        };
         let row = |p: ProcId| Row { inc: inc_of(p), session: 1, draining: false, backend: p };
         let mut s = State {
             db: Db {
