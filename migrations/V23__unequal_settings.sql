@@ -3,8 +3,8 @@
 -- An observer waits for a pod as long as that pod's runs may go on, and not only as long as its own settings say.
 
 ALTER TABLE studio_pods
-    ADD COLUMN lease_ms integer,
-    ADD COLUMN self_fence_ms integer,
+    ADD COLUMN lease_ms pg_catalog.int4,
+    ADD COLUMN self_fence_ms pg_catalog.int4,
     ADD CONSTRAINT studio_pods_settings_check
         CHECK (lease_ms OPERATOR(pg_catalog.>=) 2000::pg_catalog.int4 AND lease_ms OPERATOR(pg_catalog.<=) 3600000::pg_catalog.int4
            AND self_fence_ms OPERATOR(pg_catalog.>) 0::pg_catalog.int4 AND self_fence_ms OPERATOR(pg_catalog.<) lease_ms);
