@@ -4,10 +4,10 @@
 #   test.sh            every suite: the documentation, the library, the commands, and each directory of tests/
 #   test.sh SUITE...   these alone: doc, lib, bins, or the name of a directory of tests/
 #
-# A suite is one test program; `doc` is the documentation's examples. They run in two lanes at a time: most of what the
-# suites chaos and cancel do is wait (for a lease to end), so the others run beside them. Each line of the output begins with
-# its suite's name; the same output, without that, is kept in target/test-logs. It fails if a test failed, or a suite
-# crashed, did not compile, or took longer than TEST_LIMIT (45m: three times what all suites take together).
+# A suite is one test program; `doc` is the documentation's examples. They run in two lanes: the longest of them mostly waits
+# (for a lease to end), so the others run beside it. Each line of the output begins with its suite's name; the same output,
+# without that, is kept in target/test-logs. It fails if a test failed, or a suite crashed, did not compile, or took longer
+# than TEST_LIMIT (45m: three times what all suites take together).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -87,12 +87,15 @@ case " $all " in
     *' cli '*) "$CARGO" build --all-features --examples || true ;;
 esac
 
-long='' short=''
+# The longest suite has a lane for itself.
+case " $all " in
+    *' chaos '*) long=chaos ;;
+    *' it '*) long=it ;;
+    *) long='' ;;
+esac
+short=''
 for suite in $all; do
-    case $suite in
-        chaos | cancel) long="$long $suite" ;;
-        *) short="$short $suite" ;;
-    esac
+    test "$suite" = "$long" || short="$short $suite"
 done
 
 lanes=''

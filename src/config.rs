@@ -170,9 +170,10 @@ pub struct Config {
     /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is quarantined
     /// instead of claimed. Lower keeps a run that brings its pods down from more of them; higher spares runs that make no
     /// progress for long on pods that are killed often. Keep it below the number of pods: the last pod that can take such a
-    /// run gives it up after two. Default 3; 0: never. Give all pods of a service the same.
+    /// run gives it up after two. Default 3; 0: a run is never set aside, also not by the last pod. Give all pods of a service the same.
     pub max_crashes: u32,
-    /// The most connections of the pool, opened as needed, beside the three dedicated ones. Default 4.
+    /// The most connections of the pool, opened as needed, beside the dedicated ones: three, and one more while readers are
+    /// attached to streams. Default 4.
     pub pool_size: usize,
     /// For how long runs are kept that have succeeded or were cancelled, with their attempts. 0, the default: for ever.
     /// Else at least 1 h, by the server's clock, after which a pod deletes them in small batches. What a run put out is the

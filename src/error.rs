@@ -156,7 +156,7 @@ kinds! {
     TooManyConnections = "too_many_connections", transient, here, 503 {
         means: "The server has no connection left for us.",
         left: "No statement was sent.",
-        todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections and its pool.",
+        todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
     }
     Unsupported = "unsupported", lasting, here, 500 {
         means: "The server is too old, or it or the system lacks something that podlock needs.",

@@ -1,6 +1,7 @@
 //! An axum router for a pod: health probes and the run API.
 //!
-//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test.
+//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test. [`serve`](serve())
+//! serves it, or any other, with limits against clients that are slow, idle or many, and checks `Host` and `Origin`.
 //!
 //! | request | answer |
 //! | --- | --- |
@@ -29,11 +30,14 @@
 //! | status | kind | when |
 //! | --- | --- | --- |
 //! | 400 | `bad_json`, `bad_request` | the body is not JSON; the id is not a UUID; the query lacks `kind` or `key` |
+//! | 403 | `foreign_origin` | a page of another site asks to change something, or for a stream ([`serve`](serve())) |
 //! | 404 | `not_found` | there is no such run, or none of this kind and key |
 //! | 405 | `method_not_allowed` | |
+//! | 408 | `body_too_slow` | the body did not come within [`Limits::body`] ([`serve`](serve())) |
 //! | 409 | `key_busy`, `fenced`, `already_ended` | the key is taken, with `run_id` of the run that has it; the run was started and has moved on, with its `run_id`; the run to cancel has ended, with its `state` |
 //! | 413 | `too_large` | the body is over 1 MiB, or the input over `input_max_bytes` |
 //! | 415 | `unsupported_media_type` | the body is not declared as JSON |
+//! | 421 | `foreign_host` | the request is for a host that this server does not answer for ([`serve`](serve())) |
 //! | 422 | `invalid_input`, `no_handler` | the body is JSON of another shape; your check refused it; nobody here runs this kind |
 //! | 500 | as [`ErrorKind`](crate::ErrorKind) | the database refused something that it should not have |
 //! | 503 | `at_capacity`, `draining`, `detached`, `stopped`, … | this pod cannot do it now; `Retry-After` says when to try again, here or on another pod. Without `Retry-After` it may have been done: see first |
@@ -43,12 +47,17 @@
 //!
 //! There is no authentication: listen on loopback, or nest the router behind your own.
 
+mod bodies;
+mod names;
 mod probes;
 mod problem;
 mod router;
 mod runs;
+mod seats;
+mod serve;
 mod sse;
 
 pub use problem::not_found;
 pub use router::{BODY_LIMIT, probes, router, router_with};
+pub use serve::{Limits, Serve, serve};
 pub use sse::{last_event_id, sse, sse_refused, sse_run};

@@ -38,6 +38,11 @@ pub mod streams {}
 #[doc = include_str!("../docs/guards.md")]
 pub mod guards {}
 
+/// The pages whose code compiles as it stands there.
+#[cfg(all(doctest, feature = "http"))]
+#[doc = include_str!("../docs/http.md")]
+struct HttpPage;
+
 /// The driver whose transactions [`Pod::start_in_txn`] and [`Run::guard`] join.
 pub use tokio_postgres;
 

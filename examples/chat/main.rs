@@ -52,7 +52,7 @@ async fn serve(address: SocketAddr) -> Result<(), HandlerError> {
         .route("/kill/{pod}", post(kill))
         .with_state(pod.clone())
         .merge(podlock::http::router(pod.clone()));
-    let server = axum::serve(shared_listener(address)?, router);
+    let server = podlock::http::serve(shared_listener(address)?, router);
     tokio::select! {
         ended = server => ended?,
         _ = sigterm.recv() => {}

@@ -4,21 +4,24 @@
 //! connection ends, the `EventSource` comes back with the last id that it saw. After any answer but 200 it gives up
 //! for good. So 204 stops it after the end, and a failure that passes by itself must not be answered with 503.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::{Stream, StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::json;
 
 use crate::http::problem::Problem;
 use crate::http::router::Api;
 use crate::http::runs::run_id;
+use crate::runs::stream::large::Large;
 use crate::{Attached, Error, ErrorKind, Pod, Result, RunId, StreamEvent, StreamPosition};
 
 /// How often a comment is sent. Proxies then do not take a quiet stream for a dead one (nginx ends such a stream after
@@ -65,7 +68,7 @@ pub async fn sse_run(pod: &Pod, run_id: RunId, headers: &HeaderMap) -> Response 
 /// event `elsewhere` where [`sse_run`] would send it.
 pub fn sse_refused(error: Error, headers: &HeaderMap) -> Response {
     if accepts_events(headers) && goes_elsewhere(&error) {
-        respond(stream::iter([Ok(elsewhere(&error))]))
+        respond(stream::iter([elsewhere(&error)]))
     } else {
         Problem::from(error).into_response()
     }
@@ -98,41 +101,95 @@ pub fn last_event_id(headers: &HeaderMap) -> Result<StreamPosition> {
     }
 }
 
-fn respond(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
-    response.headers_mut().insert(CACHE_CONTROL, PASS_ON);
-    response.headers_mut().insert(BUFFERING, HeaderValue::from_static("no"));
+fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let mut response = Body::from_stream(events.map(Ok::<_, Infallible>)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, PASS_ON);
+    headers.insert(BUFFERING, HeaderValue::from_static("no"));
     response
 }
 
+/// What a client is sent, piece by piece, when it asks for more.
+struct Sending {
+    /// `None`: this was the last event.
+    attached: Option<Attached>,
+    /// The rest of an event.
+    pieces: VecDeque<Bytes>,
+}
+
 /// Ends after `end`, or where the stream cannot be read any more here.
-fn events(attached: Attached) -> impl Stream<Item = Result<Event, Infallible>> + Send {
-    attached.into_stream().filter_map(|next| {
-        let event = next.and_then(|(event, position)| event_of(&event, position));
-        future::ready(match event {
-            Ok(event) => Some(Ok(event)),
-            Err(e) => {
-                tracing::debug!(target: "podlock", event = "stream_cut", error = %e, "a reader is cut off");
-                goes_elsewhere(&e).then(|| Ok(elsewhere(&e)))
-            }
-        })
+fn events(attached: Attached) -> impl Stream<Item = Bytes> + Send {
+    let sending = Sending { attached: Some(attached), pieces: VecDeque::new() };
+    stream::unfold(sending, |mut sending| async {
+        let piece = sending.next().await?;
+        Some((piece, sending))
     })
 }
 
-fn event_of(event: &StreamEvent, position: StreamPosition) -> Result<Event> {
-    Event::default().event(event.name()).id(position.to_string()).json_data(event).map_err(|e| {
-        Error::new(ErrorKind::InvalidInput, "an event is no JSON")
-            .caused_by(e)
-            .left("the reader is cut off")
-            .todo("attach again")
-    })
+impl Sending {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(piece) = self.pieces.pop_front() {
+            return Some(piece);
+        }
+        let attached = self.attached.as_mut()?;
+        let event = match tokio::time::timeout(KEEP_ALIVE, attached.next_shared()).await {
+            Err(_) => return Some(Bytes::from_static(b":\n\n")),
+            Ok(Ok(None)) => return None,
+            Ok(Ok(Some((event, large)))) => self.pieces_of(&event, large),
+            Ok(Err(e)) => Err(e),
+        };
+        if let Err(e) = event {
+            tracing::debug!(target: "podlock", event = "stream_cut", error = %e, "a reader is cut off");
+            self.attached = None;
+            return goes_elsewhere(&e).then(|| elsewhere(&e));
+        }
+        self.pieces.pop_front()
+    }
+
+    /// An event in one piece; or, of a large chunk, with a piece that all of its readers share.
+    fn pieces_of(&mut self, event: &StreamEvent, large: Option<Arc<Large>>) -> Result<()> {
+        let Some(position) = self.attached.as_ref().map(Attached::position) else { return Ok(()) };
+        let head = format!("event: {}\nid: {position}\ndata: ", event.name());
+        let mut piece = head.into_bytes();
+        match large {
+            None => {
+                serde_json::to_writer(&mut piece, event).map_err(|e| no_json(e.to_string()))?;
+                piece.extend_from_slice(END);
+                self.pieces.push_back(piece.into());
+            }
+            Some(large) => {
+                large.make_json(event).map_err(no_json)?;
+                self.pieces.extend([piece.into(), Bytes::from_owner(Json(large)), Bytes::from_static(END)]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The end of an event. JSON has no line breaks of its own.
+const END: &[u8] = b"\n\n";
+
+/// The JSON of a large chunk, which has been made.
+struct Json(Arc<Large>);
+
+impl AsRef<[u8]> for Json {
+    fn as_ref(&self) -> &[u8] {
+        self.0.json().as_bytes()
+    }
+}
+
+fn no_json(why: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("an event is no JSON: {why}"))
+        .left("the reader is cut off")
+        .todo("attach again")
 }
 
 /// Without an id: the client goes on from the last one that it saw.
-fn elsewhere(error: &Error) -> Event {
+fn elsewhere(error: &Error) -> Bytes {
     let data = json!({ "event": "elsewhere", "kind": error.kind().as_str(), "error": error.to_string() });
-    let come_back = Duration::from_millis(fastrand::u64(COME_BACK_MS));
-    Event::default().event("elsewhere").retry(come_back).data(data.to_string())
+    let come_back = fastrand::u64(COME_BACK_MS);
+    format!("event: elsewhere\nretry: {come_back}\ndata: {data}\n\n").into()
 }
 
 /// Whether another pod, or this one a little later, can serve what this one cannot.

@@ -305,7 +305,7 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
         tracing::warn!(
             target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.pod_id, why,
-            "a row of the roster bears what cannot be a pod's name; it is passed over, and never buried: delete it from studio_pods"
+            "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it from studio_pods"
         );
     }
     for (pod, (setting, ours, theirs)) in local.note_differences(look) {

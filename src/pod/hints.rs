@@ -36,6 +36,13 @@ pub(super) struct Hints {
 }
 
 impl Hints {
+    /// A session has begun: what happened before it, nobody told it.
+    pub(super) fn of_a_new_session() -> Self {
+        let mut hints = Self::default();
+        hints.log.ask(clock::now(), Duration::ZERO);
+        hints
+    }
+
     /// Takes in what was heard.
     pub(super) fn hear(&mut self, local: &Local, heard: &Heard) {
         let (now, words) = (clock::now(), heard.words);

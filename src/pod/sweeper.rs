@@ -112,7 +112,9 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
     former.drain(..surplus);
     while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
-    local.log_read.set(notices::listen(&session).await?);
+    let last = notices::listen(&session).await?;
+    // What happened while there was no session is read now. After a failover the log may be shorter than it was.
+    local.log_read.set(local.log_read.get().min(last));
     local.control.set(Some(session.backend()));
     local.control_answers.set(true);
     Ok(session)
@@ -125,7 +127,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     }
     let mut held = local.held.subscribe();
     let mut recorded = None;
-    let mut hints = Hints::default();
+    let mut hints = Hints::of_a_new_session();
     let mut next_look = Instant::now();
     let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
     let mut beaten = local.shared.progress();

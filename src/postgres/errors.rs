@@ -110,7 +110,7 @@ pub(crate) const RULES: &[Rule] = rules![
     (
         TOO_MANY_CONNECTIONS,
         TooManyConnections,
-        "raise max_connections, or lower pool_size: a pod needs three connections and its pool"
+        "raise max_connections, or lower pool_size: a pod needs three connections, one more while its streams are read, and its pool"
     ),
     (
         INSUFFICIENT_PRIVILEGE,

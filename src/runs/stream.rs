@@ -4,6 +4,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod flush;
+pub(crate) mod large;
 pub(crate) mod readers;
 mod write;
 

@@ -72,6 +72,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Released>();
     crosses::<podlock::operator::RunRow>();
     crosses::<podlock::operator::SessionRow>();
+    crosses::<podlock::http::Limits>();
+    crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();
     crosses::<podlock::throwaway::Server>();
     crosses::<podlock::throwaway::ThrowawayError>();
@@ -87,6 +89,7 @@ fn every_public_future_is_send(
     operator: &Operator,
     (follow, notices, attached): (&mut Follow, &mut Notices, &mut podlock::Attached),
     (config, run_id, keep): (&Config, RunId, &podlock::operator::Retention),
+    serve: podlock::http::Serve,
 ) {
     let new = || NewRun::new("kind");
     is_send(PodBuilder::start(builder));
@@ -137,6 +140,7 @@ fn every_public_future_is_send(
     is_send(podlock::connect(config));
     is_send(migrate::up(config));
     is_send(migrate::status(config));
+    can_be_spawned(podlock::http::Serve::until(serve, std::future::pending(), Duration::ZERO));
     is_send(podlock::http::sse_run(pod, run_id, &axum::http::HeaderMap::new()));
     is_send(podlock::http::not_found(axum::http::Method::GET, axum::http::Uri::from_static("/")));
 }

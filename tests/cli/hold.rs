@@ -231,13 +231,26 @@ fn as_pid_1_of_a_container_it_leaves_no_zombie() {
             "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 600",
         );
         let mut command = clean(Path::new("unshare"));
-        command.args(unshare).args(["sh", "-c", "sleep 0.1 & sleep 0.2 & exec \"$0\" \"$@\""]);
+        // The shell becomes flock, which becomes podlock once it has the lock: its children are podlock's, and have ended then.
+        let gate = stage.files.path().join("gate");
+        let closed = std::fs::File::create(&gate).unwrap();
+        closed.lock().unwrap();
+        command
+            .args(unshare)
+            .args(["sh", "-c", "sleep 0.1 & sleep 0.2 & exec flock --no-fork \"$0\" \"$@\""])
+            .arg(&gate);
         command.arg(hold.as_std().get_program()).args(hold.as_std().get_args()).current_dir(stage.files.path());
         command.env("DATABASE_URL", &stage.db.url).env("PODLOCK_LEASE", "3s");
         let mut hold = Hold::of(command);
-        stage.pid("main").await;
         // By the numbers of out here.
-        let podlock = hold.supervisor();
+        let podlock = wait_for("the shell has children that have ended", || async {
+            let Some(shell) = children(hold.pid()).first().copied() else { return Err("no shell".to_owned()) };
+            let own = children(shell);
+            if own.len() == 2 && own.iter().all(|child| !lives(*child)) { Ok(shell) } else { Err(format!("{own:?}")) }
+        })
+        .await;
+        drop(closed);
+        stage.pid("main").await;
         let no_zombie = async || {
             wait_for("each has its one child, and no zombie", || async {
                 let own = children(podlock);

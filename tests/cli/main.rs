@@ -11,6 +11,7 @@ mod extremes;
 mod harness;
 mod hold;
 mod http;
+mod http_limits;
 #[path = "../common/inherited.rs"]
 mod inherited;
 mod inherited_by_tests;

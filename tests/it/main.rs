@@ -21,6 +21,7 @@ mod connections;
 mod ends;
 mod faults;
 mod hidden;
+mod http_limits;
 mod laws;
 mod notices;
 mod probes;

@@ -15,9 +15,10 @@ use uuid::Uuid;
 
 use crate::inherited::clean;
 use crate::patience::{SOON, slack};
-use crate::runs::stage::{Stage, act};
+use crate::runs::stage::{Stage, act, behind_proxy};
+use crate::support::proxy::Flow;
 use crate::support::sql::{self, Client};
-use crate::support::{Db, LEASE, eventually, server, timed, trace};
+use crate::support::{Db, LEASE, eventually, server, start, timed, trace};
 
 const CHANNELS: [&str; 2] = ["podlock_app", "podstream_app"];
 
@@ -232,7 +233,10 @@ fn payloads(pods: &[(String, Uuid, i64)], runs: &[RunId]) -> Vec<String> {
         }
     }
     all.push(Told::new(7, runs.iter()).to_string());
-    all.extend(["00000007:*", "", " ", "null", "{", "{}", "[]", "\"look\"", "look ", "LOOK", "\u{202e}", "ä:ö"].map(str::to_owned));
+    all.extend(
+        ["00000007:*", "", " ", "null", "{", "{}", "[]", "\"look\"", "look ", "LOOK", "\u{202e}", "ä:ö"]
+            .map(str::to_owned),
+    );
     all.extend(["x", "[", "{\"a\":", "0"].map(|part| part.repeat(7999 / part.len())));
     all
 }
@@ -301,25 +305,25 @@ struct Flood {
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
-const A_TRANSACTION: u64 = 100;
+const A_TRANSACTION: u64 = 50;
 
 impl Flood {
     async fn begin(stranger: &Stranger) -> Self {
         let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let words: Vec<_> = Word::ALL.iter().map(|word| word.as_str()).collect();
         let mut tasks = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..4 {
             let (client, words, over, sent) =
                 (sql::connect(&stranger.url).await, words.clone(), Arc::clone(&over), Arc::clone(&sent));
             tasks.push(tokio::spawn(async move {
-                let sql = "SELECT pg_notify('podlock_app', COALESCE(($1::text[])[n], n || repeat('x', 40))) \
-                           FROM generate_series(1, $2::bigint::int) n";
+                let sql = "SELECT pg_notify('podlock_app', COALESCE(($1::text[])[n], n || repeat('x', 40))), \
+                             pg_notify('podstream_app', '00000007:*') FROM generate_series(1, $2::bigint::int) n";
                 let statement = client.prepare(sql).await.unwrap();
                 let most = i64::try_from(A_TRANSACTION).unwrap();
                 while !over.load(Ordering::Relaxed) {
                     client.execute(&statement, &[&words, &most]).await.unwrap();
                     sent.fetch_add(A_TRANSACTION, Ordering::Relaxed);
-                    // 10,000 a second from both, where the machine can.
+                    // More than 10,000 a second from all, where the machine can.
                     tokio::time::sleep(Duration::from_millis(15)).await;
                 }
             }));
@@ -353,6 +357,12 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
             let sql = "SELECT min(event_index) FROM studio_pods WHERE pod_id IN ('flooded-a', 'flooded-b')";
             client.scalar::<i64>(sql, &[]).await
         };
+        // Somebody who waits for a stream, so that notices of streams are heard.
+        let silent = a.start(act()).await.unwrap().run_id;
+        stage.act_of(silent).await.run.append("nothing more").await.unwrap();
+        let mut waits = a.attach(silent).await.unwrap();
+        waits.next().await.unwrap().expect("a chunk");
+        let waiting = tokio::spawn(async move { waits.next().await });
         let hinted_before = names.map(trace::hinted);
         let flood = Flood::begin(&stranger).await;
 
@@ -378,6 +388,13 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
         }
         let run = a.start(act()).await.unwrap().run_id;
         let act = stage.act_of(run).await;
+        // A stream, to a reader elsewhere.
+        let mut reader = b.attach(run).await.unwrap();
+        for n in 0..5 {
+            act.run.append(n.to_string()).await.unwrap();
+            act.run.flush().await.unwrap();
+            tokio::time::timeout(SOON, reader.next()).await.expect("soon").unwrap().expect("a chunk");
+        }
         stranger.operator().await.cancel(run).await.unwrap();
         assert_eq!(tokio::time::timeout(SOON, act.run.stopped()).await.expect("told to stop"), StopReason::Cancelled);
         stranger.operator().await.drain("flooded-b").await.unwrap();
@@ -395,13 +412,24 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
         let most = usize::try_from(took.as_millis() / GAP_MOST.as_millis()).unwrap() + 4 * started;
         for (name, before) in names.into_iter().zip(hinted_before).take(2) {
             let now = trace::hinted(name);
-            for kind in ["asked", "log", "look", "recover", "runs"] {
+            for kind in ["asked", "log", "look", "recover", "runs", "streams"] {
                 let count = now.get(kind).unwrap_or(&0) - before.get(kind).unwrap_or(&0);
-                let most = if matches!(kind, "log" | "recover") { most } else { most - 4 * started + 8 };
-                assert!(count <= most, "{name} looked {count} times at {kind}, at most {most}; {sent} notices in {took:?}");
+                let most = match kind {
+                    "log" | "recover" => most,
+                    // At most once in 10 ms.
+                    "streams" => usize::try_from(took.as_millis() / 10).unwrap() + 2,
+                    _ => most - 4 * started + 8,
+                };
+                assert!(count > 0 || name != "flooded-a", "{name} did not look at {kind}: {now:?}");
+                assert!(
+                    count <= most,
+                    "{name} looked {count} times at {kind}, at most {most}; {sent} notices in {took:?}"
+                );
             }
         }
         assert_eq!(client.roster().await, ["flooded-a", "flooded-b"]);
+        assert!(!waiting.is_finished(), "its stream has nothing new");
+        waiting.abort();
         println!("{sent} notices in {took:?}: {:?}", trace::hinted("flooded-a"));
     })
     .await;
@@ -438,10 +466,12 @@ async fn a_notice_brings_a_cancel_a_start_in_a_transaction_and_a_drain_to_their_
             assert_eq!(reason, StopReason::Cancelled);
             act.fail("told to stop");
         }
+        let mut notices = operator.notices().await.unwrap();
         let began = Instant::now();
         operator.drain("a").await.unwrap();
         tokio::time::timeout(SOON, a.drain_requested()).await.expect("asked to drain");
         at_once("a drain", began);
+        tokio::time::timeout(SOON, notices.next()).await.expect("operators hear of it").unwrap();
     })
     .await;
 }
@@ -499,6 +529,40 @@ async fn l6_a_pod_that_missed_all_notices_learns_of_a_drain_and_of_cancelled_run
             }
         });
         assert_eq!(told.await.expect("told of it"), ghost);
+    })
+    .await;
+}
+
+/// What happens while a pod has no control session, no notice tells it. It reads the log when it has one again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happened_without_a_control_session_is_told_once_there_is_one() {
+    timed(async {
+        let db = Db::new().await;
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = start(config).await;
+        let mut happened = a.events();
+        proxy.future(&["control"], Flow::Hole);
+        assert_eq!(db.client.terminate("a", "control").await, 1);
+        // Suspected and nothing else: no look at the roster would tell of it.
+        let event = "INSERT INTO studio_pod_events (kind, pod_id, incarnation, by_pod, detail) \
+                     SELECT 'suspected', 'ghost', $1, 'c', '{}' RETURNING idx";
+        eventually(SOON, "a's control session has ended", || async {
+            let left = db.client.backend("a", "control").await;
+            if left.is_none() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+        let ghost = Incarnation::generate();
+        db.client.query_one(event, &[&ghost.as_uuid()]).await.unwrap();
+        proxy.future(&["control"], Flow::Pass);
+        let told = tokio::time::timeout(SOON, async {
+            loop {
+                if let PodEvent::Suspected { incarnation, .. } = happened.recv().await.expect("events") {
+                    return incarnation;
+                }
+            }
+        });
+        assert_eq!(told.await.expect("told of it"), ghost);
+        a.shutdown(SOON).await.unwrap();
     })
     .await;
 }

@@ -20,7 +20,7 @@ async fn a_service_nests_the_probes_beside_its_own_routes_and_answers_with_our_e
         let router = Router::new().route("/mine", get(start)).nest("/pod", probes(pod.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let server = tokio::spawn(async move { podlock::http::serve(listener, router).await });
         let ask = async |path: &str| reqwest::get(format!("{url}{path}")).await.unwrap();
         for probe in ["/pod/livez", "/pod/readyz", "/pod/healthz"] {
             assert_eq!(ask(probe).await.status(), 200, "{probe}");

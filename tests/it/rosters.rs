@@ -125,6 +125,8 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
             eyes.roster_is(&["dead-7", &name], SOON).await;
             let named = trace::events("dead-7").iter().any(|e| e.get("by") == Some(&name) && e["level"] == "WARN");
             assert!(named, "the log names the one that could not be buried");
+            let waited = trace::events("dead-11").iter().any(|e| e["event"] == "burial_failed" && e.get("by") == Some(&name));
+            assert!(!waited, "a burial waited for a row that somebody held, instead of passing it over");
             eyes.assert_fold_is_roster().await;
             a.shutdown(SOON).await.unwrap();
         }

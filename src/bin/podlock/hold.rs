@@ -78,6 +78,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     // The command's own stderr: podlock speaks up where something is amiss.
     args.logs.start("warn")?;
     let mut signals = Passed::listen()?;
+    // No signal tells of children that ended before somebody listened.
+    family::reap_others(None)?;
     let config = args.config(global).map_err(not_started)?;
     let starting = Pod::builder(config).start();
     tokio::pin!(starting);

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use podlock::http::{not_found, router_with};
+use podlock::http::{not_found, router_with, serve};
 use podlock::{Config, Pod, PodId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,14 @@ pub(crate) struct Args {
     /// Where to listen for HTTP; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// A host name under which clients reach this pod, beside localhost; may be given again; `*`: any. Off loopback
+    /// any name is taken unless this gives some
+    #[arg(long = "allow-host", value_name = "NAME", value_parser = host)]
+    allowed_hosts: Vec<String>,
+    /// An origin whose pages may start and cancel runs here and read streams, beside this host's own; may be given
+    /// again; `*`: any
+    #[arg(long = "allow-origin", value_name = "ORIGIN", value_parser = origin)]
+    allowed_origins: Vec<String>,
     /// How long a drain may take before what is left is aborted
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -76,8 +84,11 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
     let listener = boot::bind(args.listen).await?;
     let address = listener.local_addr()?;
-    let Some(pod) = boot::start(&listener, config, &mut signals).await? else { return Ok(()) };
-    let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found));
+    if !address.ip().to_canonical().is_loopback() {
+        warn_of_the_open_door(address);
+    }
+    let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
+    let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found), &args);
 
     let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
     // Whoever started us may not care to read it.
@@ -154,19 +165,41 @@ struct Server {
 }
 
 impl Server {
-    fn start(listener: TcpListener, router: Router) -> Self {
+    fn start(listener: TcpListener, router: Router, args: &Args) -> Self {
         let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(stopped).await });
+        let mut server = serve(listener, router);
+        server = args.allowed_hosts.iter().fold(server, |server, name| server.allow_host(name));
+        server = args.allowed_origins.iter().fold(server, |server, origin| server.allow_origin(origin));
+        let task = tokio::spawn(server.until(stop.clone().cancelled_owned(), LAST_REQUESTS));
         Self { stop, task }
     }
 
     /// Takes no more requests, and waits a moment for those that are being answered.
-    async fn end(mut self) {
+    async fn end(self) {
         self.stop.cancel();
-        if tokio::time::timeout(LAST_REQUESTS, &mut self.task).await.is_err() {
-            self.task.abort();
+        match self.task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                tracing::warn!(target: "podlock::pod", event = "http_failed", error = %e, "HTTP was not served")
+            }
+            Err(e) => {
+                tracing::warn!(target: "podlock::pod", event = "http_failed", error = %e, "HTTP was not served to its end")
+            }
         }
+    }
+}
+
+/// There is no authentication: whoever reaches the address may start, read and cancel runs.
+fn warn_of_the_open_door(address: SocketAddr) {
+    let warning = format!(
+        "listening on {address}, which is not loopback: there is no authentication, and whoever reaches it may start, \
+         read and cancel runs. Let only those connect who may, or put a proxy that asks before it"
+    );
+    if tracing::enabled!(target: "podlock::pod", tracing::Level::WARN) {
+        tracing::warn!(target: "podlock::pod", event = "no_authentication", %address, "{warning}");
+    } else {
+        // Who filters the log is told nevertheless.
+        crate::failure::note(&warning);
     }
 }
 
@@ -186,6 +219,29 @@ fn capacity_of(text: &str) -> Result<(String, u32), String> {
     match text.split_once('=').map(|(kind, n)| (kind, number(n))) {
         Some((kind, Some(n))) if !kind.is_empty() => Ok((kind.to_owned(), n)),
         _ => Err("it is written kind=n, with n from 1 to 1000000".to_owned()),
+    }
+}
+
+/// A name as it stands in a URL, without the port.
+fn host(text: &str) -> Result<String, String> {
+    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    let address = text.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    if text == "*" || address.is_ok() || is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("it is a host name or an address, without scheme and port, or *".to_owned())
+    }
+}
+
+/// An origin as browsers send it.
+fn origin(text: &str) -> Result<String, String> {
+    let is_origin = text.split_once("://").is_some_and(|(scheme, rest)| {
+        !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', ' '])
+    });
+    if ["*", "null"].contains(&text) || is_origin {
+        Ok(text.to_owned())
+    } else {
+        Err("it is written scheme://host or scheme://host:port, or null, or *".to_owned())
     }
 }
 

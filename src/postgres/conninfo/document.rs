@@ -12,8 +12,8 @@ Where the server is comes from `DATABASE_URL` (`Config::new`, `Config::database_
 libpq's words. What it leaves out comes from the service file if a `service` is named, then from libpq's variables, then
 from libpq's defaults. With `PGHOST`, `PGHOSTADDR` or `PGSERVICE` set, `DATABASE_URL` may be missing.
 
-Every connection goes this way and under the same TLS settings: the three dedicated sessions of a pod, its pool, and the
-connections of operators and migrations. Certificates, keys, revocation lists and the password file are read anew for each
+Every connection goes this way and under the same TLS settings: the dedicated sessions of a pod (three, and one more while
+its streams are read), its pool, and the connections of operators and migrations. Certificates, keys, revocation lists and the password file are read anew for each
 connection, so that renewing them needs no restart; which of the usual files in `~/.postgresql` are there is decided once.
 Several hosts are tried in turn until one is a primary; as in libpq, a host that refuses the login ends the search.
 

@@ -9,6 +9,7 @@ use futures_util::Stream;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::large::Large;
 use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
@@ -108,7 +109,7 @@ pub struct Attached {
     seat: Seat,
     /// Where it asks from, beyond what is ready.
     asks_from: Position,
-    ready: VecDeque<(StreamEvent, Seen)>,
+    ready: VecDeque<Ready>,
     seen: Seen,
     answer: Option<oneshot::Receiver<Result<Page>>>,
     ended: bool,
@@ -192,10 +193,15 @@ impl Attached {
     ///
     /// Cancel safe: an event counts as seen only when it is returned.
     pub async fn next(&mut self) -> Result<Option<StreamEvent>> {
+        Ok(self.next_shared().await?.map(|(event, _)| event))
+    }
+
+    /// The same, with what the readers of a large chunk share.
+    pub(crate) async fn next_shared(&mut self) -> Result<Option<(StreamEvent, Option<Arc<Large>>)>> {
         loop {
-            if let Some((event, position)) = self.ready.pop_front() {
+            if let Some(Ready { event, position, large }) = self.ready.pop_front() {
                 self.seen = position;
-                return Ok(Some(event));
+                return Ok(Some((event, large)));
             }
             if self.ended {
                 return Ok(None);
@@ -251,21 +257,30 @@ impl Attached {
         let (mut at, taken_back) = catch_up(self.asks_from, &page.facts);
         if let Some(from) = taken_back {
             let reset = StreamEvent::Reset { generation: at.generation, from_seq: from.unsigned_abs() };
-            self.ready.push_back((reset, seen(at)));
+            self.ready.push_back(Ready { event: reset, position: seen(at), large: None });
         }
         let generation = at.generation;
         for chunk in page.chunks {
             (at.next, at.fence) = (chunk.seq + 1, chunk.fence.get());
             let (seq, fence, body) = (chunk.seq.unsigned_abs(), chunk.fence, chunk.body);
-            self.ready.push_back((StreamEvent::Chunk { generation, seq, fence, body }, seen(at)));
+            let event = StreamEvent::Chunk { generation, seq, fence, body };
+            self.ready.push_back(Ready { event, position: seen(at), large: chunk.large });
         }
         if has_ended && at.next >= page.facts.next {
             self.ended = true;
             let event = StreamEvent::End { state: page.state.into(), error: page.error };
-            self.ready.push_back((event, Seen { position: at, end: Some(end) }));
+            let position = Seen { position: at, end: Some(end) };
+            self.ready.push_back(Ready { event, position, large: None });
         }
         self.asks_from = at;
     }
+}
+
+/// An event that the reader has not taken yet, and where it is when it has.
+struct Ready {
+    event: StreamEvent,
+    position: Seen,
+    large: Option<Arc<Large>>,
 }
 
 fn seen(position: Position) -> Seen {

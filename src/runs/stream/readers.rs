@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use super::large::LargeChunks;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
@@ -42,6 +43,8 @@ pub(crate) struct Readers {
     count: watch::Sender<usize>,
     /// Whether notifications are heard.
     listening: watch::Sender<bool>,
+    /// What several of them read.
+    large: Arc<LargeChunks>,
     /// By which this process knows its own notices.
     by: u32,
 }
@@ -72,6 +75,7 @@ impl Default for Readers {
             asked: Notify::new(),
             count: watch::channel(0).0,
             listening: watch::channel(false).0,
+            large: Arc::default(),
             by: fastrand::u32(1..),
         }
     }
@@ -273,7 +277,10 @@ async fn looks(shared: &Shared) {
             Ok(pages) => {
                 (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                for (((run_id, position), seats), mut page) in wanted.into_iter().zip(seats).zip(pages) {
+                    if let Some(page) = &mut page {
+                        readers.large.share(run_id, page);
+                    }
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
@@ -354,6 +361,7 @@ async fn hear(shared: &Shared, session: &Session, count: &mut watch::Receiver<us
             }
             () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
             heard = session.heard(), if !is_quiet => {
+                shared.note_hint("streams");
                 shared.readers.hear(&heard);
                 quiet_until = Some(Instant::now() + HEAR_AGAIN);
             }

@@ -25,7 +25,7 @@ impl Served {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = podlock::http::router(pod.clone());
-        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let task = tokio::spawn(async move { podlock::http::serve(listener, router).await.unwrap() });
         Self { url, task }
     }
 }

@@ -35,11 +35,13 @@ struct Log {
     operator: Operator,
     notices: Notices,
     seen: i64,
+    /// A read that failed is due again: for the notification of then.
+    due: Option<Instant>,
 }
 
 impl Log {
     async fn open(operator: &Operator) -> podlock::Result<Self> {
-        Ok(Self { operator: operator.clone(), notices: operator.notices().await?, seen: 0 })
+        Ok(Self { operator: operator.clone(), notices: operator.notices().await?, seen: 0, due: None })
     }
 
     /// The events since the last call.
@@ -299,18 +301,38 @@ impl Story<'_> {
                 told = until_told(&mut self.log) => {
                     let at = Instant::now();
                     told?;
-                    let Some(log) = &mut self.log else { continue };
-                    for event in log.read().await? {
-                        if let Some(sentence) = self.board.hear(at, event) {
-                            self.say(&sentence)?;
-                        }
-                    }
+                    self.read_log(at).await?;
                 }
-                _ = redraw.tick() => self.draw()?,
+                _ = redraw.tick() => {
+                    if let Some(at) = self.log.as_ref().and_then(|log| log.due) {
+                        self.read_log(at).await?;
+                    }
+                    self.draw()?;
+                }
                 () = &mut end => return Ok(false),
             }
         }
         Ok(true)
+    }
+
+    /// Takes in the events of which a notification came `at`. A busy database is asked again at the next redraw.
+    async fn read_log(&mut self, at: Instant) -> Result<(), Failure> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let at = log.due.unwrap_or(at);
+        let events = match log.read().await {
+            Err(error) if error.is_transient() => {
+                log.due = Some(at);
+                return Ok(());
+            }
+            events => events?,
+        };
+        log.due = None;
+        for event in events {
+            if let Some(sentence) = self.board.hear(at, event) {
+                self.say(&sentence)?;
+            }
+        }
+        Ok(())
     }
 
     async fn unexpected_end(&mut self, pod: usize) -> Failure {

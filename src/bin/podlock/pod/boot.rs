@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::failure::{Failure, note};
-use crate::pod::{Server, kind};
+use crate::pod::{Args, Server, kind};
 use crate::signals::EndSignals;
 
 /// Ends this process when the other end of stdin is closed, and, where the kernel can, when the thread that started us
@@ -44,10 +44,11 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// answered: alive, not ready. `None` if a signal came first.
 pub(super) async fn start(
     listener: &TcpListener,
+    args: &Args,
     config: Config,
     signals: &mut EndSignals,
 ) -> Result<Option<Pod>, Failure> {
-    let server = Server::start(another(listener)?, starting());
+    let server = Server::start(another(listener)?, starting(), args);
     let starting = Pod::builder(config).handler(kind::NAME, kind::run).start();
     let pod = tokio::select! {
         pod = starting => pod.map(Some),

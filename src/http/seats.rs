@@ -1,0 +1,219 @@
+//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for longest
+//! gives its seat to the next client.
+//!
+//! A connection is idle while no request of it is being answered: it has sent nothing yet, half a head, or nothing since
+//! its last answer.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::nag::Nag;
+
+/// How long a connection keeps its seat without a request while others wait: time enough for a client that has just
+/// connected to send one.
+const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
+/// How often it is logged that all seats are taken by requests.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// How long all seats must have been taken by requests before that is logged.
+const SAY_AFTER: Duration = Duration::from_secs(5);
+
+pub(super) struct Seats {
+    most: usize,
+    /// A permit for each connection.
+    free: Arc<Semaphore>,
+    /// The idle connections. Written when a request begins or ends; the accept loop reads it.
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    next: u64,
+    /// Since when each has been idle, the longest first, and what wakes it.
+    since: BTreeMap<u64, (Instant, Arc<Notify>)>,
+}
+
+impl Seats {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        Arc::new(Self { most, free: Arc::new(Semaphore::new(most)), idle: Mutex::default() })
+    }
+
+    /// A seat for the next connection, which begins idle. Waits for one, and closes idle connections meanwhile.
+    pub(super) async fn take(self: &Arc<Self>) -> Arc<Seat> {
+        let began = Instant::now();
+        let mut nag = Nag::new(SAY_AGAIN);
+        loop {
+            let look_again = match self.free.clone().try_acquire_owned() {
+                Ok(permit) => return Seat::new(self, permit),
+                Err(_) => self.close_longest_idle(),
+            };
+            if let Some(times) = nag.failed(began.elapsed(), SAY_AFTER) {
+                tracing::warn!(
+                    target: "podlock", event = "http_full", connections = self.most, times,
+                    "all connections are busy; further ones wait"
+                );
+            }
+            tokio::select! {
+                permit = self.free.clone().acquire_owned() => {
+                    // The semaphore is never closed.
+                    if let Ok(permit) = permit {
+                        return Seat::new(self, permit);
+                    }
+                }
+                () = tokio::time::sleep_until(look_again) => {}
+            }
+        }
+    }
+
+    /// Asks the connection that has been idle for longest to close, if that is long enough. Returns when to look again.
+    fn close_longest_idle(&self) -> Instant {
+        let now = Instant::now();
+        let mut idle = self.idle();
+        let Some(longest) = idle.since.first_entry() else { return now + IDLE_AT_LEAST };
+        let due = longest.get().0 + IDLE_AT_LEAST;
+        if due > now {
+            return due;
+        }
+        let (_, wake) = longest.remove();
+        wake.notify_one();
+        now + IDLE_AT_LEAST
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's seat. Dropped, it is free.
+pub(super) struct Seat {
+    seats: Arc<Seats>,
+    state: Mutex<State>,
+    needed: Arc<Notify>,
+    _permit: OwnedSemaphorePermit,
+}
+
+enum State {
+    /// With its place among the idle ones. It has been taken off that list if it was asked to close.
+    Idle(u64),
+    Busy,
+}
+
+impl Seat {
+    fn new(seats: &Arc<Seats>, permit: OwnedSemaphorePermit) -> Arc<Self> {
+        let needed = Arc::new(Notify::new());
+        let place = seats.idle().enter(&needed);
+        Arc::new(Self { seats: seats.clone(), state: Mutex::new(State::Idle(place)), needed, _permit: permit })
+    }
+
+    /// A request has come: it is busy until what this returns is dropped.
+    pub(super) fn begin(self: Arc<Self>) -> Busy {
+        if let State::Idle(place) = std::mem::replace(&mut *self.state(), State::Busy) {
+            self.seats.idle().since.remove(&place);
+        }
+        Busy(self)
+    }
+
+    /// Somebody waits for this seat. Ready once for each time.
+    pub(super) async fn is_needed(&self) {
+        self.needed.notified().await;
+    }
+
+    /// False if a request came before the connection heard that its seat is needed.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(*self.state(), State::Idle(_))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let State::Idle(place) = *self.state() {
+            self.seats.idle().since.remove(&place);
+        }
+    }
+}
+
+impl Idle {
+    fn enter(&mut self, wake: &Arc<Notify>) -> u64 {
+        self.next += 1;
+        self.since.insert(self.next, (Instant::now(), wake.clone()));
+        self.next
+    }
+}
+
+/// A request is being answered on this seat.
+pub(super) struct Busy(Arc<Seat>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let place = self.0.seats.idle().enter(&self.0.needed);
+        *self.0.state() = State::Idle(place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_asked_to_close(seat: &Seat) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), seat.is_needed()).await.is_ok() && seat.is_idle()
+    }
+
+    #[tokio::test]
+    async fn the_longest_idle_gives_its_seat_and_busy_ones_keep_theirs() {
+        let seats = Seats::new(3);
+        let (busy, new, old) = (seats.take().await, seats.take().await, seats.take().await);
+        let answer = busy.clone().begin();
+        drop(new.clone().begin());
+        tokio::time::sleep(IDLE_AT_LEAST).await;
+        seats.close_longest_idle();
+        assert!(is_asked_to_close(&old).await && !is_asked_to_close(&new).await && !is_asked_to_close(&busy).await);
+        let next = tokio::spawn({
+            let seats = seats.clone();
+            async move { seats.take().await }
+        });
+        drop(old);
+        let next = next.await.expect("a seat");
+        drop(answer);
+        drop((busy, new, next));
+        assert_eq!(seats.free.available_permits(), 3);
+        assert!(seats.idle().since.is_empty(), "what has gone is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_just_connected_has_time_to_ask() {
+        let seats = Seats::new(1);
+        let began = Instant::now();
+        let only = seats.take().await;
+        seats.close_longest_idle();
+        // A machine may stop in between.
+        assert!(!is_asked_to_close(&only).await || began.elapsed() >= IDLE_AT_LEAST);
+        let next = tokio::spawn({
+            let seats = seats.clone();
+            async move { seats.take().await }
+        });
+        only.is_needed().await;
+        assert!(only.is_idle() && began.elapsed() >= IDLE_AT_LEAST);
+        drop(only);
+        next.await.expect("a seat");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_first_keeps_the_seat() {
+        let seats = Seats::new(1);
+        let only = seats.take().await;
+        tokio::time::sleep(IDLE_AT_LEAST).await;
+        seats.close_longest_idle();
+        let answer = only.clone().begin();
+        assert!(!is_asked_to_close(&only).await, "it is busy");
+        drop(answer);
+        assert!(only.is_idle());
+    }
+}
