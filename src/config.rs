@@ -95,7 +95,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// The lease: how long the server lets a silent liveness session live. Default 10 s, at least 2 s, at most 1 h.
     /// Shorter finds frozen and cut-off pods sooner and tolerates shorter outages; a killed process is found within
-    /// milliseconds whatever the lease is.
+    /// milliseconds whatever the lease is. Give all pods of a service the same. While it is changed, they wait for each other
+    /// for as long as the longer one says: `docs/bounds.md`.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
     /// How often the liveness session is pinged. Default lease / 5.
@@ -127,8 +128,8 @@ pub struct Config {
     /// 0.9 × its `log_min_duration_statement`).
     #[serde(with = "humantime_serde")]
     pub watch_slice: Option<Duration>,
-    /// How often the pod writes the next event index, if it made progress, and looks at the indices of its peers. Give
-    /// all pods of a service the same. Default: lease.
+    /// How often the pod writes the next event index, if it made progress, and looks at the indices of its peers. A pod that
+    /// beats less often than its peers look is given as many of its own intervals. Default: lease.
     #[serde(with = "humantime_serde")]
     pub beat_interval: Option<Duration>,
     /// After how many looks, a `beat_interval` apart, a peer is suspected whose beats have stopped. Default 3, at least 1.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Config, WorstCase};
 use crate::id::{Incarnation, PodId};
 use crate::pages;
+use crate::protocol::patience::{Patience, patience_for};
 use crate::protocol::verdict::{HoldReason, Observer, PeerLook, Timing, Verdict};
 
 const INTRODUCTION: &str = "\
@@ -47,6 +48,37 @@ While it waits, the pod's `condition` is `dead_waiting`, and an event `held` say
 survivors that are all fresh: a pod buries nobody before it has held its own lock for `settle` without a break.
 ";
 
+const UNEQUAL: &str = "
+## Pods of different settings
+
+All pods of a fleet should have the same settings. While a setting is rolled out they differ. Each row of the roster says its
+pod's lease, `self_fence` and `beat_interval`, and a pod that finds another value in a row warns once (`settings_differ`).
+
+A pod that lost its sessions lets its runs go on until its own `self_fence` (L7), and what does not stop is aborted within
+another tenth of its lease. So whoever observes it waits for that long, or for its own `settle` and `reconnect_grace` where
+these are longer. That holds for the time that the observer must have been up (L2) as well. At defaults:
+
+| the observer's lease | waits for a pod of 2 s | of 10 s | of 30 s |
+| --- | --- | --- | --- |
+";
+
+const AFTER_UNEQUAL: &str = "
+- **What it costs.** The bounds above hold for a dead pod by the longer of the two leases. A killed process is buried at once, unless
+  its survivors are fresh.
+- **Beats.** A pod that beats less often than an observer looks is suspected after `stall_cycles` of its own intervals, and at
+  most `stall_cycles` + 3 of them after its last progress.
+- **A row that says nothing**, of a pod of an older version, is waited for as long as the observer's own settings say. And a pod of an
+  older version reads no row: it waits as long as its own settings say. So change the lease of a fleet once all of its pods
+  write and read the rows ([compatibility.md](compatibility.md)).
+- **A predecessor of the same name.** A pod waits `acquire_timeout` for the lock of its predecessor, by its own lease. A host that
+  vanished keeps the lock for its own, longer one. The start is refused as `name_taken` until then, and may be tried again.
+- **What each pod decides by its own setting alone**, as before: the time within which losses count together (a lease / 10),
+  `claim_delay`, `max_crashes`, `on_stall`, `stall_cycles`, and how long it stays away after it was put out. Of `keep_*` the shortest
+  wins.
+- **The cause of an end.** A row does not say how often its pod pings, and an observer cannot tell without that whether a session
+  ended before its lease was over. So it never records `closed` of a pod of another lease.
+";
+
 type Bound = fn(&WorstCase) -> Duration;
 
 #[test]
@@ -80,6 +112,16 @@ fn the_page_on_bounds_says_what_the_code_does() {
         writeln!(text, "| {killed} | {pods} | {} | {many} |", pods - 1).unwrap();
     }
     text.push_str(AFTER_MANY);
+    text.push_str(UNEQUAL);
+    let settings = leases.map(|lease| Config::new("host=h").lease(lease).validate().unwrap());
+    for observer in &settings {
+        let own = Patience { settle: observer.settle, reconnect_grace: observer.reconnect_grace };
+        let waits = settings.each_ref().map(|peer| patience_for(own, Some(peer.stated())));
+        assert!(waits.iter().all(|wait| wait.settle == wait.reconnect_grace), "one number for both: {waits:?}");
+        let [short, usual, long] = waits.map(|wait| wait.settle.as_secs_f64());
+        writeln!(text, "| {} s | {short:.1} s | {usual:.1} s | {long:.1} s |", observer.lease.as_secs()).unwrap();
+    }
+    text.push_str(AFTER_UNEQUAL);
     pages::renew_or_compare("docs/bounds.md", &text);
 }
 
@@ -98,6 +140,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         draining: false,
         liveness_free: n < killed,
         witness_free: n < killed,
+        stated: None,
     };
     let look: Vec<_> = (0..pods - 1).map(peer).collect();
     let verdicts = Observer::default().decide(&timing, Duration::ZERO, &look).verdicts;

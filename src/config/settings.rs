@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::{Config, IDLE_IN_TRANSACTION, OnDetach, OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::patience::{LEASE_MAX, Stated};
 
 const LEASE_MIN: Duration = Duration::from_secs(2);
-const LEASE_MAX: Duration = Duration::from_secs(3600);
 /// The longest of all times but the lease and the `keep_*`: the server takes its time-outs in milliseconds of 31 bits, which
 /// are 24.8 days. Below it no sum or product of settings comes near to what a [`Duration`] or a clock can hold.
 const TIME_MAX: Duration = Duration::from_secs(24 * 86400);
@@ -199,7 +199,7 @@ impl Settings {
 
     fn check(&self) -> Result<()> {
         self.check_bounds()?;
-        let longest_run_on = self.self_fence + self.lease / 10;
+        let longest_run_on = self.stated().runs_on();
         let below = [
             ("ping_interval + ping_timeout", self.ping_interval + self.ping_timeout, "self_fence", self.self_fence),
             ("self_fence", self.self_fence, "lease", self.lease),
@@ -301,6 +301,11 @@ impl Settings {
             return Err(refuse(format!("max_crashes is {max}, but must be at most {MAX_CRASHES_MOST}; 0 is no limit")));
         }
         Ok(())
+    }
+
+    /// What the pod's row says of them.
+    pub(crate) fn stated(&self) -> Stated {
+        Stated { lease: self.lease, self_fence: self.self_fence }
     }
 
     /// Within this time every living pod looks at all orphans.

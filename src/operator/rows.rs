@@ -48,6 +48,8 @@ pub struct PodRow {
     pub wait_reason: Option<String>,
     /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.
     pub wait_left_ms: Option<i64>,
+    /// Its lease, in milliseconds; `None` of a version that does not say it.
+    pub lease_ms: Option<i32>,
 }
 
 impl PodRow {
@@ -100,6 +102,8 @@ pub struct PodDetail {
     pub wait_reason: Option<String>,
     /// As [`PodRow::wait_left_ms`].
     pub wait_left_ms: Option<i64>,
+    /// As [`PodRow::lease_ms`].
+    pub lease_ms: Option<i32>,
     /// True if its control session holds the witness key. `alive` false with this true: a broken connection that the
     /// pod is mending.
     pub witness: bool,
@@ -347,6 +351,7 @@ impl PodRow {
             condition,
             wait_reason,
             wait_left_ms: get(row, "wait_left_ms")?,
+            lease_ms: get(row, "lease_ms")?,
             holder_pid: get(row, "holder_pid")?,
             client_addr: get(row, "client_addr")?,
             runs: get(row, "runs")?,
@@ -377,6 +382,7 @@ impl PodDetail {
             condition: pod.condition,
             wait_reason: pod.wait_reason,
             wait_left_ms: pod.wait_left_ms,
+            lease_ms: pod.lease_ms,
             witness: get(row, "witness")?,
             session: get(row, "session")?,
             lag_ms: get(row, "lag_ms")?,
@@ -413,6 +419,7 @@ impl PodDetail {
             condition: Condition::Gone,
             wait_reason: None,
             wait_left_ms: None,
+            lease_ms: None,
             witness: false,
             session: None,
             lag_ms: None,

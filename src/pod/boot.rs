@@ -94,6 +94,7 @@ pub(crate) async fn register(
         given_up,
         former,
         beat_interval: shared.settings.beat_interval,
+        stated: shared.settings.stated(),
     };
     let mut tries = 0;
     let (sent, replaced) = loop {

@@ -39,7 +39,7 @@ impl Trigger {
 }
 
 /// A peer that was found dead, with the evidence.
-type Dead<'a> = (&'a PeerRow, Evidence);
+pub(crate) type Dead<'a> = (&'a PeerRow, Evidence);
 
 /// How many transactions of one pass may fail before it leaves the rest to the next pass: enough to find a few rows that
 /// cannot be buried among the 64 of a portion (seven each), and an end where nothing can be.
@@ -65,7 +65,7 @@ pub(crate) async fn hold(
     }
     let look = survey(local, session, held, first).await?;
     let decision = decide(local, &look);
-    bury_all(local, session, held, trigger, &dead_of(&decision, &look.peers)).await?;
+    bury_all(local, session, held, trigger, &to_bury(local, held, &decision, &look.peers)).await?;
     Ok(look)
 }
 
@@ -81,7 +81,7 @@ pub(crate) async fn hold_after(
     if local.whole_roster().is_some() {
         return hold(local, session, held, trigger, None).await.map(drop);
     }
-    bury_all(local, session, held, trigger, &dead_of(decision, &look.peers)).await
+    bury_all(local, session, held, trigger, &to_bury(local, held, decision, &look.peers)).await
 }
 
 /// Looks at the whole roster, portion by portion.
@@ -138,7 +138,7 @@ async fn hold_in_one(
     }
     local.note_look(clock::now().saturating_sub(began));
     let decision = decide(local, &look);
-    let dead = dead_of(&decision, &look.peers);
+    let dead = to_bury(local, held, &decision, &look.peers);
     if dead.is_empty() {
         txn.rollback("burying").await?;
         return Ok(Some(look));
@@ -275,7 +275,7 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
     let reason = ending::buried(*draining, peer.put_out);
     // As it was when its lock was first seen free: the wait since then says nothing of its end.
     let beat_age = peer.beat_age.map(|age| age.saturating_sub(Duration::from_millis(evidence.in_sight_ms)));
-    let cause = cause::seen(reason, beat_age, &local.cause_timing()).map(Cause::as_str);
+    let cause = cause::seen(reason, beat_age, &local.cause_timing(peer)).map(Cause::as_str);
     let reason = reason.as_str();
     let mut seen = serde_json::json!(evidence);
     seen["liveness_free"] = true.into();
@@ -329,6 +329,12 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
             "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it from studio_pods"
         );
     }
+    for (pod, (setting, ours, theirs)) in local.note_differences(look) {
+        tracing::warn!(
+            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.pod_id, setting, ours = ?ours,
+            theirs = ?theirs, "a pod of this fleet has another value of a setting: each waits for the longer of the two; give all pods the same"
+        );
+    }
     let before = local.in_sight();
     let decision = local.decide(look);
     let peers: BTreeMap<_, _> = look.peers.iter().map(|p| (p.look.incarnation, p)).collect();
@@ -347,7 +353,9 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     decision
 }
 
-fn dead_of<'a>(decision: &Decision, peers: &'a [PeerRow]) -> Vec<Dead<'a>> {
+/// Those of the dead that this pod has been up for long enough to bury (L2).
+pub(crate) fn to_bury<'a>(local: &Local, held: &Held, decision: &Decision, peers: &'a [PeerRow]) -> Vec<Dead<'a>> {
     let dead: BTreeMap<_, _> = decision.dead().collect();
-    peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.look.incarnation)?))).collect()
+    let dead = peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.look.incarnation)?)));
+    dead.filter(|(peer, _)| local.is_settled_for(held, &peer.look)).collect()
 }

@@ -497,7 +497,8 @@ impl<'a> Keeper<'a> {
         if !self.shared.has_given_up(incarnation) {
             let sent = clock::now();
             let away = sent.saturating_sub(since);
-            let returned = pods::come_back(&mut session, &self.shared.pod_id, incarnation, cause, away).await?;
+            let (pod, stated) = (&self.shared.pod_id, self.shared.settings.stated());
+            let returned = pods::come_back(&mut session, pod, incarnation, stated, cause, away).await?;
             match returned {
                 // The deadline may have passed while the reply was under way: then it is over all the same.
                 Returned::Here(number) if !self.shared.has_given_up(incarnation) => {

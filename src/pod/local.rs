@@ -10,13 +10,14 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::shared::Shared;
-use crate::id::Incarnation;
+use crate::id::{Incarnation, PodId};
 use crate::postgres::burials::{Look, PeerRow, Proof};
 use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
+use crate::protocol::patience::{Comparable, Difference, differences, may_bury_from};
 use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, Place};
@@ -30,6 +31,10 @@ const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 /// How many burials of its own a pod remembers: more than can overlap with one look, which may go on while the other session
 /// buries thousands. One that was forgotten too early counts as a loss for the length of the window, and delays others.
 const REMEMBERED_BURIALS: usize = 1 << 14;
+
+/// How many settings of peers that differ are named at one look. Each is a line in the log; of a large fleet that changes a
+/// setting, the later looks name the others.
+const DIFFERENCES_MOST: usize = 16;
 
 /// Why a pod keeps no session for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,8 @@ pub(crate) struct Local {
     told: RefCell<BTreeSet<Incarnation>>,
     /// Rows of the roster that were named in the log because no pod can have their names.
     misnamed: RefCell<BTreeSet<Incarnation>>,
+    /// Peers, settings and their values that were named in the log because they are not this pod's own.
+    differences: RefCell<BTreeSet<(PodId, &'static str, Duration)>>,
     /// The incarnations that this pod buried, in order and as a set. A look that began before a burial may still show
     /// one.
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
@@ -136,6 +143,7 @@ impl Local {
             roster_version: Cell::new(0),
             told: RefCell::default(),
             misnamed: RefCell::default(),
+            differences: RefCell::default(),
             buried: RefCell::default(),
             pace: Cell::default(),
             bury_from: Cell::new(i64::MIN),
@@ -176,9 +184,19 @@ impl Local {
         may_end_silent(self.held().is_some() || self.liveness_is_kept.get(), self.may_let_go())
     }
 
-    /// L2: the lock has been held without a break for `settle`.
+    /// L2: the lock has been held without a break for `settle`. Before, this pod buries nobody.
     pub(crate) fn is_settled(&self, held: &Held) -> bool {
         clock::now().saturating_sub(held.since) >= self.timing.settle
+    }
+
+    /// L2: when this pod may bury a peer. Later than for its equals, if the peer's runs may go on for longer.
+    fn may_bury_from(&self, held: &Held, peer: &PeerLook) -> Moment {
+        may_bury_from(held.since, self.timing.patience(), peer.stated)
+    }
+
+    /// L2: the lock has been held without a break for as long as this peer may need.
+    pub(crate) fn is_settled_for(&self, held: &Held, peer: &PeerLook) -> bool {
+        clock::now() >= self.may_bury_from(held, peer)
     }
 
     /// Says once, when this pod has been up for `settle` and so the others had time to start, if one poison run could take
@@ -218,9 +236,15 @@ impl Local {
         self.shared.note_companions(alive.map(|peer| peer.incarnation));
         let timing = self.timing.over(&self.looks_took.get());
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
-        self.remember_waits(&decision, now);
+        self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        self.next_look.set(decision.next_look());
+        // Whom this pod finds dead and may not bury yet, though it may bury others, is looked at again when it may.
+        let held = self.held().filter(|held| self.is_settled(held));
+        let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
+        let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
+        let due = to_wait_for.filter_map(|peer| held.map(|held| self.may_bury_from(&held, peer)));
+        let due = due.filter(|due| *due > now);
+        self.next_look.set(decision.next_look().into_iter().chain(due).min());
         let place = |p: &&PeerRow| Place {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
@@ -244,11 +268,13 @@ impl Local {
     }
 
     /// What is to be told of this decision. A pod that holds no lock tells nothing.
-    fn remember_waits(&self, decision: &Decision, now: Moment) {
+    fn remember_waits(&self, decision: &Decision, now: Moment, peers: &[PeerLook]) {
         let mut told = self.told_waits.borrow_mut();
         told.retain(|(incarnation, ..)| decision.observer.sighting(*incarnation).is_some());
+        let stated: BTreeMap<_, _> = peers.iter().map(|peer| (peer.incarnation, peer.stated)).collect();
         let waits = self.held().map(|held| {
-            let may_bury_at = held.since + self.timing.settle;
+            let stated = |incarnation| stated.get(&incarnation).copied().flatten();
+            let may_bury_at = |i| may_bury_from(held.since, self.timing.patience(), stated(i));
             wait::waits(decision, now, may_bury_at, self.shared.settings.hold_probe_interval)
         });
         self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));
@@ -277,14 +303,34 @@ impl Local {
         in_sight.iter().any(|i| *i != held.incarnation && !is_told(i))
     }
 
-    /// The times by which this pod judges an end that it saw.
-    pub(crate) fn cause_timing(&self) -> cause::Timing {
+    /// The times by which this pod judges an end that it saw: the peer's, as far as its row says them.
+    pub(crate) fn cause_timing(&self, peer: &PeerRow) -> cause::Timing {
         let settings = &self.shared.settings;
         cause::Timing {
             lease: settings.lease,
             ping_interval: settings.ping_interval,
             beat_interval: settings.beat_interval,
         }
+        .of_peer(peer.look.stated, peer.beat_interval)
+    }
+
+    /// The settings in which peers differ from this pod and that it has not named yet, at most [`DIFFERENCES_MOST`] at a
+    /// look. Forgets those of peers that are gone.
+    pub(crate) fn note_differences<'a>(&self, look: &'a Look) -> Vec<(&'a PodId, Difference)> {
+        let settings = &self.shared.settings;
+        let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
+        let mut told = self.differences.borrow_mut();
+        let names: BTreeSet<_> = look.peers.iter().map(|peer| &peer.look.pod_id).collect();
+        told.retain(|(pod, ..)| names.contains(pod));
+        let of_peer = |peer: &'a PeerRow| {
+            let theirs = Comparable { stated: peer.look.stated, beat_interval: peer.beat_interval };
+            differences(own, theirs).into_iter().map(|difference| (&peer.look.pod_id, difference))
+        };
+        let is_new =
+            |(pod, (setting, _, theirs)): &(&PodId, Difference)| !told.contains(&((*pod).clone(), *setting, *theirs));
+        let new: Vec<_> = look.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
+        told.extend(new.iter().map(|(pod, (setting, _, theirs))| ((*pod).clone(), *setting, *theirs)));
+        new
     }
 
     /// Whether this peer was once held because many were lost.

@@ -300,14 +300,13 @@ async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss
     }
     let decision = funeral::decide(local, &look);
     local.weigh_fleet(held);
-    if decision.dead().next().is_none() {
+    if !local.is_settled(held) {
+        return funeral::tell_of(local, session, &decision).await;
+    }
+    if funeral::to_bury(local, held, &decision, &look.peers).is_empty() {
         return Ok(());
     }
-    if local.is_settled(held) {
-        funeral::hold_after(local, session, held, Trigger::Sweep, &look, &decision).await
-    } else {
-        funeral::tell_of(local, session, &decision).await
-    }
+    funeral::hold_after(local, session, held, Trigger::Sweep, &look, &decision).await
 }
 
 /// Records the waits that the look showed, once for all observers. A failure delays nothing: the next look tries to

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::pods::interval;
 use super::reply::Reply;
 use super::session::Session;
 use super::txn::{Param, one};
@@ -45,12 +46,12 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
            SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS key, l.pid FROM pg_catalog.pg_locks l \
             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-         ) SELECT p.incarnation, p.event_index, p.standing \
+         ) SELECT p.incarnation, p.event_index, p.standing, p.beat_ms \
              FROM @.studio_pods p \
              JOIN held h ON h.key = p.lock_key AND h.pid = p.liveness_pid \
              JOIN held w ON w.key = p.witness_key AND w.pid = p.control_pid \
             WHERE p.state = 'active' AND p.incarnation <> $1 \
-         UNION ALL SELECT p.incarnation, p.event_index, p.standing FROM @.studio_pods p WHERE p.incarnation = $1";
+         UNION ALL SELECT p.incarnation, p.event_index, p.standing, p.beat_ms FROM @.studio_pods p WHERE p.incarnation = $1";
     let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
     let mut beats = Beats::default();
     for row in rows {
@@ -59,7 +60,7 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
             beats.own = Some(index);
             continue;
         }
-        beats.peers.push(stall::Beat { incarnation, index, attached: true });
+        beats.peers.push(stall::Beat { incarnation, index, attached: true, every: interval(row.at(3)?) });
         beats.standing.extend(row.at::<Option<String>>(2)?.map(|source| (incarnation, source)));
     }
     Ok(beats)

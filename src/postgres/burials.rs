@@ -11,13 +11,14 @@ use uuid::Uuid;
 use super::candidates::{CANDIDATES, Wanted};
 use super::errors::chain;
 use super::locks::{Keys, millis};
-use super::pods::REHEARSE_LOG;
+use super::pods::{REHEARSE_LOG, interval};
 use super::reply::Reply;
 use super::session::{Backend, Session};
 use super::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::protocol::ending;
+use crate::protocol::patience::Stated;
 use crate::protocol::portions::Portion;
 use crate::protocol::verdict::PeerLook;
 use crate::protocol::wait::Wait;
@@ -67,6 +68,8 @@ pub(crate) struct PeerRow {
     pub(crate) put_out: Option<ending::Reason>,
     /// How long ago it last beat, by the server's clock: for people, nothing is decided on it.
     pub(crate) beat_age: Option<Duration>,
+    /// How often it beats at most, where its row says so.
+    pub(crate) beat_interval: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,7 +104,7 @@ macro_rules! look {
         concat!(
             "WITH roster AS MATERIALIZED ( \
        SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted, \
-         p.beat_at \
+         p.beat_at, p.beat_ms, p.lease_ms, p.self_fence_ms \
          FROM @.studio_pods p WHERE ",
             $which,
             " ), probed AS MATERIALIZED ( \
@@ -115,7 +118,8 @@ macro_rules! look {
      SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
        r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
        n.idx, r.evicted, \
-       EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - r.beat_at)::pg_catalog.float8 \
+       EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - r.beat_at)::pg_catalog.float8, \
+       r.lease_ms, r.self_fence_ms, r.beat_ms \
      FROM probed r CROSS JOIN newest n"
         )
     };
@@ -213,9 +217,11 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
             draining: row.at(3)?,
             liveness_free: row.at(7)?,
             witness_free: row.at(8)?,
+            stated: Stated::of_row(row.at(12)?, row.at(13)?),
         };
         let beat_age = row.at::<Option<f64>>(11)?.and_then(|s| Duration::try_from_secs_f64(s).ok());
-        look.peers.push(PeerRow { look: peer, keys, put_out, beat_age });
+        let beat_interval = interval(row.at(14)?);
+        look.peers.push(PeerRow { look: peer, keys, put_out, beat_age, beat_interval });
     }
     Ok(look)
 }

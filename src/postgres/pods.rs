@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
 use crate::protocol::cause::Cause;
 use crate::protocol::ending;
+use crate::protocol::patience::Stated;
 
 /// What a pod registers.
 #[derive(Clone, Debug)]
@@ -35,6 +36,13 @@ pub(crate) struct Registration {
     pub(crate) former: Option<(Incarnation, Cause)>,
     /// How often it beats at most.
     pub(crate) beat_interval: Duration,
+    /// What others must know of its settings, to wait for it for as long as it may run on.
+    pub(crate) stated: Stated,
+}
+
+/// What a row says in milliseconds; `None` if it says nothing, or what no pod writes.
+pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
+    ms.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| *ms > 0).map(Duration::from_millis)
 }
 
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
@@ -45,8 +53,10 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
          WHERE incarnation = $1 AND ended_at IS NULL";
     const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
-           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity, beat_ms) \
-         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13, $14 \
+           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity, beat_ms, \
+           lease_ms, self_fence_ms) \
+         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13, $14, \
+           $15, $16 \
           WHERE @.studio_holds($5::bigint, $7::integer) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
@@ -54,7 +64,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
            witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
            liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
            control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity, \
-           beat_ms = EXCLUDED.beat_ms \
+           beat_ms = EXCLUDED.beat_ms, lease_ms = EXCLUDED.lease_ms, self_fence_ms = EXCLUDED.self_fence_ms \
          RETURNING p.pod_id";
     const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
     let incarnation = new.incarnation.as_uuid();
@@ -83,7 +93,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 14] = [
+    let params: [Param<'_>; 16] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -98,6 +108,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&new.kinds, Type::TEXT_ARRAY),
         (&new.capacity, Type::INT4),
         (&millis(new.beat_interval), Type::INT4),
+        (&millis(new.stated.lease), Type::INT4),
+        (&millis(new.stated.self_fence), Type::INT4),
     ];
     let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if upserted.is_empty() {
@@ -160,21 +172,25 @@ pub(crate) async fn come_back(
     session: &mut Session,
     pod: &PodId,
     incarnation: Incarnation,
+    stated: Stated,
     cause: &str,
     away: Duration,
 ) -> Result<Returned> {
-    const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4 \
+    const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4, \
+           lease_ms = $5, self_fence_ms = $6 \
          WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3::integer) RETURNING session";
     const NOT_ENDED: &str = "UPDATE @.studio_pod_sessions SET cause = NULL \
          WHERE incarnation = $1 AND ended_at IS NULL AND cause IS NOT NULL";
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
-    let params: [Param<'_>; 4] = [
+    let params: [Param<'_>; 6] = [
         (&pod.as_str(), Type::TEXT),
         (&incarnation.as_uuid(), Type::UUID),
         (&liveness.pid, Type::INT4),
         (&liveness.started, Type::TIMESTAMPTZ),
+        (&millis(stated.lease), Type::INT4),
+        (&millis(stated.self_fence), Type::INT4),
     ];
     let rows = txn.query(step, SQL, &params).await?;
     let Some(session_number) = rows.first().map(|row| row.at::<i64>(0)).transpose()? else {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::ending::Reason;
+use super::patience::Stated;
 
 /// What lay behind an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -144,6 +145,21 @@ pub struct Timing {
     pub beat_interval: Duration,
 }
 
+impl Timing {
+    /// The times of a peer, as far as its row says them. A row does not say how often its pod pings. So of a pod of another
+    /// lease it is not known how soon the server could have ended its silent session: anything up to that lease.
+    #[must_use]
+    pub fn of_peer(self, stated: Option<Stated>, beat_interval: Option<Duration>) -> Self {
+        let beat_interval = beat_interval.unwrap_or(self.beat_interval);
+        match stated {
+            Some(Stated { lease, .. }) if lease.as_millis() != self.lease.as_millis() => {
+                Self { lease, ping_interval: lease, beat_interval }
+            }
+            _ => Self { beat_interval, ..self },
+        }
+    }
+}
+
 /// What a burier saw of an end, beyond the locks: `beat_age` is the age of the last beat when the lock was first seen
 /// free. `None`: the age tells nothing, or the reason says it all.
 ///
@@ -194,6 +210,19 @@ mod tests {
         }
         assert_eq!(past_the_deadline(Cause::SessionsEnded), Cause::CutOff);
         assert_eq!(past_the_deadline(Cause::Frozen), Cause::Frozen);
+    }
+
+    #[test]
+    fn a_pod_of_another_lease_is_judged_by_its_own_beats_and_not_called_closed() {
+        let s = Duration::from_secs;
+        let ours = Timing { lease: s(2), ping_interval: Duration::from_millis(400), beat_interval: s(2) };
+        let stated = |lease| Some(Stated { lease: s(lease), self_fence: s(lease) * 8 / 10 });
+        let of_30 = ours.of_peer(stated(30), Some(s(30)));
+        assert_eq!(seen(Reason::Lost, Some(s(3)), &of_30), None, "it beats every 30 s: 3 s without one are no silence");
+        assert_eq!(seen(Reason::Lost, Some(s(1)), &of_30), None, "nor does a beat say how long ago it pinged");
+        assert_eq!(seen(Reason::Lost, Some(s(40)), &of_30), Some(Cause::Silent));
+        assert_eq!(ours.of_peer(stated(2), Some(s(2))), ours);
+        assert_eq!(ours.of_peer(None, None), ours, "a row that says nothing");
     }
 
     #[test]

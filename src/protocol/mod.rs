@@ -16,6 +16,7 @@ pub mod failures;
 pub mod fences;
 pub mod fold;
 pub mod notices;
+pub mod patience;
 pub mod poison;
 pub mod portions;
 pub mod recover;

@@ -4,12 +4,13 @@
 //!   made [`Progress`] since the last beat: anything moved, and no required source stands still. A peer compares each
 //!   index with the one that the peer itself saw before. No pod reads another's clock.
 //! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
-//! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat.
+//! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat. For a peer that beats
+//!   less often than the observer looks, as many more looks as that takes ([`Timing::cycles_for`]).
 //! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
 //!   a paused observer that wakes counts one. Where the observer's own index did not move either, the store is slow, or
 //!   the observer itself stands still: nobody is counted. A peer that is mending its sessions is not counted.
-//! * **Not promised.** A pod whose beats are farther apart than the observer's looks may be suspected wrongly: give all
-//!   pods of a service the same `beat_interval`.
+//! * **Not promised.** A pod of an older version, whose row does not say how often it beats, may be suspected wrongly if its
+//!   beats are farther apart than the observer's looks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +30,18 @@ pub struct Timing {
     pub cycles: u32,
 }
 
+impl Timing {
+    /// After how many looks at the same index a peer is suspected that beats `every` so often: `cycles` of its own
+    /// intervals must fit into the looks, or a pod whose beats are rarer than the looks would be suspected while it is well.
+    #[must_use]
+    pub fn cycles_for(&self, every: Option<Duration>) -> u32 {
+        let Some(every) = every.filter(|every| *every > self.interval) else { return self.cycles };
+        let looks =
+            (every.as_nanos().saturating_mul(u128::from(self.cycles))).div_ceil(self.interval.as_nanos().max(1));
+        u32::try_from(looks).unwrap_or(u32::MAX)
+    }
+}
+
 /// What one look showed of one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
@@ -38,6 +51,8 @@ pub struct Beat {
     pub index: i64,
     /// Both of its locks are held by the backends that its row names.
     pub attached: bool,
+    /// How often it beats at most, where its row says so.
+    pub every: Option<Duration>,
 }
 
 /// A peer that has stood still for too long.
@@ -78,9 +93,9 @@ impl Observer {
         let mut stalled = Vec::new();
         for beat in beats {
             let seen = self.peers.get(&beat.incarnation).filter(|c| c.index == beat.index && beat.attached);
-            let looks = seen.map_or(0, |c| c.looks + u32::from(own_moved));
+            let looks = seen.map_or(0, |c| c.looks.saturating_add(u32::from(own_moved)));
             peers.insert(beat.incarnation, Count { index: beat.index, looks });
-            if own_moved && looks >= timing.cycles {
+            if own_moved && looks >= timing.cycles_for(beat.every) {
                 stalled.push(Stalled { incarnation: beat.incarnation, index: beat.index, looks });
             }
         }
@@ -163,7 +178,7 @@ mod tests {
     }
 
     fn at(n: u128, index: i64) -> Beat {
-        Beat { incarnation: peer(n), index, attached: true }
+        Beat { incarnation: peer(n), index, attached: true, every: None }
     }
 
     /// Looks at these seconds, with these own indices, at these peers: who was suspected at each.
@@ -185,6 +200,30 @@ mod tests {
         let same: &[Beat] = &[at(1, 7)];
         let seen = looks(&[(0, 1, same), (10, 2, same), (20, 3, same), (30, 4, same), (40, 5, same)]);
         assert_eq!(seen, [NOBODY, NOBODY, NOBODY, vec![(peer(1), 3)], vec![(peer(1), 4)]]);
+    }
+
+    #[test]
+    fn one_that_beats_less_often_than_the_observer_looks_gets_as_many_intervals_of_its_own() {
+        let s = Duration::from_secs;
+        let cases =
+            [(None, 3), (Some(s(1)), 3), (Some(s(10)), 3), (Some(s(15)), 5), (Some(s(30)), 9), (Some(s(31)), 10)];
+        for (every, looks) in cases {
+            assert_eq!(TIMING.cycles_for(every), looks, "{every:?}");
+        }
+        let longest = Timing { interval: Duration::from_nanos(1), cycles: u32::MAX };
+        assert_eq!(longest.cycles_for(Some(Duration::MAX)), u32::MAX);
+        // It beats every 30 s and is well.
+        let slow = |index| [Beat { every: Some(s(30)), ..at(1, index) }];
+        let steps: Vec<_> = (0..30_u64).map(|n| (n * 10, slow(i64::try_from(n / 3).expect("few")))).collect();
+        let steps: Vec<(u64, i64, &[Beat])> =
+            steps.iter().zip(0..).map(|((second, beats), own)| (*second, own, beats.as_slice())).collect();
+        assert!(looks(&steps).iter().all(Vec::is_empty));
+        // And one that has stopped.
+        let stands = slow(7);
+        let steps: Vec<(u64, i64, &[Beat])> = (0..11).map(|n| (n * 10, n as i64, stands.as_slice())).collect();
+        let seen = looks(&steps);
+        assert_eq!(seen[8], NOBODY);
+        assert_eq!(seen[9], [(peer(1), 9)]);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!   held, which another prober's momentary lock does too.
 //! * **Bound.** Dead at once where process and connections ended alone; after `second_look` where it is the second loss
 //!   within the window; after `reconnect_grace` where only the connection broke; after `settle` where many were lost.
-//!   Each counts from the first sighting, and none is prolonged by another.
+//!   Each counts from the first sighting, and none is prolonged by another. For a peer that may run on for longer than the
+//!   observer's own settings say, the last two are as long as that ([`patience`](super::patience)).
 //! * **Failures.** A look that failed is no look (L10): nothing changes. Peers whose locks a look could not probe are
 //!   unknown: nobody is buried on that, and as long as they could make the losses many, those that were lost are held.
 //! * **Losses.** A peer counts as lost lately from the look that first saw its lock free, also once it is buried. The
@@ -21,6 +22,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Moment;
+use super::patience::{Patience, Stated, patience_for};
 use crate::id::{Incarnation, PodId};
 
 /// The times of the rule.
@@ -37,6 +39,12 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// How long this observer waits for a peer of its own settings.
+    #[must_use]
+    pub const fn patience(&self) -> Patience {
+        Patience { settle: self.settle, reconnect_grace: self.reconnect_grace }
+    }
+
     /// The timing of a decision on the last of two looks that took so long.
     ///
     /// One cause can end sessions while a long look is under way. That look shows the peers that it came to later as lost, and
@@ -62,6 +70,8 @@ pub struct PeerLook {
     pub liveness_free: bool,
     /// Its witness lock could be taken.
     pub witness_free: bool,
+    /// What its row says of its settings; `None` if it says nothing.
+    pub stated: Option<Stated>,
 }
 
 /// Why a peer is not buried yet.
@@ -299,14 +309,15 @@ fn hold_of(
     may_be_many: bool,
 ) -> Option<(HoldReason, Moment)> {
     let after = |wait: Duration| sighting.first_seen.saturating_add(wait);
+    let patience = patience_for(timing.patience(), peer.stated);
     if !peer.liveness_free {
-        Some((HoldReason::Unconfirmed, after(timing.settle)))
+        Some((HoldReason::Unconfirmed, after(patience.settle)))
     } else if sighting.many {
-        Some((HoldReason::ManyLost, after(timing.settle)))
+        Some((HoldReason::ManyLost, after(patience.settle)))
     } else if may_be_many {
-        Some((HoldReason::ManyUnknown, after(timing.settle)))
+        Some((HoldReason::ManyUnknown, after(patience.settle)))
     } else if !peer.witness_free {
-        Some((HoldReason::ConnectionBroken, after(timing.reconnect_grace)))
+        Some((HoldReason::ConnectionBroken, after(patience.reconnect_grace)))
     } else if losses_at_most >= 2 && !peer.draining {
         Some((HoldReason::SecondLoss, after(timing.second_look)))
     } else {

@@ -19,6 +19,7 @@ fn fleet(n: usize) -> Vec<PeerLook> {
         draining: false,
         liveness_free: false,
         witness_free: false,
+        stated: None,
     };
     (0..n).map(peer).collect()
 }
@@ -34,6 +35,29 @@ fn verdict(decision: &Decision, peer: &PeerLook) -> Verdict {
 
 fn is_dead(decision: &Decision, peer: &PeerLook) -> bool {
     matches!(verdict(decision, peer), Verdict::Dead(_))
+}
+
+#[test]
+fn l2_l7_a_peer_of_a_longer_lease_is_held_for_as_long_as_its_runs_may_go_on() {
+    // An observer of 10 s, and among its peers one of 30 s, which runs on for 27 s.
+    let longer = Stated { lease: ms(30_000), self_fence: ms(24_000) };
+    let until = |lost: &[usize], broken: &[usize], unknown: &[usize]| {
+        let mut peers = fleet(3);
+        peers[0].stated = Some(longer);
+        lost.iter().for_each(|i| kill(&mut peers[*i]));
+        broken.iter().for_each(|i| peers[*i].liveness_free = true);
+        let unknown = unknown.iter().map(|i| peers[*i].incarnation).collect();
+        let decision = Observer::default().decide_in_part(&TIMING, ms(0), &peers, &unknown);
+        [verdict(&decision, &peers[0]), verdict(&decision, &peers[1])]
+    };
+    let hold = |reason, ms_| Verdict::Hold(reason, ms(ms_));
+    let many = HoldReason::ManyLost;
+    assert_eq!(until(&[0, 1], &[], &[]), [hold(many, 27_000), hold(many, 10_000)], "each by its own row");
+    let broken = HoldReason::ConnectionBroken;
+    assert_eq!(until(&[], &[0], &[]), [hold(broken, 27_000), Verdict::Alive]);
+    let unknown = HoldReason::ManyUnknown;
+    assert_eq!(until(&[0], &[], &[2]), [hold(unknown, 27_000), Verdict::Alive]);
+    assert!(matches!(until(&[0], &[], &[])[0], Verdict::Dead(_)), "its process is gone: nothing is waited for");
 }
 
 #[test]

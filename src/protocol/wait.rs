@@ -30,7 +30,7 @@ pub enum WaitReason {
     ManyLost,
     /// As [`HoldReason::ManyUnknown`].
     ManyUnknown,
-    /// It is dead, and the observer has not been up for `settle` (L2).
+    /// It is dead, and the observer has not been up for long enough to bury it (L2).
     Unsettled,
 }
 
@@ -96,15 +96,20 @@ pub struct Wait {
 }
 
 /// The waits that follow from a decision: those that have lasted for four probes and will last for one more.
-/// `may_bury_at`: when the observer has been up for `settle`.
+/// `may_bury_at`: when the observer has been up for long enough to bury that peer (L2).
 #[must_use]
-pub fn waits(decision: &Decision, now: Moment, may_bury_at: Moment, probe: Duration) -> Vec<Wait> {
+pub fn waits(
+    decision: &Decision,
+    now: Moment,
+    may_bury_at: impl Fn(Incarnation) -> Moment,
+    probe: Duration,
+) -> Vec<Wait> {
     let in_sight = decision.verdicts.iter().filter(|(_, verdict)| *verdict != Verdict::Alive).count();
     let wait = |(incarnation, verdict): &(Incarnation, Verdict)| {
         let (reason, until) = match verdict {
             Verdict::Alive => return None,
             Verdict::Hold(reason, until) => (WaitReason::of(*reason)?, *until),
-            Verdict::Dead(_) => (WaitReason::Unsettled, may_bury_at),
+            Verdict::Dead(_) => (WaitReason::Unsettled, may_bury_at(*incarnation)),
         };
         let sighting = decision.observer.sighting(*incarnation)?;
         let left = until.saturating_sub(now);
@@ -154,6 +159,7 @@ mod tests {
             draining: false,
             liveness_free: *liveness_free,
             witness_free: *witness_free,
+            stated: None,
         };
         lost.iter().enumerate().map(peer).collect()
     }
@@ -165,7 +171,7 @@ mod tests {
         for ms in at_ms {
             let now = Duration::from_millis(*ms);
             let decision = observer.decide(&TIMING, now, &look(lost));
-            told = waits(&decision, now, may_bury_at, PROBE);
+            told = waits(&decision, now, |_| may_bury_at, PROBE);
             observer = decision.observer;
         }
         told.iter().map(|wait| (wait.reason.as_str(), wait.wait_ms)).collect()
@@ -194,7 +200,7 @@ mod tests {
         let decision = first.observer.decide(&TIMING, now, &lost);
         let (mut told, mut at_each_look) = (BTreeSet::new(), Vec::new());
         for _ in 0..6 {
-            let next = next_to_tell(waits(&decision, now, Duration::ZERO, PROBE), &told);
+            let next = next_to_tell(waits(&decision, now, |_| Duration::ZERO, PROBE), &told);
             at_each_look.push(next.len());
             told.extend(next.iter().map(|wait| (wait.incarnation, wait.session, wait.reason)));
         }

@@ -163,6 +163,18 @@ impl World {
         }
     }
 
+    /// A role with the rights of a pod beside that of the others, and what its pods connect to: what is forbidden to it
+    /// hits none of the others.
+    pub(crate) async fn role_beside(&self, name: &str) -> (String, String) {
+        let role = format!("{}_{name}", self.role);
+        let made = format!("CREATE ROLE {role} LOGIN NOSUPERUSER PASSWORD '{PASSWORD}'");
+        self.admin.batch_execute(&made).await.expect("a role");
+        self.admin.batch_execute(&migrate::grants("public", &role, Access::Pod)).await.expect("its rights");
+        let url = self.url.replace(&format!("//{}:", self.role), &format!("//{role}:"));
+        assert_ne!(url, self.url, "the URL names the role");
+        (role, url)
+    }
+
     /// The settings that every pod has.
     pub(crate) fn settings(&self) -> Settings {
         Config::new(&self.url).lease(self.lease).validate().expect("valid settings")

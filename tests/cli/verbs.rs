@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Db, Lines, PodProcess, TEST, connect, fields, finish, podlock, server, wait_for, within};
 
-const POD: [&str; 14] = [
+const POD: [&str; 15] = [
     "pod_id",
     "incarnation",
     "state",
@@ -22,6 +22,7 @@ const POD: [&str; 14] = [
     "condition",
     "wait_reason",
     "wait_left_ms",
+    "lease_ms",
 ];
 const RUN: [&str; 13] = [
     "run_id",

@@ -39,4 +39,5 @@ mod stalled;
 mod stops;
 mod streams;
 mod tracing_events;
+mod unequal;
 mod until_stopped;

@@ -3,7 +3,6 @@
 use podlock::protocol::Moment;
 use podlock::protocol::deadline::Deadline;
 
-use crate::database::TIMING;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::state::{Inc, Loss, Name, Phase, Proc, ProcId, State};
@@ -110,7 +109,7 @@ impl Podlock {
             Expire(p) => self.expire(s, p),
             Look(p) => self.look(s, p),
             DeleteDoomed(p) => self.delete_doomed(s, p),
-            Wait(p) => wait(s, p),
+            Wait(p) => self.wait(s, p),
             Settle(p) => self.settle(s, p),
             Exit(p) => self.exit(s, p),
             ClaimWithoutReply(p) if s.procs[p].pass.is_some() => {
@@ -230,7 +229,7 @@ impl Podlock {
         let proc = &mut s.procs[p];
         if proc.phase == Phase::Attached && (!held || proc.silent) {
             proc.phase = Phase::Detached;
-            proc.settled = false;
+            proc.settled = None;
             // Otherwise it keeps what is silent until it is back or has passed its deadline.
             if proc.silent && self.mistake == Some(Mistake::LetsGoUnanswered) {
                 self.cut(s, p);
@@ -240,14 +239,38 @@ impl Podlock {
         }
     }
 
-    /// L2: `settle` has passed since this process took its lock.
+    /// L2: the next of the times has passed after which this process may bury one peer or another. Within such a time those
+    /// whom it is for came back, or passed their deadlines.
     fn settle(&self, s: &mut State, p: ProcId) {
+        let name = s.procs[p].name;
+        let Some(next) = self.settles(name).filter(|time| Some(*time) > s.procs[p].settled).min() else { return };
+        let next_for = |q: &Proc| self.patience(name, q.name).settle <= Moment::from_millis(u64::from(next));
         let waits_for = |q: &Proc| q.lives() && q.inc.is_some() && !q.has_given_up() && q.lost == Some(Loss::Restart);
-        let others_had_time = !s.procs.iter().enumerate().any(|(i, q)| i != p && waits_for(q));
+        let others_had_time = !s.procs.iter().enumerate().any(|(i, q)| i != p && waits_for(q) && next_for(q));
         let may = others_had_time || self.mistake == Some(Mistake::NoSettle);
         let proc = &mut s.procs[p];
         if proc.phase == Phase::Attached && may {
-            proc.settled = true;
+            proc.settled = Some(next);
+        }
+    }
+
+    /// An observer's own clock reaches the moment at which it is due to look again. A hold as long as `settle`, or as long as
+    /// the peer may run on, outlasts the peer's deadline: it is not over while somebody in its sight neither came back nor passed its own.
+    fn wait(&self, s: &mut State, p: ProcId) {
+        let proc = &s.procs[p];
+        let Some(due) = proc.due.filter(|due| *due > proc.clock && proc.phase == Phase::Attached) else { return };
+        let still_has_time = |q: &Proc, inc: Inc| {
+            let row = s.db.roster[q.name].filter(|row| row.inc == inc);
+            let sighting = proc.observer.sighting(crate::database::incarnation(inc));
+            let long_over = sighting.is_some_and(|seen| {
+                seen.first_seen + self.patience(proc.name, q.name).settle <= Moment::from_millis(u64::from(due))
+            });
+            let is_back = sighting.zip(row).is_none_or(|(seen, row)| i64::from(row.session) > seen.session);
+            long_over && !is_back && q.lost.is_some() && !q.has_given_up()
+        };
+        let lives_in_sight = |q: &Proc| q.lives() && q.inc.is_some_and(|inc| still_has_time(q, inc));
+        if !s.procs.iter().any(lives_in_sight) {
+            s.procs[p].clock = due;
         }
     }
 
@@ -311,24 +334,5 @@ fn pass_deadline(proc: &mut Proc) {
 fn end_task(proc: &mut Proc, r: usize) {
     if proc.tasks[r].is_some_and(|task| proc.is_told(&task)) {
         proc.tasks[r] = None;
-    }
-}
-
-/// An observer's own clock reaches the moment at which it is due to look again. A hold as long as `settle` outlasts every
-/// deadline: it is not over while somebody in its sight neither came back nor passed its own.
-fn wait(s: &mut State, p: ProcId) {
-    let proc = &s.procs[p];
-    let Some(due) = proc.due.filter(|due| *due > proc.clock && proc.phase == Phase::Attached) else { return };
-    let still_has_time = |q: &Proc, inc: Inc| {
-        let row = s.db.roster[q.name].filter(|row| row.inc == inc);
-        let sighting = proc.observer.sighting(crate::database::incarnation(inc));
-        let long_over =
-            sighting.is_some_and(|seen| seen.first_seen + TIMING.settle <= Moment::from_millis(u64::from(due)));
-        let is_back = sighting.zip(row).is_none_or(|(seen, row)| i64::from(row.session) > seen.session);
-        long_over && !is_back && q.lost.is_some() && !q.has_given_up()
-    };
-    let lives_in_sight = |q: &Proc| q.lives() && q.inc.is_some_and(|inc| still_has_time(q, inc));
-    if !s.procs.iter().any(lives_in_sight) {
-        s.procs[p].clock = due;
     }
 }

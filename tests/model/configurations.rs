@@ -25,7 +25,7 @@ const NONE: Faults = Faults {
 
 /// `pods` settled pods of as many names, with these runs and faults.
 pub(crate) fn pods(pods: usize, runs: &[Option<ProcId>], faults: Faults) -> Config {
-    Config { names: pods, pods, runs: runs.to_vec(), same_key: false, faults }
+    Config { names: pods, pods, runs: runs.to_vec(), same_key: false, longer: None, faults }
 }
 
 pub(crate) fn kill() -> Exploration {
@@ -61,6 +61,17 @@ pub(crate) fn silence() -> Exploration {
 pub(crate) fn restart() -> Exploration {
     let config = pods(2, &[Some(0)], Faults { restarts: 1, ..NONE });
     Exploration { config, sights: &[RESTART_WITH_HOLDERS, RETURNED, BURIED_AND_BACK] }
+}
+
+/// A fleet whose lease is being changed: the owner of the run has the longer one.
+pub(crate) fn unequal_restart() -> Exploration {
+    let config = Config { longer: Some(0), ..restart().config };
+    Exploration { config, sights: &[RESTART_WITH_HOLDERS, RETURNED, BURIED_AND_BACK, TAKEN_OVER, SETTLED_FOR_SOME] }
+}
+
+pub(crate) fn unequal_cut() -> Exploration {
+    let config = Config { longer: Some(0), ..cut().config };
+    Exploration { config, sights: &[TAKEN_OVER, BURIED_AND_BACK, RETURNED, REFUSED, HELD] }
 }
 
 pub(crate) fn failover() -> Exploration {
@@ -114,6 +125,12 @@ pub(crate) fn three_pods_cut_and_kill() -> Exploration {
 pub(crate) fn three_pods_restart() -> Exploration {
     let config = pods(3, &[], Faults { restarts: 1, ..NONE });
     Exploration { config, sights: &[RESTART_WITH_HOLDERS, BURIED_AND_BACK, RETURNED] }
+}
+
+/// The same, where one of them has a longer lease than the two others.
+pub(crate) fn unequal_three_pods_restart() -> Exploration {
+    let config = Config { longer: Some(0), ..three_pods_restart().config };
+    Exploration { config, sights: &[RESTART_WITH_HOLDERS, BURIED_AND_BACK, RETURNED, MANY_HELD, SETTLED_FOR_SOME] }
 }
 
 pub(crate) fn two_cuts_and_spawn() -> Exploration {

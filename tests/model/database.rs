@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use podlock::protocol::ending::{self, Reason};
 use podlock::protocol::fold::{self, Entry};
+use podlock::protocol::patience::{Patience, Stated, may_bury_from, patience_for};
 use podlock::protocol::verdict::{Observer, PeerLook, Timing};
 use podlock::{Incarnation, PodId};
 use serde_json::{Value, json};
@@ -18,17 +19,16 @@ use crate::model::Podlock;
 use crate::properties::Rule;
 use crate::state::{Inc, Loss, Name, Phase, ProcId, Row, State};
 
-/// The rule's times, in fortieths of a lease, in the proportions that the library has by default.
-pub(crate) const TIMING: Timing = Timing {
-    window: Duration::from_millis(4),
-    second_look: Duration::from_millis(1),
-    reconnect_grace: Duration::from_millis(40),
-    settle: Duration::from_millis(40),
-};
+/// The usual lease: times are in fortieths of it.
+const LEASE: Duration = Duration::from_millis(40);
 
 /// An incarnation as the rules know it.
 pub(crate) fn incarnation(inc: Inc) -> Incarnation {
     Uuid::from_u128(u128::from(inc) + 1).into()
+}
+
+fn millis(time: Duration) -> u16 {
+    u16::try_from(time.as_millis()).unwrap_or(u16::MAX)
 }
 
 fn number(incarnation: Incarnation) -> Inc {
@@ -43,6 +43,33 @@ fn pod_id(name: Name) -> PodId {
 type Event = (&'static str, Name, Inc, Value);
 
 impl Podlock {
+    fn lease(&self, name: Name) -> Duration {
+        if self.config.longer == Some(name) { LEASE * 2 } else { LEASE }
+    }
+
+    /// The times by which a pod of this name decides, in the proportions that the library has by default.
+    pub(crate) fn timing(&self, name: Name) -> Timing {
+        let lease = self.lease(name);
+        Timing { window: lease / 10, second_look: lease / 40, reconnect_grace: lease, settle: lease }
+    }
+
+    /// What its row says.
+    fn stated(&self, name: Name) -> Stated {
+        let lease = self.lease(name);
+        Stated { lease, self_fence: lease * 4 / 5 }
+    }
+
+    /// How long a pod of this name waits for one of that name.
+    pub(crate) fn patience(&self, name: Name, peer: Name) -> Patience {
+        patience_for(self.timing(name).patience(), Some(self.stated(peer)))
+    }
+
+    /// The times for which a pod of this name must have held its lock before it may bury one peer or another (L2).
+    pub(crate) fn settles(&self, name: Name) -> impl Iterator<Item = u16> + '_ {
+        let own = self.timing(name).settle;
+        (0..self.config.names).map(move |peer| self.patience(name, peer).settle).chain([own]).map(millis)
+    }
+
     /// Registers a new incarnation, in the place of whatever bears the name.
     pub(crate) fn register(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
@@ -85,7 +112,7 @@ impl Podlock {
             proc.phase = Phase::Attached;
             proc.lost = None;
         }
-        proc.settled = false;
+        proc.settled = None;
         let mut events: Vec<Event> = vec![("joined", name, inc, detail)];
         if proc.draining {
             s.db.roster[name] = Some(Row { inc, session: 1, draining: true, backend: p });
@@ -115,7 +142,7 @@ impl Podlock {
         let proc = &mut s.procs[p];
         proc.phase = Phase::Attached;
         proc.lost = None;
-        proc.settled = false;
+        proc.settled = None;
     }
 
     pub(crate) fn mark_draining(&self, s: &mut State, p: ProcId) {
@@ -144,7 +171,7 @@ impl Podlock {
             // Its own row is gone: the incarnation is given up, and the session with it.
             proc.given_up = Some(inc);
             proc.phase = Phase::Detached;
-            proc.settled = false;
+            proc.settled = None;
             proc.lost = proc.lost.or(Some(Loss::Cut));
             let key = self.key(proc.name);
             s.liveness[key].take_if(|h| *h == p);
@@ -160,20 +187,27 @@ impl Podlock {
             draining: row.draining,
             liveness_free,
             witness_free: liveness_free && s.witness[name].is_none(),
+            stated: (self.mistake != Some(Mistake::OwnGrace)).then(|| self.stated(name)),
         })
     }
 
     fn conclude(&self, s: &mut State, p: ProcId, peers: &[PeerLook]) {
         let proc = &s.procs[p];
         let now = Duration::from_millis(u64::from(proc.clock));
+        let timing = self.timing(proc.name);
         let timing = match self.mistake {
-            Some(Mistake::NoGrace) => Timing { reconnect_grace: Duration::ZERO, ..TIMING },
-            _ => TIMING,
+            Some(Mistake::NoGrace) => Timing { reconnect_grace: Duration::ZERO, ..timing },
+            _ => timing,
         };
         let decision = proc.observer.decide(&timing, now, peers);
         let mut observer = decision.observer.clone();
-        if proc.settled {
-            for (dead, _) in decision.dead() {
+        if let Some(held_for) = proc.settled {
+            let is_settled_for = |dead: &Incarnation| {
+                let peer = peers.iter().find(|peer| peer.incarnation == *dead);
+                let stated = peer.and_then(|peer| peer.stated).filter(|_| self.mistake != Some(Mistake::OwnSettle));
+                Duration::from_millis(u64::from(held_for)) >= may_bury_from(Duration::ZERO, timing.patience(), stated)
+            };
+            for (dead, _) in decision.dead().filter(|(dead, _)| is_settled_for(dead)) {
                 if self.mistake == Some(Mistake::DeleteByName) {
                     s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
                 } else if self.is_proven(s, p) {
@@ -182,7 +216,7 @@ impl Podlock {
                 }
             }
         }
-        let due = decision.next_look().map(|due| u16::try_from(due.as_millis()).unwrap_or(u16::MAX));
+        let due = decision.next_look().map(millis);
         let proc = &mut s.procs[p];
         // Nobody in sight any more: what else it remembers could only make it hold longer, and ages within a window.
         let empty = observer.in_sight().is_empty();

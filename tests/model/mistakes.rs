@@ -14,6 +14,8 @@ pub(crate) enum Mistake {
     ProofByTryLock,
     BuryWithoutRow,
     NoGrace,
+    OwnSettle,
+    OwnGrace,
     LeaseBeforeDeadline,
     LetsGoUnanswered,
     BurialInMemory,
@@ -50,6 +52,8 @@ impl Mistake {
             Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
             Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
             Self::NoGrace => "no grace where only the liveness connection broke",
+            Self::OwnSettle => "a pod buries one of a longer lease as soon as it may bury its equals",
+            Self::OwnGrace => "a pod waits for one of a longer lease as long as its own settings say",
             Self::LeaseBeforeDeadline => "the lease ends before the pod's deadline",
             Self::LetsGoUnanswered => "a pod closes both of its unanswered sessions before its deadline",
             Self::BurialInMemory => "what a burial leaves to do is in the memory of the burier alone",
@@ -82,6 +86,7 @@ impl Mistake {
             pods,
             runs: runs.to_vec(),
             same_key: false,
+            longer: None,
             faults,
         };
         let (caught_by, config) = match self {
@@ -98,6 +103,14 @@ impl Mistake {
                 (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, ..none }))
             }
             Self::NoGrace => (Rule::BrokenConnectionIsNoDeath, of(2, 2, &[Some(1)], Faults { cuts: 1, ..none })),
+            Self::OwnSettle => {
+                let config = of(2, 2, &[Some(0)], Faults { restarts: 1, ..none });
+                (Rule::RestartBuriesNobody, Config { longer: Some(0), ..config })
+            }
+            Self::OwnGrace => {
+                let config = of(2, 2, &[Some(0)], Faults { cuts: 1, ..none });
+                (Rule::BrokenConnectionIsNoDeath, Config { longer: Some(0), ..config })
+            }
             Self::LeaseBeforeDeadline | Self::LetsGoUnanswered => {
                 (Rule::StopBeforeReplaced, of(2, 2, &[Some(1)], Faults { silences: 1, ..none }))
             }

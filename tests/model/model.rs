@@ -5,7 +5,7 @@ use stateright::{Model, Property};
 use crate::actions::{self, Action};
 use crate::mistakes::Mistake;
 use crate::properties::{self, Rule, Sight};
-use crate::state::{Db, Faults, Phase, Proc, ProcId, RUNS, Row, Run, State, Task};
+use crate::state::{Db, Faults, Name, Phase, Proc, ProcId, RUNS, Row, Run, State, Task};
 
 /// Where an exploration begins, and what may go wrong in it.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) runs: Vec<Option<ProcId>>,
     /// Names 0 and 1 have the same lock key.
     pub(crate) same_key: bool,
+    /// The name whose pods have a lease twice as long as that of the others.
+    pub(crate) longer: Option<Name>,
     pub(crate) faults: Faults,
 }
 
@@ -56,8 +58,12 @@ impl Model for Podlock {
 
     fn init_states(&self) -> Vec<State> {
         let config = &self.config;
-        let attached =
-            |p: ProcId| Proc { phase: Phase::Attached, inc: Some(inc_of(p)), settled: true, ..Proc::booting(p) };
+        let attached = |p: ProcId| Proc {
+            phase: Phase::Attached,
+            inc: Some(inc_of(p)),
+            settled: self.settles(p).max(),
+            ..Proc::booting(p)
+        };
         let row = |p: ProcId| Row { inc: inc_of(p), session: 1, draining: false, backend: p };
         let mut s = State {
             db: Db {

@@ -131,6 +131,10 @@ pub(crate) const RETURNED: Sight =
 pub(crate) const RESTART_WITH_HOLDERS: Sight = ("a restart freed the locks of two living pods", |_, s| {
     s.procs.iter().filter(|p| p.lives() && p.lost == Some(Loss::Restart)).count() >= 2
 });
+pub(crate) const SETTLED_FOR_SOME: Sight =
+    ("a pod may bury its equals, and not yet a pod of a longer lease", |m, s| {
+        s.procs.iter().any(|p| p.settled.is_some() && p.settled < m.settles(p.name).max())
+    });
 pub(crate) const COMMIT_LOST: Sight = ("a failover took a commit back", |_, s| s.lost_commits);
 pub(crate) const SAME_FENCE_TWICE: Sight = ("the same fence of one run is in two hands", |_, s| {
     tasks(s).any(|a| tasks(s).any(|b| a.fence == b.fence && a.claim != b.claim && a.inc != b.inc))

@@ -104,8 +104,9 @@ pub(crate) struct Proc {
     pub(crate) inc: Option<Inc>,
     /// The incarnation that it gave up last.
     pub(crate) given_up: Option<Inc>,
-    /// L2: its lock was held without a break for `settle`, as far as it knows.
-    pub(crate) settled: bool,
+    /// L2: for how long it has held its lock without a break: the longest of the times after which it may bury some peer
+    /// ([`Podlock::settles`](crate::model::Podlock)); `None` before the first of them.
+    pub(crate) settled: Option<u16>,
     pub(crate) draining: bool,
     pub(crate) lost: Option<Loss>,
     /// Its liveness session gets no answer, and the server still has it.
@@ -136,7 +137,7 @@ impl Proc {
             phase: Phase::Booting,
             inc: None,
             given_up: None,
-            settled: false,
+            settled: None,
             draining: false,
             lost: None,
             silent: false,

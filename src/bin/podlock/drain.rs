@@ -26,7 +26,8 @@ pub(crate) struct Args {
 }
 
 /// How long both locks must be free, without a break, before a pod counts as down whose row is still there: there may be
-/// nobody who buries it, but a pod that only lost its connections is back within moments.
+/// nobody who buries it, but a pod that only lost its connections is back within moments. Its tries to come back lie at most
+/// a twentieth of its lease apart, so of a long lease it is a tenth of that.
 const DOWN: Duration = Duration::from_secs(3);
 
 /// How a pod stands that was asked to drain.
@@ -35,6 +36,7 @@ enum Standing {
     /// Neither of its locks is held: it is down, or on its way back. Clean: it had begun to drain.
     Unheld {
         clean: bool,
+        down_after: Duration,
     },
     /// It has left the roster.
     Gone {
@@ -76,7 +78,9 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
     let Some(there) = operator.pod(pod).await? else { return Ok((Standing::Gone { clean: false }, 0)) };
     if there.state != "gone" && there.incarnation == incarnation {
         let held = there.alive || there.witness;
-        let standing = if held { Standing::Alive } else { Standing::Unheld { clean: there.state == "draining" } };
+        let lease = there.lease_ms.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
+        let (clean, down_after) = (there.state == "draining", DOWN.max(lease / 10));
+        let standing = if held { Standing::Alive } else { Standing::Unheld { clean, down_after } };
         return Ok((standing, there.runs));
     }
     let session = there.sessions.iter().find(|s| s.incarnation == incarnation);
@@ -93,8 +97,8 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
                 unheld_since = None;
                 None
             }
-            Standing::Unheld { clean } => {
-                (unheld_since.get_or_insert_with(Instant::now).elapsed() >= DOWN.min(most)).then_some(clean)
+            Standing::Unheld { clean, down_after } => {
+                (unheld_since.get_or_insert_with(Instant::now).elapsed() >= down_after.min(most)).then_some(clean)
             }
             Standing::Gone { clean } => Some(clean),
         };

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use podlock::migrate;
+use podlock::throwaway::Server;
 use rustix::process::Signal;
 
 use crate::checker::Excused;
+use crate::history::Said;
 use crate::own_server::{OwnServer, shared_server};
 use crate::patience::SOON;
 use crate::pod::{BRINGS, now_ns};
+use crate::process;
 use crate::scenario::Scenario;
 use crate::world::{Figure, START, World, connect, slack};
 
@@ -30,6 +33,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("fleets::a_rolling_upgrade_with_a_migration", &[], rolling_upgrade).promises(
             "Pod by pod, the schema migrated under the feet of the older ones: runs go on from older to \
                  newer, and none counts a crash.",
+        ),
+        Scenario::new("fleets::leases_are_changed_and_the_database_restarts", &[], unequal_leases).promises(
+            "A pod of the longer lease that finds no way back is buried only after its runs were told to stop, \
+                 although its peers of the shorter lease were up again long before.",
         ),
         Scenario::new("fleets::create_index_concurrently_is_not_held_up", &[], index_concurrently)
             .promises("It waits for a slice of the watch at most, and for statements that run."),
@@ -259,6 +266,45 @@ async fn rolling_upgrade() -> Vec<Figure> {
                       (PARTITION BY new ->> 'run_id' ORDER BY seq) AS gap FROM chaos.history WHERE relation = 'run') g";
     let longest: i64 = world.admin.query_one(standstill, &[]).await.unwrap().get(0);
     world.figure("the longest that a run stood still", 0, u64::try_from(longest).unwrap(), None);
+    world.conclude(&Excused::ended(&["a", "b", "c"])).await
+}
+
+/// In the middle of a rollout that makes the lease five times as long, the database restarts. The first pod of the longer
+/// lease cannot log in again, and its runs go on until its own deadline. The pods of the shorter lease are up long before.
+async fn unequal_leases() -> Vec<Figure> {
+    let mut world = World::own(&[]).await;
+    world.settled(&["a", "b"]).await;
+    world.start("a", 2, 200, 50).await;
+    world.lease *= 5;
+    let (role, url) = world.role_beside("longer").await;
+    let command = process::command(&[], "c", &url, world.lease);
+    world.pod_by("c", command).await;
+    world.start("c", 3, 600, 50).await;
+    let bounds = world.worst_case();
+    let was = world.standing("c").await.expect("it is in the roster").incarnation;
+    // A server that has no room for it.
+    let full = |limit: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
+    world.admin.batch_execute(&full(0)).await.expect("no room");
+    let began = now_ns();
+    world.server.suffers(Server::restart_fast).await;
+    world.reconnect().await;
+    let back = world.whole(&["a", "b"], SOON).await;
+    world.figure("the pods of the shorter lease are back", began, back, None);
+    let told = |s: &Said| s.t > began && s.what.as_deref() == Some("self_fenced");
+    let told = world.each(&["c"], "it told its runs to stop", bounds.silent_pod_stops + slack(), told).await;
+    world.figure("the runs of the longer lease are told to stop", began, told, Some(bounds.silent_pod_stops));
+    let buried = world.buried("c", began, bounds.database_restarted + slack()).await;
+    world.figure("its pod is buried", began, buried, Some(bounds.database_restarted));
+    assert!(told < buried, "it was buried before its runs were told to stop: {buried}, {told}");
+    let ends = world.ends().await;
+    assert!(ends.iter().any(|(pod, reason, by)| pod == "c" && reason == "lost" && by.is_some()), "{ends:?}");
+    let resumed = world.resumed(began, SOON).await;
+    world.figure("its first run goes on", began, resumed, Some(bounds.database_restarted));
+    world.admin.batch_execute(&full(-1)).await.expect("room again");
+    world.whole_as("c", SOON, |now| now.incarnation != was).await;
+    world.all_runs_ended(SOON).await;
+    assert_eq!(world.roster().await, ["a", "b", "c"]);
+    // A machine so slow that a restart outlasts the shorter lease ends its pods' incarnations, too.
     world.conclude(&Excused::ended(&["a", "b", "c"])).await
 }
 
