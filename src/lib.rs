@@ -23,7 +23,7 @@ pub mod throwaway;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
-    pub use crate::postgres::migrate::{Access, Version, grants, newest, sql, status, up};
+    pub use crate::postgres::migrate::{Access, Version, grants, newest, sql, status, up, warnings};
 }
 
 #[cfg(doc)]

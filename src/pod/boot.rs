@@ -12,6 +12,7 @@ use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
+use crate::postgres::creators;
 use crate::postgres::fences;
 use crate::postgres::locks;
 use crate::postgres::migrate::{self, Policy};
@@ -199,6 +200,7 @@ async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
     let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
     let done = async {
         migrate::prepare(&mut session, policy).await?;
+        creators::warn(&session).await;
         fences::step_past_what_is_there(&session).await
     };
     let done = done.await;

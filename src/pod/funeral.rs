@@ -208,7 +208,8 @@ async fn bury_portion(
     let same = |(peer, _): &&Dead<'_>| {
         seen.get(&peer.look.incarnation).is_some_and(|now| now.look == peer.look && now.put_out == peer.put_out)
     };
-    let dead: Vec<_> = portion.iter().filter(same).copied().collect();
+    let (dead, others): (Vec<_>, Vec<_>) = portion.iter().copied().partition(|dead| same(&dead));
+    say_held_up(local, &others);
     if dead.is_empty() {
         return txn.rollback("burying").await.map(|()| true);
     }
@@ -228,6 +229,11 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     if !buried.proved {
         tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");
     }
+    if buried.proved {
+        let left: Vec<_> =
+            dead.iter().filter(|(peer, _)| !buried.gone.contains_key(&peer.look.incarnation)).copied().collect();
+        say_held_up(local, &left);
+    }
     if buried.gone.is_empty() {
         return Ok(buried.proved);
     }
@@ -246,6 +252,21 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     }
     local.roster_changed.notify_one();
     Ok(buried.proved)
+}
+
+/// Says of a dead pod that burials keep passing over that somebody holds its rows.
+fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
+    let incarnations: Vec<_> = passed_over.iter().map(|(peer, _)| peer.look.incarnation).collect();
+    for (incarnation, held_for) in local.note_held_up(&incarnations) {
+        let Some((peer, _)) = passed_over.iter().find(|(peer, _)| peer.look.incarnation == incarnation) else {
+            continue;
+        };
+        tracing::warn!(
+            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation, by = %local.shared.pod_id,
+            held_ms = u64::try_from(held_for.as_millis()).unwrap_or(u64::MAX),
+            "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: end that transaction, see pg_stat_activity and pg_prepared_xacts"
+        );
+    }
 }
 
 fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'a> {

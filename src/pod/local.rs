@@ -96,6 +96,9 @@ pub(crate) struct Local {
     pub(crate) pace: Cell<Pace>,
     /// The lock key from which the next pass buries: the last one gave up before it came to that pod.
     pub(crate) bury_from: Cell<i64>,
+    /// Dead pods whose burial passed them over, because another transaction holds a row of theirs: since when, and whether
+    /// that was said.
+    held_up: RefCell<BTreeMap<Incarnation, (Moment, bool)>>,
     /// How long the last two looks took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
@@ -144,6 +147,7 @@ impl Local {
             buried: RefCell::default(),
             pace: Cell::default(),
             bury_from: Cell::new(i64::MIN),
+            held_up: RefCell::default(),
             looks_took: Cell::default(),
             next_look: Cell::new(None),
             alive: Cell::new(0),
@@ -342,6 +346,25 @@ impl Local {
         let (stalled, observer) = before.look(&timing, clock::now(), own, beats);
         self.beats.replace(observer);
         stalled
+    }
+
+    /// Notes which of the dead a burial has just passed over. Returns those that have been so for longer than a lease, once each.
+    pub(crate) fn note_held_up(&self, passed_over: &[Incarnation]) -> Vec<(Incarnation, Duration)> {
+        let (now, lease) = (clock::now(), self.shared.settings.lease);
+        let mut held_up = self.held_up.borrow_mut();
+        // Whoever was not passed over for a while is buried, or its row is free.
+        held_up.retain(|incarnation, (since, _)| {
+            passed_over.contains(incarnation) || now.saturating_sub(*since) < lease * 64
+        });
+        let mut long = Vec::new();
+        for incarnation in passed_over {
+            let (since, said) = held_up.entry(*incarnation).or_insert((now, false));
+            let held_for = now.saturating_sub(*since);
+            if held_for >= lease && !std::mem::replace(said, true) {
+                long.push((*incarnation, held_for));
+            }
+        }
+        long
     }
 
     pub(crate) fn note_burials(&self, gone: &[Incarnation]) {

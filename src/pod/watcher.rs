@@ -13,6 +13,7 @@ use super::sweeper::refused;
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Incarnation;
 use crate::postgres::burials::{self, Slice};
 use crate::postgres::locks::{self, Keys};
 use crate::postgres::session::{Role, ServerFacts, Session};
@@ -84,11 +85,16 @@ fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     (slice >= SHORTEST_WATCH_SLICE.min(wanted)).then_some(slice)
 }
 
+/// How soon the watch looks again at a pod that is free and was not buried. Doubles up to `hold_probe_interval`.
+const FREE_AGAIN: Duration = Duration::from_millis(2);
+
 async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.settings;
     funeral::rehearse(local, session).await?;
     let mut spoken = Instant::now();
     let mut failed = false;
+    // Free again and again: who, and how long the next wait is.
+    let mut free: Option<(Incarnation, Backoff)> = None;
     loop {
         let Some(successor) = local.successor() else {
             idle(local, session, &mut spoken).await?;
@@ -145,9 +151,17 @@ async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to
                 if local.hold_delay().is_some() {
                     local.shared.look_now.notify_one();
                 }
-                // Its lock was free, and it is neither buried nor in sight: another holds it for a moment.
+                // Its lock was free, and it is neither buried nor in sight: another buries it at this moment, or a transaction
+                // holds its row for as long as it likes. Each slice that is granted the lock tells every pod, so they get rarer.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    if free.as_ref().is_none_or(|(who, _)| *who != successor.incarnation) {
+                        free = Some((successor.incarnation, Backoff::new(FREE_AGAIN, settings.hold_probe_interval)));
+                    }
+                    if let Some((_, waits)) = &mut free {
+                        tokio::time::sleep(waits.delay()).await;
+                    }
+                } else {
+                    free = None;
                 }
             }
             Err(e) if refused(&e) => {

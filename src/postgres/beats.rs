@@ -68,7 +68,7 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
 
 /// Writes down that a peer is suspected, once for each index at which it stands. False: another did, or it moved.
 pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_suspect($1, $2, $3, $4)";
+    const SQL: &str = "SELECT @.studio_suspect($1::pg_catalog.uuid, $2::bigint, $3::pg_catalog.text, $4::integer)";
     let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);
     let params: [Param<'_>; 4] = [
         (&stalled.incarnation.as_uuid(), Type::UUID),
@@ -82,7 +82,7 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
 
 /// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
 pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_end_backends($1, $2, 'stalled', $3)";
+    const SQL: &str = "SELECT @.studio_end_backends($1::pg_catalog.uuid, $2::bigint, 'stalled'::pg_catalog.text, $3::pg_catalog.text)";
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
     let step = "putting a peer out";

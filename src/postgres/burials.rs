@@ -229,7 +229,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
 /// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
 /// log.
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_note_waits($1, $2)";
+    const SQL: &str = "SELECT @.studio_note_waits($1::pg_catalog.jsonb, $2::pg_catalog.text)";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
     session.query_one("recording a wait", SQL, &params).await?.at(0)
 }
@@ -238,7 +238,8 @@ fn name(name: String) -> Result<PodId, String> {
     PodId::new(name.clone()).map_err(|e| format!("{name:?}: {e}"))
 }
 
-const WATCH: &str = "SELECT w.answer, w.roster_version FROM @.studio_watch($1, $2, $3, $4) AS w";
+const WATCH: &str =
+    "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
 
 /// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
 pub(crate) async fn watch_slice(
@@ -293,6 +294,9 @@ pub(crate) struct Buried {
 /// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
 /// the roster, now. If the server hides from us when that backend began, its session's name tells it. The condition of
 /// `studio_holds` is written out here, because a call of that function is planned again each time.
+///
+/// No row is waited for. A pod one of whose two rows another transaction holds is not among the buried, and is looked at
+/// again: such a transaction may stay open for as long as its client likes.
 const BURY: &str = "WITH proof AS MATERIALIZED ( \
        SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
            AND p.liveness_started = $4) \
@@ -307,8 +311,16 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
          FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
            session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, cause pg_catalog.text, \
            detail pg_catalog.jsonb) \
+     ), free AS MATERIALIZED ( \
+       SELECT d.* FROM @.studio_pods p JOIN dead d ON p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
+         CROSS JOIN proof WHERE proof.given ORDER BY p.pod_id FOR UPDATE OF p SKIP LOCKED \
+     ), whole AS MATERIALIZED ( \
+       SELECT f.* FROM free f \
+        WHERE NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL) \
+           OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL \
+                FOR NO KEY UPDATE SKIP LOCKED) \
      ), gone AS ( \
-       DELETE FROM @.studio_pods p USING dead d, proof \
+       DELETE FROM @.studio_pods p USING whole d, proof \
         WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
           AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
        RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail \
@@ -319,8 +331,8 @@ const BURY: &str = "WITH proof AS MATERIALIZED ( \
      ), first AS MATERIALIZED ( \
        SELECT pg_catalog.count(*) AS rows FROM ended \
      ), logged AS MATERIALIZED ( \
-       SELECT g.incarnation, g.cause, @.studio_append_event('buried', g.pod_id, g.incarnation, $6, \
-           g.detail || pg_catalog.jsonb_build_object('cause', g.cause)) AS idx \
+       SELECT g.incarnation, g.cause, @.studio_append_event('buried'::pg_catalog.text, g.pod_id, g.incarnation, $6::pg_catalog.text, \
+           (g.detail || pg_catalog.jsonb_build_object('cause', g.cause))::pg_catalog.jsonb) AS idx \
          FROM (SELECT gone.pod_id, gone.incarnation, gone.detail, COALESCE(ended.cause, gone.cause) AS cause \
                  FROM gone LEFT JOIN ended ON ended.incarnation = gone.incarnation ORDER BY gone.pod_id) g \
          CROSS JOIN first WHERE first.rows >= 0 \

@@ -40,12 +40,12 @@ pub(crate) async fn raise(db: &Database, floor: Fence) -> Result<Fence> {
     Ok(last.into())
 }
 
-const RAISE: &str = "SELECT @.studio_raise_fence($1)";
+const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint)";
 
 fn advise(error: Error) -> Error {
     error
         .left("the sequence is as it was; what needs a fence above it is not claimed")
-        .todo("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n)")
+        .todo("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
 }
 
 fn say_raised(floor: Fence, last: i64) {

@@ -18,7 +18,7 @@ use crate::protocol::fold::{Entry, Snapshot};
 
 /// Appends to the event log what failed on this pod.
 pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_note_failures($1, $2, $3, $4, $5, $6)";
+    const SQL: &str = "SELECT @.studio_note_failures($1::pg_catalog.text, $2::pg_catalog.uuid, $3::pg_catalog.text[], $4::bigint[], $5::pg_catalog.uuid[], $6::pg_catalog.text[])";
     let kinds: Vec<&str> = failed.iter().map(|f| f.kind.as_str()).collect();
     let counts: Vec<i64> = failed.iter().map(|f| f.runs).collect();
     let runs: Vec<Uuid> = failed.iter().map(|f| f.run.as_uuid()).collect();
@@ -84,14 +84,14 @@ pub(crate) async fn prune_runs(
     chunks_max: i32,
 ) -> Result<Option<Handled>> {
     const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_runs($1, pg_catalog.make_interval(secs => $2), $3) AS p";
+         FROM @.studio_prune_named_runs($1::pg_catalog.uuid[], pg_catalog.make_interval(secs => $2), $3::integer) AS p";
     handled(db.query_opt("pruning runs", SQL, &[&runs, &keep.as_secs_f64(), &chunks_max]).await?)
 }
 
 /// Deletes these incarnations, those that ended longer ago than `keep`. `None`: another prunes at the moment.
 pub(crate) async fn prune_sessions(db: &Database, incarnations: &[Uuid], keep: Duration) -> Result<Option<Handled>> {
     const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_sessions($1, pg_catalog.make_interval(secs => $2)) AS p";
+         FROM @.studio_prune_named_sessions($1::pg_catalog.uuid[], pg_catalog.make_interval(secs => $2)) AS p";
     handled(db.query_opt("pruning sessions", SQL, &[&incarnations, &keep.as_secs_f64()]).await?)
 }
 
@@ -138,8 +138,8 @@ pub(crate) async fn prune_events(
     snapshot: &Snapshot,
     by: Option<(&str, Incarnation)>,
 ) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_prune_events(pg_catalog.make_interval(secs => $1), $2, $3, $4, \
-             COALESCE($5, SESSION_USER::pg_catalog.text), $6)";
+    const SQL: &str = "SELECT @.studio_prune_events(pg_catalog.make_interval(secs => $1), $2::bigint, $3::bigint, \
+             $4::pg_catalog.jsonb, COALESCE($5, SESSION_USER::pg_catalog.text)::pg_catalog.text, $6::pg_catalog.uuid)";
     let detail: Value = serde_json::to_value(snapshot).map_err(|e| {
         Error::new(ErrorKind::Database, format!("a snapshot of the log cannot be written as JSON: {e}"))
             .left("no event was deleted")

@@ -30,14 +30,14 @@ pub(crate) struct Holder {
 }
 
 pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
-    const SQL: &str = "SELECT @.studio_lock_key($1), @.studio_witness_key($1)";
+    const SQL: &str = "SELECT @.studio_lock_key($1::pg_catalog.text), @.studio_witness_key($1::pg_catalog.text)";
     let row = session.query_one("reading the pod's lock keys", SQL, &[(&pod.as_str(), Type::TEXT)]).await?;
     Ok(Keys { lock: row.at::<i64>(0)?.into(), witness: row.at::<i64>(1)?.into() })
 }
 
 /// Waits at most `slice` for a session lock. The wait is a real one: a try would lose to queued watchers.
 pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_lock($1, $2)";
+    const SQL: &str = "SELECT @.studio_lock($1::bigint, $2::integer)";
     let params: [Param<'_>; 2] = [(&key.get(), Type::INT8), (&millis(slice), Type::INT4)];
     session.query_one("waiting for the pod's lock", SQL, &params).await?.at(0)
 }
@@ -86,7 +86,7 @@ pub(crate) async fn pid_in_txn(txn: &Txn<'_>) -> Result<i32> {
 
 /// [`ping`], and whether this backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
-    const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1, pg_catalog.pg_backend_pid())";
+    const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1::bigint, pg_catalog.pg_backend_pid())";
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?;
     Ok((row.at(0)?, row.at(1)?))

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 
+use super::creators;
 use super::dial::Dialer;
 use super::errors;
 use super::pooler;
@@ -31,6 +32,8 @@ const HISTORY_TABLE: &str = "studio_schema_history";
 /// How long another's migration is waited for, and how long one statement of ours may take.
 const LIMIT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(50);
+/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
+pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -104,7 +107,7 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     let session = open(config).await?;
     let history = history(&session).await?;
     session.close().await;
-    let mut versions: Vec<_> = known(Policy::of(config).knows).iter().map(|m| version_of(m, false)).collect();
+    let mut versions: Vec<_> = embedded(Policy::of(config).knows).iter().map(|m| version_of(m, false)).collect();
     for (version, name) in history {
         match versions.iter_mut().find(|v| v.version == version) {
             Some(known) => known.applied = true,
@@ -115,38 +118,56 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
+/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in it.
+///
+/// # Errors
+///
+/// As connecting.
+///
+/// # Cancel safety
+///
+/// Reads only.
+pub async fn warnings(config: &Config) -> Result<Vec<String>> {
+    let session = open(config).await?;
+    let creators = creators::creators(&session).await;
+    session.close().await;
+    Ok(creators::advice(&config.schema, &creators?).into_iter().collect())
+}
+
 /// The newest version that this binary knows.
 #[must_use]
 pub fn newest() -> i32 {
-    known(i32::MAX).last().map_or(0, Migration::version)
+    embedded(i32::MAX).last().map_or(0, Migration::version)
 }
 
 /// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
 /// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
-    let quoted = Schema::new(schema).quoted().to_owned();
+    let schema = Schema::new(schema);
+    let quoted = schema.quoted();
+    let history = history_table(&schema);
     let mut script = "BEGIN;\n".to_owned();
     if from <= 0 {
         // Looked for first: whoever owns the schema need not have the right to create one.
         let literal = quoted.replace('\'', "''");
         script.push_str(&format!(
             "DO $podlock$ BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
-             END IF;\nEND $podlock$;\nSET LOCAL search_path = {quoted}, pg_temp;\nCREATE TABLE {HISTORY_TABLE} (version int4 \
-             PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));\n"
+             END IF;\nEND $podlock$;\nCREATE TABLE {history} (version int4 PRIMARY KEY, name varchar(255), applied_on \
+             varchar(255), checksum varchar(255));\n"
         ));
     } else {
         script.push_str(&format!(
-            "SET LOCAL search_path = {quoted}, pg_temp;\nLOCK TABLE {HISTORY_TABLE};\nDO $podlock$ BEGIN\n    IF (SELECT \
-             pg_catalog.max(version) FROM {HISTORY_TABLE}) IS DISTINCT FROM {from} THEN\n        RAISE EXCEPTION 'the schema is \
-             not at version {from}'\n            USING HINT = 'podlock migrate status shows its versions; give the newest \
-             applied one to --from.';\n    END IF;\nEND $podlock$;\n"
+            "LOCK TABLE {history};\nDO $podlock$ BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {history}) IS DISTINCT \
+             FROM {from} THEN\n        RAISE EXCEPTION 'the schema is not at version {from}'\n            USING HINT = 'podlock \
+             migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND $podlock$;\n"
         ));
     }
-    for migration in known(i32::MAX).iter().filter(|m| m.version() > from) {
+    for migration in known(i32::MAX, &schema).iter().filter(|m| m.version() > from) {
         script.push_str(&format!(
-            "\n{}\nINSERT INTO {HISTORY_TABLE} (version, name, applied_on, checksum) VALUES ({}, '{}', \
-             pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '{}');\n",
+            "\nSET LOCAL search_path = {quoted}, pg_temp;\n{}\nINSERT INTO {history} (version, name, applied_on, checksum) \
+             VALUES ({}, '{}', pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+             '{}');\n",
             migration.sql().unwrap_or_default().trim_end(),
             migration.version(),
             migration.name(),
@@ -158,7 +179,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 24] = [
+const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -183,6 +204,8 @@ const FUNCTIONS: [&str; 24] = [
     "studio_note_waits(jsonb, text)",
     "studio_note_failures(text, uuid, text[], bigint[], uuid[], text[])",
     "studio_raise_fence(bigint)",
+    "studio_order_events()",
+    "studio_limit_transaction(integer)",
 ];
 
 /// What a role may do on podlock's tables.
@@ -220,6 +243,8 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }
     if access == Access::Pod {
+        // What LOCK TABLE needs: the table stays empty.
+        grant("UPDATE", "@.studio_log_order");
         for sequence in ["studio_fence", "studio_beat"] {
             grant("USAGE", &format!("SEQUENCE @.{sequence}"));
         }
@@ -312,7 +337,7 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
 /// The versions that the database has, the oldest first.
 async fn history(session: &Session) -> Result<Vec<(i32, String)>> {
     const EXISTS: &str = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
-    let table = session.schema().sql(&format!("@.{HISTORY_TABLE}"));
+    let table = history_table(session.schema());
     let step = "reading the schema's version";
     if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.at::<bool>(0)? {
         return Ok(Vec::new());
@@ -331,15 +356,30 @@ async fn lock(session: &Session) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= give_up {
+            let holder = holder(session).await?;
             return Err(Error::new(
                 ErrorKind::Timeout,
-                format!("another has been migrating schema {schema:?} for {LIMIT:?}"),
+                format!("the migration lock of schema {schema:?} has been held for {LIMIT:?} by {holder}"),
             )
             .left("nothing was changed")
-            .todo("see pg_stat_activity for podlock/-/migrate"));
+            .todo("wait if that is a migration, and migrate again; else end that process"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
+}
+
+/// Who holds the migration lock. Any role of the database can take it.
+async fn holder(session: &Session) -> Result<String> {
+    const SQL: &str = "SELECT pg_catalog.format('server process %s (role %s, application %s, from %s)', l.pid, \
+             COALESCE(a.usename, '?'), COALESCE(NULLIF(a.application_name, ''), '?'), \
+             COALESCE(pg_catalog.host(a.client_addr), 'a local socket')) \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+          AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended($1, 3) \
+          AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+    let schema = session.schema().name().to_owned();
+    let rows = session.query("looking for the lock's holder", SQL, &[(&schema, Type::TEXT)]).await?;
+    rows.first().map_or(Ok("somebody who has just let go".to_owned()), |row| row.at(0))
 }
 
 async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
@@ -353,7 +393,8 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     let path =
         format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {limit}");
     session.execute_batch("preparing to migrate", &path).await?;
-    let report = match tokio::time::timeout(LIMIT, runner(knows).run_async(session.client_mut())).await {
+    let runner = runner(knows, session.schema());
+    let report = match tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await {
         Ok(Ok(report)) => report,
         Ok(Err(e)) => return Err(refused(e)),
         Err(_) => {
@@ -404,14 +445,33 @@ fn sqlstate_of(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     None
 }
 
-fn runner(knows: i32) -> Runner {
-    let mut runner = embedded::migrations::runner().set_abort_missing(false).set_target(Target::Version(knows));
-    runner.set_migration_table_name(HISTORY_TABLE);
+fn runner(knows: i32, schema: &Schema) -> Runner {
+    let mut runner = Runner::new(&known(knows, schema)).set_abort_missing(false).set_target(Target::Version(knows));
+    // Named with its schema: from TEMPLATES_FROM on a migration takes the schema out of the search_path.
+    runner.set_migration_table_name(history_table(schema));
     runner
 }
 
-/// The versions up to `newest` that this binary was built with, the oldest first.
-fn known(newest: i32) -> Vec<Migration> {
+fn history_table(schema: &Schema) -> String {
+    schema.sql(&format!("@.{HISTORY_TABLE}"))
+}
+
+/// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The
+/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions still
+/// name the schema of before.
+#[expect(clippy::expect_used, reason = "refinery itself made the name from a file's")]
+fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
+    let mut known = embedded(newest);
+    for migration in known.iter_mut().filter(|m| m.version() >= TEMPLATES_FROM) {
+        let sql = schema.migration(migration.sql().unwrap_or_default());
+        let name = format!("V{}__{}", migration.version(), migration.name());
+        *migration = Migration::unapplied(&name, &sql).expect("a name that was read from this form before");
+    }
+    known
+}
+
+/// The versions up to `newest` that this binary was built with, the oldest first, as the files have them.
+fn embedded(newest: i32) -> Vec<Migration> {
     let mut known = embedded::migrations::runner().get_migrations().clone();
     known.retain(|m| m.version() <= newest);
     known.sort_by_key(Migration::version);

@@ -57,7 +57,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
            lease_ms, self_fence_ms) \
          SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13, $14, \
            $15, $16 \
-          WHERE @.studio_holds($5, $7) AND $7 = pg_catalog.pg_backend_pid() \
+          WHERE @.studio_holds($5::bigint, $7::integer) AND $7 = pg_catalog.pg_backend_pid() \
          ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
            labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
            drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, standing = NULL, lock_key = EXCLUDED.lock_key, \
@@ -141,7 +141,7 @@ async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -
 
 /// Says why this incarnation is about to end, while it still holds its lock. False: it was not recorded.
 pub(crate) async fn note_cause(session: &Session, own: Incarnation, cause: Cause, limit: Duration) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_note_cause($1, $2)";
+    const SQL: &str = "SELECT @.studio_note_cause($1::pg_catalog.uuid, $2::pg_catalog.text)";
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT)];
     let rows = session.query_limited("recording the cause of its end", SQL, &params, limit).await?;
     let Some(row) = rows.first() else { return Ok(false) };
@@ -178,7 +178,7 @@ pub(crate) async fn come_back(
 ) -> Result<Returned> {
     const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4, \
            lease_ms = $5, self_fence_ms = $6 \
-         WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3) RETURNING session";
+         WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3::integer) RETURNING session";
     const NOT_ENDED: &str = "UPDATE @.studio_pod_sessions SET cause = NULL \
          WHERE incarnation = $1 AND ended_at IS NULL AND cause IS NOT NULL";
     let liveness = session.backend();
@@ -229,7 +229,7 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
 /// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
 pub(crate) const REHEARSE_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
-     SELECT @.studio_append_event('claimed', '', pg_catalog.gen_random_uuid(), '', '{}'); ROLLBACK";
+     SELECT @.studio_append_event('claimed'::pg_catalog.text, ''::pg_catalog.text, pg_catalog.gen_random_uuid(), ''::pg_catalog.text, '{}'::pg_catalog.jsonb); ROLLBACK";
 
 /// An entry for the event log.
 #[derive(Clone, Debug, Serialize)]
@@ -244,15 +244,15 @@ pub(crate) struct Event<'a> {
 /// Commits, appending to the event log in order and telling every pod. Appends are serialised until commit, so both go
 /// to the server together: no frozen pod holds the log.
 pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event<'_>]) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_append_event(t.e->>'kind', t.e->>'pod', (t.e->>'incarnation')::pg_catalog.uuid, \
-         t.e->>'by', t.e->'detail') FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS t(e, n)";
+    const SQL: &str = "SELECT @.studio_append_event((t.e->>'kind')::pg_catalog.text, (t.e->>'pod')::pg_catalog.text, \
+         (t.e->>'incarnation')::pg_catalog.uuid, (t.e->>'by')::pg_catalog.text, (t.e->'detail')::pg_catalog.jsonb) FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS t(e, n)";
     txn.commit_with(step, SQL, &[(&json!(events), Type::JSONB)]).await
 }
 
 const MARK_DRAINING: &str = "WITH marked AS ( \
            UPDATE @.studio_pods SET state = 'draining' WHERE incarnation = $1 AND state = 'active' \
            RETURNING pod_id, incarnation, drain_requested \
-         ) SELECT @.studio_append_event('draining', pod_id, incarnation, pod_id, \
+         ) SELECT @.studio_append_event('draining'::pg_catalog.text, pod_id, incarnation, pod_id, \
              pg_catalog.jsonb_build_object('requested_by', drain_requested)) FROM marked";
 
 /// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.

@@ -43,7 +43,7 @@ pub(crate) async fn quarantine(db: &Database, own: Incarnation, run: &Candidate,
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'lost' \
              FROM aside s WHERE a.run_id = s.run_id AND a.ended_at IS NULL AND a.attempt >= 1 \
-         ) SELECT @.studio_append_event('quarantined', me.pod_id, me.incarnation, me.pod_id, \
+         ) SELECT @.studio_append_event('quarantined'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
                     pg_catalog.jsonb_build_object('run', s.run_id, 'kind', s.kind, 'key', s.key, 'crashes', s.crashes, \
                       'attempt', s.attempt, 'fence', s.fence, 'why', $6::pg_catalog.text)) \
              FROM aside s CROSS JOIN me";

@@ -240,17 +240,17 @@ pub(crate) async fn last_event(db: &Database) -> Result<i64> {
 
 /// Asks a pod to drain; SQLSTATE `P0002` if none of that name is in the roster.
 pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
-    db.query_opt("asking a pod to drain", "SELECT @.studio_drain($1) AS incarnation", &[&pod]).await
+    db.query_opt("asking a pod to drain", "SELECT @.studio_drain($1::pg_catalog.text) AS incarnation", &[&pod]).await
 }
 
 pub(crate) async fn evict(db: &Database, pod: &str) -> Result<Option<Row>> {
-    db.query_opt("putting a pod out", "SELECT @.studio_evict($1) AS incarnation", &[&pod]).await
+    db.query_opt("putting a pod out", "SELECT @.studio_evict($1::pg_catalog.text) AS incarnation", &[&pod]).await
 }
 
 /// Gives a quarantined run another chance; SQLSTATE `P0002` if there is no such run, `55000` if it is not quarantined,
 /// `23505` if its key is taken.
 pub(crate) async fn release(db: &Database, run_id: Uuid) -> Result<()> {
-    db.query_opt("releasing a run", "SELECT @.studio_release($1)", &[&run_id]).await.map(drop)
+    db.query_opt("releasing a run", "SELECT @.studio_release($1::pg_catalog.uuid)", &[&run_id]).await.map(drop)
 }
 
 /// Drops the schema with everything in it.

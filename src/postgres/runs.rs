@@ -186,13 +186,15 @@ macro_rules! above {
             "reach AS MATERIALIZED ( \
                SELECT COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8) AS last, \
                       COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8) \
-                        + 100000::pg_catalog.int8 AS most, q.seqcache = 1::pg_catalog.int8 AS rises \
-                 FROM pg_catalog.pg_sequence q WHERE q.seqrelid = '@.studio_fence'::pg_catalog.regclass \
+                        OPERATOR(pg_catalog.+) 100000::pg_catalog.int8 AS most, \
+                      q.seqcache OPERATOR(pg_catalog.=) 1::pg_catalog.int8 AS rises \
+                 FROM pg_catalog.pg_sequence q \
+                WHERE q.seqrelid OPERATOR(pg_catalog.=) '@.studio_fence'::pg_catalog.regclass::pg_catalog.oid \
              ), above AS MATERIALIZED ( \
                SELECT pg_catalog.count(pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass)) AS passed \
                  FROM (SELECT pg_catalog.generate_series(1::pg_catalog.int8, LEAST(",
             $floor,
-            " - e.last, 100000::pg_catalog.int8)) FROM reach e) AS missing)"
+            " OPERATOR(pg_catalog.-) e.last, 100000::pg_catalog.int8)) FROM reach e) AS missing)"
         )
     };
 }
@@ -200,13 +202,14 @@ macro_rules! above {
 /// Whether this floor is in `reach` ([`above!`]), and fences rise.
 macro_rules! in_reach {
     ($floor:literal) => {
-        concat!("(SELECT e.rises AND ", $floor, " <= e.most FROM reach e)")
+        concat!("(SELECT e.rises AND ", $floor, " OPERATOR(pg_catalog.<=) e.most FROM reach e)")
     };
 }
 
 const BUSY: &str = "SELECT r.run_id, r.owner_incarnation IS NOT NULL, \
-       EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = r.owner_incarnation) \
-     FROM @.studio_runs r WHERE r.kind = $1 AND r.key = $2 AND r.state = 'running'";
+       EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation OPERATOR(pg_catalog.=) r.owner_incarnation) \
+     FROM @.studio_runs r WHERE r.kind OPERATOR(pg_catalog.=) $1::pg_catalog.text AND r.key OPERATOR(pg_catalog.=) $2::pg_catalog.text \
+       AND r.state OPERATOR(pg_catalog.=) 'running'::pg_catalog.text";
 
 fn key_busy(row: &Row) -> Result<Inserted> {
     let holder = match (row.at(1)?, row.at(2)?) {
@@ -317,9 +320,10 @@ fn contended(new: &Insert<'_>) -> Error {
 }
 
 const SUBMIT: &str = "WITH run AS ( \
-       INSERT INTO @.studio_runs (run_id, kind, key, input) VALUES ($1, $2, $3, $4) \
+       INSERT INTO @.studio_runs (run_id, kind, key, input) \
+         VALUES ($1::pg_catalog.uuid, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.jsonb) \
        ON CONFLICT DO NOTHING RETURNING run_id \
-     ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'recover') FROM run";
+     ) SELECT pg_catalog.pg_notify(@.studio_channel(), 'recover'::pg_catalog.text) FROM run";
 
 /// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key. `None`: it
 /// is gone by now.
@@ -342,6 +346,27 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
     busy.as_ref().map(key_busy).transpose()
 }
 
+/// What runs on the user's own connection ([`insert_in_txn`]), under the user's `search_path`: this statement, [`SUBMIT`] and
+/// [`BUSY`]. Every operator, function and type in them is named with its schema, and every literal has its type, which a
+/// test checks (`super::pins`).
+const OWNED: &str = concat!(
+    "WITH me AS MATERIALIZED ( \
+       SELECT pod_id, incarnation FROM @.studio_pods \
+        WHERE incarnation OPERATOR(pg_catalog.=) $1::pg_catalog.uuid AND state OPERATOR(pg_catalog.=) 'active'::pg_catalog.text \
+     ), ",
+    above!("$6::pg_catalog.int8"),
+    ", run AS ( \
+       INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence) \
+       SELECT $2::pg_catalog.uuid, $3::pg_catalog.text, $4::pg_catalog.text, $5::pg_catalog.jsonb, me.pod_id, me.incarnation, \
+              pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above WHERE ",
+    in_reach!("$6::pg_catalog.int8"),
+    " ON CONFLICT DO NOTHING RETURNING fence \
+     ), told AS MATERIALIZED ( \
+       SELECT pg_catalog.pg_notify(@.studio_channel(), 'runs'::pg_catalog.text) FROM run \
+     ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told), ",
+    in_reach!("$6::pg_catalog.int8"),
+);
+
 /// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
 /// transaction has committed. Its first attempt begins only then.
 pub(crate) async fn insert_in_txn(
@@ -350,22 +375,6 @@ pub(crate) async fn insert_in_txn(
     owner: Option<Incarnation>,
     new: &Insert<'_>,
 ) -> Result<Inserted> {
-    const OWNED: &str = concat!(
-        "WITH me AS MATERIALIZED ( \
-           SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $1 AND state = 'active' \
-         ), ",
-        above!("$6::pg_catalog.int8"),
-        ", run AS ( \
-           INSERT INTO @.studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence) \
-           SELECT $2, $3, $4, $5, me.pod_id, me.incarnation, \
-                  pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass) FROM me CROSS JOIN above WHERE ",
-        in_reach!("$6::pg_catalog.int8"),
-        " ON CONFLICT DO NOTHING RETURNING fence \
-         ), told AS MATERIALIZED ( \
-           SELECT pg_catalog.pg_notify(@.studio_channel(), 'runs') FROM run \
-         ) SELECT (SELECT fence FROM run), EXISTS (SELECT FROM me), (SELECT pg_catalog.count(*) FROM told), ",
-        in_reach!("$6::pg_catalog.int8"),
-    );
     let step = "starting a run in the caller's transaction";
     let run_id = new.run_id.as_uuid();
     let fail = |e| errors::translate(step, e);
@@ -478,11 +487,11 @@ const CLAIM: &str = concat!(
        SELECT pg_catalog.count(*) AS runs, \
               pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former FROM claimed c \
      ), logged AS MATERIALIZED ( \
-       SELECT @.studio_append_event('claimed', me.pod_id, me.incarnation, me.pod_id, \
+       SELECT @.studio_append_event('claimed'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
          FROM summary y CROSS JOIN me WHERE y.runs > 0 \
      ), told AS MATERIALIZED ( \
-       SELECT q.run_id, @.studio_append_event('quarantined', me.pod_id, me.incarnation, me.pod_id, \
+       SELECT q.run_id, @.studio_append_event('quarantined'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('run', q.run_id, 'kind', q.kind, 'key', q.key, 'crashes', q.crashes, \
                   'owners', q.owners)) AS idx \
          FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y WHERE y.runs >= 0 \
@@ -767,4 +776,17 @@ pub(crate) fn not_registered(pod: &PodId) -> Error {
     Error::new(ErrorKind::Detached, format!("pod {pod} is not in the roster as this incarnation, or drains"))
         .left("no run was started")
         .todo("retry on another pod, or on this one when it is ready again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pins::unpinned;
+    use super::*;
+
+    #[test]
+    fn statements_on_the_users_connection_are_pinned() {
+        for sql in [OWNED, SUBMIT, BUSY] {
+            assert_eq!(unpinned(sql), Vec::<String>::new(), "{sql}");
+        }
+    }
 }

@@ -31,6 +31,20 @@ impl Schema {
         parts.join(&in_literal)
     }
 
+    /// A migration for this schema. As [`Schema::sql`]; and the literal `'@'` stands for the schema's name. Function bodies are
+    /// quoted with `$function$`: a name that holds that tag ends no body.
+    pub(crate) fn migration(&self, template: &str) -> String {
+        let mut tag = "$function$".to_owned();
+        while self.name.contains(&tag) {
+            tag.insert(tag.len() - 1, '_');
+        }
+        let template = template.replace("$function$", &tag);
+        let name = format!("'{}'", self.name.replace('\'', "''"));
+        // In one pass, as above.
+        let parts: Vec<_> = template.split("'@'").map(|part| self.sql(part)).collect();
+        parts.join(&name)
+    }
+
     /// The NOTIFY channel, as the SQL function `studio_channel` makes it.
     pub(crate) fn channel(&self) -> String {
         format!("podlock_{}", self.name)
@@ -57,5 +71,10 @@ mod tests {
         assert_eq!(schema.sql("SELECT FROM @.t"), "SELECT FROM \"a\"\"; DROP TABLE x; --.\".t");
         assert_eq!(Schema::new("o'b").sql("'@.s'::regclass"), "'\"o''b\".s'::regclass");
         assert_eq!(Schema::new("s").quoted(), "\"s\"");
+        let hostile = Schema::new("'@'$function$@.");
+        assert_eq!(
+            hostile.migration("AS $function$ SELECT '@'::text FROM @.t $function$"),
+            "AS $function_$ SELECT '''@''$function$@.'::text FROM \"'@'$function$@.\".t $function_$"
+        );
     }
 }

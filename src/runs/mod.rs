@@ -4,6 +4,7 @@ mod claim;
 pub(crate) mod execute;
 pub(crate) mod failures;
 mod guard;
+mod passed_over;
 pub(crate) mod recover;
 pub(crate) mod registry;
 pub(crate) mod run;

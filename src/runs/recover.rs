@@ -1,5 +1,6 @@
 //! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use super::StopReason;
 use super::claim::{self, Pace};
+use super::passed_over::PassedOver;
 use super::registry::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
@@ -37,6 +39,7 @@ struct Passes {
     last: Sightings,
     short_of_room: bool,
     pace: Pace,
+    passed_over: PassedOver,
 }
 
 /// What a pass begins with: what was known before the load, and what the load brought.
@@ -218,6 +221,9 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     let ended = claim::claim(shared, own, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
     took.add(ended);
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
+    let taken: BTreeSet<RunId> = took.begun.iter().copied().collect();
+    let missed: Vec<RunId> = wanted.iter().map(|run| run.run_id).filter(|run_id| !taken.contains(run_id)).collect();
+    passes.passed_over.say(shared, &missed, &took.begun).await;
     let some_were_others = took.begun.len() + took.passed_over < wanted.len();
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {

@@ -8,15 +8,15 @@ use rustix::process::Signal;
 
 use crate::patience::{SOON, slack};
 use crate::support::process::Process;
-use crate::support::{Db, LEASE, eventually, sql, start, timed};
+use crate::support::{Db, eventually, lease, sql, start, timed, trace};
 
-/// Waits until a backend other than `not` holds the key of `pod` and waits for a row in a burial, of which the server shows
+/// Waits until a backend other than `not` holds the key of `pod` and waits in a burial, of which the server shows
 /// the beginning; returns the pod that it acts for.
 async fn burier_of(client: &sql::Client, pod: &str, not: &[i32]) -> (String, i32) {
     let sql = "SELECT split_part(s.application_name, '/', 2), s.pid FROM pg_stat_activity s \
                WHERE studio_holds(studio_lock_key($1), s.pid) AND s.wait_event_type = 'Lock' \
                  AND s.query LIKE 'WITH proof AS%' AND s.pid <> ALL($2)";
-    eventually(SOON, &format!("somebody stands before the row of {pod}"), || async {
+    eventually(SOON, &format!("somebody is about to bury {pod}"), || async {
         let row = client.query_opt(sql, &[&pod, &not]).await.expect("pg_stat_activity");
         row.map(|row| (row.get(0), row.get(1))).ok_or("nobody".to_owned())
     })
@@ -34,15 +34,15 @@ async fn two_survivors_bury_one_pod_once() {
         let [a, b, c] = db.settled_pods().await;
         let dead = a.incarnation();
         let eyes = sql::connect(&db.url).await;
-        let row = db.client.transaction().await.unwrap();
-        row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        let log = db.client.transaction().await.unwrap();
+        log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
         let (first, pid) = burier_of(&eyes, "a", &[]).await;
         // The second looks while the first is at it, and again after the first's backend was ended in the middle.
         eyes.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
         eyes.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
         let (second, _) = burier_of(&eyes, "a", &[pid]).await;
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         eyes.roster_is(&["b", "c"], SOON).await;
         // Whoever else was on its way finds nothing to do.
         eyes.execute("SELECT pg_notify(studio_channel(), 'look')", &[]).await.unwrap();
@@ -64,8 +64,8 @@ async fn a_replacement_of_the_same_name_boots_while_the_old_one_is_being_buried(
         let (dead, old_run) = (a.incarnation(), a.start(NewRun::new("wait")).await.unwrap());
         let eyes = sql::connect(&db.url).await;
         let config = db.config("a");
-        let row = db.client.transaction().await.unwrap();
-        row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        let log = db.client.transaction().await.unwrap();
+        log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
         let (burier, _) = burier_of(&eyes, "a", &[]).await;
         assert_eq!(burier, "b");
@@ -75,7 +75,7 @@ async fn a_replacement_of_the_same_name_boots_while_the_old_one_is_being_buried(
             if eyes.scalar::<i64>(sql, &[]).await == 1 { Ok(()) } else { Err("not".to_owned()) }
         })
         .await;
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         let replacement: Pod = booting.await.unwrap();
         assert_eq!(eyes.session_end(dead).await, Some(("lost".to_owned(), Some("b".to_owned()))), "buried, not replaced");
         let kinds: Vec<(String, bool)> = eyes
@@ -120,7 +120,7 @@ async fn the_burier_dies_between_burial_and_claim() {
         drop(burier);
         claims.rollback().await.unwrap();
         for run_id in runs {
-            eyes.run_owned_by(run_id, survivor.incarnation(), LEASE + SOON).await;
+            eyes.run_owned_by(run_id, survivor.incarnation(), lease() + SOON).await;
         }
         survivor.shutdown(SOON).await.unwrap();
         eyes.assert_fold_is_roster().await;
@@ -151,9 +151,9 @@ async fn two_of_three_pods_lost_at_once_are_buried_after_settle_and_not_before()
         .await;
         blind.rollback().await.unwrap();
         let seen = Instant::now();
-        eyes.roster_is(&["c"], LEASE * 2 + SOON).await;
+        eyes.roster_is(&["c"], lease() * 2 + SOON).await;
         let took = seen.elapsed();
-        assert!(took > LEASE.mul_f64(0.9), "buried after {took:?}, and settle is {LEASE:?}");
+        assert!(took > lease().mul_f64(0.9), "buried after {took:?}, and settle is {:?}", lease());
         let losses: Vec<i64> = db
             .client
             .query("SELECT (detail->'evidence'->>'in_sight_ms')::bigint FROM studio_pod_events WHERE kind = 'buried'", &[])
@@ -180,7 +180,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         let mut db = Db::new().await;
         let url = db.url.clone();
         let mut processes =
-            tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, LEASE)))
+            tokio::task::spawn_blocking(move || ["a", "b", "c"].map(|name| Process::start(&url, name, lease())))
                 .await
                 .unwrap()
                 .into_iter();
@@ -188,11 +188,11 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         for pod in ["a", "b", "c"] {
             db.client.armed(pod, SOON).await;
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(300)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(300)).await;
         let eyes = sql::connect(&db.url).await;
-        let row = db.client.transaction().await.unwrap();
+        let log = db.client.transaction().await.unwrap();
         // The burier stands before the roster. What it sends after its look commits without it, so it freezes here.
-        row.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        log.batch_execute("LOCK TABLE studio_pods IN ACCESS EXCLUSIVE MODE").await.unwrap();
         a.signal(Signal::KILL);
         let burier: String = eventually(SOON, "a watch is granted and looks", || async {
             let sql = "SELECT split_part(application_name, '/', 2) FROM pg_stat_activity \
@@ -203,7 +203,7 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         let frozen = if burier == "b" { &b } else { &c };
         frozen.freeze();
         let from = Instant::now();
-        row.rollback().await.unwrap();
+        log.rollback().await.unwrap();
         let end = eventually(SOON, "a is buried", || async {
             let sql = "SELECT buried_by FROM studio_pod_sessions WHERE pod_id = 'a' AND ended_at IS NOT NULL";
             eyes.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, String>(0)).ok_or("not".to_owned())
@@ -277,33 +277,51 @@ async fn probes(db: &Db) -> i64 {
         .await
 }
 
-/// Two are buried in one transaction, and somebody holds the row of one of them, as `studio_drain` in an open transaction
-/// does. The burial waits; meanwhile nobody else has to wait for it with an event of their own.
+/// Two are to be buried in one transaction, and somebody holds the row of one of them, in the roster or in the history. The other is
+/// buried, no burial waits for a row, and the log stays free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burial_that_waits_for_a_row_keeps_nobody_from_the_log() {
+async fn a_burial_passes_over_a_row_that_somebody_holds() {
     timed(async {
-        for held in ["b", "c"] {
+        for (held, table) in [("b", "studio_pods"), ("c", "studio_pods"), ("b", "studio_pod_sessions")] {
             let db = Db::new().await;
-            let [a, b, c] = db.settled_pods().await;
-            let incarnations = [b.incarnation(), c.incarnation()];
-            let mut other = sql::connect(&db.url).await;
-            let txn = other.transaction().await.unwrap();
-            txn.query("SELECT studio_drain($1)", &[&held]).await.unwrap();
+            let name = format!("{table}-{held}-{}", db.name);
+            let a = start(db.config(&name)).await;
+            let [b, c] = [db.pod("b").await, db.pod("c").await];
+            tokio::time::sleep(lease() + Duration::from_millis(200)).await;
+            let (held_one, other) =
+                if held == "b" { (b.incarnation(), c.incarnation()) } else { (c.incarnation(), b.incarnation()) };
+            let mut client = sql::connect(&db.url).await;
+            let txn = client.transaction().await.unwrap();
+            let lock = format!("SELECT FROM {table} WHERE pod_id = $1 FOR NO KEY UPDATE");
+            assert_eq!(txn.query(&lock, &[&held]).await.unwrap().len(), 1);
             // Two of two are many, so they are buried together, after `settle`.
             drop((b, c));
-            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                           AND application_name LIKE 'podlock/a/%' AND wait_event_type = 'Lock' AND query LIKE 'WITH proof%'";
-            eventually(a.settings().worst_case().many_lost + SOON, "the burial waits for the row", || async {
-                if db.client.scalar::<i64>(waiting, &[]).await > 0 { Ok(()) } else { Err("it does not".to_owned()) }
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                         AND application_name LIKE 'podlock/%' AND wait_event = 'transactionid'";
+            let buried = Some(("lost".to_owned(), Some(name.clone())));
+            eventually(a.settings().worst_case().many_lost + SOON, "the other is buried", || async {
+                assert_eq!(db.client.scalar::<i64>(waits, &[]).await, 0, "{held}: a row is waited for");
+                let end = db.client.session_end(other).await;
+                if end == buried { Ok(()) } else { Err(format!("{end:?}")) }
             })
             .await;
-            let log_is_free = "SELECT pg_try_advisory_xact_lock(hashtextextended('public', 2))";
-            assert!(db.client.scalar::<bool>(log_is_free, &[]).await, "{held}: the log is held while a row is waited for");
+            // Held for longer than a lease, it is named, once.
+            eventually(lease() + SOON, "it is named", || async {
+                assert_eq!(db.client.scalar::<i64>(waits, &[]).await, 0, "{held}: a row is waited for");
+                let named = trace::events(&name).iter().any(|e| e.get("event").is_some_and(|e| e == "burial_held_up"));
+                if named { Ok(()) } else { Err("not yet".to_owned()) }
+            })
+            .await;
+            assert_eq!(db.client.session_end(held_one).await, None, "{held}");
+            let log_is_free = "BEGIN; LOCK TABLE studio_log_order IN EXCLUSIVE MODE NOWAIT; COMMIT";
+            let free = db.client.batch_execute(log_is_free).await;
+            assert!(free.is_ok(), "{held}: the log is held while a row is held");
             txn.rollback().await.unwrap();
-            db.client.roster_is(&["a"], a.settings().worst_case().many_lost + SOON).await;
-            for incarnation in incarnations {
-                assert_eq!(db.client.session_end(incarnation).await, Some(("lost".to_owned(), Some("a".to_owned()))));
-            }
+            db.client.roster_is(&[&name], SOON).await;
+            assert_eq!(db.client.session_end(held_one).await, buried);
+            let said =
+                trace::events(&name).iter().filter(|e| e.get("event").is_some_and(|e| e == "burial_held_up")).count();
+            assert_eq!(said, 1);
             db.client.assert_fold_is_roster().await;
             a.shutdown(SOON).await.unwrap();
         }
@@ -317,6 +335,6 @@ async fn settled_and_trusting(db: &Db) -> [Pod; 3] {
     for name in ["a", "b", "c"] {
         pods.push(start(db.config(name).with(|c| c.max_crashes = 0)).await);
     }
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     pods.try_into().expect("three")
 }

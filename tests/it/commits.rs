@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::patience::SOON;
 use crate::support::faults::OwnServer;
-use crate::support::{Db, LEASE, eventually, sql, start, timed};
+use crate::support::{Db, eventually, lease, sql, start, timed};
 
-const SOON: Duration = Duration::from_secs(10);
 /// Far more than the milliseconds for which a slice waits for a witness, and less than `statement_timeout`.
 const LONG: Duration = Duration::from_millis(400);
 
@@ -172,18 +172,18 @@ async fn a_burial_whose_commit_waits_behind_a_foreign_one_goes_through_or_is_rep
                 pod_url: db.pod_url.clone(),
                 name: db.name.clone(),
             };
-            // The burial stands before the row until the foreign commit hangs.
-            let row = db.client.transaction().await.unwrap();
-            row.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+            // The burial stands before the log until the foreign commit hangs.
+            let log = db.client.transaction().await.unwrap();
+            log.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
             drop(a);
-            eventually(SOON, "the burial stands before the row", || async {
+            eventually(SOON, "the burial stands before the log", || async {
                 let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'podlock/b/watch' \
                            AND wait_event_type = 'Lock' AND query LIKE 'WITH proof%'";
                 eyes.client.query_opt(sql, &[]).await.unwrap().map(drop).ok_or("it does not".to_owned())
             })
             .await;
             let foreign = Foreign::hang(&eyes).await;
-            row.rollback().await.unwrap();
+            log.rollback().await.unwrap();
             let (_, since) = waits_in_its_commit(&eyes, "podlock/b/watch", LONG).await;
             if outlasts {
                 let limit = b.settings().statement_timeout;
@@ -222,7 +222,7 @@ async fn a_registration_whose_commit_waits_for_longer_than_a_statement_may_take_
         let config = db.config("a");
         let starting = tokio::spawn(async move { start(config).await });
         let (pid, since) = waits_in_its_commit(&db, "podlock/a/liveness", LONG).await;
-        eventually(LEASE + SOON, "it was cancelled, and waits again", || async {
+        eventually(lease() + SOON, "it was cancelled, and waits again", || async {
             let (again, now) = waits_in_its_commit(&db, "podlock/a/liveness", Duration::ZERO).await;
             if now > since && again == pid {
                 Ok(())

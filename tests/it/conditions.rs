@@ -6,11 +6,10 @@ use podlock::operator::{Condition, PodRow};
 use podlock::{Operator, Pod};
 use serde_json::Value;
 
+use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
 use crate::support::proxy::Flow;
-use crate::support::{Db, LEASE, eventually, sql, start, timed};
-
-const SOON: Duration = Duration::from_secs(15);
+use crate::support::{Db, eventually, lease, sql, start, timed};
 
 async fn seen(operator: &Operator, pod: &str) -> Option<PodRow> {
     let pods = operator.pods(Default::default()).await.expect("the roster");
@@ -105,9 +104,9 @@ async fn of_many_lost_at_once_the_wait_is_an_event_once_and_their_condition_says
         .await;
         let words = waiting.condition_in_words();
         assert!(words.starts_with("dead, waiting: many lost, ") && words.ends_with(" s left"), "{words}");
-        assert!(waiting.wait_left_ms.is_some_and(|ms| ms > 0 && ms <= LEASE.as_millis() as i64), "{waiting:?}");
+        assert!(waiting.wait_left_ms.is_some_and(|ms| ms > 0 && ms <= lease().as_millis() as i64), "{waiting:?}");
         is_in(&operator, "d", Condition::Fine).await;
-        eyes.roster_is(&["d", "e"], LEASE * 2 + SOON).await;
+        eyes.roster_is(&["d", "e"], lease() * 2 + SOON).await;
         let told = waits(&eyes).await;
         // Of two observers that look in the same moment, each finds free what the other does not just probe. So one of the
         // three may be seen alone and be buried at once; the others are many all the same.
@@ -140,7 +139,7 @@ async fn a_broken_connection_is_reconnecting_and_leaves_an_event_only_where_it_l
         // It goes on without its liveness session for longer than the test takes.
         let a = start(through).await;
         let [b, c]: [Pod; 2] = [db.pod("b").await, db.pod("c").await];
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         let operator = Operator::connect(&db.config("x")).await.unwrap();
         db.client.armed("a", SOON).await;
         for _ in 0..3 {
@@ -195,7 +194,7 @@ async fn of_two_fresh_pods_one_that_dies_is_dead_and_waits_for_the_other_to_sett
             waiting.condition_in_words().starts_with("dead, waiting: no pod has been up for settle, "),
             "{waiting:?}"
         );
-        db.client.roster_is(&["b"], LEASE * 2 + SOON).await;
+        db.client.roster_is(&["b"], lease() * 2 + SOON).await;
         let told = waits(&db.client).await;
         assert_eq!(told.iter().map(|(pod, by, _)| (pod.as_str(), by.as_str())).collect::<Vec<_>>(), [("a", "b")]);
         b.shutdown(SOON).await.unwrap();
@@ -215,7 +214,7 @@ async fn l12_telling_of_a_wait_waits_for_nobody_and_tells_at_most_sixteen_at_a_t
         let note = "SELECT studio_note_waits((SELECT jsonb_agg(jsonb_build_object('incarnation', incarnation, 'session', 1, \
                         'reason', 'many_lost', 'wait_ms', 1000, 'in_sight', 40, 'others', 40)) FROM studio_pods), 'x')";
         let log = db.client.transaction().await.unwrap();
-        log.execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))", &[]).await.unwrap();
+        log.execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE", &[]).await.unwrap();
         let began = std::time::Instant::now();
         assert_eq!(eyes.scalar::<Option<i32>>(note, &[]).await, None, "another has the log");
         assert!(began.elapsed() < Duration::from_secs(5), "it waited: {:?}", began.elapsed());

@@ -7,13 +7,13 @@ use podlock::{Config, Incarnation, NewRun, Operator, Outcome, Pod, Run};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
 use crate::support::process::Process;
 use crate::support::proxy::{ALL, Flow};
 use crate::support::trace::{self, Event};
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::{Db, eventually, lease, start, timed};
 
-const SOON: Duration = Duration::from_secs(15);
 const BEAT: Duration = Duration::from_millis(300);
 
 fn config(db: &Db, name: &str) -> Config {
@@ -23,7 +23,7 @@ fn config(db: &Db, name: &str) -> Config {
 /// A pod that may bury.
 async fn settled(db: &Db, name: &str) -> Pod {
     let pod = start(config(db, name)).await;
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     pod
 }
 
@@ -31,7 +31,7 @@ async fn settled(db: &Db, name: &str) -> Pod {
 async fn process(db: &Db, name: &'static str) -> (Process, Incarnation) {
     let url = db.url.clone();
     let beats = [("PODLOCK_BEAT_INTERVAL", "300ms")];
-    let started = tokio::task::spawn_blocking(move || Process::start_with(&url, name, LEASE, &beats)).await.unwrap();
+    let started = tokio::task::spawn_blocking(move || Process::start_with(&url, name, lease(), &beats)).await.unwrap();
     let incarnation: uuid::Uuid =
         db.client.scalar("SELECT incarnation FROM studio_pods WHERE pod_id = $1", &[&name]).await;
     (started, incarnation.into())

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use podlock::{Config, NewRun, Operator};
 
-use crate::support::{Db, LEASE, eventually, server, start, timed};
-
-const SOON: Duration = Duration::from_secs(15);
+use crate::patience::SOON;
+use crate::support::{Db, eventually, lease, server, start, timed};
 
 /// A URL of a role that logs in, and then is the pods' role.
 async fn masked(db: &Db) -> String {
@@ -24,7 +23,7 @@ async fn masked(db: &Db) -> String {
 }
 
 fn config(url: &str, pod: &str) -> Config {
-    Config::new(url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(LEASE))
+    Config::new(url).name(pod).lease(lease()).with(|c| c.connect_timeout = Some(lease()))
 }
 
 /// L2: the burial's proof holds where the start of the burier's own backend is hidden from the burier, in both directions
@@ -40,7 +39,7 @@ async fn l2_pods_under_a_masked_role_start_bury_and_are_buried() {
         let masked = start(quarantines_nothing(config(&url, "masked"))).await;
         let plain = start(config(&db.pod_url, "plain")).await;
         let other = start(config(&url, "other")).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         let run = plain.start(NewRun::new("wait")).await.unwrap().run_id;
         db.client.run_owned_by(run, plain.incarnation(), SOON).await;
         drop(plain);
@@ -49,7 +48,7 @@ async fn l2_pods_under_a_masked_role_start_bury_and_are_buried() {
         db.client.roster_is(&["masked"], SOON).await;
         db.client.run_owned_by(run, masked.incarnation(), SOON).await;
         let plain = start(config(&db.pod_url, "plain")).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         drop(masked);
         db.client.roster_is(&["plain"], SOON).await;
         db.client.assert_fold_is_roster().await;

@@ -6,7 +6,7 @@ use podlock::{Config, NewRun, OnDetach, Outcome, Pod, Run, StopReason};
 use serde_json::json;
 
 use crate::patience::SOON;
-use crate::support::{Db, LEASE, eventually, server, start, timed, with_kinds};
+use crate::support::{Db, eventually, lease, server, start, timed, with_kinds};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l1_a_row_appears_only_while_its_lock_is_held_by_the_session_that_writes_it() {
@@ -62,14 +62,14 @@ async fn l2_a_neighbour_that_is_not_settled_buries_nobody_until_it_is() {
             if alive { Err("still alive".to_owned()) } else { Ok(()) }
         })
         .await;
-        db.client.roster_is(&["b"], LEASE + SOON).await;
+        db.client.roster_is(&["b"], lease() + SOON).await;
         assert_eq!(db.client.session_end(dead).await, Some(("lost".to_owned(), Some("b".to_owned()))));
         let early: bool = db
             .client
             .scalar(
                 "SELECT e.at - p.started_at < make_interval(secs => $1) FROM studio_pod_events e, studio_pods p \
                  WHERE e.kind = 'buried' AND p.pod_id = 'b'",
-                &[&(LEASE.as_secs_f64() * 0.95)],
+                &[&(lease().as_secs_f64() * 0.95)],
             )
             .await;
         assert!(!early, "buried before the burier was settled");
@@ -157,7 +157,7 @@ async fn l2_a_pod_that_cannot_prove_that_it_lives_buries_nobody() {
         })
         .await;
         // Several sweeps and pushes later.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         assert_eq!(db.client.roster().await, ["a", "b"]);
         db.client
             .execute(
@@ -182,12 +182,12 @@ async fn l3_the_burier_holds_the_dead_pods_lock_until_its_burial_is_committed() 
         let other = crate::support::sql::connect(&db.url).await;
         let key: i64 = other.scalar("SELECT studio_lock_key('a')", &[]).await;
         let blocker = db.client.transaction().await.unwrap();
-        blocker.execute("SELECT FROM studio_pods WHERE pod_id = 'a' FOR UPDATE", &[]).await.unwrap();
+        blocker.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         drop(a);
-        // The burial stands before the row: its transaction must hold the lock meanwhile.
+        // The burial stands before the log: its transaction must hold the lock meanwhile.
         let held = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity s USING (pid) \
                     WHERE studio_holds($1, l.pid) AND s.query LIKE 'WITH proof AS%' AND s.wait_event_type = 'Lock')";
-        eventually(SOON, "the burier waits for the row and holds the lock", || async {
+        eventually(SOON, "the burier waits for the log and holds the lock", || async {
             if other.scalar::<bool>(held, &[&key]).await { Ok(()) } else { Err("not yet".to_owned()) }
         })
         .await;
@@ -214,7 +214,7 @@ async fn l4_a_pod_never_deletes_its_own_row_and_a_clean_stop_is_told_from_a_kill
         assert_eq!(state, "draining");
         assert_eq!(db.client.session_end(stopped).await, None, "its end is for a survivor to record");
         let b = db.pod("b").await;
-        db.client.roster_is(&["b"], LEASE + SOON).await;
+        db.client.roster_is(&["b"], lease() + SOON).await;
         assert_eq!(db.client.session_end(stopped).await, Some(("shutdown".to_owned(), Some("b".to_owned()))));
         let taken = db.client.run_owned_by(run.run_id, b.incarnation(), SOON).await;
         assert_eq!((taken.attempt, taken.crashes), (2, 0), "a clean stop is no crash");
@@ -222,7 +222,7 @@ async fn l4_a_pod_never_deletes_its_own_row_and_a_clean_stop_is_told_from_a_kill
         drop(b);
         assert_eq!(db.client.roster().await, ["b"]);
         let c = db.pod("c").await;
-        let end = eventually(LEASE + SOON, "b is buried", || async {
+        let end = eventually(lease() + SOON, "b is buried", || async {
             db.client.session_end(killed).await.ok_or("not".to_owned())
         })
         .await;
@@ -348,11 +348,11 @@ async fn l7_a_silent_pod_tells_its_runs_to_stop_before_the_server_can_free_its_l
             let pausing = std::sync::Arc::clone(&server);
             tokio::task::spawn_blocking(move || pausing.pause().unwrap()).await.unwrap();
             let silent = Instant::now();
-            let stopped = tokio::time::timeout(LEASE, told.recv()).await;
+            let stopped = tokio::time::timeout(lease(), told.recv()).await;
             if on_detach == OnDetach::Cancel {
                 let (at, reason) = stopped.expect("told before the lease ended").expect("the handler lives");
                 assert_eq!(reason, StopReason::SelfFenced);
-                assert!(at - silent < LEASE, "{:?}", at - silent);
+                assert!(at - silent < lease(), "{:?}", at - silent);
             } else {
                 stopped.expect_err("it may go on");
             }
@@ -379,7 +379,7 @@ async fn l8_no_time_in_the_tables_decides_anything() {
                 ))
                 .await
                 .unwrap();
-            tokio::time::sleep(LEASE).await;
+            tokio::time::sleep(lease()).await;
             assert_eq!(db.client.roster().await, ["a", "b"], "times of {at} changed the roster");
             assert_eq!(db.client.run(run.run_id).await.owner, Some(a.incarnation().as_uuid()));
         }
@@ -508,7 +508,7 @@ async fn l10_a_look_that_fails_is_unknown_and_nobody_is_buried_on_it() {
             if n == 1 { Ok(()) } else { Err(format!("{n}")) }
         })
         .await;
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         assert_eq!(db.client.roster().await, ["a", "b"], "buried on an unknown");
         assert!(b.status().attached, "the survivor is not disturbed");
         db.client.batch_execute("ALTER TABLE studio_pods RENAME COLUMN away TO drain_requested").await.unwrap();
@@ -538,7 +538,7 @@ async fn l10_a_full_lock_table_is_unknown_and_nobody_is_buried_on_it() {
         let code = full.expect_err("the lock table is full").code().map(|c| c.code().to_owned());
         assert_eq!(code.as_deref(), Some("53200"));
         // Looks fail now; the lock of a pod that loses its session cannot even be taken back.
-        tokio::time::sleep(LEASE / 2).await;
+        tokio::time::sleep(lease() / 2).await;
         drop(greedy);
         for pod in ["a", "b", "c"] {
             eventually(SOON, "attached", || async {

@@ -18,7 +18,7 @@ use crate::patience::{SOON, slack};
 use crate::runs::stage::{Stage, act, behind_proxy};
 use crate::support::proxy::Flow;
 use crate::support::sql::{self, Client};
-use crate::support::{Db, LEASE, eventually, server, start, timed, trace};
+use crate::support::{Db, eventually, lease, server, start, timed, trace};
 
 const CHANNELS: [&str; 2] = ["podlock_app", "podstream_app"];
 
@@ -88,7 +88,7 @@ struct Hold(Child);
 impl Hold {
     fn start(url: &str, name: &str) -> Self {
         let child = clean(&mut Command::new(env!("CARGO_BIN_EXE_podlock")))
-            .args(["--schema", "app", "hold", "--name", name, "--lease", &format!("{}ms", LEASE.as_millis())])
+            .args(["--schema", "app", "hold", "--name", name, "--lease", &format!("{}ms", lease().as_millis())])
             .args(["--", "sleep", "3600"])
             .env("DATABASE_URL", url)
             .stdin(Stdio::null())
@@ -267,7 +267,7 @@ async fn l11_whatever_a_stranger_sends_two_leases_later_nothing_has_changed() {
         let sender = sql::connect(&stranger.url).await;
         let all = payloads(&pods, &runs);
         let began = Instant::now();
-        while began.elapsed() < LEASE * 2 {
+        while began.elapsed() < lease() * 2 {
             for payload in &all {
                 for channel in CHANNELS {
                     sender.execute("SELECT pg_notify($1, $2)", &[&channel, payload]).await.unwrap();
@@ -350,7 +350,7 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
         let names = ["flooded-a", "flooded-b", "flooded-c"];
         let [a, b, c] = names.map(beats);
         let (a, b, c) = (stage.pod(a).await, stage.pod(b).await, stage.pod(c).await);
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         c.start(act()).await.unwrap();
         let orphan = stage.act().await.run.id();
         let beaten = || async {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::patience::SOON;
 use crate::support::sql::{self, Client};
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::{Db, eventually, lease, start, timed};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// What one transaction deletes at most.
@@ -254,7 +254,7 @@ async fn eventful(db: &Db) {
     db.pod("c").await.shutdown(SOON).await.unwrap();
     drop(b);
     let d = db.pod("d").await;
-    db.client.roster_is(&["d"], LEASE * 2 + SOON).await;
+    db.client.roster_is(&["d"], lease() * 2 + SOON).await;
     // Two that stay in the roster, dead.
     drop(db.pod("e").await);
     drop(d);
@@ -314,7 +314,7 @@ async fn folding_the_log_gives_the_roster_wherever_its_beginning_was_cut() {
         }
         // Living pods go on writing after it.
         let f = db.pod("f").await;
-        db.client.roster_is(&["f"], LEASE * 2 + SOON).await;
+        db.client.roster_is(&["f"], lease() * 2 + SOON).await;
         db.client.assert_fold_is_roster().await;
         f.shutdown(SOON).await.unwrap();
     })
@@ -379,7 +379,7 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
         let eager = |c: &mut Config| (c.keep_runs, c.keep_events, c.prune_interval) = (DAY, DAY, Duration::from_millis(20));
         let a = start(db.config("a").with(eager)).await;
         let b = start(db.config("b").with(eager)).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         life(&db.client, "x").await;
         ended(&db.client, "succeeded", 3, 2.0).await;
         let mut hung = sql::connect(&db.pod_url).await;

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use podlock::Pod;
 
+use crate::patience::SOON;
 use crate::support::faults::OwnServer;
-use crate::support::{Db, LEASE, eventually, start, trace, within};
-
-const SOON: Duration = Duration::from_secs(15);
+use crate::support::{Db, eventually, lease, start, trace, within};
 
 /// Rows of pods that are dead, as short-lived `hold`s under new names leave them.
 async fn dead_rows(db: &Db, n: i32) {
@@ -24,7 +23,7 @@ async fn dead_rows(db: &Db, n: i32) {
 async fn among_the_dead(server: &OwnServer, names: [&str; 2], dead: i32) -> (Db, [Pod; 2]) {
     let db = Db::on(server).await;
     let pods = [start(db.config(names[0])).await, start(db.config(names[1])).await];
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     dead_rows(&db, dead).await;
     (db, pods)
 }
@@ -42,7 +41,7 @@ async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patienc
     })
     .await;
     // Past the window in which losses count together.
-    tokio::time::sleep(LEASE / 10).await;
+    tokio::time::sleep(lease() / 10).await;
     let incarnation = dying.incarnation();
     drop(dying);
     eventually(patience, "the pod that dies among them is buried", || async {
@@ -113,7 +112,7 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
                        EXECUTE FUNCTION refuse()";
             db.client.batch_execute(bad).await.unwrap();
             let a = start(db.config(&format!("stuck-{dead}"))).await;
-            tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+            tokio::time::sleep(lease() + Duration::from_millis(200)).await;
             dead_rows(&db, dead).await;
             let eyes = crate::support::sql::connect(&db.url).await;
             let held = db.client.transaction().await.unwrap();
@@ -148,7 +147,7 @@ async fn l12_a_hundred_rows_that_cannot_be_buried_hold_up_none_behind_them() {
                    CREATE TRIGGER refuse BEFORE DELETE ON studio_pods FOR EACH ROW EXECUTE FUNCTION refuse()";
         db.client.batch_execute(bad).await.unwrap();
         let a = start(db.config("behind-many")).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         dead_rows(&db, 200).await;
         let refused = "SELECT array_agg(pod_id ORDER BY pod_id COLLATE \"C\") FROM (SELECT pod_id FROM refused \
                        UNION ALL SELECT 'behind-many') r";
@@ -166,7 +165,7 @@ async fn l12_a_row_with_a_name_that_no_pod_can_have_ends_no_look() {
     within(Duration::from_secs(180), async {
         let db = Db::new().await;
         let a = start(db.config("beside-a-bad-name")).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         // With the lowest keys of all: their portion comes first.
         let bad = "DO $$ DECLARE c text; BEGIN FOR c IN SELECT conname FROM pg_constraint \
                      WHERE conrelid = 'studio_pods'::regclass AND contype = 'c' LOOP \

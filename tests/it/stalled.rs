@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
 use crate::support::proxy::{ALL, Flow};
-use crate::support::{Db, LEASE, eventually, start, timed, trace};
+use crate::support::{Db, eventually, lease, start, timed, trace};
 
 const BEAT: Duration = Duration::from_millis(300);
 
@@ -25,7 +25,7 @@ async fn three(db: &Db, on_stall: OnStall) -> [Pod; 3] {
         start(config(db, "b", on_stall)).await,
         start(config(db, "c", on_stall)).await,
     ];
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     pods
 }
 
@@ -210,7 +210,7 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
         let row = db.client.query_one(evicted, &[]).await.unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, Option<i32>>(1)), (1, Some(2)), "its two backends, once");
         // It lives, and is not given anything to stand still with.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         db.client.roster_is(&["b", "c"], SOON).await;
         assert_eq!(a.incarnation(), stalled);
         source.tick();
@@ -330,7 +330,7 @@ async fn a_pod_that_was_put_out_while_it_was_cut_off_stays_away_until_it_moves()
         let given_up = async { while heard.recv().await.unwrap() != PodEvent::SelfFenced {} };
         tokio::time::timeout(SOON, given_up).await.expect("it gives itself up");
         proxy.all(&ALL, Flow::Pass);
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         assert_eq!(a.incarnation(), out, "it came back to stand still");
         source.tick();
         eventually(SOON, "it is back as another", || async {

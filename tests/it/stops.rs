@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use podlock::{NewRun, Outcome, Pod, Run};
 
 use crate::patience::slack;
-use crate::support::{Db, LEASE, timed};
+use crate::support::{Db, lease, timed};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_under_a_stalled_database_tells_its_runs_at_once_and_ends() {
@@ -43,7 +43,7 @@ async fn a_shutdown_under_a_stalled_database_tells_its_runs_at_once_and_ends() {
         assert!(at - began < slack(Duration::from_secs(1)), "told after {:?}, {reason}", at - began);
         assert_eq!((report.finished, report.yielded, report.aborted), (0, 0, 1), "its yield could not be written");
         // The grace, the tasks that wait for the database, and what a busy machine adds: far less than their sum.
-        assert!(took < grace + slack(LEASE * 2), "{took:?}");
+        assert!(took < grace + slack(lease() * 2), "{took:?}");
         stuck.await.unwrap().expect_err("the pod has ended");
         let resuming = Arc::clone(&server);
         tokio::task::spawn_blocking(move || resuming.resume().unwrap()).await.unwrap();

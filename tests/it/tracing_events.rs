@@ -6,7 +6,7 @@ use podlock::{NewRun, Pod};
 
 use crate::patience::SOON;
 use crate::support::trace::{self, Event};
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::{Db, eventually, lease, start, timed};
 
 async fn logged(name: &str, event: &str, level: &str, fields: &[&str]) -> Event {
     eventually(SOON, &format!("{event} of {name} is logged with {fields:?}"), || async {
@@ -25,7 +25,7 @@ async fn a_detach_a_kill_and_a_drain_are_logged_with_the_documented_fields() {
         let db = Db::new().await;
         let [a, b]: [Pod; 2] = [start(db.config("traced-a")).await, start(db.config("traced-b")).await];
         logged("traced-a", "started", "INFO", &["pod", "incarnation", "backend"]).await;
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
 
         db.client.terminate("traced-a", "liveness").await;
         let detached = logged("traced-a", "detached", "WARN", &["pod", "incarnation", "cause"]).await;

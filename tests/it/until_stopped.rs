@@ -11,9 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::patience::SOON;
 use crate::support::{Db, eventually, timed};
 
-const SOON: Duration = Duration::from_secs(30);
 /// Longer than a test may take: nothing ends because this is over.
 const GRACE: Duration = Duration::from_secs(600);
 /// Set in the environment of the process below: the file at which a stubborn handler ends.

@@ -1,5 +1,6 @@
 //! `podlock migrate`: podlock's tables.
 
+use podlock::Config;
 use podlock::migrate::{self, Access, Version};
 
 use crate::failure::{Failure, note};
@@ -36,14 +37,19 @@ pub(crate) enum Verb {
 
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Up { output } => list(&migrate::up(&global.config()?).await?, output, "the schema was up to date"),
+        Verb::Up { output } => {
+            let config = global.config()?;
+            list(&migrate::up(&config).await?, output, "the schema was up to date")?;
+            warn(&config).await
+        }
         Verb::Status { output } => {
-            let versions = migrate::status(&global.config()?).await?;
+            let config = global.config()?;
+            let versions = migrate::status(&config).await?;
             list(&versions, output, "this version knows no migration")?;
             if versions.iter().any(|version| !version.applied) {
                 note("the database lacks a version; `podlock migrate up` applies it");
             }
-            Ok(())
+            warn(&config).await
         }
         Verb::Sql { from } => {
             let newest = migrate::newest();
@@ -58,6 +64,13 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             script(&migrate::grants(global.schema()?, &role, access))
         }
     }
+}
+
+async fn warn(config: &Config) -> Result<(), Failure> {
+    for warning in migrate::warnings(config).await? {
+        note(&warning);
+    }
+    Ok(())
 }
 
 /// For psql, which goes on after an error and exits with 0 unless it is told not to.

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::authority::TlsServer;
 use crate::patience::{CONNECT, SOON};
 use crate::support::faults::refused;
-use crate::support::{LEASE, eventually, start, timed};
+use crate::support::{eventually, lease, start, timed};
 
 /// Connections are lost when the password has just been changed and the service does not know it yet: the run that ends
 /// meanwhile waits for it, and is not failed for want of a connection.
@@ -91,7 +91,7 @@ async fn the_password_callback_is_asked_at_every_reconnect() {
         };
         // The string's own password is wrong: the source wins.
         let url = tls.trusting("changing", "sslmode=verify-full password=stale");
-        let config = Config::new(url).name("a").lease(LEASE).password_from(source);
+        let config = Config::new(url).name("a").lease(lease()).password_from(source);
         let pod = start(config.clone()).await;
         tls.db.client.armed("a", SOON).await;
         let run = pod.start(NewRun::new("wait")).await.expect("the pool asked, too");
@@ -125,12 +125,12 @@ async fn a_password_source_that_fails_is_an_error_of_the_start_and_one_that_hang
     timed(async {
         let tls = TlsServer::start().await;
         let url = tls.trusting("app", "sslmode=verify-full");
-        let config = |name: &str| Config::new(&url).name(name).lease(LEASE);
+        let config = |name: &str| Config::new(&url).name(name).lease(lease());
         let patient = |name: &str| config(name).with(|c| c.connect_timeout = Some(CONNECT));
         let failing = patient("a").password_from(|_| async { Err::<String, _>("the vault is sealed") });
-        refused(failing).await.is(ErrorKind::AuthFailed, &["the vault is sealed", "localhost"], LEASE);
+        refused(failing).await.is(ErrorKind::AuthFailed, &["the vault is sealed", "localhost"], lease());
         let panicking = patient("a").password_from(|_| async { panic!("as asked") as Result<String, std::io::Error> });
-        refused(panicking).await.is(ErrorKind::AuthFailed, &["asking the service for the password"], LEASE);
+        refused(panicking).await.is(ErrorKind::AuthFailed, &["asking the service for the password"], lease());
         let hanging = config("a").password_from(|_| std::future::pending::<Result<String, std::io::Error>>());
         let limit = config("a").validate().unwrap().connect_timeout;
         refused(hanging).await.is(ErrorKind::Timeout, &["connecting to localhost"], limit);

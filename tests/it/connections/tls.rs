@@ -11,10 +11,10 @@ use crate::examples::example;
 use crate::inherited::clean;
 use crate::patience::{CONNECT, SOON};
 use crate::support::faults::refused;
-use crate::support::{LEASE, eventually, start, timed};
+use crate::support::{eventually, lease, start, timed};
 
 fn config(url: &str) -> Config {
-    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
+    Config::new(url).name("a").lease(lease()).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 /// The degrees of `sslmode` are only worth something if none of the four kinds of connection, nor the operator's and
@@ -43,7 +43,7 @@ async fn each_kind_of_connection_is_under_tls_on_a_server_that_takes_nothing_els
         pod.shutdown(SOON).await.unwrap();
         // Without TLS the server takes none of them.
         let words = ["no pg_hba.conf entry"];
-        refused(config(&tls.url("app", "sslmode=disable"))).await.is(ErrorKind::AuthFailed, &words, LEASE);
+        refused(config(&tls.url("app", "sslmode=disable"))).await.is(ErrorKind::AuthFailed, &words, lease());
     })
     .await;
 }
@@ -148,7 +148,7 @@ async fn each_sslmode_trusts_as_much_as_libpq_does_and_no_more() {
             {
                 continue;
             }
-            refused(config(&tls.url(role, &words))).await.is(kind, &[said], LEASE);
+            refused(config(&tls.url(role, &words))).await.is(kind, &[said], lease());
         }
     })
     .await;
@@ -175,7 +175,7 @@ async fn a_client_certificate_logs_in_and_a_renewed_one_is_read_anew() {
         refused(config.clone().name("b")).await.is(
             ErrorKind::AuthFailed,
             &["certificate authentication failed"],
-            LEASE,
+            lease(),
         );
         assert!(pod.status().attached);
         renew("cert_app");
@@ -183,7 +183,7 @@ async fn a_client_certificate_logs_in_and_a_renewed_one_is_read_anew() {
         pod.shutdown(SOON).await.unwrap();
         // A key that others may read is not used.
         std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-        refused(config).await.is(ErrorKind::Config, &["sslkey", "chmod 0600"], LEASE);
+        refused(config).await.is(ErrorKind::Config, &["sslkey", "chmod 0600"], lease());
     })
     .await;
 }

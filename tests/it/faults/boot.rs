@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::patience::SOON;
 use crate::support::faults::{OwnServer, free_port, hosts_url, nothing_is_left_of, refused, slack};
 use crate::support::pgbouncer::{Manner, Relay};
-use crate::support::{Db, LEASE, eventually, server, start, timed};
+use crate::support::{Db, eventually, lease, server, start, timed};
 
 const CONNECT: Duration = Duration::from_millis(700);
 
@@ -27,7 +27,7 @@ async fn second_waits(db: &Db) {
 }
 
 fn quick(url: String) -> Config {
-    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
+    Config::new(url).name("a").lease(lease()).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use podlock::{Config, ErrorKind, NewRun};
 
 use crate::patience::{CONNECT, SOON};
 use crate::support::faults::{Audit, audited, refused};
-use crate::support::{Db, LEASE, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 const SCHEMAS: &[&str] = &[
     "two words",
@@ -37,7 +37,7 @@ fn quoted(name: &str) -> String {
 /// Boots two pods, lets one die, and sees its run taken over and everything in the schema that was asked for.
 async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
     let config = |name: &str| {
-        Config::new(&db.url).name(name).lease(LEASE).schema(schema).with(|c| {
+        Config::new(&db.url).name(name).lease(lease()).schema(schema).with(|c| {
             // Opening a connection of the pool, settings included, and a statement on it.
             (c.connect_timeout, c.statement_timeout) = (Some(CONNECT), Some(CONNECT));
         })
@@ -46,7 +46,7 @@ async fn a_death_in(db: &Db, schema: &str, survivor: &str, dying: &str) {
     let a = audited(config(survivor), &audit).start().await.expect("the survivor starts");
     let b = audited(config(dying), &audit).start().await.expect("the other starts");
     let run = b.start(NewRun::new("work").key(schema)).await.unwrap();
-    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(200)).await;
     let dead = b.incarnation();
     drop(b);
     audit.let_finish();

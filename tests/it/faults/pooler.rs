@@ -9,12 +9,12 @@ use crate::patience::CONNECT;
 use crate::patience::{SOON, TEST};
 use crate::support::faults::{Audit, audited, no_lock_is_left, nothing_is_left_of, refused};
 use crate::support::pgbouncer::{Manner, PgBouncer, Relay};
-use crate::support::{Db, LEASE, eventually, server, start, timed, within};
+use crate::support::{Db, eventually, lease, server, start, timed, within};
 
 const ANSWER: Duration = Duration::from_secs(4);
 
 fn config(url: &str, pod: &str) -> Config {
-    Config::new(url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
+    Config::new(url).name(pod).lease(lease()).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +89,7 @@ async fn pgbouncer_in_session_mode_carries_pods_and_a_kill_is_noticed() {
         let run = b.start(NewRun::new("work")).await.unwrap().run_id;
         let alive = "SELECT count(*) FROM studio_pod_status WHERE alive AND witness AND holder_pid IS NOT NULL";
         assert_eq!(db.client.scalar::<i64>(alive, &[]).await, 2);
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         assert_eq!(db.client.scalar::<i64>(alive, &[]).await, 2);
         let (dead, began) = (b.incarnation(), std::time::Instant::now());
         drop(b);

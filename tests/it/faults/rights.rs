@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::patience::{CONNECT, SOON};
 use crate::support::faults::{OwnServer, nothing_is_left_of, refused};
-use crate::support::{Db, LEASE, eventually, server, sql, start, timed};
+use crate::support::{Db, eventually, lease, server, sql, start, timed};
 
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -20,7 +20,7 @@ async fn role(db: &Db) -> (String, String) {
 }
 
 fn config(url: &str) -> Config {
-    Config::new(url).name("a").lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
+    Config::new(url).name("a").lease(lease()).with(|c| c.connect_timeout = Some(CONNECT))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::patience::SOON;
 use crate::support::faults::{Audit, audited};
-use crate::support::{Db, LEASE, eventually, start, timed};
+use crate::support::{Db, eventually, lease, start, timed};
 
 /// The kinds of the events about a pod, in order.
 async fn events_of(db: &Db, pod: &str) -> Vec<String> {
@@ -39,7 +39,7 @@ async fn a_pod_whose_liveness_backend_was_terminated_is_the_same_incarnation_aga
         }
         let run = pods[0].start(NewRun::new("work")).await.unwrap().run_id;
         let (was, then) = (pods[0].incarnation(), db.client.run(run).await);
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         assert_eq!(db.client.terminate("a", "liveness").await, 1);
         eventually(SOON, "pod a returned", || async {
             match session_number(&db, "a").await {
@@ -129,7 +129,7 @@ async fn a_living_pod_that_loses_both_witnesses_at_once_is_buried_and_comes_back
         for _ in 0..4 {
             runs.push(pods[0].start(NewRun::new("work")).await.unwrap().run_id);
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         let was = pods[0].incarnation();
         // A pod that is quicker than its watcher, which may be between two slices, returns undisturbed: again, then.
         let mut tries = 0;

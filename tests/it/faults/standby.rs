@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::inherited::clean;
 use crate::patience::SOON;
 use crate::support::faults::{Daemon, OwnServer, account_dir, as_account, free_port, hosts_url, reconnected, refused};
-use crate::support::{Db, LEASE, start, timed};
+use crate::support::{Db, lease, start, timed};
 
 struct Standby {
     port: u16,
@@ -47,7 +47,7 @@ async fn a_standby_is_refused_and_among_several_hosts_the_primary_is_found() {
         let primary = OwnServer::start(&[]).await;
         let db = Db::on(&primary).await;
         let standby = standby_of(&primary).await;
-        let config = |ports: &[u16]| Config::new(hosts_url(&primary, ports, &db.name)).name("a").lease(LEASE);
+        let config = |ports: &[u16]| Config::new(hosts_url(&primary, ports, &db.name)).name("a").lease(lease());
         let limit = config(&[standby.port]).validate().unwrap().connect_timeout;
         let standby_words = [format!("127.0.0.1:{}", standby.port), "is a standby".into(), "the primary".into()];
         let words: Vec<&str> = standby_words.iter().map(String::as_str).collect();

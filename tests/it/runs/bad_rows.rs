@@ -6,7 +6,7 @@ use podlock::{RunId, migrate};
 use serde_json::json;
 
 use super::stage::{SOON, Stage, nudge, orphan};
-use crate::support::{Db, LEASE, eventually, start, timed, trace};
+use crate::support::{Db, eventually, lease, start, timed, trace};
 
 /// The newest version of the schema under which the rows of these tests could be written.
 const BEFORE_THE_BOUNDS: i32 = 9;
@@ -101,7 +101,7 @@ async fn l12_where_no_claim_passes_no_run_is_quarantined() {
         assert_eq!(running, 3);
         db.client.batch_execute("ALTER TABLE studio_run_attempts DROP CONSTRAINT broken").await.unwrap();
         // They are tried again after a lease.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         nudge(&db.client).await;
         stage.acts(3).await;
     })
@@ -129,7 +129,7 @@ async fn l12_a_row_of_the_roster_whose_name_no_pod_can_have_is_named_once_and_br
         })
         .await;
         // Sweeps go by.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         assert_eq!(db.client.backend("b", "control").await, control, "the control session was not broken");
         assert_eq!(db.client.roster().await.len(), 3, "the rows are left to people");
         let sql = "SELECT array_agg(incarnation::text) FROM studio_pods WHERE pod_id ~ '[[:cntrl:]]'";

@@ -7,7 +7,7 @@ use super::stage::{
     Act, CLAIM, Pause, SOON, Stage, act, behind_proxy, blocked, no_orphans, nudge, orphan, story, told, whole_run,
 };
 use crate::support::proxy::Flow;
-use crate::support::{Db, LEASE, eventually, sql, timed};
+use crate::support::{Db, eventually, lease, sql, timed};
 
 /// `a` is buried but alive, and its fence is still the run's: it may finish until somebody has
 /// claimed. `b` has its snapshot, in which the run runs, and is held before it picks a row.
@@ -95,7 +95,7 @@ impl Orphaned {
         let dead = a.incarnation();
         drop(stage.acts(RUNS).await);
         // From here on the survivors may bury.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         drop(a);
         blocked(&db.client, CLAIM, 2).await;
         Self { db, stage, pause, runs, dead, survivors }

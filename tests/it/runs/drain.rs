@@ -7,7 +7,7 @@ use podlock::{ErrorKind, NewRun, Outcome, Phase, Pod, Run, StopReason};
 use serde_json::json;
 
 use super::stage::{SOON, START, Stage, act, blocked, detail_of_event, story, take_key, told};
-use crate::support::{Db, LEASE, eventually, sql, timed};
+use crate::support::{Db, eventually, lease, sql, timed};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_lets_runs_finish_or_yield_and_aborts_the_rest() {
@@ -131,7 +131,7 @@ async fn the_aborted_and_the_resumed_attempt_never_overlap() {
         let _b = pod("b").start().await.unwrap();
         let run_id = a.start(NewRun::new("slow")).await.unwrap().run_id;
         begins.recv().await.unwrap();
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         let report = a.shutdown(Duration::from_millis(20)).await.unwrap();
         assert_eq!(report.aborted, 1);
         assert!(dropped.lock().unwrap().is_some(), "joined before the shutdown returned");

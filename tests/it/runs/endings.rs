@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::stage::{SOON, Stage, act, story, told};
 use crate::support::sql::Client;
-use crate::support::{Db, LEASE, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 async fn ending(client: &Client, run_id: RunId) -> (String, Option<Value>, Option<String>) {
     let sql = "SELECT state, result, error FROM studio_runs WHERE run_id = $1";
@@ -131,7 +131,11 @@ async fn a_cancelled_run_is_told_at_once_whichever_pod_cancels_it_and_writes_not
             let next = a.start(NewRun::new("echo").key("k")).await;
             next.expect("another kind's key was never busy");
             let reason = tokio::time::timeout(SOON, begun.run.stopped()).await.expect("told to stop");
-            assert!(asked.elapsed() < LEASE / 4, "told after {:?}: by a notification, not by a sweep", asked.elapsed());
+            assert!(
+                asked.elapsed() < lease() / 4,
+                "told after {:?}: by a notification, not by a sweep",
+                asked.elapsed()
+            );
             assert_eq!((reason, begun.run.stop_reason()), (StopReason::Cancelled, Some(StopReason::Cancelled)));
             assert!(token.is_cancelled());
             let error = begun.run.checkpoint(json!(2)).await.unwrap_err();

@@ -124,7 +124,7 @@ async fn many_failing_runs_wait_for_no_event_and_are_a_few_events_that_count_eac
         let pod = stage.pod(db.config("a").capacity(RUNS)).await;
         let mut holder = crate::support::sql::connect(&db.url).await;
         let held = holder.transaction().await.unwrap();
-        let lock = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))";
+        let lock = "LOCK TABLE studio_log_order IN EXCLUSIVE MODE";
         held.batch_execute(lock).await.unwrap();
         for n in 0..RUNS {
             pod.start(act()).await.unwrap();

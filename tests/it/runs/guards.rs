@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::stage::{FINISH, SOON, Stage, act, blocked, nudge};
 use crate::inherited::clean;
 use crate::support::sql::{self, Client};
-use crate::support::{Db, LEASE, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 /// The service's own table: what was written under which run's fence. `n` is given under the guard.
 async fn own_table(db: &Db) {
@@ -46,7 +46,7 @@ async fn a_claim_passes_over_a_guarded_run_and_takes_it_when_the_transaction_is_
         let b = stage.pod(db.config("b")).await;
         let guarded = a.start(act().key("guarded")).await.unwrap().run_id;
         let first = stage.act().await;
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         let mut client = sql::connect(&db.pod_url).await;
         let txn = client.transaction().await.unwrap();
         first.run.guard(&txn).await.expect("it is this attempt's");
@@ -282,7 +282,7 @@ async fn a_guard_limits_its_transaction_never_lengthens_a_limit_and_is_gone_with
         a.start(act()).await.unwrap();
         let run = stage.act().await.run;
         let mut client = sql::connect(&db.pod_url).await;
-        let half = (LEASE / 2).as_millis().to_string();
+        let half = (lease() / 2).as_millis().to_string();
         for (before, during) in [
             (["0", "0", "0", "0"], [&*half, &half, &half, "0"]),
             (["3600000", "86400000", "90000", "61000"], [&half, &half, &half, "61000"]),
@@ -313,7 +313,7 @@ async fn a_frozen_guard_is_ended_by_the_server_and_its_run_goes_on_elsewhere() {
         let _b = stage.pod(db.config("b")).await;
         let run_id = a.start(act()).await.unwrap().run_id;
         let first = stage.act().await;
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         let mut client = sql::connect(&db.pod_url).await;
         let txn = client.transaction().await.unwrap();
         first.run.guard(&txn).await.unwrap();

@@ -165,7 +165,7 @@ async fn the_reply_to_a_claim_is_lost_after_commit_and_the_run_is_adopted_under_
         let a = stage.pod(config.with(patient)).await;
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
-        gate.batch_execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))").await.unwrap();
+        gate.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         let run_id = a.submit(act()).await.unwrap();
         blocked(&db.client, CLAIM, 1).await;
         assert!(proxy.present(&["pool"], Flow::Mute) > 0);
@@ -254,7 +254,7 @@ async fn a_claim_that_is_under_way_when_its_pod_ends_begins_nothing() {
         let a = stage.pod(db.config("a").with(patient)).await;
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
-        gate.batch_execute("SELECT pg_advisory_xact_lock(hashtextextended(current_schema(), 2))").await.unwrap();
+        gate.batch_execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE").await.unwrap();
         let (run_id, _) = orphan(&db.client, "act").await;
         nudge(&db.client).await;
         blocked(&db.client, CLAIM, 1).await;

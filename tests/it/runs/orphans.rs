@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::stage::{SOON, Stage, nudge, orphan, story, told};
 use crate::patience::slack;
-use crate::support::{Db, LEASE, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l6_an_orphan_that_nobody_told_of_is_found_by_the_sweep() {
@@ -17,7 +17,7 @@ async fn l6_an_orphan_that_nobody_told_of_is_found_by_the_sweep() {
         let since = Instant::now();
         let found = stage.act().await;
         assert_eq!((found.run.id(), found.run.attempt(), found.pod()), (run_id, 2, "a"));
-        assert!(since.elapsed() < a.settings().sweep_interval + slack(LEASE), "found after {:?}", since.elapsed());
+        assert!(since.elapsed() < a.settings().sweep_interval + slack(lease()), "found after {:?}", since.elapsed());
         assert_eq!(db.client.run(run_id).await.crashes, 0, "nobody knows how its owner ended");
         assert_eq!(story(&db.client, run_id).await, told(&[("ghost", Some("lost")), ("a", None)]));
         let from = super::stage::detail_of_event(&db.client, "claimed", a.incarnation()).await.unwrap();
@@ -46,7 +46,7 @@ async fn orphans_of_a_dead_owner_are_left_alone_for_claim_delay_and_unowned_runs
         let claimed = stage.act().await;
         assert_eq!(claimed.run.id(), run_id);
         let after = claimed.at.duration_since(made);
-        assert!(after >= delay && after < delay + slack(LEASE), "claimed after {after:?}");
+        assert!(after >= delay && after < delay + slack(lease()), "claimed after {after:?}");
     })
     .await;
 }

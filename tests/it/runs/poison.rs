@@ -20,7 +20,7 @@ use super::stage::{
 use crate::inherited::clean;
 use crate::support::proxy::Flow;
 use crate::support::sql::Client;
-use crate::support::{Db, LEASE, eventually, start, timed, trace};
+use crate::support::{Db, eventually, lease, start, timed, trace};
 
 /// Makes an orphan by hand, and tells nobody: `crashes` were counted, and its last owner ended for `reason`.
 async fn orphan_after(client: &Client, crashes: i32, reason: Option<&str>) -> RunId {
@@ -48,7 +48,7 @@ async fn the_third_owner_that_crashes_in_a_row_has_the_run_quarantined_and_it_sa
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         // It has no handler for the run and buries nobody, and hears of it all the same.
-        let witness = start(db.config("witness").with(|c| c.settle = Some(LEASE * 100))).await;
+        let witness = start(db.config("witness").with(|c| c.settle = Some(lease() * 100))).await;
         let mut heard = witness.events();
         let mut pod = stage.pod(db.config("poisoned")).await;
         let run_id = pod.start(act()).await.unwrap().run_id;
@@ -228,7 +228,7 @@ async fn a_pod_runs_one_suspect_at_a_time_beside_others_until_it_ends_or_makes_p
         let on_b = stage.act().await;
         assert!(suspects.contains(&on_b.run.id()) && on_b.pod() == "b", "each pod has its own");
         nudge(&db.client).await;
-        tokio::time::sleep(LEASE / 2).await;
+        tokio::time::sleep(lease() / 2).await;
         stage.nothing_more_has_begun().await;
         suspect.run.checkpoint(json!(1)).await.unwrap();
         let next = stage.act().await;
@@ -421,7 +421,7 @@ async fn a_released_run_runs_again_with_its_crashes_forgotten() {
         let (db, stage) = (Db::new().await, Stage::new());
         let run_id = orphan_after(&db.client, 2, Some("lost")).await;
         let by_sql = orphan_after(&db.client, 2, Some("stalled")).await;
-        let pod = stage.pod(db.config("a").lease(LEASE * 10)).await;
+        let pod = stage.pod(db.config("a").lease(lease() * 10)).await;
         db.client.run_in_state(run_id, "quarantined", SOON).await;
         db.client.run_in_state(by_sql, "quarantined", SOON).await;
         let operator = pod.operator();
@@ -474,7 +474,7 @@ async fn last_of_three(db: &Db, stage: &Stage) -> (RunId, Pod) {
         pods.push(stage.pod(db.config(name)).await);
     }
     // They may bury then, and have seen one another.
-    tokio::time::sleep(LEASE + Duration::from_millis(500)).await;
+    tokio::time::sleep(lease() + Duration::from_millis(500)).await;
     let run_id = pods[0].start(act()).await.unwrap().run_id;
     for _ in 0..2 {
         let begun = stage.act().await;
@@ -492,7 +492,7 @@ async fn the_last_of_three_pods_survives_a_poison_run_that_took_the_others_down(
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let (run_id, last) = last_of_three(&db, &stage).await;
-        let end = db.client.run_in_state(run_id, "quarantined", LEASE * 10).await;
+        let end = db.client.run_in_state(run_id, "quarantined", lease() * 10).await;
         assert_eq!((end.crashes, end.attempt), (2, 2), "it was not begun here");
         let error = error_of(&db.client, run_id).await.expect("it says why");
         assert!(error.starts_with("2 owners in a row died with it"), "{error}");
@@ -517,7 +517,7 @@ async fn the_last_pod_leaves_the_run_alone_until_another_pod_comes() {
         let (db, stage) = (Db::new().await, Stage::new());
         let (run_id, last) = last_of_three(&db, &stage).await;
         // Passes come meanwhile, as each sweep brings one.
-        tokio::time::sleep(LEASE).await;
+        tokio::time::sleep(lease()).await;
         stage.nothing_more_has_begun().await;
         assert_eq!(db.client.run(run_id).await.state, "running");
         let again = stage.pod(db.config("fleet-d")).await;
@@ -530,7 +530,7 @@ async fn the_last_pod_leaves_the_run_alone_until_another_pod_comes() {
             drop((third, last));
             again
         };
-        let end = db.client.run_in_state(run_id, "quarantined", LEASE * 10).await;
+        let end = db.client.run_in_state(run_id, "quarantined", lease() * 10).await;
         assert_eq!(end.crashes, 3, "the limit as it was set");
         assert_eq!(survivor.status().phase, podlock::Phase::Active);
         stage.nothing_more_has_begun().await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::stage::{SOON, Stage, act, nudge, story, told};
 use crate::patience::slack;
-use crate::support::{Db, LEASE, timed};
+use crate::support::{Db, lease, timed};
 
 /// Nobody may bury here: nobody has held its lock for `settle`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -32,7 +32,7 @@ async fn a_pod_restarted_under_its_old_name_gets_its_previous_runs_back_at_once(
         let again = Instant::now();
         let a = stage.pod(unsettled("a")).await;
         let mut resumed = stage.acts(3).await;
-        assert!(again.elapsed() < slack(LEASE), "back after {:?}", again.elapsed());
+        assert!(again.elapsed() < slack(lease()), "back after {:?}", again.elapsed());
         resumed.sort_by_key(|act| act.run.id());
         for (i, act) in resumed.iter().enumerate() {
             assert_eq!((act.run.id(), act.run.attempt(), act.pod()), (runs[i], 2, "a"));

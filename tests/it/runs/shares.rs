@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::stage::{SOON, Stage, act, no_orphans, nudge, orphan};
 use crate::support::sql::Client;
-use crate::support::{Db, LEASE, eventually, timed, with_kinds};
+use crate::support::{Db, eventually, lease, timed, with_kinds};
 
 /// How many running runs each pod owns.
 async fn owned(client: &Client) -> BTreeMap<String, i64> {
@@ -39,7 +39,7 @@ async fn a_thousand_orphans_of_one_dead_pod_are_shared_by_four_survivors() {
         for name in ["b", "c", "d", "e"] {
             survivors.push(stage.pod(db.config(name).capacity(1000)).await);
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         drop(a);
         db.client.roster_is(&["b", "c", "d", "e"], SOON).await;
         no_orphans(&db.client).await;
@@ -94,7 +94,7 @@ async fn what_a_pod_leaves_that_seems_to_have_room_is_taken_by_the_others_in_the
         let first = stage.acts(5).await;
         let others = stage.acts(5).await;
         let wait = others[0].at.duration_since(first[4].at);
-        assert!(wait > LEASE / 4, "its share first: {wait:?}");
+        assert!(wait > lease() / 4, "its share first: {wait:?}");
     })
     .await;
 }

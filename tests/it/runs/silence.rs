@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::stage::{SOON, Stage, act, behind_proxy, story, told};
 use crate::support::proxy::{ALL, Flow};
-use crate::support::{Db, LEASE, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 /// How late a token may fire on a loaded machine.
 fn slack() -> Duration {
@@ -36,7 +36,7 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
         let error = silent.run.checkpoint(json!("too late")).await.unwrap_err();
         assert!(error.is_fenced() && error.to_string().contains("silent"), "{error}");
         // It does not listen, so it is aborted.
-        eventually(slack() + LEASE / 20, "the deaf handler is aborted", || async {
+        eventually(slack() + lease() / 20, "the deaf handler is aborted", || async {
             if a.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", a.status())) }
         })
         .await;
@@ -144,7 +144,7 @@ async fn a_pod_whose_runtime_is_blocked_gives_its_runs_up_and_comes_back_as_anot
                 Ok(Outcome::Done(json!(run.attempt())))
             }
         };
-        let config = db.config("a").with(|c| c.stall_after = Some(LEASE / 4));
+        let config = db.config("a").with(|c| c.stall_after = Some(lease() / 4));
         let starting = one_thread.spawn(Pod::builder(config).handler("blocks", blocks).start());
         let a = starting.await.unwrap().expect("a starts");
         let before = a.incarnation();

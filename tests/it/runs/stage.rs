@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
-pub(crate) use crate::patience::SOON;
+pub(crate) use crate::patience::{SOON, slack};
 use crate::support::sql::{self, Client};
-use crate::support::{Db, eventually, server, with_kinds};
+use crate::support::{Db, eventually, server, start_of, with_kinds};
 
 /// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is aborted.
 pub(crate) struct Act {
@@ -55,19 +55,21 @@ impl Stage {
 
     /// A pod with the kind `act` beside the usual ones.
     pub(crate) async fn pod(&self, config: Config) -> Pod {
-        let begun = self.begun.clone();
-        let builder = with_kinds(Pod::builder(config)).handler("act", move |run: Run| {
-            let (end, ended) = oneshot::channel();
-            // A test that has ended listens no more.
-            let _ = begun.send(Act { run, at: Instant::now(), end });
-            async move {
-                match ended.await {
-                    Ok(how) => how,
-                    Err(_) => std::future::pending().await,
+        start_of(|| {
+            let begun = self.begun.clone();
+            with_kinds(Pod::builder(config.clone())).handler("act", move |run: Run| {
+                let (end, ended) = oneshot::channel();
+                // A test that has ended listens no more.
+                let _ = begun.send(Act { run, at: Instant::now(), end });
+                async move {
+                    match ended.await {
+                        Ok(how) => how,
+                        Err(_) => std::future::pending().await,
+                    }
                 }
-            }
-        });
-        builder.start().await.expect("the pod starts")
+            })
+        })
+        .await
     }
 
     /// The next attempt that begins.
@@ -237,6 +239,8 @@ impl Pause {
         Config::new(url).with(|c| {
             c.pod_name = config.pod_name;
             c.lease = config.lease;
+            // As it is by default, on a machine that is as fast as others.
+            c.connect_timeout = Some(slack(Duration::from_secs(2)));
             c.statement_timeout = Some(Duration::from_secs(30));
         })
     }
@@ -255,6 +259,8 @@ pub(crate) async fn behind_proxy(db: &Db, pod: &str) -> (crate::support::proxy::
     let through = Config::new(proxy.url(&db.pod_url, port)).with(|c| {
         c.pod_name = config.pod_name;
         c.lease = config.lease;
+        // As it is by default, on a machine that is as fast as others.
+        c.connect_timeout = Some(slack(Duration::from_secs(2)));
     });
     (proxy, through)
 }

@@ -14,9 +14,8 @@ use crate::support::{Db, sql, timed};
 
 const STREAMS: usize = 500;
 const CHUNKS: usize = 20;
-/// Starts and attaches that are under way together: more have to wait for the pool for longer than it lets them, on a slow
-/// machine.
-const AT_A_TIME: usize = 25;
+/// Starts and attaches that are under way together: no more than the pool has connections, so that none waits for one.
+const AT_A_TIME: usize = 3;
 
 /// Five hundred streams of one pod, read on another; and however many there are, readers are told 48 times a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,8 +10,8 @@ pub(crate) mod sql;
 pub(crate) mod trace;
 
 use std::future::Future;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use podlock::throwaway::Server;
@@ -21,8 +21,13 @@ use serde_json::json;
 use crate::inherited;
 use crate::patience::{CONNECT, SOON, slowness};
 
-/// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out.
-pub(crate) const LEASE: Duration = Duration::from_secs(4);
+/// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out. Four seconds;
+/// longer where four tasks or more wanted each core when the tests began.
+pub(crate) fn lease() -> Duration {
+    static LEASE: LazyLock<Duration> =
+        LazyLock::new(|| Duration::from_secs(4).mul_f64((slowness() / 4.0).clamp(1.0, 4.0)));
+    *LEASE
+}
 
 /// The server of this test binary. It ends with the process.
 pub(crate) fn server() -> &'static Server {
@@ -84,10 +89,10 @@ impl Db {
 
     pub(crate) fn config(&self, pod: &str) -> Config {
         // A loaded machine takes its time to connect; that is not what these tests are about.
-        Config::new(&self.pod_url).name(pod).lease(LEASE).with(|c| c.connect_timeout = Some(CONNECT))
+        Config::new(&self.pod_url).name(pod).lease(lease()).with(|c| c.connect_timeout = Some(CONNECT))
     }
 
-    /// A pod with the test kinds, and a lease of [`LEASE`].
+    /// A pod with the test kinds, and a lease of [`lease`].
     pub(crate) async fn pod(&self, name: &str) -> Pod {
         start(self.config(name)).await
     }
@@ -98,7 +103,7 @@ impl Db {
         for i in 0..N {
             pods.push(self.pod(&char::from(b'a' + u8::try_from(i).unwrap()).to_string()).await);
         }
-        tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+        tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         pods.try_into().expect("as many as asked for")
     }
 }
@@ -106,9 +111,14 @@ impl Db {
 /// A start that a slow machine defeats is tried again, as a service's is by what restarts it: the server's time limits on
 /// what a pod does there are parts of the lease, and do not grow with the load.
 pub(crate) async fn start(config: Config) -> Pod {
+    start_of(|| with_kinds(Pod::builder(config.clone()))).await
+}
+
+/// The same of a pod with other kinds.
+pub(crate) async fn start_of(builder: impl Fn() -> PodBuilder) -> Pod {
     let began = Instant::now();
     loop {
-        match with_kinds(Pod::builder(config.clone())).start().await {
+        match builder().start().await {
             Ok(pod) => return pod,
             Err(error) if error.is_transient() && slowness() > 2.0 && began.elapsed() < SOON => {
                 println!("trying again on a slow machine: {error}");
