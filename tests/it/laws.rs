@@ -88,6 +88,11 @@ async fn l2_a_pod_next_to_an_unsettled_one_is_buried_at_once_by_a_settled_one() 
             db.config(name).with(|c| {
                 c.lease = Duration::from_secs(40);
                 c.settle = Some(Duration::from_secs(37));
+                // The settled pod has been up for as long as its runs may go on.
+                c.self_fence = Some(Duration::from_millis(2000));
+                c.ping_interval = Some(Duration::from_millis(200));
+                c.ping_timeout = Some(Duration::from_millis(1500));
+                c.reconnect_backoff_max = Some(Duration::from_millis(100));
                 c.sweep_interval = Some(SWEEP);
             })
         };
