@@ -179,7 +179,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 }
 
 /// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 26] = [
+const FUNCTIONS: [&str; 27] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -206,6 +206,7 @@ const FUNCTIONS: [&str; 26] = [
     "studio_raise_fence(bigint)",
     "studio_order_events()",
     "studio_limit_transaction(integer)",
+    "studio_note_foreign_locks(jsonb, text)",
 ];
 
 /// What a role may do on podlock's tables.
@@ -228,7 +229,9 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
     let mut grant = |rights: &str, what: &str| {
         script.push_str(&schema.sql(&format!("GRANT {rights} ON {what} TO {role};\n")));
     };
-    for readable in [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans"] {
+    for readable in
+        [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans", "studio_foreign_locks"]
+    {
         grant("SELECT", &format!("@.{readable}"));
     }
     for (table, rights) in [
