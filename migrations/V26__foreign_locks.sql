@@ -8,10 +8,12 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE VIEW @.studio_foreign_locks AS
 WITH locks AS MATERIALIZED (
     -- In any mode, granted or not: a shared lock keeps a pod from being buried as well, and who waits is the next to hold it.
-    SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS lock_key, l.pid, l.granted, l.virtualtransaction
+    SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS lock_key, l.pid, l.granted, l.virtualtransaction, l.transactionid
       FROM pg_catalog.pg_locks AS l
-     WHERE l.locktype = 'advisory' AND l.objsubid = 1
-       AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
+     WHERE (l.locktype = 'advisory' AND l.objsubid = 1
+            AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()))
+        -- Which transaction a prepared one is stands in the lock that it holds on itself.
+        OR (l.locktype = 'transactionid' AND l.pid IS NULL AND l.granted)
 ), keys AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation, 'liveness'::text AS key, p.lock_key FROM @.studio_pods AS p
     UNION ALL
@@ -30,8 +32,9 @@ WITH locks AS MATERIALIZED (
       FROM locks AS l
       JOIN keys AS k ON k.lock_key = l.lock_key
       LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
-      LEFT JOIN pg_catalog.pg_prepared_xacts AS x
-             ON l.pid IS NULL AND l.virtualtransaction = pg_catalog.concat('-1/', x.transaction)
+      LEFT JOIN locks AS t
+             ON l.pid IS NULL AND t.transactionid IS NOT NULL AND t.virtualtransaction = l.virtualtransaction
+      LEFT JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = t.transactionid
      -- Sessions that watch, begin or return are in no row yet. One that has ended since the locks were read is nobody's.
      WHERE CASE WHEN l.pid IS NULL THEN true ELSE a.pid IS NOT NULL AND a.application_name NOT LIKE 'podlock/%' END
        AND NOT EXISTS (SELECT FROM ours AS o WHERE o.pid = l.pid)

@@ -70,8 +70,9 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
              COALESCE(a.usename, x.owner)::text, NULLIF(a.application_name, ''), x.gid, a.backend_start IS NULL, \
              COALESCE(b.pid = l.pid, false) AS is_pods \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         LEFT JOIN pg_catalog.pg_prepared_xacts x \
-           ON l.pid IS NULL AND l.virtualtransaction = pg_catalog.concat('-1/', x.transaction) \
+         LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid' AND t.granted \
+           AND t.virtualtransaction = l.virtualtransaction \
+         LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid \
          LEFT JOIN bearer b ON true \
          WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
            AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 \

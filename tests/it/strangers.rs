@@ -9,13 +9,13 @@ use crate::support::faults::{OwnServer, refused};
 use crate::support::trace::{self, Event};
 use crate::support::{Db, eventually, lease, server, sql, start, timed};
 
-/// A role that may connect and nothing more.
+/// A role that may connect and has no right on anything of podlock's.
 async fn stranger(db: &Db) -> String {
     let role = format!("stranger_{}", db.name);
-    let create =
-        format!("CREATE ROLE {role} LOGIN PASSWORD 'hunter2secret'; REVOKE USAGE ON SCHEMA public FROM PUBLIC; \
-         GRANT USAGE ON SCHEMA public TO podlock_pod");
-    db.client.batch_execute(&create).await.unwrap();
+    db.client.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'hunter2secret'")).await.unwrap();
+    let rights = "SELECT count(*) FROM pg_class WHERE relname LIKE 'studio\\_%' AND relkind IN ('r', 'v') \
+                  AND has_table_privilege($1, oid, 'SELECT, INSERT, UPDATE, DELETE')";
+    assert_eq!(db.client.scalar::<i64>(rights, &[&role]).await, 0);
     role
 }
 
