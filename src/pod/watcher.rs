@@ -25,6 +25,7 @@ pub(crate) async fn run(local: &Local) {
         return;
     }
     let mut backoff = backoff(local);
+    let mut said = false;
     while !shared.root.is_cancelled() {
         let mut away = local.away.subscribe();
         if away.borrow_and_update().is_some() {
@@ -37,11 +38,9 @@ pub(crate) async fn run(local: &Local) {
         let delay = backoff.delay();
         let watched = async {
             let mut session = local.opener.open(Role::Watch).await?;
-            let Some(slice) = slice(shared.settings.watch_slice, session.facts()) else {
-                session.close().await;
-                return Ok(());
-            };
-            watch(local, &mut session, slice, &mut backoff).await
+            watch(local, &mut session, &mut backoff).await?;
+            session.close().await;
+            Ok(())
         };
         let ended: Result<()> = tokio::select! {
             biased;
@@ -51,11 +50,17 @@ pub(crate) async fn run(local: &Local) {
         };
         match ended {
             Ok(()) => {
-                tracing::warn!(
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(
                     target: "podlock", event = "push_off", pod = %shared.pod_id,
-                    "the server's deadlock_timeout or log_min_duration_statement leaves no room for a watch of 100 ms: deaths are found by the sweep alone"
-                );
-                return;
+                    "the server's deadlock_timeout, or what it or auto_explain logs as slow, leaves no room for a watch of 100 ms: deaths are found by the sweep alone"
+                    );
+                }
+                tokio::select! {
+                    () = shared.root.cancelled() => {}
+                    () = tokio::time::sleep(SETTINGS_AGAIN) => {}
+                }
+                continue;
             }
             Err(e) if !e.is_transient() => {
                 tracing::warn!(target: "podlock", event = "watch_failed", pod = %shared.pod_id, error = %e, "no watch session, and it needs a hand; deaths are found by the sweep")
@@ -77,7 +82,7 @@ fn backoff(local: &Local) -> Backoff {
 
 /// How long a slice may wait, so that neither the deadlock check, nor `log_lock_waits`, nor the log of slow statements
 /// ever sees it. `None`: too short to be worth it.
-fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
+fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     let mut slice = wanted.min(facts.deadlock_timeout.mul_f64(0.9));
     if let Some(logged) = facts.log_min_duration {
         slice = slice.min(logged.mul_f64(0.9));
@@ -85,17 +90,29 @@ fn slice(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     (slice >= SHORTEST_WATCH_SLICE.min(wanted)).then_some(slice)
 }
 
+/// How often the server's settings are read again. An administrator may change them by a reload, and then each slice of each
+/// pod could be a line in the server's log.
+const SETTINGS_AGAIN: Duration = Duration::from_secs(10);
+
 /// How soon the watch looks again at a pod that is free and was not buried. Doubles up to `hold_probe_interval`.
 const FREE_AGAIN: Duration = Duration::from_millis(2);
 
-async fn watch(local: &Local, session: &mut Session, slice: Duration, backoff_to_reset: &mut Backoff) -> Result<()> {
+/// Watches until the session is lost, or the server's settings leave no room for it: then it is no error.
+async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.settings;
+    let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
+    let mut read = Instant::now();
     funeral::rehearse(local, session).await?;
     let mut spoken = Instant::now();
     let mut failed = false;
     // Free again and again: who, and how long the next wait is.
     let mut free: Option<(Incarnation, Backoff)> = None;
     loop {
+        if read.elapsed() >= SETTINGS_AGAIN {
+            read = Instant::now();
+            let Some(again) = slice_for(settings.watch_slice, session.read_facts_again().await?) else { return Ok(()) };
+            slice = again;
+        }
         let Some(successor) = local.successor() else {
             idle(local, session, &mut spoken).await?;
             continue;
@@ -198,11 +215,11 @@ mod tests {
             log_min_duration: log.map(ms),
             direct: true,
         };
-        assert_eq!(slice(ms(1000), facts(1000, None)), Some(ms(900)));
-        assert_eq!(slice(ms(1000), facts(1000, Some(500))), Some(ms(450)));
-        assert_eq!(slice(ms(200), facts(1000, None)), Some(ms(200)));
-        assert_eq!(slice(ms(1000), facts(1000, Some(0))), None);
-        assert_eq!(slice(ms(1000), facts(50, None)), None);
-        assert_eq!(slice(ms(50), facts(1000, None)), Some(ms(50)), "asked for by name");
+        assert_eq!(slice_for(ms(1000), facts(1000, None)), Some(ms(900)));
+        assert_eq!(slice_for(ms(1000), facts(1000, Some(500))), Some(ms(450)));
+        assert_eq!(slice_for(ms(200), facts(1000, None)), Some(ms(200)));
+        assert_eq!(slice_for(ms(1000), facts(1000, Some(0))), None);
+        assert_eq!(slice_for(ms(1000), facts(50, None)), None);
+        assert_eq!(slice_for(ms(50), facts(1000, None)), Some(ms(50)), "asked for by name");
     }
 }

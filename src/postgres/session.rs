@@ -164,6 +164,34 @@ impl Opener {
     }
 }
 
+/// `deadlock_timeout` in ms, wherever the session's `search_path` leads.
+macro_rules! deadlock_timeout {
+    () => {
+        "(SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout')"
+    };
+}
+
+/// From how many ms on a statement is logged, by the server or by auto_explain; NULL: none is for its duration.
+macro_rules! logged_from {
+    () => {
+        "LEAST((SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
+               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_sample'), \
+               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'auto_explain.log_min_duration'))"
+    };
+}
+
+fn facts(deadlock_timeout: Option<i64>, logged_from: Option<i64>) -> ServerFacts {
+    let duration = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+    ServerFacts {
+        deadlock_timeout: duration(deadlock_timeout).unwrap_or(Duration::from_secs(1)),
+        log_min_duration: duration(logged_from),
+        direct: false,
+    }
+}
+
 impl Session {
     async fn identified(dialled: Dialled, opener: &Opener, target: &Target, role: Role) -> Result<Self> {
         let Dialled { client, connection, local_port } = dialled;
@@ -201,13 +229,24 @@ impl Session {
         self.within(&step, self.client.batch_execute(&sets)).await
     }
 
+    /// Reads again what an administrator may change while the session lives, by a reload.
+    pub(crate) async fn read_facts_again(&mut self) -> Result<ServerFacts> {
+        const SQL: &str = concat!("SELECT ", deadlock_timeout!(), ", ", logged_from!());
+        let row = self.query_one("reading the server's settings", SQL, &[]).await?;
+        self.facts = ServerFacts { direct: self.facts.direct, ..facts(row.at(0)?, row.at(1)?) };
+        Ok(self.facts)
+    }
+
     async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
-        const IDENTIFY: &str = "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
-             pg_catalog.current_setting('server_version_num')::int, \
-             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout'), \
-             (SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
-             pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
-             FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
+        const IDENTIFY: &str = concat!(
+            "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
+             pg_catalog.current_setting('server_version_num')::int, ",
+            deadlock_timeout!(),
+            ", ",
+            logged_from!(),
+            ", pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
+             FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+        );
         // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that may be
         // a pooler's. So ours hold for this transaction alone.
         let ms = self.limit.as_millis();
@@ -227,17 +266,15 @@ impl Session {
                 .left("the connection was closed")
                 .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
-        let duration = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         let seen_port = row.at::<Option<i32>>(6)?;
         self.backend = match row.at(1)? {
             Some(started) => Backend { pid: row.at(0)?, started },
             None => self.identify_hidden().await?,
         };
         self.facts = ServerFacts {
-            deadlock_timeout: duration(row.at(4)?).unwrap_or(Duration::from_secs(1)),
-            log_min_duration: duration(row.at(5)?),
             direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
                 && target.tcp_port() == row.at(7)?,
+            ..facts(row.at(4)?, row.at(5)?)
         };
         self.version = version;
         Ok(())

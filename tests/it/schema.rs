@@ -300,3 +300,68 @@ async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
     })
     .await;
 }
+
+/// The key of schema `a` and pod `b/c` was that of schema `a/b` and pod `c`: one of the two could not start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_whose_schema_and_name_read_alike_do_not_share_a_key() {
+    timed(async {
+        let db = Db::empty().await;
+        let mut pods = Vec::new();
+        for (schema, name) in [("a", "b/c"), ("a/b", "c"), ("a\\", "b"), ("a\\/b", "c"), ("a\\\\", "b")] {
+            let config = db.config(name).schema(schema);
+            migrate::up(&config).await.expect("the schema");
+            let config = config.with(|c| c.acquire_timeout = Some(Duration::from_secs(1)));
+            pods.push(start(config).await);
+        }
+        let mut keys = Vec::new();
+        for schema in ["a", "a/b", "a\\", "a\\/b", "a\\\\"] {
+            let sql = format!(
+                "SELECT lock_key FROM \"{schema}\".studio_pods WHERE lock_key = \"{schema}\".studio_lock_key(pod_id)"
+            );
+            keys.push(db.client.scalar::<i64>(&sql, &[]).await);
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 5, "{keys:?}");
+        for pod in pods {
+            pod.shutdown(SOON).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Keys change in a schema with a slash alone, and never under a living pod. In any other they stay as they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_change_under_no_living_pod() {
+    timed(async {
+        let db = Db::empty().await;
+        let version = "SELECT max(version) FROM public.studio_schema_history WHERE name = 'keys_of_slashed_schemas'";
+        migrate::up(&db.config("x")).await.unwrap();
+        let before = Some(db.client.scalar::<i32>(version, &[]).await - 1);
+        let living = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
+             SELECT 'p/q', '', 0, gen_random_uuid(), studio_lock_key('p/q'), studio_witness_key('p/q'), pg_backend_pid(), now(); \
+             SELECT pg_advisory_lock(lock_key) FROM studio_pods";
+        for (schema, changes) in [("plain", false), ("with/slash", true), ("with\\backslash", true)] {
+            let config = db.config("x").schema(schema);
+            migrate::up(&config.clone().with(|c| c.schema_knows = before)).await.unwrap();
+            let pod = sql::connect(&db.url).await;
+            pod.batch_execute(&format!("SET search_path = \"{schema}\"; {living}")).await.unwrap();
+            let key = format!("SELECT \"{schema}\".studio_lock_key('p/q'::text)");
+            let was: i64 = db.client.scalar(&key, &[]).await;
+            let migrated = migrate::up(&config).await;
+            assert_eq!(migrated.is_err(), changes, "{schema}: {migrated:?}");
+            if let Err(error) = migrated {
+                assert!(error.to_string().contains("pods of this schema are alive (1)"), "{error}");
+            }
+            drop(pod);
+            eventually(SOON, "the pod is gone", || async {
+                let held: i64 = db.client.scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", &[]).await;
+                if held == 0 { Ok(()) } else { Err(format!("{held} locks")) }
+            })
+            .await;
+            migrate::up(&config).await.expect("nobody is alive");
+            assert_eq!(db.client.scalar::<i64>(&key, &[]).await != was, changes, "{schema}");
+        }
+    })
+    .await;
+}

@@ -6,7 +6,7 @@ use podlock::NewRun;
 use serde_json::json;
 
 use crate::patience::SOON;
-use crate::support::faults::{Audit, audited};
+use crate::support::faults::{Audit, OwnServer, audited};
 use crate::support::{Db, eventually, lease, start, timed};
 
 /// The kinds of the events about a pod, in order.
@@ -273,6 +273,47 @@ async fn a_statement_that_the_server_ends_for_its_time_out_costs_no_session() {
         assert_eq!(backends(&db, "control").await, control, "the control session is the same");
         db.client.armed("a", SOON).await;
         pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// An administrator lowers `log_min_duration_statement` under living pods: each slice of each watch would be a line of the
+/// log. The slices become shorter; where no room is left there is no watch, and when there is room again, there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reload_that_logs_slow_statements_the_watch_stays_below_it() {
+    timed(async {
+        let server = OwnServer::start(&[]).await;
+        let db = Db::on(&server).await;
+        let [a, b] = [start(db.config("quiet-a")).await, start(db.config("quiet-b")).await];
+        db.client.armed("quiet-a", SOON).await;
+        db.client.armed("quiet-b", SOON).await;
+        let reload = async |ms: &str| {
+            let set = format!("ALTER SYSTEM SET log_min_duration_statement = '{ms}'");
+            db.client.batch_execute(&set).await.unwrap();
+            db.client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        };
+        let logged = || server.log_text().unwrap().lines().filter(|line| line.contains("studio_watch")).count();
+        reload("300ms").await;
+        eventually(SOON, "slices are logged no more", || async {
+            let before = logged();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let after = logged();
+            // One of the old length that was under way at the reload, if no other, was logged.
+            if before == after && after > 0 { Ok(()) } else { Err(format!("{before}, then {after} lines")) }
+        })
+        .await;
+        reload("50ms").await;
+        eventually(SOON, "the watch is off, and that is said", || async {
+            let said = crate::support::trace::events("quiet-a").iter().any(|e| e["event"] == "push_off");
+            let watch = db.client.backend("quiet-a", "watch").await;
+            if said && watch.is_none() { Ok(()) } else { Err(format!("said {said}, {watch:?}")) }
+        })
+        .await;
+        reload("-1").await;
+        db.client.armed("quiet-a", SOON).await;
+        for pod in [a, b] {
+            pod.shutdown(SOON).await.unwrap();
+        }
     })
     .await;
 }
