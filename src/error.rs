@@ -129,9 +129,10 @@ kinds! {
         todo: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
     }
     NameTaken = "name_taken", lasting, here, 500 {
-        means: "A live pod holds this name.",
+        means: "A live pod holds this name, or somebody who is no pod holds its lock. The message says who.",
         left: "Nothing was registered; the holder is undisturbed.",
-        todo: "Give each living pod its own name, or wait until the other has ended.",
+        todo: "Give each living pod its own name, or wait until the other has ended; or end who is no pod, with \
+               `pg_terminate_backend`.",
     }
     KeyCollision = "key_collision", lasting, here, 500 {
         means: "Another name hashes to the same lock key.",

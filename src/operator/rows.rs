@@ -50,24 +50,28 @@ pub struct PodRow {
     pub wait_left_ms: Option<i64>,
     /// Its lease, in milliseconds; `None` of a version that does not say it.
     pub lease_ms: Option<i32>,
+    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as far as
+    /// the server shows it; see `studio_foreign_locks`.
+    pub foreign_lock: Option<String>,
 }
 
 impl PodRow {
     /// The condition in words: `dead, waiting: many lost, 7 s left`.
     #[must_use]
     pub fn condition_in_words(&self) -> String {
-        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms)
+        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
     }
 }
 
-/// Only of a pod that is waited for; a wait that is over by now is one more look away.
-fn in_words(condition: Condition, reason: Option<&str>, left_ms: Option<i64>) -> String {
+/// The reason only of a pod that is waited for; a wait that is over by now is one more look away.
+fn in_words(condition: Condition, reason: Option<&str>, left_ms: Option<i64>, foreign_lock: bool) -> String {
+    let stranger = if foreign_lock { "; a stranger at its lock" } else { "" };
     let (Condition::DeadWaiting | Condition::Reconnecting, Some(reason)) = (condition, reason) else {
-        return condition.says().to_owned();
+        return format!("{}{stranger}", condition.says());
     };
     let reason = WaitReason::parse(reason).map_or_else(|| reason.to_owned(), |known| known.says().to_owned());
     let left = left_ms.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
-    format!("{}: {reason}{left}", condition.says())
+    format!("{}: {reason}{left}{stranger}", condition.says())
 }
 
 /// Everything that is known about the pods of one name: the one in the roster, if any, and those before it.
@@ -104,6 +108,8 @@ pub struct PodDetail {
     pub wait_left_ms: Option<i64>,
     /// As [`PodRow::lease_ms`].
     pub lease_ms: Option<i32>,
+    /// As [`PodRow::foreign_lock`].
+    pub foreign_lock: Option<String>,
     /// True if its control session holds the witness key. `alive` false with this true: a broken connection that the
     /// pod is mending.
     pub witness: bool,
@@ -316,7 +322,8 @@ pub struct EventRow {
     /// The server's time.
     pub at: Timestamp,
     /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
-    /// `run_failed`: runs of a kind failed on a pod; or `snapshot`: what stands in place of all events up to its position,
+    /// `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or wants a lock of the pod;
+    /// or `snapshot`: what stands in place of all events up to its position,
     /// which were deleted; a reader that was so far behind misses them. [`EVENT_KINDS`](super::EVENT_KINDS) lists them.
     pub kind: String,
     /// The pod that it is about.
@@ -352,6 +359,7 @@ impl PodRow {
             wait_reason,
             wait_left_ms: get(row, "wait_left_ms")?,
             lease_ms: get(row, "lease_ms")?,
+            foreign_lock: get(row, "foreign_lock")?,
             holder_pid: get(row, "holder_pid")?,
             client_addr: get(row, "client_addr")?,
             runs: get(row, "runs")?,
@@ -383,6 +391,7 @@ impl PodDetail {
             wait_reason: pod.wait_reason,
             wait_left_ms: pod.wait_left_ms,
             lease_ms: pod.lease_ms,
+            foreign_lock: pod.foreign_lock,
             witness: get(row, "witness")?,
             session: get(row, "session")?,
             lag_ms: get(row, "lag_ms")?,
@@ -398,7 +407,9 @@ impl PodDetail {
     pub fn condition_in_words(&self) -> String {
         match self.sessions.first().filter(|_| self.condition == Condition::Gone) {
             Some(last) => format!("gone: {}", last.end_in_words()),
-            None => in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms),
+            None => {
+                in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
+            }
         }
     }
 
@@ -420,6 +431,7 @@ impl PodDetail {
             wait_reason: None,
             wait_left_ms: None,
             lease_ms: None,
+            foreign_lock: None,
             witness: false,
             session: None,
             lag_ms: None,

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::postgres::creators;
 use crate::postgres::fences;
-use crate::postgres::locks;
+use crate::postgres::locks::{self, Holder};
 use crate::postgres::migrate::{self, Policy};
 use crate::postgres::notices;
 use crate::postgres::pods::{self, Registration};
@@ -174,6 +174,9 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
         .left("nothing was registered")
         .todo("start the pod again");
     };
+    if !holder.is_podlocks() {
+        return held_by_stranger(&holder, pod, waited);
+    }
     if let Some(other) = holder.registered.as_deref().filter(|name| *name != pod.as_str()) {
         return Error::new(
             ErrorKind::KeyCollision,
@@ -182,17 +185,54 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
         .left("nothing was registered")
         .todo("give one of them another name");
     }
-    let address = holder.address.map_or_else(|| "a local socket".to_owned(), |a| a.to_string());
-    let age = holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()));
+    let (who, age) = (process(&holder), age(&holder));
     Error::new(
         ErrorKind::NameTaken,
-        format!(
-            "pod {pod} lives already: server process {} from {address}, {age}, still holds its lock after {waited:?}",
-            holder.pid
-        ),
+        format!("pod {pod} lives already: {who}, {age}, still holds its lock after {waited:?}"),
     )
     .left("nothing was registered")
     .todo("give each living pod its own name, or wait until the other has ended")
+}
+
+/// The lock of a pod is held by a backend that is no pod's: any role of the database can take it.
+fn held_by_stranger(holder: &Holder, pod: &PodId, waited: Duration) -> Error {
+    let role = holder.role.as_deref().unwrap_or("?");
+    let (who, end) = match (&holder.prepared, holder.pid) {
+        (Some(name), _) => {
+            let quoted = name.replace('\'', "''");
+            (format!("prepared transaction '{quoted}' (role {role})"), format!("ROLLBACK PREPARED '{quoted}'"))
+        }
+        (None, pid) => {
+            let application = holder.application.as_deref().unwrap_or("?");
+            let end = pid.map_or_else(String::new, |pid| format!("SELECT pg_terminate_backend({pid})"));
+            (format!("{} (role {role}, application {application}, {})", process(holder), age(holder)), end)
+        }
+    };
+    Error::new(
+        ErrorKind::NameTaken,
+        format!(
+            "the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"
+        ),
+    )
+    .left("nothing was registered")
+    .todo(format!(
+        "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of pods \
+         out of this database (REVOKE CONNECT), as SECURITY.md says"
+    ))
+}
+
+fn process(holder: &Holder) -> String {
+    let address = match holder.address {
+        Some(address) => address.to_string(),
+        None if holder.is_hidden => "an address that is hidden from this role".to_owned(),
+        None => "a local socket".to_owned(),
+    };
+    let pid = holder.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+    format!("server process {pid} from {address}")
+}
+
+fn age(holder: &Holder) -> String {
+    holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()))
 }
 
 /// The first session of a boot: before any lock is taken, it proves that sessions are sessions.

@@ -14,6 +14,7 @@ use crate::id::{Incarnation, PodId};
 use crate::postgres::burials::{Look, PeerRow, Proof};
 use crate::postgres::locks::Keys;
 use crate::postgres::session::{Backend, Opener};
+use crate::postgres::strangers::{self, ForeignLock};
 use crate::protocol::Moment;
 use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
@@ -104,6 +105,8 @@ pub(crate) struct Local {
     next_look: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
+    /// Foreign locks that the event log tells of, of those that the last look at them showed.
+    told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
     fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
@@ -151,6 +154,7 @@ impl Local {
             looks_took: Cell::default(),
             next_look: Cell::new(None),
             alive: Cell::new(0),
+            told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
             log_read: Cell::new(0),
@@ -346,6 +350,24 @@ impl Local {
         let (stalled, observer) = before.look(&timing, clock::now(), own, beats);
         self.beats.replace(observer);
         stalled
+    }
+
+    /// How many peers the last look showed alive.
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.get()
+    }
+
+    /// Which of the foreign locks that are there now were not told of. Forgets those that are gone.
+    pub(crate) fn untold_strangers<'a>(&self, seen: &'a [ForeignLock]) -> Vec<&'a ForeignLock> {
+        let mut told = self.told_strangers.borrow_mut();
+        let present: BTreeSet<_> = seen.iter().map(ForeignLock::told).collect();
+        told.retain(|lock| present.contains(lock));
+        seen.iter().filter(|lock| !told.contains(&lock.told())).collect()
+    }
+
+    /// These are in the event log, by this pod or another.
+    pub(crate) fn note_strangers_told(&self, locks: &[&ForeignLock]) {
+        self.told_strangers.borrow_mut().extend(locks.iter().map(|lock| lock.told()));
     }
 
     /// Notes which of the dead a burial has just passed over. Returns those that have been so for longer than a lease, once each.

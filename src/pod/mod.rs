@@ -11,6 +11,7 @@ mod progress;
 pub(crate) mod shared;
 mod shutdown;
 mod status;
+mod strangers;
 mod sweeper;
 mod until_stopped;
 mod watcher;

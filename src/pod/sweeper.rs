@@ -9,6 +9,7 @@ use super::clock;
 use super::funeral::{self, Trigger};
 use super::hints::Hints;
 use super::local::{Away, Held, Local};
+use super::strangers;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
@@ -111,7 +112,15 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
     former.push(session.backend());
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
     former.drain(..surplus);
-    while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {}
+    let began = Instant::now();
+    let mut said = false;
+    while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {
+        // A former backend of ours is gone after a lease.
+        if !said && began.elapsed() >= local.shared.settings.lease {
+            said = true;
+            strangers::say_who_keeps_out(local, &session).await?;
+        }
+    }
     let last = notices::listen(&session).await?;
     // What happened while there was no session is read now. After a failover the log may be shorter than it was.
     local.log_read.set(local.log_read.get().min(last));
@@ -180,6 +189,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 next_beat = now + local.shared.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
                 look_for_stalled(local, session, &standing).await?;
+                strangers::look(local, session).await?;
             }
             if now >= next_look || hints.look.is_due(clock::now()) {
                 if now < next_look {

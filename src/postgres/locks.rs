@@ -22,11 +22,28 @@ pub(crate) struct Keys {
 /// Who holds a key, as far as our role may see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
-    pub(crate) pid: i32,
+    /// `None`: a prepared transaction.
+    pub(crate) pid: Option<i32>,
     pub(crate) address: Option<IpAddr>,
     pub(crate) age: Option<Duration>,
     /// The pod whose row bears this key.
     pub(crate) registered: Option<String>,
+    pub(crate) role: Option<String>,
+    pub(crate) application: Option<String>,
+    /// The name of a prepared transaction.
+    pub(crate) prepared: Option<String>,
+    /// The server does not show our role where it connects from.
+    pub(crate) is_hidden: bool,
+    /// It is in the roster as a backend of the pod whose key this is.
+    pub(crate) is_pods: bool,
+}
+
+impl Holder {
+    /// Whether it is a session of podlock's: that of a pod, or one that its name calls so, as those are that begin or watch.
+    /// A role can give its session such a name.
+    pub(crate) fn is_podlocks(&self) -> bool {
+        self.is_pods || self.application.as_deref().is_some_and(|name| name.starts_with("podlock/"))
+    }
 }
 
 pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
@@ -42,15 +59,25 @@ pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Re
     session.query_one("waiting for the pod's lock", SQL, &params).await?.at(0)
 }
 
-/// Who holds `key` now.
+/// Who holds `key` now, in any mode; of several, the pod that is registered with it, or else a stranger.
 pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Holder>> {
-    const SQL: &str = "SELECT l.pid, pg_catalog.host(a.client_addr), \
-         EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, \
-         (SELECT p.pod_id FROM @.studio_pods p WHERE p.lock_key = $1 OR p.witness_key = $1) \
+    const SQL: &str = "WITH bearer AS MATERIALIZED ( \
+           SELECT p.pod_id, CASE WHEN p.lock_key = $1 THEN p.liveness_pid ELSE p.control_pid END AS pid \
+             FROM @.studio_pods p WHERE p.lock_key = $1 OR p.witness_key = $1 \
+         ) \
+         SELECT l.pid, pg_catalog.host(a.client_addr), \
+             EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, b.pod_id, \
+             COALESCE(a.usename, x.owner)::text, NULLIF(a.application_name, ''), x.gid, a.backend_start IS NULL, \
+             COALESCE(b.pid = l.pid, false) AS is_pods \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
+         LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid' AND t.granted \
+           AND t.virtualtransaction = l.virtualtransaction \
+         LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid \
+         LEFT JOIN bearer b ON true \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
            AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+         ORDER BY is_pods DESC, (a.application_name LIKE 'podlock/%') IS TRUE, l.pid LIMIT 1";
     let rows = session.query("looking for the lock's holder", SQL, &[(&key.get(), Type::INT8)]).await?;
     let read = |row: &Row| {
         Ok(Holder {
@@ -58,6 +85,11 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
             address: row.at::<Option<String>>(1)?.and_then(|a| a.parse().ok()),
             age: row.at::<Option<f64>>(2)?.and_then(|s| Duration::try_from_secs_f64(s).ok()),
             registered: row.at(3)?,
+            role: row.at(4)?,
+            application: row.at(5)?,
+            prepared: row.at(6)?,
+            is_hidden: row.at(7)?,
+            is_pods: row.at(8)?,
         })
     };
     rows.first().map(read).transpose()

@@ -191,7 +191,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 
 /// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
 /// what there is.
-const FUNCTIONS: [&str; 25] = [
+const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -217,6 +217,7 @@ const FUNCTIONS: [&str; 25] = [
     "studio_note_failures(text, uuid, text[], bigint[], uuid[], text[])",
     "studio_raise_fence(bigint)",
     "studio_limit_transaction(integer)",
+    "studio_note_foreign_locks(jsonb, text)",
 ];
 
 /// What a role may do on podlock's tables.
@@ -239,7 +240,9 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
     let mut grant = |rights: &str, what: &str| {
         script.push_str(&schema.sql(&format!("GRANT {rights} ON {what} TO {role};\n")));
     };
-    for readable in [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans"] {
+    for readable in
+        [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans", "studio_foreign_locks"]
+    {
         grant("SELECT", &format!("@.{readable}"));
     }
     for (table, rights) in [

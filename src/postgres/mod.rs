@@ -35,6 +35,7 @@ pub(crate) mod reply;
 pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod session;
+pub(crate) mod strangers;
 pub(crate) mod streams;
 pub(crate) mod tls;
 pub(crate) mod txn;

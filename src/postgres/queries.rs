@@ -26,7 +26,7 @@ pub(crate) async fn pods(
         "listing the pods",
         "SELECT s.pod_id, s.incarnation, s.state, s.alive, s.holder_pid, pg_catalog.host(s.client_addr) AS client_addr,
                 s.runs, s.event_index, s.started_at, s.version, s.labels, s.witness, s.session, s.drain_requested,
-                s.evicted, s.lags, s.wait_reason, (pg_catalog.date_part('epoch', s.wait_left) * 1000)::bigint AS wait_left_ms,
+                s.evicted, s.lags, s.foreign_lock, s.wait_reason, (pg_catalog.date_part('epoch', s.wait_left) * 1000)::bigint AS wait_left_ms,
                 (pg_catalog.date_part('epoch', s.lag) * 1000)::bigint AS lag_ms, p.lease_ms
            FROM @.studio_pod_status AS s
            LEFT JOIN @.studio_pods AS p ON p.incarnation = s.incarnation

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::id::{Incarnation, PodId};
 
 /// Every kind of event, in the order of the log's CHECK.
-pub const EVENT_KINDS: [&str; 12] = [
+pub const EVENT_KINDS: [&str; 13] = [
     "joined",
     "draining",
     "detached",
@@ -27,6 +27,7 @@ pub const EVENT_KINDS: [&str; 12] = [
     "quarantined",
     "snapshot",
     "run_failed",
+    "foreign_lock",
 ];
 
 /// One entry of the log, as far as the fold needs it.
@@ -176,8 +177,8 @@ fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
         roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
         return Ok(());
     }
-    // These are about runs: the pod that wrote them may have been buried since.
-    if matches!(entry.kind.as_str(), "claimed" | "quarantined" | "run_failed") {
+    // These are about runs, and about strangers at a pod's lock: the pod may have been buried since.
+    if matches!(entry.kind.as_str(), "claimed" | "quarantined" | "run_failed" | "foreign_lock") {
         return Ok(());
     }
     let member = roster
@@ -236,10 +237,10 @@ mod tests {
         assert_eq!(roster.values().copied().collect::<Vec<_>>(), [member(a2, false, 1), member(b, true, 1)]);
         let mut more = log.to_vec();
         more.push(entry(9, "buried", "b", b, none()));
-        for (idx, kind) in (10..).zip(["claimed", "quarantined", "run_failed"]) {
+        for (idx, kind) in (10..).zip(["claimed", "quarantined", "run_failed", "foreign_lock"]) {
             more.push(entry(idx, kind, "b", b, none()));
         }
-        assert_eq!(fold(&more).expect("legal").len(), 1, "who tells of runs may have been buried since");
+        assert_eq!(fold(&more).expect("legal").len(), 1, "who tells of runs or strangers may have been buried since");
     }
 
     /// At each position: what replaces the entries up to it, and the rest, fold to the same.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Db, Lines, PodProcess, TEST, connect, fields, finish, podlock, server, wait_for, within};
 
-const POD: [&str; 15] = [
+const POD: [&str; 16] = [
     "pod_id",
     "incarnation",
     "state",
@@ -23,6 +23,7 @@ const POD: [&str; 15] = [
     "wait_reason",
     "wait_left_ms",
     "lease_ms",
+    "foreign_lock",
 ];
 const RUN: [&str; 13] = [
     "run_id",
@@ -60,7 +61,7 @@ fn json_bears_the_names_of_the_contract() {
         assert!(pods[0]["holder_pid"].is_i64() && pods[0]["event_index"].is_i64(), "{pods}");
         assert!(pods[0]["started_at"].as_str().unwrap().ends_with('Z'), "{pods}");
         let described = db.ok(&["pods", "describe", "web-0", "-o", "jsonl"]).await;
-        assert_eq!(fields(&described)[..14], POD);
+        assert_eq!(fields(&described)[..POD.len()], POD);
         assert_eq!((&pods[0]["condition"], &pods[0]["wait_reason"]), (&json!("fine"), &json!(null)), "{pods}");
 
         let runs = db.ok(&["runs", "list", "-o", "jsonl"]).await;

@@ -37,6 +37,7 @@ mod smoke;
 mod sse;
 mod stalled;
 mod stops;
+mod strangers;
 mod streams;
 mod tracing_events;
 mod unequal;

@@ -1,0 +1,82 @@
+//! Strangers at the locks of pods: any role of the database can take any advisory lock. Nothing is decided on it (L10): a pod
+//! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
+
+use super::local::Local;
+use super::sweeper::refused;
+use crate::error::Result;
+use crate::postgres::locks;
+use crate::postgres::session::Session;
+use crate::postgres::strangers::{self, ForeignLock};
+
+/// How many are told of at a time.
+const AT_ONCE: usize = 16;
+
+/// One look at the locks of the whole roster, and a record of what no pod has recorded yet.
+///
+/// The look reads all locks of the server, and every pod beats. So a pod looks only as often that all pods together make about
+/// one look in each beat interval, however many they are.
+pub(super) async fn look(local: &Local, session: &Session) -> Result<()> {
+    if fastrand::usize(..=local.alive()) > 0 {
+        return Ok(());
+    }
+    match tell(local, session).await {
+        // The next look tries again; a right that is missing does not pass by itself.
+        Err(e) if refused(&e) && e.is_transient() => {
+            tracing::debug!(target: "podlock", event = "strangers_unseen", pod = %local.shared.pod_id, error = %e, "strangers at the pods' locks could not be looked for");
+        }
+        Err(e) if refused(&e) => {
+            tracing::warn!(target: "podlock", event = "strangers_unseen", pod = %local.shared.pod_id, error = %e, "strangers at the pods' locks cannot be looked for");
+        }
+        told => told?,
+    }
+    Ok(())
+}
+
+async fn tell(local: &Local, session: &Session) -> Result<()> {
+    let seen = strangers::foreign_locks(session).await?;
+    let mut new = local.untold_strangers(&seen);
+    new.truncate(AT_ONCE);
+    if new.is_empty() {
+        return Ok(());
+    }
+    let Some(noted) = strangers::note(session, &new, &local.shared.pod_id).await? else {
+        // Another has the log at the moment.
+        return Ok(());
+    };
+    local.note_strangers_told(&new);
+    for lock in noted.into_iter().filter_map(|nth| new.get(nth)) {
+        say(local, lock);
+    }
+    Ok(())
+}
+
+/// Without its witness lock a pod has no control session, and finds no stranger by [`look`].
+pub(super) async fn say_who_keeps_out(local: &Local, session: &Session) -> Result<()> {
+    let Some(holder) = locks::holder(session, local.keys.witness).await?.filter(|holder| !holder.is_podlocks()) else {
+        return Ok(());
+    };
+    let (pod, address) = (&local.shared.pod_id, holder.address.map(tracing::field::display));
+    tracing::warn!(
+        target: "podlock", event = "foreign_lock", pod = %pod, incarnation = %local.shared.incarnation(), by = %pod,
+        key = "witness", granted = true, pid = holder.pid, role = holder.role, application = holder.application, address,
+        prepared = holder.prepared,
+        "somebody who is no pod holds the witness lock of this pod, which opens no control session until that ends; end it \
+         with pg_terminate_backend"
+    );
+    Ok(())
+}
+
+fn say(local: &Local, lock: &ForeignLock) {
+    let ForeignLock { pod_id, incarnation, key, granted, pid, role, application, address, prepared, who } = lock;
+    let (does, remedy) = match (granted, pid) {
+        (true, Some(_)) => ("holds", "end it with pg_terminate_backend"),
+        (true, None) => ("holds", "end it with ROLLBACK PREPARED"),
+        (false, _) => ("waits for", "end it with pg_terminate_backend"),
+    };
+    tracing::warn!(
+        target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.pod_id, key, granted, pid,
+        role, application, address, prepared,
+        "{who} is no pod's and {does} the {key} lock of this pod: while it holds the liveness lock, the pod cannot be buried \
+         and no other can start under its name; {remedy}"
+    );
+}
