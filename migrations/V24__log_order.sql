@@ -40,6 +40,8 @@ BEGIN
     LOCK TABLE @.studio_log_order IN EXCLUSIVE MODE;
     RETURN NULL::pg_catalog.record;
 END $function$;
+-- Whoever may execute it could hang it on a table of their own, and hold the log. A trigger that is there asks for no right.
+REVOKE ALL ON FUNCTION @.studio_order_events() FROM PUBLIC;
 COMMENT ON FUNCTION @.studio_order_events() IS 'Appends to studio_pod_events are serialised until commit, before they take their idx: so idx rises in commit order and no reader can skip one.';
 
 CREATE OR REPLACE FUNCTION @.studio_append_event(kind text, pod_id text, incarnation uuid, by_pod text, detail jsonb) RETURNS bigint
@@ -269,6 +271,26 @@ BEGIN
     END IF;
     PERFORM pg_catalog.pg_notify(@.studio_channel(), 'recover'::text);
     RETURN run;
+END $function$;
+
+-- Whoever applies this, the functions that lock these tables run as the owner of the tables that were there before.
+DO $function$
+DECLARE
+    before text;
+    new text;
+BEGIN
+    SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) INTO before
+      FROM pg_catalog.pg_class AS c
+     WHERE c.oid = '@.studio_pod_events'::pg_catalog.regclass
+       AND c.relowner <> (SELECT n.relowner FROM pg_catalog.pg_class AS n
+                           WHERE n.oid = '@.studio_log_order'::pg_catalog.regclass);
+    IF before IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH new IN ARRAY ARRAY['TABLE @.studio_log_order', 'TABLE @.studio_prune_order', 'FUNCTION @.studio_order_events()',
+                               'FUNCTION @.studio_limit_transaction(integer)'] LOOP
+        EXECUTE pg_catalog.concat('ALTER '::text, new, ' OWNER TO '::text, before);
+    END LOOP;
 END $function$;
 
 -- Last, for it locks the log until the end of this transaction.

@@ -1,8 +1,8 @@
 //! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for longest
 //! gives its seat to the next client.
 //!
-//! A connection is idle while no request of it is being answered: it has sent nothing yet, half a head, or nothing since
-//! its last answer.
+//! A connection is idle while no request of it is being answered, and its client has taken the last answer: it has sent
+//! nothing yet, half a head, or nothing since.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,6 +120,17 @@ impl Seat {
     /// Somebody waits for this seat. Ready once for each time.
     pub(super) async fn is_needed(&self) {
         self.needed.notified().await;
+    }
+
+    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It is asked
+    /// for again later.
+    pub(super) fn keep(&self) {
+        let mut state = self.state();
+        if let State::Idle(place) = *state {
+            let mut idle = self.seats.idle();
+            idle.since.remove(&place);
+            *state = State::Idle(idle.enter(&self.needed));
+        }
     }
 
     /// False if a request came before the connection heard that its seat is needed.

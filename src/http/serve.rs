@@ -10,6 +10,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -272,19 +274,69 @@ impl Service {
     }
 }
 
+/// A connection's stream that tells whether its client has yet to take something. An answer is done with, for hyper, once
+/// it is in the buffer.
+struct Sending {
+    inner: Pin<Box<TimeoutWriter<TcpStream>>>,
+    sending: Arc<AtomicBool>,
+}
+
+impl Sending {
+    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.sending.store(written.is_pending(), Ordering::Relaxed);
+        written
+    }
+}
+
+impl AsyncRead for Sending {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Sending {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.inner.as_mut().poll_write(cx, buf);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.inner.as_mut().poll_write_vectored(cx, bufs);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_shutdown(cx)
+    }
+}
+
 /// Answers the requests of one connection, until either side closes it or its seat is needed.
 async fn connection(stream: TcpStream, seat: Arc<Seat>, service: Arc<Service>, closing: CancellationToken) {
     tune(&stream);
     let (head, write) = (service.limits.head, service.limits.write);
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(write));
+    let sending = Arc::new(AtomicBool::new(false));
+    let stream = Sending { inner: Box::pin(stream), sending: sending.clone() };
     let answers = service_fn(|request| {
         let (service, seat) = (service.clone(), seat.clone());
         async move { Ok::<_, Infallible>(service.answer(request, seat).await) }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(BUFFER);
-    let mut connection = pin!(server.serve_connection(TokioIo::new(Box::pin(stream)), answers));
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), answers));
     let mut told = false;
     loop {
         tokio::select! {
@@ -299,9 +351,10 @@ async fn connection(stream: TcpStream, seat: Arc<Seat>, service: Arc<Service>, c
                 connection.as_mut().graceful_shutdown();
             }
             () = seat.is_needed() => {
-                if seat.is_idle() {
+                if seat.is_idle() && !sending.load(Ordering::Relaxed) {
                     return;
                 }
+                seat.keep();
             }
         }
     }

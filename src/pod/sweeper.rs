@@ -164,8 +164,14 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
         }
         let standing = *held.borrow_and_update();
         let done = async {
-            if let Some(by) = hints.follow(local, session).await? {
-                next_look = next_look.min(Instant::now() + by);
+            match hints.follow(local, session).await {
+                Ok(by) => next_look = by.map_or(next_look, |by| next_look.min(Instant::now() + by)),
+                // Beats and sweeps depend on no notice.
+                Err(e) if refused(&e) => {
+                    tracing::debug!(target: "podlock", event = "hint_failed", pod = %local.shared.pod_id, error = %e, "what a notice announced could not be read; a sweep reads it");
+                    hints.failed();
+                }
+                Err(e) => return Err(e),
             }
             let Some(standing) = standing else {
                 if now >= next_look {

@@ -31,6 +31,10 @@ mod embedded {
 const HISTORY_TABLE: &str = "studio_schema_history";
 /// How long another's migration is waited for, and how long one statement of ours may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long a migration waits for a lock in one go. Whoever wants the same table waits behind it.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+/// SQLSTATE of a lock that did not come in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 const RETRY: Duration = Duration::from_millis(50);
 /// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
 pub(super) const TEMPLATES_FROM: i32 = 23;
@@ -147,20 +151,27 @@ pub fn sql(schema: &str, from: i32) -> String {
     let schema = Schema::new(schema);
     let quoted = schema.quoted();
     let history = history_table(&schema);
-    let mut script = "BEGIN;\n".to_owned();
+    let mut tag = "$podlock$".to_owned();
+    while schema.name().contains(&tag) {
+        tag.insert(tag.len() - 1, '_');
+    }
+    // Nobody waits for long behind a lock that this script waits for.
+    let mut script = "BEGIN;\nSET LOCAL lock_timeout = '2s';\n".to_owned();
     if from <= 0 {
         // Looked for first: whoever owns the schema need not have the right to create one.
         let literal = quoted.replace('\'', "''");
         script.push_str(&format!(
-            "DO $podlock$ BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
-             END IF;\nEND $podlock$;\nCREATE TABLE {history} (version int4 PRIMARY KEY, name varchar(255), applied_on \
+            "DO {tag} BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
+             END IF;\nEND {tag};\nCREATE TABLE {history} (version int4 PRIMARY KEY, name varchar(255), applied_on \
              varchar(255), checksum varchar(255));\n"
         ));
     } else {
+        // The roster before the log, as burials take them.
+        let pods = schema.sql("@.studio_pods");
         script.push_str(&format!(
-            "LOCK TABLE {history};\nDO $podlock$ BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {history}) IS DISTINCT \
+            "LOCK TABLE {history};\nLOCK TABLE {pods};\nDO {tag} BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {history}) IS DISTINCT \
              FROM {from} THEN\n        RAISE EXCEPTION 'the schema is not at version {from}'\n            USING HINT = 'podlock \
-             migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND $podlock$;\n"
+             migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND {tag};\n"
         ));
     }
     for migration in known(i32::MAX, &schema).iter().filter(|m| m.version() > from) {
@@ -178,8 +189,9 @@ pub fn sql(schema: &str, from: i32) -> String {
     script
 }
 
-/// Every function of the schema. A test compares the list with what there is.
-const FUNCTIONS: [&str; 27] = [
+/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
+/// what there is.
+const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -204,7 +216,6 @@ const FUNCTIONS: [&str; 27] = [
     "studio_note_waits(jsonb, text)",
     "studio_note_failures(text, uuid, text[], bigint[], uuid[], text[])",
     "studio_raise_fence(bigint)",
-    "studio_order_events()",
     "studio_limit_transaction(integer)",
     "studio_note_foreign_locks(jsonb, text)",
 ];
@@ -392,20 +403,31 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     if !exists.at::<bool>(0)? {
         session.execute_batch("creating the schema", &format!("CREATE SCHEMA IF NOT EXISTS {quoted}")).await?;
     }
-    let limit = LIMIT.as_millis();
+    let (limit, lock) = (LIMIT.as_millis(), LOCK_LIMIT.as_millis());
     let path =
-        format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {limit}");
+        format!("SET search_path = {quoted}, pg_temp; SET statement_timeout = {limit}; SET lock_timeout = {lock}");
     session.execute_batch("preparing to migrate", &path).await?;
     let runner = runner(knows, session.schema());
-    let report = match tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await {
-        Ok(Ok(report)) => report,
-        Ok(Err(e)) => return Err(refused(e)),
-        Err(_) => {
+    let give_up = Instant::now() + LIMIT;
+    let mut applied = Vec::new();
+    loop {
+        let run = tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await;
+        let Ok(run) = run else {
             return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back"));
+        };
+        let report = run.as_ref().map_or_else(|e| e.report(), Some);
+        applied.extend(report.iter().flat_map(|r| r.applied_migrations()).map(|m| version_of(m, true)));
+        match run {
+            Ok(_) => break,
+            // Somebody reads or writes what this version changes.
+            Err(e) if sqlstate_of(&e).as_deref() == Some(LOCK_NOT_AVAILABLE) && Instant::now() < give_up => {
+                tracing::debug!(target: "podlock", error = %errors::chain(&e), "a migration waits for a lock; trying again");
+                tokio::time::sleep(LOCK_LIMIT.mul_f64(0.5 + fastrand::f64())).await;
+            }
+            Err(e) => return Err(refused(e)),
         }
-    };
+    }
     session.execute_batch("ending the migration", "SET search_path = pg_catalog, pg_temp").await?;
-    let applied: Vec<_> = report.applied_migrations().iter().map(|m| version_of(m, true)).collect();
     for version in &applied {
         tracing::info!(target: "podlock", version = version.version, name = version.name, "schema migrated");
     }

@@ -42,11 +42,13 @@ pub(crate) async fn quarantine(db: &Database, own: Incarnation, run: &Candidate,
            RETURNING r.run_id, r.error, b.kind, b.key, b.attempt, b.crashes, b.fence \
          ), closed AS ( \
            UPDATE @.studio_run_attempts a SET ended_at = pg_catalog.clock_timestamp(), reason = 'lost' \
-             FROM aside s WHERE a.run_id = s.run_id AND a.ended_at IS NULL AND a.attempt >= 1 \
+             FROM aside s WHERE a.run_id = s.run_id AND a.ended_at IS NULL AND a.attempt >= 1 RETURNING a.run_id \
+         ), first AS MATERIALIZED ( \
+           SELECT pg_catalog.count(*) AS rows FROM closed \
          ) SELECT @.studio_append_event('quarantined'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
                     pg_catalog.jsonb_build_object('run', s.run_id, 'kind', s.kind, 'key', s.key, 'crashes', s.crashes, \
                       'attempt', s.attempt, 'fence', s.fence, 'why', $6::pg_catalog.text)) \
-             FROM aside s CROSS JOIN me";
+             FROM aside s CROSS JOIN me CROSS JOIN first WHERE first.rows >= 0";
     let expected: Option<Uuid> = run.owner.map(|owner| owner.as_uuid());
     let params: [&(dyn ToSql + Sync); 6] =
         [&own.as_uuid(), &run.run_id.as_uuid(), &expected, &run.fence.get(), &crate::protocol::fences::JUMP, &why];

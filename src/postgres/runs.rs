@@ -479,13 +479,16 @@ const CLAIM: &str = concat!(
        UPDATE @.studio_run_attempts a \
           SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
               reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
-         FROM over c WHERE a.run_id = c.run_id AND a.attempt = c.attempt AND a.ended_at IS NULL \
+         FROM over c WHERE a.run_id = c.run_id AND a.attempt = c.attempt AND a.ended_at IS NULL RETURNING a.run_id \
      ), begun AS ( \
        INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
-       SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c \
+       SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c RETURNING run_id \
+     ), first AS MATERIALIZED ( \
+       SELECT (SELECT pg_catalog.count(*) FROM closed) + (SELECT pg_catalog.count(*) FROM begun) AS rows \
      ), summary AS MATERIALIZED ( \
        SELECT pg_catalog.count(*) AS runs, \
-              pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former FROM claimed c \
+              pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former \
+         FROM claimed c CROSS JOIN first WHERE first.rows >= 0 \
      ), logged AS MATERIALIZED ( \
        SELECT @.studio_append_event('claimed'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
                 pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \

@@ -140,6 +140,7 @@ fn every_public_future_is_send(
     is_send(podlock::connect(config));
     is_send(migrate::up(config));
     is_send(migrate::status(config));
+    is_send(migrate::warnings(config));
     can_be_spawned(podlock::http::Serve::until(serve, std::future::pending(), Duration::ZERO));
     is_send(podlock::http::sse_run(pod, run_id, &axum::http::HeaderMap::new()));
     is_send(podlock::http::not_found(axum::http::Method::GET, axum::http::Uri::from_static("/")));

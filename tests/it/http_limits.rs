@@ -246,6 +246,25 @@ async fn more_clients_than_the_cap_wait_for_a_busy_one_to_end() {
     .await;
 }
 
+/// An answer is done with, for the server, long before a slow client has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_its_answer_slowly_keeps_its_seat_until_it_has_it() {
+    timed(async {
+        const LARGE: usize = 32 << 20;
+        let large = Router::new().route("/large", get(|| async { "x".repeat(LARGE) })).merge(hello());
+        let served = Served::of(large, |limits| (limits.connections, limits.write) = (1, SOON)).await;
+        let mut slow = served.sent("GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+        read_to(&mut slow, "200 OK").await;
+        let mut next = served.sent(LAST_HELLO).await;
+        // Longer than an idle connection keeps its seat.
+        let early = tokio::time::timeout(Duration::from_secs(3), next.read_u8()).await;
+        assert!(early.is_err(), "the cap is 1: {early:?}");
+        assert!(rest(slow).await.len() >= LARGE, "the answer was cut");
+        assert!(rest(next).await.ends_with("hello"));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_finishes_answers_and_cuts_off_those_that_last() {
     timed(async {

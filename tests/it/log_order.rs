@@ -58,9 +58,43 @@ async fn only_roles_with_rights_can_lock_the_log_and_only_the_owner_retention() 
             }
         }
         assert_eq!(attempt(&as_reader, "SELECT studio_may_prune('1 day')").await, denied);
+        // Nor may anyone hang the function that locks the log on a table of their own.
+        let hung = "CREATE TEMP TABLE mine (a int); \
+                    CREATE TRIGGER locks BEFORE INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION studio_order_events()";
+        assert_eq!(attempt(&as_reader, hung).await, denied);
+        let open = "SELECT oid::regprocedure::text FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND prosecdef \
+                    AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) a WHERE a.grantee = 0))";
+        let open: Vec<String> = db.client.query(open, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        assert_eq!(open, [""; 0], "functions that run as their owner, for everybody");
         assert_eq!(attempt(&as_pod, "SELECT studio_may_prune('1 day')").await, denied);
         assert_eq!(attempt(&as_pod, "LOCK TABLE studio_prune_order IN EXCLUSIVE MODE").await, denied);
         assert_eq!(attempt(&as_pod, LOCK).await, None, "pods suspect and evict under it");
+    })
+    .await;
+}
+
+/// Whoever applies the migration: what it makes belongs to the owner of the tables, whose functions prune.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_superuser_who_migrates_the_tables_of_another_role_stops_no_retention() {
+    timed(async {
+        let db = Db::empty().await;
+        migrate::up(&db.config("x")).await.unwrap();
+        let version = "SELECT max(version) FROM studio_schema_history WHERE name = 'log_order'";
+        let of_log: i32 = db.client.scalar(version, &[]).await;
+        let db = Db::empty().await;
+        let (owner, as_owner) = role(&db, "owner").await;
+        db.client.batch_execute(&format!("CREATE SCHEMA app AUTHORIZATION \"{owner}\"")).await.unwrap();
+        let url = format!("postgresql://{owner}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
+        let config = |url: &str| podlock::Config::new(url).schema("app");
+        migrate::up(&config(&url).with(|c| c.schema_knows = Some(of_log - 1))).await.unwrap();
+        migrate::up(&config(&db.url)).await.unwrap();
+        as_owner.batch_execute("SELECT app.studio_prune_sessions('1 day'::interval, 9::integer)").await.unwrap();
+        as_owner.batch_execute("BEGIN; LOCK TABLE app.studio_log_order IN EXCLUSIVE MODE; COMMIT").await.unwrap();
+        // A view reads another under the rights of its owner.
+        as_owner
+            .batch_execute("SELECT FROM app.studio_pod_status; SELECT FROM app.studio_foreign_locks")
+            .await
+            .unwrap();
     })
     .await;
 }

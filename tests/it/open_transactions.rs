@@ -6,6 +6,7 @@ use podlock::{NewRun, Pod};
 use uuid::Uuid;
 
 use crate::patience::{SOON, slack};
+use crate::runs::stage::{CLAIM, blocked, nudge, orphan};
 use crate::support::faults::OwnServer;
 use crate::support::{Db, eventually, lease, sql, start, timed, trace};
 
@@ -103,6 +104,31 @@ async fn a_peer_that_evicts_passes_over_a_row_that_somebody_holds() {
         assert_eq!(ended, None);
         txn.rollback().await.unwrap();
         drop(pod);
+    })
+    .await;
+}
+
+/// Somebody holds the row of an attempt that a claim ends. The claim waits for it, and nobody waits for the claim: it has not
+/// got the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_waits_for_the_row_of_an_attempt_does_not_hold_the_log() {
+    timed(async {
+        let db = Db::new().await;
+        let a = start(db.config("a")).await;
+        let (run_id, _) = orphan(&db.client, "wait").await;
+        let mut holder = sql::connect(&db.url).await;
+        let held = holder.transaction().await.unwrap();
+        held.execute("SELECT FROM studio_run_attempts WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()])
+            .await
+            .unwrap();
+        nudge(&db.client).await;
+        blocked(&db.client, CLAIM, 1).await;
+        let with_log = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                        WHERE l.relation = 'studio_log_order'::regclass AND l.granted AND a.wait_event_type = 'Lock'";
+        assert_eq!(db.client.scalar::<i64>(with_log, &[]).await, 0, "the claim waits and has the log");
+        held.rollback().await.unwrap();
+        db.client.run_owned_by(run_id, a.incarnation(), SOON).await;
+        a.shutdown(SOON).await.unwrap();
     })
     .await;
 }

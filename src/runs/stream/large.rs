@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 #[cfg(feature = "http")]
 use super::attach::StreamEvent;
-use crate::id::RunId;
+use crate::id::{Fence, RunId};
 use crate::postgres::streams::{Chunk, Page};
 
 /// From how many bytes on a chunk is shared. Below that, finding it again costs more than another copy of it.
 const LARGE: usize = 4096;
 
-/// The chunks of a run, their generation and number. The text is compared as well: a failover can undo a chunk and have
-/// another stored in its place.
-type Key = (RunId, i32, i64);
+/// A chunk of a run: its generation, its number and its fence, all of which are in its JSON. The text is compared as well: a
+/// failover can undo a chunk and have another stored in its place.
+type Key = (RunId, i32, i64, Fence);
 
 /// A large chunk. Whoever holds this holds its text and its JSON.
 #[derive(Debug)]
@@ -41,16 +41,17 @@ impl LargeChunks {
     pub(super) fn share(self: &Arc<Self>, run_id: RunId, page: &mut Page) {
         let generation = page.facts.generation;
         for chunk in page.chunks.iter_mut().filter(|chunk| chunk.body.len() >= LARGE) {
-            self.share_one((run_id, generation, chunk.seq), chunk);
+            self.share_one((run_id, generation, chunk.seq, chunk.fence), chunk);
         }
     }
 
     fn share_one(self: &Arc<Self>, key: Key, chunk: &mut Chunk) {
         let mut held = self.held();
-        let large = match held.get(&key).and_then(Weak::upgrade) {
+        let there = held.get(&key).and_then(Weak::upgrade);
+        let large = match &there {
             Some(large) if large.body == chunk.body => {
                 chunk.body = large.body.clone();
-                large
+                large.clone()
             }
             _ => {
                 let large = Arc::new(Large {
@@ -64,8 +65,9 @@ impl LargeChunks {
                 large
             }
         };
-        // A hold that is dropped takes the same lock.
+        // A last hold that is dropped takes the same lock: this may be the last of the one that was there.
         drop(held);
+        drop(there);
         chunk.large = Some(large);
     }
 
@@ -105,7 +107,6 @@ impl Drop for Large {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Fence;
 
     fn chunk(body: &str) -> Chunk {
         Chunk { seq: 3, fence: Fence::from(7), body: body.into(), large: None }
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn the_same_chunk_is_held_once_and_forgotten_with_its_last_reader() {
         let chunks = Arc::new(LargeChunks::default());
-        let key = (RunId::generate(), 1, 3);
+        let key = (RunId::generate(), 1, 3, Fence::from(7));
         let text = "x".repeat(LARGE);
         let (mut first, mut again, mut other) = (chunk(&text), chunk(&text), chunk(&"y".repeat(LARGE)));
         chunks.share_one(key, &mut first);

@@ -18,8 +18,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("clocks::a_pods_clock_jumps", &[], a_pods_clock_jumps)
             .promises("An hour forward and back again changes nothing."),
-        Scenario::new("clocks::the_servers_clock_jumps_forward", &[], the_servers_clock_jumps_forward)
-            .promises("Minutes forward, time and again, bury nobody and disturb no run."),
+        Scenario::new("clocks::the_servers_clock_jumps_forward", &[], the_servers_clock_jumps_forward).promises(
+            "Minutes forward, time and again, bury at most one pod each: the one whose sessions they ended first.",
+        ),
         Scenario::new("clocks::the_servers_clock_steps_back", &[], the_servers_clock_steps_back)
             .promises("A lease that is running out is longer by as much; a kill is noticed as ever."),
     ]
@@ -55,7 +56,7 @@ async fn by(clock: &Clock) -> World {
     World::on(OwnServer::start(clock.server(&like)).await).await
 }
 
-/// The server's time-outs read its wall clock, so that a jump may end many sessions at once. Nobody is buried for it.
+/// The server's time-outs read its wall clock, so that a jump may end many sessions at once. At most one pod is buried for it.
 async fn the_servers_clock_jumps_forward() -> Vec<Figure> {
     let clock = Clock::new();
     let mut world = by(&clock).await;
@@ -73,12 +74,19 @@ async fn the_servers_clock_jumps_forward() -> Vec<Figure> {
     }
     tokio::time::sleep(world.lease).await;
     world.whole(&all, SOON).await;
-    assert_eq!(world.takeovers().await, 0, "nobody took its runs");
+    // A pod both of whose sessions a jump ended before any other's cannot be told from one that died.
+    let lost: Vec<String> = world.ends().await.into_iter().map(|(pod, ..)| pod).collect();
+    println!("{lost:?} were buried");
+    assert!(lost.len() <= usize::try_from(JUMPS).unwrap(), "more than one at a jump: {lost:?}");
+    if !lost.contains(&"a".to_owned()) {
+        assert_eq!(world.takeovers().await, 0, "nobody took its runs");
+    }
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
     let buried = world.buried("a", killed, bound + slack()).await;
     world.figure("killed afterwards, buried", killed, buried, Some(bound));
-    world.conclude(&Excused::ended(&["a"])).await
+    let lost: Vec<&str> = lost.iter().map(String::as_str).chain(["a"]).collect();
+    world.conclude(&Excused::ended(&lost).overlap(&lost)).await
 }
 
 /// A step back lengthens the lease of whoever is silent by as much, and nothing else: a kill is noticed as ever.
