@@ -189,6 +189,26 @@ SELECT s.pod_id, s.state, s.alive, s.witness, s.holder_pid, s.client_addr, s.run
 
 COMMENT ON COLUMN @.studio_pod_status.foreign_lock IS 'Who holds or wants a lock of this pod and is no pod: process, role, application and address, of four at most. See studio_foreign_locks. NULL: nobody.';
 
+-- Whoever applies this, the new view and function belong to the owner of studio_pod_status, under whose rights that reads the
+-- new view.
+DO $function$
+DECLARE
+    before text;
+    new text;
+BEGIN
+    SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) INTO before
+      FROM pg_catalog.pg_class AS c
+     WHERE c.oid = '@.studio_pod_status'::pg_catalog.regclass
+       AND c.relowner <> (SELECT n.relowner FROM pg_catalog.pg_class AS n
+                           WHERE n.oid = '@.studio_foreign_locks'::pg_catalog.regclass);
+    IF before IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH new IN ARRAY ARRAY['VIEW @.studio_foreign_locks', 'FUNCTION @.studio_note_foreign_locks(jsonb, text)'] LOOP
+        EXECUTE pg_catalog.concat('ALTER '::text, new, ' OWNER TO '::text, before);
+    END LOOP;
+END $function$;
+
 -- Last, for it locks the log until the end of this transaction.
 ALTER TABLE @.studio_pod_events DROP CONSTRAINT studio_pod_events_kind_check,
     ADD CONSTRAINT studio_pod_events_kind_check CHECK (kind IN

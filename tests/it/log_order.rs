@@ -90,6 +90,11 @@ async fn a_superuser_who_migrates_the_tables_of_another_role_stops_no_retention(
         migrate::up(&config(&db.url)).await.unwrap();
         as_owner.batch_execute("SELECT app.studio_prune_sessions('1 day'::interval, 9::integer)").await.unwrap();
         as_owner.batch_execute("BEGIN; LOCK TABLE app.studio_log_order IN EXCLUSIVE MODE; COMMIT").await.unwrap();
+        // A view reads another under the rights of its owner.
+        as_owner
+            .batch_execute("SELECT FROM app.studio_pod_status; SELECT FROM app.studio_foreign_locks")
+            .await
+            .unwrap();
     })
     .await;
 }
