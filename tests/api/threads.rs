@@ -82,14 +82,13 @@ fn every_public_type_is_send_and_sync() {
 /// Whatever the call borrows, its future may be awaited in a task of a runtime with many threads. Compiled, never run.
 #[expect(dead_code, reason = "it is enough that it compiles")]
 fn every_public_future_is_send(
-    builder: PodBuilder,
+    (builder, serve): (PodBuilder, podlock::http::Serve),
     pod: &Pod,
     txn: &tokio_postgres::Transaction<'_>,
     run: &Run,
     operator: &Operator,
     (follow, notices, attached): (&mut Follow, &mut Notices, &mut podlock::Attached),
     (config, run_id, keep): (&Config, RunId, &podlock::operator::Retention),
-    serve: podlock::http::Serve,
 ) {
     let new = || NewRun::new("kind");
     is_send(PodBuilder::start(builder));
