@@ -277,7 +277,6 @@ END $function$;
 DO $function$
 DECLARE
     before text;
-    new text;
 BEGIN
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) INTO before
       FROM pg_catalog.pg_class AS c
@@ -287,10 +286,11 @@ BEGIN
     IF before IS NULL THEN
         RETURN;
     END IF;
-    FOREACH new IN ARRAY ARRAY['TABLE @.studio_log_order', 'TABLE @.studio_prune_order', 'FUNCTION @.studio_order_events()',
-                               'FUNCTION @.studio_limit_transaction(integer)'] LOOP
-        EXECUTE pg_catalog.concat('ALTER '::text, new, ' OWNER TO '::text, before);
-    END LOOP;
+    -- The names begin their literals, so that one with a quote is quoted for the literal as well.
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_log_order'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_prune_order'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER FUNCTION '::text, '@.studio_order_events()'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER FUNCTION '::text, '@.studio_limit_transaction(integer)'::text, ' OWNER TO '::text, before);
 END $function$;
 
 -- Last, for it locks the log until the end of this transaction.

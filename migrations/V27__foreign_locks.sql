@@ -194,7 +194,6 @@ COMMENT ON COLUMN @.studio_pod_status.foreign_lock IS 'Who holds or wants a lock
 DO $function$
 DECLARE
     before text;
-    new text;
 BEGIN
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) INTO before
       FROM pg_catalog.pg_class AS c
@@ -204,9 +203,8 @@ BEGIN
     IF before IS NULL THEN
         RETURN;
     END IF;
-    FOREACH new IN ARRAY ARRAY['VIEW @.studio_foreign_locks', 'FUNCTION @.studio_note_foreign_locks(jsonb, text)'] LOOP
-        EXECUTE pg_catalog.concat('ALTER '::text, new, ' OWNER TO '::text, before);
-    END LOOP;
+    EXECUTE pg_catalog.concat('ALTER VIEW '::text, '@.studio_foreign_locks'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER FUNCTION '::text, '@.studio_note_foreign_locks(jsonb, text)'::text, ' OWNER TO '::text, before);
 END $function$;
 
 -- Last, for it locks the log until the end of this transaction.
