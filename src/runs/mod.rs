@@ -24,6 +24,7 @@ use crate::output::Output;
 pub use run::Run;
 pub(crate) use start::{insert_in_txn, start, submit};
 pub use stream::CHUNK_LIMIT;
+#[cfg(feature = "http")]
 pub(crate) use stream::attach::cut_off;
 pub use stream::attach::{Attached, StreamEvent, StreamPosition};
 

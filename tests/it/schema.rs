@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podlock::migrate::{self, Access};
+use podlock::tokio_postgres::error::SqlState;
 use podlock::{Config, ErrorKind, NewRun, Operator};
 
 use crate::patience::SOON;
@@ -65,7 +66,11 @@ async fn migrate_to_a_later_schema(db: &Db, version: i32) {
         ));
     }
     script.push_str(&format!("INSERT INTO studio_schema_history (version, name) VALUES ({version}, 'later'); COMMIT"));
-    db.client.batch_execute(&script).await.unwrap();
+    // All tables in one transaction, under pods that write to several: the server ends one of two that wait for each other.
+    while let Err(error) = db.client.batch_execute(&script).await {
+        assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{error:?}");
+        db.client.batch_execute("ROLLBACK").await.unwrap();
+    }
 }
 
 /// A schema of the future that only adds: columns, with defaults and without, and tables.

@@ -174,6 +174,7 @@ impl Attached {
     }
 
     /// The same, unless it was said before.
+    #[cfg(feature = "http")]
     pub(crate) fn wait_while_cut_off_by_default(mut self, waits: bool) -> Self {
         self.waits.get_or_insert(waits);
         self
