@@ -215,6 +215,10 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         shared.registry.note_yielded(row.run_id, clock::now());
     }
     check(shared, own, &plan.check).await?;
+    // It may have been cut off, or asked to drain, since the pass began.
+    if shared.may_take_work().ok() != Some(own) {
+        return Ok(Report { claimed: 0, adopted: 0, again: None });
+    }
     let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
     let mut took = claim::claim(shared, own, rules.max_crashes, &wanted, &mut passes.pace).await?;
     let given_up: Vec<&Candidate> = plan.give_up.iter().collect();

@@ -285,6 +285,10 @@ async fn the_log_of_a_healthy_pod_that_was_evicted_says_nothing_false() {
             if runs == 0 { Ok(()) } else { Err(format!("{runs} runs")) }
         })
         .await;
+        eventually(SOON, "its control session is there again", || async {
+            db.client.backend("healthy", "control").await.ok_or("it is not".to_owned())
+        })
+        .await;
         proxy.all(&["liveness"], Flow::Pass);
         let fenced = logged("healthy", "self_fenced").await;
         assert_eq!(fenced["incarnation"], was.to_string());

@@ -359,8 +359,10 @@ async fn keys_change_under_no_living_pod() {
                 assert!(error.to_string().contains("pods of this schema are alive (1)"), "{error}");
             }
             drop(pod);
+            let here = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
             eventually(SOON, "the pod is gone", || async {
-                let held: i64 = db.client.scalar("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", &[]).await;
+                let held: i64 = db.client.scalar(here, &[]).await;
                 if held == 0 { Ok(()) } else { Err(format!("{held} locks")) }
             })
             .await;
