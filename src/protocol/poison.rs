@@ -14,7 +14,7 @@
 //! A run that takes down each pod that claims it needs `max_crashes` pods until it is quarantined. A fleet that has no more
 //! than that would go down with it. So the last pod that can take such a run does not ([`last_pod`]): where two owners in a
 //! row ([`LAST_POD_BEARS`]) crashed under it, the last of them before this pod's eyes, it leaves the run alone for
-//! [`ALONE`] leases. In that time a supervisor has started the dead pods again, and the usual rule goes on with another
+//! `ALONE` leases. In that time a supervisor has started the dead pods again, and the usual rule goes on with another
 //! pod to spare. If nobody came, it quarantines the run: one pod less is all that is left to lose.
 //!
 //! Why two and not one: after one crash every run of the dead pod looks the same, and a fleet of two would quarantine

@@ -80,7 +80,7 @@ fn every_public_type_is_send_and_sync() {
 }
 
 /// Whatever the call borrows, its future may be awaited in a task of a runtime with many threads. Compiled, never run.
-#[expect(dead_code, clippy::too_many_arguments, reason = "it is enough that it compiles")]
+#[expect(dead_code, reason = "it is enough that it compiles")]
 fn every_public_future_is_send(
     (builder, serve): (PodBuilder, podlock::http::Serve),
     pod: &Pod,
