@@ -58,7 +58,7 @@ pub(crate) async fn run(local: &Local) {
                 }
                 tokio::select! {
                     () = shared.root.cancelled() => {}
-                    () = tokio::time::sleep(SETTINGS_AGAIN) => {}
+                    () = tokio::time::sleep(OFF_FOR.mul_f64(0.5 + fastrand::f64())) => {}
                 }
                 continue;
             }
@@ -93,6 +93,10 @@ fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 /// How often the server's settings are read again. An administrator may change them by a reload, and then each slice of each
 /// pod could be a line in the server's log.
 const SETTINGS_AGAIN: Duration = Duration::from_secs(10);
+
+/// How long a watch that has no room stays off, half of it more or less. It takes a new session to see whether there is room
+/// again, and every pod of the fleet is in the same state.
+const OFF_FOR: Duration = Duration::from_secs(30);
 
 /// How soon the watch looks again at a pod that is free and was not buried. Doubles up to `hold_probe_interval`.
 const FREE_AGAIN: Duration = Duration::from_millis(2);

@@ -1,7 +1,7 @@
 //! The rules, as pure functions.
 //!
 //! Nothing here does IO, reads a clock, draws a random number or logs: what was seen comes in as values, what should be
-//! done goes out as values. The laws L1 to L11 that the rules keep are stated in `ARCHITECTURE.md`.
+//! done goes out as values. The laws L1 to L12 that the rules keep are stated in `ARCHITECTURE.md`.
 //!
 //! Public for models and tests of the protocol alone: it follows the protocol, not semantic versioning.
 //!
