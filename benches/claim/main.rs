@@ -115,7 +115,7 @@ pub(crate) async fn leave_orphans(client: &Client, orphans: i64) -> Result<()> {
                  FROM generate_series(1, {orphans});
              INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence)
                SELECT run_id, 1, owner_pod, owner_incarnation, fence FROM studio_runs;
-             SELECT pg_notify(studio_channel(), '{{\"ask\":\"recover\"}}');
+             SELECT pg_notify(studio_channel(), 'recover');
              COMMIT"
         ))
         .await?;

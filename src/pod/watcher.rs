@@ -92,7 +92,7 @@ fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 
 /// How often the server's settings are read again. An administrator may change them by a reload, and then each slice of each
 /// pod could be a line in the server's log.
-const SETTINGS_AGAIN: Duration = Duration::from_secs(10);
+const SETTINGS_AGAIN: Duration = Duration::from_secs(20);
 
 /// How long a watch that has no room stays off, half of it more or less. It takes a new session to see whether there is room
 /// again, and every pod of the fleet is in the same state.

@@ -178,6 +178,9 @@ impl<'a> Claiming<'a> {
     /// quarantines a run whose fence was never given to a pod. Reads the sequence once per sweep, and whenever a
     /// fence is far ahead of it.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
         let now = clock::now();
         let floor = self.shared.registry.highest_fence();
         let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.shared.settings.sweep_interval);
