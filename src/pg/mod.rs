@@ -3,7 +3,7 @@
 //! `conninfo` understands libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
 //! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `pooler` proves that a session
 //! stays with one backend before anything is set on the session. `txn` runs statements and transactions on a session,
-//! `schema` puts the schema's name into statements, and `reply` reads the rows that come back.
+//! `statement` reads statements from files, `schema` puts the schema's name into them, and `reply` reads the rows that come back.
 //!
 //! Invariant: nothing here names a table, a pod or a run. What a caller wants to say about itself, it passes as
 //! [`limits::Limits`], [`session::Purpose`] and [`session::ApplicationName`].
@@ -18,5 +18,6 @@ pub(crate) mod pooler;
 pub(crate) mod reply;
 pub(crate) mod schema;
 pub(crate) mod session;
+pub(crate) mod statement;
 pub(crate) mod tls;
 pub(crate) mod txn;

@@ -476,7 +476,7 @@ fn runner(knows: i32, schema: &Schema) -> Runner {
 }
 
 fn history_table(schema: &Schema) -> String {
-    schema.sql(&format!("@.{HISTORY_TABLE}"))
+    schema.sql(&format!("@.{HISTORY_TABLE}")).to_string()
 }
 
 /// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use super::crashes::{crash_reasons, crashed, died_with};
+use super::crashes::crash_reasons;
 use super::fences;
 use super::pods::WARM_UP_LOG;
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -18,6 +18,7 @@ use crate::pg::errors;
 use crate::pg::pool::{Database, Planned};
 use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
+use crate::pg::statement::sql;
 use crate::pg::txn::{BEGIN_IMPATIENTLY, Param};
 use crate::protocol::notices::{NOBODY, Told};
 use crate::protocol::recover::Candidate;
@@ -383,7 +384,7 @@ pub(crate) async fn insert_in_txn(
         Some(owner) => {
             let (owner, floor) = (owner.as_uuid(), new.floor.get());
             let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
-            let row = txn.query_one(&schema.sql(OWNED), &params).await.map_err(fail)?;
+            let row = txn.query_one(&*schema.sql(OWNED), &params).await.map_err(fail)?;
             if row.at::<bool>(1)? && !row.at::<bool>(3)? {
                 return Err(fences::not_risen(new.floor));
             }
@@ -391,7 +392,7 @@ pub(crate) async fn insert_in_txn(
         }
         None => {
             let params: [&(dyn ToSql + Sync); 4] = [&run_id, &new.kind, &new.key, &new.input];
-            let row = txn.query_opt(&schema.sql(SUBMIT), &params).await.map_err(fail)?;
+            let row = txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail)?;
             (row.map(|_| 0), true)
         }
     };
@@ -401,7 +402,7 @@ pub(crate) async fn insert_in_txn(
     if !owner_there {
         return Ok(Inserted::NoOwner);
     }
-    let busy = txn.query_opt(&schema.sql(BUSY), &[&new.kind, &new.key]).await.map_err(fail)?;
+    let busy = txn.query_opt(&*schema.sql(BUSY), &[&new.kind, &new.key]).await.map_err(fail)?;
     let busy = busy.as_ref().map(key_busy).transpose()?;
     busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
@@ -410,109 +411,7 @@ pub(crate) async fn insert_in_txn(
     })
 }
 
-/// Whether a run is still as the claim expects it, and its owner is not in the roster.
-macro_rules! as_expected {
-    () => {
-        "r.run_id = w.run_id \
-          AND r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
-          AND (w.expected IS NOT DISTINCT FROM $4 \
-               OR NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = w.expected))"
-    };
-}
-
-/// A run is poison if its last owner crashed, as number `$7` in a row: it is quarantined and not claimed.
-const CLAIM: &str = concat!(
-    "WITH wanted AS MATERIALIZED ( \
-       SELECT w.run_id, w.expected, w.fence \
-         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
-                         pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, expected, fence) \
-     ), ",
-    above!("GREATEST($6::pg_catalog.int8, (SELECT pg_catalog.max(w.fence) FROM wanted w WHERE w.fence <= e.most))"),
-    ", me AS MATERIALIZED ( \
-       SELECT pod_id, incarnation FROM @.studio_pods WHERE incarnation = $4 AND state = 'active' AND ",
-    in_reach!("$6::pg_catalog.int8"),
-    " ), picked AS MATERIALIZED ( \
-       SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason \
-         FROM @.studio_runs r JOIN wanted w ON w.run_id = r.run_id \
-              LEFT JOIN @.studio_pod_sessions s ON s.incarnation = w.expected \
-        WHERE r.state = 'running' AND r.owner_incarnation IS NOT DISTINCT FROM w.expected AND r.fence = w.fence \
-          AND w.fence <= (SELECT e.most FROM reach e) \
-        ORDER BY r.run_id FOR NO KEY UPDATE OF r SKIP LOCKED \
-     ), claimed AS ( \
-       UPDATE @.studio_runs r SET owner_pod = me.pod_id, owner_incarnation = me.incarnation, attempt = r.attempt + 1, \
-              fence = pg_catalog.nextval('@.studio_fence'::pg_catalog.regclass), \
-              written = 0, \
-              crashes = r.crashes + CASE WHEN ",
-    crashed!("w", "$5"),
-    " THEN 1 ELSE 0 END \
-         FROM me CROSS JOIN above CROSS JOIN picked w \
-        WHERE ",
-    as_expected!(),
-    " AND (r.crashes >= $7 - 1 AND ",
-    crashed!("w", "$5"),
-    ") IS NOT TRUE \
-       RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq, r.owner_pod, \
-                 r.owner_incarnation, w.expected, w.ended_at, w.reason \
-     ), quarantined AS ( \
-       UPDATE @.studio_runs r SET state = 'quarantined', \
-              finished_at = pg_catalog.clock_timestamp(), \
-              crashes = r.crashes + 1, \
-              error = pg_catalog.format('%s owners in a row died with it, without progress in between: %s', r.crashes + 1, \
-                (SELECT pg_catalog.string_agg(pg_catalog.format('%s (%s at %s)', o.pod_id, o.reason, \
-                          pg_catalog.to_char(o.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')), \
-                        ', ' ORDER BY o.attempt) FROM (",
-    died_with!("$5", "r.crashes + 1"),
-    ") o)) \
-         FROM me CROSS JOIN picked w \
-        WHERE ",
-    as_expected!(),
-    " AND r.crashes >= $7 - 1 AND ",
-    crashed!("w", "$5"),
-    " RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, w.ended_at, w.reason, \
-                (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('pod', o.pod_id, \
-                          'incarnation', o.incarnation, 'reason', o.reason, 'at', o.ended_at) ORDER BY o.attempt) FROM (",
-    died_with!("$5", "r.crashes"),
-    ") o) AS owners \
-     ), over AS ( \
-       SELECT c.run_id, c.attempt - 1 AS attempt, c.expected, c.ended_at, c.reason FROM claimed c \
-       UNION ALL SELECT q.run_id, q.attempt, q.expected, q.ended_at, q.reason FROM quarantined q \
-     ), closed AS ( \
-       UPDATE @.studio_run_attempts a \
-          SET ended_at = COALESCE(c.ended_at, pg_catalog.clock_timestamp()), \
-              reason = CASE WHEN c.expected = $4 THEN 'adopted' ELSE COALESCE(c.reason, 'lost') END \
-         FROM over c WHERE a.run_id = c.run_id AND a.attempt = c.attempt AND a.ended_at IS NULL RETURNING a.run_id \
-     ), begun AS ( \
-       INSERT INTO @.studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
-       SELECT c.run_id, c.attempt, c.owner_pod, c.owner_incarnation, c.fence FROM claimed c RETURNING run_id \
-     ), first AS MATERIALIZED ( \
-       SELECT (SELECT pg_catalog.count(*) FROM closed) + (SELECT pg_catalog.count(*) FROM begun) AS rows \
-     ), summary AS MATERIALIZED ( \
-       SELECT pg_catalog.count(*) AS runs, \
-              pg_catalog.to_jsonb(pg_catalog.array_agg(DISTINCT c.expected)) AS former \
-         FROM claimed c CROSS JOIN first WHERE first.rows >= 0 \
-     ), logged AS MATERIALIZED ( \
-       SELECT @.studio_append_event('claimed'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
-                pg_catalog.jsonb_build_object('runs', y.runs, 'from', y.former)) AS idx \
-         FROM summary y CROSS JOIN me WHERE y.runs > 0 \
-     ), told AS MATERIALIZED ( \
-       SELECT q.run_id, @.studio_append_event('quarantined'::pg_catalog.text, me.pod_id, me.incarnation, me.pod_id, \
-                pg_catalog.jsonb_build_object('run', q.run_id, 'kind', q.kind, 'key', q.key, 'crashes', q.crashes, \
-                  'owners', q.owners)) AS idx \
-         FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y WHERE y.runs >= 0 \
-     ), sized AS MATERIALIZED ( \
-       SELECT c.run_id, COALESCE(pg_catalog.pg_column_size(c.input), 0) + COALESCE(pg_catalog.pg_column_size(c.checkpoint), 0) AS bytes, \
-              pg_catalog.pg_column_compression(c.input) IS NULL AND pg_catalog.pg_column_compression(c.checkpoint) IS NULL AS plain \
-         FROM claimed c \
-     ), along AS MATERIALIZED ( \
-       SELECT z.run_id, z.bytes, z.plain AND pg_catalog.sum(z.bytes) OVER (ORDER BY z.bytes, z.run_id ROWS UNBOUNDED PRECEDING) <= $8 AS rides \
-         FROM sized z \
-     ) SELECT c.run_id, c.kind, c.key, c.fence, c.attempt, CASE WHEN z.rides THEN c.input END AS input, \
-              CASE WHEN z.rides THEN c.checkpoint END AS checkpoint, c.crashes, c.checkpoint_seq, NULL AS error, \
-              CASE WHEN NOT z.rides THEN z.bytes END AS unread \
-         FROM claimed c JOIN along z ON z.run_id = c.run_id CROSS JOIN logged \
-       UNION ALL \
-       SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, q.error, NULL FROM quarantined q JOIN told t ON t.run_id = q.run_id"
-);
+const CLAIM: &str = sql!("claim", "reach", "above", "as_expected", "crashed", "died_with");
 
 /// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one that
 /// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
@@ -576,20 +475,23 @@ pub(crate) async fn claim(
         db.query(step, CLAIM, &values).await?
     };
     for row in rows {
-        match row.at::<Option<String>>(9)? {
-            None if row.at::<Option<i32>>(10)?.is_some() => {
-                let bytes = row.at::<Option<i32>>(10)?.map_or(0, i64::from);
-                claims.unread.push((read_facts(&row, Value::Null, None)?, bytes));
-            }
-            None => match read_claimed(&row) {
+        match (row.at::<Option<String>>("error")?, row.at::<Option<i32>>("unread")?) {
+            (None, Some(bytes)) => claims.unread.push((read_facts(&row, Value::Null, None)?, bytes.into())),
+            (None, None) => match read_claimed(&row) {
                 Ok(claimed) => claims.claimed.push(claimed),
                 Err(why) => {
                     let (owner, why) = (read_owner(&row, own)?, chain(&why));
-                    claims.unreadable.push(Unreadable { owner, kind: row.at(1)?, attempt: row.at(4)?, why });
+                    claims.unreadable.push(Unreadable {
+                        owner,
+                        kind: row.at("kind")?,
+                        attempt: row.at("attempt")?,
+                        why,
+                    });
                 }
             },
-            Some(error) => {
-                claims.quarantined.push(Quarantined { run_id: row.at::<Uuid>(0)?.into(), kind: row.at(1)?, error });
+            (Some(error), _) => {
+                let (run_id, kind) = (row.at::<Uuid>("run_id")?.into(), row.at("kind")?);
+                claims.quarantined.push(Quarantined { run_id, kind, error });
             }
         }
     }
@@ -608,10 +510,10 @@ pub(crate) fn warm_up_claim<'a>(
         let params: [&(dyn ToSql + Sync); 8] =
             [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64, &0_i32, &ALONG_BYTES];
         client.batch_execute(BEGIN_IMPATIENTLY).await?;
-        let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
+        let claimed = async { client.query(&client.prepare_cached(&*schema.sql(CLAIM)).await?, &params).await }.await;
         client.batch_execute("ROLLBACK").await?;
         claimed?;
-        let warmed_up = client.batch_execute(&schema.sql(WARM_UP_LOG)).await;
+        let warmed_up = client.batch_execute(&*schema.sql(WARM_UP_LOG)).await;
         if warmed_up.is_err() {
             client.batch_execute("ROLLBACK").await?;
         }
@@ -621,25 +523,25 @@ pub(crate) fn warm_up_claim<'a>(
 
 /// What is nested too deep was put there by hand, or by another program.
 fn read_claimed(row: &Row) -> Result<Claimed> {
-    read_facts(row, row.at(5)?, row.at(6)?)
+    read_facts(row, row.at("input")?, row.at("checkpoint")?)
 }
 
 fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Claimed> {
     Ok(Claimed {
-        run_id: row.at::<Uuid>(0)?.into(),
-        kind: row.at(1)?,
-        key: row.at(2)?,
-        fence: row.at::<i64>(3)?.into(),
-        attempt: row.at(4)?,
+        run_id: row.at::<Uuid>("run_id")?.into(),
+        kind: row.at("kind")?,
+        key: row.at("key")?,
+        fence: row.at::<i64>("fence")?.into(),
+        attempt: row.at("attempt")?,
         input,
         checkpoint,
-        crashes: u32::try_from(row.at::<i32>(7)?).unwrap_or(0),
-        checkpoint_seq: row.at(8)?,
+        crashes: u32::try_from(row.at::<i32>("crashes")?).unwrap_or(0),
+        checkpoint_seq: row.at("checkpoint_seq")?,
     })
 }
 
 fn read_owner(row: &Row, incarnation: Incarnation) -> Result<Owner> {
-    Ok(Owner { run_id: row.at::<Uuid>(0)?.into(), incarnation, fence: row.at::<i64>(3)?.into() })
+    Ok(Owner { run_id: row.at::<Uuid>("run_id")?.into(), incarnation, fence: row.at::<i64>("fence")?.into() })
 }
 
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
