@@ -29,6 +29,7 @@ use crate::id::{Incarnation, RunId};
 use crate::pg::pool::Database;
 use crate::pg::pooler;
 use crate::pg::session::Opener;
+use crate::pod::Pod;
 use crate::store::role::Role;
 use crate::store::{connections, queries, runs};
 
@@ -77,6 +78,15 @@ pub struct Operator {
 impl std::fmt::Debug for Operator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Operator").field("schema", &self.database.schema().name()).finish_non_exhaustive()
+    }
+}
+
+impl Pod {
+    /// Looks at runs, pods and events through this pod's pool.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        let (database, opener) = self.connections();
+        Operator::new(database, opener)
     }
 }
 

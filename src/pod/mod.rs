@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history;
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
-use crate::operator::Operator;
+use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::runs::engine::Engine;
 use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
@@ -365,12 +365,6 @@ impl Pod {
         }
     }
 
-    /// Looks at runs, pods and events through this pod's pool.
-    #[must_use]
-    pub fn operator(&self) -> Operator {
-        Operator::new(self.shared.engine.db.clone(), self.opener.clone())
-    }
-
     /// Registers a source of progress: a part of the application that gets somewhere while this pod does. Any one that moves is
     /// enough; a [`required`](ProgressSource::required) one must move itself.
     #[must_use]
@@ -417,6 +411,11 @@ impl Pod {
     /// A dropped call that held the last handle ends the pod at once, as dropping the handle does.
     pub async fn shutdown(self, deadline: Duration) -> Result<ShutdownReport> {
         shutdown::shutdown(&self.shared, deadline).await
+    }
+
+    /// The pool and the opener, for the operator that this pod hands out.
+    pub(crate) fn connections(&self) -> (Database, Opener) {
+        (self.shared.engine.db.clone(), self.opener.clone())
     }
 
     async fn in_background<T: Send + 'static>(

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::large::Large;
+use super::large::SharedPage;
 use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
@@ -17,7 +18,6 @@ use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
 use crate::runs::engine::Engine;
 use crate::store::runs;
 use crate::store::streams;
-use crate::store::streams::Page;
 
 /// What a reader of a run's stream is told, in this order: chunks and resets as they come, the end last.
 ///
@@ -111,7 +111,7 @@ pub struct Attached {
     asks_from: Position,
     ready: VecDeque<Ready>,
     seen: Seen,
-    answer: Option<oneshot::Receiver<Result<Page>>>,
+    answer: Option<oneshot::Receiver<Result<SharedPage>>>,
     ended: bool,
     /// Whether the reader waits while its pod is cut off. `None`: nobody has chosen yet.
     waits: Option<bool>,
@@ -137,6 +137,7 @@ impl Attached {
         let is_there = if seen.end.is_some() {
             // Whether it is over for this reader is known at once, so that `is_over` can say so.
             let page = streams::pages(db, &[(run_id, seen.position)], streams::LOOK_BYTES).await?.pop().flatten();
+            let page = page.map(|page| attached.engine.readers.large.share(run_id, page));
             page.map(|page| attached.take(page)).is_some()
         } else {
             runs::standing(db, run_id).await?.is_some()
@@ -247,7 +248,7 @@ impl Attached {
         Ok(())
     }
 
-    fn take(&mut self, page: Page) {
+    fn take(&mut self, SharedPage { page, large }: SharedPage) {
         let end = EndMark::new(&page.state, page.fence.get());
         let has_ended = page.state != "running";
         let asked = Seen { position: self.asks_from, end: self.seen.end };
@@ -261,11 +262,11 @@ impl Attached {
             self.ready.push_back(Ready { event: reset, position: seen(at), large: None });
         }
         let generation = at.generation;
-        for chunk in page.chunks {
+        for (chunk, large) in page.chunks.into_iter().zip(large) {
             (at.next, at.fence) = (chunk.seq + 1, chunk.fence.get());
             let (seq, fence, body) = (chunk.seq.unsigned_abs(), chunk.fence, chunk.body);
             let event = StreamEvent::Chunk { generation, seq, fence, body };
-            self.ready.push_back(Ready { event, position: seen(at), large: chunk.large });
+            self.ready.push_back(Ready { event, position: seen(at), large });
         }
         if has_ended && at.next >= page.facts.next {
             self.ended = true;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::large::LargeChunks;
+use super::large::{LargeChunks, SharedPage};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
@@ -20,7 +20,7 @@ use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::listener::Listener;
 use crate::store::role::Role;
-use crate::store::streams::{self, Page};
+use crate::store::streams;
 
 /// How long a chunk whose notification was lost may stay unseen.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(crate) struct Readers {
     /// Whether notifications are heard.
     listening: watch::Sender<bool>,
     /// What several of them read.
-    large: Arc<LargeChunks>,
+    pub(super) large: Arc<LargeChunks>,
     /// By which this process knows its own notices.
     by: u32,
 }
@@ -65,7 +65,7 @@ struct Seats {
 struct Waiting {
     run_id: RunId,
     position: Position,
-    reply: oneshot::Sender<Result<Page>>,
+    reply: oneshot::Sender<Result<SharedPage>>,
     /// It is among those who are to be looked for.
     fresh: bool,
 }
@@ -100,7 +100,7 @@ impl Readers {
     }
 
     /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has ended.
-    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<Page>> {
+    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<SharedPage>> {
         let (reply, answer) = oneshot::channel();
         let mut seats = self.seats();
         if seats.closed {
@@ -173,12 +173,12 @@ impl Readers {
     }
 
     /// Hands `page` over if it says something new; else the reader waits on.
-    fn answer(&self, seat: Seat, position: Position, page: Result<Page>) {
+    fn answer(&self, seat: Seat, position: Position, page: Result<SharedPage>) {
         let mut seats = self.seats();
         if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
             return;
         }
-        let is_news = page.as_ref().map_or(true, |page| {
+        let is_news = page.as_ref().map_or(true, |SharedPage { page, .. }| {
             let here = (position.generation, position.resets, position.next);
             !page.chunks.is_empty()
                 || page.state != "running"
@@ -279,10 +279,8 @@ async fn looks(engine: &Engine) {
             Ok(pages) => {
                 (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-                for (((run_id, position), seats), mut page) in wanted.into_iter().zip(seats).zip(pages) {
-                    if let Some(page) = &mut page {
-                        readers.large.share(run_id, page);
-                    }
+                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                    let page = page.map(|page| readers.large.share(run_id, page));
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
