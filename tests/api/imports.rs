@@ -41,7 +41,8 @@ fn room_of(file: &Path) -> String {
 
 /// The first names behind each `crate::`, without comments.
 fn imports(text: &str) -> BTreeSet<String> {
-    let code: String = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
@@ -126,6 +127,7 @@ fn imports_point_down_the_table() {
 
 #[test]
 fn imports_are_found_in_groups_and_in_paths() {
-    let text = "use crate::{a::{b, c}, D};\nfn f() { crate::e::g(); } // crate::not\npub(crate) fn h() {}\nuse crate::i;";
+    let text =
+        "use crate::{a::{b, c}, D};\nfn f() { crate::e::g(); } // crate::not\npub(crate) fn h() {}\nuse crate::i;";
     assert_eq!(imports(text), ["D", "a", "e", "i"].map(ToOwned::to_owned).into());
 }
