@@ -8,6 +8,7 @@ use crate::id::RunId;
 
 #[cfg(test)]
 mod document;
+pub(crate) mod rules;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -353,7 +354,7 @@ impl Error {
             sqlstate: sqlstate.clone(),
             unconnected: *unconnected,
             in_doubt: *in_doubt,
-            source: source.as_ref().map(|source| crate::postgres::errors::chain(&**source).into()),
+            source: source.as_ref().map(|source| chain(&**source).into()),
         };
         Self(Box::new(inner))
     }
@@ -500,6 +501,21 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_ref().map(|s| &**s as &(dyn StdError + 'static))
     }
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

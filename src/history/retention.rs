@@ -16,9 +16,9 @@ use crate::config::{KEEP_MAX, KEEP_MIN, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::walk::{Step, Walk};
 use crate::id::Incarnation;
+use crate::pg::pool::Database;
 use crate::pod::shared::Shared;
-use crate::postgres::history as statements;
-use crate::postgres::pool::Database;
+use crate::store::history as statements;
 
 /// Between two rounds of a pod, where the first left something.
 const PACE: Duration = Duration::from_secs(1);

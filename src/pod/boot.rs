@@ -12,15 +12,17 @@ use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
-use crate::postgres::creators;
-use crate::postgres::fences;
-use crate::postgres::locks::{self, Holder};
-use crate::postgres::migrate::{self, Policy};
-use crate::postgres::notices;
-use crate::postgres::pods::{self, Registration};
-use crate::postgres::pooler;
-use crate::postgres::session::{Opener, Role, Session};
+use crate::pg::pooler;
+use crate::pg::session::{Opener, Session};
 use crate::protocol::cause::Cause;
+use crate::store::creators;
+use crate::store::fences;
+use crate::store::listener::Listener;
+use crate::store::locks::{self, Holder};
+use crate::store::migrate::{self, Policy};
+use crate::store::notices;
+use crate::store::pods::{self, Registration};
+use crate::store::role::Role;
 
 /// A wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -32,7 +34,7 @@ const SLICE_MAX: Duration = Duration::from_millis(500);
 pub(crate) struct Booted {
     pub(crate) local: Local,
     pub(crate) liveness: Session,
-    pub(crate) control: Session,
+    pub(crate) control: Listener,
 }
 
 /// What the service tells others about itself.
@@ -59,7 +61,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
     let since = clock::now();
     let limit = shared.settings.statement_timeout;
-    let control = beside(&liveness, limit, opener.open(Role::Control)).await.map_err(in_boot)?;
+    let control = beside(&liveness, limit, Listener::open(&opener, Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
     let log_read = notices::listen(&control).await.map_err(in_boot)?;
@@ -126,7 +128,7 @@ async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output 
     loop {
         match tokio::time::timeout(limit / 2, &mut work).await {
             Ok(done) => return done,
-            Err(_) => _ = locks::ping(session, limit).await?,
+            Err(_) => _ = session.ping(limit).await?,
         }
     }
 }
@@ -150,7 +152,7 @@ pub(crate) async fn acquire(
             return Err(taken(session, key, pod, timeout).await);
         }
         if let Some(beside) = beside {
-            locks::ping(beside, timeout).await?;
+            beside.ping(timeout).await?;
         }
     }
 }

@@ -9,16 +9,16 @@ use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
-use crate::postgres::burials::{self, Burial, Look, PeerRow};
-use crate::postgres::candidates::{self, CANDIDATES};
-use crate::postgres::notices;
-use crate::postgres::session::Session;
-use crate::postgres::txn::Txn;
+use crate::pg::session::Session;
+use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
 use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
 use crate::runs::recover::{self, Load};
+use crate::store::burials::{self, Burial, Look, PeerRow};
+use crate::store::candidates::{self, CANDIDATES};
+use crate::store::notices;
 
 /// What brought the pass about; kept with the burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,13 +286,13 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
 }
 
 /// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.
-pub(crate) async fn rehearse(local: &Local, session: &mut Session) -> Result<()> {
-    match burials::rehearse(session).await {
+pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> {
+    match burials::warm_up(session).await {
         Err(e) if refused(&e) => {
-            tracing::debug!(target: "podlock", event = "unrehearsed", pod = %local.shared.pod_id, error = %e, "the first burial will be slower");
+            tracing::debug!(target: "podlock", event = "not_warmed_up", pod = %local.shared.pod_id, error = %e, "the first burial will be slower");
             Ok(())
         }
-        rehearsed => rehearsed,
+        warmed_up => warmed_up,
     }
 }
 

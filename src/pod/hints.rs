@@ -11,11 +11,11 @@ use super::clock;
 use super::local::Local;
 use super::status::PodEvent;
 use crate::error::Result;
-use crate::postgres::notices::{self, EVENTS_MOST, Told};
-use crate::postgres::session::Session;
+use crate::pg::session::Session;
 use crate::protocol::Moment;
 use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
+use crate::store::notices::{self, EVENTS_MOST, Told};
 
 /// Events that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);

@@ -34,16 +34,17 @@ use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
-use crate::postgres::locks;
-use crate::postgres::migrate::Policy;
-use crate::postgres::pods::{self, Returned};
-use crate::postgres::pooler;
-use crate::postgres::session::{Backend, Opener, Role, Session};
+use crate::pg::pooler;
+use crate::pg::session::{Backend, Opener, Session};
 use crate::protocol::Moment;
 use crate::protocol::cause::{self, Cause, Loss};
 use crate::protocol::deadline::{Deadline, RuntimeWatch};
 use crate::protocol::stall::{self, Moved};
 use crate::runs::StopReason;
+use crate::store::locks;
+use crate::store::migrate::Policy;
+use crate::store::pods::{self, Returned};
+use crate::store::role::Role;
 
 /// Every how many pings `pg_locks` is asked whether the lock is really held.
 const CHECK_EVERY: u32 = 5;
@@ -303,7 +304,7 @@ impl<'a> Keeper<'a> {
         };
         let (pid, holds) = match checked {
             Some(checked) => checked,
-            None => (locks::ping(session, limit).await?, true),
+            None => (session.ping(limit).await?, true),
         };
         let own = session.backend().pid;
         if pid != own {

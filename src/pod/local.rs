@@ -11,10 +11,7 @@ use tokio::time::Instant;
 use super::clock;
 use super::shared::Shared;
 use crate::id::{Incarnation, PodId};
-use crate::postgres::burials::{Look, PeerRow, Proof};
-use crate::postgres::locks::Keys;
-use crate::postgres::session::{Backend, Opener};
-use crate::postgres::strangers::{self, ForeignLock};
+use crate::pg::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
@@ -25,6 +22,9 @@ use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
 use crate::protocol::wait::{self, Wait};
+use crate::store::burials::{Look, PeerRow, Proof};
+use crate::store::locks::Keys;
+use crate::store::strangers::{self, ForeignLock};
 
 /// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);

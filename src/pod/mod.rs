@@ -28,13 +28,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history;
 use crate::id::{Incarnation, PodId, RunId};
 use crate::operator::Operator;
-use crate::postgres::dial::Dialer;
-use crate::postgres::migrate::Policy;
-use crate::postgres::pool::Database;
-use crate::postgres::runs::{self as statements, Cancelled};
-use crate::postgres::schema::Schema;
-use crate::postgres::session::Opener;
+use crate::pg::session::Opener;
 use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
+use crate::store::connections;
+use crate::store::migrate::Policy;
+use crate::store::runs::{self as statements, Cancelled};
 use shared::{Parts, Shared};
 use until_stopped::Signals;
 
@@ -136,10 +134,8 @@ impl PodBuilder {
             .todo("correct the kind, or register a handler for it"));
         }
         let pod_id = self.config.resolve_name()?;
-        let dialer = Dialer::new(&self.config, &settings)?;
-        let schema = Schema::new(&self.config.schema);
-        let db = Database::new(&dialer, &settings, schema.clone(), Some(&pod_id))?;
-        let opener = Opener { dialer, settings: Arc::clone(&settings), schema, pod: Some(pod_id.clone()) };
+        let opener = connections::opener(&self.config, &settings, Some(&pod_id))?;
+        let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let shared = Shared::new(Parts { pod_id, settings, db, handlers: self.handlers, runtime });
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));

@@ -16,7 +16,7 @@ use super::status::{Phase, PodEvent, PodStatus};
 use crate::config::{OnDetach, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
-use crate::postgres::pool::Database;
+use crate::pg::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::stall::Progress;
 use crate::runs::failures::Failures;

@@ -11,8 +11,8 @@ use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
-use crate::postgres::pods;
 use crate::runs::{StopReason, failures};
+use crate::store::pods;
 
 /// A stop without any grace still tries for so long to say that it was a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);

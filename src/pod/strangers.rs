@@ -4,9 +4,9 @@
 use super::local::Local;
 use super::sweeper::refused;
 use crate::error::Result;
-use crate::postgres::locks;
-use crate::postgres::session::Session;
-use crate::postgres::strangers::{self, ForeignLock};
+use crate::pg::session::Session;
+use crate::store::locks;
+use crate::store::strangers::{self, ForeignLock};
 
 /// How many are told of at a time.
 const AT_ONCE: usize = 16;

@@ -13,21 +13,23 @@ use super::strangers;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
-use crate::postgres::beats;
-use crate::postgres::burials::{self, Look};
-use crate::postgres::errors::leaves_sound;
-use crate::postgres::locks;
-use crate::postgres::notices;
-use crate::postgres::pods;
-use crate::postgres::session::{Backend, Role, Session};
+use crate::pg::errors::leaves_sound;
+use crate::pg::session::{Backend, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
+use crate::store::beats;
+use crate::store::burials::{self, Look};
+use crate::store::listener::Listener;
+use crate::store::locks;
+use crate::store::notices;
+use crate::store::pods;
+use crate::store::role::Role;
 
 /// Former backends of ours that a new session ends, if the server still has them.
 const FORMER_BACKENDS: usize = 8;
 /// How often it is seen whether a silent session may be let go.
 const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
 /// Keeps a control session until the pod stops, and sweeps on it.
-pub(crate) async fn run(local: &Local, first: Session) {
+pub(crate) async fn run(local: &Local, first: Listener) {
     let mut session = Some(first);
     let mut silent = None;
     let mut former = Vec::new();
@@ -90,16 +92,16 @@ fn backoff(local: &Local) -> Backoff {
 }
 
 /// Lets a silent session go once it has ended, or the runs were told to stop.
-fn let_go_if_due(local: &Local, silent: &mut Option<Session>) {
-    if silent.as_ref().is_none_or(|session: &Session| session.has_ended() || local.may_let_go()) {
+fn let_go_if_due(local: &Local, silent: &mut Option<Listener>) {
+    if silent.as_ref().is_none_or(|session: &Listener| session.has_ended() || local.may_let_go()) {
         *silent = None;
         local.control.set(None);
     }
 }
 
 /// A new control session, armed: the former one ended, the witness lock held, listening.
-async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Session>) -> Result<Session> {
-    let mut session = local.opener.open(Role::Control).await?;
+async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Listener>) -> Result<Listener> {
+    let mut session = Listener::open(&local.opener, Role::Control).await?;
     loop {
         let_go_if_due(local, silent);
         if silent.is_none() || local.may_end_control() {
@@ -130,8 +132,8 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Sessi
 }
 
 /// Sweeps, hears and beats on one session, until it fails.
-async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> crate::Error {
-    if let Err(e) = funeral::rehearse(local, session).await {
+async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Backoff) -> crate::Error {
+    if let Err(e) = funeral::warm_up(local, session).await {
         return e;
     }
     let mut held = local.held.subscribe();
@@ -175,7 +177,7 @@ async fn serve(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             }
             let Some(standing) = standing else {
                 if now >= next_look {
-                    locks::ping(session, local.shared.settings.ping_timeout).await?;
+                    session.ping(local.shared.settings.ping_timeout).await?;
                     next_look = now + sweep_delay(local);
                 }
                 return Ok(());

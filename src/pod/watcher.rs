@@ -14,9 +14,10 @@ use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
-use crate::postgres::burials::{self, Slice};
-use crate::postgres::locks::{self, Keys};
-use crate::postgres::session::{Role, ServerFacts, Session};
+use crate::pg::session::{ServerFacts, Session};
+use crate::store::burials::{self, Slice};
+use crate::store::locks::Keys;
+use crate::store::role::Role;
 
 /// Keeps a watch session until the pod stops. Returns early where push is off.
 pub(crate) async fn run(local: &Local) {
@@ -106,7 +107,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     let settings = &local.shared.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
     let mut read = Instant::now();
-    funeral::rehearse(local, session).await?;
+    funeral::warm_up(local, session).await?;
     let mut spoken = Instant::now();
     let mut failed = false;
     // Free again and again: who, and how long the next wait is.
@@ -202,7 +203,7 @@ async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<
         cause = session.ended() => Err(Error::new(ErrorKind::SessionLost, cause.to_string())),
         () = tokio::time::sleep_until(*spoken + local.shared.settings.lease / 2) => {
             *spoken = Instant::now();
-            locks::ping(session, local.shared.settings.ping_timeout).await.map(drop)
+            session.ping(local.shared.settings.ping_timeout).await.map(drop)
         }
     }
 }

@@ -18,15 +18,15 @@ use crate::nag::Nag;
 use crate::output::{Limits, Output};
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::fences;
-use crate::postgres::payloads::{self, Read};
-use crate::postgres::quarantine;
-use crate::postgres::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadable};
 use crate::protocol::Moment;
 use crate::protocol::batch::{self, Batches, Fault, Verdict};
 use crate::protocol::fences::{Reach, reach};
 use crate::protocol::poison::{self, Suspicion};
 use crate::protocol::recover::Candidate;
+use crate::store::fences;
+use crate::store::payloads::{self, Read};
+use crate::store::quarantine;
+use crate::store::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadable};
 
 /// The most orphans that one statement claims.
 const BATCH: usize = 500;

@@ -8,11 +8,11 @@ use futures_util::FutureExt;
 
 use super::registry::{Reservation, StopSignal};
 use super::{Handler, HandlerError, Outcome, Run, StopReason};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, chain};
 use crate::id::Incarnation;
 use crate::output::Output;
 use crate::pod::shared::Shared;
-use crate::postgres::runs::{Claimed, Ending};
+use crate::store::runs::{Claimed, Ending};
 
 /// Begins an attempt in a tracked task of the application's runtime.
 pub(crate) fn begin(
@@ -67,7 +67,7 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
             Ok(Ok(Outcome::Finished)) => return,
             Ok(Ok(Outcome::Yield)) => "it yielded".to_owned(),
             Ok(Ok(_)) => "it returned an output".to_owned(),
-            Ok(Err(e)) => crate::postgres::errors::chain(&**e),
+            Ok(Err(e)) => chain(&**e),
             Err(panic) => format!("it panicked: {}", text_of(&**panic)),
         };
         tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
@@ -118,7 +118,7 @@ fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, st
         }
         (Ok(Ok(Outcome::Yield)), _) | (Ok(Err(_)), Some(StopReason::Draining)) => End::GiveBack,
         (Ok(Err(_)), Some(_)) => End::Nothing,
-        (Ok(Err(e)), None) => failed(crate::postgres::errors::chain(&*e)),
+        (Ok(Err(e)), None) => failed(chain(&*e)),
     }
 }
 

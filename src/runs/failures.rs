@@ -6,10 +6,10 @@ use tokio::sync::Notify;
 
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::history;
-use crate::postgres::runs::Owner;
 use crate::protocol::failures::{GAP, Tally, beginning};
 use crate::protocol::stream::send_at;
+use crate::store::history;
+use crate::store::runs::Owner;
 
 /// The failures of this pod. Each task that ends a run as failed adds to the tally and wakes [`run`]. [`run`] takes
 /// from the tally; so does the shutdown, once. `Notify` keeps one wake for a task that does not wait yet, so no wake

@@ -8,8 +8,8 @@ use super::StopReason;
 use super::registry::StopSignal;
 use crate::error::{Error, Result};
 use crate::pod::shared::Shared;
-use crate::postgres::guards;
-use crate::postgres::runs::{self, Owner};
+use crate::store::guards;
+use crate::store::runs::{self, Owner};
 
 /// `over`: why the run must write nothing any more, if that is known already.
 pub(super) async fn take(

@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::id::RunId;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::holders;
 use crate::protocol::Moment;
+use crate::store::holders;
 
 /// The most runs of one pass that are looked at.
 const LOOKED_AT: usize = 64;

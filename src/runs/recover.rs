@@ -16,11 +16,11 @@ use crate::id::{Incarnation, RunId};
 use crate::nag::Nag;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::candidates::{self, Wanted};
-use crate::postgres::runs::{self, Owner};
 use crate::protocol::notices::Gate;
 use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
+use crate::store::candidates::{self, Wanted};
+use crate::store::runs::{self, Owner};
 
 /// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
 /// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
 use crate::pod::shared::Shared;
-use crate::postgres::runs::{self, Claimed, Ending, Owner, Standing};
+use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
 
 /// Delays between tries of a write while the database cannot be reached.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
 use crate::pod::shared::Shared;
-use crate::postgres::runs::{self, Claimed, Holder, Insert, Inserted};
+use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How often a start whose reply was lost is repeated, under the same id.
 const TRIES: usize = 3;

@@ -14,10 +14,10 @@ use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
 use crate::pod::shared::Shared;
-use crate::postgres::runs;
-use crate::postgres::streams;
-use crate::postgres::streams::Page;
 use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
+use crate::store::runs;
+use crate::store::streams;
+use crate::store::streams::Page;
 
 /// What a reader of a run's stream is told, in this order: chunks and resets as they come, the end last.
 ///

@@ -14,13 +14,13 @@ use crate::error::Result;
 use crate::id::RunId;
 use crate::pod::clock;
 use crate::pod::shared::Shared;
-use crate::postgres::runs;
-use crate::postgres::streams::{self, Appended, Stored, is_under_way};
 use crate::protocol::Moment;
 use crate::protocol::notices::Told;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
+use crate::store::runs;
+use crate::store::streams::{self, Appended, Stored, is_under_way};
 
 /// Between two notifications, and between two statements that are not full: at most 48 of either in any second.
 const GAP: Duration = Duration::from_millis(21);

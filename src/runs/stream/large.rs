@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 #[cfg(feature = "http")]
 use super::attach::StreamEvent;
 use crate::id::{Fence, RunId};
-use crate::postgres::streams::{Chunk, Page};
+use crate::store::streams::{Chunk, Page};
 
 /// From how many bytes on a chunk is shared. Below that, finding it again costs more than another copy of it.
 const LARGE: usize = 4096;

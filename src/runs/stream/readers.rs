@@ -13,12 +13,14 @@ use super::large::LargeChunks;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
+use crate::pg::session::Opener;
 use crate::pod::shared::Shared;
-use crate::postgres::session::{Opener, Role, Session};
-use crate::postgres::streams::{self, Page};
 use crate::protocol::notices::{Heard, group};
 use crate::protocol::stream::Position;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
+use crate::store::listener::Listener;
+use crate::store::role::Role;
+use crate::store::streams::{self, Page};
 
 /// How long a chunk whose notification was lost may stay unseen.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
@@ -340,14 +342,14 @@ async fn listens(shared: &Shared, opener: &Opener) {
     }
 }
 
-async fn listen(opener: &Opener) -> Result<Session> {
-    let session = opener.open(Role::Stream).await?;
+async fn listen(opener: &Opener) -> Result<Listener> {
+    let session = Listener::open(opener, Role::Stream).await?;
     streams::listen(&session).await?;
     Ok(session)
 }
 
 /// Hears until the session ends or nobody is attached any more.
-async fn hear(shared: &Shared, session: &Session, count: &mut watch::Receiver<usize>) {
+async fn hear(shared: &Shared, session: &Listener, count: &mut watch::Receiver<usize>) {
     let mut quiet_until = None;
     loop {
         let is_idle = *count.borrow_and_update() == 0;

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::{Going, Place, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::streams::{self, Continued};
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
+use crate::store::streams::{self, Continued};
 
 impl Run {
     /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
