@@ -13,8 +13,8 @@ use super::large::Large;
 use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
-use crate::pod::shared::Shared;
 use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
+use crate::runs::engine::Engine;
 use crate::store::runs;
 use crate::store::streams;
 use crate::store::streams::Page;
@@ -104,7 +104,7 @@ impl FromStr for StreamPosition {
 /// page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
 #[must_use]
 pub struct Attached {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     run_id: RunId,
     seat: Seat,
     /// Where it asks from, beyond what is ready.
@@ -119,11 +119,11 @@ pub struct Attached {
 
 impl Attached {
     /// Attaches after `position`.
-    pub(crate) async fn new(shared: Arc<Shared>, run_id: RunId, position: StreamPosition) -> Result<Self> {
-        let seat = shared.readers.sit();
+    pub(crate) async fn new(engine: Arc<Engine>, run_id: RunId, position: StreamPosition) -> Result<Self> {
+        let seat = engine.readers.sit();
         let StreamPosition(seen) = position;
         let mut attached = Self {
-            shared,
+            engine,
             run_id,
             seat,
             asks_from: seen.position,
@@ -133,7 +133,7 @@ impl Attached {
             ended: false,
             waits: None,
         };
-        let db = &attached.shared.db;
+        let db = &attached.engine.db;
         let is_there = if seen.end.is_some() {
             // Whether it is over for this reader is known at once, so that `is_over` can say so.
             let page = streams::pages(db, &[(run_id, seen.position)], streams::LOOK_BYTES).await?.pop().flatten();
@@ -227,18 +227,18 @@ impl Attached {
     }
 
     async fn look(&mut self) -> Result<()> {
-        let (shared, seat) = (&self.shared, self.seat);
+        let (engine, seat) = (&self.engine, self.seat);
         let (run_id, from) = (self.run_id, self.asks_from);
-        let answer = self.answer.get_or_insert_with(|| shared.readers.ask(seat, run_id, from));
+        let answer = self.answer.get_or_insert_with(|| engine.readers.ask(seat, run_id, from));
         let page = tokio::select! {
             biased;
             page = &mut *answer => page,
             // The question stands: a later call goes on waiting for its answer.
-            () = shared.cut_off(), if self.waits == Some(false) => return Err(cut_off(shared, run_id)),
+            () = engine.member.cut_off(), if self.waits == Some(false) => return Err(cut_off(engine, run_id)),
         };
         self.answer = None;
         let page = page.map_err(|_| {
-            Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.shared.pod_id))
+            Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.engine.member.pod_id))
                 .about_run(run_id)
                 .left("the run goes on, or was taken over")
                 .todo("attach to another pod, from the position that was reached")
@@ -288,11 +288,11 @@ fn seen(position: Position) -> Seen {
     Seen { position, end: None }
 }
 
-pub(crate) fn cut_off(shared: &Shared, run_id: RunId) -> Error {
-    let silent = shared.silent_for();
+pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
+    let silent = engine.member.silent_for();
     Error::new(
         ErrorKind::Detached,
-        format!("pod {} is cut off from the database, for {silent:.1?} by now", shared.pod_id),
+        format!("pod {} is cut off from the database, for {silent:.1?} by now", engine.member.pod_id),
     )
     .about_run(run_id)
     .left("the reader has what was handed to it; the run goes on, here or elsewhere")
@@ -301,7 +301,7 @@ pub(crate) fn cut_off(shared: &Shared, run_id: RunId) -> Error {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.shared.readers.leave(self.seat);
+        self.engine.readers.leave(self.seat);
     }
 }
 
