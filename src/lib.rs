@@ -63,6 +63,11 @@ pub use runs::{
 };
 pub use store::runs::Cancelled;
 
+/// The whole program of the quick start compiles as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/quickstart.md")]
+struct Quickstart;
+
 /// The README's code compiles as it stands there.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
