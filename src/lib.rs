@@ -9,6 +9,7 @@ mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
+mod membership;
 mod nag;
 pub mod operator;
 mod output;

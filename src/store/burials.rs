@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::candidates::{CANDIDATES, Wanted};
+use super::evictions;
 use super::locks::{Keys, millis};
 use super::pods::{WARM_UP_LOG, interval};
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -168,7 +169,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
         if !probed {
             look.unknown.insert(incarnation);
         }
-        let put_out = row.at::<Option<&str>>("evicted")?.map(ending::Reason::of_eviction);
+        let put_out = evictions::mark(row.at("evicted")?);
         let peer = PeerLook {
             pod_id,
             incarnation,
@@ -220,7 +221,14 @@ pub(crate) async fn watch_slice(
     let slice = match row.at::<&str>("answer")? {
         "both" => Slice::BothFree,
         "liveness" => Slice::LivenessFree,
-        _ => Slice::Held,
+        "held" => Slice::Held,
+        // L10: nothing is concluded from an answer that this version does not know.
+        other => {
+            return Err(Error::new(ErrorKind::Database, format!("watching the successor: unknown answer {other:?}"))
+                .todo(
+                    "see whether a newer version has changed studio_watch; deaths are found by the sweep meanwhile",
+                ));
+        }
     };
     Ok((slice, row.at("roster_version")?))
 }

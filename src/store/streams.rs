@@ -16,7 +16,6 @@ use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::protocol::failures::{ERROR_CHARS, beginning};
 use crate::protocol::stream::{Facts, Position};
-use crate::runs::stream::large::Large;
 
 /// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
 const PAGE_CHUNKS: i64 = 2048;
@@ -271,8 +270,6 @@ pub(crate) struct Chunk {
     pub(crate) seq: i64,
     pub(crate) fence: Fence,
     pub(crate) body: Arc<str>,
-    /// Of a large one, what its readers share.
-    pub(crate) large: Option<Arc<Large>>,
 }
 
 /// What one look shows to a reader.
@@ -350,8 +347,7 @@ fn read_page(row: &Row) -> Result<Page> {
     let seqs = row.at::<Option<Vec<i64>>>(7)?.unwrap_or_default();
     let fences = row.at::<Option<Vec<i64>>>(8)?.unwrap_or_default();
     let bodies = row.at::<Option<Vec<&str>>>(9)?.unwrap_or_default();
-    let chunk =
-        |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into(), large: None };
+    let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
     let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
     // Behind what has changed, nothing is handed on.
     if facts.differs_from.is_some() {
