@@ -4,6 +4,7 @@
 
 mod documented;
 mod replies;
+mod rust_version;
 mod source;
 mod summary;
 mod threads;
