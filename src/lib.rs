@@ -20,6 +20,7 @@ pub mod protocol;
 mod runs;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
+mod timestamp;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
@@ -59,6 +60,7 @@ pub use postgres::runs::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
+pub use timestamp::Timestamp;
 
 /// The README's code compiles as it stands there.
 #[cfg(doctest)]

@@ -3,7 +3,6 @@
 //! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait for. An argument that is
 //! `None` does not filter: the server folds it away when it plans, since the plan is made for the values at hand.
 
-use jiff::Timestamp;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -13,6 +12,7 @@ use crate::postgres::crashes::{crash_reasons, died_with};
 use crate::postgres::pool::Database;
 use crate::postgres::schema::quote_identifier;
 use crate::postgres::session::Session;
+use crate::timestamp::Timestamp;
 
 /// The roster beside the locks, by name.
 pub(crate) async fn pods(

@@ -8,7 +8,6 @@ use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
@@ -24,6 +23,7 @@ use crate::config::{IDLE_IN_TRANSACTION, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
 use crate::protocol::notices::Heard;
+use crate::timestamp::Timestamp;
 
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
@@ -545,8 +545,8 @@ mod tests {
         let name = Role::Liveness.application_name(Some(&long));
         assert!(name.len() <= APPLICATION_NAME_MAX && name.ends_with("é/liveness"), "{name}");
         assert_eq!(Role::Watch.application_name(None), "podlock/-/watch");
-        let stamped =
-            Role::Liveness.stamped_name(Some(&long), Timestamp::UNIX_EPOCH + Duration::from_secs(1_764_345_678));
+        let started = "2025-11-28T16:01:18Z".parse().expect("a time");
+        let stamped = Role::Liveness.stamped_name(Some(&long), started);
         assert!(stamped.len() <= APPLICATION_NAME_MAX && stamped.ends_with("é/liveness@1764345678000000"), "{stamped}");
     }
 }
