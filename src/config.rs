@@ -4,7 +4,6 @@
 //! follows from the one number that matters, [`Config::lease`]. [`Config::validate`] resolves it into [`Settings`] and
 //! refuses a combination that would break an order that the protocol needs.
 
-mod credentials;
 #[cfg(test)]
 mod document;
 mod settings;
@@ -19,14 +18,17 @@ use serde::Deserialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::PodId;
 
-pub use credentials::PasswordRequest;
-pub(crate) use credentials::{Environment, PasswordSource};
+pub use crate::pg::credentials::PasswordRequest;
+pub(crate) use crate::pg::credentials::{Environment, PasswordSource};
+pub use crate::pg::limits::Keepalives;
 pub(crate) use settings::{KEEP_MAX, KEEP_MIN};
-pub use settings::{Keepalives, Settings, WorstCase};
+pub use settings::{Settings, WorstCase};
 use text::Setting;
 
 /// The server frees a burier's or watcher's transaction that fell silent after this time.
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
+/// The dedicated sessions of a pod: liveness, control, watch, and one that listens for the readers of streams.
+pub(crate) const DEDICATED_SESSIONS: usize = 4;
 /// How long a granted watcher waits for the witness lock in the same statement.
 pub(crate) const WITNESS_WAIT: Duration = Duration::from_millis(25);
 /// Below this a watch slice costs more than the push is worth, and push turns itself off.

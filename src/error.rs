@@ -4,10 +4,11 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use crate::id::RunId;
+use uuid::Uuid;
 
 #[cfg(test)]
 mod document;
+pub(crate) mod rules;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -261,7 +262,7 @@ struct Inner {
     what: String,
     left: Option<String>,
     todo: Option<String>,
-    run: Option<RunId>,
+    run: Option<Uuid>,
     sqlstate: Option<String>,
     unconnected: bool,
     in_doubt: bool,
@@ -301,9 +302,13 @@ impl Error {
         self
     }
 
-    pub(crate) fn about_run(mut self, run: RunId) -> Self {
+    /// The id of the run that the error is about. [`crate::id`] has the typed form.
+    pub(crate) fn set_run(&mut self, run: Uuid) {
         self.0.run = Some(run);
-        self
+    }
+
+    pub(crate) fn run(&self) -> Option<Uuid> {
+        self.0.run
     }
 
     pub(crate) fn with_sqlstate(mut self, code: &str) -> Self {
@@ -353,7 +358,7 @@ impl Error {
             sqlstate: sqlstate.clone(),
             unconnected: *unconnected,
             in_doubt: *in_doubt,
-            source: source.as_ref().map(|source| crate::postgres::errors::chain(&**source).into()),
+            source: source.as_ref().map(|source| chain(&**source).into()),
         };
         Self(Box::new(inner))
     }
@@ -459,12 +464,6 @@ impl Error {
         self.0.kind == ErrorKind::NameTaken
     }
 
-    /// The run that this error is about: for [`ErrorKind::KeyBusy`] the one that holds the key.
-    #[must_use]
-    pub fn run_id(&self) -> Option<RunId> {
-        self.0.run
-    }
-
     /// The server's SQLSTATE, where the server said something.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
@@ -500,6 +499,21 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_ref().map(|s| &**s as &(dyn StdError + 'static))
     }
+}
+
+/// An error and its sources in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -3,28 +3,31 @@
 
 mod backoff;
 pub mod config;
+mod connect;
 mod error;
 mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
+mod membership;
 mod nag;
 pub mod operator;
 mod output;
 #[cfg(test)]
 mod pages;
+mod pg;
 mod pod;
-mod postgres;
 #[doc(hidden)]
 pub mod protocol;
 mod runs;
+mod store;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
 mod timestamp;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
-    pub use crate::postgres::migrate::{Access, Version, grants, newest, sql, status, up, warnings};
+    pub use crate::store::migrate::{Access, Version, grants, newest, sql, status, up, warnings};
 }
 
 #[cfg(doc)]
@@ -48,6 +51,7 @@ struct HttpPage;
 pub use tokio_postgres;
 
 pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase};
+pub use connect::connect;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
 pub use operator::Operator;
@@ -55,11 +59,10 @@ pub use output::{ERROR_LIMIT, Output, OutputFormat};
 pub use pod::{
     Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
 };
-pub use postgres::plain::connect;
-pub use postgres::runs::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
+pub use store::runs::Cancelled;
 pub use timestamp::Timestamp;
 
 /// The README's code compiles as it stands there.

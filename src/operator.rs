@@ -21,19 +21,17 @@ mod filter;
 mod follow;
 mod rows;
 
-use std::sync::Arc;
-
 use crate::Cancelled;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::retention::{self, By};
 use crate::id::{Incarnation, RunId};
-use crate::postgres::dial::Dialer;
-use crate::postgres::pool::Database;
-use crate::postgres::pooler;
-use crate::postgres::schema::Schema;
-use crate::postgres::session::{Opener, Role};
-use crate::postgres::{queries, runs};
+use crate::pg::pool::Database;
+use crate::pg::pooler;
+use crate::pg::session::Opener;
+use crate::pod::Pod;
+use crate::store::role::Role;
+use crate::store::{connections, queries, runs};
 
 pub use crate::history::retention::{Kept, Pruned, Retention};
 pub use crate::protocol::condition::Condition;
@@ -83,6 +81,15 @@ impl std::fmt::Debug for Operator {
     }
 }
 
+impl Pod {
+    /// Looks at runs, pods and events through this pod's pool.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        let (database, opener) = self.connections();
+        Operator::new(database, opener)
+    }
+}
+
 impl Operator {
     /// A handle on the database of `config`, whose schema must be there: an operator does not migrate. Reads the
     /// server's answer to one statement, so that a wrong address or password shows here and not later.
@@ -97,11 +104,8 @@ impl Operator {
     ///
     /// Safe: a connection that was being made is closed.
     pub async fn connect(config: &Config) -> Result<Self> {
-        let settings = Arc::new(config.validate()?);
-        let dialer = Dialer::new(config, &settings)?;
-        let schema = Schema::new(&config.schema);
-        let database = Database::new(&dialer, &settings, schema.clone(), None)?;
-        let operator = Self::new(database, Opener { dialer, settings, schema, pod: None });
+        let opener = connections::opener(config, &config.validate()?, None)?;
+        let operator = Self::new(connections::pool_of_operator(&opener)?, opener);
         // First, and on connections that are left as they were: the pool sets its own up for as long as they live.
         pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
         queries::last_event(&operator.database).await?;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Config, IDLE_IN_TRANSACTION, OnDetach, OnStall, RECONNECT_BACKOFF_MIN};
+use super::{Config, DEDICATED_SESSIONS, IDLE_IN_TRANSACTION, OnDetach, OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pg::limits::{Keepalives, Limits};
 use crate::protocol::patience::{LEASE_MAX, Stated};
 
 const LEASE_MIN: Duration = Duration::from_secs(2);
@@ -77,17 +78,6 @@ pub struct Settings {
     pub checkpoint_max_bytes: usize,
     /// See [`Config::input_max_bytes`].
     pub input_max_bytes: usize,
-}
-
-/// The server's TCP keepalive settings, in whole seconds, that sum to the lease: `idle + interval × count`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalives {
-    /// Seconds of silence before the first probe.
-    pub idle: u64,
-    /// Seconds between probes.
-    pub interval: u64,
-    /// Unanswered probes after which the connection is given up.
-    pub count: u64,
 }
 
 /// How long each kind of death takes at most to be noticed, counted from the fault, while the server answers our
@@ -330,6 +320,18 @@ impl Settings {
         let count = if seconds >= 4 { 3 } else { 1 };
         let interval = (seconds / 5).max(1);
         Keepalives { idle: seconds - interval * count, interval, count }
+    }
+
+    /// The time limits of the connections.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            lease: self.lease,
+            statement: self.statement_timeout,
+            idle_in_transaction: IDLE_IN_TRANSACTION,
+            keepalives: self.keepalives(),
+            pool: self.pool_size,
+            dedicated: DEDICATED_SESSIONS,
+        }
     }
 
     /// The bounds that follow from these settings.

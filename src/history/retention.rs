@@ -16,9 +16,9 @@ use crate::config::{KEEP_MAX, KEEP_MIN, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::walk::{Step, Walk};
 use crate::id::Incarnation;
-use crate::pod::shared::Shared;
-use crate::postgres::history as statements;
-use crate::postgres::pool::Database;
+use crate::membership::Membership;
+use crate::pg::pool::Database;
+use crate::store::history as statements;
 
 /// Between two rounds of a pod, where the first left something.
 const PACE: Duration = Duration::from_secs(1);
@@ -162,32 +162,32 @@ pub(crate) struct By<'a> {
 }
 
 /// Prunes while the pod lives.
-pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut walks = Walk::all_of(&Retention::of(&shared.settings));
+pub(crate) async fn run(member: Arc<Membership>, db: Database) {
+    let mut walks = Walk::all_of(&Retention::of(&member.settings));
     if walks.is_empty() {
         return;
     }
-    let interval = shared.settings.prune_interval;
+    let interval = member.settings.prune_interval;
     let mut due = interval.mul_f64(0.5 + fastrand::f64());
     let mut named = Named::default();
     loop {
         tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
+            () = member.root.cancelled() => return,
             () = tokio::time::sleep(due) => {}
         }
         due = interval.mul_f64(0.5 + fastrand::f64());
-        let Ok(incarnation) = shared.may_take_work() else { continue };
-        let by = By { pod: Some((shared.pod_id.as_str(), incarnation)) };
+        let Ok(incarnation) = member.may_take_work() else { continue };
+        let by = By { pod: Some((member.pod_id.as_str(), incarnation)) };
         let done = tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
-            done = round(&shared.db, by, &mut walks) => done,
+            () = member.root.cancelled() => return,
+            done = round(&db, by, &mut walks) => done,
         };
         if done.more {
             due = due.min(PACE);
         }
-        report(&shared, &done, &mut named);
+        report(&member, &done, &mut named);
     }
 }
 
@@ -225,8 +225,8 @@ impl Named {
     }
 }
 
-fn report(shared: &Shared, Round { pruned, failed, .. }: &Round, named: &mut Named) {
-    let pod = &shared.pod_id;
+fn report(member: &Membership, Round { pruned, failed, .. }: &Round, named: &mut Named) {
+    let pod = &member.pod_id;
     if pruned.runs + pruned.events + pruned.sessions > 0 {
         tracing::info!(
             target: "podlock", event = "pruned", pod = %pod, runs = pruned.runs,

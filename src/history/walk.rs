@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use super::retention::{By, Retention};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::history::{self as statements, Handled, Place};
-use crate::postgres::pool::Database;
+use crate::pg::pool::Database;
 use crate::protocol::fold;
+use crate::store::history::{self as statements, Handled, Place};
 
 /// The most rows of a kind that one transaction deletes.
 const BATCH: usize = 200;

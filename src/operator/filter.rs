@@ -2,7 +2,7 @@
 
 use crate::id::Incarnation;
 use crate::operator::RunRow;
-use crate::postgres::queries::RunsWanted;
+use crate::store::queries::RunsWanted;
 
 /// Which pods [`Operator::pods`](super::Operator::pods) returns.
 #[derive(Clone, Debug, Default)]

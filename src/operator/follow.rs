@@ -9,8 +9,10 @@ use tokio::time::Instant;
 
 use super::{EventFilter, EventRow, Operator};
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::queries;
-use crate::postgres::session::{Opener, Role, Session};
+use crate::pg::session::Opener;
+use crate::store::listener::Listener;
+use crate::store::queries;
+use crate::store::role::Role;
 
 /// How long an event whose notification was lost may stay unseen.
 const LOOK_ANYWAY: Duration = Duration::from_millis(1000);
@@ -80,7 +82,7 @@ impl Follow {
 
 /// The pods' notifications; see [`Operator::notices`].
 pub struct Notices {
-    session: Session,
+    session: Listener,
     /// When the connection is tried next.
     due: Instant,
 }
@@ -93,7 +95,7 @@ impl std::fmt::Debug for Notices {
 
 impl Notices {
     pub(super) async fn open(opener: &Opener) -> Result<Self> {
-        let session = opener.open(Role::Follow).await?;
+        let session = Listener::open(opener, Role::Follow).await?;
         queries::listen(&session).await?;
         Ok(Self { session, due: Instant::now() + TRY_AGAIN })
     }

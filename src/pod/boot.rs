@@ -6,21 +6,23 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::canary;
-use super::clock;
 use super::local::{Held, Local};
 use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
-use crate::postgres::creators;
-use crate::postgres::fences;
-use crate::postgres::locks::{self, Holder};
-use crate::postgres::migrate::{self, Policy};
-use crate::postgres::notices;
-use crate::postgres::pods::{self, Registration};
-use crate::postgres::pooler;
-use crate::postgres::session::{Opener, Role, Session};
+use crate::membership::clock;
+use crate::pg::pooler;
+use crate::pg::session::{Opener, Session};
 use crate::protocol::cause::Cause;
+use crate::store::creators;
+use crate::store::fences;
+use crate::store::listener::Listener;
+use crate::store::locks::{self, Holder};
+use crate::store::migrate::{self, Policy};
+use crate::store::notices;
+use crate::store::pods::{self, Registration};
+use crate::store::role::Role;
 
 /// A wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -32,7 +34,7 @@ const SLICE_MAX: Duration = Duration::from_millis(500);
 pub(crate) struct Booted {
     pub(crate) local: Local,
     pub(crate) liveness: Session,
-    pub(crate) control: Session,
+    pub(crate) control: Listener,
 }
 
 /// What the service tells others about itself.
@@ -50,16 +52,16 @@ impl Identity {
 
 /// Boots a pod. Whatever fails, the sessions that were opened are closed with their values.
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
-    let pod = shared.pod_id.clone();
+    let pod = shared.member.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
     bring_schema(&opener, policy).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
-    let timeout = shared.settings.acquire_timeout;
+    let timeout = shared.member.settings.acquire_timeout;
     acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
     let since = clock::now();
-    let limit = shared.settings.statement_timeout;
-    let control = beside(&liveness, limit, opener.open(Role::Control)).await.map_err(in_boot)?;
+    let limit = shared.member.settings.statement_timeout;
+    let control = beside(&liveness, limit, Listener::open(&opener, Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
     let log_read = notices::listen(&control).await.map_err(in_boot)?;
@@ -82,19 +84,19 @@ pub(crate) async fn register(
     let shared = &local.shared;
     let incarnation = Incarnation::generate();
     let registration = Registration {
-        pod_id: shared.pod_id.clone(),
+        pod_id: shared.member.pod_id.clone(),
         incarnation,
         keys: local.keys,
         version: identity.version.clone(),
         labels: identity.labels.clone(),
-        kinds: shared.kinds(),
-        capacity: i32::try_from(shared.settings.capacity).unwrap_or(i32::MAX),
+        kinds: shared.engine.kinds(),
+        capacity: i32::try_from(shared.member.settings.capacity).unwrap_or(i32::MAX),
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,
         former,
-        beat_interval: shared.settings.beat_interval,
-        stated: shared.settings.stated(),
+        beat_interval: shared.member.settings.beat_interval,
+        stated: shared.member.settings.stated(),
     };
     let mut tries = 0;
     let (sent, replaced) = loop {
@@ -105,18 +107,18 @@ pub(crate) async fn register(
             done => break (sent, done?),
         }
     };
-    if shared.is_draining() {
+    if shared.member.is_draining() {
         pods::mark_draining_here(liveness, incarnation).await?;
     }
-    shared.note_answered(sent);
-    shared.registry.take_lost();
-    shared.set_attached(incarnation);
+    shared.member.note_answered(sent);
+    shared.engine.registry.take_lost();
+    shared.member.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
     tracing::info!(
-        target: "podlock", event = "started", pod = %shared.pod_id, incarnation = %incarnation,
+        target: "podlock", event = "started", pod = %shared.member.pod_id, incarnation = %incarnation,
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
-    shared.recover_now.notify_one();
+    shared.engine.recover_now.notify_one();
     Ok(())
 }
 
@@ -126,7 +128,7 @@ async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output 
     loop {
         match tokio::time::timeout(limit / 2, &mut work).await {
             Ok(done) => return done,
-            Err(_) => _ = locks::ping(session, limit).await?,
+            Err(_) => _ = session.ping(limit).await?,
         }
     }
 }
@@ -150,7 +152,7 @@ pub(crate) async fn acquire(
             return Err(taken(session, key, pod, timeout).await);
         }
         if let Some(beside) = beside {
-            locks::ping(beside, timeout).await?;
+            beside.ping(timeout).await?;
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::error::Result;
 use crate::id::{LockKey, PodId};
-use crate::postgres::locks;
-use crate::postgres::pooler;
-use crate::postgres::session::Session;
+use crate::pg::pooler;
+use crate::pg::session::Session;
+use crate::store::locks;
 
 /// What an error of a start says of the state that it leaves.
 pub(crate) const NOT_REGISTERED: &str = "the pod is not registered";

@@ -1,6 +1,7 @@
 //! Runs: what a service does, so that it survives the pod that does it.
 
 mod claim;
+pub(crate) mod engine;
 pub(crate) mod execute;
 pub(crate) mod failures;
 mod guard;

@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use super::registry::StopSignal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::postgres::runs::Owner;
-use crate::postgres::streams::Appended;
+use crate::store::runs::Owner;
+use crate::store::streams::Appended;
 
 /// The largest chunk, in bytes.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;

@@ -153,7 +153,7 @@ async fn a_death_beside_a_foreign_commit_is_pushed_once_that_goes_through() {
     .await;
 }
 
-/// The same for the burial's own COMMIT: a wait that is longer than any rehearsal's, and one that is longer than
+/// The same for the burial's own COMMIT: a wait that is longer than any warm-up's, and one that is longer than
 /// `statement_timeout`, after which the server answers, nothing was done, and the burial is repeated on the same session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burial_whose_commit_waits_behind_a_foreign_one_goes_through_or_is_repeated() {

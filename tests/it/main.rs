@@ -36,6 +36,7 @@ mod smoke;
 #[path = "../common/sse.rs"]
 mod sse;
 mod stalled;
+mod statements;
 mod stops;
 mod strangers;
 mod streams;

@@ -201,7 +201,7 @@ async fn an_overload_of_what_evict_calls_gets_no_superusers_rights() {
     .await;
 }
 
-/// Attack 5: every connection of a pod's rehearses an append, which is undone; what a stranger's function does need not be.
+/// Attack 5: every new connection of a pod's pool appends to the log and rolls back; what a stranger's function does need not be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overload_of_append_event_is_run_by_no_connection() {
     timed(async {

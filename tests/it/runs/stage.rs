@@ -212,7 +212,7 @@ pub(crate) async fn detail_of_event(client: &Client, kind: &str, incarnation: In
 
 /// Holds the statements of chosen pods that change runs in the moment between their snapshot and their first row: the
 /// interleavings in which a claim could double happen there. A chosen pod connects by [`Pause::config`]. Where there
-/// is nothing to claim or take up, nobody is held: a claim of nothing is only rehearsed.
+/// is nothing to claim or take up, nobody is held: a claim of nothing is only a warm-up.
 pub(crate) struct Pause(Client);
 
 impl Pause {

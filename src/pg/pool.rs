@@ -1,0 +1,332 @@
+//! The shared pool: what runs and operators write and read through. It never holds a session lock.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
+use deadpool_postgres::{ClientWrapper, Runtime};
+use futures_util::future::BoxFuture;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Row, SimpleQueryMessage, Statement};
+
+use super::conninfo::Target;
+use super::dial::Dialer;
+use super::errors;
+use super::limits::Limits;
+use super::schema::Schema;
+use super::session::CONFIRM;
+use crate::error::{Error, ErrorKind, Result, chain};
+
+/// Statements that each new connection of the pool runs before its first use. It must leave the connection as it was.
+pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<'a, Result<(), tokio_postgres::Error>>;
+
+/// The pool with its schema and its time limits. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Database {
+    pool: managed::Pool<Manager>,
+    schema: Schema,
+    limit: Duration,
+    /// How long a connection may take to come: waiting for a place, connecting, setting it up.
+    get_limit: Duration,
+    place: String,
+}
+
+impl Database {
+    /// Makes the pool. Connects to nothing yet. The connections bear the name `application`, unless the connection string
+    /// gives another.
+    pub(crate) fn new(
+        dialer: &Dialer,
+        limits: &Limits,
+        schema: Schema,
+        application: String,
+        warm_up: Option<WarmUp>,
+    ) -> Result<Self> {
+        let manager = Manager {
+            dialer: dialer.clone(),
+            application: dialer.application_name().map_or(application, ToOwned::to_owned),
+            sets: set_statements(limits),
+            limit: limits.statement,
+            warm_up,
+            schema: schema.clone(),
+        };
+        let connecting = dialer.timeout() + limits.statement;
+        let pool = managed::Pool::builder(manager)
+            .max_size(limits.pool)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(limits.statement))
+            .create_timeout(Some(connecting))
+            .recycle_timeout(Some(connecting))
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Config, format!("making the connection pool: {e}")).caused_by(e))?;
+        let get_limit = limits.statement + connecting;
+        Ok(Self { pool, schema, limit: limits.statement, get_limit, place: dialer.describe() })
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Runs one statement on a pooled connection. `@.` in it stands for the schema.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped write may or may not have happened. The connection of a dropped or timed-out call is thrown away,
+    /// since it is still busy.
+    pub(crate) async fn query(&self, step: &str, template: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.query_as_it_stands(step, &self.schema.sql(template), params).await
+    }
+
+    /// [`Database::query`] for a statement in which nothing is to be replaced.
+    pub(crate) async fn query_as_it_stands(
+        &self,
+        step: &str,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let client = self.get(step).await?;
+        let rows = self
+            .within(step, async {
+                let statement = client.prepare_cached(sql).await?;
+                client.query(&statement, params).await
+            })
+            .await;
+        if leaves_idle(&rows) {
+            client.give_back();
+        }
+        rows
+    }
+
+    /// Prepares a statement that is to be run several times with a plan for the tables as they are now.
+    pub(crate) async fn plan(&self, step: &'static str, template: &str, types: &[Type]) -> Result<Planned> {
+        let sql = self.schema.sql(template);
+        let client = self.get(step).await?;
+        let statement = self.within(step, client.prepare_typed(&sql, types)).await?;
+        Ok(Planned { db: self.clone(), step, client: Some(client), statement })
+    }
+
+    /// [`Database::query`] for a statement that returns at most one row.
+    pub(crate) async fn query_opt(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>> {
+        Ok(self.query(step, template, params).await?.into_iter().next())
+    }
+
+    /// Ends all pooled connections; calls that wait fail.
+    pub(crate) fn close(&self) {
+        self.pool.close();
+    }
+
+    async fn get(&self, step: &str) -> Result<Leased> {
+        self.get_any(step).await.map_err(|e| if e.kind() == ErrorKind::Stopped { e } else { e.unconnected() })
+    }
+
+    async fn get_any(&self, step: &str) -> Result<Leased> {
+        // Boxed, as what it may have to open is deep.
+        let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
+        let Ok(got) = tokio::time::timeout(self.get_limit, get).await else {
+            return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
+        };
+        match got {
+            Ok(client) => Ok(Leased { client: Some(client) }),
+            Err(PoolError::Backend(e)) => Err(e.during(step)),
+            Err(PoolError::Timeout(kind)) => {
+                let what = match kind {
+                    TimeoutType::Wait => "no connection of the pool came free in time",
+                    TimeoutType::Create => "connecting took too long",
+                    TimeoutType::Recycle => "checking a pooled connection took too long",
+                };
+                let todo = "see whether the server or a pooler in between is overloaded or full, or raise pool_size";
+                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).todo(todo))
+            }
+            Err(PoolError::Closed) => {
+                Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))
+            }
+            Err(e) => Err(Error::new(ErrorKind::Database, format!("{step}: {e}")).caused_by(e)),
+        }
+    }
+
+    async fn within<T>(&self, step: &str, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+        // The server's own limit comes first; ours is for a server that does not answer.
+        let limit = self.limit + self.limit / 4;
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(e)) => Err(errors::translate(step, e)),
+            Err(_) => Err(errors::timed_out(step, limit)),
+        }
+    }
+}
+
+/// A statement that the server refused leaves the connection idle; anything else leaves it unknown.
+fn leaves_idle(rows: &Result<Vec<Row>>) -> bool {
+    match rows {
+        Ok(_) => true,
+        Err(e) => e.sqlstate().is_some_and(errors::leaves_sound) && e.kind() != ErrorKind::Standby,
+    }
+}
+
+/// A statement with a plan of its own, on a connection that is given back with it.
+pub(crate) struct Planned {
+    db: Database,
+    step: &'static str,
+    /// None once it has failed: the connection is thrown away.
+    client: Option<Leased>,
+    statement: Statement,
+}
+
+impl Planned {
+    /// Runs it. After an error that leaves the connection unknown, there is none any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query(&mut self, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let Some(client) = self.client.take() else {
+            return Err(
+                Error::new(ErrorKind::SessionLost, format!("{}: its connection has ended", self.step)).unconnected()
+            );
+        };
+        let rows = self.db.within(self.step, client.query(&self.statement, params)).await;
+        if leaves_idle(&rows) {
+            self.client = Some(client);
+        }
+        rows
+    }
+}
+
+impl Drop for Planned {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.give_back();
+        }
+    }
+}
+
+/// Opens the pool's connections: dialled like every other.
+struct Manager {
+    dialer: Dialer,
+    application: String,
+    sets: String,
+    limit: Duration,
+    schema: Schema,
+    warm_up: Option<WarmUp>,
+}
+
+impl managed::Manager for Manager {
+    type Type = ClientWrapper;
+    type Error = Error;
+
+    async fn create(&self) -> Result<ClientWrapper> {
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            if let Some(opened) = attempts.ended(self.open(target).await) {
+                return Ok(opened);
+            }
+        }
+        Err(attempts.give_up())
+    }
+
+    async fn recycle(&self, client: &mut ClientWrapper, _: &Metrics) -> RecycleResult<Error> {
+        if client.is_closed() { Err(RecycleError::message("the connection has ended")) } else { Ok(()) }
+    }
+}
+
+impl Manager {
+    async fn open(&self, target: &Target) -> Result<ClientWrapper> {
+        let dialled = self.dialer.dial(target, &self.application).await?;
+        let connection = dialled.connection;
+        let version = major_version(connection.parameter("server_version").unwrap_or_default());
+        // Its task ends with the wrapper, however that ends.
+        let task = tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!(target: "podlock", cause = %chain(&e), "a connection of the pool ended");
+            }
+        });
+        let client = ClientWrapper::new(dialled.client, task);
+        let step = format!("setting up a connection to {target}");
+        let set_up =
+            format!("{}{} {CONFIRM} SELECT pg_catalog.pg_is_in_recovery()", self.sets, no_transaction_timeout(version));
+        let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
+        let is_standby = answers
+            .iter()
+            .any(|a| matches!(a, SimpleQueryMessage::Row(row) if row.try_get(0).is_ok_and(|is| is == Some("t"))));
+        if is_standby {
+            return Err(errors::standby(target));
+        }
+        if let Some(warm_up) = self.warm_up {
+            self.warm_up(&step, &client, warm_up).await?;
+        }
+        Ok(client)
+    }
+
+    /// Has the server parse and plan statements now, so that their first run is as quick as the next. Where the server
+    /// refuses one, its first run shows that.
+    async fn warm_up(&self, step: &str, client: &ClientWrapper, warm_up: WarmUp) -> Result<()> {
+        match errors::within(step, self.limit, warm_up(client, &self.schema)).await {
+            Err(e) if e.sqlstate().is_none() || e.is_session_lost() => Err(e),
+            Err(e) => {
+                tracing::debug!(target: "podlock", event = "not_warmed_up", error = %e, "the first statements of a connection will be slower");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// A pooled connection that is thrown away unless it is given back.
+struct Leased {
+    client: Option<managed::Object<Manager>>,
+}
+
+impl Leased {
+    fn give_back(mut self) {
+        self.client = None;
+    }
+}
+
+impl Deref for Leased {
+    type Target = ClientWrapper;
+
+    #[expect(clippy::expect_used, reason = "it is taken only by give_back and drop, which consume the value")]
+    fn deref(&self) -> &ClientWrapper {
+        self.client.as_ref().expect("the connection is there until it is given back")
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            drop(managed::Object::take(client));
+        }
+    }
+}
+
+fn major_version(text: &str) -> u32 {
+    text.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// From version 17 on a role may have one of its own.
+fn no_transaction_timeout(version: u32) -> &'static str {
+    if version >= 17 { " SET transaction_timeout = 0;" } else { "" }
+}
+
+/// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT: `txn::commit_patience`.
+fn set_statements(limits: &Limits) -> String {
+    let half = (limits.lease / 2).as_millis();
+    let limit = limits.statement.as_millis();
+    let keepalives = limits.keepalives;
+    // The time-out first, so that the role's own does not end what follows. It is counted for each statement of a message.
+    format!(
+        "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
+         SET default_transaction_read_only = off; SET client_min_messages = warning; \
+         SET standard_conforming_strings = on; SET idle_session_timeout = 0; SET jit = off; \
+         SET plan_cache_mode = force_generic_plan; \
+         SET lock_timeout = {limit}; \
+         SET idle_in_transaction_session_timeout = {half}; SET tcp_user_timeout = {half}; \
+         SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = {};",
+        keepalives.idle, keepalives.interval, keepalives.count
+    )
+}

@@ -1,0 +1,100 @@
+//! The schema's name in statements.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::statement;
+
+/// The schema that holds podlock's tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Schema {
+    name: Arc<str>,
+    prefix: Arc<str>,
+    /// Statements from files, as rendered for this schema. Each is added when it is first run. Shared by all clones.
+    rendered: Arc<RwLock<HashMap<Box<str>, Arc<str>>>>,
+}
+
+impl Schema {
+    pub(crate) fn new(name: &str) -> Self {
+        let prefix = format!("{}.", quote_identifier(name)).into();
+        Self { name: name.into(), prefix, rendered: Arc::default() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn quoted(&self) -> &str {
+        &self.prefix[..self.prefix.len() - 1]
+    }
+
+    /// A statement for this schema: a file ([`super::statement`]), or a short text with `@.`.
+    pub(crate) fn sql(&self, template: &str) -> Arc<str> {
+        if !statement::is_file(template) {
+            return self.replace(template).into();
+        }
+        let known = self.rendered.read().unwrap_or_else(PoisonError::into_inner).get(template).cloned();
+        known.unwrap_or_else(|| {
+            let sql: Arc<str> = statement::render(template, self).into();
+            let mut rendered = self.rendered.write().unwrap_or_else(PoisonError::into_inner);
+            rendered.insert(template.into(), Arc::clone(&sql));
+            sql
+        })
+    }
+
+    /// A text with each `@.` replaced by the schema: `SELECT … FROM @.studio_pods`. At the start of a literal,
+    /// as in `'@.studio_fence'::regclass`, the name is quoted for the literal as well.
+    fn replace(&self, template: &str) -> String {
+        let in_literal = format!("'{}", self.prefix.replace('\'', "''"));
+        // In one pass: the name itself may hold the placeholder.
+        let parts: Vec<_> = template.split("'@.").map(|part| part.replace("@.", &self.prefix)).collect();
+        parts.join(&in_literal)
+    }
+
+    /// A migration for this schema, in which `@.` stands for the schema the literal `'@'` for the schema's name. Function bodies are
+    /// quoted with `$function$`: a name that holds that tag ends no body.
+    pub(crate) fn migration(&self, template: &str) -> String {
+        let mut tag = "$function$".to_owned();
+        while self.name.contains(&tag) {
+            tag.insert(tag.len() - 1, '_');
+        }
+        let template = template.replace("$function$", &tag);
+        let name = format!("'{}'", self.name.replace('\'', "''"));
+        // In one pass, as above.
+        let parts: Vec<_> = template.split("'@'").map(|part| self.replace(part)).collect();
+        parts.join(&name)
+    }
+
+    /// The NOTIFY channel, as the SQL function `studio_channel` makes it.
+    pub(crate) fn channel(&self) -> String {
+        format!("podlock_{}", self.name)
+    }
+
+    /// The same for the readers of streams, as `studio_stream_channel` makes it.
+    pub(crate) fn stream_channel(&self) -> String {
+        format!("podstream_{}", self.name)
+    }
+}
+
+/// `name` as an SQL identifier.
+pub(crate) fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_stay_names() {
+        let schema = Schema::new("a\"; DROP TABLE x; --.");
+        assert_eq!(&*schema.sql("SELECT FROM @.t"), "SELECT FROM \"a\"\"; DROP TABLE x; --.\".t");
+        assert_eq!(&*Schema::new("o'b").sql("'@.s'::regclass"), "'\"o''b\".s'::regclass");
+        assert_eq!(Schema::new("s").quoted(), "\"s\"");
+        let hostile = Schema::new("'@'$function$@.");
+        assert_eq!(
+            hostile.migration("AS $function$ SELECT '@'::text FROM @.t $function$"),
+            "AS $function_$ SELECT '''@''$function$@.'::text FROM \"'@'$function$@.\".t $function_$"
+        );
+    }
+}

@@ -1,0 +1,534 @@
+//! A dedicated connection: dialled, set up on the server, and watched for its end.
+//!
+//! It is the server that frees a lock, so it is the server that is told when to: each session sets the lease and every
+//! other time-out for itself, whatever the role, the database or a proxy may carry.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::conninfo::Target;
+use super::dial::{Connection, Dialer, Dialled};
+use super::errors::{self, within};
+use super::limits::Limits;
+use super::pooler;
+use super::reply::Reply;
+use super::schema::Schema;
+use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::timestamp::Timestamp;
+
+/// The oldest server with `idle_session_timeout`.
+const OLDEST_SERVER: i32 = 140_000;
+/// How much longer than the server's `statement_timeout` an answer is waited for, at most.
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
+/// How long a clean close may take before the socket is dropped.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+const WHO: &str = "asking the server who it is";
+pub(super) const BACKEND_PID: &str = "SELECT pg_catalog.pg_backend_pid()";
+/// The server truncates a longer `application_name`.
+const APPLICATION_NAME_MAX: usize = 63;
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Purpose {
+    /// One word for messages and for `application_name`.
+    pub(crate) label: &'static str,
+    /// Its transactions do work between their statements, and may be idle four times as long as a statement may take.
+    pub(crate) has_long_transactions: bool,
+}
+
+/// How the process names its connections on the server: `service/instance/label`.
+#[derive(Clone, Debug)]
+pub(crate) struct ApplicationName {
+    pub(crate) service: &'static str,
+    /// The name of this process among those of the service. `None` becomes `-`.
+    pub(crate) instance: Option<Arc<str>>,
+}
+
+impl ApplicationName {
+    pub(crate) fn of(&self, label: &str) -> String {
+        self.with_suffix(label, "")
+    }
+
+    /// The name of a session that tells when its backend began, in microseconds, to those from whom the server hides it.
+    fn stamped(&self, label: &str, started: Timestamp) -> String {
+        self.with_suffix(label, &format!("@{}", started.as_microsecond()))
+    }
+
+    /// Cuts the instance where the whole would be longer than the server keeps.
+    fn with_suffix(&self, label: &str, suffix: &str) -> String {
+        let (service, instance) = (self.service, self.instance.as_deref().unwrap_or("-"));
+        let others = service.len() + "//".len() + label.len() + suffix.len();
+        let mut end = instance.len().min(APPLICATION_NAME_MAX.saturating_sub(others));
+        while !instance.is_char_boundary(end) {
+            end -= 1;
+        }
+        format!("{service}/{}/{label}{suffix}", &instance[..end])
+    }
+}
+
+/// Takes the payload of each notification that a session receives. Runs on the task that reads the socket: it must not block.
+pub(crate) type OnNotice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The server's process behind a session. A pid alone can come back; with its start it cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pub(crate) pid: i32,
+    pub(crate) started: Timestamp,
+}
+
+/// What the server says about itself, as far as the protocol adapts to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerFacts {
+    pub(crate) deadlock_timeout: Duration,
+    /// `None` where slow statements are not logged.
+    pub(crate) log_min_duration: Option<Duration>,
+    /// The server sees our very port: nothing that could pool stands in between.
+    pub(crate) direct: bool,
+}
+
+/// A dedicated connection.
+pub(crate) struct Session {
+    client: Client,
+    purpose: Purpose,
+    schema: Schema,
+    backend: Backend,
+    facts: ServerFacts,
+    limit: Duration,
+    /// Our own role may not see when our backend began: the session's name tells it.
+    is_hidden: bool,
+    /// The server's, as `server_version_num`.
+    version: i32,
+    prepared: HashMap<&'static str, Statement>,
+    ended: watch::Receiver<Option<Arc<str>>>,
+    driver: AbortOnDropHandle<()>,
+}
+
+/// Opens sessions: where to, within which limits, and under whose name.
+#[derive(Clone)]
+pub(crate) struct Opener {
+    pub(crate) dialer: Dialer,
+    pub(crate) limits: Limits,
+    pub(crate) schema: Schema,
+    pub(crate) name: ApplicationName,
+}
+
+impl Opener {
+    /// Tries each host in turn until one is a primary, and sets the session up there. Call this only after
+    /// [`super::pooler`] has shown that a session stays with one backend: through a transaction pooler the settings
+    /// would stay with a backend that serves others.
+    ///
+    /// Cancel safe: a dropped call closes what it opened.
+    pub(crate) async fn open(&self, purpose: impl Into<Purpose>) -> Result<Session> {
+        self.open_and_set_up(purpose.into(), None).await
+    }
+
+    /// [`Opener::open`] for a session that LISTENs.
+    pub(crate) async fn open_listening(&self, purpose: impl Into<Purpose>, on_notice: OnNotice) -> Result<Session> {
+        self.open_and_set_up(purpose.into(), Some(on_notice)).await
+    }
+
+    async fn open_and_set_up(&self, purpose: Purpose, on_notice: Option<OnNotice>) -> Result<Session> {
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            let opened = async {
+                let session = self.open_at(target, purpose, on_notice.clone()).await?;
+                session.set_up(self).await.map(|()| session)
+            };
+            if let Some(opened) = attempts.ended(opened.await) {
+                return Ok(opened);
+            }
+        }
+        Err(attempts.give_up())
+    }
+
+    /// [`Opener::open`] without any setting: the session leaves nothing behind for the next client of its backend.
+    pub(crate) async fn open_bare(&self, purpose: impl Into<Purpose>) -> Result<Session> {
+        let purpose = purpose.into();
+        let mut attempts = self.dialer.attempts();
+        while let Some(target) = attempts.next() {
+            if let Some(opened) = attempts.ended(self.open_at(target, purpose, None).await) {
+                return Ok(opened);
+            }
+        }
+        Err(attempts.give_up())
+    }
+
+    async fn open_at(&self, target: &Target, purpose: Purpose, on_notice: Option<OnNotice>) -> Result<Session> {
+        let dialled = self.dialer.dial(target, &self.name.of(purpose.label)).await;
+        let session = async { Session::identified(dialled?, self, target, purpose, on_notice).await };
+        session.await.map_err(|e| pooler::name_full_pool(e, &self.limits))
+    }
+}
+
+/// `deadlock_timeout` in ms, wherever the session's `search_path` leads.
+macro_rules! deadlock_timeout {
+    () => {
+        "(SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout')"
+    };
+}
+
+/// From how many ms on a statement is logged, by the server or by auto_explain; NULL: none is for its duration.
+macro_rules! logged_from {
+    () => {
+        "LEAST((SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
+               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_sample'), \
+               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
+                 WHERE s.name OPERATOR(pg_catalog.=) 'auto_explain.log_min_duration'))"
+    };
+}
+
+fn facts(deadlock_timeout: Option<i64>, logged_from: Option<i64>) -> ServerFacts {
+    let duration = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+    ServerFacts {
+        deadlock_timeout: duration(deadlock_timeout).unwrap_or(Duration::from_secs(1)),
+        log_min_duration: duration(logged_from),
+        direct: false,
+    }
+}
+
+impl Session {
+    async fn identified(
+        dialled: Dialled,
+        opener: &Opener,
+        target: &Target,
+        purpose: Purpose,
+        on_notice: Option<OnNotice>,
+    ) -> Result<Self> {
+        let Dialled { client, connection, local_port } = dialled;
+        let (ended_tx, ended) = watch::channel(None);
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            let cause = drive(connection, on_notice.as_deref()).await;
+            ended_tx.send_replace(Some(cause.into()));
+        }));
+        let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
+        // The server's own limit comes first, and leaves the session sound; ours is for a server that does not answer.
+        let limit = opener.limits.statement + (opener.limits.statement / 4).min(PATIENCE_MAX);
+        let schema = opener.schema.clone();
+        let prepared = HashMap::new();
+        let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
+        let (is_hidden, version) = (false, 0);
+        let mut session =
+            Self { client, purpose, schema, backend, facts, limit, is_hidden, version, prepared, ended, driver };
+        session.identify(target, local_port).await?;
+        Ok(session)
+    }
+
+    /// Sets on the server what a session of ours needs, for as long as the session lives.
+    pub(crate) async fn set_up(&self, opener: &Opener) -> Result<()> {
+        let step = self.step_name("setting the session's time-outs");
+        let mut sets = set_statements(&opener.limits, self.purpose, self.version);
+        if self.is_hidden {
+            let name = opener.name.stamped(self.purpose.label, self.backend.started);
+            sets.push_str(&format!("SET application_name = '{}';", name.replace('\'', "''")));
+        }
+        self.within(&step, self.client.batch_execute(&sets)).await
+    }
+
+    /// Reads again what an administrator may change while the session lives, by a reload.
+    pub(crate) async fn read_facts_again(&mut self) -> Result<ServerFacts> {
+        const SQL: &str = concat!("SELECT ", deadlock_timeout!(), ", ", logged_from!());
+        let row = self.query_one("reading the server's settings", SQL, &[]).await?;
+        self.facts = ServerFacts { direct: self.facts.direct, ..facts(row.at(0)?, row.at(1)?) };
+        Ok(self.facts)
+    }
+
+    async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
+        const IDENTIFY: &str = concat!(
+            "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
+             pg_catalog.current_setting('server_version_num')::int, ",
+            deadlock_timeout!(),
+            ", ",
+            logged_from!(),
+            ", pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
+             FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+        );
+        // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that may be
+        // a pooler's. So ours hold for this transaction alone.
+        let ms = self.limit.as_millis();
+        let begin = format!(
+            "BEGIN; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms}; \
+             SET LOCAL idle_in_transaction_session_timeout = {ms}"
+        );
+        self.execute_batch(WHO, &begin).await.map_err(pooler::refuses_transactions)?;
+        let row = self.query_one(WHO, IDENTIFY, &[]).await?;
+        self.execute_batch(WHO, "ROLLBACK").await?;
+        if row.at::<bool>(2)? {
+            return Err(errors::standby(target));
+        }
+        let version: i32 = row.at(3)?;
+        if version < OLDEST_SERVER {
+            return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
+                .left("the connection was closed")
+                .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
+        }
+        let seen_port = row.at::<Option<i32>>(6)?;
+        self.backend = match row.at(1)? {
+            Some(started) => Backend { pid: row.at(0)?, started },
+            None => self.identify_hidden().await?,
+        };
+        self.facts = ServerFacts {
+            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
+                && target.tcp_port() == row.at(7)?,
+            ..facts(row.at(4)?, row.at(5)?)
+        };
+        self.version = version;
+        Ok(())
+    }
+
+    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`): the login role
+    /// itself may know. The session's name then tells it to those from whom it is hidden.
+    async fn identify_hidden(&mut self) -> Result<Backend> {
+        const IDENTIFY: &str = "SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity a \
+             WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
+        let txn = self.begin_as_login_role(WHO).await?;
+        let row = txn.query_one(WHO, IDENTIFY, &[]).await?;
+        txn.rollback(WHO).await?;
+        let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
+        let started = started.ok_or_else(|| {
+            Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
+                .left("the connection was closed")
+                .todo("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
+        })?;
+        self.is_hidden = true;
+        Ok(Backend { pid, started })
+    }
+
+    /// A transaction under the login role, also if the session has another role. The login role may see and end its
+    /// own backends.
+    pub(crate) async fn begin_as_login_role(&mut self, step: &str) -> Result<Txn<'_>> {
+        let txn = self.begin(step).await?;
+        txn.execute(step, "SET LOCAL ROLE NONE").await?;
+        Ok(txn)
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    pub(crate) fn facts(&self) -> ServerFacts {
+        self.facts
+    }
+
+    /// The pid that answers on this session now. It never changes, unless something pools in between.
+    pub(crate) async fn ping(&self, limit: Duration) -> Result<i32> {
+        let rows = self.query_limited("ping", BACKEND_PID, &[], limit).await?;
+        rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?.at(0)
+    }
+
+    /// How long a statement may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Resolves when the connection has ended, with the reason.
+    ///
+    /// Cancel safe.
+    pub(crate) fn ended(&self) -> impl Future<Output = Arc<str>> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(cause) => cause.clone().unwrap_or_else(|| "it ended".into()),
+                Err(_) => "its task was ended".into(),
+            }
+        }
+    }
+
+    /// Whether the connection has ended, as far as we know.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Has the server parse statements now and keep their plans, so that they are as quick as can be when they are due.
+    /// From then on, each is run so wherever this session runs it. It does not wait for a table that is being altered: that is
+    /// an error of the server, and those before it are prepared.
+    pub(crate) async fn prepare(&mut self, step: &str, statements: &[Prepared]) -> Result<()> {
+        let step = self.step_name(step);
+        // They are few and their plans do not depend on the parameters: planned once, not at each of the first five times.
+        self.within(&step, self.client.batch_execute("SET plan_cache_mode = force_generic_plan")).await?;
+        self.within(&step, self.client.batch_execute(BEGIN_IMPATIENTLY)).await?;
+        let mut prepared = Ok(());
+        for Prepared { template, types } in statements {
+            let sql = self.schema.sql(template);
+            match self.within(&step, self.client.prepare_typed(&sql, types)).await {
+                Ok(statement) => _ = self.prepared.insert(template, statement),
+                Err(e) => {
+                    prepared = Err(e);
+                    break;
+                }
+            }
+        }
+        self.within(&step, self.client.batch_execute("ROLLBACK")).await?;
+        prepared
+    }
+
+    /// Runs one statement. `@.` in it stands for the schema.
+    ///
+    /// Cancel safe for reads; a dropped write may or may not have happened.
+    pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.query_limited(step, template, params, self.limit).await
+    }
+
+    pub(crate) async fn query_limited(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[Param<'_>],
+        limit: Duration,
+    ) -> Result<Vec<Row>> {
+        let step = self.step_name(step);
+        within(&step, limit, self.statements().run((template, params))).await
+    }
+
+    /// [`Session::query`] for a statement that sends a notification, whose commit may wait behind the commits of others.
+    pub(crate) async fn query_and_tell(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.query_limited(step, template, params, commit_patience(self.limit)).await
+    }
+
+    /// [`Session::query`] for a statement that returns one row.
+    pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
+        one(step, self.query(step, template, params).await?)
+    }
+
+    /// Runs statements that have no parameters and return nothing, as they stand: `@.` is not replaced in them.
+    pub(crate) async fn execute_batch(&self, step: &str, sql: &str) -> Result<()> {
+        let step = self.step_name(step);
+        self.within(&step, self.client.batch_execute(sql)).await
+    }
+
+    /// Begins a transaction, which is rolled back when the value is dropped.
+    pub(crate) async fn begin(&mut self, step: &str) -> Result<Txn<'_>> {
+        let step = self.step_name(step);
+        // Made first: a begin whose reply was lost is rolled back as well.
+        let txn = Txn { on: self.statements(), label: self.purpose.label, limit: self.limit, open: true };
+        within(&step, self.limit, self.client.batch_execute("BEGIN")).await?;
+        Ok(txn)
+    }
+
+    /// [`Session::begin`] and the first statement in one round trip.
+    pub(crate) async fn begin_with(
+        &mut self,
+        step: &str,
+        template: &str,
+        params: &[Param<'_>],
+    ) -> Result<(Txn<'_>, Vec<Row>)> {
+        let step = self.step_name(step);
+        let txn = Txn { on: self.statements(), label: self.purpose.label, limit: self.limit, open: true };
+        // Polled in this order, so sent in this order.
+        let both =
+            async { tokio::try_join!(biased; self.client.batch_execute("BEGIN"), txn.on.run((template, params))) };
+        let ((), rows) = within(&step, self.limit, both).await?;
+        Ok((txn, rows))
+    }
+
+    fn statements(&self) -> Statements<'_> {
+        Statements { client: &self.client, schema: &self.schema, prepared: &self.prepared }
+    }
+
+    /// The client itself, for refinery.
+    pub(crate) fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Says goodbye, so that the server ends the backend at once, and waits for it a moment.
+    pub(crate) async fn close(self) {
+        let Self { client, ended, driver, .. } = self;
+        drop(client);
+        let mut ended = ended;
+        // Past the wait the socket is dropped with the driver, which ends the session as surely.
+        let _ = tokio::time::timeout(CLOSE_WAIT, ended.wait_for(Option::is_some)).await;
+        drop(driver);
+    }
+
+    async fn within<T>(&self, step: &str, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+        within(step, self.limit, work).await
+    }
+
+    fn step_name(&self, step: &str) -> String {
+        format!("{step} ({} session)", self.purpose.label)
+    }
+}
+
+/// Moves the connection's bytes until it ends; returns why it did.
+async fn drive(mut connection: Connection, on_notice: Option<&(dyn Fn(&str) + Send + Sync)>) -> String {
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notification(n))) => {
+                if let Some(on_notice) = on_notice {
+                    on_notice(n.payload());
+                }
+            }
+            Some(Ok(AsyncMessage::Notice(n))) => tracing::debug!(target: "podlock", notice = %n, "the server says"),
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return chain(&e),
+            None => return "the connection was closed".to_owned(),
+        }
+    }
+}
+
+/// What each session sets for itself on the server.
+fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
+    let keepalives = limits.keepalives;
+    // The server takes milliseconds of 31 bits; a multiple of the longest setting is more.
+    let ms = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
+    let idle_in_transaction =
+        if purpose.has_long_transactions { limits.statement * 4 } else { limits.idle_in_transaction };
+    let mut sets = vec![
+        ("search_path", "pg_catalog, pg_temp".to_owned()),
+        ("default_transaction_isolation", "'read committed'".to_owned()),
+        ("default_transaction_read_only", "off".to_owned()),
+        ("client_min_messages", "warning".to_owned()),
+        ("standard_conforming_strings", "on".to_owned()),
+        // Compiling a statement of ours takes longer than running it, and cannot be interrupted.
+        ("jit", "off".to_owned()),
+        ("idle_session_timeout", ms(limits.lease).to_string()),
+        ("tcp_user_timeout", ms(limits.lease).to_string()),
+        ("tcp_keepalives_idle", keepalives.idle.to_string()),
+        ("tcp_keepalives_interval", keepalives.interval.to_string()),
+        ("tcp_keepalives_count", keepalives.count.to_string()),
+        ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
+        // This and `statement_timeout` alone may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
+        ("lock_timeout", ms(limits.statement).to_string()),
+    ];
+    let statement_timeout = ("statement_timeout", ms(limits.statement).to_string());
+    // The first of them, so that the role's own does not end the others. It is counted for each statement of a message.
+    sets.insert(0, statement_timeout);
+    if version >= 170_000 {
+        sets.insert(1, ("transaction_timeout", "0".to_owned()));
+    }
+    let sets = sets.iter().map(|(name, value)| format!("SET {name} = {value};"));
+    sets.chain([CONFIRM.to_owned()]).collect()
+}
+
+/// What was confirmed must be there after a crash: where the role or the database has `synchronous_commit` off, our sessions
+/// turn it on. Stronger and weaker settings than `on` are about standbys, and stay as they are.
+pub(super) const CONFIRM: &str = "SELECT pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, \
+     false::pg_catalog.bool) WHERE pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) \
+     OPERATOR(pg_catalog.=) 'off'::pg_catalog.text;";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn application_names_fit_and_are_cut_at_a_character() {
+        let long = ApplicationName { service: "podlock", instance: Some("é".repeat(100).into()) };
+        let name = long.of("liveness");
+        assert!(name.len() <= APPLICATION_NAME_MAX && name.ends_with("é/liveness"), "{name}");
+        assert_eq!(ApplicationName { service: "podlock", instance: None }.of("watch"), "podlock/-/watch");
+        let stamped = long.stamped("liveness", "2025-11-28T16:01:18Z".parse().expect("a time"));
+        assert!(stamped.len() <= APPLICATION_NAME_MAX && stamped.ends_with("é/liveness@1764345678000000"), "{stamped}");
+    }
+}

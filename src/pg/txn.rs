@@ -1,0 +1,174 @@
+//! Statements of ours on a session, and transactions of them.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
+
+use super::errors::within;
+use super::reply::Reply;
+use super::schema::Schema;
+use super::session::BACKEND_PID;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long what is sent along with a COMMIT may take beyond it.
+const AFTERTHOUGHT: Duration = Duration::from_millis(100);
+/// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row. It must end in
+/// ROLLBACK: no time-out that is this short may be in force at a COMMIT, see [`commit_patience`].
+pub(crate) const BEGIN_IMPATIENTLY: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'";
+/// A parameter with its type, so that a statement takes one round trip and no name is looked up.
+pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A statement that a session keeps prepared, with the types of its parameters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prepared {
+    pub(crate) template: &'static str,
+    pub(crate) types: &'static [Type],
+}
+
+/// A statement and its parameters, to be sent together with others.
+pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
+
+/// How long we wait for a last statement and the COMMIT behind it, on connections whose statements are limited to `limit`.
+///
+/// At COMMIT, a transaction that sent a notification waits for a lock of the whole cluster (`AccessExclusiveLock` on
+/// database 0), behind the commits of all others that did: with a slow disk or a synchronous standby that does not answer,
+/// this takes as long as theirs. What may cancel that wait:
+///
+/// | time-out | in force at COMMIT |
+/// | --- | --- |
+/// | `lock_timeout` of a connection of ours | yes. It is `statement_timeout` of the settings: seconds. The server then undoes the transaction and answers 55P03, so the caller knows that nothing was done, and tries again |
+/// | `lock_timeout` of a slice, of the witness, of a warm-up: milliseconds | no. `studio_lock`, `studio_watch` and `studio_fence_check` put back what they found; [`BEGIN_IMPATIENTLY`], with which connections are warmed up, ends in ROLLBACK |
+/// | `statement_timeout` | no: the server stops its clock before it commits (measured on PostgreSQL 15) |
+/// | `idle_in_transaction_session_timeout` | no: the COMMIT is sent together with the last statement |
+/// | our own patience, this function | longer than the server's, so that the answer is the server's and the outcome known. It is for servers that do not answer |
+///
+/// Who tries again: a burial and a slice of the watch at once (`pod::watcher`), a sweep at its next look, a registration up
+/// to ten times, a return with back-off; a stall is written down at the next look. What runs and operators ask for through
+/// the pool fails with the error, and nothing was done. The migrations' time-outs are a minute, and they notify nobody.
+pub(crate) fn commit_patience(limit: Duration) -> Duration {
+    limit * 2 + limit / 4
+}
+
+/// A session's client and what it takes to run a statement of ours on it.
+#[derive(Clone, Copy)]
+pub(super) struct Statements<'a> {
+    pub(super) client: &'a Client,
+    pub(super) schema: &'a Schema,
+    pub(super) prepared: &'a HashMap<&'static str, Statement>,
+}
+
+impl Statements<'_> {
+    /// Runs one statement, the prepared one if there is one.
+    pub(super) async fn run(&self, (template, params): Call<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let Some(statement) = self.prepared.get(template) else {
+            return self.client.query_typed(&self.schema.sql(template), params).await;
+        };
+        let values: Vec<_> = params.iter().map(|(value, _)| *value).collect();
+        self.client.query(statement, &values).await
+    }
+}
+
+/// A transaction of a session. Dropped, it is rolled back before the session's next statement.
+pub(crate) struct Txn<'a> {
+    pub(super) on: Statements<'a>,
+    pub(super) label: &'static str,
+    pub(super) limit: Duration,
+    pub(super) open: bool,
+}
+
+impl Drop for Txn<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // The first poll sends it; nobody needs the answer.
+            let _ = self.on.client.batch_execute("ROLLBACK").now_or_never();
+        }
+    }
+}
+
+impl Txn<'_> {
+    pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        within(&self.step_name(step), self.limit, self.on.run((template, params))).await
+    }
+
+    pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
+        one(step, self.query(step, template, params).await?)
+    }
+
+    /// Sends a last statement together with the COMMIT, so that what it locks is never held over a round trip. Where
+    /// the statement fails, the server rolls back instead.
+    pub(crate) async fn commit_with(mut self, step: &str, template: &str, params: &[Param<'_>]) -> Result<()> {
+        let step = self.step_name(step);
+        let (on, limit) = (self.on, commit_patience(self.limit));
+        self.open = false;
+        // Polled in this order, so sent in this order.
+        let both = async { tokio::try_join!(biased; on.run((template, params)), on.client.batch_execute("COMMIT")) };
+        within(&step, limit, both).await.map(drop)
+    }
+
+    /// [`Txn::commit_with`], and in the same round trip a statement that begins when the transaction has committed, on
+    /// its own. Returns the rows of both; those of the second are `None` if it failed or took long, which undoes nothing.
+    pub(crate) async fn commit_with_then(
+        mut self,
+        step: &str,
+        last: Call<'_>,
+        then: Call<'_>,
+    ) -> Result<(Vec<Row>, Option<Vec<Row>>)> {
+        let step = self.step_name(step);
+        let (on, limit) = (self.on, commit_patience(self.limit));
+        self.open = false;
+        let mut both = pin!(async { tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT")) });
+        let (mut then, mut answered) = (pin!(on.run(then)), None);
+        // Polled in this order, so sent in this order. Only the first two are waited for.
+        let committed = poll_fn(|cx| {
+            let both = both.as_mut().poll(cx);
+            if answered.is_none()
+                && let Poll::Ready(rows) = then.as_mut().poll(cx)
+            {
+                answered = Some(rows);
+            }
+            both
+        });
+        let (rows, ()) = within(&step, limit, committed).await?;
+        let answered = match answered {
+            Some(answered) => answered.ok(),
+            None => tokio::time::timeout(AFTERTHOUGHT, then).await.ok().and_then(Result::ok),
+        };
+        Ok((rows, answered))
+    }
+
+    /// Runs a statement that has no parameters and returns nothing, as it stands.
+    pub(crate) async fn execute(&self, step: &str, sql: &str) -> Result<()> {
+        within(&self.step_name(step), self.limit, self.on.client.batch_execute(sql)).await
+    }
+
+    /// The pid that answers. Inside a transaction a pooler's backend is busy.
+    pub(super) async fn backend_pid(&self, step: &str) -> Result<i32> {
+        self.query_one(step, BACKEND_PID, &[]).await?.at(0)
+    }
+
+    pub(crate) async fn rollback(mut self, step: &str) -> Result<()> {
+        let step = self.step_name(step);
+        self.open = false;
+        within(&step, self.limit, self.on.client.batch_execute("ROLLBACK")).await
+    }
+
+    fn step_name(&self, step: &str) -> String {
+        format!("{step} ({} session)", self.label)
+    }
+}
+
+/// The one row of an answer.
+pub(crate) fn one(step: &str, rows: Vec<Row>) -> Result<Row> {
+    let count = rows.len();
+    let mut rows = rows.into_iter();
+    match (rows.next(), rows.next()) {
+        (Some(row), None) => Ok(row),
+        _ => Err(Error::new(ErrorKind::Database, format!("{step}: the server sent {count} rows, and one was due"))),
+    }
+}

@@ -1,0 +1,391 @@
+//! Looking at the peers, waiting for one of them, and the burial (L2, L3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::candidates::{CANDIDATES, Wanted};
+
+use super::locks::{Keys, millis};
+use super::pods::{WARM_UP_LOG, interval};
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::id::{Incarnation, LockKey, PodId};
+use crate::pg::reply::Reply;
+use crate::pg::session::{Backend, Session};
+use crate::pg::txn::{Call, Param, Prepared, Txn, commit_patience};
+use crate::protocol::ending;
+use crate::protocol::patience::Stated;
+use crate::protocol::portions::Portion;
+use crate::protocol::verdict::PeerLook;
+use crate::protocol::wait::Wait;
+
+/// A look at the roster, or a part of one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Look {
+    pub(crate) peers: Vec<PeerRow>,
+    /// Those of them whose locks could not be probed.
+    pub(crate) unknown: BTreeSet<Incarnation>,
+    /// Our own row; `None` if it is not in the roster.
+    pub(crate) own: Option<OwnRow>,
+    /// Peers whose `pod_id` is no valid name, and why. Such rows were made by hand, and are passed over.
+    pub(crate) misnamed: Vec<(Incarnation, String)>,
+    /// The lock keys of the misnamed rows: they count towards the length of a portion like all others.
+    misnamed_keys: Vec<LockKey>,
+    /// The last event's position when the look began: an unchanged one means an unchanged roster.
+    pub(crate) version: Option<i64>,
+}
+
+impl Look {
+    /// Adds the next part.
+    pub(crate) fn extend(&mut self, part: Self) {
+        self.peers.extend(part.peers);
+        self.unknown.extend(part.unknown);
+        self.misnamed.extend(part.misnamed);
+        self.misnamed_keys.extend(part.misnamed_keys);
+        self.own = self.own.take().or(part.own);
+        self.version = self.version.or(part.version);
+    }
+
+    /// The lock keys of all rows that were read, in order.
+    pub(crate) fn keys(&self) -> Vec<i64> {
+        let own = self.own.iter().map(|o| o.lock);
+        let mut keys: Vec<_> = self.peers.iter().map(|p| p.keys.lock).chain(own).collect();
+        keys.extend(&self.misnamed_keys);
+        keys.sort_unstable();
+        keys.into_iter().map(LockKey::get).collect()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PeerRow {
+    pub(crate) look: PeerLook,
+    pub(crate) keys: Keys,
+    /// Why it was put out, if it was.
+    pub(crate) put_out: Option<ending::Reason>,
+    /// How long ago it last beat, by the server's clock: for people, nothing is decided on it.
+    pub(crate) beat_age: Option<Duration>,
+    /// How often it beats at most, where its row says so.
+    pub(crate) beat_interval: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct OwnRow {
+    pub(crate) lock: LockKey,
+    pub(crate) drain_requested: Option<String>,
+}
+
+/// What one slice of the watch ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slice {
+    Held,
+    LivenessFree,
+    BothFree,
+}
+
+/// Who we are when we act on others (L2): proved in the same transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) lock: LockKey,
+    pub(crate) liveness: Backend,
+}
+
+/// A look at the rows that a condition picks. The statement probes locks in a part of its own, after the LIMIT. So it
+/// probes only the picked rows, and each row once.
+///
+/// The witness is tried only where the liveness lock was free: a held liveness lock already proves that the pod lives, and of
+/// two pods that look at once, the same one gets both.
+macro_rules! look {
+    ($which:literal, $probe:literal) => {
+        concat!(
+            "WITH roster AS MATERIALIZED ( \
+       SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted, \
+         p.beat_at, p.beat_ms, p.lease_ms, p.self_fence_ms \
+         FROM @.studio_pods p WHERE ",
+            $which,
+            " ), probed AS MATERIALIZED ( \
+       SELECT r.*, CASE WHEN r.incarnation = $1 OR NOT ",
+            $probe,
+            " THEN false \
+           ELSE pg_catalog.pg_try_advisory_xact_lock(r.lock_key) END AS free FROM roster r \
+     ), newest AS MATERIALIZED ( \
+       SELECT COALESCE(pg_catalog.max(e.idx), 0) AS idx FROM @.studio_pod_events e \
+     ) \
+     SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
+       r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
+       n.idx, r.evicted, \
+       EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - r.beat_at)::pg_catalog.float8, \
+       r.lease_ms, r.self_fence_ms, r.beat_ms \
+     FROM probed r CROSS JOIN newest n"
+        )
+    };
+}
+
+const LOOK: Prepared = Prepared {
+    template: look!("p.lock_key BETWEEN $2 AND $3 ORDER BY p.lock_key LIMIT $4", "$5"),
+    types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
+};
+
+/// Locks the rows that it finds, and the rows of their open sessions, which the burial closes. A pod one of whose rows another
+/// transaction holds is passed over, so that it holds up none of the others.
+const LOOK_AGAIN: &str = look!(
+    "p.lock_key = ANY($2) \
+       AND (NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL) \
+         OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL \
+              FOR NO KEY UPDATE SKIP LOCKED)) \
+     ORDER BY p.lock_key FOR UPDATE SKIP LOCKED",
+    "true"
+);
+
+/// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
+pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
+    let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
+    let own_id = own.as_uuid();
+    let params = portion_params(&own_id, &portion, &most);
+    let rows = session.query("looking at the peers", LOOK.template, &params).await?;
+    read_look(own, &rows, portion.probe)
+}
+
+/// [`look`] in a transaction that begins with it and keeps the locks that it got.
+pub(crate) async fn begin_look(session: &mut Session, own: Incarnation, portion: Portion) -> Result<(Txn<'_>, Look)> {
+    let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
+    let own_id = own.as_uuid();
+    let params = portion_params(&own_id, &portion, &most);
+    let (txn, rows) = session.begin_with("looking at the peers", LOOK.template, &params).await?;
+    let look = read_look(own, &rows, portion.probe)?;
+    Ok((txn, look))
+}
+
+/// Probes the peers with these lock keys again, in a transaction that begins with it and keeps the locks that it got.
+pub(crate) async fn begin_looking_again<'a>(
+    session: &'a mut Session,
+    own: Incarnation,
+    keys: &[i64],
+) -> Result<(Txn<'a>, Look)> {
+    let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&keys, Type::INT8_ARRAY)];
+    let (txn, rows) = session.begin_with("looking at the dead again", LOOK_AGAIN, &params).await?;
+    let look = read_look(own, &rows, true)?;
+    Ok((txn, look))
+}
+
+fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64) -> [Param<'a>; 5] {
+    [
+        (own, Type::UUID),
+        (&portion.from, Type::INT8),
+        (&portion.upto, Type::INT8),
+        (most, Type::INT8),
+        (&portion.probe, Type::BOOL),
+    ]
+}
+
+/// Whether the server's lock table was full: nothing was probed (L10).
+pub(crate) fn met_a_full_table(error: &Error) -> bool {
+    error.sqlstate() == Some("53200")
+}
+
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
+    let mut look = Look::default();
+    for row in rows {
+        look.version = Some(row.at(9)?);
+        let incarnation = Incarnation::from(row.at::<Uuid>(1)?);
+        let keys = Keys { lock: row.at::<i64>(4)?.into(), witness: row.at::<i64>(5)?.into() };
+        if incarnation == own {
+            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at(6)? });
+            continue;
+        }
+        // One bad row must not hide the others.
+        let pod_id = match row.try_get::<_, String>(0).map_err(|e| chain(&e)).and_then(name) {
+            Ok(pod_id) => pod_id,
+            Err(why) => {
+                look.misnamed.push((incarnation, why));
+                look.misnamed_keys.push(keys.lock);
+                continue;
+            }
+        };
+        if !probed {
+            look.unknown.insert(incarnation);
+        }
+        let put_out = row.at::<Option<&str>>(10)?.map(ending::Reason::of_eviction);
+        let peer = PeerLook {
+            pod_id,
+            incarnation,
+            session: row.at(2)?,
+            draining: row.at(3)?,
+            liveness_free: row.at(7)?,
+            witness_free: row.at(8)?,
+            stated: Stated::of_row(row.at(12)?, row.at(13)?),
+        };
+        let beat_age = row.at::<Option<f64>>(11)?.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let beat_interval = interval(row.at(14)?);
+        look.peers.push(PeerRow { look: peer, keys, put_out, beat_age, beat_interval });
+    }
+    Ok(look)
+}
+
+/// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
+/// log.
+pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
+    const SQL: &str = "SELECT @.studio_note_waits($1::pg_catalog.jsonb, $2::pg_catalog.text)";
+    let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
+    session.query_one("recording a wait", SQL, &params).await?.at(0)
+}
+
+fn name(name: String) -> Result<PodId, String> {
+    PodId::new(name.clone()).map_err(|e| format!("{name:?}: {e}"))
+}
+
+const WATCH: &str =
+    "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
+
+/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
+pub(crate) async fn watch_slice(
+    session: &Session,
+    keys: Keys,
+    slice: Duration,
+    witness_wait: Duration,
+) -> Result<(Slice, i64)> {
+    // What was granted is told to every pod, and that may wait at its commit.
+    let limit = slice + witness_wait + commit_patience(session.limit());
+    let params: [Param<'_>; 4] = [
+        (&keys.lock.get(), Type::INT8),
+        (&keys.witness.get(), Type::INT8),
+        (&millis(slice), Type::INT4),
+        (&millis(witness_wait), Type::INT4),
+    ];
+    let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
+    let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
+    let slice = match row.at::<&str>(0)? {
+        "both" => Slice::BothFree,
+        "liveness" => Slice::LivenessFree,
+        _ => Slice::Held,
+    };
+    Ok((slice, row.at(1)?))
+}
+
+/// A burial that was decided on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Burial<'a> {
+    pub(crate) pod_id: &'a PodId,
+    pub(crate) incarnation: Incarnation,
+    /// As looked at; a row that has changed since is not deleted.
+    pub(crate) session: i64,
+    pub(crate) draining: bool,
+    pub(crate) evicted: Option<&'static str>,
+    pub(crate) reason: &'static str,
+    /// What the burier saw; what the pod itself wrote stands.
+    pub(crate) cause: Option<&'static str>,
+    /// For the event log.
+    pub(crate) detail: Value,
+}
+
+/// What became of the burials.
+#[derive(Clone, Debug)]
+pub(crate) struct Buried {
+    /// L2: whether we could prove that we live. Without it nobody was buried.
+    pub(crate) proved: bool,
+    /// Those whose rows were still as they were looked at, and the cause that is recorded of each.
+    pub(crate) gone: BTreeMap<Incarnation, Option<String>>,
+}
+
+/// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
+/// the roster, now. If the server hides from us when that backend began, its session's name tells it. The condition of
+/// `studio_holds` is written out here, because a call of that function is planned again each time.
+///
+/// No row is waited for. A pod one of whose two rows another transaction holds is not among the buried, and is looked at
+/// again: such a transaction may stay open for as long as its client likes.
+const BURY: &str = "WITH proof AS MATERIALIZED ( \
+       SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
+           AND p.liveness_started = $4) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_locks l \
+           WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
+             AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
+             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
+         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND (a.backend_start = $4 \
+           OR a.application_name LIKE pg_catalog.concat('%@', (EXTRACT(EPOCH FROM $4) * 1000000)::bigint))) AS given \
+     ), dead AS MATERIALIZED ( \
+       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.cause, d.detail \
+         FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
+           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, cause pg_catalog.text, \
+           detail pg_catalog.jsonb) \
+     ), free AS MATERIALIZED ( \
+       SELECT d.* FROM @.studio_pods p JOIN dead d ON p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
+         CROSS JOIN proof WHERE proof.given ORDER BY p.pod_id FOR UPDATE OF p SKIP LOCKED \
+     ), whole AS MATERIALIZED ( \
+       SELECT f.* FROM free f \
+        WHERE NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL) \
+           OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL \
+                FOR NO KEY UPDATE SKIP LOCKED) \
+     ), gone AS ( \
+       DELETE FROM @.studio_pods p USING whole d, proof \
+        WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
+          AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
+       RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail \
+     ), ended AS ( \
+       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6, \
+           cause = COALESCE(s.cause, gone.cause) \
+         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation, s.cause \
+     ), first AS MATERIALIZED ( \
+       SELECT pg_catalog.count(*) AS rows FROM ended \
+     ), logged AS MATERIALIZED ( \
+       SELECT g.incarnation, g.cause, @.studio_append_event('buried'::pg_catalog.text, g.pod_id, g.incarnation, $6::pg_catalog.text, \
+           (g.detail || pg_catalog.jsonb_build_object('cause', g.cause))::pg_catalog.jsonb) AS idx \
+         FROM (SELECT gone.pod_id, gone.incarnation, gone.detail, COALESCE(ended.cause, gone.cause) AS cause \
+                 FROM gone LEFT JOIN ended ON ended.incarnation = gone.incarnation ORDER BY gone.pod_id) g \
+         CROSS JOIN first WHERE first.rows >= 0 \
+     ) SELECT proof.given, logged.incarnation, logged.cause FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
+
+/// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
+/// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
+/// took the locks: its snapshot is younger than they are.
+pub(crate) async fn commit_burials(
+    txn: Txn<'_>,
+    proof: &Proof,
+    dead: &[Burial<'_>],
+    by: &PodId,
+    then: Call<'_>,
+) -> Result<(Buried, Option<Vec<tokio_postgres::Row>>)> {
+    let params: [Param<'_>; 6] = [
+        (&proof.incarnation.as_uuid(), Type::UUID),
+        (&proof.lock.get(), Type::INT8),
+        (&proof.liveness.pid, Type::INT4),
+        (&proof.liveness.started, Type::TIMESTAMPTZ),
+        (&json!(dead), Type::JSONB),
+        (&by.as_str(), Type::TEXT),
+    ];
+    let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
+    let mut gone = BTreeMap::new();
+    for row in &rows {
+        if let Some(incarnation) = row.at::<Option<Uuid>>(1)? {
+            gone.insert(Incarnation::from(incarnation), row.at(2)?);
+        }
+    }
+    let proved = rows.first().map(|row| row.at(0)).transpose()?.unwrap_or(false);
+    Ok((Buried { proved, gone }, then))
+}
+
+/// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.
+pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
+    const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
+    const STATEMENTS: [Prepared; 4] = [
+        LOOK,
+        Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
+        Prepared { template: BURY, types: BURY_TYPES },
+        CANDIDATES,
+    ];
+    let step = "preparing for burials";
+    session.prepare(step, &STATEMENTS).await?;
+    if let Err(e) = session.execute_batch(step, &session.schema().sql(WARM_UP_LOG)).await {
+        session.execute_batch(step, "ROLLBACK").await?;
+        return Err(e);
+    }
+    let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
+    let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
+    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None);
+    let by = PodId::new("nobody")?;
+    let txn = session.begin("warming up a burial").await?;
+    commit_burials(txn, &proof, &[], &by, (CANDIDATES.template, &nothing.params())).await.map(drop)
+}

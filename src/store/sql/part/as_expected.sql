@@ -1,0 +1,8 @@
+  -- L5, L6: the run is still as an earlier statement read it, and its owner is not in the roster. An owner that claims its
+  -- own run takes the run up again.
+  r.run_id = w.run_id
+  AND r.state = 'running'
+  AND r.owner_incarnation IS NOT DISTINCT FROM w.expected
+  AND r.fence = w.fence
+  AND (w.expected IS NOT DISTINCT FROM :'own'::uuid
+       OR NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = w.expected))
