@@ -65,6 +65,11 @@ pub use runs::{
 pub use store::runs::Cancelled;
 pub use timestamp::Timestamp;
 
+/// The whole program of the quick start compiles as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/quickstart.md")]
+struct Quickstart;
+
 /// The README's code compiles as it stands there.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -18,6 +18,7 @@ use crate::history::walk::{Step, Walk};
 use crate::id::Incarnation;
 use crate::membership::Membership;
 use crate::pg::pool::Database;
+use crate::protocol::state::RunState;
 use crate::store::history as statements;
 
 /// Between two rounds of a pod, where the first left something.
@@ -31,8 +32,8 @@ const REASONS_MAX: usize = 16;
 /// How many reasons a pod names in its log. A trigger may give each row a reason of its own.
 const NAMED_MAX: usize = 64;
 
-const SUCCEEDED: [&str; 2] = ["succeeded", "cancelled"];
-const FAILED: [&str; 2] = ["failed", "quarantined"];
+const SUCCEEDED: [&str; 2] = [RunState::Succeeded.as_str(), RunState::Cancelled.as_str()];
+const FAILED: [&str; 2] = [RunState::Failed.as_str(), RunState::Quarantined.as_str()];
 
 /// For how long what has ended is kept, by the server's clock; what is not set is kept for ever.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::membership::PodEvent;
 use crate::membership::clock;
 use crate::pg::session::Session;
 use crate::protocol::Moment;
+use crate::protocol::event::EventKind;
 use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
 use crate::store::notices::{self, EVENTS_MOST, Told};
@@ -158,22 +159,34 @@ fn act_on(local: &Local, told: Told) -> Option<Duration> {
     let is_ours = told.incarnation == shared.member.incarnation();
     // It was quarantined: whoever reads its stream is to see the end.
     shared.engine.readers.stir(told.run.iter());
-    let look = match told.kind.as_str() {
-        "buried" => {
+    let Some(kind) = EventKind::parse(&told.kind) else {
+        tracing::debug!(target: "podlock", event = "unknown_event", pod = %shared.member.pod_id, kind = told.kind, idx = told.idx, "an event of a newer version is ignored");
+        return None;
+    };
+    let look = match kind {
+        EventKind::Buried => {
             recover_within(local, BURIER_GOES_FIRST);
             Some(GATHER)
         }
-        "joined" | "draining" => {
+        EventKind::Joined | EventKind::Draining => {
             // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
             if told.reason.is_some() && !is_ours {
                 recover_within(local, shared.member.settings.hold_probe_interval);
             }
             Some(GATHER)
         }
-        "returned" => Some(GATHER),
-        _ => None,
+        EventKind::Returned => Some(GATHER),
+        EventKind::Detached
+        | EventKind::Suspected
+        | EventKind::Evicted
+        | EventKind::Held
+        | EventKind::Claimed
+        | EventKind::Quarantined
+        | EventKind::Snapshot
+        | EventKind::RunFailed
+        | EventKind::ForeignLock => None,
     };
-    publish(local, told);
+    publish(local, kind, told);
     look
 }
 
@@ -185,16 +198,27 @@ fn recover_within(local: &Local, wait: Duration) {
     }
 }
 
-fn publish(local: &Local, told: Told) {
-    let Told { kind, pod: Some(pod), incarnation, reason, run, .. } = told else { return };
-    let event = match (kind.as_str(), run) {
-        ("joined", _) => PodEvent::Joined { pod, incarnation },
-        ("draining", _) => PodEvent::Draining { pod, incarnation },
-        ("suspected", _) => PodEvent::Suspected { pod, incarnation },
-        ("evicted", _) => PodEvent::Evicted { pod, incarnation },
-        ("quarantined", Some(run)) => PodEvent::Quarantined { run, by: pod },
-        ("buried", _) => PodEvent::Buried { pod, incarnation, reason: reason.unwrap_or_default() },
-        _ => return,
+fn publish(local: &Local, kind: EventKind, told: Told) {
+    let Told { pod: Some(pod), incarnation, reason, run, .. } = told else { return };
+    let event = match (kind, run) {
+        (EventKind::Joined, _) => PodEvent::Joined { pod, incarnation },
+        (EventKind::Draining, _) => PodEvent::Draining { pod, incarnation },
+        (EventKind::Suspected, _) => PodEvent::Suspected { pod, incarnation },
+        (EventKind::Evicted, _) => PodEvent::Evicted { pod, incarnation },
+        (EventKind::Quarantined, Some(run)) => PodEvent::Quarantined { run, by: pod },
+        (EventKind::Buried, _) => PodEvent::Buried { pod, incarnation, reason: reason.unwrap_or_default() },
+        // No `PodEvent` tells of these.
+        (
+            EventKind::Detached
+            | EventKind::Returned
+            | EventKind::Held
+            | EventKind::Claimed
+            | EventKind::Quarantined
+            | EventKind::Snapshot
+            | EventKind::RunFailed
+            | EventKind::ForeignLock,
+            _,
+        ) => return,
     };
     local.shared.member.publish(event);
 }

@@ -8,6 +8,7 @@ use super::StopReason;
 use super::engine::Engine;
 use super::registry::StopSignal;
 use crate::error::{Error, Result};
+use crate::protocol::state::RunState;
 use crate::store::guards;
 use crate::store::runs::{self, Owner};
 
@@ -40,7 +41,7 @@ pub(super) async fn take(
         stop.fire(StopReason::Fenced);
         return Err(error);
     };
-    let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+    let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
     stop.fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
     let sqlstate = error.sqlstate().map(str::to_owned).unwrap_or_default();
     let fenced = runs::fenced("a guard", owner, standing.as_ref()).left(ABORTED).with_sqlstate(&sqlstate);

@@ -19,6 +19,7 @@ use crate::nag::Nag;
 use crate::protocol::notices::Gate;
 use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
+use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
@@ -253,13 +254,15 @@ async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<(
         let reason = match runs::standing(&engine.db, *run_id).await? {
             // Ours, or ended by this very attempt, which may not have had its reply yet.
             Some(s)
-                if matches!(s.state.as_str(), "running" | "succeeded" | "failed")
+                if [RunState::Running, RunState::Succeeded, RunState::Failed]
+                    .iter()
+                    .any(|state| state.is(&s.state))
                     && s.owner == Some(own)
                     && s.fence == fence =>
             {
                 continue;
             }
-            Some(s) if s.state == "cancelled" => StopReason::Cancelled,
+            Some(s) if RunState::Cancelled.is(&s.state) => StopReason::Cancelled,
             _ => StopReason::Fenced,
         };
         engine.stop_run(*run_id, Some(fence), reason);

@@ -17,6 +17,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
+use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
 
 /// Delays between tries of a write while the database cannot be reached.
@@ -322,8 +323,9 @@ impl Run {
 
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.engine.db;
-        let was_done =
-            |s: &Standing| (s.state == "running" && s.owner.is_none() && s.fence == self.owner.fence).then_some(());
+        let was_done = |s: &Standing| {
+            (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
+        };
         let mut writes = self.writes.lock().await;
         self.stream.settled().await;
         let give_back = |_| done(runs::give_back(db, self.owner));
@@ -366,7 +368,7 @@ impl Run {
                         if let Some(written) = standing.as_ref().and_then(&was_done) {
                             return Ok(written);
                         }
-                        let ended = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+                        let ended = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
                         self.stop.fire(if ended { StopReason::Cancelled } else { StopReason::Fenced });
                         let fenced = runs::fenced(what, self.owner, standing.as_ref());
                         return Err(self.report(told(fenced, in_doubt)));

@@ -1,10 +1,10 @@
 //! What counts as a crash of a run, in the words of the statements that ask for it: `protocol::poison` says it.
 
-use crate::protocol::poison::CRASHES;
+use crate::protocol::poison::crashes;
 
 /// How the ends are called that count: the parameter `$reasons` of the statements.
 pub(crate) fn crash_reasons() -> Vec<&'static str> {
-    CRASHES.iter().map(|reason| reason.as_str()).collect()
+    crashes().map(|reason| reason.as_str()).collect()
 }
 
 /// Whether the owner whose session is `$session` crashed under the run `r`. One that never began it is no matter.

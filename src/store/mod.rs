@@ -11,6 +11,7 @@ pub(crate) mod candidates;
 pub(crate) mod connections;
 mod crashes;
 pub(crate) mod creators;
+mod evictions;
 pub(crate) mod fences;
 pub(crate) mod guards;
 pub(crate) mod history;

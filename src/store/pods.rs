@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::evictions;
 use super::locks::{Keys, millis};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
@@ -77,7 +78,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     };
     let mut detail = json!({ "version": new.version, "labels": new.labels });
     if let Some((replaced, draining, put_out)) = &former {
-        let (replaced, put_out) = (*replaced, put_out.as_deref().map(ending::Reason::of_eviction));
+        let (replaced, put_out) = (*replaced, evictions::mark(put_out.as_deref()));
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
         let reason = ending::replaced(*draining, gave_up, put_out).as_str();
         txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;

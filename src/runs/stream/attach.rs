@@ -14,6 +14,7 @@ use super::large::SharedPage;
 use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
+use crate::protocol::state::RunState;
 use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
 use crate::runs::engine::Engine;
 use crate::store::runs;
@@ -250,7 +251,7 @@ impl Attached {
 
     fn take(&mut self, SharedPage { page, large }: SharedPage) {
         let end = EndMark::new(&page.state, page.fence.get());
-        let has_ended = page.state != "running";
+        let has_ended = !RunState::Running.is(&page.state);
         let asked = Seen { position: self.asks_from, end: self.seen.end };
         if has_ended && knows_the_end(&asked, &page.facts, end) {
             self.ended = true;

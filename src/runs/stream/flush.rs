@@ -15,6 +15,7 @@ use crate::id::RunId;
 use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::protocol::notices::Told;
+use crate::protocol::state::RunState;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
 use crate::runs::engine::Engine;
@@ -328,11 +329,11 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
 async fn standing_of(engine: &Engine, stream: &Stream) -> Result<bool> {
     let owner = stream.owner();
     let standing = runs::standing(&engine.db, owner.run_id).await?;
-    let is_ours = standing
-        .as_ref()
-        .is_some_and(|s| s.state == "running" && s.owner == Some(owner.incarnation) && s.fence == owner.fence);
+    let is_ours = standing.as_ref().is_some_and(|s| {
+        RunState::Running.is(&s.state) && s.owner == Some(owner.incarnation) && s.fence == owner.fence
+    });
     if !is_ours {
-        let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+        let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
         stream.stop().fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
         let fenced = runs::fenced("chunks", owner, standing.as_ref());
         tracing::info!(

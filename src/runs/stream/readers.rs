@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 use crate::pg::session::Opener;
 use crate::protocol::notices::{Heard, group};
+use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
 use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
@@ -181,7 +182,7 @@ impl Readers {
         let is_news = page.as_ref().map_or(true, |SharedPage { page, .. }| {
             let here = (position.generation, position.resets, position.next);
             !page.chunks.is_empty()
-                || page.state != "running"
+                || !RunState::Running.is(&page.state)
                 || page.facts.differs_from.is_some()
                 || here != (page.facts.generation, page.facts.resets, page.facts.next)
         });
