@@ -1,7 +1,6 @@
 //! What an [`Operator`](super::Operator) shows. The fields bear the names of the tables' and views' columns, and each
 //! serialises under the same name: scripts depend on them, so they are added to and never renamed.
 
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -15,6 +14,7 @@ use crate::protocol::cause::Cause;
 use crate::protocol::condition::{Condition, Seen};
 use crate::protocol::state::PodState;
 use crate::protocol::wait::WaitReason;
+use crate::timestamp::Timestamp;
 
 /// A pod of the roster, beside the lock that is really held.
 #[derive(Clone, Debug, PartialEq, Serialize)]

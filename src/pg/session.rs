@@ -8,7 +8,6 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
@@ -21,6 +20,7 @@ use super::reply::Reply;
 use super::schema::Schema;
 use super::txn::{BACKEND_PID, BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::timestamp::Timestamp;
 
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
@@ -526,7 +526,7 @@ mod tests {
         let name = long.of("liveness");
         assert!(name.len() <= APPLICATION_NAME_MAX && name.ends_with("é/liveness"), "{name}");
         assert_eq!(ApplicationName { service: "podlock", instance: None }.of("watch"), "podlock/-/watch");
-        let stamped = long.stamped("liveness", Timestamp::UNIX_EPOCH + Duration::from_secs(1_764_345_678));
+        let stamped = long.stamped("liveness", "2025-11-28T16:01:18Z".parse().expect("a time"));
         assert!(stamped.len() <= APPLICATION_NAME_MAX && stamped.ends_with("é/liveness@1764345678000000"), "{stamped}");
     }
 }
