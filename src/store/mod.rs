@@ -8,6 +8,7 @@
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
+mod claim;
 pub(crate) mod connections;
 mod crashes;
 pub(crate) mod creators;
@@ -19,6 +20,7 @@ pub(crate) mod listener;
 pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod notices;
+mod owner_writes;
 pub(crate) mod payloads;
 #[cfg(test)]
 mod pins;
@@ -27,5 +29,6 @@ pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
 pub(crate) mod runs;
+mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;
