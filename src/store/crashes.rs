@@ -2,16 +2,9 @@
 
 use crate::protocol::poison::CRASHES;
 
-/// How the ends are called that count: the parameter `$reasons` of the statements.
+/// How the ends are called that count: the argument `crashes` of the statements.
 pub(crate) fn crash_reasons() -> Vec<&'static str> {
     CRASHES.iter().map(|reason| reason.as_str()).collect()
-}
-
-/// Whether the owner whose session is `$session` crashed under the run `r`. One that never began it is no matter.
-macro_rules! crashed {
-    ($session:literal, $reasons:literal) => {
-        concat!("(", $session, ".reason = ANY(", $reasons, "::pg_catalog.text[]) AND r.attempt > 0)")
-    };
 }
 
 /// The last owners that crashed under the run `r`, at most `$most`, and never more than 1000. A count that was made negative
@@ -31,4 +24,4 @@ macro_rules! died_with {
     };
 }
 
-pub(crate) use {crashed, died_with};
+pub(crate) use died_with;
