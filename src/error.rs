@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use crate::id::RunId;
+use uuid::Uuid;
 
 #[cfg(test)]
 mod document;
@@ -262,7 +262,7 @@ struct Inner {
     what: String,
     left: Option<String>,
     todo: Option<String>,
-    run: Option<RunId>,
+    run: Option<Uuid>,
     sqlstate: Option<String>,
     unconnected: bool,
     in_doubt: bool,
@@ -302,9 +302,13 @@ impl Error {
         self
     }
 
-    pub(crate) fn about_run(mut self, run: RunId) -> Self {
+    /// The id of the run that the error is about. [`crate::id`] has the typed form.
+    pub(crate) fn set_run(&mut self, run: Uuid) {
         self.0.run = Some(run);
-        self
+    }
+
+    pub(crate) fn run(&self) -> Option<Uuid> {
+        self.0.run
     }
 
     pub(crate) fn with_sqlstate(mut self, code: &str) -> Self {
@@ -458,12 +462,6 @@ impl Error {
     #[must_use]
     pub fn is_name_taken(&self) -> bool {
         self.0.kind == ErrorKind::NameTaken
-    }
-
-    /// The run that this error is about: for [`ErrorKind::KeyBusy`] the one that holds the key.
-    #[must_use]
-    pub fn run_id(&self) -> Option<RunId> {
-        self.0.run
     }
 
     /// The server's SQLSTATE, where the server said something.

@@ -185,6 +185,19 @@ impl From<i64> for LockKey {
     }
 }
 
+impl Error {
+    pub(crate) fn about_run(mut self, run: RunId) -> Self {
+        self.set_run(run.as_uuid());
+        self
+    }
+
+    /// The run that this error is about: for [`ErrorKind::KeyBusy`] the one that holds the key.
+    #[must_use]
+    pub fn run_id(&self) -> Option<RunId> {
+        self.run().map(RunId::from)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
+mod membership;
 mod nag;
 pub mod operator;
 mod output;
@@ -61,6 +62,11 @@ pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
 pub use store::runs::Cancelled;
+
+/// The whole program of the quick start compiles as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/quickstart.md")]
+struct Quickstart;
 
 /// The README's code compiles as it stands there.
 #[cfg(doctest)]

@@ -24,18 +24,22 @@ mod rows;
 use crate::Cancelled;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::history::retention::{self, By};
+use crate::history::keep::By;
+use crate::history::retention;
 use crate::id::{Incarnation, RunId};
 use crate::pg::pool::Database;
 use crate::pg::pooler;
 use crate::pg::session::Opener;
+use crate::pod::Pod;
+use crate::protocol::state::RunState;
 use crate::store::role::Role;
 use crate::store::{connections, queries, runs};
 
-pub use crate::history::retention::{Kept, Pruned, Retention};
+pub use crate::history::keep::Retention;
+pub use crate::history::retention::{Kept, Pruned};
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
-pub use crate::protocol::fold::EVENT_KINDS;
+pub use crate::protocol::event::EventKind;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
@@ -77,6 +81,15 @@ pub struct Operator {
 impl std::fmt::Debug for Operator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Operator").field("schema", &self.database.schema().name()).finish_non_exhaustive()
+    }
+}
+
+impl Pod {
+    /// Looks at runs, pods and events through this pod's pool.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        let (database, opener) = self.connections();
+        Operator::new(database, opener)
     }
 }
 
@@ -138,7 +151,8 @@ impl Operator {
             return Ok(None);
         };
         if detail.state != "gone" {
-            detail.owned = self.runs(RunFilter::new().state("running").incarnation(detail.incarnation)).await?;
+            detail.owned =
+                self.runs(RunFilter::new().state(RunState::Running.as_str()).incarnation(detail.incarnation)).await?;
         }
         detail.sessions = sessions;
         detail.events = self.events(EventFilter::new().pod(name).limit(POD_HISTORY)).await?;
@@ -241,7 +255,7 @@ impl Operator {
             }
             match runs::standing(db, run_id).await? {
                 None => return Err(refuse(ErrorKind::NotFound, format!("there is no run {run_id}"), run_id)),
-                Some(s) if s.state == "running" => {
+                Some(s) if RunState::Running.is(&s.state) => {
                     return Err(refuse(ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id));
                 }
                 Some(_) => {}

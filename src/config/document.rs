@@ -12,71 +12,78 @@ use crate::protocol::verdict::{HoldReason, Observer, PeerLook, Timing, Verdict};
 const INTRODUCTION: &str = "\
 # Bounds
 
-How long it takes at most until peers bury a pod, with every push and notification lost; with them it is milliseconds where
-a process or its host's connections end, unless many end at once or no survivor has been up for `settle`. At three leases, all else at its default, each answer of the database within
-`ping_timeout`. `Config::worst_case()` says it for your settings; this page is made from it.
+How long it takes at most until peers bury a dead pod: until they remove it from the roster, the table of pods. The bounds
+hold if every push and notification is lost. If pushes arrive, and a process or its host's connections end, it takes
+milliseconds. There are two exceptions: many pods are lost at once, or no survivor has been up for `settle`.
 
-A roster of up to 62 rows, dead ones included, is looked at in one statement. A longer one takes a statement for each 64 rows,
-so that dead rows cannot fill the server's lock table: each adds an answer of the database, mostly a millisecond. Where the
-table is full all the same, nobody is buried on what could not be looked at, and a pod that died waits for `settle` at most
-once others could be looked at again. Losses of two looks count together however long the looks take: next to thousands of rows
-that were lost just now, a death may wait for `settle` as well.
+The table has three leases. Every other setting is at its default, and each answer of the database comes within
+`ping_timeout`. `Config::worst_case()` gives the bounds for your settings. This page is made from it. L1 to L12 are the laws
+of [ARCHITECTURE.md](../ARCHITECTURE.md#laws).
+
+- **Long rosters.** A pod probes the locks of a roster of up to 62 rows in one statement. Dead rows count. A longer roster
+  takes one statement for each 64 rows, so that dead rows cannot fill the server's lock table. Each statement adds one round trip
+  to the database, mostly a millisecond.
+- **A full lock table.** If the lock table is full all the same, some pods cannot be probed. No pod is buried on a lock that
+  could not be probed. When the others can be probed again, a dead pod waits for `settle` at most.
+- **Slow probes.** Losses that two probes in a row find count together, however long the probes take. So next to thousands of
+  rows that were lost just now, a death may wait for `settle` as well.
 
 ";
 
 const MANY: &str = "
 ## When many are lost
 
-Sessions that end together are rarely pods that died together: a proxy, a database or a network ended them. So a pod that finds
-*many* of its peers lost gives each of them `settle` (the lease) to come back, from when it first saw that peer's lock free, and
-buries whoever has not. Exactly:
+If many sessions end together, the pods rarely died together: a proxy, a database or a network ended the sessions. So a pod that
+finds *many* of its peers lost gives each of them `settle` (the lease) to come back. This time counts from when the pod first
+saw that peer's lock free. Then it buries those that have not come back. Exactly:
 
-- *Lost* is a peer whose liveness lock was first seen free less than a lease / 10 ago (1 s by default) and that has not returned,
-  and one that was buried less than a lease / 10 ago and whose name nobody has taken since.
-- *Many* are at least two, and more than half of the *others*: the peers in the roster, without the observer itself, and those that
-  were buried within that time.
-- Pods that drain count in neither number. One whose lock is free meanwhile waits with the others.
+- A peer is *lost* if its liveness lock was first seen free less than a lease / 10 ago (1 s by default) and it has not returned.
+  It is also lost if it was buried less than a lease / 10 ago and no pod has taken its name since.
+- *Many* means at least two, and more than half of the *others*. The others are the peers in the roster, without the observer
+  itself, and the peers that were buried within that time.
+- Pods that drain count in neither number. If such a pod's lock is free, it waits with the others.
 
-Two that are killed at once are seen by one look or by two. If by two, the first is buried at once and counts for the second.
+One probe or two may see two pods that are killed at once. If it takes two, the first pod is buried at once, and counts for the
+second.
 
-| killed at once, seen by one look | of pods | others | many |
+| killed at once, seen by one probe | of pods | others | many |
 | --- | --- | --- | --- |
 ";
 
 const AFTER_MANY: &str = "
-While it waits, the pod's `condition` is `dead_waiting`, and an event `held` says why and for how long. The same wait comes from
-survivors that are all fresh: a pod buries nobody before it has held its own lock for `settle` without a break.
+While such a pod waits, its `condition` is `dead_waiting`, and an event `held` says why and for how long. The same wait happens if
+all survivors are fresh: a pod buries no pod before it has held its own lock for `settle` without a break.
 ";
 
 const UNEQUAL: &str = "
 ## Pods of different settings
 
-All pods of a fleet should have the same settings. While a setting is rolled out they differ. Each row of the roster says its
-pod's lease, `self_fence` and `beat_interval`, and a pod that finds another value in a row warns once (`settings_differ`).
+All pods of a fleet should have the same settings. While you roll a setting out, they differ. Each row of the roster states its pod's
+lease, `self_fence` and `beat_interval`. A pod that finds another value in a row warns once (`settings_differ`).
 
-A pod that lost its sessions lets its runs go on until its own `self_fence` (L7), and what does not stop is aborted within
-another tenth of its lease. So whoever observes it waits for that long, or for its own `settle` and `reconnect_grace` where
-these are longer. That holds for the time that the observer must have been up (L2) as well. At defaults:
+A pod that lost its sessions lets its runs go on until its own `self_fence` (L7). Runs that do not stop then are aborted within
+another tenth of its lease. So an observer waits for that long, or for its own `settle` and `reconnect_grace` if these are longer.
+The same holds for the time that the observer must have been up (L2). At defaults:
 
 | the observer's lease | waits for a pod of 2 s | of 10 s | of 30 s |
 | --- | --- | --- | --- |
 ";
 
 const AFTER_UNEQUAL: &str = "
-- **What it costs.** The bounds above hold for a dead pod by the longer of the two leases. A killed process is buried at once, unless
-  its survivors are fresh.
-- **Beats.** A pod that beats less often than an observer looks is suspected after `stall_cycles` of its own intervals, and at
-  most `stall_cycles` + 3 of them after its last progress.
-- **A row that says nothing**, of a pod of an older version, is waited for as long as the observer's own settings say. And a pod of an
-  older version reads no row: it waits as long as its own settings say. So change the lease of a fleet once all of its pods
-  write and read the rows ([compatibility.md](compatibility.md)).
+- **What it costs.** For a dead pod, the bounds above hold by the longer of the two leases. A killed process is buried at once,
+  unless its survivors are fresh.
+- **Beats (heartbeats).** A pod may beat less often than an observer checks. It is suspected after `stall_cycles` of its own
+  intervals, and at most `stall_cycles` + 3 of them after its last progress.
+- **Older versions.** The row of a pod of an older version states nothing. An observer waits for such a pod as long as the
+  observer's own settings say. A pod of an older version reads no row: it waits as long as its own settings say. So change the
+  lease of a fleet only when all of its pods write and read the rows ([compatibility.md](compatibility.md)).
 - **A predecessor of the same name.** A pod waits `acquire_timeout` for the lock of its predecessor, by its own lease. A host that
-  vanished keeps the lock for its own, longer one. The start is refused as `name_taken` until then, and may be tried again.
-- **What each pod decides by its own setting alone**, as before: the time within which losses count together (a lease / 10),
-  `claim_delay`, `max_crashes`, `on_stall`, `stall_cycles`, and how long it stays away after it was put out. Of `keep_*` the shortest
-  wins.
-- **The cause of an end.** A row does not say how often its pod pings, and an observer cannot tell without that whether a session
-  ended before its lease was over. So it never records `closed` of a pod of another lease.
+  vanished keeps the lock for the predecessor's lease, which may be longer. Until then the start is refused as `name_taken`, and
+  you may try it again.
+- **What each pod decides by its own setting alone:** the time within which losses count together (a lease / 10), `claim_delay`,
+  `max_crashes`, `on_stall`, `stall_cycles`, and how long it stays away after it was evicted. Of `keep_*`, the shortest wins.
+- **The cause of an end.** A row does not state how often its pod pings. Without that, an observer cannot tell whether a session
+  ended before its lease was over. So it never records `closed` for a pod of another lease.
 ";
 
 type Bound = fn(&WorstCase) -> Duration;
@@ -87,18 +94,18 @@ fn the_page_on_bounds_says_what_the_code_does() {
     let all = leases.map(|lease| Config::new("host=h").lease(lease).worst_case().unwrap());
     let rows: [(&str, Bound); 11] = [
         ("a process was killed", |w| w.process_killed),
-        ("a host vanished, or was cut off without a word", |w| w.host_lost),
+        ("a host vanished, or was cut off without closing its connections", |w| w.host_lost),
         ("a process was stopped (SIGSTOP)", |w| w.frozen),
         ("the application's runtime is blocked", |w| w.runtime_blocked),
-        ("it runs and gets nowhere: until it is suspected, from its last progress", |w| w.stalled),
-        ("its connection broke, and it lives but does not come back", |w| w.connection_broken),
-        ("many were lost at once", |w| w.many_lost),
-        ("it died while the database restarted, from the server's return", |w| w.database_restarted),
-        ("a burier that freezes between its grant and its commit adds", |w| w.burier_frozen_adds),
+        ("a pod runs and makes no progress: until it is suspected, from its last progress", |w| w.stalled),
+        ("a connection broke, and its pod lives but does not come back", |w| w.connection_broken),
+        ("many pods were lost at once", |w| w.many_lost),
+        ("a pod died while the database restarted, from the server's return", |w| w.database_restarted),
+        ("added by a burier that freezes between getting the lock and its commit", |w| w.burier_frozen_adds),
         ("not a burial: a silent pod has told its runs to stop, from its last answered ping (L7)", |w| {
             w.silent_pod_stops
         }),
-        ("not a burial: an outage of the database that disturbs no run", |w| w.outage_tolerated),
+        ("not a burial: the longest outage of the database that disturbs no run", |w| w.outage_tolerated),
     ];
     let mut text = INTRODUCTION.to_owned();
     text.push_str("| what | lease 2 s | 10 s (default) | 30 s |\n| --- | --- | --- | --- |\n");
@@ -155,7 +162,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         }
         Verdict::Hold(HoldReason::SecondLoss, until) => {
             assert_eq!(until, timing.second_look);
-            "no: buried after a second look, a lease / 40 later"
+            "no: buried after a second probe, a lease / 40 later"
         }
         other => panic!("{killed} of {pods}: {other:?}"),
     }

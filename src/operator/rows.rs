@@ -13,6 +13,7 @@ use crate::id::{Fence, Incarnation, RunId};
 use crate::output;
 use crate::protocol::cause::Cause;
 use crate::protocol::condition::{Condition, Seen};
+use crate::protocol::state::PodState;
 use crate::protocol::wait::WaitReason;
 
 /// A pod of the roster, beside the lock that is really held.
@@ -324,7 +325,7 @@ pub struct EventRow {
     /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
     /// `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or wants a lock of the pod;
     /// or `snapshot`: what stands in place of all events up to its position,
-    /// which were deleted; a reader that was so far behind misses them. [`EVENT_KINDS`](super::EVENT_KINDS) lists them.
+    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those that this version knows.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,
@@ -344,7 +345,7 @@ impl PodRow {
         let condition = Condition::of(&Seen {
             alive,
             witness: get(row, "witness")?,
-            draining: state == "draining",
+            draining: PodState::Draining.is(&state),
             drain_requested: get::<Option<String>>(row, "drain_requested")?.is_some(),
             put_out: get::<Option<String>>(row, "evicted")?.is_some(),
             lags: get(row, "lags")?,

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::canary;
-use super::clock;
 use super::local::{Held, Local};
 use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LockKey, PodId};
+use crate::membership::clock;
 use crate::pg::pooler;
 use crate::pg::session::{Opener, Session};
 use crate::protocol::cause::Cause;
@@ -52,15 +52,15 @@ impl Identity {
 
 /// Boots a pod. Whatever fails, the sessions that were opened are closed with their values.
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
-    let pod = shared.pod_id.clone();
+    let pod = shared.member.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
     bring_schema(&opener, policy).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
-    let timeout = shared.settings.acquire_timeout;
+    let timeout = shared.member.settings.acquire_timeout;
     acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
     let since = clock::now();
-    let limit = shared.settings.statement_timeout;
+    let limit = shared.member.settings.statement_timeout;
     let control = beside(&liveness, limit, Listener::open(&opener, Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
@@ -84,19 +84,19 @@ pub(crate) async fn register(
     let shared = &local.shared;
     let incarnation = Incarnation::generate();
     let registration = Registration {
-        pod_id: shared.pod_id.clone(),
+        pod_id: shared.member.pod_id.clone(),
         incarnation,
         keys: local.keys,
         version: identity.version.clone(),
         labels: identity.labels.clone(),
-        kinds: shared.kinds(),
-        capacity: i32::try_from(shared.settings.capacity).unwrap_or(i32::MAX),
+        kinds: shared.engine.kinds(),
+        capacity: i32::try_from(shared.member.settings.capacity).unwrap_or(i32::MAX),
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,
         former,
-        beat_interval: shared.settings.beat_interval,
-        stated: shared.settings.stated(),
+        beat_interval: shared.member.settings.beat_interval,
+        stated: shared.member.settings.stated(),
     };
     let mut tries = 0;
     let (sent, replaced) = loop {
@@ -107,18 +107,18 @@ pub(crate) async fn register(
             done => break (sent, done?),
         }
     };
-    if shared.is_draining() {
+    if shared.member.is_draining() {
         pods::mark_draining_here(liveness, incarnation).await?;
     }
-    shared.note_answered(sent);
-    shared.registry.take_lost();
-    shared.set_attached(incarnation);
+    shared.member.note_answered(sent);
+    shared.engine.registry.take_lost();
+    shared.member.set_attached(incarnation);
     local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
     tracing::info!(
-        target: "podlock", event = "started", pod = %shared.pod_id, incarnation = %incarnation,
+        target: "podlock", event = "started", pod = %shared.member.pod_id, incarnation = %incarnation,
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
-    shared.recover_now.notify_one();
+    shared.engine.recover_now.notify_one();
     Ok(())
 }
 

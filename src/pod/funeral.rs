@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::boot::LOCK_NOT_AVAILABLE;
-use super::clock;
 use super::local::{Held, Local};
-use super::sweeper::refused;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
+use crate::membership::clock;
+use crate::pg::errors::refused;
 use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
 use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
-use crate::runs::recover::{self, Load};
+use crate::runs::recover::Load;
 use crate::store::burials::{self, Burial, Look, PeerRow};
 use crate::store::candidates::{self, CANDIDATES};
 use crate::store::notices;
@@ -101,7 +101,7 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
                 look.extend(part);
             }
             Err(e) if portion.probe && burials::met_a_full_table(&e) => {
-                tracing::debug!(target: "podlock", event = "portion_failed", pod = %local.shared.pod_id, rows = portion.most, error = %e, "the server's lock table is full; looking at fewer peers at a time");
+                tracing::debug!(target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id, rows = portion.most, error = %e, "the server's lock table is full; looking at fewer peers at a time");
                 portions.met_a_full_table();
             }
             Err(e) => return Err(e),
@@ -111,7 +111,7 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
     local.note_look(clock::now().saturating_sub(began));
     if !look.unknown.is_empty() {
         tracing::warn!(
-            target: "podlock", event = "partly_blind", pod = %local.shared.pod_id, unknown = look.unknown.len(),
+            target: "podlock", event = "partly_blind", pod = %local.shared.member.pod_id, unknown = look.unknown.len(),
             "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; raise max_locks_per_transaction"
         );
     }
@@ -179,7 +179,7 @@ async fn bury_all(
                 } else if let Some((peer, _)) = portion.first() {
                     tracing::warn!(
                         target: "podlock", event = "burial_failed", pod = %peer.look.pod_id, incarnation = %peer.look.incarnation,
-                        by = %local.shared.pod_id, error = %e, "a dead pod could not be buried; the others are"
+                        by = %local.shared.member.pod_id, error = %e, "a dead pod could not be buried; the others are"
                     );
                 }
                 if failures >= FAILURES_MOST {
@@ -218,11 +218,11 @@ async fn bury_portion(
 
 /// Buries the dead whose locks this transaction holds. False: this pod could not prove that it lives itself.
 async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
-    let me = &local.shared.pod_id;
+    let me = &local.shared.member.pod_id;
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
     // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
-    let load = Load::new(&local.shared, held.incarnation);
+    let load = Load::new(&local.shared.engine, held.incarnation);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
@@ -239,7 +239,7 @@ async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: 
     }
     // The burial is committed; a recovery pass that has to load the orphans itself says what is wrong with them.
     let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
-    recover::recover_with(&local.shared, seen.map(|seen| load.with(seen)));
+    local.shared.engine.recover_with(seen.map(|seen| load.with(seen)));
     let gone: Vec<_> = buried.gone.keys().copied().collect();
     local.note_burials(&gone);
     for ((peer, evidence), burial) in dead.iter().zip(&burials) {
@@ -262,7 +262,7 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
             continue;
         };
         tracing::warn!(
-            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation, by = %local.shared.pod_id,
+            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation, by = %local.shared.member.pod_id,
             held_ms = u64::try_from(held_for.as_millis()).unwrap_or(u64::MAX),
             "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: end that transaction, see pg_stat_activity and pg_prepared_xacts"
         );
@@ -289,7 +289,7 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
 pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> {
     match burials::warm_up(session).await {
         Err(e) if refused(&e) => {
-            tracing::debug!(target: "podlock", event = "not_warmed_up", pod = %local.shared.pod_id, error = %e, "the first burial will be slower");
+            tracing::debug!(target: "podlock", event = "not_warmed_up", pod = %local.shared.member.pod_id, error = %e, "the first burial will be slower");
             Ok(())
         }
         warmed_up => warmed_up,
@@ -314,7 +314,7 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
     lost.retain(|incarnation| !local.is_told(*incarnation));
     if !lost.is_empty() {
         notices::ask_for_a_look(session).await?;
-        tracing::info!(target: "podlock", event = "told", pod = %local.shared.pod_id, lost = lost.len(), "not settled yet: told the others of a loss");
+        tracing::info!(target: "podlock", event = "told", pod = %local.shared.member.pod_id, lost = lost.len(), "not settled yet: told the others of a loss");
         local.note_told(lost);
     }
     Ok(())
@@ -325,13 +325,13 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     let new = local.note_misnamed(&look.misnamed);
     for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
         tracing::warn!(
-            target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.pod_id, why,
+            target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.member.pod_id, why,
             "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it from studio_pods"
         );
     }
     for (pod, (setting, ours, theirs)) in local.note_differences(look) {
         tracing::warn!(
-            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.pod_id, setting, ours = ?ours,
+            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.member.pod_id, setting, ours = ?ours,
             theirs = ?theirs, "a pod of this fleet has another value of a setting: each waits for the longer of the two; give all pods the same"
         );
     }
@@ -346,7 +346,7 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
         if let Some(peer) = peers.get(incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
-                by = %local.shared.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
+                by = %local.shared.member.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
             );
         }
     }

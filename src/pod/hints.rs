@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::clock;
 use super::local::Local;
-use super::status::PodEvent;
 use crate::error::Result;
+use crate::membership::PodEvent;
+use crate::membership::clock;
 use crate::pg::session::Session;
 use crate::protocol::Moment;
+use crate::protocol::event::EventKind;
 use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
 use crate::store::notices::{self, EVENTS_MOST, Told};
@@ -53,13 +54,13 @@ impl Hints {
         if words.has(Word::Free) {
             // Whoever was granted it is about to bury: look when that should be over, and stay out of its way till then.
             local.note_report();
-            self.look.ask(now, local.shared.settings.hold_probe_interval);
+            self.look.ask(now, local.shared.member.settings.hold_probe_interval);
         }
         if words.has(Word::Roster) {
             self.log.ask(now, Duration::ZERO);
         }
         if words.has(Word::Recover) {
-            local.shared.recover_hinted.notify_one();
+            local.shared.engine.recover_hinted.notify_one();
         }
         if words.has(Word::Runs) {
             self.runs.ask(now, Duration::ZERO);
@@ -88,7 +89,7 @@ impl Hints {
             self.log.ask(now, Duration::ZERO);
         }
         // Recovery passes compare a pod's runs with their rows, but a draining pod makes none.
-        if local.shared.is_draining() && local.shared.registry.len() > 0 {
+        if local.shared.member.is_draining() && local.shared.engine.registry.len() > 0 {
             self.runs.ask(now, Duration::ZERO);
         }
     }
@@ -128,24 +129,26 @@ impl Hints {
 
 async fn look_whether_asked(local: &Local, session: &Session) -> Result<bool> {
     let shared = &local.shared;
-    if shared.drain_requested.is_cancelled() || !notices::is_asked_to_drain(session, shared.incarnation()).await? {
+    if shared.member.drain_requested.is_cancelled()
+        || !notices::is_asked_to_drain(session, shared.member.incarnation()).await?
+    {
         return Ok(false);
     }
-    shared.drain_requested.cancel();
+    shared.member.drain_requested.cancel();
     Ok(true)
 }
 
 /// Tells those to stop that are not ours any more, and has those taken up that are ours and that we do not have.
 async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
     let shared = &local.shared;
-    let known = shared.registry.known();
-    let runs = notices::own_runs(session, shared.incarnation(), &known).await?;
+    let known = shared.engine.registry.known();
+    let runs = notices::own_runs(session, shared.member.incarnation(), &known).await?;
     for (run_id, fence, is_cancelled) in &runs.lost {
         let reason = if *is_cancelled { StopReason::Cancelled } else { StopReason::Fenced };
-        shared.stop_run(*run_id, Some(*fence), reason);
+        shared.engine.stop_run(*run_id, Some(*fence), reason);
     }
     if runs.more {
-        shared.recover_hinted.notify_one();
+        shared.engine.recover_hinted.notify_one();
     }
     Ok(())
 }
@@ -153,25 +156,37 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
 /// Acts on an event of the log. Returns how soon a look is due because of it.
 fn act_on(local: &Local, told: Told) -> Option<Duration> {
     let shared = &local.shared;
-    let is_ours = told.incarnation == shared.incarnation();
+    let is_ours = told.incarnation == shared.member.incarnation();
     // It was quarantined: whoever reads its stream is to see the end.
-    shared.readers.stir(told.run.iter());
-    let look = match told.kind.as_str() {
-        "buried" => {
+    shared.engine.readers.stir(told.run.iter());
+    let Some(kind) = EventKind::parse(&told.kind) else {
+        tracing::debug!(target: "podlock", event = "unknown_event", pod = %shared.member.pod_id, kind = told.kind, idx = told.idx, "an event of a newer version is ignored");
+        return None;
+    };
+    let look = match kind {
+        EventKind::Buried => {
             recover_within(local, BURIER_GOES_FIRST);
             Some(GATHER)
         }
-        "joined" | "draining" => {
+        EventKind::Joined | EventKind::Draining => {
             // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
             if told.reason.is_some() && !is_ours {
-                recover_within(local, shared.settings.hold_probe_interval);
+                recover_within(local, shared.member.settings.hold_probe_interval);
             }
             Some(GATHER)
         }
-        "returned" => Some(GATHER),
-        _ => None,
+        EventKind::Returned => Some(GATHER),
+        EventKind::Detached
+        | EventKind::Suspected
+        | EventKind::Evicted
+        | EventKind::Held
+        | EventKind::Claimed
+        | EventKind::Quarantined
+        | EventKind::Snapshot
+        | EventKind::RunFailed
+        | EventKind::ForeignLock => None,
     };
-    publish(local, told);
+    publish(local, kind, told);
     look
 }
 
@@ -183,16 +198,27 @@ fn recover_within(local: &Local, wait: Duration) {
     }
 }
 
-fn publish(local: &Local, told: Told) {
-    let Told { kind, pod: Some(pod), incarnation, reason, run, .. } = told else { return };
-    let event = match (kind.as_str(), run) {
-        ("joined", _) => PodEvent::Joined { pod, incarnation },
-        ("draining", _) => PodEvent::Draining { pod, incarnation },
-        ("suspected", _) => PodEvent::Suspected { pod, incarnation },
-        ("evicted", _) => PodEvent::Evicted { pod, incarnation },
-        ("quarantined", Some(run)) => PodEvent::Quarantined { run, by: pod },
-        ("buried", _) => PodEvent::Buried { pod, incarnation, reason: reason.unwrap_or_default() },
-        _ => return,
+fn publish(local: &Local, kind: EventKind, told: Told) {
+    let Told { pod: Some(pod), incarnation, reason, run, .. } = told else { return };
+    let event = match (kind, run) {
+        (EventKind::Joined, _) => PodEvent::Joined { pod, incarnation },
+        (EventKind::Draining, _) => PodEvent::Draining { pod, incarnation },
+        (EventKind::Suspected, _) => PodEvent::Suspected { pod, incarnation },
+        (EventKind::Evicted, _) => PodEvent::Evicted { pod, incarnation },
+        (EventKind::Quarantined, Some(run)) => PodEvent::Quarantined { run, by: pod },
+        (EventKind::Buried, _) => PodEvent::Buried { pod, incarnation, reason: reason.unwrap_or_default() },
+        // No `PodEvent` tells of these.
+        (
+            EventKind::Detached
+            | EventKind::Returned
+            | EventKind::Held
+            | EventKind::Claimed
+            | EventKind::Quarantined
+            | EventKind::Snapshot
+            | EventKind::RunFailed
+            | EventKind::ForeignLock,
+            _,
+        ) => return,
     };
-    local.shared.publish(event);
+    local.shared.member.publish(event);
 }

@@ -24,17 +24,17 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::boot::{self, Booted, Identity};
-use super::clock;
 use super::local::{Away, Held, Local};
 use super::shared::Shared;
-use super::status::PodEvent;
-use super::sweeper::refused;
 use super::{sweeper, watcher};
 use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
-use crate::pg::pooler;
+use crate::membership::PodEvent;
+use crate::membership::clock;
+use crate::pg::errors;
+use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Opener, Session};
 use crate::protocol::Moment;
 use crate::protocol::cause::{self, Cause, Loss};
@@ -96,11 +96,11 @@ struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.set_stopped();
-        self.0.root.cancel();
+        self.0.member.set_stopped();
+        self.0.member.root.cancel();
         // After a clean stop there are none left; after a panic here, nobody holds the lock for them any more.
-        self.0.stop_all_runs(StopReason::SelfFenced);
-        self.0.registry.abort_all();
+        self.0.engine.stop_all_runs(StopReason::SelfFenced);
+        self.0.engine.registry.abort_all();
         self.0.ended.cancel();
     }
 }
@@ -115,7 +115,7 @@ async fn live(
     let outcome = tokio::select! {
         biased;
         () = booted.closed() => return,
-        () = shared.root.cancelled() => return,
+        () = shared.member.root.cancelled() => return,
         outcome = boot::boot(Arc::clone(shared), opener, &identity, policy) => outcome,
     };
     let Booted { local, liveness, control } = match outcome {
@@ -170,7 +170,7 @@ struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     fn new(local: &'a Local, identity: Identity) -> Self {
         let shared = &*local.shared;
-        let deadline = Deadline::new(shared.answered(), shared.settings.self_fence);
+        let deadline = Deadline::new(shared.member.answered(), shared.member.settings.self_fence);
         Self {
             local,
             shared,
@@ -215,12 +215,18 @@ impl<'a> Keeper<'a> {
                 End::RuntimeBlocked => {
                     self.note_loss(Loss::RuntimeBlocked);
                     // Both locks are free the moment the sessions end, so the runs are told first.
-                    if self.shared.settings.on_detach == OnDetach::Cancel {
+                    if self.shared.member.settings.on_detach == OnDetach::Cancel {
                         self.give_up(StopReason::SelfFenced);
                     }
                     // And then the others: nobody can say so afterwards should the runtime never run again.
                     self.write_cause(&liveness, Cause::RuntimeBlocked).await;
-                    (format!("the application's runtime ran no task for {:?}", self.shared.settings.stall_after), true)
+                    (
+                        format!(
+                            "the application's runtime ran no task for {:?}",
+                            self.shared.member.settings.stall_after
+                        ),
+                        true,
+                    )
                 }
             };
             self.detach(&liveness, &cause);
@@ -238,7 +244,7 @@ impl<'a> Keeper<'a> {
 
     /// Pings until something ends the session or the pod.
     async fn hold(&self, session: &Session) -> End {
-        let settings = &self.shared.settings;
+        let settings = &self.shared.member.settings;
         let tick = settings.hold_probe_interval.min(settings.ping_interval / 4).max(SHORTEST_TICK);
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -251,7 +257,7 @@ impl<'a> Keeper<'a> {
             let before = clock::now();
             let noticed = tokio::select! {
                 biased;
-                () = self.shared.root.cancelled() => return End::Stop,
+                () = self.shared.member.root.cancelled() => return End::Stop,
                 cause = session.ended() => Some(End::Lost(Loss::Ended, cause.to_string())),
                 () = self.shared.row_gone.notified() => Some(End::RowGone),
                 _ = ticks.tick() => None,
@@ -289,12 +295,12 @@ impl<'a> Keeper<'a> {
     async fn ping(&self, session: &Session, check: bool) -> Result<()> {
         // Never past the deadline: a reply that comes later is of no use.
         let left = self.deadline.get().at().saturating_sub(clock::now());
-        let limit = self.shared.settings.ping_timeout.min(left);
+        let limit = self.shared.member.settings.ping_timeout.min(left);
         let checked = if check {
             match locks::ping_and_check(session, self.local.keys.lock, limit).await {
                 // It is short of something, as where its lock table is full: a session that answers has its lock.
                 Err(e) if refused(&e) && e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "ping_refused", pod = %self.shared.pod_id, error = %e, "the server could not say whether the lock is held; it will be asked again");
+                    tracing::warn!(target: "podlock", event = "ping_refused", pod = %self.shared.member.pod_id, error = %e, "the server could not say whether the lock is held; it will be asked again");
                     None
                 }
                 checked => Some(checked?),
@@ -309,7 +315,7 @@ impl<'a> Keeper<'a> {
         let own = session.backend().pid;
         if pid != own {
             let evidence = format!("the liveness session was answered by backend {pid}, and its own is {own}");
-            return Err(pooler::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
+            return Err(errors::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))
@@ -322,7 +328,7 @@ impl<'a> Keeper<'a> {
         let mut deadline = self.deadline.get();
         deadline.answered(sent);
         self.deadline.set(deadline);
-        self.shared.note_answered(sent);
+        self.shared.member.note_answered(sent);
         self.asleep.set(Duration::ZERO);
     }
 
@@ -332,14 +338,14 @@ impl<'a> Keeper<'a> {
     }
 
     fn note_loss(&self, loss: Loss) {
-        self.cause.set(Some(cause::of_loss(loss, self.asleep.get(), self.shared.settings.self_fence)));
+        self.cause.set(Some(cause::of_loss(loss, self.asleep.get(), self.shared.member.settings.self_fence)));
     }
 
     /// For an end that is neither a clean stop nor a loss: it failed, or its service dropped it.
     async fn say_why_it_ends(&self, liveness: &Session) {
         if self.shared.failure().is_some() {
             self.write_cause(liveness, Cause::Failed).await;
-        } else if !self.shared.is_draining() {
+        } else if !self.shared.member.is_draining() {
             self.write_cause(liveness, Cause::Dropped).await;
         }
     }
@@ -347,9 +353,9 @@ impl<'a> Keeper<'a> {
     /// Writes why this incarnation ends, while it still holds its lock. The time is short:
     /// the runs were told to stop, and other pods wait for the lock.
     async fn write_cause(&self, liveness: &Session, cause: Cause) {
-        let limit = self.shared.settings.hold_probe_interval;
-        if let Err(e) = pods::note_cause(liveness, self.shared.incarnation(), cause, limit).await {
-            tracing::debug!(target: "podlock", event = "cause_unwritten", pod = %self.shared.pod_id, cause = cause.as_str(), error = %e, "could not record why this incarnation ends");
+        let limit = self.shared.member.settings.hold_probe_interval;
+        if let Err(e) = pods::note_cause(liveness, self.shared.member.incarnation(), cause, limit).await {
+            tracing::debug!(target: "podlock", event = "cause_unwritten", pod = %self.shared.member.pod_id, cause = cause.as_str(), error = %e, "could not record why this incarnation ends");
         }
     }
 
@@ -369,11 +375,11 @@ impl<'a> Keeper<'a> {
 
     fn detach(&self, liveness: &Session, cause: &str) {
         self.local.held.send_replace(None);
-        self.shared.set_detached();
+        self.shared.member.set_detached();
         self.remember(liveness.backend());
-        self.shared.publish(PodEvent::Detached);
+        self.shared.member.publish(PodEvent::Detached);
         tracing::warn!(
-            target: "podlock", event = "detached", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), cause,
+            target: "podlock", event = "detached", pod = %self.shared.member.pod_id, incarnation = %self.shared.member.incarnation(), cause,
             "lost the liveness session; trying to come back"
         );
     }
@@ -391,7 +397,7 @@ impl<'a> Keeper<'a> {
         let blocked_at = self.pulse();
         let back = async {
             while self.pulse() == blocked_at {
-                tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
+                tokio::time::sleep(self.shared.member.settings.hold_probe_interval).await;
             }
         };
         let runs_again = self.beside_the_deadline(back).await.is_some();
@@ -402,17 +408,17 @@ impl<'a> Keeper<'a> {
     /// Keeps no session until the application gets somewhere: a pod that was put out for standing still would only be
     /// given runs to stand still with. False: the pod stops.
     async fn stay_away_until_progress(&self) -> bool {
-        self.stayed_away.set(Some(self.shared.incarnation()));
-        let before = self.shared.progress();
-        tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.pod_id, incarnation = %self.shared.incarnation(), "was put out; stays away until the application makes progress");
+        self.stayed_away.set(Some(self.shared.member.incarnation()));
+        let before = self.shared.member.progress();
+        tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.member.pod_id, incarnation = %self.shared.member.incarnation(), "was put out; stays away until the application makes progress");
         self.local.away.send_replace(Some(Away::PutOut));
         let moved = async {
             let began = clock::now();
-            while self.shared.progress().since(&before) != Moved::Yes {
-                if stall::was_away_for_long(clock::now().saturating_sub(began), self.shared.settings.lease) {
-                    self.shared.sources.idle_all();
+            while self.shared.member.progress().since(&before) != Moved::Yes {
+                if stall::was_away_for_long(clock::now().saturating_sub(began), self.shared.member.settings.lease) {
+                    self.shared.member.sources.idle_all();
                 }
-                tokio::time::sleep(self.shared.settings.hold_probe_interval).await;
+                tokio::time::sleep(self.shared.member.settings.hold_probe_interval).await;
             }
         };
         let goes_on = self.beside_the_deadline(moved).await.is_some();
@@ -423,7 +429,7 @@ impl<'a> Keeper<'a> {
     /// Tries until the lock is held again, as the same incarnation or a new one. `None`: the pod stops.
     async fn regain(&self, cause: &str) -> Option<Session> {
         let since = clock::now();
-        let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, self.shared.settings.reconnect_backoff_max);
+        let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, self.shared.member.settings.reconnect_backoff_max);
         loop {
             match self.beside_the_deadline(self.try_to_return(cause, since)).await? {
                 Ok(Some(session)) => {
@@ -442,14 +448,14 @@ impl<'a> Keeper<'a> {
                     return None;
                 }
                 Err(e) if e.is_name_taken() => {
-                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "another process holds this pod's name");
+                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "another process holds this pod's name");
                 }
                 // What does not pass by itself, as a password that was changed, somebody has to know.
                 Err(e) if !e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "not back, and it needs a hand");
+                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "not back, and it needs a hand");
                 }
                 Err(e) => {
-                    tracing::debug!(target: "podlock", event = "return_failed", pod = %self.shared.pod_id, error = %e, "not back yet");
+                    tracing::debug!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "not back yet");
                 }
             }
             let delay = backoff.delay();
@@ -465,11 +471,11 @@ impl<'a> Keeper<'a> {
         loop {
             tokio::select! {
                 biased;
-                () = self.shared.root.cancelled() => return None,
+                () = self.shared.member.root.cancelled() => return None,
                 _ = ticks.tick() => {
                     let passed = self.deadline.get().has_passed(clock::now());
-                    if passed && self.shared.settings.on_detach == OnDetach::Cancel {
-                        if !self.shared.has_given_up(self.shared.incarnation()) {
+                    if passed && self.shared.member.settings.on_detach == OnDetach::Cancel {
+                        if !self.shared.member.has_given_up(self.shared.member.incarnation()) {
                             self.cause.set(self.cause.get().map(cause::past_the_deadline));
                         }
                         self.give_up(StopReason::SelfFenced);
@@ -491,18 +497,24 @@ impl<'a> Keeper<'a> {
         let former = self.former.borrow().clone();
         locks::end_own_backends(&mut session, self.local.keys.lock, &former).await?;
         self.remember(session.backend());
-        boot::acquire(&session, self.local.keys.lock, &self.shared.pod_id, self.shared.settings.acquire_timeout, None)
-            .await?;
+        boot::acquire(
+            &session,
+            self.local.keys.lock,
+            &self.shared.member.pod_id,
+            self.shared.member.settings.acquire_timeout,
+            None,
+        )
+        .await?;
         let held_since = clock::now();
-        let incarnation = self.shared.incarnation();
-        if !self.shared.has_given_up(incarnation) {
+        let incarnation = self.shared.member.incarnation();
+        if !self.shared.member.has_given_up(incarnation) {
             let sent = clock::now();
             let away = sent.saturating_sub(since);
-            let (pod, stated) = (&self.shared.pod_id, self.shared.settings.stated());
+            let (pod, stated) = (&self.shared.member.pod_id, self.shared.member.settings.stated());
             let returned = pods::come_back(&mut session, pod, incarnation, stated, cause, away).await?;
             match returned {
                 // The deadline may have passed while the reply was under way: then it is over all the same.
-                Returned::Here(number) if !self.shared.has_given_up(incarnation) => {
+                Returned::Here(number) if !self.shared.member.has_given_up(incarnation) => {
                     self.answered(sent);
                     self.attach_again(&session, incarnation, held_since, number, away);
                     return Ok(Some(session));
@@ -518,42 +530,43 @@ impl<'a> Keeper<'a> {
         }
         let sent = clock::now();
         let former = self.cause.get().map(|cause| (incarnation, cause));
-        boot::register(self.local, &mut session, &self.identity, self.shared.given_up(), former, held_since).await?;
+        boot::register(self.local, &mut session, &self.identity, self.shared.member.given_up(), former, held_since)
+            .await?;
         self.cause.set(None);
         self.answered(sent);
         Ok(Some(session))
     }
 
     fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {
-        self.shared.registry.take_lost();
-        self.shared.set_attached(incarnation);
+        self.shared.engine.registry.take_lost();
+        self.shared.member.set_attached(incarnation);
         self.local.held.send_replace(Some(Held { incarnation, backend: session.backend(), since }));
         self.cause.set(None);
-        self.shared.publish(PodEvent::Returned);
+        self.shared.member.publish(PodEvent::Returned);
         tracing::info!(
-            target: "podlock", event = "returned", pod = %self.shared.pod_id, incarnation = %incarnation,
+            target: "podlock", event = "returned", pod = %self.shared.member.pod_id, incarnation = %incarnation,
             session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX), "holds its lock again; no run was disturbed"
         );
-        self.shared.recover_now.notify_one();
+        self.shared.engine.recover_now.notify_one();
         self.shared.look_now.notify_one();
     }
 
     /// Tells every run to stop, and gives the present incarnation up for good. What does not stop in time is aborted.
     fn give_up(&self, reason: StopReason) {
-        let incarnation = self.shared.incarnation();
-        if !self.shared.set_given_up(incarnation) {
+        let incarnation = self.shared.member.incarnation();
+        if !self.shared.member.set_given_up(incarnation) {
             return;
         }
         // Those that met a peer's claim before were stopped by the same loss.
-        let runs = self.shared.stop_all_runs(reason) + self.shared.registry.take_lost();
-        self.shared.publish(PodEvent::SelfFenced);
+        let runs = self.shared.engine.stop_all_runs(reason) + self.shared.engine.registry.take_lost();
+        self.shared.member.publish(PodEvent::SelfFenced);
         tracing::warn!(
-            target: "podlock", event = "self_fenced", pod = %self.shared.pod_id, incarnation = %incarnation, runs,
+            target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation, runs,
             reason = %reason, "gave this incarnation up and told its runs to stop"
         );
     }
 
     fn pulse(&self) -> u64 {
-        self.shared.runtime_pulse.load(Ordering::Acquire)
+        self.shared.member.runtime_pulse.load(Ordering::Acquire)
     }
 }

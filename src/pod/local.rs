@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::clock;
 use super::shared::Shared;
 use crate::id::{Incarnation, PodId};
+use crate::membership::clock;
 use crate::pg::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::cause;
@@ -123,7 +123,7 @@ pub(crate) struct Local {
 
 impl Local {
     pub(crate) fn new(shared: Arc<Shared>, opener: Opener, keys: Keys) -> Self {
-        let settings = &shared.settings;
+        let settings = &shared.member.settings;
         let timing = Timing {
             window: settings.lease / 10,
             second_look: settings.hold_probe_interval,
@@ -175,7 +175,7 @@ impl Local {
     /// the server may hold its lock, and its successor ends it only while the other lock is surely held.
     pub(crate) fn may_let_go(&self) -> bool {
         let shared = &self.shared;
-        shared.has_given_up(shared.incarnation()) || shared.is_silent_for_too_long()
+        shared.member.has_given_up(shared.member.incarnation()) || shared.member.is_silent_for_too_long()
     }
 
     /// Whether the successor of a silent liveness session may end it.
@@ -209,10 +209,10 @@ impl Local {
         if !self.is_settled(held) || self.fleet_was_weighed.replace(true) {
             return;
         }
-        let (pods, max_crashes) = (self.alive.get() + 1, self.shared.settings.max_crashes);
+        let (pods, max_crashes) = (self.alive.get() + 1, self.shared.member.settings.max_crashes);
         if poison::outnumbers(max_crashes, pods) {
             tracing::warn!(
-                target: "podlock", event = "max_crashes_high", pod = %self.shared.pod_id, max_crashes, pods,
+                target: "podlock", event = "max_crashes_high", pod = %self.shared.member.pod_id, max_crashes, pods,
                 "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
                  but the last of them; lower max_crashes, or run more pods"
             );
@@ -237,7 +237,7 @@ impl Local {
         let now = clock::now();
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
-        self.shared.note_companions(alive.map(|peer| peer.incarnation));
+        self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
         let timing = self.timing.over(&self.looks_took.get());
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
@@ -279,7 +279,7 @@ impl Local {
         let waits = self.held().map(|held| {
             let stated = |incarnation| stated.get(&incarnation).copied().flatten();
             let may_bury_at = |i| may_bury_from(held.since, self.timing.patience(), stated(i));
-            wait::waits(decision, now, may_bury_at, self.shared.settings.hold_probe_interval)
+            wait::waits(decision, now, may_bury_at, self.shared.member.settings.hold_probe_interval)
         });
         self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));
     }
@@ -309,7 +309,7 @@ impl Local {
 
     /// The times by which this pod judges an end that it saw: the peer's, as far as its row says them.
     pub(crate) fn cause_timing(&self, peer: &PeerRow) -> cause::Timing {
-        let settings = &self.shared.settings;
+        let settings = &self.shared.member.settings;
         cause::Timing {
             lease: settings.lease,
             ping_interval: settings.ping_interval,
@@ -321,7 +321,7 @@ impl Local {
     /// The settings in which peers differ from this pod and that it has not named yet, at most [`DIFFERENCES_MOST`] at a
     /// look. Forgets those of peers that are gone.
     pub(crate) fn note_differences<'a>(&self, look: &'a Look) -> Vec<(&'a PodId, Difference)> {
-        let settings = &self.shared.settings;
+        let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
         let mut told = self.differences.borrow_mut();
         let names: BTreeSet<_> = look.peers.iter().map(|peer| &peer.look.pod_id).collect();
@@ -344,7 +344,7 @@ impl Local {
 
     /// Decides on a look at the peers' beats and remembers it.
     pub(crate) fn observe_beats(&self, own: i64, beats: &[Beat]) -> Vec<Stalled> {
-        let settings = &self.shared.settings;
+        let settings = &self.shared.member.settings;
         let timing = stall::Timing { interval: settings.beat_interval, cycles: settings.stall_cycles };
         let before = self.beats.take();
         let (stalled, observer) = before.look(&timing, clock::now(), own, beats);
@@ -372,7 +372,7 @@ impl Local {
 
     /// Notes which of the dead a burial has just passed over. Returns those that have been so for longer than a lease, once each.
     pub(crate) fn note_held_up(&self, passed_over: &[Incarnation]) -> Vec<(Incarnation, Duration)> {
-        let (now, lease) = (clock::now(), self.shared.settings.lease);
+        let (now, lease) = (clock::now(), self.shared.member.settings.lease);
         let mut held_up = self.held_up.borrow_mut();
         // Whoever was not passed over for a while is buried, or its row is free.
         held_up.retain(|incarnation, (since, _)| {
@@ -432,7 +432,7 @@ impl Local {
 
     /// In how long a held peer is due to be looked at again; `None` if nobody is held.
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
-        let probe = self.shared.settings.hold_probe_interval;
+        let probe = self.shared.member.settings.hold_probe_interval;
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
@@ -442,7 +442,7 @@ impl Local {
 
     /// Rows are read because of notices.
     pub(crate) fn note_hint(&self, kind: &'static str) {
-        self.shared.note_hint(kind);
+        self.shared.member.note_hint(kind);
     }
 
     /// A watch was granted a peer's lock: that pod will bury, or freeze.
@@ -460,7 +460,7 @@ impl Local {
 
     /// When a recovery pass is due that nothing else brings about; far away if none is.
     pub(crate) fn recover_at(&self) -> Instant {
-        self.recover_at.get().unwrap_or_else(|| Instant::now() + self.shared.settings.lease)
+        self.recover_at.get().unwrap_or_else(|| Instant::now() + self.shared.member.settings.lease)
     }
 
     pub(crate) fn recover_by(&self, at: Option<Instant>) {

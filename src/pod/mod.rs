@@ -2,15 +2,12 @@
 
 mod boot;
 mod canary;
-pub(crate) mod clock;
 mod funeral;
 mod hints;
 mod keeper;
 pub(crate) mod local;
-mod progress;
 pub(crate) mod shared;
 mod shutdown;
-mod status;
 mod strangers;
 mod sweeper;
 mod until_stopped;
@@ -27,18 +24,19 @@ use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history;
 use crate::id::{Incarnation, PodId, RunId};
-use crate::operator::Operator;
+use crate::membership::Membership;
+use crate::pg::pool::Database;
 use crate::pg::session::Opener;
+use crate::runs::engine::Engine;
 use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
 use crate::store::migrate::Policy;
 use crate::store::runs::{self as statements, Cancelled};
-use shared::{Parts, Shared};
+use shared::Shared;
 use until_stopped::Signals;
 
-pub use progress::ProgressSource;
+pub use crate::membership::{Phase, PodEvent, PodStatus, ProgressSource};
 pub use shutdown::ShutdownReport;
-pub use status::{Phase, PodEvent, PodStatus};
 pub use until_stopped::{StopCause, StopSignal, Stopped};
 
 /// A living pod: a cheap handle on it.
@@ -137,7 +135,9 @@ impl PodBuilder {
         let opener = connections::opener(&self.config, &settings, Some(&pod_id))?;
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
-        let shared = Shared::new(Parts { pod_id, settings, db, handlers: self.handlers, runtime });
+        let member = Membership::new(pod_id, settings, runtime);
+        let engine = Engine::new(Arc::clone(&member), db, self.handlers);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -147,13 +147,13 @@ impl PodBuilder {
                 .left("its connections are closed; what it had registered, a survivor buries")
                 .todo("look for its panic on stderr")
         })??;
-        shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&shared)));
-        shared.spawn("recovery", runs::recover::run(Arc::clone(&shared)));
-        shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&shared)));
-        shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&shared), opener.clone()));
-        shared.spawn("the failures", runs::failures::run(Arc::clone(&shared)));
+        shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&engine)));
+        shared.spawn("recovery", runs::recover::run(Arc::clone(&engine)));
+        shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&engine)));
+        shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&engine), opener.clone()));
+        shared.spawn("the failures", runs::failures::run(Arc::clone(&engine)));
         shared.spawn("the drain", shutdown::drain_on_request(Arc::clone(&shared)));
-        shared.spawn("retention", history::retention::run(Arc::clone(&shared)));
+        shared.spawn("retention", history::retention::run(member, engine.db.clone()));
         Ok(Pod { shared, opener, signals, _guard: guard })
     }
 }
@@ -173,13 +173,13 @@ impl Pod {
     /// The pod's name.
     #[must_use]
     pub fn pod_id(&self) -> &PodId {
-        &self.shared.pod_id
+        &self.shared.member.pod_id
     }
 
     /// Its present registration.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
-        self.shared.incarnation()
+        self.shared.member.incarnation()
     }
 
     /// The pod as it stands. Touches no database.
@@ -194,14 +194,14 @@ impl Pod {
     ///
     /// Cancel safe. A change between two calls is missed: read [`Pod::status`] after making the future.
     pub fn status_changes(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.shared.status_changes()
+        self.shared.member.status_changes()
     }
 
     /// How long ago the last ping that the server answered was sent. Once that is a lease, the server may free the pod's
     /// lock: what this pod does in its own name beside its runs must have stopped by then. Touches no database.
     #[must_use]
     pub fn silent_for(&self) -> Duration {
-        self.shared.silent_for()
+        self.shared.member.silent_for()
     }
 
     /// Resolves when `incarnation` is over for this pod: it was silent for `self_fence` (L7), was put out or buried, is
@@ -213,19 +213,19 @@ impl Pod {
     ///
     /// Cancel safe.
     pub async fn over(&self, incarnation: Incarnation) {
-        self.shared.over(incarnation).await;
+        self.shared.member.over(incarnation).await;
     }
 
     /// The settings that the pod runs with.
     #[must_use]
     pub fn settings(&self) -> &Settings {
-        &self.shared.settings
+        &self.shared.member.settings
     }
 
     /// What happens in the fleet from now on, best effort.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PodEvent> {
-        self.shared.events.subscribe()
+        self.shared.member.events.subscribe()
     }
 
     /// Starts a run that this pod owns, and begins it.
@@ -241,8 +241,8 @@ impl Pod {
     ///
     /// A dropped call goes on in the background: the run may or may not be started, and if it is, it runs.
     pub async fn start(&self, new: NewRun) -> Result<Started> {
-        let shared = Arc::clone(&self.shared);
-        self.in_background(async move { runs::start(&shared, new).await }).await
+        let engine = Arc::clone(&self.shared.engine);
+        self.in_background(async move { runs::start(&engine, new).await }).await
     }
 
     /// Starts a run that nobody owns: any pod with a handler and room takes it up, also one that is not there yet.
@@ -255,8 +255,8 @@ impl Pod {
     ///
     /// As [`Pod::start`].
     pub async fn submit(&self, new: NewRun) -> Result<RunId> {
-        let shared = Arc::clone(&self.shared);
-        self.in_background(async move { runs::submit(&shared, &new).await }).await
+        let engine = Arc::clone(&self.shared.engine);
+        self.in_background(async move { runs::submit(&engine, &new).await }).await
     }
 
     /// Starts a run in the caller's transaction, on the caller's connection to the same database: it is there if and
@@ -270,7 +270,7 @@ impl Pod {
     ///
     /// After a dropped call, roll the transaction back.
     pub async fn start_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared, txn, &new, true).await
+        runs::insert_in_txn(&self.shared.engine, txn, &new, true).await
     }
 
     /// [`Pod::submit`] in the caller's transaction.
@@ -283,7 +283,7 @@ impl Pod {
     ///
     /// As [`Pod::start_in_txn`].
     pub async fn submit_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared, txn, &new, false).await
+        runs::insert_in_txn(&self.shared.engine, txn, &new, false).await
     }
 
     /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted; its handler is told
@@ -297,12 +297,12 @@ impl Pod {
     ///
     /// A dropped call may or may not have cancelled the run; calling again is safe.
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
-        let outcome = statements::cancel(&self.shared.db, run_id)
+        let outcome = statements::cancel(&self.shared.engine.db, run_id)
             .await
             .map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))?;
         // At once, also where this pod has no control session at the moment to hear of it.
         if outcome == Cancelled::Now {
-            self.shared.stop_run(run_id, None, StopReason::Cancelled);
+            self.shared.engine.stop_run(run_id, None, StopReason::Cancelled);
         }
         Ok(outcome)
     }
@@ -333,7 +333,7 @@ impl Pod {
     ///
     /// Cancel safe.
     pub async fn attach_after(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
-        Attached::new(Arc::clone(&self.shared), run_id, position).await
+        Attached::new(Arc::clone(&self.shared.engine), run_id, position).await
     }
 
     /// [`Pod::attach`] to the run of this kind and key: to the one that is running, else to the newest that has ended. Which
@@ -347,7 +347,7 @@ impl Pod {
     ///
     /// Cancel safe.
     pub async fn attach_key(&self, kind: &str, key: &str) -> Result<Attached> {
-        match statements::latest(&self.shared.db, kind, key).await? {
+        match statements::latest(&self.shared.engine.db, kind, key).await? {
             Some(run_id) => self.attach(run_id).await,
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no run of kind {kind:?} and key {key:?}"))
                 .left("nothing was attached")
@@ -360,22 +360,16 @@ impl Pod {
     pub(crate) async fn attach_unless_cut_off(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
         tokio::select! {
             biased;
-            () = self.shared.cut_off() => Err(runs::cut_off(&self.shared, run_id)),
+            () = self.shared.member.cut_off() => Err(runs::cut_off(&self.shared.engine, run_id)),
             attached = self.attach_after(run_id, position) => attached,
         }
-    }
-
-    /// Looks at runs, pods and events through this pod's pool.
-    #[must_use]
-    pub fn operator(&self) -> Operator {
-        Operator::new(self.shared.db.clone(), self.opener.clone())
     }
 
     /// Registers a source of progress: a part of the application that gets somewhere while this pod does. Any one that moves is
     /// enough; a [`required`](ProgressSource::required) one must move itself.
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
-        self.shared.sources.register()
+        self.shared.member.sources.register()
     }
 
     /// Resolves when somebody asked this pod to drain (`podlock drain`, `studio_drain`). It takes no more work from
@@ -385,7 +379,7 @@ impl Pod {
     ///
     /// Cancel safe.
     pub async fn drain_requested(&self) {
-        self.shared.drain_requested.cancelled().await;
+        self.shared.member.drain_requested.cancelled().await;
     }
 
     /// Resolves when the pod has ended: after [`Pod::shutdown`], or because of what [`Pod::failure`] says.
@@ -419,14 +413,19 @@ impl Pod {
         shutdown::shutdown(&self.shared, deadline).await
     }
 
+    /// The pool and the opener, for the operator that this pod hands out.
+    pub(crate) fn connections(&self) -> (Database, Opener) {
+        (self.shared.engine.db.clone(), self.opener.clone())
+    }
+
     async fn in_background<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        self.shared.tracker.spawn_on(work, &self.shared.runtime).await.unwrap_or_else(|e| {
+        self.shared.member.tracker.spawn_on(work, &self.shared.member.runtime).await.unwrap_or_else(|e| {
             Err(Error::new(
                 ErrorKind::Stopped,
-                format!("pod {}: the call was ended with its runtime: {e}", self.shared.pod_id),
+                format!("pod {}: the call was ended with its runtime: {e}", self.shared.member.pod_id),
             )
             .done_before()
             .left("the run may have been started all the same; if so, a survivor takes it up")
@@ -446,10 +445,10 @@ struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        if !self.0.root.is_cancelled() && !self.0.is_stuck() {
-            self.0.stop_all_runs(StopReason::SelfFenced);
-            self.0.registry.abort_all();
-            self.0.root.cancel();
+        if !self.0.member.root.is_cancelled() && !self.0.is_stuck() {
+            self.0.engine.stop_all_runs(StopReason::SelfFenced);
+            self.0.engine.registry.abort_all();
+            self.0.member.root.cancel();
         }
     }
 }

@@ -39,31 +39,36 @@ pub struct ShutdownReport {
 
 pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result<ShutdownReport> {
     let until = in_time(deadline);
-    let (finished, yielded) = shared.endings();
-    shared.set_draining();
-    shared.stop_all_runs(StopReason::Draining);
+    let (finished, yielded) = shared.engine.endings();
+    shared.member.set_draining();
+    shared.engine.stop_all_runs(StopReason::Draining);
     let mark_until = until.max(Instant::now() + MARK_AT_LEAST);
     tokio::join!(tokio::time::timeout_at(mark_until, mark(shared)), wait_for_runs(shared, until)).0.unwrap_or_else(|_| {
-        tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, "the row could not be marked as draining in time");
+        tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, "the row could not be marked as draining in time");
     });
-    let aborted = shared.registry.abort_all();
-    let stuck = wait_for_tasks(shared, Instant::now() + shared.settings.lease).await;
+    let aborted = shared.engine.registry.abort_all();
+    let stuck = wait_for_tasks(shared, Instant::now() + shared.member.settings.lease).await;
     if !stuck.is_empty() {
         shared.set_stuck();
         let names: Vec<String> = stuck.iter().map(ToString::to_string).collect();
         return Err(Error::new(
             ErrorKind::Stuck,
-            format!("pod {} cannot stop: {} aborted runs still run: {}", shared.pod_id, names.len(), names.join(", ")),
+            format!(
+                "pod {} cannot stop: {} aborted runs still run: {}",
+                shared.member.pod_id,
+                names.len(),
+                names.join(", ")
+            ),
         )
         .left("the pod keeps its lock, so that nobody resumes them meanwhile")
         .todo("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
-    let now = shared.endings();
+    let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
     tracing::info!(
-        target: "podlock", event = "drained", pod = %shared.pod_id, incarnation = %shared.incarnation(),
+        target: "podlock", event = "drained", pod = %shared.member.pod_id, incarnation = %shared.member.incarnation(),
         finished = report.finished, yielded = report.yielded, aborted = report.aborted, "stopped cleanly"
     );
     Ok(report)
@@ -78,9 +83,9 @@ fn in_time(time: Duration) -> Instant {
 /// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
 /// loss.
 async fn mark(shared: &Shared) {
-    let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, shared.settings.reconnect_backoff_max);
+    let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, shared.member.settings.reconnect_backoff_max);
     loop {
-        match pods::mark_draining(&shared.db, shared.incarnation()).await {
+        match pods::mark_draining(&shared.engine.db, shared.member.incarnation()).await {
             Ok(_) => return,
             Err(e) if e.is_transient() => tokio::time::sleep(backoff.delay()).await,
             Err(e) => return report_unmarked(shared, &e),
@@ -89,19 +94,19 @@ async fn mark(shared: &Shared) {
 }
 
 fn report_unmarked(shared: &Shared, error: &Error) {
-    tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.pod_id, error = %error, "the row could not be marked as draining");
+    tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %error, "the row could not be marked as draining");
 }
 
 /// Drains as soon as somebody asks for it; the service answers with a shutdown when it is ready.
 pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
     tokio::select! {
         biased;
-        () = shared.root.cancelled() => {}
-        () = shared.drain_requested.cancelled() => {
-            shared.set_draining();
+        () = shared.member.root.cancelled() => {}
+        () = shared.member.drain_requested.cancelled() => {
+            shared.member.set_draining();
             tokio::select! {
                 biased;
-                () = shared.root.cancelled() => {}
+                () = shared.member.root.cancelled() => {}
                 () = mark(&shared) => {}
             }
         }
@@ -111,21 +116,21 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
 /// What failed since the last append, while there is a database to append to. The stop does not wait for it for long: the
 /// rows of the runs say it as well.
 async fn tell_of_failures(shared: &Shared) {
-    if tokio::time::timeout(TELL_AT_MOST, failures::tell(shared)).await.is_err() {
-        tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, "the event log could not be told of failed runs in time");
+    if tokio::time::timeout(TELL_AT_MOST, failures::tell(&shared.engine)).await.is_err() {
+        tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.member.pod_id, "the event log could not be told of failed runs in time");
     }
 }
 
 async fn wait_for_runs(shared: &Shared, until: Instant) {
     // Past the time, what is left is aborted, or reported.
-    let _ = tokio::time::timeout_at(until, shared.registry.emptied()).await;
+    let _ = tokio::time::timeout_at(until, shared.engine.registry.emptied()).await;
 }
 
 /// Waits for the aborted, and returns those that did not end. A start or claim that is under way is none of them: it
 /// begins no task any more.
 async fn wait_for_tasks(shared: &Shared, until: Instant) -> Vec<RunId> {
     loop {
-        let running = shared.registry.running_ids();
+        let running = shared.engine.registry.running_ids();
         if running.is_empty() || Instant::now() >= until {
             return running;
         }
@@ -135,19 +140,19 @@ async fn wait_for_tasks(shared: &Shared, until: Instant) -> Vec<RunId> {
 
 /// Ends the sessions, then everything else.
 async fn end(shared: &Shared) {
-    shared.root.cancel();
+    shared.member.root.cancel();
     shared.ended.cancelled().await;
     let keeper = shared.keeper().take();
     if let Some(keeper) = keeper
         && keeper.join().is_err()
     {
-        tracing::error!(target: "podlock", event = "failed", pod = %shared.pod_id, "the keeper's thread panicked");
+        tracing::error!(target: "podlock", event = "failed", pod = %shared.member.pod_id, "the keeper's thread panicked");
     }
     // First the pool: whoever waits for it is told, instead of waiting for a database that may not answer.
-    shared.db.close();
-    shared.tracker.close();
-    if tokio::time::timeout(shared.settings.statement_timeout, shared.tracker.wait()).await.is_err() {
-        tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.pod_id, tasks = shared.tracker.len(), "calls that wait for the database were left behind");
+    shared.engine.db.close();
+    shared.member.tracker.close();
+    if tokio::time::timeout(shared.member.settings.statement_timeout, shared.member.tracker.wait()).await.is_err() {
+        tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.member.pod_id, tasks = shared.member.tracker.len(), "calls that wait for the database were left behind");
     }
 }
 

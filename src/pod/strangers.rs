@@ -2,8 +2,8 @@
 //! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
 
 use super::local::Local;
-use super::sweeper::refused;
 use crate::error::Result;
+use crate::pg::errors::refused;
 use crate::pg::session::Session;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
@@ -22,10 +22,10 @@ pub(super) async fn look(local: &Local, session: &Session) -> Result<()> {
     match tell(local, session).await {
         // The next look tries again; a right that is missing does not pass by itself.
         Err(e) if refused(&e) && e.is_transient() => {
-            tracing::debug!(target: "podlock", event = "strangers_unseen", pod = %local.shared.pod_id, error = %e, "strangers at the pods' locks could not be looked for");
+            tracing::debug!(target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e, "strangers at the pods' locks could not be looked for");
         }
         Err(e) if refused(&e) => {
-            tracing::warn!(target: "podlock", event = "strangers_unseen", pod = %local.shared.pod_id, error = %e, "strangers at the pods' locks cannot be looked for");
+            tracing::warn!(target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e, "strangers at the pods' locks cannot be looked for");
         }
         told => told?,
     }
@@ -39,7 +39,7 @@ async fn tell(local: &Local, session: &Session) -> Result<()> {
     if new.is_empty() {
         return Ok(());
     }
-    let Some(noted) = strangers::note(session, &new, &local.shared.pod_id).await? else {
+    let Some(noted) = strangers::note(session, &new, &local.shared.member.pod_id).await? else {
         // Another has the log at the moment.
         return Ok(());
     };
@@ -55,9 +55,9 @@ pub(super) async fn say_who_keeps_out(local: &Local, session: &Session) -> Resul
     let Some(holder) = locks::holder(session, local.keys.witness).await?.filter(|holder| !holder.is_podlocks()) else {
         return Ok(());
     };
-    let (pod, address) = (&local.shared.pod_id, holder.address.map(tracing::field::display));
+    let (pod, address) = (&local.shared.member.pod_id, holder.address.map(tracing::field::display));
     tracing::warn!(
-        target: "podlock", event = "foreign_lock", pod = %pod, incarnation = %local.shared.incarnation(), by = %pod,
+        target: "podlock", event = "foreign_lock", pod = %pod, incarnation = %local.shared.member.incarnation(), by = %pod,
         key = "witness", granted = true, pid = holder.pid, role = holder.role, application = holder.application, address,
         prepared = holder.prepared,
         "somebody who is no pod holds the witness lock of this pod, which opens no control session until that ends; end it \
@@ -74,7 +74,7 @@ fn say(local: &Local, lock: &ForeignLock) {
         (false, _) => ("waits for", "end it with pg_terminate_backend"),
     };
     tracing::warn!(
-        target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.pod_id, key, granted, pid,
+        target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key, granted, pid,
         role, application, address, prepared,
         "{who} is no pod's and {does} the {key} lock of this pod: while it holds the liveness lock, the pod cannot be buried \
          and no other can start under its name; {remedy}"

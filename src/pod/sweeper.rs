@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::boot;
-use super::clock;
 use super::funeral::{self, Trigger};
 use super::hints::Hints;
 use super::local::{Away, Held, Local};
@@ -13,7 +12,8 @@ use super::strangers;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
-use crate::pg::errors::leaves_sound;
+use crate::membership::clock;
+use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
 use crate::store::beats;
@@ -35,7 +35,7 @@ pub(crate) async fn run(local: &Local, first: Listener) {
     let mut former = Vec::new();
     let mut backoff = backoff(local);
     loop {
-        if local.shared.root.is_cancelled() {
+        if local.shared.member.root.is_cancelled() {
             break;
         }
         let mut away = local.away.subscribe();
@@ -44,7 +44,7 @@ pub(crate) async fn run(local: &Local, first: Listener) {
             silent = None;
             local.control.set(None);
             tokio::select! {
-                () = local.shared.root.cancelled() => {}
+                () = local.shared.member.root.cancelled() => {}
                 _ = away.changed() => {}
             }
             continue;
@@ -53,7 +53,7 @@ pub(crate) async fn run(local: &Local, first: Listener) {
             let delay = backoff.delay();
             let opened = tokio::select! {
                 biased;
-                () = local.shared.root.cancelled() => continue,
+                () = local.shared.member.root.cancelled() => continue,
                 _ = away.changed() => continue,
                 opened = async { tokio::time::sleep(delay).await; arm(local, &mut former, &mut silent).await } => opened,
             };
@@ -64,10 +64,10 @@ pub(crate) async fn run(local: &Local, first: Listener) {
                 }
                 // Without it the pod has no witness and sweeps nothing: what does not pass by itself, somebody has to know.
                 Err(e) if !e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session, and it needs a hand")
+                    tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e, "no control session, and it needs a hand")
                 }
                 Err(e) => {
-                    tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.pod_id, error = %e, "no control session yet")
+                    tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e, "no control session yet")
                 }
             }
             continue;
@@ -75,7 +75,7 @@ pub(crate) async fn run(local: &Local, first: Listener) {
         former = vec![open.backend()];
         let ended = tokio::select! {
             biased;
-            () = local.shared.root.cancelled() => { open.close().await; break; }
+            () = local.shared.member.root.cancelled() => { open.close().await; break; }
             _ = away.changed() => away.borrow().map_or("the keeper asks for it", Away::as_str).to_owned(),
             e = serve(local, &mut open, &mut backoff) => e.to_string(),
         };
@@ -83,12 +83,12 @@ pub(crate) async fn run(local: &Local, first: Listener) {
         local.control_answers.set(false);
         silent = Some(open);
         let_go_if_due(local, &mut silent);
-        tracing::info!(target: "podlock", event = "control_lost", pod = %local.shared.pod_id, cause = ended, "lost the control session; opening another");
+        tracing::info!(target: "podlock", event = "control_lost", pod = %local.shared.member.pod_id, cause = ended, "lost the control session; opening another");
     }
 }
 
 fn backoff(local: &Local) -> Backoff {
-    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.settings.reconnect_backoff_max)
+    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
 }
 
 /// Lets a silent session go once it has ended, or the runs were told to stop.
@@ -118,7 +118,7 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Liste
     let mut said = false;
     while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {
         // A former backend of ours is gone after a lease.
-        if !said && began.elapsed() >= local.shared.settings.lease {
+        if !said && began.elapsed() >= local.shared.member.settings.lease {
             said = true;
             strangers::say_who_keeps_out(local, &session).await?;
         }
@@ -140,10 +140,10 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
     let mut recorded = None;
     let mut hints = Hints::of_a_new_session();
     let mut next_look = Instant::now();
-    let mut next_beat = Instant::now() + local.shared.settings.beat_interval;
-    let mut beaten = local.shared.progress();
+    let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
+    let mut beaten = local.shared.member.progress();
     // Whatever was missed while there was no control session is found by a pass of each kind.
-    local.shared.recover_now.notify_one();
+    local.shared.engine.recover_now.notify_one();
     loop {
         let ended = session.ended();
         let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
@@ -162,7 +162,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
         let now = Instant::now();
         if now >= local.recover_at() {
             local.recover_by(None);
-            local.shared.recover_now.notify_one();
+            local.shared.engine.recover_now.notify_one();
         }
         let standing = *held.borrow_and_update();
         let done = async {
@@ -170,14 +170,14 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
                 Ok(by) => next_look = by.map_or(next_look, |by| next_look.min(Instant::now() + by)),
                 // Beats and sweeps depend on no notice.
                 Err(e) if refused(&e) => {
-                    tracing::debug!(target: "podlock", event = "hint_failed", pod = %local.shared.pod_id, error = %e, "what a notice announced could not be read; a sweep reads it");
+                    tracing::debug!(target: "podlock", event = "hint_failed", pod = %local.shared.member.pod_id, error = %e, "what a notice announced could not be read; a sweep reads it");
                     hints.failed();
                 }
                 Err(e) => return Err(e),
             }
             let Some(standing) = standing else {
                 if now >= next_look {
-                    session.ping(local.shared.settings.ping_timeout).await?;
+                    session.ping(local.shared.member.settings.ping_timeout).await?;
                     next_look = now + sweep_delay(local);
                 }
                 return Ok(());
@@ -188,7 +188,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
                 next_look = now;
             }
             if now >= next_beat {
-                next_beat = now + local.shared.settings.beat_interval;
+                next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
                 look_for_stalled(local, session, &standing).await?;
                 strangers::look(local, session).await?;
@@ -215,7 +215,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             Ok(()) => *backoff_to_reset = backoff(local),
             // The server refused a statement: unknown is not dead (L10), and the session is sound.
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "sweep_failed", pod = %local.shared.pod_id, error = %e, "a look failed; nothing was concluded from it");
+                tracing::warn!(target: "podlock", event = "sweep_failed", pod = %local.shared.member.pod_id, error = %e, "a look failed; nothing was concluded from it");
                 next_look = Instant::now() + sweep_delay(local);
                 hints.failed();
             }
@@ -227,7 +227,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
 /// Beats, if the application made progress since it was `beaten`; else says which required source stands still.
 async fn beat(local: &Local, session: &Session, held: &Held, beaten: &mut Progress) -> Result<()> {
     let shared = &local.shared;
-    let progress = shared.progress();
+    let progress = shared.member.progress();
     match progress.since(beaten) {
         Moved::Yes => {
             beats::beat(session, held.incarnation).await?;
@@ -235,9 +235,9 @@ async fn beat(local: &Local, session: &Session, held: &Held, beaten: &mut Progre
         }
         Moved::No => _ = beats::stand_still(session, held.incarnation, None).await?,
         Moved::NotRequired(number) => {
-            let source = shared.sources.name(number);
+            let source = shared.member.sources.name(number);
             if beats::stand_still(session, held.incarnation, Some(&source)).await? {
-                tracing::warn!(target: "podlock", event = "standing", pod = %shared.pod_id, source, "a required progress source stands still: this pod shows no progress");
+                tracing::warn!(target: "podlock", event = "standing", pod = %shared.member.pod_id, source, "a required progress source stands still: this pod shows no progress");
             }
         }
     }
@@ -254,7 +254,7 @@ async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Resu
         match tell_of_stalled(local, session, held, &stalled, source).await {
             // One that may not be put out, as a pod of another role, hides none of the others.
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.pod_id, error = %e, "a pod that gets nowhere was left as it is");
+                tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.member.pod_id, error = %e, "a pod that gets nowhere was left as it is");
             }
             told => told?,
         }
@@ -269,34 +269,29 @@ async fn tell_of_stalled(
     stalled: &Stalled,
     source: Option<&str>,
 ) -> Result<()> {
-    let (shared, settings) = (&local.shared, &local.shared.settings);
-    let first = beats::suspect(session, &shared.pod_id, stalled).await?;
+    let (shared, settings) = (&local.shared, &local.shared.member.settings);
+    let first = beats::suspect(session, &shared.member.pod_id, stalled).await?;
     if first {
         tracing::warn!(
-            target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.pod_id,
+            target: "podlock", event = "suspected", incarnation = %stalled.incarnation, by = %shared.member.pod_id,
             looks = stalled.looks, source, "a pod runs and gets nowhere"
         );
     }
     // As a burial, it is for pods that have been up for a while themselves (L2).
     if settings.on_stall == OnStall::Evict
         && local.is_settled(held)
-        && let Some(backends) = beats::put_out(session, &shared.pod_id, stalled).await?
+        && let Some(backends) = beats::put_out(session, &shared.member.pod_id, stalled).await?
     {
         tracing::warn!(
-            target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.pod_id, backends,
+            target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.member.pod_id, backends,
             "put out a pod that got nowhere"
         );
     }
     Ok(())
 }
 
-/// Whether the server answered with an error that leaves the session usable.
-pub(crate) fn refused(error: &crate::Error) -> bool {
-    error.sqlstate().is_some_and(leaves_sound) && !error.is_session_lost()
-}
-
 fn sweep_delay(local: &Local) -> Duration {
-    let settings = &local.shared.settings;
+    let settings = &local.shared.member.settings;
     match local.hold_delay() {
         Some(delay) => delay,
         None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
@@ -334,12 +329,12 @@ async fn tell_waits(local: &Local, session: &Session) {
     if waits.is_empty() {
         return;
     }
-    match burials::note_waits(session, &waits, &local.shared.pod_id).await {
+    match burials::note_waits(session, &waits, &local.shared.member.pod_id).await {
         // Another has the log at the moment.
         Ok(None) => {}
         Ok(Some(_)) => local.note_waits_told(&waits),
         Err(e) => {
-            tracing::debug!(target: "podlock", event = "wait_untold", pod = %local.shared.pod_id, error = %e, "a wait could not be recorded; the next look tries again");
+            tracing::debug!(target: "podlock", event = "wait_untold", pod = %local.shared.member.pod_id, error = %e, "a wait could not be recorded; the next look tries again");
         }
     }
 }
@@ -354,7 +349,7 @@ fn check_own_row(local: &Local, held: &Held, look: &Look) -> bool {
         return false;
     };
     if own.drain_requested.is_some() {
-        local.shared.drain_requested.cancel();
+        local.shared.member.drain_requested.cancel();
     }
     true
 }

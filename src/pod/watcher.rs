@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::funeral::{self, Trigger};
 use super::local::Local;
-use super::sweeper::refused;
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
+use crate::pg::errors::refused;
 use crate::pg::session::{ServerFacts, Session};
 use crate::store::burials::{self, Slice};
 use crate::store::locks::Keys;
@@ -22,16 +22,16 @@ use crate::store::role::Role;
 /// Keeps a watch session until the pod stops. Returns early where push is off.
 pub(crate) async fn run(local: &Local) {
     let shared = &local.shared;
-    if !shared.settings.push {
+    if !shared.member.settings.push {
         return;
     }
     let mut backoff = backoff(local);
     let mut said = false;
-    while !shared.root.is_cancelled() {
+    while !shared.member.root.is_cancelled() {
         let mut away = local.away.subscribe();
         if away.borrow_and_update().is_some() {
             tokio::select! {
-                () = shared.root.cancelled() => {}
+                () = shared.member.root.cancelled() => {}
                 _ = away.changed() => {}
             }
             continue;
@@ -45,7 +45,7 @@ pub(crate) async fn run(local: &Local) {
         };
         let ended: Result<()> = tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
+            () = shared.member.root.cancelled() => return,
             _ = away.changed() => continue,
             ended = watched => ended,
         };
@@ -53,32 +53,32 @@ pub(crate) async fn run(local: &Local) {
             Ok(()) => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!(
-                    target: "podlock", event = "push_off", pod = %shared.pod_id,
+                    target: "podlock", event = "push_off", pod = %shared.member.pod_id,
                     "the server's deadlock_timeout, or what it or auto_explain logs as slow, leaves no room for a watch of 100 ms: deaths are found by the sweep alone"
                     );
                 }
                 tokio::select! {
-                    () = shared.root.cancelled() => {}
+                    () = shared.member.root.cancelled() => {}
                     () = tokio::time::sleep(OFF_FOR.mul_f64(0.5 + fastrand::f64())) => {}
                 }
                 continue;
             }
             Err(e) if !e.is_transient() => {
-                tracing::warn!(target: "podlock", event = "watch_failed", pod = %shared.pod_id, error = %e, "no watch session, and it needs a hand; deaths are found by the sweep")
+                tracing::warn!(target: "podlock", event = "watch_failed", pod = %shared.member.pod_id, error = %e, "no watch session, and it needs a hand; deaths are found by the sweep")
             }
             Err(e) => {
-                tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.pod_id, cause = %e, "lost the watch session; opening another")
+                tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.member.pod_id, cause = %e, "lost the watch session; opening another")
             }
         }
         tokio::select! {
-            () = shared.root.cancelled() => {}
+            () = shared.member.root.cancelled() => {}
             () = tokio::time::sleep(delay) => {}
         }
     }
 }
 
 fn backoff(local: &Local) -> Backoff {
-    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.settings.reconnect_backoff_max)
+    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
 }
 
 /// How long a slice may wait, so that neither the deadlock check, nor `log_lock_waits`, nor the log of slow statements
@@ -104,7 +104,7 @@ const FREE_AGAIN: Duration = Duration::from_millis(2);
 
 /// Watches until the session is lost, or the server's settings leave no room for it: then it is no error.
 async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> Result<()> {
-    let settings = &local.shared.settings;
+    let settings = &local.shared.member.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
     let mut read = Instant::now();
     funeral::warm_up(local, session).await?;
@@ -128,7 +128,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
         let (answer, version) = match watched {
             // The lock table is full, or somebody cancelled it: unknown is not dead (L10), and the session is sound.
             Err(e) if refused(&e) && e.is_transient() => {
-                tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
+                tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.member.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
                 spoken = Instant::now();
                 // It may have been granted the lock, and failed as it told the others. So it is repeated at once; what fails
                 // again and again begins once a slice.
@@ -187,7 +187,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 }
             }
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.pod_id, error = %e, "nobody was buried");
+                tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.member.pod_id, error = %e, "nobody was buried");
                 // One that failed late, as by a commit that had to wait for those of others, is repeated at once.
                 tokio::time::sleep_until(granted + settings.hold_probe_interval).await;
             }
@@ -201,9 +201,9 @@ async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<
     tokio::select! {
         () = local.roster_changed.notified() => Ok(()),
         cause = session.ended() => Err(Error::new(ErrorKind::SessionLost, cause.to_string())),
-        () = tokio::time::sleep_until(*spoken + local.shared.settings.lease / 2) => {
+        () = tokio::time::sleep_until(*spoken + local.shared.member.settings.lease / 2) => {
             *spoken = Instant::now();
-            session.ping(local.shared.settings.ping_timeout).await.map(drop)
+            session.ping(local.shared.member.settings.ping_timeout).await.map(drop)
         }
     }
 }

@@ -1,42 +1,41 @@
 //! Why an incarnation ended, as `studio_pod_sessions.reason` keeps it. Only some of these count as a crash of its runs.
 
-/// How an incarnation's end is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It had begun its clean stop.
-    Shutdown,
-    /// It was buried without one.
-    Lost,
-    /// The next incarnation of its name took its place before anybody buried it.
-    Replaced,
-    /// It gave itself up (L7), and its process went on as the next incarnation.
-    Detached,
-    /// A peer put it out because it ran and got nowhere.
-    Stalled,
-    /// An operator put it out.
-    Evicted,
-}
+use super::names::named;
 
-impl Reason {
-    /// Its stable name.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Shutdown => "shutdown",
-            Self::Lost => "lost",
-            Self::Replaced => "replaced",
-            Self::Detached => "detached",
-            Self::Stalled => "stalled",
-            Self::Evicted => "evicted",
-        }
+named! {
+    /// Why an incarnation ended.
+    pub enum Reason {
+        /// It had begun its clean stop.
+        Shutdown = "shutdown",
+        /// It was buried without a clean stop.
+        Lost = "lost",
+        /// The next incarnation of its name took its place before anybody buried it.
+        Replaced = "replaced",
+        /// It gave itself up (L7), and its process went on as the next incarnation.
+        Detached = "detached",
+        /// A peer evicted it because it ran and made no progress.
+        Stalled = "stalled",
+        /// An operator evicted it.
+        Evicted = "evicted",
     }
 }
 
 impl Reason {
-    /// Why an incarnation was put out, from its row.
+    /// Whether the end counts as a crash of the runs that the incarnation owned. A clean stop, a detach, an eviction by an
+    /// operator and an outage of the database say nothing about the runs.
     #[must_use]
-    pub fn of_eviction(name: &str) -> Self {
-        if name == Self::Stalled.as_str() { Self::Stalled } else { Self::Evicted }
+    pub const fn is_crash(self) -> bool {
+        match self {
+            Self::Lost | Self::Stalled | Self::Replaced => true,
+            Self::Shutdown | Self::Detached | Self::Evicted => false,
+        }
+    }
+
+    /// Why an incarnation was evicted, from the mark in its row. `None`: the mark is of a newer version, and decides nothing
+    /// here.
+    #[must_use]
+    pub fn of_eviction(mark: &str) -> Option<Self> {
+        Self::parse(mark).filter(|reason| matches!(reason, Self::Stalled | Self::Evicted))
     }
 }
 
@@ -70,11 +69,14 @@ mod tests {
     fn why_an_incarnation_ended_follows_from_its_row_and_from_who_ends_it() {
         assert_eq!((buried(false, None).as_str(), buried(true, None).as_str()), ("lost", "shutdown"));
         for put_out in [Reason::Stalled, Reason::Evicted] {
-            assert_eq!(Reason::of_eviction(put_out.as_str()), put_out);
+            assert_eq!(Reason::of_eviction(put_out.as_str()), Some(put_out));
             for (draining, gave_up) in [(false, false), (false, true), (true, false), (true, true)] {
                 assert_eq!(buried(draining, Some(put_out)), put_out);
                 assert_eq!(replaced(draining, gave_up, Some(put_out)), put_out);
             }
+        }
+        for no_mark in ["lost", "of a newer version", ""] {
+            assert_eq!(Reason::of_eviction(no_mark), None, "{no_mark:?}");
         }
         let cases = [
             (false, false, "replaced"),

@@ -11,31 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::event::EventKind;
 use crate::id::{Incarnation, PodId};
-
-/// Every kind of event, in the order of the log's CHECK.
-pub const EVENT_KINDS: [&str; 13] = [
-    "joined",
-    "draining",
-    "detached",
-    "returned",
-    "suspected",
-    "evicted",
-    "held",
-    "buried",
-    "claimed",
-    "quarantined",
-    "snapshot",
-    "run_failed",
-    "foreign_lock",
-];
 
 /// One entry of the log, as far as the fold needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Its position.
     pub idx: i64,
-    /// What happened.
+    /// What happened: the name of an [`EventKind`], or of a kind of a newer version.
     pub kind: String,
     /// To which pod.
     pub pod_id: PodId,
@@ -142,13 +126,15 @@ fn run<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<State, FoldEr
         if entry.idx <= last_idx {
             return Err(refuse(format!("it stands after event {last_idx}")));
         }
-        if entry.kind == "snapshot" {
+        // What an unknown kind does to the roster is not known either.
+        let kind = EventKind::parse(&entry.kind).ok_or_else(|| refuse("no such kind".to_owned()))?;
+        if kind == EventKind::Snapshot {
             if last_idx > i64::MIN {
                 return Err(refuse("a snapshot can only be the first".to_owned()));
             }
             state = restore(&entry.detail).map_err(refuse)?;
         } else {
-            step(&mut state, entry).map_err(refuse)?;
+            step(&mut state, kind, entry).map_err(refuse)?;
         }
         last_idx = entry.idx;
     }
@@ -166,47 +152,48 @@ fn restore(detail: &Value) -> Result<State, String> {
     Ok(state)
 }
 
-fn step(state: &mut State, entry: &Entry) -> Result<(), String> {
+fn step(state: &mut State, kind: EventKind, entry: &Entry) -> Result<(), String> {
     let State { roster, suspected } = state;
-    if entry.kind == "joined" {
-        let replaced = entry.detail.get("replaced").and_then(Value::as_str).and_then(|s| s.parse::<Uuid>().ok());
-        let present = roster.get(&entry.pod_id).map(|m| m.incarnation);
-        if replaced.map(Incarnation::from) != present {
-            return Err(format!("it replaces {replaced:?}, but the roster has {present:?} under that name"));
+    match kind {
+        EventKind::Joined => {
+            let replaced = entry.detail.get("replaced").and_then(Value::as_str).and_then(|s| s.parse::<Uuid>().ok());
+            let present = roster.get(&entry.pod_id).map(|m| m.incarnation);
+            if replaced.map(Incarnation::from) != present {
+                return Err(format!("it replaces {replaced:?}, but the roster has {present:?} under that name"));
+            }
+            roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
         }
-        roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
-        return Ok(());
-    }
-    // These are about runs, and about strangers at a pod's lock: the pod may have been buried since.
-    if matches!(entry.kind.as_str(), "claimed" | "quarantined" | "run_failed" | "foreign_lock") {
-        return Ok(());
-    }
-    let member = roster
-        .get_mut(&entry.pod_id)
-        .filter(|m| m.incarnation == entry.incarnation)
-        .ok_or_else(|| "that incarnation is not in the roster".to_owned())?;
-    match entry.kind.as_str() {
-        "draining" => member.draining = true,
-        "returned" => {
+        // These are about runs, and about strangers at a pod's lock: the pod may have been buried since.
+        EventKind::Claimed | EventKind::Quarantined | EventKind::RunFailed | EventKind::ForeignLock => {}
+        EventKind::Draining => member(roster, entry)?.draining = true,
+        EventKind::Returned => {
+            let member = member(roster, entry)?;
             let session = entry.detail.get("session").and_then(Value::as_i64).ok_or("it has no session number")?;
             if session <= member.session {
                 return Err(format!("session {session} does not come after session {}", member.session));
             }
             member.session = session;
         }
-        "detached" | "evicted" | "held" => {}
-        "suspected" => {
-            // Not every log that is folded has it: it is no part of the roster.
+        EventKind::Detached | EventKind::Evicted | EventKind::Held => _ = member(roster, entry)?,
+        EventKind::Suspected => {
+            member(roster, entry)?;
+            // Not every log that is folded has the index: it is no part of the roster.
             if let Some(index) = entry.detail.get("event_index").and_then(Value::as_i64) {
                 suspected.insert(entry.incarnation, index);
             }
         }
-        "buried" => {
+        EventKind::Buried => {
+            member(roster, entry)?;
             roster.remove(&entry.pod_id);
         }
-        _ => return Err("no such kind".to_owned()),
+        EventKind::Snapshot => return Err("a snapshot is no step".to_owned()),
     }
     Ok(())
+}
+
+fn member<'a>(roster: &'a mut Roster, entry: &Entry) -> Result<&'a mut Member, String> {
+    let member = roster.get_mut(&entry.pod_id).filter(|member| member.incarnation == entry.incarnation);
+    member.ok_or_else(|| "that incarnation is not in the roster".to_owned())
 }
 
 #[cfg(test)]

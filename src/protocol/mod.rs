@@ -12,9 +12,11 @@ pub mod cause;
 pub mod condition;
 pub mod deadline;
 pub mod ending;
+pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+mod names;
 pub mod notices;
 pub mod patience;
 pub mod poison;
@@ -23,11 +25,14 @@ pub mod recover;
 pub mod ring;
 pub mod share;
 pub mod stall;
+pub mod state;
 pub mod stream;
 pub mod verdict;
 pub mod wait;
 
 use std::time::Duration;
+
+pub(crate) use names::named;
 
 /// A point on one process's own monotonic clock, as the time since an origin of its choice.
 pub type Moment = Duration;

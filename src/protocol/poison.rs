@@ -39,9 +39,10 @@ const ALONE: u32 = 3;
 /// How many owners in a row crash under a run before the last pod of a fleet does not take it any more.
 pub const LAST_POD_BEARS: u32 = 2;
 
-/// How an owner ended whose end counts as a crash of the run. A clean stop, a detach, an eviction by an operator and an
-/// end that nobody knows count nothing.
-pub const CRASHES: [Reason; 3] = [Reason::Lost, Reason::Stalled, Reason::Replaced];
+/// The reasons that count as a crash of the run ([`Reason::is_crash`]).
+pub fn crashes() -> impl Iterator<Item = Reason> {
+    Reason::ALL.into_iter().filter(|reason| reason.is_crash())
+}
 
 /// What a run is that may be claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ mod tests {
             (Reason::Replaced, true),
         ];
         for (reason, counts) in all {
-            assert_eq!(CRASHES.contains(&reason), counts, "{reason:?}");
+            assert_eq!(reason.is_crash(), counts, "{reason:?}");
         }
     }
 

@@ -10,14 +10,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::engine::Engine;
 use super::registry::Reservation;
 use super::{execute, failures};
 use crate::error::{Error, Result};
 use crate::id::{Fence, Incarnation, RunId};
+use crate::membership::clock;
 use crate::nag::Nag;
 use crate::output::{Limits, Output};
-use crate::pod::clock;
-use crate::pod::shared::Shared;
 use crate::protocol::Moment;
 use crate::protocol::batch::{self, Batches, Fault, Verdict};
 use crate::protocol::fences::{Reach, reach};
@@ -99,7 +99,7 @@ struct Unread<'a> {
 
 /// One pass's claims.
 struct Claiming<'a> {
-    shared: &'a Arc<Shared>,
+    engine: &'a Arc<Engine>,
     own: Incarnation,
     max_crashes: u32,
     took: Took,
@@ -110,14 +110,14 @@ struct Claiming<'a> {
 /// Claims these runs and begins the claimed ones. Logs the runs that the claim quarantined because `max_crashes`
 /// owners crashed under them.
 pub(super) async fn claim(
-    shared: &Arc<Shared>,
+    engine: &Arc<Engine>,
     own: Incarnation,
     max_crashes: u32,
     wanted: &[&Candidate],
     pace: &mut Pace,
 ) -> Result<Took> {
     let mut claiming =
-        Claiming { shared, own, max_crashes, took: Took::default(), unread: Vec::new(), unreadable: Vec::new() };
+        Claiming { engine, own, max_crashes, took: Took::default(), unread: Vec::new(), unreadable: Vec::new() };
     let wanted = claiming.within_reach(wanted, pace).await?;
     let mut batches = Batches::new(wanted.len(), pace.size);
     let mut claimer = Claimer::default();
@@ -139,7 +139,7 @@ pub(super) async fn claim(
     claiming.read_all().await;
     pace.passed += u64::try_from(claiming.took.begun.len()).unwrap_or(0);
     for run in std::mem::take(&mut claiming.unreadable) {
-        end_unreadable(shared, &run).await;
+        end_unreadable(engine, &run).await;
     }
     for (run, fault, error) in culprits {
         // Where nothing passes in time, the server is slow, and no run is passed over for it.
@@ -182,24 +182,24 @@ impl<'a> Claiming<'a> {
             return Ok(Vec::new());
         }
         let now = clock::now();
-        let floor = self.shared.registry.highest_fence();
-        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.shared.settings.sweep_interval);
+        let floor = self.engine.registry.highest_fence();
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.engine.member.settings.sweep_interval);
         if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
             return Ok(wanted.to_vec());
         }
-        let sequence = fences::sequence(&self.shared.db).await?;
+        let sequence = fences::sequence(&self.engine.db).await?;
         (pace.last, pace.looked) = (sequence.last, Some(now));
         let (mut near, beyond): (Vec<_>, Vec<_>) =
             wanted.iter().copied().partition(|run| reach(run.fence, sequence.last) != Reach::Beyond);
         let highest = highest(&near, floor);
         if sequence.cache != 1 || reach(highest, sequence.last) != Reach::Near {
-            match fences::raise(&self.shared.db, highest).await {
+            match fences::raise(&self.engine.db, highest).await {
                 Ok(last) => pace.last = last,
                 // The others need not wait for it.
                 Err(error) => {
                     near.retain(|run| reach(run.fence, sequence.last) == Reach::Near);
                     if let Some(times) = pace.nag.failed(now, Duration::ZERO) {
-                        tracing::warn!(target: "podlock", event = "fences_not_raised", pod = %self.shared.pod_id, floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times, error = %error, "the sequence of fences must be raised, or its CACHE set back to 1, and could not be");
+                        tracing::warn!(target: "podlock", event = "fences_not_raised", pod = %self.engine.member.pod_id, floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times, error = %error, "the sequence of fences must be raised, or its CACHE set back to 1, and could not be");
                     }
                 }
             }
@@ -213,7 +213,7 @@ impl<'a> Claiming<'a> {
 
     /// Claims one batch, and begins what came with its payload.
     async fn batch(&mut self, wanted: &[&Candidate], claimer: &mut Claimer) -> Result<()> {
-        let registry = &self.shared.registry;
+        let registry = &self.engine.registry;
         let mut places: BTreeMap<RunId, Reservation<'a>> = BTreeMap::new();
         for candidate in wanted {
             if let Some(place) = registry.reserve(candidate.run_id, &candidate.kind) {
@@ -223,10 +223,10 @@ impl<'a> Claiming<'a> {
         let wanted: Vec<&Candidate> = wanted.iter().filter(|c| places.contains_key(&c.run_id)).copied().collect();
         let floor = registry.highest_fence();
         let Claims { claimed, unread, unreadable, quarantined } =
-            runs::claim(&self.shared.db, claimer, self.own, &wanted, self.max_crashes, floor).await?;
+            runs::claim(&self.engine.db, claimer, self.own, &wanted, self.max_crashes, floor).await?;
         for run in &quarantined {
             tracing::error!(
-                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %self.shared.pod_id,
+                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %self.engine.member.pod_id,
                 error = run.error, "a run that takes its owners down with it was quarantined"
             );
         }
@@ -246,11 +246,11 @@ impl<'a> Claiming<'a> {
     }
 
     fn begin(&mut self, place: Reservation<'_>, run: Claimed) {
-        let Some(handler) = self.shared.handlers.get(&run.kind).cloned() else { return };
+        let Some(handler) = self.engine.handlers.get(&run.kind).cloned() else { return };
         self.took.begun.push(run.run_id);
         let suspect = poison::judge(run.crashes, false, self.max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };
-        execute::begin(self.shared, handler, place, run, self.own);
+        execute::begin(self.engine, handler, place, run, self.own);
     }
 
     /// Reads the payloads that did not come with the claim, small ones first, and begins each run as its payload
@@ -269,7 +269,7 @@ impl<'a> Claiming<'a> {
             }
             let owners: Vec<Owner> =
                 left[group.clone()].iter().flatten().map(|run| self.owner_of(&run.claimed)).collect();
-            match payloads::read(&self.shared.db, &owners).await {
+            match payloads::read(&self.engine.db, &owners).await {
                 Ok(read) => {
                     for (run_id, read) in read {
                         let mut of_group = left[group.clone()].iter_mut();
@@ -280,7 +280,7 @@ impl<'a> Claiming<'a> {
                     }
                 }
                 Err(e) if fault_of(&e) == Fault::Other => {
-                    tracing::warn!(target: "podlock", event = "payloads_unread", pod = %self.shared.pod_id, runs = left.iter().flatten().count(), error = %e, "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up");
+                    tracing::warn!(target: "podlock", event = "payloads_unread", pod = %self.engine.member.pod_id, runs = left.iter().flatten().count(), error = %e, "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up");
                     return;
                 }
                 Err(_) if group.len() == 1 => self.read_alone(left.get_mut(group.start)).await,
@@ -297,7 +297,7 @@ impl<'a> Claiming<'a> {
     async fn read_alone(&mut self, run: Option<&mut Option<Unread<'a>>>) {
         let Some(run) = run.and_then(Option::take) else { return };
         let owner = self.owner_of(&run.claimed);
-        let error = match payloads::read_in_pieces(&self.shared.db, owner).await {
+        let error = match payloads::read_in_pieces(&self.engine.db, owner).await {
             Ok(Some(read)) => return self.begin_with(run, read),
             // It was cancelled, or claimed by another.
             Ok(None) => return,
@@ -306,10 +306,10 @@ impl<'a> Claiming<'a> {
         match fault_of(&error) {
             Fault::Row => self.note_unreadable(&run.claimed, error.to_string()),
             Fault::Other | Fault::TooSlow => {
-                tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.shared.pod_id, run = %owner.run_id, fence = owner.fence.get(), bytes = run.bytes, error = %error, "the input and checkpoint of a claimed run could not be read; the run is given back");
-                self.shared.registry.set_aside(owner.run_id, clock::now() + self.shared.settings.lease);
-                if let Err(e) = runs::give_back(&self.shared.db, owner).await {
-                    tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.shared.pod_id, run = %owner.run_id, error = %e, "the run could not be given back either; a later pass takes it up");
+                tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, fence = owner.fence.get(), bytes = run.bytes, error = %error, "the input and checkpoint of a claimed run could not be read; the run is given back");
+                self.engine.registry.set_aside(owner.run_id, clock::now() + self.engine.member.settings.lease);
+                if let Err(e) = runs::give_back(&self.engine.db, owner).await {
+                    tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, error = %e, "the run could not be given back either; a later pass takes it up");
                 }
             }
         }
@@ -359,10 +359,10 @@ impl<'a> Claiming<'a> {
         blamed.failures += 1;
         // The wait grows only if the run itself is at fault. Any other fault may be fixed at any time.
         let doublings = if is_its_own { (blamed.failures - 1).min(DOUBLINGS) } else { 0 };
-        let wait = self.shared.settings.lease * 2_u32.pow(doublings);
-        let pod = &self.shared.pod_id;
+        let wait = self.engine.member.settings.lease * 2_u32.pow(doublings);
+        let pod = &self.engine.member.pod_id;
         if is_its_own {
-            match quarantine::quarantine(&self.shared.db, self.own, run, why).await {
+            match quarantine::quarantine(&self.engine.db, self.own, run, why).await {
                 Ok(true) => {
                     pace.blamed.remove(&run.run_id);
                     tracing::error!(target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = why, "a run that no pod can claim was quarantined");
@@ -375,28 +375,28 @@ impl<'a> Claiming<'a> {
                 }
             }
         }
-        self.shared.registry.set_aside(run.run_id, clock::now() + wait);
+        self.engine.registry.set_aside(run.run_id, clock::now() + wait);
         tracing::warn!(target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod, fence = run.fence.get(), wait_ms = wait.as_millis(), error = why, "a run that could not be claimed is passed over for a while");
     }
 
     /// Says that claims fail in part, at most once in a while.
     fn say(&self, pace: &mut Pace, error: &Error, tried: usize, batches: &Batches) {
         if let Some(times) = pace.nag.failed(clock::now(), Duration::ZERO) {
-            tracing::warn!(target: "podlock", event = "claim_failed", pod = %self.shared.pod_id, tried, size = batches.size(), times, error = %error, "a claim of several runs failed; smaller ones are tried");
+            tracing::warn!(target: "podlock", event = "claim_failed", pod = %self.engine.member.pod_id, tried, size = batches.size(), times, error = %error, "a claim of several runs failed; smaller ones are tried");
         }
     }
 }
 
 /// Ends a run as failed whose input or checkpoint no pod can read. Otherwise pods would claim it again without end.
-async fn end_unreadable(shared: &Shared, run: &Unreadable) {
+async fn end_unreadable(engine: &Engine, run: &Unreadable) {
     let Unreadable { owner, kind, attempt, why } = run;
     tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
-    let settings = &shared.settings;
+    let settings = &engine.member.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&shared.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
+    let ended = async { runs::finish(&engine.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
     match ended.await {
-        Ok(true) => failures::note(shared, *owner, kind, *attempt, ending.error().unwrap_or_default()),
+        Ok(true) => failures::note(engine, *owner, kind, *attempt, ending.error().unwrap_or_default()),
         // It is another's by now.
         Ok(false) => {}
         Err(e) => {

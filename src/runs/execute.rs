@@ -6,35 +6,35 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use super::engine::Engine;
 use super::registry::{Reservation, StopSignal};
 use super::{Handler, HandlerError, Outcome, Run, StopReason};
 use crate::error::{Error, ErrorKind, chain};
 use crate::id::Incarnation;
 use crate::output::Output;
-use crate::pod::shared::Shared;
 use crate::store::runs::{Claimed, Ending};
 
 /// Begins an attempt in a tracked task of the application's runtime.
 pub(crate) fn begin(
-    shared: &Arc<Shared>,
+    engine: &Arc<Engine>,
     handler: Arc<dyn Handler>,
     place: Reservation<'_>,
     claimed: Claimed,
     incarnation: Incarnation,
 ) {
     // The pod has ended meanwhile: nobody would resume beside this attempt, and nobody needs it. Its row is an orphan.
-    if shared.root.is_cancelled() {
+    if engine.member.root.is_cancelled() {
         return;
     }
     let stop = Arc::new(StopSignal::default());
     // A run that was claimed while the pod began to drain or lost its lock is told so from the start.
     let fence = claimed.fence;
-    let run = Run::new(Arc::clone(shared), claimed, incarnation, Arc::clone(&stop));
-    let task_shared = Arc::clone(shared);
-    let grace = shared.settings.stop_grace();
-    let held = place.place(shared);
+    let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop));
+    let task_engine = Arc::clone(engine);
+    let grace = engine.member.settings.stop_grace();
+    let held = place.place(engine);
     place.begin(fence, Arc::clone(&stop), || {
-        let task = task_shared.tracker.spawn_on(
+        let task = task_engine.member.tracker.spawn_on(
             async move {
                 let _place = held;
                 let stop = run.stop_signal();
@@ -45,17 +45,17 @@ pub(crate) fn begin(
                     () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
                 }
             },
-            &task_shared.runtime,
+            &task_engine.member.runtime,
         );
         task.abort_handle()
     });
-    if shared.incarnation() != incarnation {
+    if engine.member.incarnation() != incarnation {
         stop.fire(StopReason::Fenced);
     }
-    if shared.has_given_up(incarnation) {
+    if engine.member.has_given_up(incarnation) {
         stop.fire(StopReason::SelfFenced);
     }
-    if shared.phase() == crate::pod::Phase::Draining {
+    if engine.member.phase() == crate::membership::Phase::Draining {
         stop.fire(StopReason::Draining);
     }
 }

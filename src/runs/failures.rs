@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::pod::clock;
-use crate::pod::shared::Shared;
+use super::engine::Engine;
+use crate::membership::clock;
 use crate::protocol::failures::{GAP, Tally, beginning};
 use crate::protocol::stream::send_at;
 use crate::store::history;
@@ -27,29 +27,29 @@ impl Failures {
 }
 
 /// A run of this pod was ended as failed.
-pub(crate) fn note(shared: &Shared, owner: Owner, kind: &str, attempt: i32, error: &str) {
+pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, error: &str) {
     tracing::warn!(
-        target: "podlock", event = "run_failed", pod = %shared.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
+        target: "podlock", event = "run_failed", pod = %engine.member.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
         kind, fence = owner.fence.get(), attempt, error = &*beginning(error), "a run failed"
     );
-    shared.failures.tally().note(kind, owner.run_id, error);
-    shared.failures.failed.notify_one();
+    engine.failures.tally().note(kind, owner.run_id, error);
+    engine.failures.failed.notify_one();
 }
 
 /// Appends to the event log until the pod ends: at once after a quiet time, else when the gap is over.
-pub(crate) async fn run(shared: Arc<Shared>) {
+pub(crate) async fn run(engine: Arc<Engine>) {
     tokio::select! {
         biased;
-        () = shared.root.cancelled() => {}
-        () = rounds(&shared) => {}
+        () = engine.member.root.cancelled() => {}
+        () = rounds(&engine) => {}
     }
 }
 
-async fn rounds(shared: &Shared) {
+async fn rounds(engine: &Engine) {
     let mut last = None;
     loop {
-        if shared.failures.tally().is_empty() {
-            shared.failures.failed.notified().await;
+        if engine.failures.tally().is_empty() {
+            engine.failures.failed.notified().await;
             continue;
         }
         let now = clock::now();
@@ -58,24 +58,26 @@ async fn rounds(shared: &Shared) {
             tokio::time::sleep(at - now).await;
         }
         last = Some(clock::now());
-        tell(shared).await;
+        tell(engine).await;
     }
 }
 
 /// Appends what the log does not tell of yet.
-pub(crate) async fn tell(shared: &Shared) {
-    let failed = shared.failures.tally().take();
+pub(crate) async fn tell(engine: &Engine) {
+    let failed = engine.failures.tally().take();
     if failed.is_empty() {
         return;
     }
-    if let Err(e) = history::note_failures(&shared.db, &shared.pod_id, shared.incarnation(), &failed).await {
+    if let Err(e) =
+        history::note_failures(&engine.db, &engine.member.pod_id, engine.member.incarnation(), &failed).await
+    {
         if e.is_transient() {
-            tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, error = %e, "the event log does not tell of failed runs yet; their rows do");
+            tracing::debug!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs yet; their rows do");
         } else {
-            tracing::warn!(target: "podlock", event = "failures_untold", pod = %shared.pod_id, error = %e, "the event log does not tell of failed runs; their rows do");
+            tracing::warn!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs; their rows do");
         }
         if !e.may_have_been_done() {
-            shared.failures.tally().put_back(failed);
+            engine.failures.tally().put_back(failed);
         }
     }
 }

@@ -5,29 +5,30 @@ use std::sync::atomic::Ordering;
 use tokio_postgres::Transaction;
 
 use super::StopReason;
+use super::engine::Engine;
 use super::registry::StopSignal;
 use crate::error::{Error, Result};
-use crate::pod::shared::Shared;
+use crate::protocol::state::RunState;
 use crate::store::guards;
 use crate::store::runs::{self, Owner};
 
 /// `over`: why the run must write nothing any more, if that is known already.
 pub(super) async fn take(
-    shared: &Shared,
+    engine: &Engine,
     owner: Owner,
     stop: &StopSignal,
     over: Option<Error>,
     txn: &Transaction<'_>,
 ) -> Result<()> {
     const ABORTED: &str = "nothing of the transaction can be committed";
-    let schema = shared.db.schema();
+    let schema = engine.db.schema();
     if let Some(error) = over {
         guards::abort(txn, schema, owner);
         return Err(error.left(ABORTED));
     }
-    let error = match guards::check(txn, schema, owner, shared.settings.lease / 2).await {
+    let error = match guards::check(txn, schema, owner, engine.member.settings.lease / 2).await {
         Ok(()) => {
-            shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
+            engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
             return Ok(());
         }
         Err(e) => e.about_run(owner.run_id).left(ABORTED),
@@ -36,11 +37,11 @@ pub(super) async fn take(
         return Err(error);
     }
     // In the same words as other writes. That it is fenced is certain, whatever can be read of it now.
-    let Ok(standing) = runs::standing(&shared.db, owner.run_id).await else {
+    let Ok(standing) = runs::standing(&engine.db, owner.run_id).await else {
         stop.fire(StopReason::Fenced);
         return Err(error);
     };
-    let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+    let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
     stop.fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
     let sqlstate = error.sqlstate().map(str::to_owned).unwrap_or_default();
     let fenced = runs::fenced("a guard", owner, standing.as_ref()).left(ABORTED).with_sqlstate(&sqlstate);

@@ -1,6 +1,7 @@
 //! Runs: what a service does, so that it survives the pod that does it.
 
 mod claim;
+pub(crate) mod engine;
 pub(crate) mod execute;
 pub(crate) mod failures;
 mod guard;
@@ -11,7 +12,6 @@ pub(crate) mod run;
 mod start;
 pub(crate) mod stream;
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::Output;
+use crate::protocol::named;
 
 pub use run::Run;
 pub(crate) use start::{insert_in_txn, start, submit};
@@ -57,29 +58,20 @@ impl From<Output> for Outcome {
     }
 }
 
-/// Why a run is told to stop. Later ones outrank earlier ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The pod is stopping. Writes are still accepted: finish, or save a checkpoint and yield.
-    Draining,
-    /// Somebody cancelled the run. Nothing more is accepted.
-    Cancelled,
-    /// The pod was silent for too long (L7): a peer may take the run over at any moment.
-    SelfFenced,
-    /// The run belongs to another attempt, or the pod was buried.
-    Fenced,
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Draining => "draining",
-            Self::Cancelled => "cancelled",
-            Self::SelfFenced => "self_fenced",
-            Self::Fenced => "fenced",
-        })
+named! {
+    /// Why a run is told to stop. Later ones outrank earlier ones.
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    #[non_exhaustive]
+    pub enum StopReason {
+        /// The pod is stopping. Writes are still accepted: finish, or save a checkpoint and yield.
+        Draining = "draining",
+        /// Somebody cancelled the run. Nothing more is accepted.
+        Cancelled = "cancelled",
+        /// The pod was silent for too long (L7): a peer may take the run over at any moment.
+        SelfFenced = "self_fenced",
+        /// The run belongs to another attempt, or the pod was buried.
+        Fenced = "fenced",
     }
 }
 

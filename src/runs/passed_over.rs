@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::engine::Engine;
 use crate::id::RunId;
-use crate::pod::clock;
-use crate::pod::shared::Shared;
+use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::store::holders;
 
@@ -51,16 +51,16 @@ impl PassedOver {
     }
 
     /// [`PassedOver::note`], and warns of the runs that a lock hides, once of each, naming who has it.
-    pub(super) async fn say(&mut self, shared: &Arc<Shared>, missed: &[RunId], taken: &[RunId]) {
+    pub(super) async fn say(&mut self, engine: &Arc<Engine>, missed: &[RunId], taken: &[RunId]) {
         let now = clock::now();
-        let long = self.note(now, shared.settings.lease, missed, taken);
+        let long = self.note(now, engine.member.settings.lease, missed, taken);
         if long.is_empty() {
             return;
         }
-        let hidden = match holders::hidden(&shared.db, &long).await {
+        let hidden = match holders::hidden(&engine.db, &long).await {
             Ok(hidden) => hidden,
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "holders_unknown", pod = %shared.pod_id, runs = long.len(), error = %e, "runs are passed over by claims; who has their rows could not be read");
+                tracing::debug!(target: "podlock", event = "holders_unknown", pod = %engine.member.pod_id, runs = long.len(), error = %e, "runs are passed over by claims; who has their rows could not be read");
                 return;
             }
         };
@@ -69,7 +69,7 @@ impl PassedOver {
             seen.said = true;
             let hidden_ms = u64::try_from(now.saturating_sub(seen.since).as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
-                target: "podlock", event = "run_hidden", pod = %shared.pod_id, run = %run.run_id, hidden_ms, holders = run.holders,
+                target: "podlock", event = "run_hidden", pod = %engine.member.pod_id, run = %run.run_id, hidden_ms, holders = run.holders,
                 "no pod can claim a run while another transaction has its row locked, as a guard has: end that transaction"
             );
         }

@@ -1,24 +1,25 @@
 //! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::StopReason;
 use super::claim::{self, Pace};
+use super::engine::Engine;
 use super::passed_over::PassedOver;
 use super::registry::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
+use crate::membership::clock;
 use crate::nag::Nag;
-use crate::pod::clock;
-use crate::pod::shared::Shared;
 use crate::protocol::notices::Gate;
 use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
+use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
@@ -64,20 +65,20 @@ pub(crate) struct Load {
 
 impl Load {
     /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
-    pub(crate) fn new(shared: &Shared, own: Incarnation) -> Self {
-        let Snapshot { running, pending, winding_down, room, room_of } = shared.registry.snapshot();
+    pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
+        let Snapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // What winds down here, and what this pod gave back just now, is not for it to claim.
         let mut passed_over = winding_down;
         passed_over.extend(&pending);
-        passed_over.extend(shared.registry.yielded_lately(clock::now(), shared.settings.sweep_interval));
-        passed_over.extend(shared.registry.aside(clock::now()));
+        passed_over.extend(engine.registry.yielded_lately(clock::now(), engine.member.settings.sweep_interval));
+        passed_over.extend(engine.registry.aside(clock::now()));
         // Those that could not be taken anyway must not fill the list.
-        let mut kinds = shared.kinds();
+        let mut kinds = engine.kinds();
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
-        let suspect_from = poison::suspect_from(shared.settings.max_crashes);
+        let suspect_from = poison::suspect_from(engine.member.settings.max_crashes);
         let suspect_from =
-            (!shared.registry.suspects(clock::now(), shared.settings.lease).is_empty()).then_some(suspect_from);
+            (!engine.registry.suspects(clock::now(), engine.member.settings.lease).is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
         let limit = room.saturating_mul(AHEAD).min(LOAD) + 1;
         let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
@@ -89,18 +90,10 @@ impl Load {
         Loaded { own: self.own, memory: self.memory, more, held_back: self.held_back, seen }
     }
 
-    async fn run(self, shared: &Shared) -> Result<Loaded> {
-        let seen = candidates::candidates(&shared.db, &self.wanted).await?;
+    async fn run(self, engine: &Engine) -> Result<Loaded> {
+        let seen = candidates::candidates(&engine.db, &self.wanted).await?;
         Ok(self.with(seen))
     }
-}
-
-/// Begins a pass with what a burial has loaded on its own session, so that it need not ask again.
-pub(crate) fn recover_with(shared: &Shared, loaded: Option<Loaded>) {
-    if loaded.is_some() {
-        *shared.loaded.lock().unwrap_or_else(PoisonError::into_inner) = loaded;
-    }
-    shared.recover_now.notify_one();
 }
 
 /// What a pass did.
@@ -112,40 +105,40 @@ struct Report {
 }
 
 /// Passes until the pod ends: on every sweep, whenever nudged, and when room frees after it was short.
-pub(crate) async fn run(shared: Arc<Shared>) {
+pub(crate) async fn run(engine: Arc<Engine>) {
     let mut passes = Passes::default();
-    let mut nag = Nag::new(shared.settings.lease.max(SAY_AGAIN));
+    let mut nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
     let mut at = Instant::now();
     let mut hints = Gate::default();
     loop {
         let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
         tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
-            () = shared.recover_now.notified() => {}
-            () = shared.registry.freed.notified(), if passes.short_of_room => {}
+            () = engine.member.root.cancelled() => return,
+            () = engine.recover_now.notified() => {}
+            () = engine.registry.freed.notified(), if passes.short_of_room => {}
             () = tokio::time::sleep_until(at) => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
             // The last, so that a flood of them holds up nothing else.
-            () = shared.recover_hinted.notified() => {
+            () = engine.recover_hinted.notified() => {
                 hints.ask(clock::now(), Duration::ZERO);
                 continue;
             }
         }
         if hints.is_due(clock::now()) {
-            shared.note_hint("recover");
+            engine.member.note_hint("recover");
         }
         hints.begin(clock::now());
-        let mut due = shared.settings.jittered_sweep(fastrand::f64());
+        let mut due = engine.member.settings.jittered_sweep(fastrand::f64());
         at = Instant::now() + due;
-        let Ok(incarnation) = shared.may_take_work() else {
+        let Ok(incarnation) = engine.member.may_take_work() else {
             hints.end(clock::now(), false);
             continue;
         };
         let passed = tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
-            passed = pass(&shared, incarnation, &mut passes) => passed,
+            () = engine.member.root.cancelled() => return,
+            passed = pass(&engine, incarnation, &mut passes) => passed,
         };
         hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
@@ -156,15 +149,15 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 }
                 if report.claimed + report.adopted > 0 {
                     tracing::info!(
-                        target: "podlock", event = "claimed", pod = %shared.pod_id, incarnation = %incarnation,
+                        target: "podlock", event = "claimed", pod = %engine.member.pod_id, incarnation = %incarnation,
                         runs = report.claimed, adopted = report.adopted, "took runs up"
                     );
                 }
             }
             Err(e) => {
-                report_failure(&shared, &e, &mut nag);
+                report_failure(&engine, &e, &mut nag);
                 if e.is_transient() {
-                    due = due.min(shared.settings.reconnect_backoff_max);
+                    due = due.min(engine.member.settings.reconnect_backoff_max);
                 }
             }
         }
@@ -173,61 +166,61 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it lasts.
-fn report_failure(shared: &Shared, error: &Error, nag: &mut Nag) {
+fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
     let is_outage = error.is_unconnected() || error.is_session_lost() || error.kind() == ErrorKind::Unreachable;
-    let patience = if is_outage { shared.settings.lease } else { Duration::ZERO };
+    let patience = if is_outage { engine.member.settings.lease } else { Duration::ZERO };
     match nag.failed(clock::now(), patience) {
         Some(times) => {
-            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, times, error = %error, "recovery passes fail; the next one comes");
+            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error, "recovery passes fail; the next one comes");
         }
         None => {
-            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %shared.pod_id, error = %error, "a recovery pass failed; the next one comes");
+            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error, "a recovery pass failed; the next one comes");
         }
     }
 }
 
-async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
-    let from_a_burial = shared.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
+async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
+    let from_a_burial = engine.take_loaded().await;
     // What a burial has loaded may be older than what this pass was woken for, so a pass of its own follows.
     let (loaded, may_be_old) = match from_a_burial {
         Some(loaded) if loaded.own == own => (loaded, true),
-        _ => (Load::new(shared, own).run(shared).await?, false),
+        _ => (Load::new(engine, own).run(engine).await?, false),
     };
     let Loaded { mut memory, more, held_back, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
-    memory.suspects = shared.registry.suspects(clock::now(), shared.settings.lease);
-    memory.companions = shared.companions();
-    let rules = rules(shared);
+    memory.suspects = engine.registry.suspects(clock::now(), engine.member.settings.lease);
+    memory.companions = engine.member.companions();
+    let rules = rules(engine);
     let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
     passes.last = plan.sightings;
     // A run that is no longer ours frees its place, and perhaps its row, when its task ends.
     passes.short_of_room = plan.short_of_room || held_back || !plan.check.is_empty();
-    plan.cleared.iter().for_each(|run_id| shared.registry.clear(*run_id));
-    let now = shared.registry.snapshot();
+    plan.cleared.iter().for_each(|run_id| engine.registry.clear(*run_id));
+    let now = engine.registry.snapshot();
     for row in &plan.release {
         // The rows may be older than what this process has begun meanwhile.
         if now.running.contains_key(&row.run_id) || now.pending.contains(&row.run_id) {
             continue;
         }
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
-        runs::give_back(&shared.db, owner).await?;
-        shared.registry.note_yielded(row.run_id, clock::now());
+        runs::give_back(&engine.db, owner).await?;
+        engine.registry.note_yielded(row.run_id, clock::now());
     }
-    check(shared, own, &plan.check).await?;
+    check(engine, own, &plan.check).await?;
     // It may have been cut off, or asked to drain, since the pass began.
-    if shared.may_take_work().ok() != Some(own) {
+    if engine.member.may_take_work().ok() != Some(own) {
         return Ok(Report { claimed: 0, adopted: 0, again: None });
     }
     let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
-    let mut took = claim::claim(shared, own, rules.max_crashes, &wanted, &mut passes.pace).await?;
+    let mut took = claim::claim(engine, own, rules.max_crashes, &wanted, &mut passes.pace).await?;
     let given_up: Vec<&Candidate> = plan.give_up.iter().collect();
-    let ended = claim::claim(shared, own, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
+    let ended = claim::claim(engine, own, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
     took.add(ended);
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let taken: BTreeSet<RunId> = took.begun.iter().copied().collect();
     let missed: Vec<RunId> = wanted.iter().map(|run| run.run_id).filter(|run_id| !taken.contains(run_id)).collect();
-    passes.passed_over.say(shared, &missed, &took.begun).await;
+    passes.passed_over.say(engine, &missed, &took.begun).await;
     let some_were_others = took.begun.len() + took.passed_over < wanted.len();
     let goes_on = (more || some_were_others) && !took.begun.is_empty();
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
@@ -236,7 +229,7 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
         // Others claimed at the same time: what they left for us, nobody tells us of.
         Some(AFTER_A_CLAIM)
     } else if first_seen || some_were_others {
-        Some(shared.settings.hold_probe_interval)
+        Some(engine.member.settings.hold_probe_interval)
     } else {
         None
     };
@@ -244,8 +237,8 @@ async fn pass(shared: &Arc<Shared>, own: Incarnation, passes: &mut Passes) -> Re
     Ok(Report { claimed: took.begun.len() - adopted, adopted, again })
 }
 
-fn rules(shared: &Shared) -> Rules {
-    let settings = &shared.settings;
+fn rules(engine: &Engine) -> Rules {
+    let settings = &engine.member.settings;
     Rules {
         max_crashes: settings.max_crashes,
         claim_delay: settings.claim_delay,
@@ -255,34 +248,36 @@ fn rules(shared: &Shared) -> Rules {
 }
 
 /// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.
-async fn check(shared: &Shared, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
+async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
     for run_id in run_ids {
-        let Some(fence) = shared.registry.fence_of(*run_id) else { continue };
-        let reason = match runs::standing(&shared.db, *run_id).await? {
+        let Some(fence) = engine.registry.fence_of(*run_id) else { continue };
+        let reason = match runs::standing(&engine.db, *run_id).await? {
             // Ours, or ended by this very attempt, which may not have had its reply yet.
             Some(s)
-                if matches!(s.state.as_str(), "running" | "succeeded" | "failed")
+                if [RunState::Running, RunState::Succeeded, RunState::Failed]
+                    .iter()
+                    .any(|state| state.is(&s.state))
                     && s.owner == Some(own)
                     && s.fence == fence =>
             {
                 continue;
             }
-            Some(s) if s.state == "cancelled" => StopReason::Cancelled,
+            Some(s) if RunState::Cancelled.is(&s.state) => StopReason::Cancelled,
             _ => StopReason::Fenced,
         };
-        shared.stop_run(*run_id, Some(fence), reason);
+        engine.stop_run(*run_id, Some(fence), reason);
     }
     Ok(())
 }
 
 /// Raises the pulse by which the keeper sees that the application's runtime runs tasks.
-pub(crate) async fn pulse(shared: Arc<Shared>) {
-    let interval = (shared.settings.stall_after / 8).min(Duration::from_millis(500));
+pub(crate) async fn pulse(engine: Arc<Engine>) {
+    let interval = (engine.member.settings.stall_after / 8).min(Duration::from_millis(500));
     loop {
-        shared.runtime_pulse.fetch_add(1, Ordering::AcqRel);
+        engine.member.runtime_pulse.fetch_add(1, Ordering::AcqRel);
         tokio::select! {
             biased;
-            () = shared.root.cancelled() => return,
+            () = engine.member.root.cancelled() => return,
             () = tokio::time::sleep(interval) => {}
         }
     }

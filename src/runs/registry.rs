@@ -324,8 +324,8 @@ impl Reservation<'_> {
     }
 
     /// What the task is to hold.
-    pub(crate) fn place(&self, shared: &Arc<crate::pod::shared::Shared>) -> Place {
-        Place { shared: Arc::clone(shared), run_id: self.run_id, limited: self.limited.clone() }
+    pub(crate) fn place(&self, engine: &Arc<super::engine::Engine>) -> Place {
+        Place { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
     }
 
     /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
@@ -340,7 +340,7 @@ impl Reservation<'_> {
         let mut entries = self.registry.entries();
         entries.runs.insert(self.run_id, running(None));
         if self.suspect {
-            entries.suspects.insert(self.run_id, (fence, crate::pod::clock::now()));
+            entries.suspects.insert(self.run_id, (fence, crate::membership::clock::now()));
         }
         drop(entries);
         // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.
@@ -368,14 +368,14 @@ impl Drop for Reservation<'_> {
 
 /// A running task's hold on its place: gives it back when the task ends, however it does.
 pub(crate) struct Place {
-    shared: Arc<crate::pod::shared::Shared>,
+    engine: Arc<super::engine::Engine>,
     run_id: RunId,
     limited: Option<Arc<str>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.registry.remove(self.run_id, self.limited.as_deref());
+        self.engine.registry.remove(self.run_id, self.limited.as_deref());
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::engine::Engine;
 use super::registry::StopSignal;
 use super::stream::Stream;
 use super::{Outcome, StopReason};
@@ -16,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
-use crate::pod::shared::Shared;
+use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
 
 /// Delays between tries of a write while the database cannot be reached.
@@ -41,7 +42,7 @@ const SLOW_TRIES: u32 = 3;
 /// same in every attempt: [`Run::id`] with the number of the step.
 #[derive(Clone)]
 pub struct Run {
-    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Arc<Engine>,
     facts: Arc<Claimed>,
     pub(super) owner: Owner,
     stop: Arc<StopSignal>,
@@ -69,10 +70,10 @@ enum Written {
 }
 
 impl Run {
-    pub(super) fn new(shared: Arc<Shared>, facts: Claimed, incarnation: Incarnation, stop: Arc<StopSignal>) -> Self {
+    pub(super) fn new(engine: Arc<Engine>, facts: Claimed, incarnation: Incarnation, stop: Arc<StopSignal>) -> Self {
         let owner = Owner { run_id: facts.run_id, incarnation, fence: facts.fence };
         let stream = Arc::new(Stream::new(owner, Arc::clone(&stop), facts.attempt));
-        Self { shared, facts: Arc::new(facts), owner, stop, writes: Arc::default(), stream }
+        Self { engine, facts: Arc::new(facts), owner, stop, writes: Arc::default(), stream }
     }
 
     /// The run.
@@ -114,7 +115,7 @@ impl Run {
     /// The name of the pod that runs it.
     #[must_use]
     pub fn pod_id(&self) -> &PodId {
-        &self.shared.pod_id
+        &self.engine.member.pod_id
     }
 
     /// What the run was started with.
@@ -172,7 +173,7 @@ impl Run {
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         self.check_checkpoint(&value)?;
-        let (what, db) = ("a checkpoint", &self.shared.db);
+        let (what, db) = ("a checkpoint", &self.engine.db);
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;
         let seq = self.stream.going().place().map(|place| place.next);
@@ -184,7 +185,7 @@ impl Run {
     /// What could not be read by the next attempt is no checkpoint.
     pub(super) fn check_checkpoint(&self, value: &Value) -> Result<()> {
         let run_id = self.owner.run_id;
-        let most = self.shared.settings.checkpoint_max_bytes;
+        let most = self.engine.member.settings.checkpoint_max_bytes;
         let bytes = size(value)?;
         if bytes > most {
             let what =
@@ -252,7 +253,7 @@ impl Run {
     /// After a dropped call, roll the transaction back.
     pub async fn guard(&self, txn: &tokio_postgres::Transaction<'_>) -> Result<()> {
         let over = self.refuse_if_over("a guard").err();
-        let taken = guard::take(&self.shared, self.owner, &self.stop, over, txn).await;
+        let taken = guard::take(&self.engine, self.owner, &self.stop, over, txn).await;
         taken.map_err(|e| if e.is_fenced() { self.report(e) } else { e })
     }
 
@@ -266,7 +267,7 @@ impl Run {
     }
 
     pub(super) async fn end(&self, ending: &Ending) -> Result<()> {
-        let settings = &self.shared.settings;
+        let settings = &self.engine.member.settings;
         let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
         let about = |e: Error| e.during(&format!("run {}: its end", self.owner.run_id)).about_run(self.owner.run_id);
         let columns = ending.output().columns(limits).map_err(about)?;
@@ -280,7 +281,7 @@ impl Run {
             Ending::Failed(..) => self.stream.settled().await,
         }
         let was = std::mem::replace(&mut writes.end, Written::Perhaps);
-        let db = &self.shared.db;
+        let db = &self.engine.db;
         let state = ending.state();
         // Accepted now; a finish whose reply was lost is read back by its fence.
         let was_done = |s: &Standing| {
@@ -300,10 +301,10 @@ impl Run {
             Err(_) => Written::Perhaps,
         };
         let accepted = written?;
-        self.shared.flusher.note_changed(self.owner.run_id);
-        self.shared.note_finished();
+        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.note_finished();
         if let Ending::Failed(why, _) = ending {
-            failures::note(&self.shared, self.owner, self.kind(), self.attempt(), why);
+            failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
         // What stands may be the end of the call that was dropped, with another output.
         if !accepted && was == Written::Perhaps {
@@ -321,15 +322,16 @@ impl Run {
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
-        let db = &self.shared.db;
-        let was_done =
-            |s: &Standing| (s.state == "running" && s.owner.is_none() && s.fence == self.owner.fence).then_some(());
+        let db = &self.engine.db;
+        let was_done = |s: &Standing| {
+            (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
+        };
         let mut writes = self.writes.lock().await;
         self.stream.settled().await;
         let give_back = |_| done(runs::give_back(db, self.owner));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
-        self.shared.registry.note_yielded(self.owner.run_id, crate::pod::clock::now());
-        self.shared.note_yielded();
+        self.engine.registry.note_yielded(self.owner.run_id, crate::membership::clock::now());
+        self.engine.note_yielded();
         Ok(())
     }
 
@@ -358,15 +360,15 @@ impl Run {
             self.refuse_if_over(what).map_err(|e| self.report(told(e, in_doubt)))?;
             let error = match statement(number).await {
                 Ok(Some(written)) => {
-                    self.shared.accepted_writes.fetch_add(1, Ordering::AcqRel);
+                    self.engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
                     return Ok(written);
                 }
-                Ok(None) => match runs::standing(&self.shared.db, self.owner.run_id).await {
+                Ok(None) => match runs::standing(&self.engine.db, self.owner.run_id).await {
                     Ok(standing) => {
                         if let Some(written) = standing.as_ref().and_then(&was_done) {
                             return Ok(written);
                         }
-                        let ended = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+                        let ended = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
                         self.stop.fire(if ended { StopReason::Cancelled } else { StopReason::Fenced });
                         let fenced = runs::fenced(what, self.owner, standing.as_ref());
                         return Err(self.report(told(fenced, in_doubt)));
@@ -404,7 +406,7 @@ impl Run {
     /// Whether a small write of the same row ends in time: then the database, the lock of the row and a standby that commits
     /// wait for are all well, and what does not end is too large.
     async fn small_writes_pass(&self) -> bool {
-        runs::touch(&self.shared.db, self.owner).await.unwrap_or(false)
+        runs::touch(&self.engine.db, self.owner).await.unwrap_or(false)
     }
 
     fn too_slow(&self, what: &str, error: &Error, in_doubt: bool) -> Error {
@@ -421,7 +423,7 @@ impl Run {
     pub(super) fn refuse_if_over(&self, what: &str) -> Result<()> {
         let reason = match self.stop.reason() {
             Some(reason) if reason > StopReason::Draining => reason,
-            _ if self.shared.is_past_deadline() => {
+            _ if self.engine.member.is_past_deadline() => {
                 self.stop.fire(StopReason::SelfFenced);
                 StopReason::SelfFenced
             }
@@ -441,7 +443,7 @@ impl Run {
 
     pub(super) fn report(&self, error: Error) -> Error {
         tracing::info!(
-            target: "podlock", event = "fenced", pod = %self.shared.pod_id, incarnation = %self.owner.incarnation,
+            target: "podlock", event = "fenced", pod = %self.engine.member.pod_id, incarnation = %self.owner.incarnation,
             run = %self.owner.run_id, fence = self.owner.fence.get(), error = %error, "a write was refused"
         );
         error

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::engine::Engine;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
-use crate::pod::shared::Shared;
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How often a start whose reply was lost is repeated, under the same id.
@@ -15,15 +15,15 @@ const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Starts a run that this pod owns, and begins it.
-pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> {
-    let incarnation = shared.may_take_work()?;
-    check(shared, &new)?;
-    let handler = shared.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(shared, &new.kind))?;
+pub(crate) async fn start(engine: &Arc<Engine>, new: NewRun) -> Result<Started> {
+    let incarnation = engine.member.may_take_work()?;
+    check(engine, &new)?;
+    let handler = engine.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
-    let place = shared.registry.reserve(run_id, &new.kind).ok_or_else(|| full(shared, &new.kind))?;
-    let start = || async { runs::start(&shared.db, incarnation, &insert_of(shared, run_id, &new)).await };
+    let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
+    let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new)).await };
     let inserted = repeat(run_id, start).await?;
-    let fence = outcome(shared, inserted, &new)?;
+    let fence = outcome(engine, inserted, &new)?;
     let claimed = Claimed {
         run_id,
         kind: new.kind,
@@ -35,45 +35,45 @@ pub(crate) async fn start(shared: &Arc<Shared>, new: NewRun) -> Result<Started> 
         checkpoint_seq: 0,
         crashes: 0,
     };
-    execute::begin(shared, handler, place, claimed, incarnation);
+    execute::begin(engine, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
 }
 
 /// Starts a run that nobody owns: any pod with a handler and room takes it up.
-pub(crate) async fn submit(shared: &Shared, new: &NewRun) -> Result<RunId> {
-    check(shared, new)?;
+pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
+    check(engine, new)?;
     let run_id = RunId::generate();
-    let insert = insert_of(shared, run_id, new);
-    let inserted = repeat(run_id, || runs::submit(&shared.db, &insert)).await?;
-    outcome(shared, inserted, new).map(|_| run_id)
+    let insert = insert_of(engine, run_id, new);
+    let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await?;
+    outcome(engine, inserted, new).map(|_| run_id)
 }
 
 /// Starts a run in the caller's transaction. With `owned`, this pod takes it up once the transaction has committed.
 pub(crate) async fn insert_in_txn(
-    shared: &Shared,
+    engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
     new: &NewRun,
     owned: bool,
 ) -> Result<RunId> {
-    check(shared, new)?;
+    check(engine, new)?;
     let owner: Option<Incarnation> = if owned {
-        if !shared.handlers.contains_key(&new.kind) {
-            return Err(no_handler(shared, &new.kind));
+        if !engine.handlers.contains_key(&new.kind) {
+            return Err(no_handler(engine, &new.kind));
         }
-        if !shared.registry.has_room(&new.kind) {
-            return Err(full(shared, &new.kind));
+        if !engine.registry.has_room(&new.kind) {
+            return Err(full(engine, &new.kind));
         }
-        Some(shared.may_take_work()?)
+        Some(engine.member.may_take_work()?)
     } else {
         None
     };
     let run_id = RunId::generate();
-    let inserted = runs::insert_in_txn(txn, shared.db.schema(), owner, &insert_of(shared, run_id, new)).await?;
-    outcome(shared, inserted, new).map(|_| run_id)
+    let inserted = runs::insert_in_txn(txn, engine.db.schema(), owner, &insert_of(engine, run_id, new)).await?;
+    outcome(engine, inserted, new).map(|_| run_id)
 }
 
-fn insert_of<'a>(shared: &Shared, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
-    let floor = shared.registry.highest_fence();
+fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
+    let floor = engine.registry.highest_fence();
     Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
@@ -111,12 +111,14 @@ where
     }
 }
 
-fn outcome(shared: &Shared, inserted: Inserted, new: &NewRun) -> Result<Fence> {
+fn outcome(engine: &Engine, inserted: Inserted, new: &NewRun) -> Result<Fence> {
     match inserted {
         Inserted::Yes(fence) => Ok(fence),
         Inserted::KeyBusy(run_id, holder) => Err(key_busy(run_id, holder, new)),
         // It began to drain, or lost its row, while the start was under way.
-        Inserted::NoOwner => Err(shared.may_take_work().err().unwrap_or_else(|| runs::not_registered(&shared.pod_id))),
+        Inserted::NoOwner => {
+            Err(engine.member.may_take_work().err().unwrap_or_else(|| runs::not_registered(&engine.member.pod_id)))
+        }
     }
 }
 
@@ -133,8 +135,8 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
         .todo("follow that run, or wait until it has ended")
 }
 
-fn check(shared: &Shared, new: &NewRun) -> Result<()> {
-    let most = shared.settings.input_max_bytes;
+fn check(engine: &Engine, new: &NewRun) -> Result<()> {
+    let most = engine.member.settings.input_max_bytes;
     let bytes = size(&new.input)?;
     if bytes > most {
         let what =
@@ -160,21 +162,21 @@ fn check(shared: &Shared, new: &NewRun) -> Result<()> {
     }
 }
 
-fn no_handler(shared: &Shared, kind: &str) -> Error {
-    let mut known: Vec<_> = shared.handlers.keys().map(String::as_str).collect();
+fn no_handler(engine: &Engine, kind: &str) -> Error {
+    let mut known: Vec<_> = engine.handlers.keys().map(String::as_str).collect();
     known.sort_unstable();
     Error::new(
         ErrorKind::NoHandler,
-        format!("pod {} has no handler for kind {kind:?}; it has {known:?}", shared.pod_id),
+        format!("pod {} has no handler for kind {kind:?}; it has {known:?}", engine.member.pod_id),
     )
     .left("no run was started")
     .todo("register a handler for it, or submit it unowned for a pod that has one")
 }
 
-fn full(shared: &Shared, kind: &str) -> Error {
-    let (pod, settings) = (&shared.pod_id, &shared.settings);
+fn full(engine: &Engine, kind: &str) -> Error {
+    let (pod, settings) = (&engine.member.pod_id, &engine.member.settings);
     let (what, setting) = match settings.capacity_of.get(kind) {
-        Some(most) if shared.registry.len() < settings.capacity => {
+        Some(most) if engine.registry.len() < settings.capacity => {
             (format!("pod {pod} runs {most} runs of kind {kind:?}, as many as it may"), "capacity_of")
         }
         _ => (format!("pod {pod} runs {} runs, as many as it may", settings.capacity), "capacity"),

@@ -18,7 +18,7 @@ use crate::protocol::share::{Fleet, Taker};
 
 /// Its parameters are those of [`Wanted`]. A burial sends it as well, behind its commit (`super::burials`).
 pub(crate) const CANDIDATES: Prepared = Prepared {
-    template: sql!("recovery_candidates", "crashed"),
+    template: sql!("read_candidates", "crashed"),
     types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY, Type::INT4, Type::TEXT_ARRAY],
 };
 

@@ -176,7 +176,7 @@ pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option
 
 /// The running run of this kind and key, else the newest that has ended.
 pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Option<RunId>> {
-    let row = db.query_opt("looking for the run of a key", sql!("latest_run_of_key"), &[&kind, &key]).await?;
+    let row = db.query_opt("looking for the run of a key", sql!("find_latest_run"), &[&kind, &key]).await?;
     row.map(|row| Ok(row.at::<Uuid>("run_id")?.into())).transpose()
 }
 

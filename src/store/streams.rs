@@ -17,7 +17,6 @@ use crate::pg::session::Session;
 use crate::pg::statement::sql;
 use crate::protocol::failures::{ERROR_CHARS, beginning};
 use crate::protocol::stream::{Facts, Position};
-use crate::runs::stream::large::Large;
 
 const APPEND: &str = sql!("append_chunks");
 const APPEND_WITH_CHECKPOINT: &str = sql!("append_chunk_with_checkpoint", "owned_by");
@@ -180,8 +179,6 @@ pub(crate) struct Chunk {
     pub(crate) seq: i64,
     pub(crate) fence: Fence,
     pub(crate) body: Arc<str>,
-    /// Of a large one, what its readers share.
-    pub(crate) large: Option<Arc<Large>>,
 }
 
 /// What one look shows to a reader.
@@ -229,8 +226,7 @@ fn read_page(row: &Row) -> Result<Page> {
     let seqs = row.at::<Option<Vec<i64>>>("seqs")?.unwrap_or_default();
     let fences = row.at::<Option<Vec<i64>>>("fences")?.unwrap_or_default();
     let bodies = row.at::<Option<Vec<&str>>>("bodies")?.unwrap_or_default();
-    let chunk =
-        |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into(), large: None };
+    let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
     let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
     // Behind what has changed, nothing is handed on.
     if facts.differs_from.is_some() {

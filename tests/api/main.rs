@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
 
 mod documented;
+mod imports;
 mod replies;
 mod source;
 mod summary;

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use podlock::migrate::{self, Access};
+use podlock::protocol::cause::Cause;
+use podlock::protocol::ending::Reason;
+use podlock::protocol::event::EventKind;
+use podlock::protocol::state::{PodState, RunState};
 use podlock::tokio_postgres::error::SqlState;
 use podlock::{Config, ErrorKind, NewRun, Operator};
 
@@ -127,19 +131,26 @@ async fn an_incompatible_schema_is_refused_by_name_older_or_newer() {
     .await;
 }
 
-/// Kinds have one list: the log's CHECK takes what the library knows, and nothing else.
+/// Each column of kinds takes the names that the library knows, and no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_takes_every_kind_of_event_that_the_library_knows_and_no_other() {
+async fn each_column_of_kinds_takes_the_names_that_the_library_knows_and_no_other() {
     timed(async {
         let db = Db::new().await;
-        let check =
-            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'studio_pod_events_kind_check'";
-        let check: String = db.client.scalar(check, &[]).await;
-        let mut taken: Vec<&str> = check.split('\'').skip(1).step_by(2).collect();
-        let mut known = podlock::operator::EVENT_KINDS.to_vec();
-        taken.sort_unstable();
-        known.sort_unstable();
-        assert_eq!(taken, known, "{check}");
+        let columns: [(&str, Vec<&str>); 5] = [
+            ("studio_pod_events_kind_check", EventKind::ALL.map(EventKind::as_str).to_vec()),
+            ("studio_pod_sessions_reason_check", Reason::ALL.map(Reason::as_str).to_vec()),
+            ("studio_pod_sessions_cause_check", Cause::ALL.map(Cause::as_str).to_vec()),
+            ("studio_runs_state_check", RunState::ALL.map(RunState::as_str).to_vec()),
+            ("studio_pods_state_check", PodState::ALL.map(PodState::as_str).to_vec()),
+        ];
+        for (name, mut known) in columns {
+            let check = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1";
+            let check: String = db.client.scalar(check, &[&name]).await;
+            let mut taken: Vec<&str> = check.split('\'').skip(1).step_by(2).collect();
+            taken.sort_unstable();
+            known.sort_unstable();
+            assert_eq!(taken, known, "{name}: {check}");
+        }
     })
     .await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podlock::Operator;
-use podlock::operator::{EVENT_KINDS, EventFilter, EventRow};
+use podlock::operator::{EventFilter, EventKind, EventRow};
 
 use crate::failure::{Failure, note};
 use crate::global::Global;
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pod: Option<String>,
     /// Only events of this kind
-    #[arg(long, value_parser = EVENT_KINDS)]
+    #[arg(long, value_parser = EventKind::ALL.map(EventKind::as_str))]
     kind: Option<String>,
     /// At most so many: the first ones after --after if that is given, else the newest [default: 100 in a table, else
     /// all]

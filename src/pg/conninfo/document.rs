@@ -8,38 +8,48 @@ use crate::pages;
 const INTRODUCTION: &str = "\
 # Connections
 
-Where the server is comes from `DATABASE_URL` (`Config::new`, `Config::database_url`), a URL or a key-value string in
-libpq's words. What it leaves out comes from the service file if a `service` is named, then from libpq's variables, then
+`DATABASE_URL` (`Config::new`, `Config::database_url`) says where the server is. It is a URL or a key-value string, in libpq's
+words. podlock fills in what it leaves out: from the service file if a `service` is named, then from libpq's variables, then
 from libpq's defaults. With `PGHOST`, `PGHOSTADDR` or `PGSERVICE` set, `DATABASE_URL` may be missing.
 
-Every connection goes this way and under the same TLS settings: the dedicated sessions of a pod (three, and one more while
-its streams are read), its pool, and the connections of operators and migrations. Certificates, keys, revocation lists and the password file are read anew for each
-connection, so that renewing them needs no restart; which of the usual files in `~/.postgresql` are there is decided once.
-Several hosts are tried in turn until one is a primary; as in libpq, a host that refuses the login ends the search.
+These settings, TLS included, hold for every connection:
 
-Under `prefer` and `allow` nothing of a certificate is checked, and a connection may go on without TLS (after a failed
-handshake with a warning, `tls_downgraded`): write `require`, or better `verify-full`, where that must not happen. Trust
-roots and revocation lists have their effect from `require` on.
+- a pod's dedicated sessions: three, and one more while readers are attached to its streams
+- a pod's pool
+- the connections of operators and migrations
 
-Passwords that rotate (tokens of a cloud's identity service) are asked for by `Config::password_from`, at every
-connection and so at every reconnect.
+## What holds for each connection
 
-The time-outs and keepalives that make a lock a lease are not set here: they follow from `lease`, and each session sets
-them on the server, first of all, so that a `statement_timeout` of the role's own ends none of them. Where the role or the
-database has `synchronous_commit` off, these sessions turn it on: what was confirmed is there after a crash. (A run that is
-started in your own transaction is as durable as that transaction.) The words about keepalives below are about the client's side
-of the socket.
+- podlock reads certificates, keys, revocation lists and the password file again for each connection. So you can renew them
+  without a restart. It decides once which of the usual files in `~/.postgresql` exist.
+- podlock tries several hosts in turn until one is a primary. As in libpq, a host that refuses the login ends the search.
+- Under `prefer` and `allow`, podlock checks nothing of a certificate. A connection may go on without TLS; after a failed
+  handshake it does so with a warning (`tls_downgraded`). If that must not happen, write `require`, or better `verify-full`.
+  Trust roots and revocation lists have an effect from `require` on.
+- For passwords that rotate, such as the tokens of a cloud's identity service, set `Config::password_from`. podlock calls it
+  for every connection, and so at every reconnect.
+- You do not set here the time-outs and keepalives that make a lock a lease. They follow from `lease`. Each session sets them
+  on the server before anything else, so that the role's own `statement_timeout` ends none of these statements. The words about
+  keepalives below are about the client's side of the socket.
+- If the role or the database has `synchronous_commit` off, podlock's sessions turn it on. So everything that was confirmed
+  survives a crash. (A run that you start in your own transaction is as durable as that transaction.)
 
 ## TLS is rustls
 
-It differs from OpenSSL in what it takes: certificates of X.509 version 3 only; a server's certificate must name the
-host as a subject alternative name (a common name does not count) and must not be the authority's own; TLS 1.2 and 1.3
-only; no encrypted keys; a revocation list past its date is refused, as by OpenSSL. A server whose certificate is signed with Ed25519 offers no channel binding.
+rustls accepts less than OpenSSL:
+
+- It accepts certificates of X.509 version 3 only.
+- A server's certificate must name the host as a subject alternative name. A common name does not count. The certificate must
+  not be the authority's own.
+- It speaks TLS 1.2 and 1.3 only.
+- It reads no encrypted keys.
+- It refuses a revocation list past its date, as OpenSSL does.
+- If a server's certificate is signed with Ed25519, the server offers no channel binding.
 
 ## Words
 
-No word is ignored: it is honoured, or it is an error that names it. This table is made from
-`src/pg/conninfo/words.rs`: change it there, then `make docs`.
+podlock ignores no word: it honours a word, or it returns an error that names the word. This table is made from
+`src/pg/conninfo/words.rs`: change it there, then run `make docs`.
 
 ";
 
@@ -58,8 +68,8 @@ fn document() -> String {
         writeln!(text, "| `{}` | {variable} | {made} |", word.name).unwrap();
     }
     text.push_str(
-        "\nBeside these, `PGREQUIRESSL=1` is `sslmode=require`; `PGTZ`, `PGDATESTYLE` and `PGGEQO` are set by `options`; and \
-         a URL may say `ssl=true`.\n",
+        "\nBeside these words, `PGREQUIRESSL=1` means `sslmode=require`. podlock sets `PGTZ`, `PGDATESTYLE` and `PGGEQO` by \
+         `options`. A URL may say `ssl=true`, which also means `sslmode=require`.\n",
     );
     text
 }

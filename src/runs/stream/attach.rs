@@ -10,14 +10,15 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::large::Large;
+use super::large::SharedPage;
 use super::readers::{Seat, gone};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId};
-use crate::pod::shared::Shared;
+use crate::protocol::state::RunState;
 use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
+use crate::runs::engine::Engine;
 use crate::store::runs;
 use crate::store::streams;
-use crate::store::streams::Page;
 
 /// What a reader of a run's stream is told, in this order: chunks and resets as they come, the end last.
 ///
@@ -104,14 +105,14 @@ impl FromStr for StreamPosition {
 /// page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
 #[must_use]
 pub struct Attached {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     run_id: RunId,
     seat: Seat,
     /// Where it asks from, beyond what is ready.
     asks_from: Position,
     ready: VecDeque<Ready>,
     seen: Seen,
-    answer: Option<oneshot::Receiver<Result<Page>>>,
+    answer: Option<oneshot::Receiver<Result<SharedPage>>>,
     ended: bool,
     /// Whether the reader waits while its pod is cut off. `None`: nobody has chosen yet.
     waits: Option<bool>,
@@ -119,11 +120,11 @@ pub struct Attached {
 
 impl Attached {
     /// Attaches after `position`.
-    pub(crate) async fn new(shared: Arc<Shared>, run_id: RunId, position: StreamPosition) -> Result<Self> {
-        let seat = shared.readers.sit();
+    pub(crate) async fn new(engine: Arc<Engine>, run_id: RunId, position: StreamPosition) -> Result<Self> {
+        let seat = engine.readers.sit();
         let StreamPosition(seen) = position;
         let mut attached = Self {
-            shared,
+            engine,
             run_id,
             seat,
             asks_from: seen.position,
@@ -133,10 +134,11 @@ impl Attached {
             ended: false,
             waits: None,
         };
-        let db = &attached.shared.db;
+        let db = &attached.engine.db;
         let is_there = if seen.end.is_some() {
             // Whether it is over for this reader is known at once, so that `is_over` can say so.
             let page = streams::pages(db, &[(run_id, seen.position)], streams::LOOK_BYTES).await?.pop().flatten();
+            let page = page.map(|page| attached.engine.readers.large.share(run_id, page));
             page.map(|page| attached.take(page)).is_some()
         } else {
             runs::standing(db, run_id).await?.is_some()
@@ -227,18 +229,18 @@ impl Attached {
     }
 
     async fn look(&mut self) -> Result<()> {
-        let (shared, seat) = (&self.shared, self.seat);
+        let (engine, seat) = (&self.engine, self.seat);
         let (run_id, from) = (self.run_id, self.asks_from);
-        let answer = self.answer.get_or_insert_with(|| shared.readers.ask(seat, run_id, from));
+        let answer = self.answer.get_or_insert_with(|| engine.readers.ask(seat, run_id, from));
         let page = tokio::select! {
             biased;
             page = &mut *answer => page,
             // The question stands: a later call goes on waiting for its answer.
-            () = shared.cut_off(), if self.waits == Some(false) => return Err(cut_off(shared, run_id)),
+            () = engine.member.cut_off(), if self.waits == Some(false) => return Err(cut_off(engine, run_id)),
         };
         self.answer = None;
         let page = page.map_err(|_| {
-            Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.shared.pod_id))
+            Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.engine.member.pod_id))
                 .about_run(run_id)
                 .left("the run goes on, or was taken over")
                 .todo("attach to another pod, from the position that was reached")
@@ -247,9 +249,9 @@ impl Attached {
         Ok(())
     }
 
-    fn take(&mut self, page: Page) {
+    fn take(&mut self, SharedPage { page, large }: SharedPage) {
         let end = EndMark::new(&page.state, page.fence.get());
-        let has_ended = page.state != "running";
+        let has_ended = !RunState::Running.is(&page.state);
         let asked = Seen { position: self.asks_from, end: self.seen.end };
         if has_ended && knows_the_end(&asked, &page.facts, end) {
             self.ended = true;
@@ -261,11 +263,11 @@ impl Attached {
             self.ready.push_back(Ready { event: reset, position: seen(at), large: None });
         }
         let generation = at.generation;
-        for chunk in page.chunks {
+        for (chunk, large) in page.chunks.into_iter().zip(large) {
             (at.next, at.fence) = (chunk.seq + 1, chunk.fence.get());
             let (seq, fence, body) = (chunk.seq.unsigned_abs(), chunk.fence, chunk.body);
             let event = StreamEvent::Chunk { generation, seq, fence, body };
-            self.ready.push_back(Ready { event, position: seen(at), large: chunk.large });
+            self.ready.push_back(Ready { event, position: seen(at), large });
         }
         if has_ended && at.next >= page.facts.next {
             self.ended = true;
@@ -288,11 +290,11 @@ fn seen(position: Position) -> Seen {
     Seen { position, end: None }
 }
 
-pub(crate) fn cut_off(shared: &Shared, run_id: RunId) -> Error {
-    let silent = shared.silent_for();
+pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
+    let silent = engine.member.silent_for();
     Error::new(
         ErrorKind::Detached,
-        format!("pod {} is cut off from the database, for {silent:.1?} by now", shared.pod_id),
+        format!("pod {} is cut off from the database, for {silent:.1?} by now", engine.member.pod_id),
     )
     .about_run(run_id)
     .left("the reader has what was handed to it; the run goes on, here or elsewhere")
@@ -301,7 +303,7 @@ pub(crate) fn cut_off(shared: &Shared, run_id: RunId) -> Error {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.shared.readers.leave(self.seat);
+        self.engine.readers.leave(self.seat);
     }
 }
 

@@ -12,12 +12,13 @@ use super::Stream;
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::id::RunId;
-use crate::pod::clock;
-use crate::pod::shared::Shared;
+use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::protocol::notices::Told;
+use crate::protocol::state::RunState;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
+use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::runs;
 use crate::store::streams::{self, Appended, Stored, is_under_way};
@@ -125,8 +126,8 @@ impl Batch {
     }
 
     /// L7, on our side of the wire: of runs that were told to stop for good nothing is sent.
-    fn drop_what_is_over(&mut self, shared: &Shared) {
-        let all_over = shared.is_past_deadline();
+    fn drop_what_is_over(&mut self, engine: &Engine) {
+        let all_over = engine.member.is_past_deadline();
         let is_over = |stream: &Stream| {
             if all_over {
                 stream.stop().fire(StopReason::SelfFenced);
@@ -136,7 +137,7 @@ impl Batch {
         self.keep(|stream| {
             let over = is_over(stream);
             if over {
-                shared.flusher.forget(stream.give_up());
+                engine.flusher.forget(stream.give_up());
             }
             !over
         });
@@ -155,10 +156,10 @@ impl Batch {
     }
 
     /// Keeps the first half of the chunks of its one stream, and gives the others back to the stream.
-    fn halve(&mut self, shared: &Shared) {
+    fn halve(&mut self, engine: &Engine) {
         let (Some(stream), Some(chunks)) = (self.streams.first(), self.chunks.first_mut()) else { return };
         let rest = chunks.bodies.split_off(chunks.bodies.len().div_ceil(2));
-        shared.flusher.queue().count(rest.len(), 1);
+        engine.flusher.queue().count(rest.len(), 1);
         stream.take_back(rest);
     }
 
@@ -170,16 +171,16 @@ impl Batch {
 }
 
 /// Stores and tells until the pod ends.
-pub(crate) async fn run(shared: Arc<Shared>) {
+pub(crate) async fn run(engine: Arc<Engine>) {
     tokio::select! {
         biased;
-        () = shared.root.cancelled() => {}
-        () = rounds(&shared) => {}
+        () = engine.member.root.cancelled() => {}
+        () = rounds(&engine) => {}
     }
 }
 
-async fn rounds(shared: &Shared) {
-    let flusher = &shared.flusher;
+async fn rounds(engine: &Engine) {
+    let flusher = &engine.flusher;
     let (mut sent, mut told) = (None, None);
     // What was put back is not tried again at once, however much it is.
     let mut patient = false;
@@ -207,7 +208,7 @@ async fn rounds(shared: &Shared) {
         if !batch.is_empty() {
             sent = Some(now);
         }
-        patient = round(shared, batch, untold, tells).await;
+        patient = round(engine, batch, untold, tells).await;
     }
 }
 
@@ -229,25 +230,25 @@ fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient:
 }
 
 /// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached. True if some was put back.
-async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
+async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
-    let by = shared.readers.by();
+    let by = engine.readers.by();
     told.extend(untold);
     let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
     let what = what.map(|what| what.to_string());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
     let (mut what, mut put_back) = (what.as_deref(), false);
     while let Some(mut batch) = waiting.pop_front() {
-        batch.drop_what_is_over(shared);
+        batch.drop_what_is_over(engine);
         if batch.is_empty() {
             continue;
         }
-        match streams::append(&shared.db, &batch.chunks, what).await {
+        match streams::append(&engine.db, &batch.chunks, what).await {
             Ok(stored) => {
                 // Where no row was found, the statement told nobody.
                 what = what.filter(|_| stored.iter().all(|stored| *stored == Stored::No));
-                put_back |= settle(shared, batch, &stored).await;
+                put_back |= settle(engine, batch, &stored).await;
             }
             // What did not fit in time is tried in smaller parts: stream by stream, then half of a stream's chunks.
             Err(e) if e.is_slow() && !batch.is_one_chunk() => {
@@ -255,7 +256,7 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
                 if batch.streams.len() > 1 {
                     waiting.extend(batch.apart());
                 } else {
-                    batch.halve(shared);
+                    batch.halve(engine);
                     waiting.push_front(batch);
                 }
             }
@@ -269,34 +270,34 @@ async fn round(shared: &Shared, batch: Batch, untold: BTreeSet<RunId>, tells: bo
             Err(e) => {
                 for stream in &batch.streams {
                     tracing::warn!(target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e, "chunks were refused: the stream has a gap");
-                    shared.flusher.forget(stream.refuse(e.for_another()));
+                    engine.flusher.forget(stream.refuse(e.for_another()));
                 }
             }
         }
     }
     if let Some(what) = what
-        && let Err(e) = streams::tell(&shared.db, what).await
+        && let Err(e) = streams::tell(&engine.db, what).await
     {
         tracing::debug!(target: "podlock", event = "untold", error = %e, "readers were not told; they look by themselves");
     }
-    shared.readers.stir(told.iter());
+    engine.readers.stir(told.iter());
     if !tells {
-        shared.flusher.queue().untold.extend(told);
+        engine.flusher.queue().untold.extend(told);
     }
     put_back
 }
 
 /// What became of a batch: what was not stored is another's by now, or its row was locked for a moment. True if some was
 /// put back.
-async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) -> bool {
+async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
     let mut put_back = false;
     let count = stored.iter().filter(|stored| **stored == Stored::Yes).count();
-    shared.accepted_writes.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
+    engine.member.accepted_writes.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
     for ((stream, chunks), stored) in batch.streams.into_iter().zip(batch.chunks).zip(stored) {
         let keeps = match stored {
             Stored::Yes => {
                 if stream.stored() > 0 {
-                    shared.flusher.requeue(stream, 0);
+                    engine.flusher.requeue(stream, 0);
                 }
                 continue;
             }
@@ -306,7 +307,7 @@ async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) -> bool {
                 stream.stop().fire(StopReason::Fenced);
                 false
             }
-            Stored::No => standing_of(shared, &stream).await.unwrap_or_else(|e| {
+            Stored::No => standing_of(engine, &stream).await.unwrap_or_else(|e| {
                 // It is found out by the next try.
                 tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
                 true
@@ -316,27 +317,27 @@ async fn settle(shared: &Shared, batch: Batch, stored: &[Stored]) -> bool {
         if keeps {
             let count = chunks.bodies.len();
             stream.put_back(chunks);
-            shared.flusher.requeue(stream, count);
+            engine.flusher.requeue(stream, count);
         } else {
-            shared.flusher.forget(stream.give_up());
+            engine.flusher.forget(stream.give_up());
         }
     }
     put_back
 }
 
 /// Whether the run is still this attempt's; if not, it is told to stop.
-async fn standing_of(shared: &Shared, stream: &Stream) -> Result<bool> {
+async fn standing_of(engine: &Engine, stream: &Stream) -> Result<bool> {
     let owner = stream.owner();
-    let standing = runs::standing(&shared.db, owner.run_id).await?;
-    let is_ours = standing
-        .as_ref()
-        .is_some_and(|s| s.state == "running" && s.owner == Some(owner.incarnation) && s.fence == owner.fence);
+    let standing = runs::standing(&engine.db, owner.run_id).await?;
+    let is_ours = standing.as_ref().is_some_and(|s| {
+        RunState::Running.is(&s.state) && s.owner == Some(owner.incarnation) && s.fence == owner.fence
+    });
     if !is_ours {
-        let cancelled = standing.as_ref().is_some_and(|s| s.state == "cancelled");
+        let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
         stream.stop().fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
         let fenced = runs::fenced("chunks", owner, standing.as_ref());
         tracing::info!(
-            target: "podlock", event = "fenced", pod = %shared.pod_id, incarnation = %owner.incarnation,
+            target: "podlock", event = "fenced", pod = %engine.member.pod_id, incarnation = %owner.incarnation,
             run = %owner.run_id, fence = owner.fence.get(), error = %fenced, "a write was refused"
         );
     }

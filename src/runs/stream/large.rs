@@ -32,20 +32,30 @@ pub(crate) struct Large {
     among: Arc<LargeChunks>,
 }
 
+/// A page, and for each of its chunks the shared form, if it is large.
+#[derive(Clone, Debug)]
+pub(super) struct SharedPage {
+    pub(super) page: Page,
+    pub(super) large: Vec<Option<Arc<Large>>>,
+}
+
 /// Those that somebody holds. Written by the loop that looks for the readers, and by whoever drops the last hold of one.
 #[derive(Debug, Default)]
 pub(crate) struct LargeChunks(Mutex<HashMap<Key, Weak<Large>>>);
 
 impl LargeChunks {
-    /// Has the readers who get `page` share its large chunks with those who have them already.
-    pub(super) fn share(self: &Arc<Self>, run_id: RunId, page: &mut Page) {
+    /// Has the readers of `page` share its large chunks with the readers that have them already.
+    pub(super) fn share(self: &Arc<Self>, run_id: RunId, mut page: Page) -> SharedPage {
         let generation = page.facts.generation;
-        for chunk in page.chunks.iter_mut().filter(|chunk| chunk.body.len() >= LARGE) {
-            self.share_one((run_id, generation, chunk.seq, chunk.fence), chunk);
-        }
+        let share = |chunk: &mut Chunk| {
+            let key = (run_id, generation, chunk.seq, chunk.fence);
+            (chunk.body.len() >= LARGE).then(|| self.share_one(key, chunk))
+        };
+        let large = page.chunks.iter_mut().map(share).collect();
+        SharedPage { page, large }
     }
 
-    fn share_one(self: &Arc<Self>, key: Key, chunk: &mut Chunk) {
+    fn share_one(self: &Arc<Self>, key: Key, chunk: &mut Chunk) -> Arc<Large> {
         let mut held = self.held();
         let there = held.get(&key).and_then(Weak::upgrade);
         let large = match &there {
@@ -68,7 +78,7 @@ impl LargeChunks {
         // A last hold that is dropped takes the same lock: this may be the last of the one that was there.
         drop(held);
         drop(there);
-        chunk.large = Some(large);
+        large
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Weak<Large>>> {
@@ -109,7 +119,7 @@ mod tests {
     use super::*;
 
     fn chunk(body: &str) -> Chunk {
-        Chunk { seq: 3, fence: Fence::from(7), body: body.into(), large: None }
+        Chunk { seq: 3, fence: Fence::from(7), body: body.into() }
     }
 
     #[test]
@@ -118,15 +128,14 @@ mod tests {
         let key = (RunId::generate(), 1, 3, Fence::from(7));
         let text = "x".repeat(LARGE);
         let (mut first, mut again, mut other) = (chunk(&text), chunk(&text), chunk(&"y".repeat(LARGE)));
-        chunks.share_one(key, &mut first);
-        chunks.share_one(key, &mut again);
+        let shared = (chunks.share_one(key, &mut first), chunks.share_one(key, &mut again));
         assert!(Arc::ptr_eq(&first.body, &again.body));
         // The same place, and another text.
-        chunks.share_one(key, &mut other);
+        let taken = chunks.share_one(key, &mut other);
         assert_eq!(other.body.as_bytes()[0], b'y');
-        drop((first, again));
+        drop(shared);
         assert_eq!(chunks.held().len(), 1, "the one that took its place");
-        drop(other);
+        drop(taken);
         assert!(chunks.held().is_empty());
     }
 }

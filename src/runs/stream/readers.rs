@@ -9,18 +9,19 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::large::LargeChunks;
+use super::large::{LargeChunks, SharedPage};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
 use crate::pg::session::Opener;
-use crate::pod::shared::Shared;
 use crate::protocol::notices::{Heard, group};
+use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
+use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::listener::Listener;
 use crate::store::role::Role;
-use crate::store::streams::{self, Page};
+use crate::store::streams;
 
 /// How long a chunk whose notification was lost may stay unseen.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ pub(crate) struct Readers {
     /// Whether notifications are heard.
     listening: watch::Sender<bool>,
     /// What several of them read.
-    large: Arc<LargeChunks>,
+    pub(super) large: Arc<LargeChunks>,
     /// By which this process knows its own notices.
     by: u32,
 }
@@ -65,7 +66,7 @@ struct Seats {
 struct Waiting {
     run_id: RunId,
     position: Position,
-    reply: oneshot::Sender<Result<Page>>,
+    reply: oneshot::Sender<Result<SharedPage>>,
     /// It is among those who are to be looked for.
     fresh: bool,
 }
@@ -100,7 +101,7 @@ impl Readers {
     }
 
     /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has ended.
-    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<Page>> {
+    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<SharedPage>> {
         let (reply, answer) = oneshot::channel();
         let mut seats = self.seats();
         if seats.closed {
@@ -173,15 +174,15 @@ impl Readers {
     }
 
     /// Hands `page` over if it says something new; else the reader waits on.
-    fn answer(&self, seat: Seat, position: Position, page: Result<Page>) {
+    fn answer(&self, seat: Seat, position: Position, page: Result<SharedPage>) {
         let mut seats = self.seats();
         if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
             return;
         }
-        let is_news = page.as_ref().map_or(true, |page| {
+        let is_news = page.as_ref().map_or(true, |SharedPage { page, .. }| {
             let here = (position.generation, position.resets, position.next);
             !page.chunks.is_empty()
-                || page.state != "running"
+                || !RunState::Running.is(&page.state)
                 || page.facts.differs_from.is_some()
                 || here != (page.facts.generation, page.facts.resets, page.facts.next)
         });
@@ -229,18 +230,18 @@ impl Seats {
 }
 
 /// Looks for the readers until the pod ends; what they still wait for then is never answered.
-pub(crate) async fn run(shared: Arc<Shared>, opener: Opener) {
+pub(crate) async fn run(engine: Arc<Engine>, opener: Opener) {
     tokio::select! {
         biased;
-        () = shared.root.cancelled() => {}
-        () = looks(&shared) => {}
-        () = listens(&shared, &opener) => {}
+        () = engine.member.root.cancelled() => {}
+        () = looks(&engine) => {}
+        () = listens(&engine, &opener) => {}
     }
-    shared.readers.close();
+    engine.readers.close();
 }
 
-async fn looks(shared: &Shared) {
-    let readers = &shared.readers;
+async fn looks(engine: &Engine) {
+    let readers = &engine.readers;
     let mut listening = readers.listening.subscribe();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut looked_anyway = Instant::now();
@@ -275,14 +276,12 @@ async fn looks(shared: &Shared) {
         }
         readers.again(later.into_iter());
         let (wanted, seats): (Vec<_>, Vec<_>) = places.into_iter().unzip();
-        match streams::pages(&shared.db, &wanted, bytes).await {
+        match streams::pages(&engine.db, &wanted, bytes).await {
             Ok(pages) => {
                 (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
                 backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-                for (((run_id, position), seats), mut page) in wanted.into_iter().zip(seats).zip(pages) {
-                    if let Some(page) = &mut page {
-                        readers.large.share(run_id, page);
-                    }
+                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
+                    let page = page.map(|page| readers.large.share(run_id, page));
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
@@ -317,25 +316,25 @@ pub(super) fn gone(run_id: RunId) -> Error {
 }
 
 /// Keeps a session that listens while anybody is attached, and a while longer.
-async fn listens(shared: &Shared, opener: &Opener) {
-    let readers = &shared.readers;
+async fn listens(engine: &Engine, opener: &Opener) {
+    let readers = &engine.readers;
     let mut count = readers.count.subscribe();
-    let mut backoff = Backoff::new(RETRY_MIN, shared.settings.reconnect_backoff_max);
+    let mut backoff = Backoff::new(RETRY_MIN, engine.member.settings.reconnect_backoff_max);
     loop {
         if count.wait_for(|count| *count > 0).await.is_err() {
             return;
         }
         match listen(opener).await {
             Ok(session) => {
-                backoff = Backoff::new(RETRY_MIN, shared.settings.reconnect_backoff_max);
+                backoff = Backoff::new(RETRY_MIN, engine.member.settings.reconnect_backoff_max);
                 // Whoever waits is looked for anew: what was told before is not heard.
                 readers.listening.send_replace(true);
-                hear(shared, &session, &mut count).await;
+                hear(engine, &session, &mut count).await;
                 readers.listening.send_replace(false);
                 session.close().await;
             }
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %shared.pod_id, error = %e, "no session to hear of chunks; looking for them more often");
+                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e, "no session to hear of chunks; looking for them more often");
             }
         }
         tokio::time::sleep(backoff.delay()).await;
@@ -349,7 +348,7 @@ async fn listen(opener: &Opener) -> Result<Listener> {
 }
 
 /// Hears until the session ends or nobody is attached any more.
-async fn hear(shared: &Shared, session: &Listener, count: &mut watch::Receiver<usize>) {
+async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<usize>) {
     let mut quiet_until = None;
     loop {
         let is_idle = *count.borrow_and_update() == 0;
@@ -358,13 +357,13 @@ async fn hear(shared: &Shared, session: &Listener, count: &mut watch::Receiver<u
         tokio::select! {
             biased;
             cause = ended => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %shared.pod_id, cause = %cause, "lost the session that hears of chunks");
+                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause, "lost the session that hears of chunks");
                 return;
             }
             () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
             heard = session.heard(), if !is_quiet => {
-                shared.note_hint("streams");
-                shared.readers.hear(&heard);
+                engine.member.note_hint("streams");
+                engine.readers.hear(&heard);
                 quiet_until = Some(Instant::now() + HEAR_AGAIN);
             }
             changed = count.changed() => if changed.is_err() { return },

@@ -40,7 +40,7 @@ impl Run {
             self.refuse_if_over("a chunk").map_err(|e| self.report(e))?;
             self.stream.refusal()?;
             if let Some((seq, enqueue)) = self.stream.push(&mut chunk, writes.number) {
-                self.shared.flusher.note_appended(&self.stream, enqueue);
+                self.engine.flusher.note_appended(&self.stream, enqueue);
                 return Ok(seq.unsigned_abs());
             }
             self.stream.has_room(bytes).await;
@@ -63,7 +63,7 @@ impl Run {
         let (chunk, value) = (chunk.into(), value.into());
         check_chunk(&chunk)?;
         self.check_checkpoint(&value)?;
-        let (what, db) = ("a chunk with a checkpoint", &self.shared.db);
+        let (what, db) = ("a chunk with a checkpoint", &self.engine.db);
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;
         let at = self.open_stream(&mut writes).await?;
@@ -73,7 +73,7 @@ impl Run {
         self.stream.set_going(Going::Unknown);
         self.write(&mut writes, what, save, |_| None).await?;
         self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
-        self.shared.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id);
         Ok(at.next.unsigned_abs())
     }
 
@@ -139,18 +139,18 @@ impl Run {
 
     /// Goes on with the stream at `seq`, or behind all that it has.
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
-        let db = &self.shared.db;
+        let db = &self.engine.db;
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
             self.stream.goes_on_at(Place { generation, next });
-            self.shared.flusher.note_changed(self.owner.run_id);
+            self.engine.flusher.note_changed(self.owner.run_id);
         }
         Ok(continued)
     }
 
     async fn restart(&self, writes: &mut Writes) -> Result<Place> {
-        let db = &self.shared.db;
+        let db = &self.engine.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
             self.refuse_if_over("restarting its stream").map_err(|e| self.report(e))?;
@@ -161,7 +161,7 @@ impl Run {
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = Place { generation, next: 0 };
         self.stream.goes_on_at(place);
-        self.shared.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id);
         Ok(place)
     }
 

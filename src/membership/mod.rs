@@ -1,0 +1,275 @@
+//! What this process is in the fleet: its name and incarnation, its phase, its deadline, its progress.
+//!
+//! Work of every kind (runs, workers, history) asks here whether it may begin and for which incarnation, whether the pod is
+//! past its deadline (L7), and reports its progress. Only the pod's life in `pod` changes what is said here.
+//!
+//! Invariant: nothing here does I/O, and nothing here knows of runs.
+
+pub(crate) mod clock;
+mod progress;
+mod status;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{OnDetach, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, PodId};
+use crate::protocol::Moment;
+use crate::protocol::stall::Progress;
+use progress::Sources;
+
+pub use progress::ProgressSource;
+pub use status::{Phase, PodEvent, PodStatus};
+
+/// Events that wait for a slow receiver before the receiver misses some.
+const EVENTS: usize = 256;
+
+/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The oldest
+/// are forgotten first. One that still lives is seen again at the next probe.
+const COMPANIONS: usize = 4096;
+
+/// The facts that make up a [`Phase`].
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    incarnation: Incarnation,
+    attached: bool,
+    draining: bool,
+    stopped: bool,
+}
+
+/// The membership of one pod.
+pub(crate) struct Membership {
+    pub(crate) pod_id: PodId,
+    pub(crate) settings: Arc<Settings>,
+    /// The application's runtime. All work but the pod's own life runs on it.
+    pub(crate) runtime: tokio::runtime::Handle,
+    /// Every task of the pod, so that a shutdown can wait for them.
+    pub(crate) tracker: TaskTracker,
+    /// Fires when the pod is to end everything. The thread of the pod's sessions ends on it.
+    pub(crate) root: CancellationToken,
+    /// Fires when somebody asks this pod to drain.
+    pub(crate) drain_requested: CancellationToken,
+    pub(crate) events: broadcast::Sender<PodEvent>,
+    /// Raised by a task of the application's runtime: it shows that the runtime runs tasks at all.
+    pub(crate) runtime_pulse: AtomicU64,
+    /// Raised by each fenced write that was accepted.
+    pub(crate) accepted_writes: AtomicU64,
+    pub(crate) sources: Sources,
+    /// Incarnations that this pod has seen alive. The sweeper writes them, the recovery pass reads them.
+    companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
+    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
+    answered: AtomicU64,
+    facts: watch::Sender<Facts>,
+    /// The incarnation that gave itself up (L7). Whatever happens later, it is over.
+    given_up: Mutex<Option<Incarnation>>,
+}
+
+impl Membership {
+    pub(crate) fn new(pod_id: PodId, settings: Arc<Settings>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        let incarnation = Incarnation::generate();
+        let facts = Facts { incarnation, attached: false, draining: false, stopped: false };
+        Arc::new(Self {
+            pod_id,
+            settings,
+            runtime,
+            tracker: TaskTracker::new(),
+            root: CancellationToken::new(),
+            drain_requested: CancellationToken::new(),
+            events: broadcast::channel(EVENTS).0,
+            runtime_pulse: AtomicU64::new(0),
+            accepted_writes: AtomicU64::new(0),
+            sources: Sources::default(),
+            companions: watch::Sender::default(),
+            answered: AtomicU64::new(0),
+            facts: watch::channel(facts).0,
+            given_up: Mutex::new(None),
+        })
+    }
+
+    /// The pod as it stands, with so many runs.
+    pub(crate) fn status(&self, runs: usize) -> PodStatus {
+        let facts = *self.facts.borrow();
+        let (incarnation, attached) = (facts.incarnation, facts.attached);
+        PodStatus { pod_id: self.pod_id.clone(), incarnation, phase: self.phase(), attached, runs }
+    }
+
+    /// Incarnations that this pod has seen alive.
+    pub(crate) fn companions(&self) -> Arc<BTreeSet<Incarnation>> {
+        Arc::clone(&self.companions.borrow())
+    }
+
+    /// A look showed these alive.
+    pub(crate) fn note_companions(&self, alive: impl Iterator<Item = Incarnation>) {
+        let known = self.companions();
+        let fresh: Vec<_> = alive.filter(|incarnation| !known.contains(incarnation)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        let mut now = BTreeSet::clone(&known);
+        now.extend(fresh);
+        while now.len() > COMPANIONS {
+            now.pop_first();
+        }
+        self.companions.send_replace(Arc::new(now));
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.facts.borrow().incarnation
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        let facts = *self.facts.borrow();
+        if facts.stopped {
+            Phase::Stopped
+        } else if facts.draining {
+            Phase::Draining
+        } else if facts.attached {
+            Phase::Active
+        } else {
+            Phase::Detached
+        }
+    }
+
+    /// Resolves when the status may have changed.
+    pub(crate) fn status_changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.facts.subscribe();
+        async move {
+            // The sender lives as long as the pod; an error means that it is gone, which is a change as well.
+            let _ = changes.changed().await;
+        }
+    }
+
+    pub(crate) fn set_attached(&self, incarnation: Incarnation) {
+        self.facts.send_modify(|s| (s.incarnation, s.attached) = (incarnation, true));
+    }
+
+    pub(crate) fn set_detached(&self) {
+        self.facts.send_modify(|s| s.attached = false);
+    }
+
+    /// True if this call began it.
+    pub(crate) fn set_draining(&self) -> bool {
+        self.facts.send_if_modified(|s| !std::mem::replace(&mut s.draining, true))
+    }
+
+    pub(crate) fn set_stopped(&self) {
+        self.facts.send_modify(|s| (s.attached, s.stopped) = (false, true));
+    }
+
+    /// The pod may start and claim runs; else why not.
+    pub(crate) fn may_take_work(&self) -> Result<Incarnation> {
+        let (kind, why) = match self.phase() {
+            Phase::Active => return Ok(self.incarnation()),
+            Phase::Detached => (ErrorKind::Detached, "has lost its liveness session and is coming back"),
+            Phase::Draining => (ErrorKind::Draining, "is draining"),
+            Phase::Stopped => (ErrorKind::Stopped, "has ended"),
+        };
+        Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
+            .left("no run was started")
+            .todo("retry on another pod"))
+    }
+
+    /// A ping that was sent at `sent` was answered.
+    pub(crate) fn note_answered(&self, sent: Moment) {
+        self.answered.fetch_max(nanos(sent), Ordering::AcqRel);
+    }
+
+    /// When the last answered ping was sent.
+    pub(crate) fn answered(&self) -> Moment {
+        Duration::from_nanos(self.answered.load(Ordering::Acquire))
+    }
+
+    /// Gives `incarnation` up for good. True if this call did it. What begins under it later is told to stop as well.
+    pub(crate) fn set_given_up(&self, incarnation: Incarnation) -> bool {
+        let first = self.given_up_slot().replace(incarnation) != Some(incarnation);
+        // Wakes whoever waits for it.
+        self.facts.send_modify(|_| {});
+        first
+    }
+
+    /// Resolves when `incarnation` is given up, or is not this pod's any more.
+    pub(crate) async fn over(&self, incarnation: Incarnation) {
+        let over = |s: &Facts| s.stopped || s.incarnation != incarnation || self.has_given_up(incarnation);
+        // The sender lives as long as `self`.
+        let _ = self.facts.subscribe().wait_for(over).await;
+    }
+
+    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves from the
+    /// database is better asked for elsewhere from then on.
+    pub(crate) async fn cut_off(&self) {
+        let mut facts = self.facts.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = facts.wait_for(|s| !s.attached).await;
+            let left = (self.answered() + self.settings.self_fence).saturating_sub(clock::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                _ = facts.wait_for(|s| s.attached) => {}
+                () = tokio::time::sleep(left) => {}
+            }
+        }
+    }
+
+    /// For how long no ping was answered, counted from the sending of the last one that was.
+    pub(crate) fn silent_for(&self) -> Duration {
+        clock::now().saturating_sub(self.answered())
+    }
+
+    pub(crate) fn has_given_up(&self, incarnation: Incarnation) -> bool {
+        self.given_up() == Some(incarnation)
+    }
+
+    pub(crate) fn given_up(&self) -> Option<Incarnation> {
+        *self.given_up_slot()
+    }
+
+    fn given_up_slot(&self) -> MutexGuard<'_, Option<Incarnation>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.facts.borrow().draining
+    }
+
+    /// L7, for each write: whether the pod has been silent for so long that its runs count as lost.
+    pub(crate) fn is_past_deadline(&self) -> bool {
+        self.settings.on_detach == OnDetach::Cancel && self.is_silent_for_too_long()
+    }
+
+    /// Whether no ping was answered for `self_fence`.
+    pub(crate) fn is_silent_for_too_long(&self) -> bool {
+        clock::now() >= self.answered() + self.settings.self_fence
+    }
+
+    /// Rows are read because of notices. For people, and for tests that count it.
+    pub(crate) fn note_hint(&self, kind: &'static str) {
+        tracing::trace!(target: "podlock", pod = %self.pod_id, hinted = kind, "notices bring a look about");
+    }
+
+    pub(crate) fn publish(&self, event: PodEvent) {
+        // Nobody listening is fine.
+        let _ = self.events.send(event);
+    }
+
+    /// What the application has done so far.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            pulse: self.runtime_pulse.load(Ordering::Acquire),
+            writes: self.accepted_writes.load(Ordering::Acquire),
+            sources: self.sources.read(),
+        }
+    }
+}
+
+fn nanos(moment: Moment) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,36 @@
+//! The kinds of events in the log.
+
+use super::names::named;
+
+named! {
+    /// The kind of an event: `studio_pod_events.kind`, in the order of its CHECK.
+    #[non_exhaustive]
+    pub enum EventKind {
+        /// A pod registered.
+        Joined = "joined",
+        /// A pod began its clean stop.
+        Draining = "draining",
+        /// A pod lost its liveness session.
+        Detached = "detached",
+        /// A pod is back under the same incarnation.
+        Returned = "returned",
+        /// A pod runs and makes no progress.
+        Suspected = "suspected",
+        /// A pod was marked, and its sessions were ended: by a peer because it stalled, or by an operator.
+        Evicted = "evicted",
+        /// A burial waits.
+        Held = "held",
+        /// A pod was removed from the roster.
+        Buried = "buried",
+        /// A pod claimed runs.
+        Claimed = "claimed",
+        /// A run crashed too many owners in a row.
+        Quarantined = "quarantined",
+        /// The roster as it was when older events were deleted.
+        Snapshot = "snapshot",
+        /// Runs of a kind failed on a pod.
+        RunFailed = "run_failed",
+        /// A backend that is no pod's holds or wants a lock of a pod.
+        ForeignLock = "foreign_lock",
+    }
+}

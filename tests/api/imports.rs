@@ -1,0 +1,133 @@
+//! The rooms of the house: which folder or file of `src` imports which. `ARCHITECTURE.md` has the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A room's name, and the rooms that it may import.
+type Table = Vec<(String, BTreeSet<String>)>;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The table under `## Rooms`: the first cell names the room, the last the rooms that it may import.
+fn allowed() -> Table {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let section = page.split("\n## ").find(|section| section.starts_with("Rooms\n")).expect("a section \"Rooms\"");
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect::<Vec<_>>();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(str::to_owned).collect::<Vec<_>>();
+    let rows = rows.map(cells).map(|cells| (names(&cells[0]).remove(0), names(cells.last().unwrap())));
+    rows.map(|(room, may)| (room, may.into_iter().collect())).collect()
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The room of a file: the first folder below `src`, or the file's own name.
+fn room_of(file: &Path) -> String {
+    let below = file.strip_prefix(root().join("src")).unwrap();
+    let first = Path::new(below.components().next().unwrap().as_os_str());
+    first.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// The first names behind each `crate::`, without comments.
+fn imports(text: &str) -> BTreeSet<String> {
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            None => _ = found.insert(name(rest)),
+            // Of `{a::{b, c}, d}`: a and d.
+            Some(group) => {
+                let (mut depth, mut item) = (0, String::new());
+                for c in group.chars() {
+                    match c {
+                        '}' if depth == 0 => break,
+                        ',' if depth == 0 => _ = found.insert(name(std::mem::take(&mut item).trim())),
+                        '{' => depth += 1,
+                        '}' => depth -= 1,
+                        _ if depth == 0 => item.push(c),
+                        _ => {}
+                    }
+                }
+                found.insert(name(item.trim()));
+            }
+        }
+    }
+    found.retain(|name| !name.is_empty());
+    found
+}
+
+/// What `lib.rs` exports, by the room that it comes from.
+fn exports() -> BTreeMap<String, String> {
+    let lib = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let mut exports = BTreeMap::new();
+    for rest in lib.split("pub use ").skip(1) {
+        let path = rest.split(';').next().unwrap();
+        let room = path.split("::").next().unwrap().trim().to_owned();
+        for name in path.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|name| !name.is_empty()) {
+            exports.insert(name.to_owned(), room.clone());
+        }
+    }
+    exports
+}
+
+/// Each import that the table does not allow, and each that it allows and nobody needs.
+#[test]
+fn each_import_is_one_that_the_table_allows() {
+    let (allowed, exports) = (allowed(), exports());
+    let rooms: BTreeSet<&str> = allowed.iter().map(|(room, _)| room.as_str()).collect();
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    let (mut forbidden, mut seen) = (Vec::new(), BTreeMap::<String, BTreeSet<String>>::new());
+    for file in files.iter().filter(|file| !file.starts_with(root().join("src/bin")) && !file.ends_with("src/lib.rs")) {
+        let room = room_of(file);
+        let may = allowed.iter().find(|(name, _)| *name == room).map(|(_, may)| may);
+        let may = may.unwrap_or_else(|| panic!("{}: ARCHITECTURE.md has no room {room:?}", file.display()));
+        for name in imports(&std::fs::read_to_string(file).unwrap()) {
+            let of = if rooms.contains(name.as_str()) { &name } else { exports.get(&name).unwrap_or(&name) };
+            if *of == room {
+                continue;
+            }
+            seen.entry(room.clone()).or_default().insert(of.clone());
+            if !may.contains(of) {
+                forbidden.push(format!("{} imports {of}", file.strip_prefix(root()).unwrap().display()));
+            }
+        }
+    }
+    assert_eq!(forbidden, Vec::<String>::new(), "the table in ARCHITECTURE.md does not allow this");
+    for (room, may) in &allowed {
+        let unused: Vec<_> = may.iter().filter(|of| !seen.get(room).is_some_and(|seen| seen.contains(*of))).collect();
+        assert!(unused.is_empty(), "the table lets {room} import {unused:?}, and it does not");
+    }
+}
+
+/// No circle between rooms: a room imports only rooms that stand below it in the table.
+#[test]
+fn imports_point_down_the_table() {
+    let allowed = allowed();
+    assert!(allowed.len() > 10, "the table is found");
+    for (at, (room, may)) in allowed.iter().enumerate() {
+        let below: BTreeSet<_> = allowed[at + 1..].iter().map(|(room, _)| room.clone()).collect();
+        let up: Vec<_> = may.difference(&below).collect();
+        assert!(up.is_empty(), "{room} imports {up:?}, which do not stand below it");
+    }
+}
+
+#[test]
+fn imports_are_found_in_groups_and_in_paths() {
+    let text =
+        "use crate::{a::{b, c}, D};\nfn f() { crate::e::g(); } // crate::not\npub(crate) fn h() {}\nuse crate::i;";
+    assert_eq!(imports(text), ["D", "a", "e", "i"].map(ToOwned::to_owned).into());
+}
