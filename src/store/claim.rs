@@ -115,10 +115,10 @@ pub(crate) fn warm_up_claim<'a>(
         let params: [&(dyn ToSql + Sync); 8] =
             [&nothing, &nothing, &Vec::<i64>::new(), &nobody, &Vec::<&str>::new(), &0_i64, &0_i32, &ALONG_BYTES];
         client.batch_execute(BEGIN_IMPATIENTLY).await?;
-        let claimed = async { client.query(&client.prepare_cached(&*schema.sql(CLAIM)).await?, &params).await }.await;
+        let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
         client.batch_execute("ROLLBACK").await?;
         claimed?;
-        let warmed_up = client.batch_execute(&*schema.sql(WARM_UP_LOG)).await;
+        let warmed_up = client.batch_execute(&schema.sql(WARM_UP_LOG)).await;
         if warmed_up.is_err() {
             client.batch_execute("ROLLBACK").await?;
         }
