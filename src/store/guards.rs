@@ -15,9 +15,10 @@ use crate::pg::txn::Param;
 const STEP: &str = "guarding the caller's transaction";
 /// Both statements run under the user's `search_path`, so that all in them is pinned (`super::pins`). Each names all four
 /// arguments: a function with three of them would be preferred to ours with its default.
-const CHECK: &str = "SELECT @.studio_fence_check($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::bigint, $4::integer)";
+const CHECK: &str = "SELECT @.studio_fence_check($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::bigint, $4::integer) \
+     AS checked";
 const REFUSE: &str = "SELECT @.studio_fence_check('$run'::pg_catalog.uuid, '$incarnation'::pg_catalog.uuid, \
-     NULL::bigint, 5000::integer)";
+     NULL::bigint, 5000::integer) AS checked";
 
 /// Fails if the run is not the owner's, and keeps it so until the transaction ends. After an error of the server the
 /// transaction is aborted. Other languages call the same function.
