@@ -34,8 +34,8 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// At most `limit` orphans of these kinds, without those in `passed_over`; and, if a number of crashes is given from
-    /// which on a run is one, without suspects.
+    /// At most `limit` orphans of these kinds, without those in `passed_over`; and, if a number of crashes is given
+    /// from which on a run is one, without suspects.
     pub(crate) fn new(
         own: Incarnation,
         kinds: Vec<String>,

@@ -3,11 +3,11 @@
 //! refinery takes no lock, so fifty pods that boot at once would trip over each other. The lock is tried for, never
 //! waited for: a waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would wait for it.
 //!
-//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
-//! what it knows, unless the schema says that it must not (`studio_schema_compat`).
+//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer
+//! than what it knows, unless the schema says that it must not (`studio_schema_compat`).
 //!
-//! The short statements here name the schema of what they call: after a migration that failed, the session still has the
-//! schema of the tables in its `search_path`.
+//! The short statements here name the schema of what they call: after a migration that failed, the session still has
+//! the schema of the tables in its `search_path`.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// SQLSTATE of a lock that did not come in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const RETRY: Duration = Duration::from_millis(50);
-/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
+/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by
+/// `search_path`.
 pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
@@ -159,7 +160,8 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in it.
+/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in
+/// it.
 ///
 /// # Errors
 ///
@@ -181,8 +183,9 @@ pub fn newest() -> i32 {
     embedded(i32::MAX).last().map_or(0, Migration::version)
 }
 
-/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
-/// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
+/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the
+/// database has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema
+/// up to date.
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
     let schema = Schema::new(schema);
@@ -226,8 +229,8 @@ pub fn sql(schema: &str, from: i32) -> String {
     script
 }
 
-/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
-/// what there is.
+/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list
+/// with what there is.
 const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
@@ -261,8 +264,8 @@ const FUNCTIONS: [&str; 26] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history but
-    /// by the functions that prune what ended more than an hour ago.
+    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history
+    /// but by the functions that prune what ended more than an hour ago.
     Pod,
     /// Reading, for people and dashboards.
     Read,
@@ -513,8 +516,8 @@ fn history_table(schema: &Schema) -> String {
 }
 
 /// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The
-/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions still
-/// name the schema of before.
+/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions
+/// still name the schema of before.
 #[expect(clippy::expect_used, reason = "the name of a file, which refinery has read before")]
 fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
     let mut known = embedded(newest);

@@ -1,6 +1,6 @@
-//! Runs in the table, as the statements read and write them. What happened is what the rows that come back say, and each
-//! condition that a plan rests on is repeated in the statement that acts on it. [`start`], [`claim`] and what an owner writes
-//! (L5) have files of their own.
+//! Runs in the table, as the statements read and write them. What happened is what the rows that come back say, and
+//! each condition that a plan rests on is repeated in the statement that acts on it. [`start`], [`claim`] and what an
+//! owner writes (L5) have files of their own.
 
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -79,8 +79,8 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
-    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take up
-    /// in the table, which may be compressed.
+    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take
+    /// up in the table, which may be compressed.
     pub(crate) unread: Vec<(Claimed, i64)>,
     /// Claimed as well, but nobody could begin them.
     pub(crate) unreadable: Vec<Unreadable>,

@@ -16,8 +16,8 @@ use crate::pg::statement::sql;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
-/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every operator,
-/// function and type in them is named with its schema, and every literal has its type, which a test checks
+/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every
+/// operator, function and type in them is named with its schema, and every literal has its type, which a test checks
 /// (`super::pins`).
 const START_IN_TXN: &str = sql!("start_run_in_txn");
 const SUBMIT: &str = sql!("submit_run");
