@@ -1,7 +1,7 @@
 //! The watch: a session that waits for the ring successor's lock, so that a death is pushed.
 //!
 //! It holds no session lock: a ring of holders that wait would be a deadlock, and a blocked backend does not notice
-//! that its client is gone. A grant is only a signal: it is given back with the slice, and the funeral proves again.
+//! that its client is gone. A grant is only a signal: it is given back with the slice, and the burial proves again.
 
 use std::time::Duration;
 
