@@ -1,6 +1,6 @@
-//! A pod's condition in one word: what its row, its two locks, its beats and the log come to, for people.
+//! A pod's condition in one word, for people: a summary of its row, its two locks, its beats and the event log.
 //!
-//! Nothing is decided on it. `studio_pod_status.condition` says the same in SQL; a test compares the two.
+//! No decision uses it. `studio_pod_status.condition` computes the same word in SQL; a test compares the two.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub struct Seen {
     /// Its liveness lock is held by the backend that its row names.
     pub alive: bool,
-    /// Its witness lock is.
+    /// Its witness lock is held by the backend that its row names.
     pub witness: bool,
     /// It has begun its clean stop.
     pub draining: bool,
@@ -17,9 +17,9 @@ pub struct Seen {
     pub drain_requested: bool,
     /// It was put out.
     pub put_out: bool,
-    /// Its event index has not moved for two of its beat intervals.
+    /// Its event index has not changed for two of its beat intervals.
     pub lags: bool,
-    /// The log says that its burial waits.
+    /// The event log says that its burial waits.
     pub waits: bool,
 }
 
@@ -30,23 +30,23 @@ pub struct Seen {
 pub enum Condition {
     /// Both of its locks are held, and its beats go on.
     Fine,
-    /// It lives, and opens its control session again.
+    /// It lives, and is opening its control session again.
     ControlLost,
-    /// Its connection broke while its process lives; it is left alone for `reconnect_grace`.
+    /// Its connection broke while its process lives. Its peers wait for `reconnect_grace` before they bury it.
     Reconnecting,
     /// Somebody asked it to drain, and its service has not begun to.
     DrainRequested,
     /// It stops cleanly.
     Draining,
-    /// It stopped cleanly, and is to be buried.
+    /// It stopped cleanly, and will be buried.
     Stopped,
-    /// It holds its locks and its beats have stopped: frozen, or it gets nowhere.
+    /// It holds its locks but its beats have stopped: it is frozen, or it makes no progress.
     Lagging,
     /// It was put out, and is to be buried.
     PutOut,
-    /// Both of its locks are free: it is to be buried.
+    /// Both of its locks are free. It will be buried.
     Dead,
-    /// The same, and its peers wait: many were lost at once, or nobody may bury yet.
+    /// Both of its locks are free, and its peers wait: many pods were lost at once, or no pod may bury yet.
     DeadWaiting,
     /// It is not in the roster any more.
     Gone,
