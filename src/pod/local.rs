@@ -103,6 +103,9 @@ pub(crate) struct Local {
     /// How long the last two looks took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
+    /// When this pod, which may bury nobody yet, may bury the first of the dead that the last look showed. The sweeper takes
+    /// the value when it plans its next look.
+    may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
     /// Foreign locks that the event log tells of, of those that the last look at them showed.
@@ -153,6 +156,7 @@ impl Local {
             held_up: RefCell::default(),
             looks_took: Cell::default(),
             next_look: Cell::new(None),
+            may_bury_at: Cell::new(None),
             alive: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
@@ -242,13 +246,16 @@ impl Local {
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        // Whom this pod finds dead and may not bury yet, though it may bury others, is looked at again when it may.
-        let held = self.held().filter(|held| self.is_settled(held));
+        // The dead that this pod may not bury yet are looked at again when it may. A pod that may bury others probes them
+        // until then. A pod that may bury nobody (there may be a whole fleet of such pods) takes one look more, at that moment.
+        let held = self.held();
         let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
         let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
         let due = to_wait_for.filter_map(|peer| held.map(|held| self.may_bury_from(&held, peer)));
-        let due = due.filter(|due| *due > now);
-        self.next_look.set(decision.next_look().into_iter().chain(due).min());
+        let due = due.filter(|due| *due > now).min();
+        let settled = held.is_some_and(|held| self.is_settled(&held));
+        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.may_bury_at.set(due.filter(|_| !settled));
         let place = |p: &&PeerRow| Place {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
@@ -434,6 +441,12 @@ impl Local {
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
         let probe = self.shared.member.settings.hold_probe_interval;
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
+    }
+
+    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
+    /// each look, so that a look that fails at that moment is not repeated at once.
+    pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
+        self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
     }
 
     pub(crate) fn in_sight(&self) -> BTreeSet<Incarnation> {

@@ -295,13 +295,16 @@ pub(crate) fn refused(error: &crate::Error) -> bool {
     error.sqlstate().is_some_and(leaves_sound) && !error.is_session_lost()
 }
 
+/// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises
+/// that end (`wait_ms`).
 fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
-    match local.hold_delay() {
+    let delay = match local.hold_delay() {
         Some(delay) => delay,
         None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
         None => settings.jittered_sweep(fastrand::f64()),
-    }
+    };
+    local.take_bury_delay().map_or(delay, |left| left.min(delay))
 }
 
 /// One sweep: look → decide → bury or tell → report. Where a loss is expected, the look is the burial's own, which
