@@ -76,7 +76,7 @@ fn say(local: &Local, lock: &ForeignLock) {
     tracing::warn!(
         target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key, granted, pid,
         role, application, address, prepared,
-        "{who} is no pod's and {does} the {key} lock of this pod: while it holds the liveness lock, the pod cannot be buried \
-         and no other can start under its name; {remedy}"
+        "{who} is no pod's and {does} the {key} lock of pod {pod_id}: while it holds the liveness lock, that pod cannot be \
+         buried and no other can start under its name; {remedy}"
     );
 }

@@ -146,6 +146,8 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
         let field = |name: &str| line.get(name).map(String::as_str);
         assert_eq!((field("level"), field("key"), field("granted")), (Some("WARN"), Some("liveness"), Some("false")));
         assert_eq!((field("role"), field("application")), (Some(role.as_str()), Some("queuer")));
+        let text = "waits for the liveness lock of pod strange-a: ";
+        assert!(field("message").is_some_and(|message| message.contains(text)), "{line:?}");
         assert!(names.contains(&field("by").unwrap()) && line.contains_key("incarnation"), "{line:?}");
 
         // One that holds the witness lock of the same pod, once it is dead, and is no pod either.
@@ -168,7 +170,7 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
             column.contains(&format!("server process {second} ")) && column.contains("its witness lock"),
             "{column}"
         );
-        assert!(shown.condition_in_words().ends_with("; a stranger at its lock"), "{}", shown.condition_in_words());
+        assert_eq!(shown.condition_in_words(), "dead; a stranger holds its lock: end that session");
         assert_eq!(db.client.session_end(dead).await, None, "L10: nobody is buried on it");
         assert!(pods.iter().filter(|p| p.pod_id != names[0]).all(|p| p.foreign_lock.is_none()), "{pods:?}");
 
