@@ -20,6 +20,7 @@ use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, Place};
 use crate::protocol::stall::{self, Beat, Stalled};
+use crate::protocol::turns::{self, Beaten};
 use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
 use crate::protocol::wait::{self, Wait};
 use crate::store::burials::{Look, PeerRow, Proof};
@@ -108,6 +109,8 @@ pub(crate) struct Local {
     may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
+    /// How often this pod has beaten since its last turn to look for strangers.
+    beats_since_turn: Cell<usize>,
     /// Foreign locks that the event log tells of, of those that the last look at them showed.
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
@@ -158,6 +161,7 @@ impl Local {
             next_look: Cell::new(None),
             may_bury_at: Cell::new(None),
             alive: Cell::new(0),
+            beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
@@ -359,9 +363,12 @@ impl Local {
         stalled
     }
 
-    /// How many peers the last look showed alive.
-    pub(crate) fn alive(&self) -> usize {
-        self.alive.get()
+    /// Whether this pod is the one to look for strangers, at a beat that showed its own `index` and these peers.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
+        let since_turn = self.beats_since_turn.get().saturating_add(1);
+        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
+        self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
+        is_turn
     }
 
     /// Which of the foreign locks that are there now were not told of. Forgets those that are gone.

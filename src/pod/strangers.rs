@@ -1,10 +1,11 @@
 //! Strangers at the locks of pods: any role of the database can take any advisory lock. Nothing is decided on it (L10): a pod
 //! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
 
-use super::local::Local;
+use super::local::{Held, Local};
 use super::sweeper::refused;
 use crate::error::Result;
 use crate::pg::session::Session;
+use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
@@ -13,10 +14,11 @@ const AT_ONCE: usize = 16;
 
 /// One look at the locks of the whole roster, and a record of what no pod has recorded yet.
 ///
-/// The look reads all locks of the server, and every pod beats. So a pod looks only as often that all pods together make about
-/// one look in each beat interval, however many they are.
-pub(super) async fn look(local: &Local, session: &Session) -> Result<()> {
-    if fastrand::usize(..=local.alive()) > 0 {
+/// The look reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one look
+/// in each beat interval, however many they are (`protocol::turns`).
+pub(super) async fn look(local: &Local, session: &Session, held: &Held, beats: &Beats) -> Result<()> {
+    let Some(index) = beats.own else { return Ok(()) };
+    if !local.is_turn(held.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {
