@@ -20,7 +20,7 @@ names in the first column never change their meaning, and are what logs, the HTT
 A message says what failed, on what, in what state that left things where it is not the kind's usual one, and what to
 do. It never holds a password.
 
-This page is made from the tables in `src/error.rs` and `src/error/rules.rs`: change them there, then `make docs`.
+This page is made from the tables in `src/error/mod.rs` and `src/error/rules.rs`: change them there, then `make docs`.
 
 ## Kinds
 

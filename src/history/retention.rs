@@ -12,13 +12,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{KEEP_MAX, KEEP_MIN, Settings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::keep::{By, Retention};
 use crate::history::walk::{Step, Walk};
-use crate::id::Incarnation;
 use crate::membership::Membership;
 use crate::pg::pool::Database;
-use crate::protocol::state::RunState;
 use crate::store::history as statements;
 
 /// Between two rounds of a pod, where the first left something.
@@ -31,77 +29,6 @@ const BUSY_STEPS: u32 = 200;
 const REASONS_MAX: usize = 16;
 /// How many reasons a pod names in its log. A trigger may give each row a reason of its own.
 const NAMED_MAX: usize = 64;
-
-const SUCCEEDED: [&str; 2] = [RunState::Succeeded.as_str(), RunState::Cancelled.as_str()];
-const FAILED: [&str; 2] = [RunState::Failed.as_str(), RunState::Quarantined.as_str()];
-
-/// For how long what has ended is kept, by the server's clock; what is not set is kept for ever.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Retention {
-    runs: Option<Duration>,
-    failed_runs: Option<Duration>,
-    events: Option<Duration>,
-}
-
-impl Retention {
-    /// Everything is kept.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Runs that have succeeded or were cancelled, with their attempts. At least an hour.
-    pub fn runs(mut self, keep: Duration) -> Self {
-        self.runs = Some(keep);
-        self
-    }
-
-    /// The same of runs that have failed or were quarantined.
-    pub fn failed_runs(mut self, keep: Duration) -> Self {
-        self.failed_runs = Some(keep);
-        self
-    }
-
-    /// The same of events, and of incarnations that have ended.
-    pub fn events(mut self, keep: Duration) -> Self {
-        self.events = Some(keep);
-        self
-    }
-
-    fn of(settings: &Settings) -> Self {
-        let keep = |time: Duration| Some(time).filter(|time| !time.is_zero());
-        Self {
-            runs: keep(settings.keep_runs),
-            failed_runs: keep(settings.keep_failed_runs),
-            events: keep(settings.keep_events),
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        let times = [("runs", self.runs), ("failed runs", self.failed_runs), ("events", self.events)];
-        let bad =
-            times.into_iter().find_map(|(what, keep)| Some((what, keep.filter(|k| *k < KEEP_MIN || *k > KEEP_MAX)?)));
-        match bad {
-            None => Ok(()),
-            Some((what, keep)) => Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("{what} cannot be kept for {keep:?}: it must be from {KEEP_MIN:?} to {KEEP_MAX:?}"),
-            )
-            .left("nothing was deleted")
-            .todo("give a longer time")),
-        }
-    }
-
-    pub(super) fn events_kept(&self) -> Option<Duration> {
-        self.events
-    }
-
-    /// How long runs in these states are kept.
-    pub(super) fn runs_by_state(&self) -> impl Iterator<Item = (&'static [&'static str], Duration)> {
-        let groups = [(&SUCCEEDED[..], self.runs), (&FAILED[..], self.failed_runs)];
-        groups.into_iter().filter_map(|(states, keep)| Some((states, keep?)))
-    }
-}
 
 /// What was deleted, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -153,13 +80,6 @@ impl Pruned {
     fn in_words(&self) -> String {
         format!("{} runs, {} events and {} sessions were deleted", self.runs, self.events, self.sessions)
     }
-}
-
-/// Who prunes, as the snapshot bears it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct By<'a> {
-    /// `None`: an operator, under the name that it logged in with.
-    pub(crate) pod: Option<(&'a str, Incarnation)>,
 }
 
 /// Prunes while the pod lives.
@@ -300,7 +220,7 @@ pub(crate) async fn count(db: &Database, keep: &Retention) -> Result<Pruned> {
     for (states, keep) in keep.runs_by_state() {
         found.runs += statements::count_runs(db, states, keep).await?;
     }
-    if let Some(keep) = keep.events {
+    if let Some(keep) = keep.events_kept() {
         (found.events, found.sessions) = statements::count_events(db, keep).await?;
     }
     Ok(found)

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::retention::{By, Retention};
+use super::keep::{By, Retention};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::pool::Database;
 use crate::protocol::fold;

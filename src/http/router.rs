@@ -8,20 +8,11 @@ use axum::routing::get;
 use serde_json::Value;
 
 use crate::Pod;
+use crate::http::api::Api;
 use crate::http::{probes as answers, problem, runs, sse};
 
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
-
-type Validate = dyn Fn(&str, &Value) -> Result<(), String> + Send + Sync;
-
-/// What every handler has at hand.
-#[derive(Clone)]
-pub(super) struct Api {
-    pub(super) pod: Pod,
-    /// Looks at kind and input before a run is started.
-    pub(super) validate: Arc<Validate>,
-}
 
 /// The routes of the [module's table](crate::http) for this pod, with any input accepted.
 ///

@@ -9,8 +9,8 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::http::api::Api;
 use crate::http::problem::Problem;
-use crate::http::router::Api;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::{Cancelled, NewRun};
 

@@ -18,8 +18,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::json;
 
+use crate::http::api::Api;
 use crate::http::problem::Problem;
-use crate::http::router::Api;
 use crate::http::runs::run_id;
 use crate::runs::stream::large::Large;
 use crate::{Attached, Error, ErrorKind, Pod, Result, RunId, StreamEvent, StreamPosition};

@@ -1,6 +1,7 @@
 //! The driver's and the server's errors as [`Error`]s.
 
 use super::conninfo::Target;
+use super::limits::Limits;
 use super::tls;
 use crate::error::rules::{REFUSED_BY_DRIVER, classify};
 use crate::error::{Error, ErrorKind, chain};
@@ -24,6 +25,11 @@ pub(crate) fn translate_handshake(step: &str, error: tokio_postgres::Error) -> E
 /// (0A000) would fail again and again.
 pub(crate) fn leaves_sound(sqlstate: &str) -> bool {
     sqlstate != "0A000"
+}
+
+/// Whether the server answered with an error that leaves the session usable.
+pub(crate) fn refused(error: &Error) -> bool {
+    error.sqlstate().is_some_and(leaves_sound) && !error.is_session_lost()
 }
 
 /// Translates a driver's error that happened in `step`.
@@ -82,4 +88,44 @@ fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error>
 
 pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
+}
+
+/// What PgBouncer answers in statement mode, and to a client that waited too long for a backend.
+const PROTOCOL_VIOLATION: &str = "08P01";
+/// Connections that hold transactions open while the check for a pooler tests another one.
+pub(super) const OTHERS: usize = 3;
+
+pub(super) fn refuses_transactions(error: Error) -> Error {
+    if error.sqlstate() == Some(PROTOCOL_VIOLATION) {
+        pooled("it takes no transactions").caused_by(error)
+    } else {
+        error
+    }
+}
+
+/// The error of a transaction pooler. A change of backend during a pod's life is the same error.
+pub(crate) fn pooled(evidence: &str) -> Error {
+    Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).todo(
+        "point DATABASE_URL at PostgreSQL itself, or at a pooler in session mode (PgBouncer: pool_mode = session); \
+         transaction and statement pooling can carry neither a session lock nor a session's settings",
+    )
+}
+
+/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then has
+/// it wait for its first answer.
+pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
+    let Limits { pool, dedicated, .. } = *limits;
+    let advice = format!(
+        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up to \
+         {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
+         (PgBouncer: pool_size, default_pool_size)",
+        dedicated + pool
+    );
+    if error.sqlstate() == Some(PROTOCOL_VIOLATION) && error.to_string().contains("query_wait_timeout") {
+        return Error::new(ErrorKind::Timeout, "the pooler in between had no connection to the server to give")
+            .left("the connection was closed")
+            .todo(advice)
+            .caused_by(error);
+    }
+    if error.kind() == ErrorKind::Timeout { error.todo(advice) } else { error }
 }

@@ -6,16 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use super::limits::Limits;
+use super::errors::{OTHERS, name_full_pool, pooled, refuses_transactions};
 use super::session::{Opener, Purpose, Session};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Rounds if a proxy or pooler may stand between us and the server. For a direct connection one round is enough.
 const ROUNDS: usize = 8;
-/// Connections that hold transactions open while another one is under test.
-const OTHERS: usize = 3;
-/// What PgBouncer answers in statement mode, and to a client that waited too long for a backend.
-const PROTOCOL_VIOLATION: &str = "08P01";
 const STEP: &str = "checking for a pooler";
 const BESIDE: Purpose = Purpose { label: "beside", has_long_transactions: false };
 
@@ -67,39 +63,4 @@ async fn refuse(opener: &Opener, session: &Session) -> Result<()> {
         other.close().await;
     }
     Ok(())
-}
-
-pub(super) fn refuses_transactions(error: Error) -> Error {
-    if error.sqlstate() == Some(PROTOCOL_VIOLATION) {
-        pooled("it takes no transactions").caused_by(error)
-    } else {
-        error
-    }
-}
-
-/// The error of a transaction pooler. A change of backend during a pod's life is the same error.
-pub(crate) fn pooled(evidence: &str) -> Error {
-    Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).todo(
-        "point DATABASE_URL at PostgreSQL itself, or at a pooler in session mode (PgBouncer: pool_mode = session); \
-         transaction and statement pooling can carry neither a session lock nor a session's settings",
-    )
-}
-
-/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then has
-/// it wait for its first answer.
-pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
-    let Limits { pool, dedicated, .. } = *limits;
-    let advice = format!(
-        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up to \
-         {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
-         (PgBouncer: pool_size, default_pool_size)",
-        dedicated + pool
-    );
-    if error.sqlstate() == Some(PROTOCOL_VIOLATION) && error.to_string().contains("query_wait_timeout") {
-        return Error::new(ErrorKind::Timeout, "the pooler in between had no connection to the server to give")
-            .left("the connection was closed")
-            .todo(advice)
-            .caused_by(error);
-    }
-    if error.kind() == ErrorKind::Timeout { error.todo(advice) } else { error }
 }

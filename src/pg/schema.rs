@@ -35,7 +35,7 @@ impl Schema {
         }
         let known = self.rendered.read().unwrap_or_else(PoisonError::into_inner).get(template).cloned();
         known.unwrap_or_else(|| {
-            let sql: Arc<str> = statement::render(template, self).into();
+            let sql: Arc<str> = statement::render(template, self.quoted()).into();
             let mut rendered = self.rendered.write().unwrap_or_else(PoisonError::into_inner);
             rendered.insert(template.into(), Arc::clone(&sql));
             sql

@@ -17,10 +17,9 @@ use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
 use super::limits::Limits;
-use super::pooler;
 use super::reply::Reply;
 use super::schema::Schema;
-use super::txn::{BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
+use super::txn::{BACKEND_PID, BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// The oldest server with `idle_session_timeout`.
@@ -30,7 +29,6 @@ const PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// How long a clean close may take before the socket is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 const WHO: &str = "asking the server who it is";
-pub(super) const BACKEND_PID: &str = "SELECT pg_catalog.pg_backend_pid()";
 /// The server truncates a longer `application_name`.
 const APPLICATION_NAME_MAX: usize = 63;
 
@@ -163,7 +161,7 @@ impl Opener {
     async fn open_at(&self, target: &Target, purpose: Purpose, on_notice: Option<OnNotice>) -> Result<Session> {
         let dialled = self.dialer.dial(target, &self.name.of(purpose.label)).await;
         let session = async { Session::identified(dialled?, self, target, purpose, on_notice).await };
-        session.await.map_err(|e| pooler::name_full_pool(e, &self.limits))
+        session.await.map_err(|e| errors::name_full_pool(e, &self.limits))
     }
 }
 
@@ -258,7 +256,7 @@ impl Session {
             "BEGIN; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms}; \
              SET LOCAL idle_in_transaction_session_timeout = {ms}"
         );
-        self.execute_batch(WHO, &begin).await.map_err(pooler::refuses_transactions)?;
+        self.execute_batch(WHO, &begin).await.map_err(errors::refuses_transactions)?;
         let row = self.query_one(WHO, IDENTIFY, &[]).await?;
         self.execute_batch(WHO, "ROLLBACK").await?;
         if row.at::<bool>(2)? {

@@ -14,8 +14,6 @@
 use std::collections::BTreeMap;
 use std::str::Chars;
 
-use super::schema::Schema;
-
 /// The text of a statement: the file `store/sql/NAME.sql`, behind the parts that it includes.
 macro_rules! sql {
     ($name:literal $(, $part:literal)* $(,)?) => {
@@ -33,9 +31,9 @@ pub(super) fn is_file(text: &str) -> bool {
     text.starts_with("--")
 }
 
-/// The statement that the server is sent. A variable that is neither an argument nor a part stays as it is, and the server
+/// The statement that the server is sent, for the schema of this quoted name. A variable that is neither an argument nor a part stays as it is, and the server
 /// refuses the statement: the test that runs each file finds it.
-pub(super) fn render(text: &str, schema: &Schema) -> String {
+pub(super) fn render(text: &str, schema: &str) -> String {
     let (parts, main) = split(text);
     let mut sql = String::with_capacity(main.len());
     let rendering = Rendering { schema, arguments: arguments(main), parts };
@@ -64,7 +62,8 @@ fn split(mut text: &str) -> (BTreeMap<&str, &str>, &str) {
 }
 
 struct Rendering<'a> {
-    schema: &'a Schema,
+    /// Quoted.
+    schema: &'a str,
     arguments: Vec<&'a str>,
     parts: BTreeMap<&'a str, &'a str>,
 }
@@ -98,7 +97,7 @@ impl Rendering<'_> {
                 ':' if next == Some('"') => {
                     rest.next();
                     match quoted(&mut rest, '"') {
-                        "schema" => sql.push_str(self.schema.quoted()),
+                        "schema" => sql.push_str(self.schema),
                         other => sql.push_str(&format!(":\"{other}\"")),
                     }
                 }
@@ -117,7 +116,7 @@ impl Rendering<'_> {
         if let Some(place) = self.arguments.iter().position(|argument| *argument == name) {
             sql.push_str(&format!("${}", place + 1));
         } else if name.starts_with("studio_") {
-            let literal = format!("{}.{name}", self.schema.quoted()).replace('\'', "''");
+            let literal = format!("{}.{name}", self.schema).replace('\'', "''");
             sql.push_str(&format!("'{literal}'"));
         } else {
             sql.push_str(&format!(":'{name}'"));
@@ -175,7 +174,7 @@ INSERT INTO :"schema".studio_runs (input, fence, note)
     #[test]
     fn a_file_becomes_one_statement_with_its_arguments_in_the_order_of_the_list() {
         assert_eq!(
-            render(FILE, &Schema::new("a'b")),
+            render(FILE, "\"a'b\""),
             "INSERT INTO \"a'b\".studio_runs (input, fence, note) SELECT $2::jsonb, \
              nextval('\"a''b\".studio_fence'::regclass), 'it''s: :''own''' \
              WHERE EXISTS (SELECT FROM \"a'b\".studio_pods p WHERE p.incarnation = $1::uuid)"
@@ -186,6 +185,6 @@ INSERT INTO :"schema".studio_runs (input, fence, note)
     #[test]
     fn an_unknown_variable_stays_for_the_server_to_refuse() {
         let text = "-- Arguments:\n--   own  uuid\nSELECT :'onw'::uuid, :part, :\"other\".t, x::int[1:2]";
-        assert_eq!(render(text, &Schema::new("s")), "SELECT :'onw'::uuid, :part, :\"other\".t, x::int[1:2]");
+        assert_eq!(render(text, "\"s\""), "SELECT :'onw'::uuid, :part, :\"other\".t, x::int[1:2]");
     }
 }

@@ -13,9 +13,9 @@ use tokio_postgres::{Client, Row, Statement};
 use super::errors::within;
 use super::reply::Reply;
 use super::schema::Schema;
-use super::session::BACKEND_PID;
 use crate::error::{Error, ErrorKind, Result};
 
+pub(super) const BACKEND_PID: &str = "SELECT pg_catalog.pg_backend_pid()";
 /// How long what is sent along with a COMMIT may take beyond it.
 const AFTERTHOUGHT: Duration = Duration::from_millis(100);
 /// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row. It must end in

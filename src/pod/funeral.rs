@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::boot::LOCK_NOT_AVAILABLE;
 use super::local::{Held, Local};
-use super::sweeper::refused;
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
+use crate::pg::errors::refused;
 use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};

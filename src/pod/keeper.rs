@@ -26,7 +26,6 @@ use tokio::time::MissedTickBehavior;
 use super::boot::{self, Booted, Identity};
 use super::local::{Away, Held, Local};
 use super::shared::Shared;
-use super::sweeper::refused;
 use super::{sweeper, watcher};
 use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
@@ -34,7 +33,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
 use crate::membership::PodEvent;
 use crate::membership::clock;
-use crate::pg::pooler;
+use crate::pg::errors;
+use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Opener, Session};
 use crate::protocol::Moment;
 use crate::protocol::cause::{self, Cause, Loss};
@@ -315,7 +315,7 @@ impl<'a> Keeper<'a> {
         let own = session.backend().pid;
         if pid != own {
             let evidence = format!("the liveness session was answered by backend {pid}, and its own is {own}");
-            return Err(pooler::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
+            return Err(errors::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))

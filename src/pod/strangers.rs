@@ -2,8 +2,8 @@
 //! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
 
 use super::local::{Held, Local};
-use super::sweeper::refused;
 use crate::error::Result;
+use crate::pg::errors::refused;
 use crate::pg::session::Session;
 use crate::store::beats::Beats;
 use crate::store::locks;

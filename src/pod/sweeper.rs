@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
 use crate::error::Result;
 use crate::membership::clock;
-use crate::pg::errors::leaves_sound;
+use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
 use crate::store::beats::{self, Beats};
@@ -288,11 +288,6 @@ async fn tell_of_stalled(
         );
     }
     Ok(())
-}
-
-/// Whether the server answered with an error that leaves the session usable.
-pub(crate) fn refused(error: &crate::Error) -> bool {
-    error.sqlstate().is_some_and(leaves_sound) && !error.is_session_lost()
 }
 
 /// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::funeral::{self, Trigger};
 use super::local::Local;
-use super::sweeper::refused;
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
+use crate::pg::errors::refused;
 use crate::pg::session::{ServerFacts, Session};
 use crate::store::burials::{self, Slice};
 use crate::store::locks::Keys;

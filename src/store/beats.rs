@@ -10,13 +10,14 @@ use crate::error::Result;
 use crate::id::{Incarnation, PodId};
 use crate::pg::reply::Reply;
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 use crate::pg::txn::{Param, one};
 use crate::protocol::stall;
 
 /// Writes the next event index into the pod's row: nothing that it needs stands still.
 pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
-    const SQL: &str = "UPDATE @.studio_pods SET event_index = pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), \
-         beat_at = pg_catalog.now(), standing = NULL::pg_catalog.text WHERE incarnation = $1";
+    const SQL: &str = "UPDATE @.studio_pods SET event_index = nextval('@.studio_beat'::regclass), \
+         beat_at = now(), standing = NULL WHERE incarnation = $1";
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
@@ -42,33 +43,24 @@ pub(crate) struct Beats {
 
 /// The event indices of the pods that hold both of their locks, and our own.
 pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> {
-    const SQL: &str = "WITH held AS MATERIALIZED ( \
-           SELECT ((l.classid::bigint << 32) | l.objid::bigint) AS key, l.pid FROM pg_catalog.pg_locks l \
-            WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' \
-              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-         ) SELECT p.incarnation, p.event_index, p.standing, p.beat_ms \
-             FROM @.studio_pods p \
-             JOIN held h ON h.key = p.lock_key AND h.pid = p.liveness_pid \
-             JOIN held w ON w.key = p.witness_key AND w.pid = p.control_pid \
-            WHERE p.state = 'active' AND p.incarnation <> $1 \
-         UNION ALL SELECT p.incarnation, p.event_index, p.standing, p.beat_ms FROM @.studio_pods p WHERE p.incarnation = $1";
+    const SQL: &str = sql!("read_beats", "advisory_lock", "lock_key");
     let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
     let mut beats = Beats::default();
     for row in rows {
-        let (incarnation, index) = (Incarnation::from(row.at::<Uuid>(0)?), row.at(1)?);
+        let (incarnation, index) = (Incarnation::from(row.at::<Uuid>("incarnation")?), row.at("event_index")?);
         if incarnation == own {
             beats.own = Some(index);
             continue;
         }
-        beats.peers.push(stall::Beat { incarnation, index, attached: true, every: interval(row.at(3)?) });
-        beats.standing.extend(row.at::<Option<String>>(2)?.map(|source| (incarnation, source)));
+        beats.peers.push(stall::Beat { incarnation, index, attached: true, every: interval(row.at("beat_ms")?) });
+        beats.standing.extend(row.at::<Option<String>>("standing")?.map(|source| (incarnation, source)));
     }
     Ok(beats)
 }
 
 /// Writes down that a peer is suspected, once for each index at which it stands. False: another did, or it moved.
 pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_suspect($1::pg_catalog.uuid, $2::bigint, $3::pg_catalog.text, $4::integer)";
+    const SQL: &str = "SELECT @.studio_suspect($1::uuid, $2::bigint, $3::text, $4::integer) AS suspected";
     let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);
     let params: [Param<'_>; 4] = [
         (&stalled.incarnation.as_uuid(), Type::UUID),
@@ -77,14 +69,14 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
         (&looks, Type::INT4),
     ];
     let step = "suspecting a peer";
-    one(step, session.query_and_tell(step, SQL, &params).await?)?.at(0)
+    one(step, session.query_and_tell(step, SQL, &params).await?)?.at("suspected")
 }
 
 /// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
 pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_end_backends($1::pg_catalog.uuid, $2::bigint, 'stalled'::pg_catalog.text, $3::pg_catalog.text)";
+    const SQL: &str = "SELECT @.studio_end_backends($1::uuid, $2::bigint, 'stalled'::text, $3::text) AS ended";
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
     let step = "putting a peer out";
-    one(step, session.query_and_tell(step, SQL, &params).await?)?.at(0)
+    one(step, session.query_and_tell(step, SQL, &params).await?)?.at("ended")
 }

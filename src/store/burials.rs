@@ -9,7 +9,6 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::candidates::{CANDIDATES, Wanted};
-
 use super::evictions;
 use super::locks::{Keys, millis};
 use super::pods::{WARM_UP_LOG, interval};
@@ -17,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::pg::reply::Reply;
 use crate::pg::session::{Backend, Session};
+use crate::pg::statement::sql;
 use crate::pg::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::protocol::ending;
 use crate::protocol::patience::Stated;
@@ -95,52 +95,11 @@ pub(crate) struct Proof {
     pub(crate) liveness: Backend,
 }
 
-/// A look at the rows that a condition picks. The statement probes locks in a part of its own, after the LIMIT. So it
-/// probes only the picked rows, and each row once.
-///
-/// The witness is tried only where the liveness lock was free: a held liveness lock already proves that the pod lives, and of
-/// two pods that look at once, the same one gets both.
-macro_rules! look {
-    ($which:literal, $probe:literal) => {
-        concat!(
-            "WITH roster AS MATERIALIZED ( \
-       SELECT p.pod_id, p.incarnation, p.session, p.state, p.lock_key, p.witness_key, p.drain_requested, p.evicted, \
-         p.beat_at, p.beat_ms, p.lease_ms, p.self_fence_ms \
-         FROM @.studio_pods p WHERE ",
-            $which,
-            " ), probed AS MATERIALIZED ( \
-       SELECT r.*, CASE WHEN r.incarnation = $1 OR NOT ",
-            $probe,
-            " THEN false \
-           ELSE pg_catalog.pg_try_advisory_xact_lock(r.lock_key) END AS free FROM roster r \
-     ), newest AS MATERIALIZED ( \
-       SELECT COALESCE(pg_catalog.max(e.idx), 0) AS idx FROM @.studio_pod_events e \
-     ) \
-     SELECT r.pod_id, r.incarnation, r.session, r.state = 'draining', r.lock_key, r.witness_key, r.drain_requested, \
-       r.free, CASE WHEN r.free THEN pg_catalog.pg_try_advisory_xact_lock(r.witness_key) ELSE false END, \
-       n.idx, r.evicted, \
-       EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - r.beat_at)::pg_catalog.float8, \
-       r.lease_ms, r.self_fence_ms, r.beat_ms \
-     FROM probed r CROSS JOIN newest n"
-        )
-    };
-}
-
 const LOOK: Prepared = Prepared {
-    template: look!("p.lock_key BETWEEN $2 AND $3 ORDER BY p.lock_key LIMIT $4", "$5"),
+    template: sql!("look", "roster_rows", "looked"),
     types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
 };
-
-/// Locks the rows that it finds, and the rows of their open sessions, which the burial closes. A pod one of whose rows another
-/// transaction holds is passed over, so that it holds up none of the others.
-const LOOK_AGAIN: &str = look!(
-    "p.lock_key = ANY($2) \
-       AND (NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL) \
-         OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = p.incarnation AND s.ended_at IS NULL \
-              FOR NO KEY UPDATE SKIP LOCKED)) \
-     ORDER BY p.lock_key FOR UPDATE SKIP LOCKED",
-    "true"
-);
+const LOOK_AGAIN: &str = sql!("look_again", "roster_rows", "open_session_is_free", "looked");
 
 /// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
 pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
@@ -191,15 +150,15 @@ pub(crate) fn met_a_full_table(error: &Error) -> bool {
 fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
     let mut look = Look::default();
     for row in rows {
-        look.version = Some(row.at(9)?);
-        let incarnation = Incarnation::from(row.at::<Uuid>(1)?);
-        let keys = Keys { lock: row.at::<i64>(4)?.into(), witness: row.at::<i64>(5)?.into() };
+        look.version = Some(row.at("version")?);
+        let incarnation = Incarnation::from(row.at::<Uuid>("incarnation")?);
+        let keys = Keys { lock: row.at::<i64>("lock_key")?.into(), witness: row.at::<i64>("witness_key")?.into() };
         if incarnation == own {
-            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at(6)? });
+            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at("drain_requested")? });
             continue;
         }
         // One bad row must not hide the others.
-        let pod_id = match row.try_get::<_, String>(0).map_err(|e| chain(&e)).and_then(name) {
+        let pod_id = match row.try_get::<_, String>("pod_id").map_err(|e| chain(&e)).and_then(name) {
             Ok(pod_id) => pod_id,
             Err(why) => {
                 look.misnamed.push((incarnation, why));
@@ -210,18 +169,18 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
         if !probed {
             look.unknown.insert(incarnation);
         }
-        let put_out = evictions::mark(row.at(10)?);
+        let put_out = evictions::mark(row.at("evicted")?);
         let peer = PeerLook {
             pod_id,
             incarnation,
-            session: row.at(2)?,
-            draining: row.at(3)?,
-            liveness_free: row.at(7)?,
-            witness_free: row.at(8)?,
-            stated: Stated::of_row(row.at(12)?, row.at(13)?),
+            session: row.at("session")?,
+            draining: row.at("draining")?,
+            liveness_free: row.at("liveness_free")?,
+            witness_free: row.at("witness_free")?,
+            stated: Stated::of_row(row.at("lease_ms")?, row.at("self_fence_ms")?),
         };
-        let beat_age = row.at::<Option<f64>>(11)?.and_then(|s| Duration::try_from_secs_f64(s).ok());
-        let beat_interval = interval(row.at(14)?);
+        let beat_age = row.at::<Option<f64>>("beat_age_s")?.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let beat_interval = interval(row.at("beat_ms")?);
         look.peers.push(PeerRow { look: peer, keys, put_out, beat_age, beat_interval });
     }
     Ok(look)
@@ -230,9 +189,9 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
 /// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
 /// log.
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_note_waits($1::pg_catalog.jsonb, $2::pg_catalog.text)";
+    const SQL: &str = "SELECT @.studio_note_waits($1::jsonb, $2::text) AS noted";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
-    session.query_one("recording a wait", SQL, &params).await?.at(0)
+    session.query_one("recording a wait", SQL, &params).await?.at("noted")
 }
 
 fn name(name: String) -> Result<PodId, String> {
@@ -259,7 +218,7 @@ pub(crate) async fn watch_slice(
     ];
     let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
-    let slice = match row.at::<&str>(0)? {
+    let slice = match row.at::<&str>("answer")? {
         "both" => Slice::BothFree,
         "liveness" => Slice::LivenessFree,
         "held" => Slice::Held,
@@ -271,7 +230,7 @@ pub(crate) async fn watch_slice(
                 ));
         }
     };
-    Ok((slice, row.at(1)?))
+    Ok((slice, row.at("roster_version")?))
 }
 
 /// A burial that was decided on.
@@ -299,52 +258,7 @@ pub(crate) struct Buried {
     pub(crate) gone: BTreeMap<Incarnation, Option<String>>,
 }
 
-/// L2, as part of the statement that deletes: our own liveness backend holds our own key, and our own incarnation is in
-/// the roster, now. If the server hides from us when that backend began, its session's name tells it. The condition of
-/// `studio_holds` is written out here, because a call of that function is planned again each time.
-///
-/// No row is waited for. A pod one of whose two rows another transaction holds is not among the buried, and is looked at
-/// again: such a transaction may stay open for as long as its client likes.
-const BURY: &str = "WITH proof AS MATERIALIZED ( \
-       SELECT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.liveness_pid = $3 \
-           AND p.liveness_started = $4) \
-         AND EXISTS (SELECT FROM pg_catalog.pg_locks l \
-           WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = $3 \
-             AND ((l.classid::bigint << 32) | l.objid::bigint) = $2 \
-             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())) \
-         AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = $3 AND (a.backend_start = $4 \
-           OR a.application_name LIKE pg_catalog.concat('%@', (EXTRACT(EPOCH FROM $4) * 1000000)::bigint))) AS given \
-     ), dead AS MATERIALIZED ( \
-       SELECT d.pod_id, d.incarnation, d.session, d.draining, d.evicted, d.reason, d.cause, d.detail \
-         FROM pg_catalog.jsonb_to_recordset($5) AS d(pod_id pg_catalog.text, incarnation pg_catalog.uuid, \
-           session pg_catalog.int8, draining pg_catalog.bool, evicted pg_catalog.text, reason pg_catalog.text, cause pg_catalog.text, \
-           detail pg_catalog.jsonb) \
-     ), free AS MATERIALIZED ( \
-       SELECT d.* FROM @.studio_pods p JOIN dead d ON p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
-         CROSS JOIN proof WHERE proof.given ORDER BY p.pod_id FOR UPDATE OF p SKIP LOCKED \
-     ), whole AS MATERIALIZED ( \
-       SELECT f.* FROM free f \
-        WHERE NOT EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL) \
-           OR EXISTS (SELECT FROM @.studio_pod_sessions s WHERE s.incarnation = f.incarnation AND s.ended_at IS NULL \
-                FOR NO KEY UPDATE SKIP LOCKED) \
-     ), gone AS ( \
-       DELETE FROM @.studio_pods p USING whole d, proof \
-        WHERE proof.given AND p.pod_id = d.pod_id AND p.incarnation = d.incarnation AND p.session = d.session \
-          AND (p.state = 'draining') = d.draining AND p.evicted IS NOT DISTINCT FROM d.evicted \
-       RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail \
-     ), ended AS ( \
-       UPDATE @.studio_pod_sessions s SET ended_at = pg_catalog.clock_timestamp(), reason = gone.reason, buried_by = $6, \
-           cause = COALESCE(s.cause, gone.cause) \
-         FROM gone WHERE s.incarnation = gone.incarnation AND s.ended_at IS NULL RETURNING s.incarnation, s.cause \
-     ), first AS MATERIALIZED ( \
-       SELECT pg_catalog.count(*) AS rows FROM ended \
-     ), logged AS MATERIALIZED ( \
-       SELECT g.incarnation, g.cause, @.studio_append_event('buried'::pg_catalog.text, g.pod_id, g.incarnation, $6::pg_catalog.text, \
-           (g.detail || pg_catalog.jsonb_build_object('cause', g.cause))::pg_catalog.jsonb) AS idx \
-         FROM (SELECT gone.pod_id, gone.incarnation, gone.detail, COALESCE(ended.cause, gone.cause) AS cause \
-                 FROM gone LEFT JOIN ended ON ended.incarnation = gone.incarnation ORDER BY gone.pod_id) g \
-         CROSS JOIN first WHERE first.rows >= 0 \
-     ) SELECT proof.given, logged.incarnation, logged.cause FROM proof LEFT JOIN logged ON logged.idx IS NOT NULL";
+const BURY: &str = sql!("bury", "advisory_lock", "lock_key", "open_session_is_free");
 
 /// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
 /// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
@@ -367,11 +281,11 @@ pub(crate) async fn commit_burials(
     let (rows, then) = txn.commit_with_then("burying", (BURY, &params), then).await?;
     let mut gone = BTreeMap::new();
     for row in &rows {
-        if let Some(incarnation) = row.at::<Option<Uuid>>(1)? {
-            gone.insert(Incarnation::from(incarnation), row.at(2)?);
+        if let Some(incarnation) = row.at::<Option<Uuid>>("incarnation")? {
+            gone.insert(Incarnation::from(incarnation), row.at("cause")?);
         }
     }
-    let proved = rows.first().map(|row| row.at(0)).transpose()?.unwrap_or(false);
+    let proved = rows.first().map(|row| row.at("given")).transpose()?.unwrap_or(false);
     Ok((Buried { proved, gone }, then))
 }
 

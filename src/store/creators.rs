@@ -10,25 +10,15 @@ use crate::error::Result;
 use crate::pg::reply::Reply;
 use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 
 /// Roles that may create objects in the schema and own neither the schema nor podlock's tables; `PUBLIC` is everybody.
 /// Superusers are not named.
 pub(crate) async fn creators(session: &Session) -> Result<Vec<String>> {
-    const SQL: &str = "SELECT CASE WHEN a.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC'::pg_catalog.text \
-               ELSE pg_catalog.pg_get_userbyid(a.grantee)::pg_catalog.text END AS role \
-          FROM pg_catalog.pg_namespace n \
-         CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a \
-          LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee \
-         WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name \
-           AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text \
-           AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner AND r.rolsuper IS NOT TRUE \
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace OPERATOR(pg_catalog.=) n.oid \
-                 AND c.relname OPERATOR(pg_catalog.=) 'studio_pods'::pg_catalog.name \
-                 AND c.relowner OPERATOR(pg_catalog.=) a.grantee) \
-         ORDER BY 1 LIMIT 100";
+    const SQL: &str = sql!("list_creators");
     let schema = session.schema().name().to_owned();
     let rows = session.query("looking who may create objects in the schema", SQL, &[(&schema, Type::TEXT)]).await?;
-    rows.iter().map(|row| row.at(0)).collect()
+    rows.iter().map(|row| row.at("role")).collect()
 }
 
 /// What to say of them, with what to do.

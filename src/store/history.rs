@@ -13,12 +13,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
+use crate::pg::statement::sql;
 use crate::protocol::failures::Failed;
 use crate::protocol::fold::{Entry, Snapshot};
 
 /// Appends to the event log what failed on this pod.
 pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_note_failures($1::pg_catalog.text, $2::pg_catalog.uuid, $3::pg_catalog.text[], $4::bigint[], $5::pg_catalog.uuid[], $6::pg_catalog.text[])";
+    const SQL: &str = "SELECT @.studio_note_failures($1::text, $2::uuid, $3::text[], $4::bigint[], $5::uuid[], $6::text[]) \
+         AS noted";
     let kinds: Vec<&str> = failed.iter().map(|f| f.kind.as_str()).collect();
     let counts: Vec<i64> = failed.iter().map(|f| f.runs).collect();
     let runs: Vec<Uuid> = failed.iter().map(|f| f.run.as_uuid()).collect();
@@ -48,12 +50,7 @@ pub(crate) async fn old_runs(
     after: Option<Place>,
     most: i32,
 ) -> Result<Vec<Place>> {
-    // The first condition on the end is what the index takes; the second is exact.
-    const SQL: &str = "SELECT r.finished_at, r.run_id FROM @.studio_runs r \
-         WHERE r.state = $1 AND r.finished_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2) \
-           AND r.finished_at >= COALESCE($3, '-infinity'::timestamptz) \
-           AND (r.finished_at, r.run_id) > (COALESCE($3, '-infinity'::timestamptz), $4::uuid) \
-         ORDER BY r.finished_at, r.run_id LIMIT $5";
+    const SQL: &str = sql!("find_old_runs");
     let (end, id) = after.unzip();
     let (keep, id, most) = (keep.as_secs_f64(), id.unwrap_or_default(), i64::from(most));
     places(&db.query("looking for old runs", SQL, &[&state, &keep, &end, &id, &most]).await?)
@@ -61,18 +58,14 @@ pub(crate) async fn old_runs(
 
 /// The next `most` incarnations that ended longer ago than `keep`, in the order of their end.
 pub(crate) async fn old_sessions(db: &Database, keep: Duration, after: Option<Place>, most: i32) -> Result<Vec<Place>> {
-    const SQL: &str = "SELECT s.ended_at, s.incarnation FROM @.studio_pod_sessions s \
-         WHERE s.ended_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
-           AND s.ended_at >= COALESCE($2, '-infinity'::timestamptz) \
-           AND (s.ended_at, s.incarnation) > (COALESCE($2, '-infinity'::timestamptz), $3::uuid) \
-         ORDER BY s.ended_at, s.incarnation LIMIT $4";
+    const SQL: &str = sql!("find_old_sessions");
     let (end, id) = after.unzip();
     let (keep, id, most) = (keep.as_secs_f64(), id.unwrap_or_default(), i64::from(most));
     places(&db.query("looking for old sessions", SQL, &[&keep, &end, &id, &most]).await?)
 }
 
 fn places(rows: &[Row]) -> Result<Vec<Place>> {
-    rows.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
+    rows.iter().map(|row| Ok((row.at("ended_at")?, row.at("id")?))).collect()
 }
 
 /// Deletes these runs, those that have ended longer ago than `keep`, and at most so many chunks. `None`: another prunes
@@ -84,48 +77,47 @@ pub(crate) async fn prune_runs(
     chunks_max: i32,
 ) -> Result<Option<Handled>> {
     const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_runs($1::pg_catalog.uuid[], pg_catalog.make_interval(secs => $2), $3::integer) AS p";
+         FROM @.studio_prune_named_runs($1::uuid[], make_interval(secs => $2), $3::integer) AS p";
     handled(db.query_opt("pruning runs", SQL, &[&runs, &keep.as_secs_f64(), &chunks_max]).await?)
 }
 
 /// Deletes these incarnations, those that ended longer ago than `keep`. `None`: another prunes at the moment.
 pub(crate) async fn prune_sessions(db: &Database, incarnations: &[Uuid], keep: Duration) -> Result<Option<Handled>> {
     const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_sessions($1::pg_catalog.uuid[], pg_catalog.make_interval(secs => $2)) AS p";
+         FROM @.studio_prune_named_sessions($1::uuid[], make_interval(secs => $2)) AS p";
     handled(db.query_opt("pruning sessions", SQL, &[&incarnations, &keep.as_secs_f64()]).await?)
 }
 
 fn handled(row: Option<Row>) -> Result<Option<Handled>> {
     let row = row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?;
-    let Some(gone) = row.at::<Option<i32>>(0)? else { return Ok(None) };
-    let (kept, reasons, codes): (Vec<Uuid>, Vec<String>, Vec<String>) = (row.at(2)?, row.at(3)?, row.at(4)?);
+    let Some(gone) = row.at::<Option<i32>>("gone")? else { return Ok(None) };
+    let (kept, reasons, codes): (Vec<Uuid>, Vec<String>, Vec<String>) =
+        (row.at("kept")?, row.at("reasons")?, row.at("codes")?);
     let whys = reasons.into_iter().zip(codes).map(|(reason, code)| format!("{reason} [{code}]"));
     Ok(Some(Handled {
         gone: i64::from(gone),
-        handled: usize::try_from(row.at::<i32>(1)?).unwrap_or(0),
+        handled: usize::try_from(row.at::<i32>("handled")?).unwrap_or(0),
         kept: kept.into_iter().zip(whys).collect(),
     }))
 }
 
 /// The beginning of the log, and of each event whether it is old enough to go.
 pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> Result<Vec<(Entry, bool)>> {
-    const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail, \
-             e.at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
-           FROM @.studio_pod_events e ORDER BY e.idx LIMIT $2";
+    const SQL: &str = sql!("read_oldest_events");
     let most = i64::from(most);
     db.query("reading the log's beginning", SQL, &[&keep.as_secs_f64(), &most]).await?.iter().map(read_entry).collect()
 }
 
 fn read_entry(row: &Row) -> Result<(Entry, bool)> {
     let entry = Entry {
-        idx: row.at(0)?,
-        kind: row.at(1)?,
+        idx: row.at("idx")?,
+        kind: row.at("kind")?,
         // Written by hand: the event goes all the same, and must not keep the log from being pruned.
-        pod_id: PodId::lossy(row.at(2)?),
-        incarnation: row.at::<Uuid>(3)?.into(),
-        detail: row.at(4)?,
+        pod_id: PodId::lossy(row.at("pod_id")?),
+        incarnation: row.at::<Uuid>("incarnation")?.into(),
+        detail: row.at("detail")?,
     };
-    Ok((entry, row.at(5)?))
+    Ok((entry, row.at("is_old")?))
 }
 
 /// Puts `snapshot` in the place of the events from `first`, the log's first, to `upto`. `None`: another prunes, or has
@@ -138,8 +130,8 @@ pub(crate) async fn prune_events(
     snapshot: &Snapshot,
     by: Option<(&str, Incarnation)>,
 ) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_prune_events(pg_catalog.make_interval(secs => $1), $2::bigint, $3::bigint, \
-             $4::pg_catalog.jsonb, COALESCE($5, SESSION_USER::pg_catalog.text)::pg_catalog.text, $6::pg_catalog.uuid)";
+    const SQL: &str = "SELECT @.studio_prune_events(make_interval(secs => $1), $2::bigint, $3::bigint, $4::jsonb, \
+         COALESCE($5, SESSION_USER::text)::text, $6::uuid) AS gone";
     let detail: Value = serde_json::to_value(snapshot).map_err(|e| {
         Error::new(ErrorKind::Database, format!("a snapshot of the log cannot be written as JSON: {e}"))
             .left("no event was deleted")
@@ -152,25 +144,19 @@ pub(crate) async fn prune_events(
 }
 
 fn one(row: Option<Row>) -> Result<Option<i32>> {
-    row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?.at(0)
+    row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?.at("gone")
 }
 
 /// How many runs in these states ended longer ago than that.
 pub(crate) async fn count_runs(db: &Database, states: &[&str], keep: Duration) -> Result<i64> {
-    const SQL: &str = "SELECT pg_catalog.count(*) FROM @.studio_runs r WHERE r.state = ANY ($1) AND r.state <> 'running' \
-           AND r.finished_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2)";
+    const SQL: &str = sql!("count_old_runs");
     let row = db.query_opt("counting old runs", SQL, &[&states, &keep.as_secs_f64()]).await?;
-    row.map_or(Ok(0), |row| row.at(0))
+    row.map_or(Ok(0), |row| row.at("runs"))
 }
 
 /// How many events and sessions could go.
 pub(crate) async fn count_events(db: &Database, keep: Duration) -> Result<(i64, i64)> {
-    const SQL: &str = "WITH cutoff AS MATERIALIZED (SELECT pg_catalog.now() - pg_catalog.make_interval(secs => $1) AS old) \
-         SELECT (SELECT GREATEST(pg_catalog.count(*) - 1, 0) FROM @.studio_pod_events e \
-                  WHERE e.idx < ALL (SELECT y.idx FROM @.studio_pod_events y, cutoff c WHERE y.at >= c.old ORDER BY y.idx LIMIT 1)), \
-                (SELECT pg_catalog.count(*) FROM @.studio_pod_sessions o, cutoff c WHERE o.ended_at < c.old \
-                    AND NOT EXISTS (SELECT FROM @.studio_runs r WHERE r.state = 'running' AND r.owner_incarnation = o.incarnation) \
-                    AND NOT EXISTS (SELECT FROM @.studio_pods p WHERE p.incarnation = o.incarnation))";
+    const SQL: &str = sql!("count_old_history");
     let row = db.query_opt("counting old events", SQL, &[&keep.as_secs_f64()]).await?;
-    row.map_or(Ok((0, 0)), |row| Ok((row.at(0)?, row.at(1)?)))
+    row.map_or(Ok((0, 0)), |row| Ok((row.at("events")?, row.at("sessions")?)))
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LockKey, PodId};
 use crate::pg::reply::Reply;
 use crate::pg::session::{Backend, Session};
+use crate::pg::statement::sql;
 use crate::pg::txn::Param;
 
 /// A pod's two keys.
@@ -47,49 +48,33 @@ impl Holder {
 }
 
 pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
-    const SQL: &str = "SELECT @.studio_lock_key($1::pg_catalog.text), @.studio_witness_key($1::pg_catalog.text)";
+    const SQL: &str = "SELECT @.studio_lock_key($1::text) AS lock, @.studio_witness_key($1::text) AS witness";
     let row = session.query_one("reading the pod's lock keys", SQL, &[(&pod.as_str(), Type::TEXT)]).await?;
-    Ok(Keys { lock: row.at::<i64>(0)?.into(), witness: row.at::<i64>(1)?.into() })
+    Ok(Keys { lock: row.at::<i64>("lock")?.into(), witness: row.at::<i64>("witness")?.into() })
 }
 
 /// Waits at most `slice` for a session lock. The wait is a real one: a try would lose to queued watchers.
 pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_lock($1::bigint, $2::integer)";
+    const SQL: &str = "SELECT @.studio_lock($1::bigint, $2::integer) AS granted";
     let params: [Param<'_>; 2] = [(&key.get(), Type::INT8), (&millis(slice), Type::INT4)];
-    session.query_one("waiting for the pod's lock", SQL, &params).await?.at(0)
+    session.query_one("waiting for the pod's lock", SQL, &params).await?.at("granted")
 }
 
 /// Who holds `key` now, in any mode; of several, the pod that is registered with it, or else a stranger.
 pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Holder>> {
-    const SQL: &str = "WITH bearer AS MATERIALIZED ( \
-           SELECT p.pod_id, CASE WHEN p.lock_key = $1 THEN p.liveness_pid ELSE p.control_pid END AS pid \
-             FROM @.studio_pods p WHERE p.lock_key = $1 OR p.witness_key = $1 \
-         ) \
-         SELECT l.pid, pg_catalog.host(a.client_addr), \
-             EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - a.backend_start)::float8, b.pod_id, \
-             COALESCE(a.usename, x.owner)::text, NULLIF(a.application_name, ''), x.gid, a.backend_start IS NULL, \
-             COALESCE(b.pid = l.pid, false) AS is_pods \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid' AND t.granted \
-           AND t.virtualtransaction = l.virtualtransaction \
-         LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid \
-         LEFT JOIN bearer b ON true \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
-           AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-         ORDER BY is_pods DESC, (a.application_name LIKE 'podlock/%') IS TRUE, l.pid LIMIT 1";
+    const SQL: &str = sql!("find_lock_holder", "advisory_lock", "lock_key");
     let rows = session.query("looking for the lock's holder", SQL, &[(&key.get(), Type::INT8)]).await?;
     let read = |row: &Row| {
         Ok(Holder {
-            pid: row.at(0)?,
-            address: row.at::<Option<String>>(1)?.and_then(|a| a.parse().ok()),
-            age: row.at::<Option<f64>>(2)?.and_then(|s| Duration::try_from_secs_f64(s).ok()),
-            registered: row.at(3)?,
-            role: row.at(4)?,
-            application: row.at(5)?,
-            prepared: row.at(6)?,
-            is_hidden: row.at(7)?,
-            is_pods: row.at(8)?,
+            pid: row.at("pid")?,
+            address: row.at::<Option<String>>("address")?.and_then(|a| a.parse().ok()),
+            age: row.at::<Option<f64>>("age_s")?.and_then(|s| Duration::try_from_secs_f64(s).ok()),
+            registered: row.at("registered")?,
+            role: row.at("role")?,
+            application: row.at("application")?,
+            prepared: row.at("prepared")?,
+            is_hidden: row.at("is_hidden")?,
+            is_pods: row.at("is_pods")?,
         })
     };
     rows.first().map(read).transpose()
@@ -98,29 +83,22 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
 /// The canary: tries to take, from this session, a key that another session of ours holds. True if the server let it,
 /// which means that its session locks do not protect anything; the lock is then given back.
 pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool> {
-    const SQL: &str = "SELECT CASE WHEN pg_catalog.pg_try_advisory_lock($1) \
-         THEN pg_catalog.pg_advisory_unlock($1) ELSE false END";
-    session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at(0)
+    const SQL: &str =
+        "SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END AS was_granted";
+    session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at("was_granted")
 }
 
 /// The pid that answers on this session now, and whether this backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
-    const SQL: &str = "SELECT pg_catalog.pg_backend_pid(), @.studio_holds($1::bigint, pg_catalog.pg_backend_pid())";
+    const SQL: &str = "SELECT pg_backend_pid() AS pid, @.studio_holds($1::bigint, pg_backend_pid()) AS holds";
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?;
-    Ok((row.at(0)?, row.at(1)?))
+    Ok((row.at("pid")?, row.at("holds")?))
 }
 
-/// Ends backends that were ours and that the server may still have: same login role, pid and start. Returns how many it
-/// had. Under the login role, from whom the server hides none of its own backends.
-///
-/// And still with our `key`: a session pooler may have handed the backend on to somebody else, even to ourselves.
+/// Ends backends that were ours and that the server may still have, with our `key`. Returns how many it had.
 pub(crate) async fn end_own_backends(session: &mut Session, key: LockKey, backends: &[Backend]) -> Result<usize> {
-    const SQL: &str = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a \
-         WHERE a.pid = $1 AND a.backend_start = $2 AND a.usename = session_user AND a.pid <> pg_catalog.pg_backend_pid() \
-           AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 \
-             AND ((l.classid::bigint << 32) | l.objid::bigint) = $3 \
-             AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))";
+    const SQL: &str = sql!("end_own_backend", "advisory_lock", "lock_key");
     const STEP: &str = "ending our own former backend";
     if backends.is_empty() {
         return Ok(0);

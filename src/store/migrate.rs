@@ -5,6 +5,9 @@
 //!
 //! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
 //! what it knows, unless the schema says that it must not (`studio_schema_compat`).
+//!
+//! The short statements here name the schema of what they call: after a migration that failed, the session still has the
+//! schema of the tables in its `search_path`.
 
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ use crate::pg::pooler;
 use crate::pg::reply::Reply;
 use crate::pg::schema::{Schema, quote_identifier};
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 use crate::store::role::Role;
 
 mod embedded {
@@ -299,7 +303,7 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
     let unlocked = session
         .query(
             "giving the migration lock back",
-            "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended($1, 3))",
+            "SELECT pg_catalog.pg_advisory_unlock(pg_catalog.hashtextextended($1, 3)) AS unlocked",
             &[(&session.schema().name().to_owned(), Type::TEXT)],
         )
         .await;
@@ -331,7 +335,7 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
     }
     const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
     let usable_from: i32 =
-        session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at(0)?;
+        session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at("usable_from")?;
     if usable_from <= knows {
         return Ok(Standing::Usable);
     }
@@ -348,23 +352,23 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
 
 /// The versions that the database has, the oldest first.
 async fn history(session: &Session) -> Result<Vec<(i32, String)>> {
-    const EXISTS: &str = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+    const EXISTS: &str = "SELECT pg_catalog.to_regclass($1) IS NOT NULL AS found";
     let table = history_table(session.schema());
     let step = "reading the schema's version";
-    if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.at::<bool>(0)? {
+    if !session.query_one(step, EXISTS, &[(&table, Type::TEXT)]).await?.at::<bool>("found")? {
         return Ok(Vec::new());
     }
     let all = format!("SELECT version, name FROM @.{HISTORY_TABLE} ORDER BY version");
-    session.query(step, &all, &[]).await?.iter().map(|row| Ok((row.at(0)?, row.at(1)?))).collect()
+    session.query(step, &all, &[]).await?.iter().map(|row| Ok((row.at("version")?, row.at("name")?))).collect()
 }
 
 async fn lock(session: &Session) -> Result<()> {
-    const TRY: &str = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 3))";
+    const TRY: &str = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 3)) AS granted";
     let schema = session.schema().name().to_owned();
     let give_up = Instant::now() + LIMIT;
     loop {
         let row = session.query_one("taking the migration lock", TRY, &[(&schema, Type::TEXT)]).await?;
-        if row.at::<bool>(0)? {
+        if row.at::<bool>("granted")? {
             return Ok(());
         }
         if Instant::now() >= give_up {
@@ -382,23 +386,17 @@ async fn lock(session: &Session) -> Result<()> {
 
 /// Who holds the migration lock. Any role of the database can take it.
 async fn holder(session: &Session) -> Result<String> {
-    const SQL: &str = "SELECT pg_catalog.format('server process %s (role %s, application %s, from %s)', l.pid, \
-             COALESCE(a.usename, '?'), COALESCE(NULLIF(a.application_name, ''), '?'), \
-             COALESCE(pg_catalog.host(a.client_addr), 'a local socket')) \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
-          AND ((l.classid::bigint << 32) | l.objid::bigint) = pg_catalog.hashtextextended($1, 3) \
-          AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+    const SQL: &str = sql!("find_migration_lock_holder", "advisory_lock", "lock_key");
     let schema = session.schema().name().to_owned();
     let rows = session.query("looking for the lock's holder", SQL, &[(&schema, Type::TEXT)]).await?;
-    rows.first().map_or(Ok("somebody who has just let go".to_owned()), |row| row.at(0))
+    rows.first().map_or(Ok("somebody who has just let go".to_owned()), |row| row.at("holder"))
 }
 
 async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
-    const CREATE: &str = "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL";
+    const EXISTS: &str = "SELECT pg_catalog.to_regnamespace($1) IS NOT NULL AS found";
     let quoted = session.schema().quoted().to_owned();
-    let exists = session.query_one("looking for the schema", CREATE, &[(&quoted, Type::TEXT)]).await?;
-    if !exists.at::<bool>(0)? {
+    let exists = session.query_one("looking for the schema", EXISTS, &[(&quoted, Type::TEXT)]).await?;
+    if !exists.at::<bool>("found")? {
         session.execute_batch("creating the schema", &format!("CREATE SCHEMA IF NOT EXISTS {quoted}")).await?;
     }
     let (limit, lock) = (LIMIT.as_millis(), LOCK_LIMIT.as_millis());

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::pg::reply::Reply;
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 use crate::pg::txn::Param;
 
 /// How many events one read of the log returns.
@@ -15,15 +16,15 @@ pub(crate) const EVENTS_MOST: usize = 256;
 
 /// LISTENs on the schema's channel, and returns the position of the last event: what comes later is announced.
 pub(crate) async fn listen(session: &Session) -> Result<i64> {
-    const SQL: &str = "SELECT COALESCE(pg_catalog.max(e.idx), 0::pg_catalog.int8) FROM @.studio_pod_events e";
+    const SQL: &str = "SELECT COALESCE(max(e.idx), 0) AS idx FROM @.studio_pod_events e";
     let channel = crate::pg::schema::quote_identifier(&session.schema().channel());
     session.execute_batch("listening", &format!("LISTEN {channel}")).await?;
-    session.query_one("reading the position of the event log", SQL, &[]).await?.at(0)
+    session.query_one("reading the position of the event log", SQL, &[]).await?.at("idx")
 }
 
 /// Asks every pod to look at the roster now.
 pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
-    const SQL: &str = "SELECT pg_catalog.pg_notify(@.studio_channel(), 'look')";
+    const SQL: &str = "SELECT pg_notify(@.studio_channel(), 'look') AS told";
     session.query_and_tell("telling the others", SQL, &[]).await.map(drop)
 }
 
@@ -41,19 +42,19 @@ pub(crate) struct Told {
 
 /// The events after a position, at most [`EVENTS_MOST`].
 pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Told>> {
-    const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail->>'reason', e.detail->>'run' \
+    const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail->>'reason' AS reason, e.detail->>'run' AS run \
          FROM @.studio_pod_events e WHERE e.idx > $1 ORDER BY e.idx LIMIT $2";
     let most = i64::try_from(EVENTS_MOST).unwrap_or(i64::MAX);
     let params: [Param<'_>; 2] = [(&idx, Type::INT8), (&most, Type::INT8)];
     let rows = session.query("reading the event log", SQL, &params).await?;
     let read = |row: &Row| {
         Ok(Told {
-            idx: row.at(0)?,
-            kind: row.at(1)?,
-            pod: PodId::new(row.at::<String>(2)?).ok(),
-            incarnation: row.at::<Uuid>(3)?.into(),
-            reason: row.at(4)?,
-            run: row.at::<Option<String>>(5)?.and_then(|run| run.parse().ok()),
+            idx: row.at("idx")?,
+            kind: row.at("kind")?,
+            pod: PodId::new(row.at::<String>("pod_id")?).ok(),
+            incarnation: row.at::<Uuid>("incarnation")?.into(),
+            reason: row.at("reason")?,
+            run: row.at::<Option<String>>("run")?.and_then(|run| run.parse().ok()),
         })
     };
     rows.iter().map(read).collect()
@@ -78,29 +79,16 @@ pub(crate) struct OwnRuns {
 /// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it may
 /// not have had its reply. A run without a fence is being started or claimed.
 pub(crate) async fn own_runs(session: &Session, own: Incarnation, known: &[(RunId, Option<Fence>)]) -> Result<OwnRuns> {
-    const SQL: &str = "WITH known AS MATERIALIZED ( \
-           SELECT k.run_id, k.fence \
-             FROM ROWS FROM (pg_catalog.unnest($2::pg_catalog.uuid[]), pg_catalog.unnest($3::pg_catalog.int8[])) \
-               AS k(run_id, fence) \
-         ) \
-         (SELECT k.run_id, k.fence, r.state \
-            FROM known k LEFT JOIN @.studio_runs r ON r.run_id = k.run_id \
-           WHERE k.fence IS NOT NULL \
-             AND (r.owner_incarnation = $1 AND r.fence = k.fence AND r.state IN ('running', 'succeeded', 'failed')) IS NOT TRUE) \
-         UNION ALL \
-         (SELECT NULL::pg_catalog.uuid, NULL::pg_catalog.int8, NULL::pg_catalog.text \
-            FROM @.studio_runs r \
-           WHERE r.state = 'running' AND r.owner_incarnation = $1 \
-             AND NOT EXISTS (SELECT FROM known k WHERE k.run_id = r.run_id) LIMIT 1)";
+    const SQL: &str = sql!("compare_own_runs");
     let ids: Vec<Uuid> = known.iter().map(|(run_id, _)| run_id.as_uuid()).collect();
     let fences: Vec<Option<i64>> = known.iter().map(|(_, fence)| fence.map(Fence::get)).collect();
     let own = own.as_uuid();
     let params: [Param<'_>; 3] = [(&own, Type::UUID), (&ids, Type::UUID_ARRAY), (&fences, Type::INT8_ARRAY)];
     let mut runs = OwnRuns::default();
     for row in &session.query("looking at its own runs", SQL, &params).await? {
-        match (row.at::<Option<Uuid>>(0)?, row.at::<Option<i64>>(1)?) {
+        match (row.at::<Option<Uuid>>("run_id")?, row.at::<Option<i64>>("fence")?) {
             (Some(run_id), Some(fence)) => {
-                let is_cancelled = row.at::<Option<&str>>(2)? == Some("cancelled");
+                let is_cancelled = row.at::<Option<&str>>("state")? == Some("cancelled");
                 runs.lost.push((run_id.into(), fence.into(), is_cancelled));
             }
             _ => runs.more = true,

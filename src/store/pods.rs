@@ -14,6 +14,7 @@ use crate::id::{Incarnation, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::session::{Backend, Session};
+use crate::pg::statement::sql;
 use crate::pg::txn::{Param, Txn};
 use crate::protocol::cause::Cause;
 use crate::protocol::ending;
@@ -49,31 +50,21 @@ pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
 /// of the name is ended by it. Returns the incarnation that was replaced.
 pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
-    const PREVIOUS: &str = "SELECT incarnation, state = 'draining', evicted \
+    const PREVIOUS: &str = "SELECT incarnation, state = 'draining' AS draining, evicted \
          FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
-    const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = pg_catalog.clock_timestamp(), reason = $2 \
+    const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = clock_timestamp(), reason = $2 \
          WHERE incarnation = $1 AND ended_at IS NULL";
-    const UPSERT: &str = "INSERT INTO @.studio_pods AS p (pod_id, version, labels, event_index, incarnation, lock_key, \
-           witness_key, liveness_pid, liveness_started, control_pid, control_started, kinds, capacity, beat_ms, \
-           lease_ms, self_fence_ms) \
-         SELECT $1, $2, $3, pg_catalog.nextval('@.studio_beat'::pg_catalog.regclass), $4, $5, $6, $7, $8, $9, $10, $12, $13, $14, \
-           $15, $16 \
-          WHERE @.studio_holds($5::bigint, $7::integer) AND $7 = pg_catalog.pg_backend_pid() \
-         ON CONFLICT (pod_id) DO UPDATE SET state = 'active', started_at = pg_catalog.now(), version = EXCLUDED.version, \
-           labels = EXCLUDED.labels, event_index = EXCLUDED.event_index, beat_at = pg_catalog.now(), \
-           drain_requested = CASE WHEN p.incarnation = $11 THEN p.drain_requested END, incarnation = EXCLUDED.incarnation, session = 1, evicted = NULL, standing = NULL, lock_key = EXCLUDED.lock_key, \
-           witness_key = EXCLUDED.witness_key, liveness_pid = EXCLUDED.liveness_pid, \
-           liveness_started = EXCLUDED.liveness_started, control_pid = EXCLUDED.control_pid, \
-           control_started = EXCLUDED.control_started, kinds = EXCLUDED.kinds, capacity = EXCLUDED.capacity, \
-           beat_ms = EXCLUDED.beat_ms, lease_ms = EXCLUDED.lease_ms, self_fence_ms = EXCLUDED.self_fence_ms \
-         RETURNING p.pod_id";
+    const REGISTER: &str = sql!("register_pod");
     const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
     let incarnation = new.incarnation.as_uuid();
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
     let former = match former.first() {
-        Some(row) => Some((row.at::<Uuid>(0)?, row.at::<bool>(1)?, row.at::<Option<String>>(2)?)),
+        Some(row) => {
+            let (incarnation, draining) = (row.at::<Uuid>("incarnation")?, row.at::<bool>("draining")?);
+            Some((incarnation, draining, row.at::<Option<String>>("evicted")?))
+        }
         None => None,
     };
     let mut detail = json!({ "version": new.version, "labels": new.labels });
@@ -112,8 +103,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&millis(new.stated.lease), Type::INT4),
         (&millis(new.stated.self_fence), Type::INT4),
     ];
-    let upserted = txn.query("registering", UPSERT, &params).await.map_err(|e| collision(e, &new.pod_id))?;
-    if upserted.is_empty() {
+    let registered = txn.query("registering", REGISTER, &params).await.map_err(|e| collision(e, &new.pod_id))?;
+    if registered.is_empty() {
         return Err(Error::new(
             ErrorKind::PooledLock,
             format!("pod {pod}: this session does not hold the lock that it took"),
@@ -127,14 +118,9 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     Ok(former.map(|(replaced, ..)| replaced.into()))
 }
 
-/// Records what a process knows of the end of `of`, its own former incarnation. An incarnation that was put out, or
-/// that had begun a clean stop, ended by that: nothing is recorded. Nor is a row that somebody holds waited for,
-/// because a cause is not worth a late start. False: nothing was recorded.
+/// Records what a process knows of the end of `of`, its own former incarnation. False: nothing was recorded.
 async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -> Result<bool> {
-    const SQL: &str = "UPDATE @.studio_pod_sessions s SET cause = $2 WHERE s.incarnation IN ( \
-           SELECT o.incarnation FROM @.studio_pod_sessions o WHERE o.incarnation = $1 AND o.pod_id = $3 \
-             AND o.reason IN ('lost', 'detached') AND (o.cause IS NULL OR o.cause IN ('closed', 'silent') OR o.cause = $2) \
-           FOR NO KEY UPDATE SKIP LOCKED) RETURNING s.incarnation";
+    const SQL: &str = sql!("note_former_cause");
     let params: [Param<'_>; 3] =
         [(&of.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT), (&pod.as_str(), Type::TEXT)];
     Ok(!txn.query("recording the former end", SQL, &params).await?.is_empty())
@@ -142,11 +128,11 @@ async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -
 
 /// Says why this incarnation is about to end, while it still holds its lock. False: it was not recorded.
 pub(crate) async fn note_cause(session: &Session, own: Incarnation, cause: Cause, limit: Duration) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_note_cause($1::pg_catalog.uuid, $2::pg_catalog.text)";
+    const SQL: &str = "SELECT @.studio_note_cause($1::uuid, $2::text) AS noted";
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT)];
     let rows = session.query_limited("recording the cause of its end", SQL, &params, limit).await?;
     let Some(row) = rows.first() else { return Ok(false) };
-    row.at(0)
+    row.at("noted")
 }
 
 fn collision(error: Error, pod: &PodId) -> Error {
@@ -177,9 +163,7 @@ pub(crate) async fn come_back(
     cause: &str,
     away: Duration,
 ) -> Result<Returned> {
-    const SQL: &str = "UPDATE @.studio_pods SET session = session + 1, liveness_pid = $3, liveness_started = $4, \
-           lease_ms = $5, self_fence_ms = $6 \
-         WHERE pod_id = $1 AND incarnation = $2 AND evicted IS NULL AND @.studio_holds(lock_key, $3::integer) RETURNING session";
+    const SQL: &str = sql!("come_back");
     const NOT_ENDED: &str = "UPDATE @.studio_pod_sessions SET cause = NULL \
          WHERE incarnation = $1 AND ended_at IS NULL AND cause IS NOT NULL";
     let liveness = session.backend();
@@ -194,7 +178,7 @@ pub(crate) async fn come_back(
         (&millis(stated.self_fence), Type::INT4),
     ];
     let rows = txn.query(step, SQL, &params).await?;
-    let Some(session_number) = rows.first().map(|row| row.at::<i64>(0)).transpose()? else {
+    let Some(session_number) = rows.first().map(|row| row.at::<i64>("session")).transpose()? else {
         txn.rollback(step).await?;
         return Ok(Returned::Gone);
     };
@@ -213,9 +197,9 @@ pub(crate) async fn come_back(
 /// Whether this incarnation was put out, because it got nowhere or because an operator said so; buried by now or not.
 pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
-         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted'))";
+         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted')) AS put_out";
     let row = session.query_one("looking whether it was put out", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
-    row.at(0)
+    row.at("put_out")
 }
 
 /// Records the control session's backend in the pod's row.
@@ -230,7 +214,7 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
 /// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
 pub(crate) const WARM_UP_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
-     SELECT @.studio_append_event('claimed'::pg_catalog.text, ''::pg_catalog.text, pg_catalog.gen_random_uuid(), ''::pg_catalog.text, '{}'::pg_catalog.jsonb); ROLLBACK";
+     SELECT @.studio_append_event('claimed'::text, ''::text, gen_random_uuid(), ''::text, '{}'::jsonb) AS idx; ROLLBACK";
 
 /// An entry for the event log.
 #[derive(Clone, Debug, Serialize)]
@@ -245,16 +229,11 @@ pub(crate) struct Event<'a> {
 /// Commits, appending to the event log in order and telling every pod. Appends are serialised until commit, so both go
 /// to the server together: no frozen pod holds the log.
 pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event<'_>]) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_append_event((t.e->>'kind')::pg_catalog.text, (t.e->>'pod')::pg_catalog.text, \
-         (t.e->>'incarnation')::pg_catalog.uuid, (t.e->>'by')::pg_catalog.text, (t.e->'detail')::pg_catalog.jsonb) FROM pg_catalog.jsonb_array_elements($1) WITH ORDINALITY AS t(e, n)";
+    const SQL: &str = sql!("append_events");
     txn.commit_with(step, SQL, &[(&json!(events), Type::JSONB)]).await
 }
 
-const MARK_DRAINING: &str = "WITH marked AS ( \
-           UPDATE @.studio_pods SET state = 'draining' WHERE incarnation = $1 AND state = 'active' \
-           RETURNING pod_id, incarnation, drain_requested \
-         ) SELECT @.studio_append_event('draining'::pg_catalog.text, pod_id, incarnation, pod_id, \
-             pg_catalog.jsonb_build_object('requested_by', drain_requested)) FROM marked";
+const MARK_DRAINING: &str = sql!("mark_draining");
 
 /// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.
 pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::id::{Incarnation, PodId};
 use crate::pg::reply::Reply;
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 use crate::pg::txn::Param;
 
 /// A row of `studio_foreign_locks`. It serialises to what `studio_note_foreign_locks` reads.
@@ -42,23 +43,20 @@ impl ForeignLock {
 
 /// The foreign locks of the whole roster: at most four of each key, so that one key with many hides none of the others.
 pub(crate) async fn foreign_locks(session: &Session) -> Result<Vec<ForeignLock>> {
-    const SQL: &str = "SELECT n.pod_id, n.incarnation, n.key, n.granted, n.pid, n.role, n.application, n.address, n.prepared, n.who \
-         FROM (SELECT f.*, pg_catalog.row_number() OVER (PARTITION BY f.incarnation, f.key ORDER BY f.granted DESC, f.pid) AS nth \
-                 FROM @.studio_foreign_locks f) AS n \
-        WHERE n.nth <= 4 ORDER BY n.nth, n.pod_id, n.key LIMIT 256";
+    const SQL: &str = sql!("list_foreign_locks");
     let rows = session.query("looking for strangers at the pods' locks", SQL, &[]).await?;
     let read = |row: &tokio_postgres::Row| {
         Ok(ForeignLock {
-            pod_id: row.at(0)?,
-            incarnation: row.at::<Uuid>(1)?.into(),
-            key: row.at(2)?,
-            granted: row.at(3)?,
-            pid: row.at(4)?,
-            role: row.at(5)?,
-            application: row.at(6)?,
-            address: row.at(7)?,
-            prepared: row.at(8)?,
-            who: row.at(9)?,
+            pod_id: row.at("pod_id")?,
+            incarnation: row.at::<Uuid>("incarnation")?.into(),
+            key: row.at("key")?,
+            granted: row.at("granted")?,
+            pid: row.at("pid")?,
+            role: row.at("role")?,
+            application: row.at("application")?,
+            address: row.at("address")?,
+            prepared: row.at("prepared")?,
+            who: row.at("who")?,
         })
     };
     rows.iter().map(read).collect()
@@ -67,13 +65,13 @@ pub(crate) async fn foreign_locks(session: &Session) -> Result<Vec<ForeignLock>>
 /// Records foreign locks that no pod has recorded yet, and returns their positions in `locks`. `None`: another transaction
 /// holds the log.
 pub(crate) async fn note(session: &Session, locks: &[&ForeignLock], by: &PodId) -> Result<Option<Vec<usize>>> {
-    const SQL: &str = "SELECT @.studio_note_foreign_locks($1::pg_catalog.jsonb, $2::pg_catalog.text)";
+    const SQL: &str = "SELECT @.studio_note_foreign_locks($1::jsonb, $2::text) AS noted";
     let mut numbered = json!(locks);
     for (nth, lock) in numbered.as_array_mut().into_iter().flatten().enumerate() {
         lock["nth"] = json!(nth);
     }
     let params: [Param<'_>; 2] = [(&numbered, Type::JSONB), (&by.as_str(), Type::TEXT)];
     let row = session.query_one("recording strangers at the pods' locks", SQL, &params).await?;
-    let noted: Option<Vec<i32>> = row.at(0)?;
+    let noted: Option<Vec<i32>> = row.at("noted")?;
     Ok(noted.map(|noted| noted.into_iter().filter_map(|nth| usize::try_from(nth).ok()).collect()))
 }

@@ -34,7 +34,8 @@ fn sample(of: &str) -> &'static str {
         "text" => "x",
         "int2" | "int4" | "int8" | "float8" | "numeric" => "1",
         "bool" => "true",
-        "json" | "jsonb" => "{}",
+        // An array: the statements that take a list apart want one, and the others take any value.
+        "json" | "jsonb" => "[]",
         "interval" => "1 s",
         "timestamptz" => "2026-01-01T00:00:00Z",
         "oid" | "regclass" => "1259",

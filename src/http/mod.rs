@@ -47,6 +47,7 @@
 //!
 //! There is no authentication: listen on loopback, or nest the router behind your own.
 
+mod api;
 mod bodies;
 mod names;
 mod probes;

@@ -24,7 +24,8 @@ mod rows;
 use crate::Cancelled;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::history::retention::{self, By};
+use crate::history::keep::By;
+use crate::history::retention;
 use crate::id::{Incarnation, RunId};
 use crate::pg::pool::Database;
 use crate::pg::pooler;
@@ -34,7 +35,8 @@ use crate::protocol::state::RunState;
 use crate::store::role::Role;
 use crate::store::{connections, queries, runs};
 
-pub use crate::history::retention::{Kept, Pruned, Retention};
+pub use crate::history::keep::Retention;
+pub use crate::history::retention::{Kept, Pruned};
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::event::EventKind;

@@ -607,7 +607,7 @@ async fn an_ended_run_can_be_started_again_with_what_it_was_started_with() {
         let a = start(db.config("a")).await;
         let failed = a.start(NewRun::new("fail")).await.unwrap().run_id;
         db.client.run_in_state(failed, "failed", SOON).await;
-        let page = include_str!("../../docs/handlers.md");
+        let page = include_str!("../../../docs/handlers.md");
         let by_hand = page.split("```sql\n").find(|part| part.starts_with("INSERT INTO studio_runs")).expect("an example");
         let by_hand = by_hand.split("```").next().unwrap();
         assert_eq!(db.client.execute(by_hand, &[&failed.as_uuid()]).await.unwrap(), 1);

@@ -330,5 +330,4 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "verdict_tests.rs"]
 mod tests;

@@ -1,0 +1,23 @@
+-- Records that this incarnation holds its lock again, on a new session (L1).
+--
+-- Arguments:
+--   pod            text         the pod's name
+--   own            uuid         the incarnation
+--   pid            int4         the backend of the new session
+--   started        timestamptz  when that backend began
+--   lease_ms       int4         its lease
+--   self_fence_ms  int4         after how long without an answer it stops its runs (L7)
+--
+-- Returns one row with the number of the new session, or none if the incarnation was buried or put out.
+UPDATE :"schema".studio_pods p
+   -- The number tells whoever looked at the row before that the pod has returned (L2).
+   SET session = p.session + 1,
+       liveness_pid = :'pid'::int4,
+       liveness_started = :'started'::timestamptz,
+       lease_ms = :'lease_ms'::int4,
+       self_fence_ms = :'self_fence_ms'::int4
+ WHERE p.pod_id = :'pod'::text
+   AND p.incarnation = :'own'::uuid
+   AND p.evicted IS NULL
+   AND :"schema".studio_holds(p.lock_key, :'pid'::int4)
+RETURNING p.session;

@@ -1,0 +1,23 @@
+-- Ends a backend that was this process's own and that the server may still have. The login role, the pid and the
+-- start must be the same, and the backend must still have the lock of this pod: a session pooler may have handed it
+-- on to another client, or even to this process.
+--
+-- Arguments:
+--   pid      int4         the backend
+--   started  timestamptz  when it began: a pid alone can come back
+--   key      int8         the lock that it held
+--
+-- Returns a row if the backend was there, and none otherwise. Runs under the login role, from which the server hides
+-- none of its own backends.
+\set advisory_lock `cat part/advisory_lock.sql`
+\set lock_key `cat part/lock_key.sql`
+SELECT pg_terminate_backend(a.pid) AS ended
+  FROM pg_stat_activity a
+ WHERE a.pid = :'pid'::int4
+   AND a.backend_start = :'started'::timestamptz
+   AND a.usename = SESSION_USER
+   AND a.pid <> pg_backend_pid()
+   AND EXISTS (SELECT FROM pg_locks l
+                WHERE l.pid = a.pid
+                  AND :advisory_lock
+                  AND :lock_key = :'key'::int8);

@@ -1,0 +1,13 @@
+-- Reads the beginning of the event log, with whether each event is old enough to go.
+--
+-- Arguments:
+--   keep_s  float8  how long events are kept, in seconds
+--   most    int8    how many events at most
+--
+-- Returns a row for each event, in the order of the log.
+SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail,
+       -- L8: by the server's clock.
+       e.at < now() - make_interval(secs => :'keep_s'::float8) AS is_old
+  FROM :"schema".studio_pod_events e
+ ORDER BY e.idx
+ LIMIT :'most'::int8;
