@@ -175,7 +175,10 @@ pub fn in_words(
     };
     let says = if holds { condition.says_while_a_stranger_holds_its_lock() } else { condition.says() };
     let Some(reason) = reason else { return format!("{says}{after}") };
-    let reason = WaitReason::parse(reason).map_or(reason, WaitReason::says);
+    let reason = match WaitReason::parse(reason) {
+        Some(known) => known.says(),
+        None => reason,
+    };
     let left = wait_left_ms.filter(|ms| *ms > 0);
     let left = left.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
     format!("{says}: {reason}{left}{after}")
