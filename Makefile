@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-stream test test-quick model chaos faults chaos-programs compose-test lint fmt docs features deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-stream test test-quick model chaos faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,9 @@ docs: cargo ## Renew the pages that are made from the code (errors, connections,
 
 features: cargo hack ## Compile each combination of features, tests and examples included
 	$(HACK) check --all-targets
+
+msrv: cargo ## Check that rust-version in Cargo.toml is no lower than what a dependency needs
+	$(CARGO) test --features cli --test api rust_version
 
 deny: cargo ## Check licences, sources and advisories of the dependencies (deny.toml)
 	@test -x "$(TOOLS)/bin/cargo-deny" || $(CARGO) install --locked --root "$(TOOLS)" cargo-deny

@@ -23,6 +23,7 @@ mod runs;
 mod store;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
+mod timestamp;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
@@ -62,6 +63,7 @@ pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
 pub use store::runs::Cancelled;
+pub use timestamp::Timestamp;
 
 /// The whole program of the quick start compiles as it stands there.
 #[cfg(doctest)]

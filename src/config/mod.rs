@@ -7,11 +7,9 @@
 #[cfg(test)]
 mod document;
 mod settings;
+mod text;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
-use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -25,6 +23,7 @@ pub(crate) use crate::pg::credentials::{Environment, PasswordSource};
 pub use crate::pg::limits::Keepalives;
 pub(crate) use settings::{KEEP_MAX, KEEP_MIN};
 pub use settings::{Settings, WorstCase};
+use text::Setting;
 
 /// The server frees a burier's or watcher's transaction that fell silent after this time.
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
@@ -93,46 +92,46 @@ pub struct Config {
     /// The version of your service, shown to operators. Default: empty.
     pub version: String,
     /// Free labels, shown to operators. Environment: `PODLOCK_LABELS=a=b,c=d`.
-    #[serde(deserialize_with = "labels_from_map_or_text")]
+    #[serde(deserialize_with = "text::pairs")]
     pub labels: BTreeMap<String, String>,
     /// The lease: how long the server lets a silent liveness session live. Default 10 s, at least 2 s, at most 1 h.
     /// Shorter finds frozen and cut-off pods sooner and tolerates shorter outages; a killed process is found within
     /// milliseconds whatever the lease is. Give all pods of a service the same. While it is changed, they wait for each other
     /// for as long as the longer one says: `docs/bounds.md`.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub lease: Duration,
     /// How often the liveness session is pinged. Default lease / 5.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub ping_interval: Option<Duration>,
     /// How long a ping may go unanswered. Default lease / 5.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub ping_timeout: Option<Duration>,
     /// L7: a pod that was silent this long cancels its runs. Default 0.8 × lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub self_fence: Option<Duration>,
     /// L2: how long a pod must have held its lock without a break before it may bury, and how long it waits where
     /// many pods were lost at once. Default: lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub settle: Option<Duration>,
     /// How long a pod whose liveness session broke while its process lives may take to come back. Default: lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub reconnect_grace: Option<Duration>,
     /// The longest delay between two tries to reconnect, jittered. Default lease / 20.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub reconnect_backoff_max: Option<Duration>,
     /// How often held peers are probed. Default lease / 40.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub hold_probe_interval: Option<Duration>,
     /// How often a pod looks at all its peers and at all orphans, jittered by a tenth. Default min(5 s, lease / 3).
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub sweep_interval: Option<Duration>,
     /// How long one slice of the watch waits. Default min(lease / 10, 0.9 × the server's `deadlock_timeout`,
     /// 0.9 × its `log_min_duration_statement`).
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub watch_slice: Option<Duration>,
     /// How often the pod writes the next event index, if it made progress, and looks at the indices of its peers. A pod that
     /// beats less often than its peers look is given as many of its own intervals. Default: lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub beat_interval: Option<Duration>,
     /// After how many looks, a `beat_interval` apart, a peer is suspected whose beats have stopped. Default 3, at least 1.
     pub stall_cycles: u32,
@@ -140,21 +139,21 @@ pub struct Config {
     pub on_stall: OnStall,
     /// How long the application's runtime may go without running a task before the pod ends its sessions.
     /// Default: lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub stall_after: Option<Duration>,
     /// How long a starting pod waits behind a predecessor of its name that is still dying. Default 2 × lease.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub acquire_timeout: Option<Duration>,
     /// How long connecting to one host may take, handshake included. Default: the connection string's
     /// `connect_timeout`, else min(5 s, lease / 2).
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub connect_timeout: Option<Duration>,
     /// How long a statement of ours may take, on the server and on our side. Default max(1.5 s, lease / 2).
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::optional_duration")]
     pub statement_timeout: Option<Duration>,
     /// How long orphans of a dead pod are left alone before this pod claims them. Default 0. For services that want
     /// a gap between the old and the new owner where a pod's sessions were ended under it (L7).
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub claim_delay: Duration,
     /// Whether deaths are pushed by a watch session. Default true; `false` saves one connection and finds deaths by
     /// the sweep alone.
@@ -167,7 +166,7 @@ pub struct Config {
     pub capacity: usize,
     /// The most runs of a kind, where that is fewer. Environment: `PODLOCK_CAPACITY_OF=a=2,b=10`. What a pod has no room
     /// for waits for another pod, or for room. Default: [`Config::capacity`] for each.
-    #[serde(deserialize_with = "numbers_from_map_or_text")]
+    #[serde(deserialize_with = "text::pairs")]
     pub capacity_of: BTreeMap<String, usize>,
     /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is quarantined
     /// instead of claimed. Lower keeps a run that brings its pods down from more of them; higher spares runs that make no
@@ -180,17 +179,17 @@ pub struct Config {
     /// For how long runs are kept that have succeeded or were cancelled, with their attempts. 0, the default: for ever.
     /// Else at least 1 h, by the server's clock, after which a pod deletes them in small batches. What a run put out is the
     /// service's own; say for how long it is needed.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub keep_runs: Duration,
     /// The same of runs that have failed or were quarantined: operators want to see those for longer. Default 0: for ever.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub keep_failed_runs: Duration,
     /// The same of the log of the pods' lives and of incarnations that have ended. Default 30 days. The log then begins with
     /// a snapshot of the roster; an incarnation that a running run names is kept.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub keep_events: Duration,
     /// How often a pod looks for what need not be kept any more, jittered by a half. Default 10 min.
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "text::duration")]
     pub prune_interval: Duration,
     /// The most bytes of a run's result, or of its standard output, as they are stored. Default 16 MiB, at most 128 MiB.
     /// What is larger is refused as [`ErrorKind::TooLarge`], never cut.
@@ -324,22 +323,13 @@ impl Config {
         }
         let mut config = Self { environment: Some(environment), ..Self::default() };
         for (field, (name, value)) in fields {
-            config = config.with_text(&field, value).map_err(|fault| {
-                Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {fault}"))
+            config.set_text(&field, &value).map_err(|fault| {
+                // No value of a secret gets here: it accepts any text.
+                Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {value:?}: {fault}"))
                     .todo("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
             })?;
         }
         Ok(config)
-    }
-
-    /// Sets one field from text. A value is put into the error only where it cannot be a secret.
-    fn with_text(self, field: &str, value: String) -> Result<Self, String> {
-        if field == "database_url" {
-            return Ok(Self { database_url: SecretString::from(value), ..self });
-        }
-        let one =
-            envy::from_iter::<_, Self>([(field.to_owned(), value.clone())]).map_err(|e| format!("{value:?}: {e}"))?;
-        Ok(self.take_field(field, one))
     }
 
     /// Sets [`Config::pod_name`].
@@ -473,18 +463,19 @@ fn is_known_other(name: &str) -> bool {
         || name.contains("_PORT")
 }
 
-/// Makes the list of fields and the function that copies one of them, so that neither can miss one.
+/// Makes the list of fields and the function that sets one of them, so that neither can miss one.
 macro_rules! fields {
     ($($field:ident),* $(,)?) => {
         const FIELDS: &[&str] = &[$(stringify!($field)),*];
 
         impl Config {
-            fn take_field(mut self, field: &str, from: Self) -> Self {
+            /// Sets one of [`FIELDS`] from text.
+            fn set_text(&mut self, field: &str, text: &str) -> Result<(), String> {
                 match field {
-                    $(stringify!($field) => self.$field = from.$field,)*
-                    _ => {}
+                    $(stringify!($field) => self.$field = Setting::from_text(text)?,)*
+                    _ => return Err("no setting has this name".to_owned()),
                 }
-                self
+                Ok(())
             }
 
             /// Fails to compile when a field is missing from the list.
@@ -536,56 +527,6 @@ fields!(
     checkpoint_max_bytes,
     input_max_bytes,
 );
-
-fn labels_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    deserializer.deserialize_any(Pairs(PhantomData))
-}
-
-fn numbers_from_map_or_text<'de, D>(deserializer: D) -> Result<BTreeMap<String, usize>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    deserializer.deserialize_any(Pairs(PhantomData))
-}
-
-/// Pairs of text and a value: a map, or text.
-struct Pairs<T>(PhantomData<T>);
-
-impl<'de, T> serde::de::Visitor<'de> for Pairs<T>
-where
-    T: Deserialize<'de> + FromStr,
-    T::Err: fmt::Display,
-{
-    type Value = BTreeMap<String, T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map, or text like a=b,c=d")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-        text.split(',')
-            .filter(|pair| !pair.trim().is_empty())
-            .map(|pair| match pair.split_once('=') {
-                Some((key, value)) if !key.trim().is_empty() => {
-                    let value = value.trim().parse().map_err(|e| E::custom(format!("{pair:?}: {e}")))?;
-                    Ok((key.trim().to_owned(), value))
-                }
-                _ => Err(E::custom(format!("{pair:?} is not key=value"))),
-            })
-            .collect()
-    }
-
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut pairs = BTreeMap::new();
-        while let Some((key, value)) = map.next_entry()? {
-            pairs.insert(key, value);
-        }
-        Ok(pairs)
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -13,9 +13,9 @@ pub(crate) mod rules;
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by itself,
-/// whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it leaves things,
-/// what to do. The documentation is made from the same words.
+/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by
+/// itself, whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it
+/// leaves things, what to do. The documentation is made from the same words.
 macro_rules! kinds {
     ($($kind:ident = $name:literal, $passes:ident, $elsewhere:ident, $status:literal {
         means: $means:literal,
@@ -58,8 +58,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] knows more:
-            /// it looks at whether the call may have been done here all the same.
+            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`]
+            /// knows more: it looks at whether the call may have been done here all the same.
             #[must_use]
             pub const fn retry_elsewhere(self) -> bool {
                 match self {
@@ -244,8 +244,8 @@ kinds! {
 /// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
 pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
 
-/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the pod
-/// is not ready, and short enough for a person who waits.
+/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the
+/// pod is not ready, and short enough for a person who waits.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Source = Box<dyn StdError + Send + Sync>;
@@ -403,7 +403,8 @@ impl Error {
         self.0.kind == ErrorKind::SessionLost
     }
 
-    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means nothing.
+    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means
+    /// nothing.
     #[must_use]
     pub fn may_have_been_done(&self) -> bool {
         // A server that ends a session may do so after its commit; one that cancels a statement has undone it.
@@ -443,8 +444,8 @@ impl Error {
             return status;
         }
         match self.sqlstate() {
-            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long for
-            // an index, such as a key of 10 kB.
+            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long
+            // for an index, such as a key of 10 kB.
             Some(code) if code.starts_with("22") || code == "54000" => 422,
             _ if self.is_transient() => 503,
             _ => status,

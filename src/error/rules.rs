@@ -1,4 +1,5 @@
-//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this file.
+//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this
+//! file.
 
 use tokio_postgres::error::SqlState;
 

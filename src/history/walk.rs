@@ -87,7 +87,8 @@ impl Walk {
             Kind::Runs(state) => statements::old_runs(db, state, self.keep, self.after, most).await?,
             _ => statements::old_sessions(db, self.keep, self.after, most).await?,
         };
-        // At the beginning the server is asked all the same: whether this role may prune must not depend on what is old.
+        // At the beginning the server is asked all the same: whether this role may prune must not depend on what is
+        // old.
         if places.is_empty() && self.after.take().is_some() {
             return Ok(Step::default());
         }

@@ -1,5 +1,5 @@
-//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for longest
-//! gives its seat to the next client.
+//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for
+//! longest gives its seat to the next client.
 //!
 //! A connection is idle while no request of it is being answered, and its client has taken the last answer: it has sent
 //! nothing yet, half a head, or nothing since.
@@ -122,8 +122,8 @@ impl Seat {
         self.needed.notified().await;
     }
 
-    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It is asked
-    /// for again later.
+    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It
+    /// is asked for again later.
     pub(super) fn keep(&self) {
         let mut state = self.state();
         if let State::Idle(place) = *state {

@@ -100,8 +100,8 @@ impl Notices {
         Ok(Self { session, due: Instant::now() + TRY_AGAIN })
     }
 
-    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be anybody
-    /// who sent it: read what you want to know, at most so often. Several that come at once are one.
+    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be
+    /// anybody who sent it: read what you want to know, at most so often. Several that come at once are one.
     ///
     /// # Errors
     ///

@@ -229,14 +229,14 @@ impl Operator {
         cancelled.map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))
     }
 
-    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it is
-    /// owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its checkpoint is
-    /// not taken along: the new run begins at its beginning.
+    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it
+    /// is owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its
+    /// checkpoint is not taken along: the new run begins at its beginning.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the run
-    /// that has its key now; else as [`Operator::pods`].
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the
+    /// run that has its key now; else as [`Operator::pods`].
     ///
     /// # Cancel safety
     ///
@@ -270,13 +270,13 @@ impl Operator {
             .todo("start it again"))
     }
 
-    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.
-    /// What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
+    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say
+    /// so. What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else as
-    /// [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
+    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else
+    /// as [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
     ///
     /// # Cancel safety
     ///
@@ -302,8 +302,8 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no such
-    /// run, or that it is not quarantined, is not an error but an answer.
+    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no
+    /// such run, or that it is not quarantined, is not an error but an answer.
     ///
     /// # Cancel safety
     ///
@@ -377,9 +377,9 @@ impl Operator {
         Ok(Follow::new(self.clone(), filter, seen))
     }
 
-    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a look,
-    /// and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection of
-    /// its own.
+    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a
+    /// look, and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection
+    /// of its own.
     ///
     /// # Errors
     ///
@@ -414,14 +414,14 @@ impl Operator {
         rows::incarnation(row.as_ref())
     }
 
-    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and its
-    /// runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
+    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and
+    /// its runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
     /// incarnation once its application makes progress.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not end
-    /// the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
+    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not
+    /// end the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
     ///
     /// # Cancel safety
     ///

@@ -1,7 +1,6 @@
 //! What an [`Operator`](super::Operator) shows. The fields bear the names of the tables' and views' columns, and each
 //! serialises under the same name: scripts depend on them, so they are added to and never renamed.
 
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -14,6 +13,7 @@ use crate::output;
 use crate::protocol::cause::Cause;
 use crate::protocol::condition::{Condition, Seen, in_words};
 use crate::protocol::state::PodState;
+use crate::timestamp::Timestamp;
 
 /// A pod of the roster, beside the lock that is really held.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,15 +43,15 @@ pub struct PodRow {
     pub labels: Value,
     /// What its row, its locks, its beats and the log come to.
     pub condition: Condition,
-    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or `unsettled`;
-    /// `None` where nobody waits.
+    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or
+    /// `unsettled`; `None` where nobody waits.
     pub wait_reason: Option<String>,
     /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.
     pub wait_left_ms: Option<i64>,
     /// Its lease, in milliseconds; `None` of a version that does not say it.
     pub lease_ms: Option<i32>,
-    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as far as
-    /// the server shows it; see `studio_foreign_locks`.
+    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as
+    /// far as the server shows it; see `studio_foreign_locks`.
     pub foreign_lock: Option<String>,
 }
 
@@ -232,8 +232,8 @@ pub struct RunOutput {
     pub stderr: String,
     /// With what its program ended; `None` where there was none, or a signal ended it.
     pub exit_code: Option<i32>,
-    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such a
-    /// byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
+    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such
+    /// a byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
     pub output_escaped: bool,
     /// Why output that was to be parsed is kept as text.
     pub parse_error: Option<String>,
@@ -310,10 +310,11 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
-    /// `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or wants a lock of the pod;
-    /// or `snapshot`: what stands in place of all events up to its position,
-    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those that this version knows.
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`,
+    /// `quarantined`, `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or
+    /// wants a lock of the pod; or `snapshot`: what stands in place of all events up to its position,
+    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those
+    /// that this version knows.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,

@@ -264,12 +264,24 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
         "a: x\u{2028}y",
         "- 'x\u{85} y'",
         "|\n# c\n",
+        // A block scalar that is not indented.
+        "--- |\nx\n...\n",
+        "|\nx\ny\n",
+        ">\nx\n---y\n",
     ] {
         text_of(Yaml, text, "two readers of YAML");
     }
     for (text, why) in [
         ("a: 1\n---\nb: 2\n", "more than one document"),
         ("|\n  x\n---\ny\n", "more than one document"),
+        // A block scalar ends at the marker of the next document, also one that is not indented.
+        ("|\nx\n---\ny\n", "more than one document"),
+        ("--- |\nx\n---\ny\n", "more than one document"),
+        (">\nx\n--- y\n", "more than one document"),
+        ("|\nx\n---\n", "more than one document"),
+        ("|\nx\n...\n---\ny\n", "more than one document"),
+        ("a: |\n---\ny\n", "more than one document"),
+        ("- >-\n  x\n--- |\ny\n", "more than one document"),
         ("---\n---\n", "more than one document"),
         (r#"a: "\ud83d""#, ""),
         (r#"a: "\ude00\ud83d""#, ""),

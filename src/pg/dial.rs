@@ -135,7 +135,8 @@ impl Dialer {
     /// Cancel safe: a dropped call closes its socket.
     pub(crate) async fn dial(&self, target: &Target, application_name: &str) -> Result<Dialled> {
         let step = format!("connecting to {target}");
-        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed through it.
+        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed
+        // through it.
         let log_in: BoxFuture<'_, _> = Box::pin(self.log_in(&step, target, application_name));
         match tokio::time::timeout(self.timeout, log_in).await {
             Ok(done) => done,
@@ -155,7 +156,10 @@ impl Dialer {
             Err(e) if may_do_otherwise(&e) => Err(e.during(&format!("after another way had failed ({refused})"))),
             done => {
                 if done.is_ok() && second == Protection::Plain && refused.kind() == ErrorKind::Tls {
-                    tracing::warn!(target: "podlock", event = "tls_downgraded", server = %target, cause = %refused, "connected without TLS, as sslmode=prefer permits: the handshake failed");
+                    tracing::warn!(
+                        target: "podlock", event = "tls_downgraded", server = %target, cause = %refused,
+                        "connected without TLS, as sslmode=prefer permits: the handshake failed"
+                    );
                 }
                 done
             }

@@ -111,8 +111,8 @@ pub(crate) fn pooled(evidence: &str) -> Error {
     )
 }
 
-/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then has
-/// it wait for its first answer.
+/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then
+/// has it wait for its first answer.
 pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     let Limits { pool, dedicated, .. } = *limits;
     let advice = format!(

@@ -1,8 +1,9 @@
-//! Does a session stay with one server process? Asked before anything is set on a session, and before any lock is taken.
+//! Does a session stay with one server process? Asked before anything is set on a session, and before any lock is
+//! taken.
 //!
 //! The danger is a pooler in transaction mode: it gives each transaction any backend. A session lock then stays with a
-//! backend that serves others, and so does a setting: with our `search_path`, the application no longer finds its tables.
-//! So the check runs on bare sessions, which set nothing and lock nothing.
+//! backend that serves others, and so does a setting: with our `search_path`, the application no longer finds its
+//! tables. So the check runs on bare sessions, which set nothing and lock nothing.
 
 use std::collections::BTreeSet;
 
@@ -32,8 +33,8 @@ pub(crate) async fn check(opener: &Opener, purpose: impl Into<Purpose>, left: &s
 }
 
 /// Proves that a session stays with one backend: its pid must answer from transaction to transaction while other
-/// connections hold transactions open. One try proves nothing: a pooler in transaction mode got through in 15 of 30 boots
-/// that compared once.
+/// connections hold transactions open. One try proves nothing: a pooler in transaction mode got through in 15 of 30
+/// boots that compared once.
 async fn refuse(opener: &Opener, session: &Session) -> Result<()> {
     let (rounds, beside) = if session.facts().direct { (1, 0) } else { (ROUNDS, OTHERS) };
     let limit = opener.limits.statement;

@@ -8,7 +8,7 @@
 use crate::id::Fence;
 
 /// The most numbers that a claim itself takes from the sequence to get above a fence: 0.2 s of the server's time (measured).
-/// `above!` in `src/store/runs.rs` says the same number.
+/// `reach.sql` and `above.sql` in `src/store/sql/part`, and `start_run_in_txn.sql`, say the same number.
 pub const STEP: i64 = 100_000;
 /// The most by which the sequence is raised at once. A service that claims a million runs a second needs twelve days for so
 /// many, and a `bigint` has room for eight million such steps. `studio_raise_fence` says the same number.

@@ -70,7 +70,10 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
             Ok(Err(e)) => chain(&**e),
             Err(panic) => format!("it panicked: {}", text_of(&**panic)),
         };
-        tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
+        tracing::warn!(
+            target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after,
+            "the run had been finished by its handler, and stays so"
+        );
         return;
     }
     let written = match decide(called, run.stop_reason()) {
@@ -88,7 +91,10 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     if let Err(e) = written
         && !e.is_fenced()
     {
-        tracing::error!(target: "podlock", event = "end_unwritten", run = %run.id(), fence = run.fence().get(), error = %e, "the run's end could not be written; another attempt will be made");
+        tracing::error!(
+            target: "podlock", event = "end_unwritten", run = %run.id(), fence = run.fence().get(), error = %e,
+            "the run's end could not be written; another attempt will be made"
+        );
     }
 }
 

@@ -23,8 +23,8 @@ use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
-/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
-/// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
+/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and
+/// the most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
 
@@ -165,16 +165,23 @@ pub(crate) async fn run(engine: Arc<Engine>) {
     }
 }
 
-/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it lasts.
+/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it
+/// lasts.
 fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
     let is_outage = error.is_unconnected() || error.is_session_lost() || error.kind() == ErrorKind::Unreachable;
     let patience = if is_outage { engine.member.settings.lease } else { Duration::ZERO };
     match nag.failed(clock::now(), patience) {
         Some(times) => {
-            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error, "recovery passes fail; the next one comes");
+            tracing::warn!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error,
+                "recovery passes fail; the next one comes"
+            );
         }
         None => {
-            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error, "a recovery pass failed; the next one comes");
+            tracing::debug!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error,
+                "a recovery pass failed; the next one comes"
+            );
         }
     }
 }

@@ -77,8 +77,8 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> 
     Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
-/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a repetition
-/// says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
+/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a
+/// repetition says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,

@@ -24,23 +24,23 @@ pub(crate) struct Sequence {
 }
 
 pub(crate) async fn sequence(db: &Database) -> Result<Sequence> {
-    const SQL: &str = "SELECT COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8), \
-               q.seqcache FROM pg_catalog.pg_sequence q WHERE q.seqrelid = '@.studio_fence'::pg_catalog.regclass";
+    const SQL: &str = "SELECT COALESCE(pg_sequence_last_value(q.seqrelid::regclass), 0::int8) AS last, \
+               q.seqcache FROM pg_sequence q WHERE q.seqrelid = '@.studio_fence'::regclass";
     let row = db.query_opt("reading the sequence of fences", SQL, &[]).await?;
     let row = row.ok_or_else(|| Error::new(ErrorKind::SchemaMissing, "studio_fence is no sequence"))?;
-    Ok(Sequence { last: row.at::<i64>(0)?.into(), cache: row.at(1)? })
+    Ok(Sequence { last: row.at::<i64>("last")?.into(), cache: row.at("seqcache")? })
 }
 
-/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, however many raise it and take numbers at
-/// once. Returns where it stands then.
+/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, however many raise it and take numbers
+/// at once. Returns where it stands then.
 pub(crate) async fn raise(db: &Database, floor: Fence) -> Result<Fence> {
     let row = db.query_opt("raising the sequence of fences", RAISE, &[&floor.get()]).await.map_err(advise)?;
-    let last: i64 = row.map_or(Ok(0), |row| row.at(0))?;
+    let last: i64 = row.map_or(Ok(0), |row| row.at("last"))?;
     say_raised(floor, last);
     Ok(last.into())
 }
 
-const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint)";
+const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint) AS last";
 
 fn advise(error: Error) -> Error {
     error
@@ -49,28 +49,31 @@ fn advise(error: Error) -> Error {
 }
 
 fn say_raised(floor: Fence, last: i64) {
-    tracing::warn!(target: "podlock", event = "fences_raised", floor = floor.get(), last, "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1");
+    tracing::warn!(
+        target: "podlock", event = "fences_raised", floor = floor.get(), last,
+        "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1"
+    );
 }
 
-/// Before the first fence is given: steps past the fences of a copy of the tables whose sequences did not come along, as
-/// logical replication and `pg_dump` of single tables make it. Where a fence was given already, nothing is looked at: runs
-/// whose fences are above the sequence raise it when they are claimed.
+/// Before the first fence is given: steps past the fences of a copy of the tables whose sequences did not come along,
+/// as logical replication and `pg_dump` of single tables make it. Where a fence was given already, nothing is looked
+/// at: runs whose fences are above the sequence raise it when they are claimed.
 pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
-    const IS_UNUSED: &str = "SELECT pg_catalog.pg_sequence_last_value('@.studio_fence'::pg_catalog.regclass) IS NULL";
+    const IS_UNUSED: &str = "SELECT pg_sequence_last_value('@.studio_fence'::regclass) IS NULL AS is_unused";
     // What was made by hand is not stepped past: see `protocol::fences`.
-    const HIGHEST: &str = "SELECT pg_catalog.max(r.fence) FROM @.studio_runs r WHERE r.fence BETWEEN 1 AND $1";
+    const HIGHEST: &str = "SELECT max(r.fence) AS highest FROM @.studio_runs r WHERE r.fence BETWEEN 1 AND $1";
     let step = "looking at the fences that are there";
-    if !session.query_one(step, IS_UNUSED, &[]).await?.at::<bool>(0)? {
+    if !session.query_one(step, IS_UNUSED, &[]).await?.at::<bool>("is_unused")? {
         return Ok(());
     }
     // It reads the whole table, once in the life of a database. A table that is being filled is not waited for longer.
     let limit = FIRST_LOOK.as_millis();
     session.execute_batch(step, &format!("SET statement_timeout = {limit}")).await?;
     let rows = session.query_limited(step, HIGHEST, &[(&JUMP, Type::INT8)], FIRST_LOOK).await?;
-    let highest = rows.first().map_or(Ok(None), |row| row.at::<Option<i64>>(0))?;
+    let highest = rows.first().map_or(Ok(None), |row| row.at::<Option<i64>>("highest"))?;
     let Some(highest) = highest else { return Ok(()) };
     let row = session.query_one(step, RAISE, &[(&highest, Type::INT8)]).await.map_err(advise)?;
-    say_raised(highest.into(), row.at(0)?);
+    say_raised(highest.into(), row.at("last")?);
     Ok(())
 }
 

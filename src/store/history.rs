@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -16,6 +15,7 @@ use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::protocol::failures::Failed;
 use crate::protocol::fold::{Entry, Snapshot};
+use crate::timestamp::Timestamp;
 
 /// Appends to the event log what failed on this pod.
 pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {

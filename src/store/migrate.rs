@@ -3,15 +3,15 @@
 //! refinery takes no lock, so fifty pods that boot at once would trip over each other. The lock is tried for, never
 //! waited for: a waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would wait for it.
 //!
-//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
-//! what it knows, unless the schema says that it must not (`studio_schema_compat`).
+//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer
+//! than what it knows, unless the schema says that it must not (`studio_schema_compat`).
 //!
-//! The short statements here name the schema of what they call: after a migration that failed, the session still has the
-//! schema of the tables in its `search_path`.
+//! The short statements here name the schema of what they call: after a migration that failed, the session still has
+//! the schema of the tables in its `search_path`.
 
 use std::time::Duration;
 
-use refinery::{Migration, Runner, Target};
+use refinery_core::{Migration, Runner, Target};
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
@@ -28,9 +28,42 @@ use crate::pg::session::Session;
 use crate::pg::statement::sql;
 use crate::store::role::Role;
 
-mod embedded {
-    refinery::embed_migrations!("migrations");
+/// Makes the table of the files of `migrations/`: their names without `.sql`, and their texts.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        const FILES: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/", $name, ".sql")))),*];
+    };
 }
+files!(
+    "V1__spine",
+    "V2__compatibility",
+    "V3__stalled",
+    "V4__write_order",
+    "V5__streams",
+    "V6__poison_and_shares",
+    "V7__outputs",
+    "V8__retention",
+    "V9__guards",
+    "V10__commit_timeouts",
+    "V11__required_sources",
+    "V12__causes",
+    "V13__conditions",
+    "V14__retention_passes_over",
+    "V15__failed_runs",
+    "V16__bounds_of_runs",
+    "V17__bounds_of_attempts",
+    "V18__bounds_of_pods",
+    "V19__bounds_of_old_rows",
+    "V20__runs_of_a_key",
+    "V21__evicted_once",
+    "V22__notices",
+    "V23__names_pinned",
+    "V24__log_order",
+    "V25__unequal_settings",
+    "V26__keys_of_slashed_schemas",
+    "V27__foreign_locks",
+);
 
 const HISTORY_TABLE: &str = "studio_schema_history";
 /// How long another's migration is waited for, and how long one statement of ours may take.
@@ -40,7 +73,8 @@ const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// SQLSTATE of a lock that did not come in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const RETRY: Duration = Duration::from_millis(50);
-/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
+/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by
+/// `search_path`.
 pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
@@ -126,7 +160,8 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in it.
+/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in
+/// it.
 ///
 /// # Errors
 ///
@@ -148,8 +183,9 @@ pub fn newest() -> i32 {
     embedded(i32::MAX).last().map_or(0, Migration::version)
 }
 
-/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
-/// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
+/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the
+/// database has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema
+/// up to date.
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
     let schema = Schema::new(schema);
@@ -193,8 +229,8 @@ pub fn sql(schema: &str, from: i32) -> String {
     script
 }
 
-/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
-/// what there is.
+/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list
+/// with what there is.
 const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
@@ -228,8 +264,8 @@ const FUNCTIONS: [&str; 26] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history but
-    /// by the functions that prune what ended more than an hour ago.
+    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history
+    /// but by the functions that prune what ended more than an hour ago.
     Pod,
     /// Reading, for people and dashboards.
     Read,
@@ -430,10 +466,12 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     Ok(applied)
 }
 
-fn refused(error: refinery::Error) -> Error {
+fn refused(error: refinery_core::Error) -> Error {
     let text = chain(&error);
-    let divergent =
-        matches!(error.kind(), refinery::error::Kind::DivergentVersion(..) | refinery::error::Kind::MissingVersion(..));
+    let divergent = matches!(
+        error.kind(),
+        refinery_core::error::Kind::DivergentVersion(..) | refinery_core::error::Kind::MissingVersion(..)
+    );
     if divergent {
         return Error::new(ErrorKind::SchemaIncompatible, format!("migrating: {text}"))
             .left("nothing was changed")
@@ -487,9 +525,9 @@ fn history_table(schema: &Schema) -> String {
 }
 
 /// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The
-/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions still
-/// name the schema of before.
-#[expect(clippy::expect_used, reason = "refinery itself made the name from a file's")]
+/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions
+/// still name the schema of before.
+#[expect(clippy::expect_used, reason = "the name of a file, which refinery has read before")]
 fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
     let mut known = embedded(newest);
     for migration in known.iter_mut().filter(|m| m.version() >= TEMPLATES_FROM) {
@@ -501,13 +539,35 @@ fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
 }
 
 /// The versions up to `newest` that this binary was built with, the oldest first, as the files have them.
+#[expect(clippy::expect_used, reason = "a test reads every name")]
 fn embedded(newest: i32) -> Vec<Migration> {
-    let mut known = embedded::migrations::runner().get_migrations().clone();
-    known.retain(|m| m.version() <= newest);
+    let read = |(name, sql): &(&str, &str)| Migration::unapplied(name, sql).expect("a name of this form");
+    let mut known: Vec<_> = FILES.iter().map(read).filter(|m| m.version() <= newest).collect();
     known.sort_by_key(Migration::version);
     known
 }
 
 fn version_of(migration: &Migration, applied: bool) -> Version {
     Version { version: migration.version(), name: migration.name().to_owned(), applied, known: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is not listed would not be migrated to, and nothing else would say so.
+    #[test]
+    fn each_file_of_migrations_is_embedded_and_their_versions_have_no_gap() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+        let mut there: Vec<String> = std::fs::read_dir(folder)
+            .expect("the folder")
+            .map(|file| file.expect("a file").file_name().into_string().expect("text"))
+            .collect();
+        let mut listed: Vec<String> = FILES.iter().map(|(name, _)| format!("{name}.sql")).collect();
+        there.sort();
+        listed.sort();
+        assert_eq!(listed, there);
+        let versions: Vec<i32> = embedded(i32::MAX).iter().map(Migration::version).collect();
+        assert_eq!(versions, (1..=newest()).collect::<Vec<_>>());
+    }
 }

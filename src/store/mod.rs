@@ -1,13 +1,14 @@
-//! All of podlock's SQL: one function for each statement, `_in_txn` where it joins a transaction.
+//! All of podlock's SQL: one function for each statement, `_in_txn` where it joins a transaction. A statement of more
+//! than three lines is a file in `sql/`, which psql can run as well (`sql/README.md`).
 //!
-//! Each built-in is called by its qualified name, and each table of podlock's by the schema's name. So no `search_path`
-//! can change what a statement means. On sessions of our own the `search_path` is `pg_catalog`, and operators need no
-//! schema there. A statement that runs on a user's connection names the schema of its operators as well (`pins` checks
-//! that).
+//! Each table of podlock's is named with its schema. Sessions of our own run under `search_path = pg_catalog, pg_temp`,
+//! so built-ins need no schema there. A statement that runs on a user's connection names the schema of every function,
+//! type and operator, so that the user's `search_path` cannot change what the statement means (`pins` checks that).
 
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
+mod claim;
 pub(crate) mod connections;
 mod crashes;
 pub(crate) mod creators;
@@ -20,6 +21,7 @@ pub(crate) mod listener;
 pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod notices;
+mod owner_writes;
 pub(crate) mod payloads;
 #[cfg(test)]
 mod pins;
@@ -28,5 +30,6 @@ pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
 pub(crate) mod runs;
+mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;

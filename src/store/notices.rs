@@ -76,8 +76,8 @@ pub(crate) struct OwnRuns {
     pub(crate) more: bool,
 }
 
-/// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it may
-/// not have had its reply. A run without a fence is being started or claimed.
+/// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it
+/// may not have had its reply. A run without a fence is being started or claimed.
 pub(crate) async fn own_runs(session: &Session, own: Incarnation, known: &[(RunId, Option<Fence>)]) -> Result<OwnRuns> {
     const SQL: &str = sql!("compare_own_runs");
     let ids: Vec<Uuid> = known.iter().map(|(run_id, _)| run_id.as_uuid()).collect();

@@ -1,5 +1,5 @@
-//! Inputs and checkpoints of runs that were claimed, where they are too large to come along with the claim. Each read names
-//! the owner and the fence (L5): a run that was claimed again meanwhile is not read.
+//! Inputs and checkpoints of runs that were claimed, where they are too large to come along with the claim. Each read
+//! names the owner and the fence (L5): a run that was claimed again meanwhile is not read.
 
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -10,6 +10,10 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::id::RunId;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
+use crate::pg::statement::sql;
+
+const READ: &str = sql!("read_payloads");
+const READ_PIECE: &str = sql!("read_payload_piece", "owned_by");
 
 /// What a handler is given.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,26 +32,22 @@ pub(crate) enum Read {
 
 /// Reads several runs of one incarnation in one statement. Those that are no longer their owner's are left out.
 pub(crate) async fn read(db: &Database, owners: &[Owner]) -> Result<Vec<(RunId, Read)>> {
-    const SQL: &str = "SELECT r.run_id, r.input, r.checkpoint \
-          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.uuid[]), \
-                          pg_catalog.unnest($3::pg_catalog.int8[])) AS w(run_id, incarnation, fence) \
-          JOIN @.studio_runs r ON r.run_id = w.run_id AND r.owner_incarnation = w.incarnation AND r.fence = w.fence \
-         WHERE r.state = 'running'";
     let ids: Vec<_> = owners.iter().map(|o| o.run_id.as_uuid()).collect();
     let incarnations: Vec<_> = owners.iter().map(|o| o.incarnation.as_uuid()).collect();
     let fences: Vec<_> = owners.iter().map(|o| o.fence.get()).collect();
-    let rows = db.query("reading inputs and checkpoints", SQL, &[&ids, &incarnations, &fences]).await?;
+    let rows = db.query("reading inputs and checkpoints", READ, &[&ids, &incarnations, &fences]).await?;
     let read = rows.iter().map(|row| {
-        let payload = row.try_get(1).and_then(|input| Ok(Payload { input, checkpoint: row.try_get(2)? }));
+        let payload =
+            row.try_get("input").and_then(|input| Ok(Payload { input, checkpoint: row.try_get("checkpoint")? }));
         let read = payload.map_or_else(|e| Read::Unreadable(chain(&e)), Read::Payload);
-        Ok((row.at::<Uuid>(0)?.into(), read))
+        Ok((row.at::<Uuid>("run_id")?.into(), read))
     });
     read.collect()
 }
 
-/// The bytes of a piece at first, and the fewest and most. A piece that does not fit in time is halved, and one that does
-/// is doubled: the server makes the whole value ready for each piece, so large ones are cheaper. Below the fewest, a
-/// statement takes as long as one byte.
+/// The bytes of a piece at first, and the fewest and most. A piece that does not fit in time is halved, and one that
+/// does is doubled: the server makes the whole value ready for each piece, so large ones are cheaper. Below the fewest,
+/// a statement takes as long as one byte.
 const PIECE: i32 = 1 << 20;
 const PIECE_MIN: i32 = 16 << 10;
 const PIECE_MAX: i32 = 8 << 20;
@@ -69,11 +69,6 @@ pub(crate) async fn read_in_pieces(db: &Database, owner: Owner) -> Result<Option
 ///
 /// A checkpoint cannot change between two pieces: only the owner saves one, and no handler was begun under this fence.
 async fn read_text(db: &Database, owner: Owner, column: &'static str) -> Result<Option<Option<Vec<u8>>>> {
-    const SQL: &str = "SELECT pg_catalog.octet_length(t.bytes), pg_catalog.substr(t.bytes, $4, $5) \
-          FROM (SELECT pg_catalog.convert_to( \
-                         (CASE $6 WHEN 'input' THEN r.input ELSE r.checkpoint END)::pg_catalog.text, 'UTF8') AS bytes \
-                  FROM @.studio_runs r WHERE r.run_id = $1 AND r.owner_incarnation = $2 AND r.fence = $3 \
-                   AND r.state = 'running' OFFSET 0) AS t";
     let step = format!("reading the {column} of run {} in pieces", owner.run_id);
     let (run_id, incarnation, fence) = (owner.run_id.as_uuid(), owner.incarnation.as_uuid(), owner.fence.get());
     let (mut text, mut piece) = (Vec::new(), PIECE);
@@ -81,18 +76,21 @@ async fn read_text(db: &Database, owner: Owner, column: &'static str) -> Result<
         let from = i32::try_from(text.len() + 1)
             .map_err(|_| Error::new(ErrorKind::TooLarge, format!("{step}: it has more than 2 GiB")))?;
         let params: [&(dyn ToSql + Sync); 6] = [&run_id, &incarnation, &fence, &from, &piece, &column];
-        let row = match db.query_opt(&step, SQL, &params).await {
+        let row = match db.query_opt(&step, READ_PIECE, &params).await {
             Ok(row) => row,
             Err(e) if e.is_slow() && piece > PIECE_MIN => {
-                tracing::debug!(target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e, "a piece did not fit in time");
+                tracing::debug!(
+                    target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e,
+                    "a piece did not fit in time"
+                );
                 piece = (piece / 2).max(PIECE_MIN);
                 continue;
             }
             Err(e) => return Err(e),
         };
         let Some(row) = row else { return Ok(None) };
-        let Some(whole) = row.at::<Option<i32>>(0)? else { return Ok(Some(None)) };
-        let part: &[u8] = row.at::<Option<&[u8]>>(1)?.unwrap_or_default();
+        let Some(whole) = row.at::<Option<i32>>("whole")? else { return Ok(Some(None)) };
+        let part: &[u8] = row.at::<Option<&[u8]>>("piece")?.unwrap_or_default();
         text.extend_from_slice(part);
         if text.len() >= usize::try_from(whole).unwrap_or(0) {
             return Ok(Some(Some(text)));

@@ -212,7 +212,8 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
 }
 
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
-/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
+/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that
+/// time-out.
 pub(crate) const WARM_UP_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
      SELECT @.studio_append_event('claimed'::text, ''::text, gen_random_uuid(), ''::text, '{}'::jsonb) AS idx; ROLLBACK";
 

@@ -1,9 +1,8 @@
 //! The statements behind [`Operator`](crate::operator::Operator): what people and tools ask. One function a statement.
 //!
-//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait for. An
-//! argument that is `None` does not filter.
+//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait
+//! for. An argument that is `None` does not filter.
 
-use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -15,6 +14,7 @@ use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
 use crate::store::crashes::crash_reasons;
+use crate::timestamp::Timestamp;
 
 /// The roster beside the locks, by name.
 pub(crate) async fn pods(

@@ -69,6 +69,31 @@ fn every_test_that_the_page_on_handlers_names_is_there() {
     assert!(gone.is_empty(), "docs/handlers.md names tests that are not there: {gone:?}");
 }
 
+/// A breaking version of the crate of dates is none of ours: one file knows the crate, and offers nothing of it.
+#[test]
+fn no_public_item_shows_the_crate_of_dates() {
+    fn naming(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                naming(&path, found);
+            } else if std::fs::read_to_string(&path).unwrap().contains("jiff") {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    naming(&source, &mut found);
+    let file = source.join("timestamp.rs");
+    assert_eq!(found, [file.display().to_string()]);
+    let text = std::fs::read_to_string(file).unwrap();
+    let shown =
+        |line: &&str| ["impl", "pub fn", "pub use", "pub type"].iter().any(|item| line.trim().starts_with(item));
+    let shown: Vec<_> = text.lines().filter(|line| line.contains("jiff")).filter(shown).collect();
+    assert!(shown.is_empty(), "{shown:?}");
+}
+
 fn read_all(folder: &Path, into: &mut String) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

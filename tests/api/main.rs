@@ -5,6 +5,7 @@
 mod documented;
 mod imports;
 mod replies;
+mod rust_version;
 mod source;
 mod summary;
 mod threads;

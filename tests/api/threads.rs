@@ -47,6 +47,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::Stopped>();
     crosses::<podlock::StreamEvent>();
     crosses::<podlock::StreamPosition>();
+    crosses::<podlock::Timestamp>();
     crosses::<podlock::WorstCase>();
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();

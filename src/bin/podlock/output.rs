@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
 
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use jiff::Timestamp;
+use podlock::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -172,12 +172,12 @@ pub(crate) fn colour(terminal: bool) -> bool {
 
 /// Seconds are enough for a list.
 pub(crate) fn seconds(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    format!("{at:.0}")
 }
 
 /// Milliseconds, for what is compared.
 pub(crate) fn millis(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+    format!("{at:.3}")
 }
 
 pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 use std::time::Duration;
 
-use podlock::Operator;
 use podlock::operator::{AttemptRow, Condition, PodDetail, PodFilter, PodRow, SessionRow};
+use podlock::{Operator, Timestamp};
 use serde::Serialize;
 
 use crate::failure::{Failure, note};
@@ -167,7 +167,7 @@ async fn look(
 
 fn draw(pods: &BTreeMap<String, PodRow>, left: &VecDeque<String>) -> std::io::Result<()> {
     let mut screen = b"\x1b[H\x1b[2J".to_vec();
-    writeln!(screen, "{} pods, {}\n", pods.len(), seconds(jiff::Timestamp::now()))?;
+    writeln!(screen, "{} pods, {}\n", pods.len(), seconds(Timestamp::now()))?;
     let pods: Vec<_> = pods.values().cloned().collect();
     output::table_of(&mut screen, &pods)?;
     if !left.is_empty() {
@@ -234,7 +234,7 @@ fn show(format: Format, change: &Change) -> std::io::Result<()> {
 /// A change, for people: what the pod's condition is now, or how it ended.
 fn line_of(change: &Change) -> String {
     let Change { change, pod, ended } = change;
-    let at = output::millis(jiff::Timestamp::now());
+    let at = output::millis(Timestamp::now());
     let name = output::printable(&pod.pod_id);
     match ended {
         Some(ended) => format!("{at}  {change:<8} {name}  {}", output::printable(&ended.end_in_words())),

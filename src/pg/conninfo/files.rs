@@ -99,8 +99,8 @@ pub(super) struct Passfile {
     pub(super) named: bool,
 }
 
-/// The password for `login`, in bytes: a password file is no text. Read again each time, since it may have been changed.
-/// A file that is not there has none.
+/// The password for `login`, in bytes: a password file is no text. Read again each time, since it may have been
+/// changed. A file that is not there has none.
 pub(super) fn password(file: &Passfile, login: Login<'_>) -> Result<Option<SecretSlice<u8>>> {
     match read_password(&file.path, login) {
         Err(e) if !file.named => {

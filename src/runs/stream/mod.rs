@@ -1,6 +1,6 @@
 //! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `write` are the
-//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached, `attach`
-//! is what they hold.
+//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached,
+//! `attach` is what they hold.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
@@ -139,8 +139,8 @@ impl Stream {
         Some((place.next, enqueue))
     }
 
-    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a run
-    /// that is over, whose handler has let go of its stream.
+    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a
+    /// run that is over, whose handler has let go of its stream.
     pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Result<Option<Appended>, usize> {
         let mut state = self.state();
         if state.sent > 0 {

@@ -12,19 +12,21 @@ impl Run {
     /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
     /// generation; the first is 0.
     ///
-    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
-    /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
-    /// until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the call does too.
+    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21
+    /// ms, in one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the
+    /// run wait until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the
+    /// call does too.
     ///
     /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
-    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
+    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint
+    /// is.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it was
-    /// known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than [`CHUNK_LIMIT`](crate::CHUNK_LIMIT)
-    /// bytes or a NUL. What the server said of an earlier chunk that it refused: there is a gap then, and the
-    /// stream takes nothing more until it is restarted or continued from before the gap.
+    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it
+    /// was known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than
+    /// [`CHUNK_LIMIT`](crate::CHUNK_LIMIT) bytes or a NUL. What the server said of an earlier chunk that it refused:
+    /// there is a gap then, and the stream takes nothing more until it is restarted or continued from before the gap.
     ///
     /// # Cancel safety
     ///
@@ -47,8 +49,8 @@ impl Run {
         }
     }
 
-    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and goes
-    /// on after it. Returns the chunk's number.
+    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and
+    /// goes on after it. Returns the chunk's number.
     ///
     /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
     ///
@@ -81,8 +83,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server said
-    /// of a chunk that it refused.
+    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server
+    /// said of a chunk that it refused.
     ///
     /// # Cancel safety
     ///
@@ -107,8 +109,8 @@ impl Run {
         self.restart(&mut writes).await.map(drop)
     }
 
-    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`. Whoever
-    /// is attached and has what is taken back is told.
+    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`.
+    /// Whoever is attached and has what is taken back is told.
     ///
     /// # Errors
     ///

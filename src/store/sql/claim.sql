@@ -1,8 +1,8 @@
--- Claims orphans for one pod, begins an attempt of each, and writes the event. A run that crashed `poison_from` owners in a
--- row is quarantined instead.
+-- Claims orphans for one pod, begins an attempt of each, and writes the event. A run that crashed `poison_from`
+-- owners in a row is quarantined instead.
 --
--- The candidates, with the owner and the fence that each had, come from an earlier statement. A locking pick in here would
--- read a row that another pod has just claimed once more, and hand on the new, living owner.
+-- The candidates, with the owner and the fence that each had, come from an earlier statement. A locking pick in here
+-- would read a row that another pod has just claimed once more, and hand on the new, living owner.
 --
 -- Arguments:
 --   run_ids      uuid[]  the candidates
@@ -14,8 +14,8 @@
 --   poison_from  int4    at this number of crashes in a row a run is quarantined
 --   along_bytes  int8    how many bytes of inputs and checkpoints come along, all runs together
 --
--- Returns a row for each run that was claimed or quarantined (`error` is not NULL). Where `unread` is not NULL, input and
--- checkpoint are still to be read: so many bytes, as stored.
+-- Returns a row for each run that was claimed or quarantined (`error` is not NULL). Where `unread` is not NULL, input
+-- and checkpoint are still to be read: so many bytes, as stored.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 \set as_expected `cat part/as_expected.sql`
@@ -134,8 +134,8 @@ WITH
       FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y
      WHERE y.runs >= 0
   ),
-  -- Small payloads come along with the claim, the smallest first. Only those that are stored uncompressed: their size is
-  -- what travels.
+  -- Small payloads come along with the claim, the smallest first. Only those that are stored uncompressed: their size
+  -- is what travels.
   sized AS MATERIALIZED (
     SELECT c.run_id,
            COALESCE(pg_column_size(c.input), 0) + COALESCE(pg_column_size(c.checkpoint), 0) AS bytes,

@@ -1,0 +1,73 @@
+//! What the owner of a run writes. Each statement names the owner's incarnation and its fence (L5), in
+//! `part/owned_by.sql`. A statement that finds no row has changed nothing: the owner is fenced, or what else the
+//! function says.
+
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
+
+use super::runs::{Ending, Owner};
+use crate::error::Result;
+use crate::output::{Columns, cut_error};
+use crate::pg::pool::Database;
+use crate::pg::statement::sql;
+
+const CHECKPOINT: &str = sql!("save_checkpoint", "owned_by", "stream_length");
+const FINISH: &str = sql!("finish_run", "owned_by", "stream_length");
+const GIVE_BACK: &str = sql!("give_back_run", "owned_by");
+const TOUCH: &str = sql!("touch_run", "owned_by");
+
+/// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
+/// count. False: fenced, or a later write of the attempt was there first.
+///
+/// `seq` is how many chunks its stream has by now; `None`: as before. If the stream has fewer, a failover took some
+/// back: the attempt is as good as fenced.
+pub(crate) async fn checkpoint(
+    db: &Database,
+    owner: Owner,
+    number: i64,
+    value: &Value,
+    seq: Option<i64>,
+) -> Result<bool> {
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &value, &seq];
+    Ok(db.query_opt("saving a checkpoint", CHECKPOINT, &params).await?.is_some())
+}
+
+/// Ends a run with the columns of its output. False: fenced, or it had ended, or its stream has fewer than `seq`
+/// chunks.
+pub(crate) async fn finish(
+    db: &Database,
+    owner: Owner,
+    ending: &Ending,
+    output: &Columns<'_>,
+    seq: Option<i64>,
+) -> Result<bool> {
+    let error = ending.error().map(cut_error);
+    let params: [&(dyn ToSql + Sync); 12] = [
+        &owner.run_id.as_uuid(),
+        &owner.incarnation.as_uuid(),
+        &owner.fence.get(),
+        &ending.state(),
+        &output.result,
+        &error,
+        &output.stdout,
+        &output.stderr,
+        &output.exit_code,
+        &output.escaped,
+        &output.parse_error,
+        &seq,
+    ];
+    Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
+}
+
+/// Gives a run back: nobody owns it, which is no crash, and every pod is told. False: fenced.
+pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
+    let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+    Ok(db.query_opt("yielding a run", GIVE_BACK, &params).await?.is_some())
+}
+
+/// A write of the run's row that changes nothing: whether its owner's small writes pass. False: fenced.
+pub(crate) async fn touch(db: &Database, owner: Owner) -> Result<bool> {
+    let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+    Ok(db.query_opt("trying a small write", TOUCH, &params).await?.is_some())
+}

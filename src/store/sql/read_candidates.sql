@@ -1,0 +1,78 @@
+-- Reads what a recovery pass decides on, in one snapshot: the pod's own running runs, orphans that the pod could
+-- claim, and how busy the pods are that could claim them too.
+--
+-- Arguments:
+--   own           uuid    the incarnation that recovers
+--   kinds         text[]  the kinds that this pod has handlers for
+--   limit         int8    at most so many orphans, the oldest
+--   passed_over   uuid[]  orphans that are left out
+--   suspect_from  int4    at this number of crashes in a row a run is a suspect, and is left out
+--   crashes       text[]  the reasons that count as a crash of the owner
+--
+-- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each
+-- orphan. The row of the fleet: how many orphans there are; of each pod that has a handler for one of them, how many
+-- runs it owns and how many it may own; the place of `own` among those pods, from 1 on, NULL if it is not one. There
+-- is no such row if there are no orphans, or no such pods.
+\set crashed `cat part/crashed.sql`
+WITH
+  -- L6: an orphan is a running run whose owner is NULL or not in the roster. What this pod owns is none, even if its
+  -- row is gone.
+  orphans AS MATERIALIZED (
+    SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at
+      FROM :"schema".studio_runs r
+     WHERE r.state = 'running'
+       AND r.kind = ANY (:'kinds'::text[])
+       AND (r.owner_incarnation IS NULL
+            OR r.owner_incarnation NOT IN (SELECT p.incarnation FROM :"schema".studio_pods p))
+       AND r.owner_incarnation IS DISTINCT FROM :'own'::uuid
+       -- L12: what could not be handled before does not take the places of others.
+       AND r.run_id <> ALL (:'passed_over'::uuid[])
+       -- No suspects (`protocol::poison`). A run that is no suspect any more but poison is quarantined by its claim.
+       AND (r.crashes < :'suspect_from'::int4 - 1
+            OR (r.crashes < :'suspect_from'::int4) <> EXISTS (
+                 SELECT FROM :"schema".studio_pod_sessions w
+                  WHERE w.incarnation = r.owner_incarnation AND :crashed))
+  ),
+  oldest AS MATERIALIZED (
+    SELECT * FROM orphans o ORDER BY o.created_at, o.run_id LIMIT :'limit'::int8
+  ),
+  sum AS MATERIALIZED (
+    SELECT sum(k.orphans)::int8 AS orphans, array_agg(k.kind) AS kinds
+      FROM (SELECT o.kind, count(*) AS orphans FROM orphans o GROUP BY o.kind) AS k
+  ),
+  -- The fleet is counted only if there are orphans.
+  takers AS MATERIALIZED (
+    SELECT p.incarnation,
+           p.capacity,
+           (SELECT count(*)
+              FROM :"schema".studio_runs r
+             WHERE r.state = 'running' AND r.owner_incarnation = p.incarnation) AS running
+      FROM :"schema".studio_pods p
+     WHERE p.state = 'active'
+       AND EXISTS (SELECT FROM oldest)
+       AND (p.kinds IS NULL OR p.kinds && (SELECT m.kinds FROM sum m))
+  )
+(
+  SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, false AS crashed,
+         NULL::int8 AS orphans, NULL::int8[] AS running, NULL::int4[] AS capacity, NULL::int4 AS me
+    FROM :"schema".studio_runs r
+   WHERE r.state = 'running' AND r.owner_incarnation = :'own'::uuid
+)
+UNION ALL
+(
+  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+         (SELECT m.orphans FROM sum m),
+         array_agg(k.running ORDER BY k.incarnation),
+         array_agg(k.capacity ORDER BY k.incarnation),
+         array_position(array_agg(k.incarnation ORDER BY k.incarnation), :'own'::uuid)
+    FROM takers k
+  HAVING count(*) > 0
+)
+UNION ALL
+(
+  SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, :crashed IS TRUE,
+         NULL, NULL, NULL, NULL
+    FROM oldest r
+    LEFT JOIN :"schema".studio_pod_sessions w ON w.incarnation = r.owner_incarnation
+   ORDER BY r.created_at, r.run_id
+);

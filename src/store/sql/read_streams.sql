@@ -1,0 +1,58 @@
+-- Reads what comes next for each of several readers of streams, in one snapshot, and what was taken back of what they
+-- have.
+--
+-- Arguments:
+--   run_ids      uuid[]  the runs, and where the reader of each is (`protocol::stream::Position`):
+--   generations  int4[]    the generation whose chunks it has, 0 for none
+--   resets       int4[]    how many resets it knows of
+--   nexts        int8[]    its next chunk
+--   fences       int8[]    the fence of the chunk before, 0 if there is none
+--   page_chunks  int8    at most so many chunks for each reader
+--   page_bytes   int8    at most so many bytes for each reader, the first chunk apart
+--   error_chars  int4    so many characters of the run's error
+--
+-- Returns a row for each run that there is. `cut_from`: the first chunk of this generation that was taken back since
+-- the reader's last look. `differs_from`: the first chunk of what the reader has that was written again under another
+-- fence, 0 if it is not known. `next`: the number behind the stream's last chunk. The chunks are three parallel
+-- arrays, NULL if there are none.
+\set stream_length `cat part/stream_length.sql`
+SELECT w.nth, r.state,
+       r.stream_generation AS generation,
+       r.stream_resets AS resets,
+       (SELECT min(s.from_seq)
+          FROM :"schema".studio_run_resets s
+         WHERE s.run_id = r.run_id AND s.reset > w.resets AND s.generation = r.stream_generation) AS cut_from,
+       :stream_length AS next,
+       -- After a failover that lost chunks, another attempt may have written others in their places.
+       CASE WHEN w.fence <> 0
+                 AND w.generation = r.stream_generation
+                 AND w.fence <> (SELECT l.fence
+                                   FROM :"schema".studio_run_chunks l
+                                  WHERE l.run_id = r.run_id AND l.generation = w.generation AND l.seq = w.next - 1)
+            THEN COALESCE((SELECT min(d.seq)
+                             FROM :"schema".studio_run_chunks d
+                            WHERE d.run_id = r.run_id AND d.generation = w.generation AND d.fence > w.fence), 0)
+       END AS differs_from,
+       c.seqs, c.fences, c.bodies, r.fence,
+       CASE WHEN r.state <> 'running' THEN left(r.error, :'error_chars'::int4) END AS error
+  FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'generations'::int4[]), unnest(:'resets'::int4[]),
+                  unnest(:'nexts'::int8[]), unnest(:'fences'::int8[])) WITH ORDINALITY
+       AS w (run_id, generation, resets, next, fence, nth)
+  JOIN :"schema".studio_runs r ON r.run_id = w.run_id
+  CROSS JOIN LATERAL (
+    SELECT array_agg(b.seq) AS seqs, array_agg(b.fence) AS fences, array_agg(b.body) AS bodies
+      FROM (SELECT p.seq, p.fence, p.body,
+                   sum(octet_length(p.body)) OVER (ORDER BY p.seq ROWS UNBOUNDED PRECEDING)
+                     - octet_length(p.body) AS before
+              FROM (SELECT k.seq, k.fence, k.body
+                      FROM :"schema".studio_run_chunks k
+                     WHERE k.run_id = r.run_id
+                       AND k.generation = r.stream_generation
+                       AND k.seq >= w.next
+                       -- Only where the reader's position is one of the stream as it is now.
+                       AND (w.generation = 0
+                            OR (w.generation = r.stream_generation AND w.resets = r.stream_resets))
+                     ORDER BY k.seq
+                     LIMIT :'page_chunks'::int8) AS p) AS b
+     WHERE b.before < :'page_bytes'::int8
+  ) AS c;

@@ -1,0 +1,47 @@
+-- Starts a run that one pod owns and runs at once, and begins its first attempt. Repeating it with the same run_id
+-- changes nothing.
+--
+-- Arguments:
+--   own     uuid   the owner's incarnation
+--   run_id  uuid   the new run
+--   kind    text
+--   key     text   NULL for none; one running run of a kind may have it
+--   input   jsonb
+--   floor   int8   the highest fence that this process was ever given
+--
+-- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
+-- roster, or drains), because `in_reach` is false (the sequence of fences must be raised first), or else because a run
+-- with this id or key is in the way.
+\set reach `cat part/reach.sql`
+\set above `cat part/above.sql`
+WITH
+  -- L6: under an owner outside of the roster the run would be an orphan at once. A pod that drains takes no new run.
+  me AS MATERIALIZED (
+    SELECT p.pod_id, p.incarnation
+      FROM :"schema".studio_pods p
+     WHERE p.incarnation = :'own'::uuid
+       AND p.state = 'active'
+  ),
+  :reach,
+  target AS (
+    SELECT :'floor'::int8 AS floor
+  ),
+  :above,
+  run AS (
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt)
+    -- L9: the new fence is above the floor, because `nextval` comes after `above`.
+    SELECT :'run_id'::uuid, :'kind'::text, :'key'::text, :'input'::jsonb, me.pod_id, me.incarnation,
+           nextval(:'studio_fence'::regclass), 1
+      FROM me CROSS JOIN above
+     WHERE (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
+    ON CONFLICT DO NOTHING
+    RETURNING run_id, fence, owner_pod, owner_incarnation
+  ),
+  attempt AS (
+    INSERT INTO :"schema".studio_run_attempts (run_id, attempt, pod_id, incarnation, fence)
+    SELECT run_id, 1, owner_pod, owner_incarnation, fence
+      FROM run
+  )
+SELECT (SELECT fence FROM run) AS fence,
+       EXISTS (SELECT FROM me) AS has_owner,
+       (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e) AS in_reach;

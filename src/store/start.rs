@@ -1,0 +1,170 @@
+//! Starting runs. Repeating a start with the same id changes nothing, so a start whose reply was lost is sent again.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::fences;
+use super::runs::{Holder, Insert, Inserted};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Fence, Incarnation, RunId};
+use crate::pg::errors;
+use crate::pg::pool::Database;
+use crate::pg::reply::Reply;
+use crate::pg::schema::Schema;
+use crate::pg::statement::sql;
+
+const START: &str = sql!("start_run", "reach", "above");
+const RESTART: &str = sql!("restart_run");
+/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every
+/// operator, function and type in them is named with its schema, and every literal has its type, which a test checks
+/// (`super::pins`).
+const START_IN_TXN: &str = sql!("start_run_in_txn");
+const SUBMIT: &str = sql!("submit_run");
+const FIND_KEY_HOLDER: &str = sql!("find_key_holder");
+
+/// How often a start goes for a key whose holder ends between the insert and the look at it.
+const KEY_TRIES: usize = 5;
+
+/// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
+pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
+    let step = "starting a run";
+    let (owner_id, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
+    let params: [&(dyn ToSql + Sync); 6] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor];
+    for _ in 0..KEY_TRIES {
+        let row = one(step, db.query_opt(step, START, &params).await?)?;
+        if let Some(fence) = row.at::<Option<i64>>("fence")? {
+            return Ok(Inserted::Yes(fence.into()));
+        }
+        if !row.at::<bool>("has_owner")? {
+            return Ok(Inserted::NoOwner);
+        }
+        if !row.at::<bool>("in_reach")? {
+            fences::raise(db, new.floor).await?;
+            continue;
+        }
+        if let Some(outcome) = conflict(db, step, Some(owner), new).await? {
+            return Ok(outcome);
+        }
+    }
+    Err(contended(new))
+}
+
+/// Starts a run that nobody owns, and tells every pod.
+pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
+    let step = "submitting a run";
+    let params: [&(dyn ToSql + Sync); 4] = [&new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
+    for _ in 0..KEY_TRIES {
+        if db.query_opt(step, SUBMIT, &params).await?.is_some() {
+            return Ok(Inserted::Yes(Fence::from(0)));
+        }
+        if let Some(outcome) = conflict(db, step, None, new).await? {
+            return Ok(outcome);
+        }
+    }
+    Err(contended(new))
+}
+
+/// Starts a run that nobody owns with the kind, key and input of one that has ended. None of it passes through us, so
+/// that the input stays as it is to the last digit. False: there is none such, it runs, or its key is taken.
+pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
+    Ok(db.query_opt("starting a run again", RESTART, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
+}
+
+/// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
+/// transaction has committed. Its first attempt begins only then.
+pub(crate) async fn insert_in_txn(
+    txn: &tokio_postgres::Transaction<'_>,
+    schema: &Schema,
+    owner: Option<Incarnation>,
+    new: &Insert<'_>,
+) -> Result<Inserted> {
+    let step = "starting a run in the caller's transaction";
+    let run_id = new.run_id.as_uuid();
+    let fail = |e| errors::translate(step, e);
+    let (inserted, has_owner): (Option<i64>, bool) = match owner {
+        Some(owner) => {
+            let (owner, floor) = (owner.as_uuid(), new.floor.get());
+            let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
+            let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail)?;
+            if row.at::<bool>("has_owner")? && !row.at::<bool>("in_reach")? {
+                return Err(fences::not_risen(new.floor));
+            }
+            (row.at("fence")?, row.at("has_owner")?)
+        }
+        None => {
+            let params: [&(dyn ToSql + Sync); 4] = [&run_id, &new.kind, &new.key, &new.input];
+            let row = txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail)?;
+            (row.map(|_| 0), true)
+        }
+    };
+    if let Some(fence) = inserted {
+        return Ok(Inserted::Yes(fence.into()));
+    }
+    if !has_owner {
+        return Ok(Inserted::NoOwner);
+    }
+    let busy = txn.query_opt(&*schema.sql(FIND_KEY_HOLDER), &[&new.kind, &new.key]).await.map_err(fail)?;
+    let busy = busy.as_ref().map(key_busy).transpose()?;
+    busy.ok_or_else(|| {
+        Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
+            .left("no run was started; the transaction is as it was")
+            .todo("under an isolation level that cannot see it, begin a new transaction to find it")
+    })
+}
+
+/// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key. `None`: it
+/// is gone by now.
+async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Option<Inserted>> {
+    const OWN: &str =
+        "SELECT fence, owner_incarnation, state = 'running' AS is_running FROM @.studio_runs WHERE run_id = $1";
+    if let Some(row) = db.query_opt(step, OWN, &[&new.run_id.as_uuid()]).await? {
+        let now = row.at::<Option<Uuid>>("owner_incarnation")?.map(Incarnation::from);
+        if owner.is_none() || (now == owner && row.at("is_running")?) {
+            return Ok(Some(Inserted::Yes(row.at::<i64>("fence")?.into())));
+        }
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("run {} was started, and has ended or moved on by now", new.run_id),
+        )
+        .about_run(new.run_id)
+        .done_before()
+        .todo("follow it by its id"));
+    }
+    let busy = db.query_opt(step, FIND_KEY_HOLDER, &[&new.kind, &new.key]).await?;
+    busy.as_ref().map(key_busy).transpose()
+}
+
+fn key_busy(row: &Row) -> Result<Inserted> {
+    let holder = match (row.at("is_owned")?, row.at("has_owner")?) {
+        (false, _) => Holder::Nobody,
+        (true, false) => Holder::Gone,
+        (true, true) => Holder::Pod,
+    };
+    Ok(Inserted::KeyBusy(row.at::<Uuid>("run_id")?.into(), holder))
+}
+
+fn contended(new: &Insert<'_>) -> Error {
+    let key = new.key.unwrap_or_default();
+    Error::new(ErrorKind::KeyBusy, format!("runs with key {key:?} come and go faster than one can be started"))
+        .left("no run was started")
+        .todo("start it again")
+}
+
+fn one(step: &str, row: Option<Row>) -> Result<Row> {
+    row.ok_or_else(|| Error::new(ErrorKind::Database, format!("{step}: the server sent no row")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pins::unpinned;
+    use super::*;
+
+    #[test]
+    fn statements_on_the_users_connection_are_pinned() {
+        for sql in [START_IN_TXN, SUBMIT, FIND_KEY_HOLDER] {
+            assert!(sql.starts_with("-- Runs on a caller's connection"), "the first line says so: {sql}");
+            assert_eq!(unpinned(sql), Vec::<String>::new(), "{sql}");
+        }
+    }
+}
