@@ -486,7 +486,9 @@ fn refused(error: refinery_core::Error) -> Error {
         return Error::new(kind, format!("migrating: {text}"))
             .left("the version that was under way is rolled back")
             .todo(match (forbidden, is_taken) {
-                (true, _) => "run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand",
+                (true, _) => {
+                    "run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand"
+                }
                 (_, true) => {
                     "an object that podlock did not make has a name that podlock needs: drop or rename that object, or \
                      give podlock a schema of its own (PODLOCK_SCHEMA), then run `podlock migrate up` again"

@@ -343,7 +343,10 @@ fn migrations_are_applied_once_listed_and_printed() {
 fn a_foreign_object_of_podlocks_name_stops_a_first_migration_and_the_advice_is_to_remove_it() {
     within(TEST, async {
         for (make, remove) in [
-            ("FUNCTION studio_drain(pod text) RETURNS integer LANGUAGE sql AS 'SELECT 1'", "FUNCTION studio_drain(text)"),
+            (
+                "FUNCTION studio_drain(pod text) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+                "FUNCTION studio_drain(text)",
+            ),
             ("TABLE studio_runs (id integer)", "TABLE studio_runs"),
             ("TYPE studio_pruned AS (id integer)", "TYPE studio_pruned"),
         ] {
@@ -352,7 +355,10 @@ fn a_foreign_object_of_podlocks_name_stops_a_first_migration_and_the_advice_is_t
             client.batch_execute(&format!("CREATE {make}")).await.unwrap();
             let done = db.run(&["migrate", "up"]).await;
             assert!(done.code == 1 && done.stderr.contains("already exists"), "{done:?}");
-            assert!(done.stderr.contains("drop or rename that object, or give podlock a schema of its own"), "{done:?}");
+            assert!(
+                done.stderr.contains("drop or rename that object, or give podlock a schema of its own"),
+                "{done:?}"
+            );
             assert!(!done.stderr.contains("may create tables"), "{done:?}");
             client.batch_execute(&format!("DROP {remove}")).await.unwrap();
             db.ok(&["migrate", "up"]).await;
