@@ -20,6 +20,7 @@ use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, RingPlace};
 use crate::protocol::stall::{self, Beat, Stalled};
+use crate::protocol::turns::{self, Beaten};
 use crate::protocol::verdict::{self, Decision, LossObserver, PeerProbe, VerdictTiming};
 use crate::protocol::wait::{self, Wait};
 use crate::store::burials::{PeerRow, Proof, RosterProbe};
@@ -110,8 +111,13 @@ pub(crate) struct Local {
     /// How long the last two roster probes took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
+    /// When this pod, which may bury no pod yet, may bury the first of the dead that the last roster probe showed. The
+    /// sweeper takes the value when it plans its next probe.
+    may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last roster probe showed alive.
     alive: Cell<usize>,
+    /// How often this pod has beaten since its last turn to check for strangers.
+    beats_since_turn: Cell<usize>,
     /// The foreign locks that the event log reports, of those that the last check found.
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
@@ -161,7 +167,9 @@ impl Local {
             held_up: RefCell::default(),
             looks_took: Cell::default(),
             next_look: Cell::new(None),
+            may_bury_at: Cell::new(None),
             alive: Cell::new(0),
+            beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
@@ -252,13 +260,17 @@ impl Local {
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        // A peer that is dead, but that this settled pod may not bury yet, is probed again when it may.
-        let lock = self.lock().filter(|lock| self.is_settled(lock));
+        // The dead that this pod may not bury yet are probed again when it may. A pod that may bury other pods probes
+        // them until then. A pod that may bury no pod (a whole fleet may be like that) makes one more probe, at that
+        // moment.
+        let lock = self.lock();
         let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
         let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
         let due = to_wait_for.filter_map(|peer| lock.map(|lock| self.may_bury_from(&lock, peer)));
-        let due = due.filter(|due| *due > now);
-        self.next_look.set(decision.next_look().into_iter().chain(due).min());
+        let due = due.filter(|due| *due > now).min();
+        let settled = lock.is_some_and(|lock| self.is_settled(&lock));
+        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.may_bury_at.set(due.filter(|_| !settled));
         let place = |p: &&PeerRow| RingPlace {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
@@ -362,9 +374,12 @@ impl Local {
         stalled
     }
 
-    /// How many peers the last roster probe showed alive.
-    pub(crate) fn alive(&self) -> usize {
-        self.alive.get()
+    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index` and these peers.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
+        let since_turn = self.beats_since_turn.get().saturating_add(1);
+        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
+        self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
+        is_turn
     }
 
     /// The foreign locks in `seen` that the event log does not report yet. Forgets the locks that are gone.
@@ -446,6 +461,12 @@ impl Local {
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
         let probe = self.shared.member.settings.hold_probe_interval;
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
+    }
+
+    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
+    /// each look, so that a look that fails at that moment is not repeated at once.
+    pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
+        self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
     }
 
     pub(crate) fn in_sight(&self) -> BTreeSet<Incarnation> {

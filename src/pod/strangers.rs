@@ -1,10 +1,11 @@
 //! Strangers that hold locks of pods: any role of the database can take any advisory lock. No decision depends on it
 //! (L10): a pod whose lock a stranger holds is not buried. The stranger is reported, so that people can end it.
 
-use super::local::Local;
+use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::pg::errors::refused;
 use crate::pg::session::Session;
+use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
@@ -13,10 +14,11 @@ const AT_ONCE: usize = 16;
 
 /// Checks the locks of the whole roster, and records the strangers that no pod has recorded yet.
 ///
-/// The check reads all locks of the server, and every pod beats. So a pod makes the check at random: all pods together
-/// make about one check per beat interval, however many they are.
-pub(super) async fn look(local: &Local, session: &Session) -> Result<()> {
-    if fastrand::usize(..=local.alive()) > 0 {
+/// The check reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one
+/// check in each beat interval, however many they are (`protocol::turns`).
+pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
+    let Some(index) = beats.own else { return Ok(()) };
+    if !local.is_turn(lock.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {
@@ -77,7 +79,7 @@ fn say(local: &Local, lock: &ForeignLock) {
     tracing::warn!(
         target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key, granted, pid,
         role, application, address, prepared,
-        "{who} is no pod's and {does} the {key} lock of this pod: while it holds the liveness lock, the pod cannot be buried \
-         and no other can start under its name; {remedy}"
+        "{who} is no pod's and {does} the {key} lock of pod {pod_id}: while it holds the liveness lock, that pod cannot be \
+         buried and no other can start under its name; {remedy}"
     );
 }
