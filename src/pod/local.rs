@@ -463,8 +463,8 @@ impl Local {
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
-    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
-    /// each look, so that a look that fails at that moment is not repeated at once.
+    /// How soon this pod may bury a dead peer of the last roster probe. `None`: it waits for no such moment. Returns
+    /// the time once per probe, so that a probe that fails at that moment is not repeated at once.
     pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
         self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
     }

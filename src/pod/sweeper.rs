@@ -291,8 +291,8 @@ async fn tell_of_stalled(
     Ok(())
 }
 
-/// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises
-/// that end (`wait_ms`).
+/// How soon the next roster probe is due. It is due at the latest when the wait of an unsettled pod ends, because the
+/// log promises that end (`wait_ms`).
 fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
     let delay = match local.hold_delay() {
