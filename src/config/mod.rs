@@ -286,8 +286,8 @@ impl Config {
                 Ok(value) => vars.push((name, value)),
                 Err(_) if is_ours(&name) => {
                     return Err(Error::new(ErrorKind::Config, format!("environment variable {name} is not UTF-8"))
-                        .left("nothing was started")
-                        .todo("set it to text"));
+                        .state("nothing was started")
+                        .help("set it to text"));
                 }
                 Err(_) => {}
             }
@@ -326,7 +326,7 @@ impl Config {
             config.set_text(&field, &value).map_err(|fault| {
                 // No value of a secret gets here: it accepts any text.
                 Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {value:?}: {fault}"))
-                    .todo("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
+                    .help("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
             })?;
         }
         Ok(config)
@@ -436,8 +436,8 @@ impl Config {
         }
         if self.env.as_deref().is_some_and(|e| e.trim().eq_ignore_ascii_case("production")) {
             return Err(Error::new(ErrorKind::Config, "POD_NAME is missing or empty, and PODLOCK_ENV is production")
-                .left("the pod was not started")
-                .todo(
+                .state("the pod was not started")
+                .help(
                     "set POD_NAME from the Kubernetes downward API (env: name: POD_NAME, valueFrom: fieldRef: \
                      fieldPath: metadata.name), or pass a name that is unique among your living pods",
                 ));

@@ -373,8 +373,8 @@ fn check_schema(schema: &str) -> Result<()> {
 
 fn refuse(what: String) -> Error {
     Error::new(ErrorKind::Config, what)
-        .left("nothing was started")
-        .todo("leave the other times unset: they follow from lease")
+        .state("nothing was started")
+        .help("leave the other times unset: they follow from lease")
 }
 
 #[cfg(test)]

@@ -181,8 +181,8 @@ impl AsRef<[u8]> for Json {
 
 fn no_json(why: String) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("an event is no JSON: {why}"))
-        .left("the reader is cut off")
-        .todo("attach again")
+        .state("the reader is cut off")
+        .help("attach again")
 }
 
 /// Without an id: the client goes on from the last one that it saw.

@@ -172,8 +172,8 @@ impl Membership {
             Phase::Stopped => (ErrorKind::Stopped, "has ended"),
         };
         Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
-            .left("no run was started")
-            .todo("retry on another pod"))
+            .state("no run was started")
+            .help("retry on another pod"))
     }
 
     /// A ping that was sent at `sent` was answered.

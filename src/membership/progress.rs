@@ -29,10 +29,10 @@ const NAME_MAX_BYTES: usize = 128;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct ProgressSource(Arc<State>);
+pub struct ProgressSource(Arc<SourceState>);
 
 #[derive(Debug)]
-struct State {
+struct SourceState {
     moved: AtomicU64,
     idle: AtomicBool,
     required: AtomicBool,
@@ -83,13 +83,13 @@ impl ProgressSource {
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     next: AtomicU64,
-    all: Mutex<BTreeMap<u64, Weak<State>>>,
+    all: Mutex<BTreeMap<u64, Weak<SourceState>>>,
 }
 
 impl Sources {
     pub(crate) fn register(&self) -> ProgressSource {
         let (moved, idle, required) = (AtomicU64::new(0), AtomicBool::new(true), AtomicBool::new(false));
-        let state = Arc::new(State { moved, idle, required, name: OnceLock::new() });
+        let state = Arc::new(SourceState { moved, idle, required, name: OnceLock::new() });
         let number = self.next.fetch_add(1, Ordering::AcqRel);
         self.lock().insert(number, Arc::downgrade(&state));
         ProgressSource(state)
@@ -118,7 +118,7 @@ impl Sources {
         state.and_then(|s| s.name.get().cloned()).unwrap_or_else(|| format!("source {}", number + 1))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<State>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<SourceState>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

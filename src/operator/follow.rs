@@ -125,6 +125,6 @@ impl Notices {
 
 fn lost(cause: Error) -> Error {
     Error::new(ErrorKind::SessionLost, format!("the connection for notifications has ended: {cause}"))
-        .left("what was sent since then is lost")
-        .todo("open another, and look at the log for what was missed")
+        .state("what was sent since then is lost")
+        .help("open another, and look at the log for what was missed")
 }

@@ -262,8 +262,8 @@ impl RunOutput {
         let bytes = if self.output_escaped { output::unescape(text) } else { Some(text.as_bytes().to_vec()) };
         bytes.ok_or_else(|| {
             Error::new(ErrorKind::SchemaIncompatible, "an output that is marked as escaped is not")
-                .left("what was read is not returned")
-                .todo("see who else writes the table")
+                .state("what was read is not returned")
+                .help("see who else writes the table")
         })
     }
 
@@ -541,8 +541,8 @@ impl EventRow {
 pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
     let row = row.ok_or_else(|| {
         Error::new(ErrorKind::Database, "studio_drain answered without a row")
-            .left("the pod may have been asked or not")
-            .todo("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
+            .state("the pod may have been asked or not")
+            .help("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
     })?;
     get::<Uuid>(row, "incarnation").map(Incarnation::from)
 }
@@ -551,8 +551,8 @@ pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
     row.try_get(column).map_err(|e| {
         Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
-            .left("what was read is not returned")
-            .todo("compare `podlock migrate status` with the version of this binary")
+            .state("what was read is not returned")
+            .help("compare `podlock migrate status` with the version of this binary")
             .caused_by(e)
     })
 }

@@ -64,7 +64,7 @@ impl FromStr for OutputFormat {
         let all = [Self::Text, Self::Json, Self::Yaml, Self::Jsonl];
         all.into_iter().find(|format| format.as_str() == name).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("there is no output format {name:?}"))
-                .todo("use text, json, yaml or jsonl")
+                .help("use text, json, yaml or jsonl")
         })
     }
 }
@@ -206,7 +206,7 @@ impl Output {
 
     /// The columns that it fills, or why it cannot be stored.
     pub(crate) fn columns(&self, limits: Limits) -> Result<Columns<'_>> {
-        let refuse = |kind, what: String| Error::new(kind, what).left("nothing was written; the run goes on");
+        let refuse = |kind, what: String| Error::new(kind, what).state("nothing was written; the run goes on");
         let streams = [text(&self.stdout), text(&self.stderr)];
         let (stdout, stderr, escaped) = match streams {
             [Some(stdout), Some(stderr)] => (Cow::Borrowed(stdout), Cow::Borrowed(stderr), false),
@@ -219,7 +219,7 @@ impl Output {
         if let Some(value) = &self.result {
             storable(value).map_err(|why| {
                 refuse(ErrorKind::InvalidInput, format!("the result cannot be stored: {why}"))
-                    .todo("correct the result")
+                    .help("correct the result")
             })?;
             sizes.push(("result", size(value)?, "result_max_bytes", limits.result));
         }
@@ -228,7 +228,7 @@ impl Output {
                 let what =
                     format!("the {what} has {size} bytes as it would be stored, and {most} ({setting}) is the most");
                 let todo = "keep it elsewhere and put out where it is, or raise the limit";
-                return Err(refuse(ErrorKind::TooLarge, what).todo(todo));
+                return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }
         let Self { result, exit_code, parse_error, .. } = self;
@@ -360,8 +360,8 @@ pub(crate) fn size(value: &Value) -> Result<usize> {
     let mut count = Count(0);
     serde_json::to_writer(&mut count, value).map_err(|e| {
         Error::new(ErrorKind::InvalidInput, format!("a value cannot be written as JSON: {e}"))
-            .left("nothing was written; the run goes on")
-            .todo("correct the result")
+            .state("nothing was written; the run goes on")
+            .help("correct the result")
             .caused_by(e)
     })?;
     Ok(count.0)

@@ -140,7 +140,7 @@ impl Database {
                     TimeoutType::Recycle => "checking a pooled connection took too long",
                 };
                 let todo = "see whether the server or a pooler in between is overloaded or full, or raise pool_size";
-                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).todo(todo))
+                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).help(todo))
             }
             Err(PoolError::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))

@@ -19,7 +19,7 @@ const BESIDE: Purpose = Purpose { label: "beside", has_long_transactions: false 
 /// A session that is shown to be one, and set up. `left` is what an error says of the state that it leaves.
 pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<Session> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.set_up(opener).await?;
     Ok(session)
 }
@@ -27,7 +27,7 @@ pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, le
 /// Refuses a transaction pooler, and leaves nothing on its backends.
 pub(crate) async fn check(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<()> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.close().await;
     Ok(())
 }

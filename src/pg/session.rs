@@ -267,8 +267,8 @@ impl Session {
         let version: i32 = row.at(3)?;
         if version < OLDEST_SERVER {
             return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
-                .left("the connection was closed")
-                .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
+                .state("the connection was closed")
+                .help("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
         let seen_port = row.at::<Option<i32>>(6)?;
         self.backend = match row.at(1)? {
@@ -295,8 +295,8 @@ impl Session {
         let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
         let started = started.ok_or_else(|| {
             Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
-                .left("the connection was closed")
-                .todo("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
+                .state("the connection was closed")
+                .help("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
         })?;
         self.is_hidden = true;
         Ok(Backend { pid, started })

@@ -1,7 +1,7 @@
 //! Strangers at the locks of pods: any role of the database can take any advisory lock. Nothing is decided on it (L10): a pod
 //! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
 
-use super::local::{Held, Local};
+use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::pg::errors::refused;
 use crate::pg::session::Session;
@@ -16,9 +16,9 @@ const AT_ONCE: usize = 16;
 ///
 /// The look reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one look
 /// in each beat interval, however many they are (`protocol::turns`).
-pub(super) async fn look(local: &Local, session: &Session, held: &Held, beats: &Beats) -> Result<()> {
+pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let Some(index) = beats.own else { return Ok(()) };
-    if !local.is_turn(held.incarnation, index, &beats.peers) {
+    if !local.is_turn(lock.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {

@@ -38,6 +38,8 @@ const READ_BYTES: i64 = 1 << 20;
 const DOUBLINGS: u32 = 6;
 /// How many runs at fault are remembered. At this number all are forgotten, and counting begins again.
 const BLAMED_MOST: usize = 10_000;
+/// The sequence of fences is read once in so many sweeps while there is nothing to claim.
+const SWEEPS_WITHOUT_A_CLAIM: u32 = 10;
 /// How often it is said that claims fail in part.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -179,12 +181,12 @@ impl<'a> Claiming<'a> {
     /// quarantines a run whose fence was never given to a pod. Reads the sequence once per sweep, and whenever a
     /// fence is far ahead of it.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
         let now = clock::now();
         let floor = self.engine.registry.highest_fence();
-        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.engine.member.settings.sweep_interval);
+        // Without a claim only the CACHE is checked, and each statement that draws a fence checks it as well.
+        let sweeps = if wanted.is_empty() { SWEEPS_WITHOUT_A_CLAIM } else { 1 };
+        let every = self.engine.member.settings.sweep_interval * sweeps;
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= every);
         if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
             return Ok(wanted.to_vec());
         }

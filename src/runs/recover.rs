@@ -11,7 +11,7 @@ use super::StopReason;
 use super::claim::{self, Pace};
 use super::engine::Engine;
 use super::passed_over::PassedOver;
-use super::registry::Snapshot;
+use super::registry::RegistrySnapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
 use crate::membership::clock;
@@ -66,7 +66,7 @@ pub(crate) struct Load {
 impl Load {
     /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
     pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
-        let Snapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
+        let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // What winds down here, and what this pod gave back just now, is not for it to claim.
         let mut passed_over = winding_down;
         passed_over.extend(&pending);
@@ -258,7 +258,7 @@ fn rules(engine: &Engine) -> Rules {
 async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
     for run_id in run_ids {
         let Some(fence) = engine.registry.fence_of(*run_id) else { continue };
-        let reason = match runs::standing(&engine.db, *run_id).await? {
+        let reason = match runs::status(&engine.db, *run_id).await? {
             // Ours, or ended by this very attempt, which may not have had its reply yet.
             Some(s)
                 if [RunState::Running, RunState::Succeeded, RunState::Failed]

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
-use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
+use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
 /// Delays between tries of a write while the database cannot be reached.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -192,14 +192,14 @@ impl Run {
                 format!("run {run_id}: a checkpoint has {bytes} bytes, and {most} (checkpoint_max_bytes) is the most");
             return Err(Error::new(ErrorKind::TooLarge, what)
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("keep it elsewhere and save where it is, or raise the limit"));
+                .state("nothing was written; the run goes on")
+                .help("keep it elsewhere and save where it is, or raise the limit"));
         }
         storable(value).map_err(|why| {
             Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("correct the value")
+                .state("nothing was written; the run goes on")
+                .help("correct the value")
         })
     }
 
@@ -284,7 +284,7 @@ impl Run {
         let db = &self.engine.db;
         let state = ending.state();
         // Accepted now; a finish whose reply was lost is read back by its fence.
-        let was_done = |s: &Standing| {
+        let was_done = |s: &RunStatus| {
             let by_us = s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
             by_us.then_some(false)
         };
@@ -317,13 +317,13 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Error::new(ErrorKind::Fenced, format!("run {run_id}: its end was written before, under the same fence {fence}"))
             .about_run(run_id)
-            .left("the first end stands")
-            .todo("finish a run once, and return")
+            .state("the first end stands")
+            .help("finish a run once, and return")
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.engine.db;
-        let was_done = |s: &Standing| {
+        let was_done = |s: &RunStatus| {
             (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
         };
         let mut writes = self.writes.lock().await;
@@ -345,7 +345,7 @@ impl Run {
         writes: &mut Writes,
         what: &str,
         statement: impl Fn(i64) -> F,
-        was_done: impl Fn(&Standing) -> Option<T>,
+        was_done: impl Fn(&RunStatus) -> Option<T>,
     ) -> Result<T>
     where
         F: Future<Output = Result<Option<T>>>,
@@ -364,7 +364,7 @@ impl Run {
                     self.engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
                     return Ok(written);
                 }
-                Ok(None) => match runs::standing(&self.engine.db, self.owner.run_id).await {
+                Ok(None) => match runs::status(&self.engine.db, self.owner.run_id).await {
                     Ok(standing) => {
                         if let Some(written) = standing.as_ref().and_then(&was_done) {
                             return Ok(written);
@@ -385,7 +385,7 @@ impl Run {
                 let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
                 // What the server answered with an error it undid; anything else may be the end of the pod.
                 let answered = error.sqlstate().is_some();
-                let error = if answered { error.left("nothing was written; the run goes on") } else { error };
+                let error = if answered { error.state("nothing was written; the run goes on") } else { error };
                 return Err(told(error, in_doubt));
             }
             if error.is_slow() && self.small_writes_pass().await {
@@ -423,7 +423,7 @@ impl Run {
         Error::new(ErrorKind::TooSlow, what)
             .about_run(run_id)
             .given_up(in_doubt)
-            .todo("write less at once, or raise statement_timeout")
+            .help("write less at once, or raise statement_timeout")
     }
 
     /// L7, on our side of the wire: a run that was told to stop for good writes nothing more.
@@ -444,8 +444,8 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Err(Error::new(ErrorKind::Fenced, format!("run {run_id}: {what} under fence {fence} was not sent: {why}"))
             .about_run(run_id)
-            .left("nothing was written")
-            .todo("stop working on it"))
+            .state("nothing was written")
+            .help("stop working on it"))
     }
 
     pub(super) fn report(&self, error: Error) -> Error {

@@ -44,8 +44,8 @@ const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint) AS last";
 
 fn advise(error: Error) -> Error {
     error
-        .left("the sequence is as it was; what needs a fence above it is not claimed")
-        .todo("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
+        .state("the sequence is as it was; what needs a fence above it is not claimed")
+        .help("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
 }
 
 fn say_raised(floor: Fence, last: i64) {
@@ -85,6 +85,6 @@ pub(crate) fn not_risen(floor: Fence) -> Error {
             "the sequence of fences stands far below {floor}, which this pod was given, or hands numbers out in advance"
         ),
     )
-    .left("no run was started; the transaction is as it was")
-    .todo("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
+    .state("no run was started; the transaction is as it was")
+    .help("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
 }

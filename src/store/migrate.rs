@@ -109,7 +109,7 @@ impl Policy {
 
 /// How the database's schema stands to a binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum SchemaStatus {
     /// It has all that the binary knows, and perhaps more.
     Usable,
     /// It lacks versions; 0 is a schema without any.
@@ -316,7 +316,7 @@ pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()>
     if policy.apply {
         return up_on(session, policy).await.map(drop);
     }
-    let Standing::Behind { at } = standing(session, policy.knows).await? else { return Ok(()) };
+    let SchemaStatus::Behind { at } = schema_status(session, policy.knows).await? else { return Ok(()) };
     let (schema, knows) = (session.schema().name(), policy.knows);
     let (kind, what) = if at == 0 {
         (ErrorKind::SchemaMissing, format!("schema {schema:?} has no tables of podlock"))
@@ -324,13 +324,13 @@ pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()>
         (ErrorKind::SchemaIncompatible, format!("schema {schema:?} is at version {at}, and this binary needs {knows}"))
     };
     Err(Error::new(kind, what)
-        .left("nothing was registered")
-        .todo("run `podlock migrate up`, or let the pod migrate itself"))
+        .state("nothing was registered")
+        .help("run `podlock migrate up`, or let the pod migrate itself"))
 }
 
 /// [`up`] on a session that is open.
 async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
-    if standing(session, policy.knows).await? == Standing::Usable {
+    if schema_status(session, policy.knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     lock(session).await?;
@@ -350,7 +350,7 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
 
 /// Whoever held the lock before may have done it all, and may have made it a schema that excludes this binary.
 async fn up_under_lock(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
-    if standing(session, knows).await? == Standing::Usable {
+    if schema_status(session, knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     apply(session, knows).await
@@ -361,19 +361,19 @@ async fn open(config: &Config) -> Result<Session> {
     pooler::open_proven(&opener, Role::Migrate, "nothing was changed").await
 }
 
-async fn standing(session: &Session, knows: i32) -> Result<Standing> {
+async fn schema_status(session: &Session, knows: i32) -> Result<SchemaStatus> {
     let at = history(session).await?.last().map_or(0, |(version, _)| *version);
     if at < knows {
-        return Ok(Standing::Behind { at });
+        return Ok(SchemaStatus::Behind { at });
     }
     if at == knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
     let usable_from: i32 =
         session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at("usable_from")?;
     if usable_from <= knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     Err(Error::new(
         ErrorKind::SchemaIncompatible,
@@ -382,8 +382,8 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
             session.schema().name()
         ),
     )
-    .left("nothing was changed")
-    .todo("run a newer version of the service"))
+    .state("nothing was changed")
+    .help("run a newer version of the service"))
 }
 
 /// The versions that the database has, the oldest first.
@@ -413,8 +413,8 @@ async fn lock(session: &Session) -> Result<()> {
                 ErrorKind::Timeout,
                 format!("the migration lock of schema {schema:?} has been held for {LIMIT:?} by {holder}"),
             )
-            .left("nothing was changed")
-            .todo("wait if that is a migration, and migrate again; else end that process"));
+            .state("nothing was changed")
+            .help("wait if that is a migration, and migrate again; else end that process"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
@@ -445,7 +445,7 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     loop {
         let run = tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await;
         let Ok(run) = run else {
-            return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back"));
+            return Err(errors::timed_out("migrating", LIMIT).state("the version that was under way is rolled back"));
         };
         let report = run.as_ref().map_or_else(|e| e.report(), Some);
         applied.extend(report.iter().flat_map(|r| r.applied_migrations()).map(|m| version_of(m, true)));
@@ -474,8 +474,8 @@ fn refused(error: refinery_core::Error) -> Error {
     );
     if divergent {
         return Error::new(ErrorKind::SchemaIncompatible, format!("migrating: {text}"))
-            .left("nothing was changed")
-            .todo("use the binary that made this schema, or another schema")
+            .state("nothing was changed")
+            .help("use the binary that made this schema, or another schema")
             .caused_by(error);
     }
     if let Some(code) = sqlstate_of(&error) {
@@ -484,8 +484,8 @@ fn refused(error: refinery_core::Error) -> Error {
         let is_taken = ["42P06", "42723", "42P07", "42710"].contains(&code.as_str());
         let kind = if forbidden { ErrorKind::Forbidden } else { ErrorKind::Database };
         return Error::new(kind, format!("migrating: {text}"))
-            .left("the version that was under way is rolled back")
-            .todo(match (forbidden, is_taken) {
+            .state("the version that was under way is rolled back")
+            .help(match (forbidden, is_taken) {
                 (true, _) => {
                     "run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand"
                 }
@@ -499,8 +499,8 @@ fn refused(error: refinery_core::Error) -> Error {
             .caused_by(error);
     }
     Error::new(ErrorKind::Database, format!("migrating: {text}"))
-        .left("the version that was under way is rolled back")
-        .todo("read the server's log, then migrate again")
+        .state("the version that was under way is rolled back")
+        .help("read the server's log, then migrate again")
         .caused_by(error)
 }
 

@@ -94,8 +94,8 @@ impl FromStr for StreamPosition {
     fn from_str(text: &str) -> Result<Self> {
         text.parse().map(Self).map_err(|()| {
             Error::new(ErrorKind::InvalidInput, format!("{text:?} is no position in a stream"))
-                .left("nothing was attached")
-                .todo("give the id of the last event that was seen, or none")
+                .state("nothing was attached")
+                .help("give the id of the last event that was seen, or none")
         })
     }
 }
@@ -142,7 +142,7 @@ impl Attached {
             let page = page.map(|page| attached.engine.readers.large.share(run_id, page));
             page.map(|page| attached.take(page)).is_some()
         } else {
-            runs::standing(db, run_id).await?.is_some()
+            runs::status(db, run_id).await?.is_some()
         };
         if is_there { Ok(attached) } else { Err(gone(run_id)) }
     }
@@ -244,8 +244,8 @@ impl Attached {
         let page = page.map_err(|_| {
             Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.engine.member.pod_id))
                 .about_run(run_id)
-                .left("the run goes on, or was taken over")
-                .todo("attach to another pod, from the position that was reached")
+                .state("the run goes on, or was taken over")
+                .help("attach to another pod, from the position that was reached")
         })??;
         self.take(page);
         Ok(())
@@ -299,8 +299,8 @@ pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
         format!("pod {} is cut off from the database, for {silent:.1?} by now", engine.member.pod_id),
     )
     .about_run(run_id)
-    .left("the reader has what was handed to it; the run goes on, here or elsewhere")
-    .todo("attach to another pod, from the position that was reached")
+    .state("the reader has what was handed to it; the run goes on, here or elsewhere")
+    .help("attach to another pod, from the position that was reached")
 }
 
 impl Drop for Attached {

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::id::RunId;
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::notices::Told;
+use crate::protocol::notices::StreamNotice;
 use crate::protocol::state::RunState;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
@@ -237,7 +237,7 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
     let by = engine.readers.by();
     told.extend(untold);
-    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
+    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| StreamNotice::new(by, runs));
     let what = what.map(|what| what.to_string());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
     let (mut what, mut put_back) = (what.as_deref(), false);
@@ -348,7 +348,7 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
 /// Whether the run is still this attempt's; if not, it is told to stop.
 async fn standing_of(engine: &Engine, stream: &Stream) -> Result<bool> {
     let owner = stream.owner();
-    let standing = runs::standing(&engine.db, owner.run_id).await?;
+    let standing = runs::status(&engine.db, owner.run_id).await?;
     let is_ours = standing.as_ref().is_some_and(|s| {
         RunState::Running.is(&s.state) && s.owner == Some(owner.incarnation) && s.fence == owner.fence
     });

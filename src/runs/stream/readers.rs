@@ -316,8 +316,8 @@ async fn looks(engine: &Engine) {
 pub(super) fn gone(run_id: RunId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
         .about_run(run_id)
-        .left("nothing was attached")
-        .todo("look for it with `podlock runs list`; runs that ended long ago are deleted")
+        .state("nothing was attached")
+        .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
 }
 
 /// Keeps a session that listens while anybody is attached, and a while longer.

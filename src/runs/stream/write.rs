@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Going, Place, check_chunk};
+use super::{Going, WritePlace, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
@@ -74,7 +74,7 @@ impl Run {
         let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
         self.write(&mut writes, what, save, |_| None).await?;
-        self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
+        self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(at.next.unsigned_abs())
     }
@@ -135,8 +135,8 @@ impl Run {
         let why = format!("run {run_id}: its stream has {chunks} chunks, and cannot go on with number {seq}");
         Err(Error::new(ErrorKind::InvalidInput, why)
             .about_run(run_id)
-            .left("the stream is as it was")
-            .todo("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
+            .state("the stream is as it was")
+            .help("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
     }
 
     /// Goes on with the stream at `seq`, or behind all that it has.
@@ -145,13 +145,13 @@ impl Run {
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
-            self.stream.goes_on_at(Place { generation, next });
+            self.stream.goes_on_at(WritePlace { generation, next });
             self.engine.flusher.note_changed(self.owner.run_id);
         }
         Ok(continued)
     }
 
-    async fn restart(&self, writes: &mut Writes) -> Result<Place> {
+    async fn restart(&self, writes: &mut Writes) -> Result<WritePlace> {
         let db = &self.engine.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
@@ -161,14 +161,14 @@ impl Run {
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
-        let place = Place { generation, next: 0 };
+        let place = WritePlace { generation, next: 0 };
         self.stream.goes_on_at(place);
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(place)
     }
 
     /// The stream's place; where nobody has said how it goes on, it is restarted.
-    async fn open_stream(&self, writes: &mut Writes) -> Result<Place> {
+    async fn open_stream(&self, writes: &mut Writes) -> Result<WritePlace> {
         if self.stream.going() == Going::Unknown {
             self.go_on(writes, None).await?;
         }
