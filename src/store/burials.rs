@@ -69,7 +69,7 @@ pub(crate) struct PeerRow {
     pub(crate) put_out: Option<ending::Reason>,
     /// The time since the pod's last beat, by the server's clock. It is for people: nothing is decided on it.
     pub(crate) beat_age: Option<Duration>,
-    /// The longest time between two beats of the pod, if its row says so.
+    /// The least time between two beats of the pod, if its row says so. A pod without progress does not beat.
     pub(crate) beat_interval: Option<Duration>,
 }
 

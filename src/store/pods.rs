@@ -36,7 +36,7 @@ pub(crate) struct Registration {
     pub(crate) given_up: Option<Incarnation>,
     /// The cause of the end of this process's former incarnation, as far as the process knows it.
     pub(crate) former: Option<(Incarnation, Cause)>,
-    /// The longest time between two beats.
+    /// The least time between two beats. A pod without progress does not beat.
     pub(crate) beat_interval: Duration,
     /// The settings that other pods must know, so that they wait for as long as this pod may run on.
     pub(crate) stated: Stated,
