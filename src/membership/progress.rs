@@ -95,7 +95,7 @@ impl Sources {
         ProgressSource(state)
     }
 
-    /// Whether no source has work, as far as the pod knows.
+    /// Marks every source as idle: none has work, as far as the pod knows.
     pub(crate) fn idle_all(&self) {
         self.lock().values().filter_map(Weak::upgrade).for_each(|state| state.idle.store(true, Ordering::Release));
     }
