@@ -1,4 +1,4 @@
-//! Opens connections for the service in the way in which podlock opens its own.
+//! Opens connections for the service, as podlock opens its own.
 
 use futures_util::future::BoxFuture;
 use tokio_postgres::Client;
@@ -11,9 +11,9 @@ use crate::pg::errors;
 use crate::pg::reply::Reply;
 use crate::store::connections;
 
-/// Opens a connection for the service's own statements, with the settings with which pods connect. These are libpq's
-/// words and variables, `sslmode` and its certificates, passwords, several hosts of which the primary is used, and the
-/// time-out over the whole handshake. [`tokio_postgres::connect`] alone has no TLS and few of these.
+/// Opens a connection for the service's own statements, with the settings with which pods connect. It honours libpq's
+/// words and variables, `sslmode` and its certificates, and passwords. Among several hosts it uses the primary. The
+/// time-out covers the whole handshake. [`tokio_postgres::connect`] alone has no TLS and few of these.
 ///
 /// No setting is made on the session: its time-outs and `search_path` are the role's. The connection ends when the
 /// client is dropped. Call this inside a tokio runtime, which then drives the connection.

@@ -16,7 +16,8 @@ use crate::pg::pool::Database;
 use crate::protocol::fold;
 use crate::store::history::{self as statements, Handled, Place};
 
-/// The most rows of a kind that one transaction deletes.
+/// The most rows of a kind that one transaction deletes. Larger transactions hold their locks longer. Smaller ones need
+/// more rounds.
 const BATCH: usize = 200;
 /// A snapshot replaces at least two events.
 const EVENTS_MIN: usize = 2;

@@ -92,7 +92,9 @@ impl Seats {
 /// A connection's seat. Dropping it frees the seat.
 pub(super) struct Seat {
     seats: Arc<Seats>,
+    /// Requests write it when they begin and end. Locked before [`Seats::idle`].
     state: Mutex<SeatState>,
+    /// The accept loop notifies it when another client needs this seat. The connection waits for it.
     needed: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }

@@ -285,6 +285,7 @@ impl Service {
 /// is in the buffer.
 struct Sending {
     inner: Pin<Box<TimeoutWriter<TcpStream>>>,
+    /// True while a write to the client is pending. The connection reads it before it gives up its seat.
     sending: Arc<AtomicBool>,
 }
 

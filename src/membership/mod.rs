@@ -57,18 +57,22 @@ pub(crate) struct Membership {
     pub(crate) root: CancellationToken,
     /// Fires when somebody asks this pod to drain.
     pub(crate) drain_requested: CancellationToken,
+    /// Events for the application. The pod's sessions send; each subscriber receives. A slow one misses some.
     pub(crate) events: broadcast::Sender<PodEvent>,
     /// A task of the application's runtime increments it, to show that the runtime runs tasks. The keeper reads it.
     pub(crate) runtime_pulse: AtomicU64,
-    /// Each accepted fenced write increments it.
+    /// Each accepted fenced write of a run increments it. A beat reads it as progress.
     pub(crate) accepted_writes: AtomicU64,
     pub(crate) sources: Sources,
     /// Incarnations that this pod has seen alive. The sweeper writes them, the recovery pass reads them.
     companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
-    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
+    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7). The keeper raises it. Every fenced
+    /// write reads it.
     answered: AtomicU64,
+    /// The pod's life in `pod` writes them. A change wakes every task that waits for one.
     facts: watch::Sender<Facts>,
-    /// The incarnation that gave itself up (L7). It stays given up, whatever happens later.
+    /// The incarnation that gave itself up (L7). It stays given up, whatever happens later. The keeper writes it;
+    /// attempts and returns read it.
     given_up: Mutex<Option<Incarnation>>,
 }
 

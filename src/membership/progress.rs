@@ -33,7 +33,10 @@ pub struct ProgressSource(Arc<SourceState>);
 
 #[derive(Debug)]
 struct SourceState {
+    /// Each tick increments it. The sweep reads it at a beat.
     moved: AtomicU64,
+    /// The source has no work. The source sets and clears it. The keeper sets it while an evicted pod has stayed away
+    /// for long.
     idle: AtomicBool,
     required: AtomicBool,
     /// Written once, before the source can be required. The control session reads it when the source makes no progress.

@@ -106,6 +106,7 @@ pub(crate) struct Session {
     /// The server's version, as `server_version_num`.
     version: i32,
     prepared: HashMap<&'static str, Statement>,
+    /// The task that reads the socket sets the reason when the connection ends, and wakes all who wait.
     ended: watch::Receiver<Option<Arc<str>>>,
     driver: AbortOnDropHandle<()>,
 }

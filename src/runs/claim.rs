@@ -29,7 +29,8 @@ use crate::store::payloads::{self, Read};
 use crate::store::quarantine;
 use crate::store::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadable};
 
-/// The most orphans that one statement claims.
+/// The most orphans that one statement claims. A larger batch may not end within the statement time-out, and is then
+/// cut. Smaller batches need more round trips.
 const BATCH: usize = 500;
 /// How many bytes of inputs and checkpoints one statement reads, in the size that the server stores. A larger payload
 /// is read in pieces.

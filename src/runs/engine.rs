@@ -28,14 +28,18 @@ pub(crate) struct Engine {
     pub(crate) readers: Readers,
     /// Runs that failed on this pod, until they are written to the event log.
     pub(crate) failures: Failures,
-    /// Makes the next recovery pass begin now.
+    /// Makes the next recovery pass begin now. A boot, a regained lock, a sweep and a burial notify it; the loop in
+    /// `recover::run` waits for it. `Notify` keeps one wake that comes during a pass, so none is lost.
     pub(crate) recover_now: Notify,
-    /// A notice says that there are orphans. The next recovery pass begins soon, at a limited rate (L11).
+    /// A notice says that there are orphans. `pod::hints` notifies it; the next recovery pass begins soon, at a limited
+    /// rate (L11). If a wake is lost, the next sweep finds the orphans.
     pub(crate) recover_hinted: Notify,
     /// Orphans that a burial has already loaded. The next recovery pass takes them instead of querying. The channel has
     /// room for one value. A value that finds it full is dropped: after the pass that takes the earlier value, another
     /// pass follows and queries.
     loaded: (mpsc::Sender<Loaded>, Mutex<mpsc::Receiver<Loaded>>),
+    /// How many attempts here have ended their run, and how many have yielded it. Attempts increment them; the shutdown
+    /// reads them.
     finished: AtomicUsize,
     yielded: AtomicUsize,
 }

@@ -14,7 +14,8 @@ use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::store::holders;
 
-/// The most runs that are checked for a locked row in one pass.
+/// The most runs that are checked for a locked row in one pass. It bounds that statement. Further runs are checked in
+/// later passes.
 const LOOKED_AT: usize = 64;
 /// The most runs that are remembered. Further runs are remembered when some of these have been claimed.
 const REMEMBERED: usize = 10_000;

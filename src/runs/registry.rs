@@ -17,9 +17,12 @@ use crate::protocol::{Moment, poison};
 /// Tells a run's handler to stop. The reason can only get more severe.
 #[derive(Debug, Default)]
 pub(crate) struct StopSignal {
+    /// Fires for every reason. The handler waits for it.
     token: CancellationToken,
     /// Fires when no write is accepted any more: for every reason except a drain.
     over: CancellationToken,
+    /// 0 until somebody tells the run to stop, then the number of the reason plus 1. It only rises. The handler and
+    /// every write read it.
     reason: AtomicU8,
 }
 
@@ -85,15 +88,19 @@ pub(crate) struct RegistrySnapshot {
 
 pub(crate) struct Registry {
     capacity: usize,
+    /// Starts, claims and ending tasks write it. The recovery pass and the stop signals read it. Never held across an
+    /// await.
     entries: Mutex<Entries>,
     /// `abort_all` sets it when all runs must end. A task that begins later is aborted at once.
     closed: AtomicBool,
+    /// Runs that this process released, and when. The recovery pass reads it and leaves them to other pods for a while.
     yielded: Mutex<HashMap<RunId, Moment>>,
     /// Runs that ended here after they were fenced or the pod gave up, since the pod was last attached.
     lost: Mutex<BTreeSet<RunId>>,
     /// Runs that this process could not claim, and when it may try each again.
     aside: Mutex<HashMap<RunId, Moment>>,
-    /// The highest fence that this process was ever given.
+    /// The highest fence that this process was ever given. The begin of a run raises it. Starts and claims read it as
+    /// the floor of their new fence (L9).
     highest_fence: AtomicI64,
     /// Notified whenever a run leaves. The recovery pass waits for it when it was short of room.
     pub(crate) freed: Notify,

@@ -20,11 +20,14 @@ use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
-/// The least and the longest delay between two tries of a write while the database cannot be reached.
+/// The least and the longest delay between two tries of a write while the database cannot be reached. Shorter delays
+/// would load a server that is coming back. Longer ones would hold runs up after it is back.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
 pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// A write is given up after this many tries that did not end in time, if a small write did end in time after each.
+/// With fewer, a moment's load would fail a handler's write. With more, the handler would wait longer for a write that
+/// is too large.
 const SLOW_TRIES: u32 = 3;
 
 /// A run, as its handler sees it: its input, the last checkpoint, and the writes under its fence.

@@ -59,8 +59,8 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
     Ok(beats)
 }
 
-/// Records that a peer is suspected, once for each index at which it stands. Returns false if another pod recorded it,
-/// or if the peer's index changed.
+/// Records that a peer is suspected, once for each index at which its beats stopped. Returns false if another pod
+/// recorded it, or if the peer's index changed.
 pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
     const SQL: &str = "SELECT @.studio_suspect($1::uuid, $2::bigint, $3::text, $4::integer) AS suspected";
     let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);

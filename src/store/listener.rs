@@ -20,7 +20,9 @@ pub(crate) struct Listener {
 /// no kind of notice.
 #[derive(Default)]
 struct Inbox {
+    /// The task that reads the socket merges notices into it. [`Listener::heard`] takes all of them.
     heard: Mutex<Heard>,
+    /// That task notifies it, and [`Listener::heard`] waits for it. `Notify` keeps one wake, so none is lost.
     arrived: Notify,
 }
 

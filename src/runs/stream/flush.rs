@@ -24,16 +24,20 @@ use crate::store::runs;
 use crate::store::streams::{self, Appended, Stored, is_under_way};
 
 /// The least time between two notifications, and between two statements that are not full: at most 48 of either in any
-/// second.
+/// second. A shorter gap would delay the commits of others more, and a longer one would delay readers.
 const GAP: Duration = Duration::from_millis(21);
-/// The most chunks and bytes that one statement stores.
+/// The most chunks and bytes that one statement stores. A larger batch takes longer, and is cut if it does not end in
+/// time. With smaller ones a busy pod needs more statements.
 const BATCH_CHUNKS: usize = 2048;
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// The streams whose chunks wait to be stored, and the runs whose readers wait for a notification.
 #[derive(Default)]
 pub(crate) struct Flusher {
+    /// Handlers add to it, and the flusher takes from it. Never held across an await.
     queue: Mutex<Queue>,
+    /// Handlers notify it, and the flusher waits for it. `Notify` keeps one wake while the flusher works, so none is
+    /// lost.
     wake: Notify,
 }
 

@@ -20,7 +20,8 @@ use crate::store::streams::Appended;
 
 /// The largest chunk, in bytes.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
-/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits.
+/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the memory
+/// of a run while the database is slow. A lower limit would make a fast handler wait more often.
 const HELD_BYTES: usize = 512 * 1024;
 /// The same limit in chunks: a chunk costs more than its bytes.
 const HELD_CHUNKS: usize = 8192;
@@ -29,6 +30,7 @@ const HELD_CHUNKS: usize = 8192;
 pub(crate) struct Stream {
     owner: Owner,
     stop: Arc<StopSignal>,
+    /// The handler's calls and the flusher write and read it. Never held across an await.
     state: Mutex<StreamState>,
     /// The flusher notifies it whenever chunks were stored or given up. The handler's calls wait for it.
     moved: Notify,

@@ -23,7 +23,8 @@ use crate::store::listener::Listener;
 use crate::store::role::Role;
 use crate::store::streams;
 
-/// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often.
+/// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
+/// shorter time would load the database without need.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 /// The same while there is no session that listens.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
@@ -40,12 +41,15 @@ pub(super) type Seat = u64;
 
 /// The readers that are attached on this pod.
 pub(crate) struct Readers {
+    /// Readers, the flusher and the two loops in [`run`] write and read it. Never held across an await.
     seats: Mutex<Seats>,
     /// Notified when a reader must be queried for. Wakes the loop in `looks`.
     asked: Notify,
-    /// How many readers are attached.
+    /// How many readers are attached. Readers change it. The loop in `listens` is woken, and opens or closes its
+    /// session.
     count: watch::Sender<usize>,
-    /// Whether the listening session is open, so that notifications arrive.
+    /// Whether the listening session is open, so that notifications arrive. The loop in `listens` sets it. The loop in
+    /// `looks` is woken, and queries more often without a session.
     listening: watch::Sender<bool>,
     /// Large chunks that several readers share.
     pub(super) large: Arc<LargeChunks>,

@@ -47,7 +47,7 @@ WITH
            AS d (pod_id text, incarnation uuid, session int8, draining bool, evicted text, reason text, cause text,
                  detail jsonb)
   ),
-  -- Locks both rows of each pod, in one order, and passes over a pod one of whose rows is locked.
+  -- Locks both rows of each pod, in one order, and skips a pod if another transaction has locked one of them.
   free AS MATERIALIZED (
     SELECT d.*
       FROM :"schema".studio_pods p

@@ -135,8 +135,8 @@ WITH
       FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y
      WHERE y.runs >= 0
   ),
-  -- The claim returns small payloads, the smallest first. It returns only those that are stored uncompressed, because
-  -- only their stored size is the size that is sent.
+  -- The claim returns small payloads, the smallest first. A compressed payload is left out, because its stored size is
+  -- not the size that is sent.
   sized AS MATERIALIZED (
     SELECT c.run_id,
            COALESCE(pg_column_size(c.input), 0) + COALESCE(pg_column_size(c.checkpoint), 0) AS bytes,
