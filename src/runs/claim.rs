@@ -41,6 +41,9 @@ const DOUBLINGS: u32 = 6;
 /// The most runs at fault that a pod remembers. When this number is reached, the pod forgets all of them and counts
 /// again.
 const BLAMED_MOST: usize = 10_000;
+/// How many sweeps pass between two reads of the sequence of fences while there is nothing to claim. Then a read only
+/// finds a wrong CACHE, and each statement that takes a fence checks the CACHE as well.
+const SWEEPS_WITHOUT_A_CLAIM: u32 = 10;
 /// The least time between two warnings that claims fail in part.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -179,15 +182,15 @@ fn fault_of(error: &Error) -> Fault {
 
 impl<'a> Claiming<'a> {
     /// Returns the runs whose fence a claim can exceed (L9). It first raises the sequence where needed, and quarantines
-    /// a run whose fence no pod was ever given. It reads the sequence once per sweep, and also whenever a fence is far
-    /// ahead of the sequence.
+    /// a run whose fence no pod was ever given. It reads the sequence once per sweep, or once in ten sweeps
+    /// without runs to claim, and also whenever a fence is far ahead of the sequence.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
         let now = clock::now();
         let floor = self.engine.registry.highest_fence();
-        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.engine.member.settings.sweep_interval);
+        // Without a claim this only checks the CACHE, and each statement that takes a fence checks it as well.
+        let sweeps = if wanted.is_empty() { SWEEPS_WITHOUT_A_CLAIM } else { 1 };
+        let every = self.engine.member.settings.sweep_interval * sweeps;
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= every);
         if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
             return Ok(wanted.to_vec());
         }
