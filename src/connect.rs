@@ -11,12 +11,12 @@ use crate::pg::errors;
 use crate::pg::reply::Reply;
 use crate::store::connections;
 
-/// Opens a connection for the service's own statements, by the settings that pods connect with: libpq's words and variables,
-/// `sslmode` and its certificates, passwords, several hosts of which the primary is taken, the time-out over the whole
-/// handshake. [`tokio_postgres::connect`] by itself knows no TLS and few of these.
+/// Opens a connection for the service's own statements, by the settings that pods connect with: libpq's words and
+/// variables, `sslmode` and its certificates, passwords, several hosts of which the primary is taken, the time-out over
+/// the whole handshake. [`tokio_postgres::connect`] by itself knows no TLS and few of these.
 ///
-/// Nothing is set on the session: its time-outs and `search_path` are the role's. The connection ends with the client. It is
-/// made inside of a tokio runtime, which drives it.
+/// Nothing is set on the session: its time-outs and `search_path` are the role's. The connection ends with the client.
+/// It is made inside of a tokio runtime, which drives it.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

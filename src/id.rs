@@ -39,8 +39,8 @@ impl PodId {
             return Ok(Self(name));
         };
         Err(Error::new(ErrorKind::Config, format!("this cannot be a pod's name: {fault}"))
-            .left("nothing was started")
-            .todo(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
+            .state("nothing was started")
+            .help(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
     }
 
     /// What a row says where no pod can have that name: with each character that a name cannot have replaced, and cut.
@@ -120,7 +120,7 @@ macro_rules! uuid_id {
             fn from_str(s: &str) -> Result<Self> {
                 Uuid::parse_str(s).map(Self).map_err(|e| {
                     Error::new(ErrorKind::InvalidInput, format!(concat!("{:?} is not ", $what), s))
-                        .todo("give a UUID, as the lists of `podlock` print them")
+                        .help("give a UUID, as the lists of `podlock` print them")
                         .caused_by(e)
                 })
             }

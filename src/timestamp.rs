@@ -69,7 +69,7 @@ impl FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self> {
         text.parse().map(Self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("{text:?} cannot be read as a time: {e}"))
-                .todo("write it by RFC 3339: 2026-03-01T12:30:00Z")
+                .help("write it by RFC 3339: 2026-03-01T12:30:00Z")
         })
     }
 }
@@ -81,7 +81,7 @@ impl TryFrom<SystemTime> for Timestamp {
     fn try_from(time: SystemTime) -> Result<Self> {
         time.try_into().map(Self).map_err(|_| {
             Error::new(ErrorKind::InvalidInput, "a time is outside of the years -9999 to 9999")
-                .todo("see where it comes from")
+                .help("see where it comes from")
         })
     }
 }

@@ -197,7 +197,9 @@ macro_rules! settings {
             /// The settings as given, and what was not given as it follows from the lease. Nothing is checked.
             pub(super) fn unchecked(config: &Config) -> Self {
                 Self {
-                    $($($($name: Setting::resolved(&config.$name, || -> $resolved { value!(config.lease; $default) }),)?)+)+
+                    $($($(
+                        $name: Setting::resolved(&config.$name, || -> $resolved { value!(config.lease; $default) }),
+                    )?)+)+
                 }
             }
 

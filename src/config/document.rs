@@ -7,7 +7,7 @@ use super::{Config, WorstCase};
 use crate::id::{Incarnation, PodId};
 use crate::pages;
 use crate::protocol::patience::{Patience, patience_for};
-use crate::protocol::verdict::{HoldReason, Observer, PeerLook, Timing, Verdict};
+use crate::protocol::verdict::{LossObserver, PeerProbe, Verdict, VerdictTiming, WaitFor};
 
 const INTRODUCTION: &str = "\
 # Bounds
@@ -134,13 +134,13 @@ fn the_page_on_bounds_says_what_the_code_does() {
 
 /// What the rule says of pods that one look finds dead, all of one verdict.
 fn verdict_on(killed: usize, pods: usize) -> &'static str {
-    let timing = Timing {
+    let timing = VerdictTiming {
         window: Duration::from_secs(1),
         second_look: Duration::from_millis(250),
         reconnect_grace: Duration::from_secs(10),
         settle: Duration::from_secs(10),
     };
-    let peer = |n: usize| PeerLook {
+    let peer = |n: usize| PeerProbe {
         pod_id: PodId::new(format!("p{n}")).unwrap(),
         incarnation: Incarnation::generate(),
         session: 1,
@@ -150,17 +150,17 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         stated: None,
     };
     let look: Vec<_> = (0..pods - 1).map(peer).collect();
-    let verdicts = Observer::default().decide(&timing, Duration::ZERO, &look).verdicts;
+    let verdicts = LossObserver::default().decide(&timing, Duration::ZERO, &look).verdicts;
     let of_the_dead = verdicts[0].1;
     assert!(verdicts[..killed].iter().all(|(_, verdict)| *verdict == of_the_dead), "{verdicts:?}");
     assert!(verdicts[killed..].iter().all(|(_, verdict)| *verdict == Verdict::Alive), "{verdicts:?}");
     match of_the_dead {
         Verdict::Dead(_) => "no: buried at once",
-        Verdict::Hold(HoldReason::ManyLost, until) => {
+        Verdict::Wait(WaitFor::ManyLost, until) => {
             assert_eq!(until, timing.settle);
             "yes: buried after `settle`"
         }
-        Verdict::Hold(HoldReason::SecondLoss, until) => {
+        Verdict::Wait(WaitFor::SecondLoss, until) => {
             assert_eq!(until, timing.second_look);
             "no: buried after a second probe, a lease / 40 later"
         }

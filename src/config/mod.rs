@@ -94,8 +94,8 @@ impl Config {
                 Ok(value) => vars.push((name, value)),
                 Err(_) if is_ours(&name) => {
                     return Err(Error::new(ErrorKind::Config, format!("environment variable {name} is not UTF-8"))
-                        .left("nothing was started")
-                        .todo("set it to text"));
+                        .state("nothing was started")
+                        .help("set it to text"));
                 }
                 Err(_) => {}
             }
@@ -129,8 +129,8 @@ impl Config {
                 let what =
                     format!("environment variable {variable} (setting {name}) cannot be used: {text:?}: {fault}");
                 Error::new(ErrorKind::Config, what)
-                    .left("nothing was started")
-                    .todo("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
+                    .state("nothing was started")
+                    .help("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
             })?;
         }
         // It may hold a password, and no error asks for its text.
@@ -253,8 +253,8 @@ impl Config {
         }
         if self.env.as_deref().is_some_and(|e| e.trim().eq_ignore_ascii_case("production")) {
             return Err(Error::new(ErrorKind::Config, "POD_NAME is missing or empty, and PODLOCK_ENV is production")
-                .left("the pod was not started")
-                .todo(
+                .state("the pod was not started")
+                .help(
                     "set POD_NAME from the Kubernetes downward API (env: name: POD_NAME, valueFrom: fieldRef: \
                      fieldPath: metadata.name), or pass a name that is unique among your living pods",
                 ));

@@ -20,8 +20,8 @@ Every setting of a pod. You choose one, `lease`; the other times follow from it.
 A setting comes from one of three places:
 
 - **Code.** `Config::new(url).lease(…)`, or `Config::with(|c| c.push = false)` for any field.
-- **The environment.** `Config::from_env()` reads the variables below. A `PODLOCK_` variable that is no setting is logged
-  (`unknown_setting`) and ignored: Kubernetes makes such variables for a service called podlock.
+- **The environment.** `Config::from_env()` reads the variables below. A `PODLOCK_` variable that is no setting is
+  logged (`unknown_setting`) and ignored: Kubernetes makes such variables for a service called podlock.
 - **A file, by serde.** The names of the fields are the names below. An unknown name is an error.
 
 | type | in the environment | in a file |
@@ -31,8 +31,8 @@ A setting comes from one of three places:
 | a number, of bytes too | digits: `100` | a number |
 | names with values | `a=1,b=2` | the same text, or a map |
 
-`Config::validate()` checks each bound, and then the [orders](#orders). A pod that starts does so too. The error names the
-setting, and the variable if one set it.
+`Config::validate()` checks each bound, and then the [orders](#orders). A pod that starts does so too. The error names
+the setting, and the variable if one set it.
 
 | group | settings |
 | --- | --- |

@@ -84,19 +84,19 @@ impl Settings {
         // The bounds come first: what the orders add up must have a sum.
         if let Some((name, what)) = settings.out_of_bound() {
             return Err(
-                refuse(config, &[name], what).todo(format!("correct {name}, or leave it unset: docs/settings.md"))
+                refuse(config, &[name], what).help(format!("correct {name}, or leave it unset: docs/settings.md"))
             );
         }
         if let Some(order) = settings.orders().iter().find(|order| !order.is_kept()) {
             let (small, small_is, large, large_is) = (order.small, order.small_is, order.large, order.large_is);
             let what = format!("{small} is {small_is:?}, but must be {} {large}, {large_is:?}", order.words());
             return Err(
-                refuse(config, &order.names(), what).todo("leave the other times unset: they follow from lease")
+                refuse(config, &order.names(), what).help("leave the other times unset: they follow from lease")
             );
         }
         if let Some(fault) = fault_of_schema(&config.schema) {
             let what = format!("schema {:?} cannot be used: {fault}", config.schema);
-            return Err(refuse(config, &["schema"], what).todo("choose another schema"));
+            return Err(refuse(config, &["schema"], what).help("choose another schema"));
         }
         Ok(settings)
     }
@@ -223,7 +223,7 @@ fn refuse(config: &Config, names: &[&str], mut what: String) -> Error {
         let variables = variables.into_iter().collect::<Vec<_>>().join(" and ");
         what.push_str(&format!(" (set by environment variable {variables})"));
     }
-    Error::new(ErrorKind::Config, what).left("nothing was started")
+    Error::new(ErrorKind::Config, what).state("nothing was started")
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@ pub(crate) mod rules;
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by itself,
-/// whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it leaves things,
-/// what to do. The documentation is made from the same words.
+/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by
+/// itself, whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it
+/// leaves things, what to do. The documentation is made from the same words.
 macro_rules! kinds {
     ($($kind:ident = $name:literal, $passes:ident, $elsewhere:ident, $status:literal {
         means: $means:literal,
-        left: $left:literal,
-        todo: $todo:literal $(,)?
+        state: $state:literal,
+        help: $help:literal $(,)?
     })+) => {
         /// What went wrong, for code that must tell cases apart. More kinds may be added.
         ///
@@ -31,8 +31,8 @@ macro_rules! kinds {
             $(
                 #[doc = $means]
                 ///
-                #[doc = $left]
-                #[doc = $todo]
+                #[doc = $state]
+                #[doc = $help]
                 $kind,
             )+
         }
@@ -58,8 +58,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] knows more:
-            /// it looks at whether the call may have been done here all the same.
+            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`]
+            /// knows more: it looks at whether the call may have been done here all the same.
             #[must_use]
             pub const fn retry_elsewhere(self) -> bool {
                 match self {
@@ -79,7 +79,7 @@ macro_rules! kinds {
             #[cfg(test)]
             const fn words(self) -> [&'static str; 3] {
                 match self {
-                    $(Self::$kind => [$means, $left, $todo],)+
+                    $(Self::$kind => [$means, $state, $help],)+
                 }
             }
         }
@@ -93,159 +93,159 @@ macro_rules! kinds {
 kinds! {
     Config = "config", lasting, here, 500 {
         means: "A setting is missing, malformed or contradicts another.",
-        left: "Nothing was started or sent.",
-        todo: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
+        state: "Nothing was started or sent.",
+        help: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
     }
     Unreachable = "unreachable", transient, here, 503 {
         means: "No server could be reached.",
-        left: "No statement was sent.",
-        todo: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
+        state: "No statement was sent.",
+        help: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
                itself.",
     }
     Tls = "tls", lasting, here, 500 {
         means: "The TLS handshake failed, or a certificate was refused.",
-        left: "No statement was sent, and no password.",
-        todo: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
+        state: "No statement was sent, and no password.",
+        help: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
     }
     AuthFailed = "auth_failed", lasting, here, 500 {
         means: "The server refused the user or the password.",
-        left: "No statement was sent.",
-        todo: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
+        state: "No statement was sent.",
+        help: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
     }
     Timeout = "timeout", transient, here, 503 {
         means: "A step did not end within its time limit; the message names the step.",
-        left: "A read changed nothing; a write may have been done or not.",
-        todo: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
+        state: "A read changed nothing; a write may have been done or not.",
+        help: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
                safety`: what holds for a dropped call holds here.",
     }
     Standby = "standby", lasting, here, 503 {
         means: "The server is a standby: it takes no writes and its locks mean nothing.",
-        left: "Nothing was written.",
-        todo: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
+        state: "Nothing was written.",
+        help: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
                themselves.",
     }
     PooledLock = "pooled_lock", lasting, here, 500 {
         means: "Something between the pod and the server hands out other backends, or its session locks do nothing.",
-        left: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
-        todo: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
+        state: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
+        help: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
     }
     NameTaken = "name_taken", lasting, here, 500 {
         means: "A live pod holds this name, or somebody who is no pod holds its lock. The message says who.",
-        left: "Nothing was registered; the holder is undisturbed.",
-        todo: "Give each living pod its own name, or wait until the other has ended; or end who is no pod, with \
+        state: "Nothing was registered; the holder is undisturbed.",
+        help: "Give each living pod its own name, or wait until the other has ended; or end who is no pod, with \
                `pg_terminate_backend`.",
     }
     KeyCollision = "key_collision", lasting, here, 500 {
         means: "Another name hashes to the same lock key.",
-        left: "Nothing was registered; the other pod is undisturbed.",
-        todo: "Give one of the two another name.",
+        state: "Nothing was registered; the other pod is undisturbed.",
+        help: "Give one of the two another name.",
     }
     SchemaMissing = "schema_missing", lasting, here, 500 {
         means: "podlock's tables are not there.",
-        left: "Nothing was changed.",
-        todo: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
+        state: "Nothing was changed.",
+        help: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
     }
     SchemaIncompatible = "schema_incompatible", lasting, here, 500 {
         means: "podlock's tables are of a version that this binary cannot use.",
-        left: "Nothing was changed.",
-        todo: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
+        state: "Nothing was changed.",
+        help: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
     }
     Forbidden = "forbidden", lasting, here, 500 {
         means: "The role lacks a right.",
-        left: "The statement was undone.",
-        todo: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
+        state: "The statement was undone.",
+        help: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
     }
     TooManyConnections = "too_many_connections", transient, here, 503 {
         means: "The server has no connection left for us.",
-        left: "No statement was sent.",
-        todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
+        state: "No statement was sent.",
+        help: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
     }
     Unsupported = "unsupported", lasting, here, 500 {
         means: "The server is too old, or it or the system lacks something that podlock needs.",
-        left: "Nothing was registered.",
-        todo: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
+        state: "Nothing was registered.",
+        help: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
     }
     SessionLost = "session_lost", transient, here, 503 {
         means: "A connection ended in the middle of a statement.",
-        left: "A read changed nothing; a write may have been done or not.",
-        todo: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
+        state: "A read changed nothing; a write may have been done or not.",
+        help: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
                holds for a dropped call holds here.",
     }
     Fenced = "fenced", lasting, here, 409 {
         means: "The run is not this attempt's any more: another claimed it, or it was ended.",
-        left: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
+        state: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
                `Error::may_have_been_done`. From a start whose reply was lost: the run was started, and has moved on.",
-        todo: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
+        help: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
     }
     Detached = "detached", transient, elsewhere, 503 {
         means: "The pod does not hold its lock at the moment.",
-        left: "No run was started; those of the pod go on.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`), or here when `Pod::status` says active again.",
+        state: "No run was started; those of the pod go on.",
+        help: "Start it on another pod (`Error::retry_elsewhere`), or here when `Pod::status` says active again.",
     }
     Draining = "draining", lasting, elsewhere, 503 {
         means: "The pod is stopping and takes no more work.",
-        left: "No run was started.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
+        state: "No run was started.",
+        help: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
     }
     Stopped = "stopped", lasting, elsewhere, 503 {
         means: "The pod has ended.",
-        left: "No run was started, unless the message says otherwise.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
+        state: "No run was started, unless the message says otherwise.",
+        help: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
     }
     KeyBusy = "key_busy", lasting, here, 409 {
         means: "A run of this kind and key is running already.",
-        left: "No run was started.",
-        todo: "Follow the run that `Error::run_id` names, or wait until it has ended.",
+        state: "No run was started.",
+        help: "Follow the run that `Error::run_id` names, or wait until it has ended.",
     }
     NoHandler = "no_handler", lasting, here, 422 {
         means: "This pod has no handler for the kind.",
-        left: "No run was started.",
-        todo: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
+        state: "No run was started.",
+        help: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
     }
     AtCapacity = "at_capacity", transient, elsewhere, 503 {
         means: "The pod runs as many runs as it may.",
-        left: "No run was started.",
-        todo: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
+        state: "No run was started.",
+        help: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
     }
     InvalidInput = "invalid_input", lasting, here, 422 {
         means: "A value given by the caller cannot be used.",
-        left: "Nothing was written.",
-        todo: "Correct the value that the message names.",
+        state: "Nothing was written.",
+        help: "Correct the value that the message names.",
     }
     TooLarge = "too_large", lasting, here, 413 {
         means: "A value is larger than its limit.",
-        left: "Nothing was written. A run whose handler returned it is `failed`.",
-        todo: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
+        state: "Nothing was written. A run whose handler returned it is `failed`.",
+        help: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
     }
     TooSlow = "too_slow", lasting, here, 500 {
         means: "A write did not end in time, several times, while a small write of the same run did each time: it is too \
                 large for the link or the server.",
-        left: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
+        state: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
                goes on.",
-        todo: "Write less at once, or raise `statement_timeout`.",
+        help: "Write less at once, or raise `statement_timeout`.",
     }
     NotFound = "not_found", lasting, here, 404 {
         means: "There is no such thing.",
-        left: "Nothing was written.",
-        todo: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
+        state: "Nothing was written.",
+        help: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
     }
     Stuck = "stuck", lasting, here, 500 {
         means: "A task did not end although it was aborted.",
-        left: "The pod keeps its lock, so that nobody resumes the run beside it.",
-        todo: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
+        state: "The pod keeps its lock, so that nobody resumes the run beside it.",
+        help: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
     }
     Database = "database", lasting, here, 500 {
         means: "Any other error of the server.",
-        left: "The statement was undone.",
-        todo: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
+        state: "The statement was undone.",
+        help: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
     }
 }
 
 /// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
 pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
 
-/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the pod
-/// is not ready, and short enough for a person who waits.
+/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the
+/// pod is not ready, and short enough for a person who waits.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Source = Box<dyn StdError + Send + Sync>;
@@ -260,8 +260,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     what: String,
-    left: Option<String>,
-    todo: Option<String>,
+    state: Option<String>,
+    help: Option<String>,
     run: Option<Uuid>,
     sqlstate: Option<String>,
     unconnected: bool,
@@ -274,8 +274,8 @@ impl Error {
         let inner = Inner {
             kind,
             what: what.into(),
-            left: None,
-            todo: None,
+            state: None,
+            help: None,
             run: None,
             sqlstate: None,
             unconnected: false,
@@ -286,14 +286,14 @@ impl Error {
     }
 
     /// In what state the failure left things.
-    pub(crate) fn left(mut self, left: impl Into<String>) -> Self {
-        self.0.left = Some(left.into());
+    pub(crate) fn state(mut self, left: impl Into<String>) -> Self {
+        self.0.state = Some(left.into());
         self
     }
 
     /// What the reader should do.
-    pub(crate) fn todo(mut self, todo: impl Into<String>) -> Self {
-        self.0.todo = Some(todo.into());
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.0.help = Some(help.into());
         self
     }
 
@@ -319,7 +319,7 @@ impl Error {
     /// For a write whose reply did not come: in what state that may have left things.
     pub(crate) fn in_doubt(self, left: &str) -> Self {
         match self.0.kind {
-            ErrorKind::SessionLost | ErrorKind::Timeout => self.left(left),
+            ErrorKind::SessionLost | ErrorKind::Timeout => self.state(left),
             _ => self,
         }
     }
@@ -333,13 +333,13 @@ impl Error {
     /// For a write that was refused in the end: an earlier try of it got no reply.
     pub(crate) fn after_a_lost_reply(mut self) -> Self {
         self.0.in_doubt = true;
-        self.left("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
+        self.state("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
     }
 
     /// For a write that was given up because it took too long: whether a try of it may have been accepted.
     pub(crate) fn given_up(mut self, in_doubt: bool) -> Self {
         self.0.in_doubt = in_doubt;
-        self.left(if in_doubt {
+        self.state(if in_doubt {
             "a try whose reply did not come may have been accepted; the run goes on"
         } else {
             "nothing was written; the run goes on"
@@ -348,12 +348,12 @@ impl Error {
 
     /// The same once more, for another who waited for the same thing.
     pub(crate) fn for_another(&self) -> Self {
-        let Inner { kind, what, left, todo, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
+        let Inner { kind, what, state, help, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
         let inner = Inner {
             kind: *kind,
             what: what.clone(),
-            left: left.clone(),
-            todo: todo.clone(),
+            state: state.clone(),
+            help: help.clone(),
             run: *run,
             sqlstate: sqlstate.clone(),
             unconnected: *unconnected,
@@ -403,7 +403,8 @@ impl Error {
         self.0.kind == ErrorKind::SessionLost
     }
 
-    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means nothing.
+    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means
+    /// nothing.
     #[must_use]
     pub fn may_have_been_done(&self) -> bool {
         // A server that ends a session may do so after its commit; one that cancels a statement has undone it.
@@ -443,8 +444,8 @@ impl Error {
             return status;
         }
         match self.sqlstate() {
-            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long for
-            // an index, such as a key of 10 kB.
+            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long
+            // for an index, such as a key of 10 kB.
             Some(code) if code.starts_with("22") || code == "54000" => 422,
             _ if self.is_transient() => 503,
             _ => status,
@@ -474,11 +475,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.what)?;
-        if let Some(left) = &self.0.left {
-            write!(f, "; {left}")?;
+        if let Some(state) = &self.0.state {
+            write!(f, "; {state}")?;
         }
-        if let Some(todo) = &self.0.todo {
-            write!(f, "; {todo}")?;
+        if let Some(help) = &self.0.help {
+            write!(f, "; {help}")?;
         }
         Ok(())
     }
@@ -523,8 +524,8 @@ mod tests {
     #[test]
     fn the_text_says_what_failed_what_is_left_and_what_to_do() {
         let error = Error::new(ErrorKind::Timeout, "the lock was not granted within 2s")
-            .left("nothing was registered")
-            .todo("look at studio_pod_status")
+            .state("nothing was registered")
+            .help("look at studio_pod_status")
             .during("boot of pod a");
         assert_eq!(
             error.to_string(),

@@ -1,4 +1,5 @@
-//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this file.
+//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this
+//! file.
 
 use tokio_postgres::error::SqlState;
 
@@ -14,7 +15,7 @@ pub(crate) struct Rule {
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/errors.md, which a test makes"))]
     pub(crate) condition: &'static str,
     pub(crate) kind: ErrorKind,
-    pub(crate) todo: &'static str,
+    pub(crate) help: &'static str,
 }
 
 enum Code {
@@ -24,14 +25,14 @@ enum Code {
 }
 
 macro_rules! rules {
-    ($(($code:ident $(= $class:literal)?, $kind:ident, $todo:expr)),+ $(,)?) => {
-        &[$(rules!(@ $code $(= $class)?, $kind, $todo)),+]
+    ($(($code:ident $(= $class:literal)?, $kind:ident, $help:expr)),+ $(,)?) => {
+        &[$(rules!(@ $code $(= $class)?, $kind, $help)),+]
     };
-    (@ $condition:ident = $class:literal, $kind:ident, $todo:expr) => {
-        Rule { code: Code::Class($class), condition: stringify!($condition), kind: ErrorKind::$kind, todo: $todo }
+    (@ $condition:ident = $class:literal, $kind:ident, $help:expr) => {
+        Rule { code: Code::Class($class), condition: stringify!($condition), kind: ErrorKind::$kind, help: $help }
     };
-    (@ $code:ident, $kind:ident, $todo:expr) => {
-        Rule { code: Code::One(SqlState::$code), condition: stringify!($code), kind: ErrorKind::$kind, todo: $todo }
+    (@ $code:ident, $kind:ident, $help:expr) => {
+        Rule { code: Code::One(SqlState::$code), condition: stringify!($code), kind: ErrorKind::$kind, help: $help }
     };
 }
 
@@ -92,7 +93,7 @@ impl Rule {
 
 /// What `code` becomes.
 pub(crate) fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
-    RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.todo))
+    RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.help))
 }
 
 /// What the driver itself refuses before the server has said anything has no code, only a text: how that begins, the
@@ -124,7 +125,7 @@ mod tests {
     fn each_sqlstate_with_a_rule_of_its_own_follows_it_and_any_other_its_class() {
         for rule in RULES {
             if let Code::One(code) = &rule.code {
-                assert_eq!(classify(code), (rule.kind, rule.todo), "a rule before it hides {}", rule.pattern());
+                assert_eq!(classify(code), (rule.kind, rule.help), "a rule before it hides {}", rule.pattern());
             }
         }
         let kind = |code| classify(&SqlState::from_code(code)).0;

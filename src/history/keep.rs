@@ -62,8 +62,8 @@ impl Retention {
                 ErrorKind::InvalidInput,
                 format!("{what} cannot be kept for {keep:?}: it must be from {KEEP_MIN:?} to {KEEP_MAX:?}"),
             )
-            .left("nothing was deleted")
-            .todo("give a longer time")),
+            .state("nothing was deleted")
+            .help("give a longer time")),
         }
     }
 

@@ -188,7 +188,7 @@ pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<P
     }
     let Some(e) = failed else { return Ok(total) };
     let left = total.in_words();
-    Err(if e.may_have_been_done() { e.left(format!("{left}; of one batch nothing is known")) } else { e.left(left) })
+    Err(if e.may_have_been_done() { e.state(format!("{left}; of one batch nothing is known")) } else { e.state(left) })
 }
 
 async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Pruned) -> Result<()> {
@@ -201,7 +201,7 @@ async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Prun
             busy_steps += 1;
             if busy_steps >= BUSY_STEPS {
                 return Err(Error::new(ErrorKind::Timeout, "pruning: another was always at it")
-                    .todo("prune again later; the pods do it too"));
+                    .help("prune again later; the pods do it too"));
             }
             tokio::time::sleep(AGAIN).await;
         } else if more {

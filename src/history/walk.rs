@@ -87,7 +87,8 @@ impl Walk {
             Kind::Runs(state) => statements::old_runs(db, state, self.keep, self.after, most).await?,
             _ => statements::old_sessions(db, self.keep, self.after, most).await?,
         };
-        // At the beginning the server is asked all the same: whether this role may prune must not depend on what is old.
+        // At the beginning the server is asked all the same: whether this role may prune must not depend on what is
+        // old.
         if places.is_empty() && self.after.take().is_some() {
             return Ok(Step::default());
         }
@@ -130,12 +131,13 @@ impl Walk {
         let most = i32::try_from(self.size + 1).unwrap_or(i32::MAX);
         let loaded = statements::oldest_events(db, self.keep, most).await?;
         // What is old enough up to the first that is not.
-        let old: Vec<fold::Entry> = loaded.into_iter().map_while(|(entry, is_old)| is_old.then_some(entry)).collect();
+        let old: Vec<fold::LogEntry> =
+            loaded.into_iter().map_while(|(entry, is_old)| is_old.then_some(entry)).collect();
         let [first, .., last] = old.as_slice() else { return Ok(Step::default()) };
         let snapshot = fold::snapshot(&old).map_err(|e| {
             Error::new(ErrorKind::SchemaIncompatible, format!("pruning events: {e}"))
-                .left("no event was deleted")
-                .todo("see who else writes the log; a newer version of podlock may know the event")
+                .state("no event was deleted")
+                .help("see who else writes the log; a newer version of podlock may know the event")
                 .caused_by(e)
         })?;
         match statements::prune_events(db, self.keep, first.idx, last.idx, &snapshot, by.pod).await {

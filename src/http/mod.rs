@@ -1,7 +1,8 @@
 //! An axum router for a pod: health probes and the run API.
 //!
-//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test. [`serve`](serve())
-//! serves it, or any other, with limits against clients that are slow, idle or many, and checks `Host` and `Origin`.
+//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test.
+//! [`serve`](serve()) serves it, or any other, with limits against clients that are slow, idle or many, and checks
+//! `Host` and `Origin`.
 //!
 //! | request | answer |
 //! | --- | --- |

@@ -81,8 +81,8 @@ impl Names {
     }
 }
 
-/// The host that a request is for, without its port: an absolute target's (RFC 9112, 3.2.2), else `Host`'s. `None` if there is
-/// none, or more than one.
+/// The host that a request is for, without its port: an absolute target's (RFC 9112, 3.2.2), else `Host`'s. `None` if
+/// there is none, or more than one.
 fn asked_for(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     if let Some(authority) = uri.authority() {
         return host_of(authority.as_str());

@@ -79,7 +79,8 @@ impl From<Error> for Problem {
 }
 
 /// An error of the library as the routes of this module answer it: [`Error::http_status`], a JSON body
-/// `{"error", "kind"}` with `run_id` where the error names a run, and `Retry-After` where [`Error::retry_after`] gives one.
+/// `{"error", "kind"}` with `run_id` where the error names a run, and `Retry-After` where [`Error::retry_after`] gives
+/// one.
 ///
 /// So a handler of your own may return `Result<_, podlock::Error>`.
 impl IntoResponse for Error {

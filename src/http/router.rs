@@ -38,8 +38,8 @@ where
         .merge(probes(pod))
 }
 
-/// The three probes alone (`/livez`, `/readyz`, `/healthz`), for a service that has routes of its own and none of podlock's:
-/// merge them, or nest them below a path. They need nothing of the database.
+/// The three probes alone (`/livez`, `/readyz`, `/healthz`), for a service that has routes of its own and none of
+/// podlock's: merge them, or nest them below a path. They need nothing of the database.
 pub fn probes(pod: Pod) -> Router {
     Router::new()
         .route("/livez", get(answers::livez))

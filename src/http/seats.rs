@@ -1,5 +1,5 @@
-//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for longest
-//! gives its seat to the next client.
+//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for
+//! longest gives its seat to the next client.
 //!
 //! A connection is idle while no request of it is being answered, and its client has taken the last answer: it has sent
 //! nothing yet, half a head, or nothing since.
@@ -91,12 +91,12 @@ impl Seats {
 /// A connection's seat. Dropped, it is free.
 pub(super) struct Seat {
     seats: Arc<Seats>,
-    state: Mutex<State>,
+    state: Mutex<SeatState>,
     needed: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
-enum State {
+enum SeatState {
     /// With its place among the idle ones. It has been taken off that list if it was asked to close.
     Idle(u64),
     Busy,
@@ -106,12 +106,12 @@ impl Seat {
     fn new(seats: &Arc<Seats>, permit: OwnedSemaphorePermit) -> Arc<Self> {
         let needed = Arc::new(Notify::new());
         let place = seats.idle().enter(&needed);
-        Arc::new(Self { seats: seats.clone(), state: Mutex::new(State::Idle(place)), needed, _permit: permit })
+        Arc::new(Self { seats: seats.clone(), state: Mutex::new(SeatState::Idle(place)), needed, _permit: permit })
     }
 
     /// A request has come: it is busy until what this returns is dropped.
     pub(super) fn begin(self: Arc<Self>) -> Busy {
-        if let State::Idle(place) = std::mem::replace(&mut *self.state(), State::Busy) {
+        if let SeatState::Idle(place) = std::mem::replace(&mut *self.state(), SeatState::Busy) {
             self.seats.idle().since.remove(&place);
         }
         Busy(self)
@@ -122,30 +122,30 @@ impl Seat {
         self.needed.notified().await;
     }
 
-    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It is asked
-    /// for again later.
+    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It
+    /// is asked for again later.
     pub(super) fn keep(&self) {
         let mut state = self.state();
-        if let State::Idle(place) = *state {
+        if let SeatState::Idle(place) = *state {
             let mut idle = self.seats.idle();
             idle.since.remove(&place);
-            *state = State::Idle(idle.enter(&self.needed));
+            *state = SeatState::Idle(idle.enter(&self.needed));
         }
     }
 
     /// False if a request came before the connection heard that its seat is needed.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(*self.state(), State::Idle(_))
+        matches!(*self.state(), SeatState::Idle(_))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let State::Idle(place) = *self.state() {
+        if let SeatState::Idle(place) = *self.state() {
             self.seats.idle().since.remove(&place);
         }
     }
@@ -165,7 +165,7 @@ pub(super) struct Busy(Arc<Seat>);
 impl Drop for Busy {
     fn drop(&mut self) {
         let place = self.0.seats.idle().enter(&self.0.needed);
-        *self.0.state() = State::Idle(place);
+        *self.0.state() = SeatState::Idle(place);
     }
 }
 

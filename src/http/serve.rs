@@ -40,11 +40,11 @@ use crate::nag::Nag;
 const CONNECTIONS_MAX: u64 = 1024;
 /// The fewest, however low the limit is: a probe and a few clients.
 const CONNECTIONS_MIN: u64 = 4;
-/// Descriptors that are not counted for HTTP: the pod's sessions (4), its pool (4 by default), those that are opened while
-/// old ones are still closing, the runtime's, the standard streams, files. Of the rest HTTP gets half.
+/// Descriptors that are not counted for HTTP: the pod's sessions (4), its pool (4 by default), those that are opened
+/// while old ones are still closing, the runtime's, the standard streams, files. Of the rest HTTP gets half.
 const DESCRIPTORS_KEPT: u64 = 64;
-/// What hyper holds for a connection: a request's head, and what is to be written, a frame of the body apart. A larger head
-/// is refused.
+/// What hyper holds for a connection: a request's head, and what is to be written, a frame of the body apart. A larger
+/// head is refused.
 const BUFFER: usize = 64 * 1024;
 /// What the kernel holds for a connection and has not sent yet. Its own limit is several megabytes.
 const UNSENT: u32 = 128 * 1024;
@@ -57,8 +57,9 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The most connections at a time. Default: half of what the process's limit of open files (`RLIMIT_NOFILE`, the soft
-    /// one) leaves beside 64, at least 4 and at most 1,024. More of them wait in the kernel. A stream is a connection.
+    /// The most connections at a time. Default: half of what the process's limit of open files (`RLIMIT_NOFILE`, the
+    /// soft one) leaves beside 64, at least 4 and at most 1,024. More of them wait in the kernel. A stream is a
+    /// connection.
     ///
     /// When all are taken, the connection that has been without a request for longest is closed, if that is a second or
     /// more, so that idle clients keep nobody out.
@@ -69,8 +70,8 @@ pub struct Limits {
     /// How long the body of a request may take, from its head to its end. Then the answer is 408, and the connection is
     /// closed. Default: 30 s.
     pub body: Duration,
-    /// How long a client that is sent something may take none of it. It is cut off then: a stream's client comes back with
-    /// `Last-Event-ID`. Default: 30 s.
+    /// How long a client that is sent something may take none of it. It is cut off then: a stream's client comes back
+    /// with `Last-Event-ID`. Default: 30 s.
     pub write: Duration,
 }
 
@@ -103,12 +104,12 @@ fn connections(descriptors: Option<u64>) -> usize {
 /// Awaited as it is, it serves until it is dropped.
 ///
 /// **`Host`.** On a loopback listener a request must name `localhost`, a loopback address, or a name of
-/// [`Serve::allow_host`]. Otherwise a page of a foreign site could reach this server from its visitor's browser, by a name of
-/// its own that it lets resolve to 127.0.0.1 (DNS rebinding). On another listener each name is taken, unless
+/// [`Serve::allow_host`]. Otherwise a page of a foreign site could reach this server from its visitor's browser, by a
+/// name of its own that it lets resolve to 127.0.0.1 (DNS rebinding). On another listener each name is taken, unless
 /// `allow_host` gives some: then those, and addresses.
 ///
-/// **`Origin`.** Browsers say of which site the page is that asks. A request that changes something, or asks for a stream,
-/// is refused if that is another host than `Host`, and not one of [`Serve::allow_origin`].
+/// **`Origin`.** Browsers say of which site the page is that asks. A request that changes something, or asks for a
+/// stream, is refused if that is another host than `Host`, and not one of [`Serve::allow_origin`].
 pub fn serve(listener: TcpListener, router: Router) -> Serve {
     Serve { listener, router, limits: Limits::default(), names: Names::default() }
 }
@@ -147,8 +148,8 @@ impl Serve {
     ///
     /// # Errors
     ///
-    /// As the system's, if the listener does not tell its address. Nothing else ends it: failures of single connections, and of
-    /// `accept`, are logged.
+    /// As the system's, if the listener does not tell its address. Nothing else ends it: failures of single
+    /// connections, and of `accept`, are logged.
     ///
     /// # Cancel safety
     ///
@@ -177,7 +178,10 @@ impl Serve {
         closing.cancel();
         let answers = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(grace, answers).await.is_err() {
-            tracing::debug!(target: "podlock", event = "http_cut_off", connections = tasks.len(), "answers were cut off");
+            tracing::debug!(
+                target: "podlock", event = "http_cut_off", connections = tasks.len(),
+                "answers were cut off"
+            );
             tasks.shutdown().await;
         }
         Ok(())
@@ -226,7 +230,10 @@ async fn accept(listener: &TcpListener, seats: &Arc<Seats>, trouble: &mut Troubl
             }
             Err(e) => {
                 if let Some(times) = trouble.nag.failed(trouble.began.elapsed(), Duration::ZERO) {
-                    tracing::warn!(target: "podlock", event = "http_accept", error = %e, times, "cannot accept connections; trying again");
+                    tracing::warn!(
+                        target: "podlock", event = "http_accept", error = %e, times,
+                        "cannot accept connections; trying again"
+                    );
                 }
                 tokio::time::sleep(trouble.backoff.delay()).await;
             }
@@ -274,8 +281,8 @@ impl Service {
     }
 }
 
-/// A connection's stream that tells whether its client has yet to take something. An answer is done with, for hyper, once
-/// it is in the buffer.
+/// A connection's stream that tells whether its client has yet to take something. An answer is done with, for hyper,
+/// once it is in the buffer.
 struct Sending {
     inner: Pin<Box<TimeoutWriter<TcpStream>>>,
     sending: Arc<AtomicBool>,
@@ -371,7 +378,10 @@ fn tune(stream: &TcpStream) {
         io::Result::Ok(())
     };
     if let Err(e) = stream.set_nodelay(true).and_then(|()| unsent(stream)) {
-        tracing::debug!(target: "podlock", event = "http_connection", error = %e, "an option of a socket cannot be set");
+        tracing::debug!(
+            target: "podlock", event = "http_connection", error = %e,
+            "an option of a socket cannot be set"
+        );
     }
 }
 

@@ -27,8 +27,8 @@ use crate::{Attached, Error, ErrorKind, Pod, Result, RunId, StreamEvent, StreamP
 /// How often a comment is sent. Proxies then do not take a quiet stream for a dead one (nginx ends such a stream after
 /// 60 s), and the write shows when a reader has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// How long a client that is sent elsewhere waits before it comes back, at least and at most. Clients of one pod come back
-/// spread over this time. Where no other pod can serve them, each of them asks about so often.
+/// How long a client that is sent elsewhere waits before it comes back, at least and at most. Clients of one pod come
+/// back spread over this time. Where no other pod can serve them, each of them asks about so often.
 const COME_BACK_MS: std::ops::Range<u64> = 1000..3000;
 /// What a client that was cut off names: the id of the last event that it saw.
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -46,8 +46,8 @@ pub(super) async fn stream(
     Ok(sse_run(&api.pod, run_id(id)?, &headers).await)
 }
 
-/// The answer to a client of a run's stream: attaches after the event that its `Last-Event-ID` names and sends what comes,
-/// as [`sse`] does. What is refused is answered as the [module's table](crate::http) says.
+/// The answer to a client of a run's stream: attaches after the event that its `Last-Event-ID` names and sends what
+/// comes, as [`sse`] does. What is refused is answered as the [module's table](crate::http) says.
 ///
 /// An `EventSource` gives up for good at any answer but 200. This pod may be unable to serve the stream for now: it
 /// is cut off, it has ended, or the database is out of reach. A client that accepts `text/event-stream` is then sent
@@ -64,8 +64,8 @@ pub async fn sse_run(pod: &Pod, run_id: RunId, headers: &HeaderMap) -> Response 
     }
 }
 
-/// The answer to a client of a stream to which nothing could be attached: as the [module's table](crate::http) says, or an
-/// event `elsewhere` where [`sse_run`] would send it.
+/// The answer to a client of a stream to which nothing could be attached: as the [module's table](crate::http) says, or
+/// an event `elsewhere` where [`sse_run`] would send it.
 pub fn sse_refused(error: Error, headers: &HeaderMap) -> Response {
     if accepts_events(headers) && goes_elsewhere(&error) {
         respond(stream::iter([elsewhere(&error)]))
@@ -74,11 +74,11 @@ pub fn sse_refused(error: Error, headers: &HeaderMap) -> Response {
     }
 }
 
-/// An answer that sends what this reader is handed, as Server-Sent Events: `chunk`, `reset`, `end` with their positions as
-/// ids, then it closes. 204 if the reader has attached behind the end: at that an `EventSource` stops to come back.
+/// An answer that sends what this reader is handed, as Server-Sent Events: `chunk`, `reset`, `end` with their positions
+/// as ids, then it closes. 204 if the reader has attached behind the end: at that an `EventSource` stops to come back.
 ///
-/// A reader whose pod is cut off for `self_fence`, or ends, is sent `elsewhere`, and the answer closes. The client comes back
-/// with the id of the last event that it saw, through a load balancer to another pod, and misses nothing.
+/// A reader whose pod is cut off for `self_fence`, or ends, is sent `elsewhere`, and the answer closes. The client
+/// comes back with the id of the last event that it saw, through a load balancer to another pod, and misses nothing.
 /// [`Attached::wait_while_cut_off`] with true has it wait instead.
 ///
 /// The answer tells proxies to pass on each event as it comes.
@@ -181,8 +181,8 @@ impl AsRef<[u8]> for Json {
 
 fn no_json(why: String) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("an event is no JSON: {why}"))
-        .left("the reader is cut off")
-        .todo("attach again")
+        .state("the reader is cut off")
+        .help("attach again")
 }
 
 /// Without an id: the client goes on from the last one that it saw.

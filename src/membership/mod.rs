@@ -1,7 +1,7 @@
 //! What this process is in the fleet: its name and incarnation, its phase, its deadline, its progress.
 //!
-//! Work of every kind (runs, workers, history) asks here whether it may begin and for which incarnation, whether the pod is
-//! past its deadline (L7), and reports its progress. Only the pod's life in `pod` changes what is said here.
+//! Work of every kind (runs, workers, history) asks here whether it may begin and for which incarnation, whether the
+//! pod is past its deadline (L7), and reports its progress. Only the pod's life in `pod` changes what is said here.
 //!
 //! Invariant: nothing here does I/O, and nothing here knows of runs.
 
@@ -31,8 +31,8 @@ pub use status::{Phase, PodEvent, PodStatus};
 /// Events that wait for a slow receiver before the receiver misses some.
 const EVENTS: usize = 256;
 
-/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The oldest
-/// are forgotten first. One that still lives is seen again at the next probe.
+/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The
+/// oldest are forgotten first. One that still lives is seen again at the next probe.
 const COMPANIONS: usize = 4096;
 
 /// The facts that make up a [`Phase`].
@@ -172,8 +172,8 @@ impl Membership {
             Phase::Stopped => (ErrorKind::Stopped, "has ended"),
         };
         Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
-            .left("no run was started")
-            .todo("retry on another pod"))
+            .state("no run was started")
+            .help("retry on another pod"))
     }
 
     /// A ping that was sent at `sent` was answered.
@@ -201,8 +201,8 @@ impl Membership {
         let _ = self.facts.subscribe().wait_for(over).await;
     }
 
-    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves from the
-    /// database is better asked for elsewhere from then on.
+    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves
+    /// from the database is better asked for elsewhere from then on.
     pub(crate) async fn cut_off(&self) {
         let mut facts = self.facts.subscribe();
         loop {

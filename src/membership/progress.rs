@@ -11,13 +11,13 @@ const NAME_MAX_BYTES: usize = 128;
 
 /// A part of the application that makes progress: a queue's loop, a device, a model.
 ///
-/// At each beat ([`crate::Config::beat_interval`]) the pod shows its peers that it made progress, if anything moved since the
-/// last one: a source [`tick`](ProgressSource::tick)ed, or a write of a run was accepted. Without any source, or while all are
-/// idle, a runtime that runs tasks is progress enough. A pod that shows none for [`crate::Config::stall_cycles`] looks is
-/// suspected.
+/// At each beat ([`crate::Config::beat_interval`]) the pod shows its peers that it made progress, if anything moved
+/// since the last one: a source [`tick`](ProgressSource::tick)ed, or a write of a run was accepted. Without any source,
+/// or while all are idle, a runtime that runs tasks is progress enough. A pod that shows none for
+/// [`crate::Config::stall_cycles`] looks is suspected.
 ///
-/// A [`required`](ProgressSource::required) source must move itself: while it has something to do and stands still, no other
-/// progress counts, and the event `suspected` names it.
+/// A [`required`](ProgressSource::required) source must move itself: while it has something to do and stands still, no
+/// other progress counts, and the event `suspected` names it.
 ///
 /// A source is idle until its first tick. Dropped, it is no longer asked about. Cheap to share by reference or `Arc`.
 ///
@@ -29,10 +29,10 @@ const NAME_MAX_BYTES: usize = 128;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct ProgressSource(Arc<State>);
+pub struct ProgressSource(Arc<SourceState>);
 
 #[derive(Debug)]
-struct State {
+struct SourceState {
     moved: AtomicU64,
     idle: AtomicBool,
     required: AtomicBool,
@@ -59,8 +59,8 @@ impl ProgressSource {
     /// Makes this source required: while it has something to do and does not tick, the pod makes no progress, even if
     /// other sources move.
     ///
-    /// For a part without which the pod is of no use. It alone can make the pod suspect; the event `suspected` and the log
-    /// name it.
+    /// For a part without which the pod is of no use. It alone can make the pod suspect; the event `suspected` and the
+    /// log name it.
     #[must_use]
     pub fn required(self) -> Self {
         self.0.required.store(true, Ordering::Release);
@@ -83,13 +83,13 @@ impl ProgressSource {
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     next: AtomicU64,
-    all: Mutex<BTreeMap<u64, Weak<State>>>,
+    all: Mutex<BTreeMap<u64, Weak<SourceState>>>,
 }
 
 impl Sources {
     pub(crate) fn register(&self) -> ProgressSource {
         let (moved, idle, required) = (AtomicU64::new(0), AtomicBool::new(true), AtomicBool::new(false));
-        let state = Arc::new(State { moved, idle, required, name: OnceLock::new() });
+        let state = Arc::new(SourceState { moved, idle, required, name: OnceLock::new() });
         let number = self.next.fetch_add(1, Ordering::AcqRel);
         self.lock().insert(number, Arc::downgrade(&state));
         ProgressSource(state)
@@ -118,7 +118,7 @@ impl Sources {
         state.and_then(|s| s.name.get().cloned()).unwrap_or_else(|| format!("source {}", number + 1))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<State>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<SourceState>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

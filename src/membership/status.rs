@@ -48,9 +48,9 @@ pub struct PodStatus {
     pub runs: usize,
 }
 
-/// Something that happened in the fleet, for the application. A pod that was cut off is told of it when it is back, of its
-/// own burial as well. Best effort: a lagging receiver misses some, and so does a pod that comes back after the log was
-/// pruned, or after a failover that lost the end of the log. Nothing may depend on it.
+/// Something that happened in the fleet, for the application. A pod that was cut off is told of it when it is back, of
+/// its own burial as well. Best effort: a lagging receiver misses some, and so does a pod that comes back after the log
+/// was pruned, or after a failover that lost the end of the log. Nothing may depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 #[non_exhaustive]

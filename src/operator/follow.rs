@@ -100,8 +100,8 @@ impl Notices {
         Ok(Self { session, due: Instant::now() + TRY_AGAIN })
     }
 
-    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be anybody
-    /// who sent it: read what you want to know, at most so often. Several that come at once are one.
+    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be
+    /// anybody who sent it: read what you want to know, at most so often. Several that come at once are one.
     ///
     /// # Errors
     ///
@@ -125,6 +125,6 @@ impl Notices {
 
 fn lost(cause: Error) -> Error {
     Error::new(ErrorKind::SessionLost, format!("the connection for notifications has ended: {cause}"))
-        .left("what was sent since then is lost")
-        .todo("open another, and look at the log for what was missed")
+        .state("what was sent since then is lost")
+        .help("open another, and look at the log for what was missed")
 }

@@ -229,14 +229,14 @@ impl Operator {
         cancelled.map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))
     }
 
-    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it is
-    /// owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its checkpoint is
-    /// not taken along: the new run begins at its beginning.
+    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it
+    /// is owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its
+    /// checkpoint is not taken along: the new run begins at its beginning.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the run
-    /// that has its key now; else as [`Operator::pods`].
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the
+    /// run that has its key now; else as [`Operator::pods`].
     ///
     /// # Cancel safety
     ///
@@ -245,15 +245,15 @@ impl Operator {
         let (db, new) = (&self.database, RunId::generate());
         let in_doubt = format!("run {new} may have been started");
         let refuse = |kind, what: String, about| {
-            let error = Error::new(kind, what).about_run(about).left("no run was started");
-            error.todo("see `podlock runs describe`, and start it again when it has ended")
+            let error = Error::new(kind, what).about_run(about).state("no run was started");
+            error.help("see `podlock runs describe`, and start it again when it has ended")
         };
         // Who has the key may end between the two looks.
         for _ in 0..RESTART_TRIES {
             if runs::restart(db, run_id, new).await.map_err(|e| e.about_run(new).in_doubt(&in_doubt))? {
                 return Ok(new);
             }
-            match runs::standing(db, run_id).await? {
+            match runs::status(db, run_id).await? {
                 None => return Err(refuse(ErrorKind::NotFound, format!("there is no run {run_id}"), run_id)),
                 Some(s) if RunState::Running.is(&s.state) => {
                     return Err(refuse(ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id));
@@ -266,17 +266,17 @@ impl Operator {
             }
         }
         Err(Error::new(ErrorKind::KeyBusy, format!("runs with the key of run {run_id} come and go"))
-            .left("no run was started")
-            .todo("start it again"))
+            .state("no run was started")
+            .help("start it again"))
     }
 
-    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.
-    /// What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
+    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say
+    /// so. What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else as
-    /// [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
+    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else
+    /// as [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
     ///
     /// # Cancel safety
     ///
@@ -302,8 +302,8 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no such
-    /// run, or that it is not quarantined, is not an error but an answer.
+    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no
+    /// such run, or that it is not quarantined, is not an error but an answer.
     ///
     /// # Cancel safety
     ///
@@ -313,7 +313,7 @@ impl Operator {
         match error.sqlstate() {
             Some(NO_DATA_FOUND) => Ok(Released::NotFound),
             Some(NOT_IN_THAT_STATE) => {
-                let standing = runs::standing(&self.database, run_id).await?;
+                let standing = runs::status(&self.database, run_id).await?;
                 Ok(standing.map_or(Released::NotFound, |now| Released::NotQuarantined { state: now.state }))
             }
             Some(UNIQUE_VIOLATION) => Err(self.key_of_released_busy(run_id, error).await),
@@ -324,19 +324,19 @@ impl Operator {
     async fn key_of_released_busy(&self, run_id: RunId, refusal: Error) -> Error {
         let holder = match runs::holder_of_key(&self.database, run_id).await {
             Ok(holder) => holder,
-            Err(e) => return e.about_run(run_id).left("the run is quarantined as before"),
+            Err(e) => return e.about_run(run_id).state("the run is quarantined as before"),
         };
         let error = match holder {
             Some(holder) => {
                 Error::new(ErrorKind::KeyBusy, format!("run {run_id} has the key of run {holder}, which is running"))
                     .about_run(holder)
-                    .todo("wait until that run has ended, then release this one")
+                    .help("wait until that run has ended, then release this one")
             }
             None => Error::new(ErrorKind::KeyBusy, format!("run {run_id} had the key of a run that has ended by now"))
                 .about_run(run_id)
-                .todo("release it again"),
+                .help("release it again"),
         };
-        error.left("the run is quarantined as before").with_sqlstate(UNIQUE_VIOLATION).caused_by(refusal)
+        error.state("the run is quarantined as before").with_sqlstate(UNIQUE_VIOLATION).caused_by(refusal)
     }
 
     /// Events, oldest first: those after [`EventFilter::after`], else the newest.
@@ -377,9 +377,9 @@ impl Operator {
         Ok(Follow::new(self.clone(), filter, seen))
     }
 
-    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a look,
-    /// and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection of
-    /// its own.
+    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a
+    /// look, and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection
+    /// of its own.
     ///
     /// # Errors
     ///
@@ -408,20 +408,20 @@ impl Operator {
                 return e.in_doubt("the pod may have been asked or not; asking again is safe");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .left("nobody was asked to drain")
-                .todo("`podlock pods list` shows who is there")
+                .state("nobody was asked to drain")
+                .help("`podlock pods list` shows who is there")
         })?;
         rows::incarnation(row.as_ref())
     }
 
-    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and its
-    /// runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
+    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and
+    /// its runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
     /// incarnation once its application makes progress.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not end
-    /// the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
+    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not
+    /// end the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
     ///
     /// # Cancel safety
     ///
@@ -432,8 +432,8 @@ impl Operator {
                 return e.in_doubt("the pod may have been put out or not; `podlock events` shows which");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .left("nobody was put out")
-                .todo("`podlock pods list` shows who is there")
+                .state("nobody was put out")
+                .help("`podlock pods list` shows who is there")
         })?;
         rows::incarnation(row.as_ref())
     }
@@ -453,8 +453,8 @@ impl Operator {
         let mine = self.database.schema().name();
         if schema != mine || schema == "public" {
             return Err(Error::new(ErrorKind::InvalidInput, format!("schema {schema:?} is not to be dropped"))
-                .left("nothing was dropped")
-                .todo(format!("this handle is of schema {mine:?}, and `public` is never dropped")));
+                .state("nothing was dropped")
+                .help(format!("this handle is of schema {mine:?}, and `public` is never dropped")));
         }
         queries::drop_schema(&self.database).await
     }

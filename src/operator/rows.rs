@@ -44,15 +44,15 @@ pub struct PodRow {
     pub labels: Value,
     /// What its row, its locks, its beats and the log come to.
     pub condition: Condition,
-    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or `unsettled`;
-    /// `None` where nobody waits.
+    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or
+    /// `unsettled`; `None` where nobody waits.
     pub wait_reason: Option<String>,
     /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.
     pub wait_left_ms: Option<i64>,
     /// Its lease, in milliseconds; `None` of a version that does not say it.
     pub lease_ms: Option<i32>,
-    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as far as
-    /// the server shows it; see `studio_foreign_locks`.
+    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as
+    /// far as the server shows it; see `studio_foreign_locks`.
     pub foreign_lock: Option<String>,
 }
 
@@ -244,8 +244,8 @@ pub struct RunOutput {
     pub stderr: String,
     /// With what its program ended; `None` where there was none, or a signal ended it.
     pub exit_code: Option<i32>,
-    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such a
-    /// byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
+    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such
+    /// a byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
     pub output_escaped: bool,
     /// Why output that was to be parsed is kept as text.
     pub parse_error: Option<String>,
@@ -274,8 +274,8 @@ impl RunOutput {
         let bytes = if self.output_escaped { output::unescape(text) } else { Some(text.as_bytes().to_vec()) };
         bytes.ok_or_else(|| {
             Error::new(ErrorKind::SchemaIncompatible, "an output that is marked as escaped is not")
-                .left("what was read is not returned")
-                .todo("see who else writes the table")
+                .state("what was read is not returned")
+                .help("see who else writes the table")
         })
     }
 
@@ -322,10 +322,11 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
-    /// `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or wants a lock of the pod;
-    /// or `snapshot`: what stands in place of all events up to its position,
-    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those that this version knows.
+    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`,
+    /// `quarantined`, `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or
+    /// wants a lock of the pod; or `snapshot`: what stands in place of all events up to its position,
+    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those
+    /// that this version knows.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,
@@ -552,8 +553,8 @@ impl EventRow {
 pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
     let row = row.ok_or_else(|| {
         Error::new(ErrorKind::Database, "studio_drain answered without a row")
-            .left("the pod may have been asked or not")
-            .todo("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
+            .state("the pod may have been asked or not")
+            .help("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
     })?;
     get::<Uuid>(row, "incarnation").map(Incarnation::from)
 }
@@ -562,8 +563,8 @@ pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
     row.try_get(column).map_err(|e| {
         Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
-            .left("what was read is not returned")
-            .todo("compare `podlock migrate status` with the version of this binary")
+            .state("what was read is not returned")
+            .help("compare `podlock migrate status` with the version of this binary")
             .caused_by(e)
     })
 }

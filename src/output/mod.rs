@@ -1,7 +1,7 @@
 //! What a run puts out, as it is stored: a value or a text, never both.
 //!
-//! Pure: bytes go in, and what the table holds comes out. Nothing is cut and no digit is lost on the way: what cannot be
-//! kept as a value is kept as the text that it was, with the reason beside it.
+//! Pure: bytes go in, and what the table holds comes out. Nothing is cut and no digit is lost on the way: what cannot
+//! be kept as a value is kept as the text that it was, with the reason beside it.
 
 mod digits;
 mod json;
@@ -64,15 +64,15 @@ impl FromStr for OutputFormat {
         let all = [Self::Text, Self::Json, Self::Yaml, Self::Jsonl];
         all.into_iter().find(|format| format.as_str() == name).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("there is no output format {name:?}"))
-                .todo("use text, json, yaml or jsonl")
+                .help("use text, json, yaml or jsonl")
         })
     }
 }
 
 /// What a run puts out, for [`Run::finish`](crate::Run::finish) or [`Outcome::Output`](crate::Outcome::Output).
 ///
-/// It has a result or a standard output, never both; beside it standard error and an exit code. Those are data: what makes
-/// a run `failed` is [`Output::fail`] alone, or [`Output::fail_unless_exit_0`].
+/// It has a result or a standard output, never both; beside it standard error and an exit code. Those are data: what
+/// makes a run `failed` is [`Output::fail`] alone, or [`Output::fail_unless_exit_0`].
 ///
 /// ```
 /// use podlock::{Output, OutputFormat};
@@ -106,18 +106,18 @@ impl Output {
         Self { stdout: stdout.into(), ..Self::default() }
     }
 
-    /// What a program has written to its standard output, in `format`, with its exit code (`None`: ended by a signal) and
-    /// what it has written to its standard error.
+    /// What a program has written to its standard output, in `format`, with its exit code (`None`: ended by a signal)
+    /// and what it has written to its standard error.
     ///
     /// What parses becomes the result, and the standard output is empty. Anything else stays text, and
     /// [`Output::parse_error`] says why. Refused, so that nothing is lost without a word: a key that stands twice in an
-    /// object; an integer beyond 64 bits, and any number that a double rounds (a fraction of up to 17 digits counts as the
-    /// double that it names); U+0000, which `jsonb` cannot hold, and half a surrogate pair; what is nested deeper than 127;
-    /// output that is not UTF-8 or is empty (of `jsonl`, empty output is an empty array). Of YAML also: more than one
-    /// document, a key that is a sequence or a mapping (other keys become strings as they are written), a tag beyond
-    /// those of JSON's types, infinity and "not a number", aliases that repeat more than about a megabyte, and whatever a
-    /// second reader, of libyaml's family, reads differently: a block scalar that ends the output without a line break,
-    /// U+0085, U+2028 and U+2029, a byte order mark inside. YAML that is JSON is read as JSON.
+    /// object; an integer beyond 64 bits, and any number that a double rounds (a fraction of up to 17 digits counts as
+    /// the double that it names); U+0000, which `jsonb` cannot hold, and half a surrogate pair; what is nested deeper
+    /// than 127; output that is not UTF-8 or is empty (of `jsonl`, empty output is an empty array). Of YAML also: more
+    /// than one document, a key that is a sequence or a mapping (other keys become strings as they are written), a tag
+    /// beyond those of JSON's types, infinity and "not a number", aliases that repeat more than about a megabyte, and
+    /// whatever a second reader, of libyaml's family, reads differently: a block scalar that ends the output without a
+    /// line break, U+0085, U+2028 and U+2029, a byte order mark inside. YAML that is JSON is read as JSON.
     pub fn parse(
         format: OutputFormat,
         exit_code: impl Into<Option<i32>>,
@@ -206,7 +206,7 @@ impl Output {
 
     /// The columns that it fills, or why it cannot be stored.
     pub(crate) fn columns(&self, limits: Limits) -> Result<Columns<'_>> {
-        let refuse = |kind, what: String| Error::new(kind, what).left("nothing was written; the run goes on");
+        let refuse = |kind, what: String| Error::new(kind, what).state("nothing was written; the run goes on");
         let streams = [text(&self.stdout), text(&self.stderr)];
         let (stdout, stderr, escaped) = match streams {
             [Some(stdout), Some(stderr)] => (Cow::Borrowed(stdout), Cow::Borrowed(stderr), false),
@@ -219,7 +219,7 @@ impl Output {
         if let Some(value) = &self.result {
             storable(value).map_err(|why| {
                 refuse(ErrorKind::InvalidInput, format!("the result cannot be stored: {why}"))
-                    .todo("correct the result")
+                    .help("correct the result")
             })?;
             sizes.push(("result", size(value)?, "result_max_bytes", limits.result));
         }
@@ -228,7 +228,7 @@ impl Output {
                 let what =
                     format!("the {what} has {size} bytes as it would be stored, and {most} ({setting}) is the most");
                 let todo = "keep it elsewhere and put out where it is, or raise the limit";
-                return Err(refuse(ErrorKind::TooLarge, what).todo(todo));
+                return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }
         let Self { result, exit_code, parse_error, .. } = self;
@@ -360,8 +360,8 @@ pub(crate) fn size(value: &Value) -> Result<usize> {
     let mut count = Count(0);
     serde_json::to_writer(&mut count, value).map_err(|e| {
         Error::new(ErrorKind::InvalidInput, format!("a value cannot be written as JSON: {e}"))
-            .left("nothing was written; the run goes on")
-            .todo("correct the result")
+            .state("nothing was written; the run goes on")
+            .help("correct the result")
             .caused_by(e)
     })?;
     Ok(count.0)

@@ -100,8 +100,8 @@ impl Dialer {
             Some(source) => {
                 let runtime = Handle::try_current().map_err(|e| {
                     Error::new(ErrorKind::Config, format!("a password can be asked for only inside of a runtime: {e}"))
-                        .left("nothing was started")
-                        .todo("connect from inside of a tokio runtime")
+                        .state("nothing was started")
+                        .help("connect from inside of a tokio runtime")
                 })?;
                 Some((source.clone(), runtime))
             }
@@ -135,11 +135,12 @@ impl Dialer {
     /// Cancel safe: a dropped call closes its socket.
     pub(crate) async fn dial(&self, target: &Target, application_name: &str) -> Result<Dialled> {
         let step = format!("connecting to {target}");
-        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed through it.
+        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed
+        // through it.
         let log_in: BoxFuture<'_, _> = Box::pin(self.log_in(&step, target, application_name));
         match tokio::time::timeout(self.timeout, log_in).await {
             Ok(done) => done,
-            Err(_) => Err(errors::timed_out(&step, self.timeout).left("the socket was closed")),
+            Err(_) => Err(errors::timed_out(&step, self.timeout).state("the socket was closed")),
         }
     }
 
@@ -155,7 +156,10 @@ impl Dialer {
             Err(e) if may_do_otherwise(&e) => Err(e.during(&format!("after another way had failed ({refused})"))),
             done => {
                 if done.is_ok() && second == Protection::Plain && refused.kind() == ErrorKind::Tls {
-                    tracing::warn!(target: "podlock", event = "tls_downgraded", server = %target, cause = %refused, "connected without TLS, as sslmode=prefer permits: the handshake failed");
+                    tracing::warn!(
+                        target: "podlock", event = "tls_downgraded", server = %target, cause = %refused,
+                        "connected without TLS, as sslmode=prefer permits: the handshake failed"
+                    );
                 }
                 done
             }
@@ -167,8 +171,8 @@ impl Dialer {
         let Some((source, runtime)) = &self.passwords else { return Ok(None) };
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::AuthFailed, format!("{step}: asking the service for the password failed: {e}"))
-                .left("no connection was made")
-                .todo("see what Config::password_from was given; it is asked again at the next try")
+                .state("no connection was made")
+                .help("see what Config::password_from was given; it is asked again at the next try")
                 .caused_by(e)
         };
         let (source, request) = (source.clone(), self.info.request(target));
@@ -192,7 +196,7 @@ impl Dialer {
                 let direct = self.tls.words().direct && errors::is_io(&e);
                 let failed = errors::translate_handshake(step, e);
                 // An older server hangs up.
-                Err(if direct { failed.todo("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
+                Err(if direct { failed.help("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
             }
         }
     }
@@ -240,7 +244,7 @@ impl Dialer {
     async fn connect(&self, target: &Target) -> Result<(Stream, Option<u16>)> {
         let unreachable = |e: std::io::Error| {
             Error::new(ErrorKind::Unreachable, format!("connecting to {target}: {e}"))
-                .todo("see whether the server runs and whether DATABASE_URL names its address")
+                .help("see whether the server runs and whether DATABASE_URL names its address")
                 .caused_by(e)
         };
         match target {

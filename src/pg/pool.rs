@@ -33,8 +33,8 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Makes the pool. Connects to nothing yet. The connections bear the name `application`, unless the connection string
-    /// gives another.
+    /// Makes the pool. Connects to nothing yet. The connections bear the name `application`, unless the connection
+    /// string gives another.
     pub(crate) fn new(
         dialer: &Dialer,
         limits: &Limits,
@@ -140,7 +140,7 @@ impl Database {
                     TimeoutType::Recycle => "checking a pooled connection took too long",
                 };
                 let todo = "see whether the server or a pooler in between is overloaded or full, or raise pool_size";
-                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).todo(todo))
+                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).help(todo))
             }
             Err(PoolError::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))
@@ -268,7 +268,10 @@ impl Manager {
         match errors::within(step, self.limit, warm_up(client, &self.schema)).await {
             Err(e) if e.sqlstate().is_none() || e.is_session_lost() => Err(e),
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "not_warmed_up", error = %e, "the first statements of a connection will be slower");
+                tracing::debug!(
+                    target: "podlock", event = "not_warmed_up", error = %e,
+                    "the first statements of a connection will be slower"
+                );
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -313,12 +316,14 @@ fn no_transaction_timeout(version: u32) -> &'static str {
     if version >= 17 { " SET transaction_timeout = 0;" } else { "" }
 }
 
-/// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT: `txn::commit_patience`.
+/// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT:
+/// `txn::commit_patience`.
 fn set_statements(limits: &Limits) -> String {
     let half = (limits.lease / 2).as_millis();
     let limit = limits.statement.as_millis();
     let keepalives = limits.keepalives;
-    // The time-out first, so that the role's own does not end what follows. It is counted for each statement of a message.
+    // The time-out first, so that the role's own does not end what follows. It is counted for each statement of a
+    // message.
     format!(
         "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \

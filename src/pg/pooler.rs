@@ -1,8 +1,9 @@
-//! Does a session stay with one server process? Asked before anything is set on a session, and before any lock is taken.
+//! Does a session stay with one server process? Asked before anything is set on a session, and before any lock is
+//! taken.
 //!
 //! The danger is a pooler in transaction mode: it gives each transaction any backend. A session lock then stays with a
-//! backend that serves others, and so does a setting: with our `search_path`, the application no longer finds its tables.
-//! So the check runs on bare sessions, which set nothing and lock nothing.
+//! backend that serves others, and so does a setting: with our `search_path`, the application no longer finds its
+//! tables. So the check runs on bare sessions, which set nothing and lock nothing.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +19,7 @@ const BESIDE: Purpose = Purpose { label: "beside", has_long_transactions: false 
 /// A session that is shown to be one, and set up. `left` is what an error says of the state that it leaves.
 pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<Session> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.set_up(opener).await?;
     Ok(session)
 }
@@ -26,14 +27,14 @@ pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, le
 /// Refuses a transaction pooler, and leaves nothing on its backends.
 pub(crate) async fn check(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<()> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.close().await;
     Ok(())
 }
 
 /// Proves that a session stays with one backend: its pid must answer from transaction to transaction while other
-/// connections hold transactions open. One try proves nothing: a pooler in transaction mode got through in 15 of 30 boots
-/// that compared once.
+/// connections hold transactions open. One try proves nothing: a pooler in transaction mode got through in 15 of 30
+/// boots that compared once.
 async fn refuse(opener: &Opener, session: &Session) -> Result<()> {
     let (rounds, beside) = if session.facts().direct { (1, 0) } else { (ROUNDS, OTHERS) };
     let limit = opener.limits.statement;

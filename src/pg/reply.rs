@@ -21,7 +21,7 @@ impl Reply for Row {
             let columns: Vec<_> = self.columns().iter().map(|column| column.name()).collect();
             let text = format!("column {column} of the answer ({}) cannot be used: {}", columns.join(", "), chain(&e));
             Error::new(ErrorKind::Database, text)
-                .todo("see whether the server hides the column from this role, or an extension or a proxy changes it")
+                .help("see whether the server hides the column from this role, or an extension or a proxy changes it")
                 .caused_by(e)
         })
     }

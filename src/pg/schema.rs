@@ -51,8 +51,8 @@ impl Schema {
         parts.join(&in_literal)
     }
 
-    /// A migration for this schema, in which `@.` stands for the schema the literal `'@'` for the schema's name. Function bodies are
-    /// quoted with `$function$`: a name that holds that tag ends no body.
+    /// A migration for this schema, in which `@.` stands for the schema the literal `'@'` for the schema's name.
+    /// Function bodies are quoted with `$function$`: a name that holds that tag ends no body.
     pub(crate) fn migration(&self, template: &str) -> String {
         let mut tag = "$function$".to_owned();
         while self.name.contains(&tag) {

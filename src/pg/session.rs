@@ -54,7 +54,8 @@ impl ApplicationName {
         self.with_suffix(label, "")
     }
 
-    /// The name of a session that tells when its backend began, in microseconds, to those from whom the server hides it.
+    /// The name of a session that tells when its backend began, in microseconds, to those from whom the server hides
+    /// it.
     fn stamped(&self, label: &str, started: Timestamp) -> String {
         self.with_suffix(label, &format!("@{}", started.as_microsecond()))
     }
@@ -71,7 +72,8 @@ impl ApplicationName {
     }
 }
 
-/// Takes the payload of each notification that a session receives. Runs on the task that reads the socket: it must not block.
+/// Takes the payload of each notification that a session receives. Runs on the task that reads the socket: it must not
+/// block.
 pub(crate) type OnNotice = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The server's process behind a session. A pid alone can come back; with its start it cannot.
@@ -249,8 +251,8 @@ impl Session {
             ", pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
              FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
         );
-        // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that may be
-        // a pooler's. So ours hold for this transaction alone.
+        // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that
+        // may be a pooler's. So ours hold for this transaction alone.
         let ms = self.limit.as_millis();
         let begin = format!(
             "BEGIN; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms}; \
@@ -265,8 +267,8 @@ impl Session {
         let version: i32 = row.at(3)?;
         if version < OLDEST_SERVER {
             return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
-                .left("the connection was closed")
-                .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
+                .state("the connection was closed")
+                .help("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
         let seen_port = row.at::<Option<i32>>(6)?;
         self.backend = match row.at(1)? {
@@ -282,8 +284,8 @@ impl Session {
         Ok(())
     }
 
-    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`): the login role
-    /// itself may know. The session's name then tells it to those from whom it is hidden.
+    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`): the login
+    /// role itself may know. The session's name then tells it to those from whom it is hidden.
     async fn identify_hidden(&mut self) -> Result<Backend> {
         const IDENTIFY: &str = "SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity a \
              WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
@@ -293,8 +295,8 @@ impl Session {
         let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
         let started = started.ok_or_else(|| {
             Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
-                .left("the connection was closed")
-                .todo("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
+                .state("the connection was closed")
+                .help("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
         })?;
         self.is_hidden = true;
         Ok(Backend { pid, started })
@@ -350,11 +352,12 @@ impl Session {
     }
 
     /// Has the server parse statements now and keep their plans, so that they are as quick as can be when they are due.
-    /// From then on, each is run so wherever this session runs it. It does not wait for a table that is being altered: that is
-    /// an error of the server, and those before it are prepared.
+    /// From then on, each is run so wherever this session runs it. It does not wait for a table that is being altered:
+    /// that is an error of the server, and those before it are prepared.
     pub(crate) async fn prepare(&mut self, step: &str, statements: &[Prepared]) -> Result<()> {
         let step = self.step_name(step);
-        // They are few and their plans do not depend on the parameters: planned once, not at each of the first five times.
+        // They are few and their plans do not depend on the parameters: planned once, not at each of the first five
+        // times.
         self.within(&step, self.client.batch_execute("SET plan_cache_mode = force_generic_plan")).await?;
         self.within(&step, self.client.batch_execute(BEGIN_IMPATIENTLY)).await?;
         let mut prepared = Ok(());
@@ -390,7 +393,8 @@ impl Session {
         within(&step, limit, self.statements().run((template, params))).await
     }
 
-    /// [`Session::query`] for a statement that sends a notification, whose commit may wait behind the commits of others.
+    /// [`Session::query`] for a statement that sends a notification, whose commit may wait behind the commits of
+    /// others.
     pub(crate) async fn query_and_tell(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.query_limited(step, template, params, commit_patience(self.limit)).await
     }
@@ -497,7 +501,8 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
         ("tcp_keepalives_interval", keepalives.interval.to_string()),
         ("tcp_keepalives_count", keepalives.count.to_string()),
         ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
-        // This and `statement_timeout` alone may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
+        // This and `statement_timeout` alone may be in force at a COMMIT: `txn::commit_patience` says why, and what
+        // then happens.
         ("lock_timeout", ms(limits.statement).to_string()),
     ];
     let statement_timeout = ("statement_timeout", ms(limits.statement).to_string());
@@ -510,8 +515,8 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
     sets.chain([CONFIRM.to_owned()]).collect()
 }
 
-/// What was confirmed must be there after a crash: where the role or the database has `synchronous_commit` off, our sessions
-/// turn it on. Stronger and weaker settings than `on` are about standbys, and stay as they are.
+/// What was confirmed must be there after a crash: where the role or the database has `synchronous_commit` off, our
+/// sessions turn it on. Stronger and weaker settings than `on` are about standbys, and stay as they are.
 pub(super) const CONFIRM: &str = "SELECT pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, \
      false::pg_catalog.bool) WHERE pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) \
      OPERATOR(pg_catalog.=) 'off'::pg_catalog.text;";

@@ -31,8 +31,8 @@ pub(super) fn is_file(text: &str) -> bool {
     text.starts_with("--")
 }
 
-/// The statement that the server is sent, for the schema of this quoted name. A variable that is neither an argument nor a part stays as it is, and the server
-/// refuses the statement: the test that runs each file finds it.
+/// The statement that the server is sent, for the schema of this quoted name. A variable that is neither an argument
+/// nor a part stays as it is, and the server refuses the statement: the test that runs each file finds it.
 pub(super) fn render(text: &str, schema: &str) -> String {
     let (parts, main) = split(text);
     let mut sql = String::with_capacity(main.len());

@@ -156,8 +156,8 @@ fn chain_verifier(roots: &Roots, files: &Files, provider: &Arc<CryptoProvider>) 
     }
     if store.is_empty() {
         return Err(Error::new(ErrorKind::Config, "the system has no certificate authorities to trust")
-            .left("no connection was made")
-            .todo("install them (Debian: ca-certificates), or name a file by sslrootcert"));
+            .state("no connection was made")
+            .help("install them (Debian: ca-certificates), or name a file by sslrootcert"));
     }
     let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
     if let Some(revocations) = &files.revocations {
@@ -174,16 +174,16 @@ fn certificates(word: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> 
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(Error::new(ErrorKind::Config, format!("{word} holds no certificate in PEM form"))
-            .left("no connection was made")
-            .todo("name a file with -----BEGIN CERTIFICATE-----")),
+            .state("no connection was made")
+            .help("name a file with -----BEGIN CERTIFICATE-----")),
         Err(e) => Err(cannot(&format!("{word} cannot be read as PEM"), &e).caused_by(e)),
     }
 }
 
 fn cannot(what: &str, error: &dyn std::error::Error) -> Error {
     Error::new(ErrorKind::Config, format!("{what}: {error}"))
-        .left("no connection was made")
-        .todo("correct the files that the connection string's TLS words name")
+        .state("no connection was made")
+        .help("correct the files that the connection string's TLS words name")
 }
 
 /// libpq's degrees of trust: nothing of the certificate, its chain, or its chain and its name. That the server has the

@@ -34,11 +34,12 @@ pub(crate) struct Prepared {
 /// A statement and its parameters, to be sent together with others.
 pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 
-/// How long we wait for a last statement and the COMMIT behind it, on connections whose statements are limited to `limit`.
+/// How long we wait for a last statement and the COMMIT behind it, on connections whose statements are limited to
+/// `limit`.
 ///
 /// At COMMIT, a transaction that sent a notification waits for a lock of the whole cluster (`AccessExclusiveLock` on
-/// database 0), behind the commits of all others that did: with a slow disk or a synchronous standby that does not answer,
-/// this takes as long as theirs. What may cancel that wait:
+/// database 0), behind the commits of all others that did: with a slow disk or a synchronous standby that does not
+/// answer, this takes as long as theirs. What may cancel that wait:
 ///
 /// | time-out | in force at COMMIT |
 /// | --- | --- |
@@ -48,9 +49,10 @@ pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 /// | `idle_in_transaction_session_timeout` | no: the COMMIT is sent together with the last statement |
 /// | our own patience, this function | longer than the server's, so that the answer is the server's and the outcome known. It is for servers that do not answer |
 ///
-/// Who tries again: a burial and a slice of the watch at once (`pod::watcher`), a sweep at its next look, a registration up
-/// to ten times, a return with back-off; a stall is written down at the next look. What runs and operators ask for through
-/// the pool fails with the error, and nothing was done. The migrations' time-outs are a minute, and they notify nobody.
+/// Who tries again: a burial and a slice of the watch at once (`pod::watcher`), a sweep at its next look, a
+/// registration up to ten times, a return with back-off; a stall is written down at the next look. What runs and
+/// operators ask for through the pool fails with the error, and nothing was done. The migrations' time-outs are a
+/// minute, and they notify nobody.
 pub(crate) fn commit_patience(limit: Duration) -> Duration {
     limit * 2 + limit / 4
 }
@@ -112,7 +114,8 @@ impl Txn<'_> {
     }
 
     /// [`Txn::commit_with`], and in the same round trip a statement that begins when the transaction has committed, on
-    /// its own. Returns the rows of both; those of the second are `None` if it failed or took long, which undoes nothing.
+    /// its own. Returns the rows of both; those of the second are `None` if it failed or took long, which undoes
+    /// nothing.
     pub(crate) async fn commit_with_then(
         mut self,
         step: &str,

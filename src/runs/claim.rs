@@ -30,13 +30,16 @@ use crate::store::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadab
 
 /// The most orphans that one statement claims.
 const BATCH: usize = 500;
-/// How many bytes of inputs and checkpoints one statement reads, as the server stores them. A larger one is read in pieces.
+/// How many bytes of inputs and checkpoints one statement reads, as the server stores them. A larger one is read in
+/// pieces.
 const READ_BYTES: i64 = 1 << 20;
-/// A run that cannot be taken up is tried again after a lease; where others pass and it cannot be quarantined, then after
-/// twice as long, and so on up to this many doublings.
+/// A run that cannot be taken up is tried again after a lease; where others pass and it cannot be quarantined, then
+/// after twice as long, and so on up to this many doublings.
 const DOUBLINGS: u32 = 6;
 /// How many runs at fault are remembered. At this number all are forgotten, and counting begins again.
 const BLAMED_MOST: usize = 10_000;
+/// The sequence of fences is read once in so many sweeps while there is nothing to claim.
+const SWEEPS_WITHOUT_A_CLAIM: u32 = 10;
 /// How often it is said that claims fail in part.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -178,12 +181,12 @@ impl<'a> Claiming<'a> {
     /// quarantines a run whose fence was never given to a pod. Reads the sequence once per sweep, and whenever a
     /// fence is far ahead of it.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
         let now = clock::now();
         let floor = self.engine.registry.highest_fence();
-        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.engine.member.settings.sweep_interval);
+        // Without a claim only the CACHE is checked, and each statement that draws a fence checks it as well.
+        let sweeps = if wanted.is_empty() { SWEEPS_WITHOUT_A_CLAIM } else { 1 };
+        let every = self.engine.member.settings.sweep_interval * sweeps;
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= every);
         if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
             return Ok(wanted.to_vec());
         }
@@ -199,7 +202,12 @@ impl<'a> Claiming<'a> {
                 Err(error) => {
                     near.retain(|run| reach(run.fence, sequence.last) == Reach::Near);
                     if let Some(times) = pace.nag.failed(now, Duration::ZERO) {
-                        tracing::warn!(target: "podlock", event = "fences_not_raised", pod = %self.engine.member.pod_id, floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times, error = %error, "the sequence of fences must be raised, or its CACHE set back to 1, and could not be");
+                        tracing::warn!(
+                            target: "podlock", event = "fences_not_raised", pod = %self.engine.member.pod_id,
+                            floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times,
+                            error = %error,
+                            "the sequence of fences must be raised, or its CACHE set back to 1, and could not be"
+                        );
                     }
                 }
             }
@@ -280,7 +288,11 @@ impl<'a> Claiming<'a> {
                     }
                 }
                 Err(e) if fault_of(&e) == Fault::Other => {
-                    tracing::warn!(target: "podlock", event = "payloads_unread", pod = %self.engine.member.pod_id, runs = left.iter().flatten().count(), error = %e, "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up");
+                    tracing::warn!(
+                        target: "podlock", event = "payloads_unread", pod = %self.engine.member.pod_id,
+                        runs = left.iter().flatten().count(), error = %e,
+                        "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up"
+                    );
                     return;
                 }
                 Err(_) if group.len() == 1 => self.read_alone(left.get_mut(group.start)).await,
@@ -293,7 +305,8 @@ impl<'a> Claiming<'a> {
         }
     }
 
-    /// Reads one run's payload in pieces. One that does not come through even so is given back: another pod may be nearer.
+    /// Reads one run's payload in pieces. One that does not come through even so is given back: another pod may be
+    /// nearer.
     async fn read_alone(&mut self, run: Option<&mut Option<Unread<'a>>>) {
         let Some(run) = run.and_then(Option::take) else { return };
         let owner = self.owner_of(&run.claimed);
@@ -306,10 +319,18 @@ impl<'a> Claiming<'a> {
         match fault_of(&error) {
             Fault::Row => self.note_unreadable(&run.claimed, error.to_string()),
             Fault::Other | Fault::TooSlow => {
-                tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, fence = owner.fence.get(), bytes = run.bytes, error = %error, "the input and checkpoint of a claimed run could not be read; the run is given back");
+                tracing::warn!(
+                    target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id,
+                    fence = owner.fence.get(), bytes = run.bytes, error = %error,
+                    "the input and checkpoint of a claimed run could not be read; the run is given back"
+                );
                 self.engine.registry.set_aside(owner.run_id, clock::now() + self.engine.member.settings.lease);
                 if let Err(e) = runs::give_back(&self.engine.db, owner).await {
-                    tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, error = %e, "the run could not be given back either; a later pass takes it up");
+                    tracing::warn!(
+                        target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id,
+                        run = %owner.run_id, error = %e,
+                        "the run could not be given back either; a later pass takes it up"
+                    );
                 }
             }
         }
@@ -365,24 +386,40 @@ impl<'a> Claiming<'a> {
             match quarantine::quarantine(&self.engine.db, self.own, run, why).await {
                 Ok(true) => {
                     pace.blamed.remove(&run.run_id);
-                    tracing::error!(target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = why, "a run that no pod can claim was quarantined");
+                    tracing::error!(
+                        target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod,
+                        error = why,
+                        "a run that no pod can claim was quarantined"
+                    );
                     return;
                 }
                 // It is another's by now, or somebody holds its row.
                 Ok(false) => {}
                 Err(e) => {
-                    tracing::warn!(target: "podlock", event = "unquarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = %e, "a run that no pod can claim could not be quarantined");
+                    tracing::warn!(
+                        target: "podlock", event = "unquarantined", run = %run.run_id, kind = %run.kind, by = %pod,
+                        error = %e,
+                        "a run that no pod can claim could not be quarantined"
+                    );
                 }
             }
         }
         self.engine.registry.set_aside(run.run_id, clock::now() + wait);
-        tracing::warn!(target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod, fence = run.fence.get(), wait_ms = wait.as_millis(), error = why, "a run that could not be claimed is passed over for a while");
+        tracing::warn!(
+            target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod,
+            fence = run.fence.get(), wait_ms = wait.as_millis(), error = why,
+            "a run that could not be claimed is passed over for a while"
+        );
     }
 
     /// Says that claims fail in part, at most once in a while.
     fn say(&self, pace: &mut Pace, error: &Error, tried: usize, batches: &Batches) {
         if let Some(times) = pace.nag.failed(clock::now(), Duration::ZERO) {
-            tracing::warn!(target: "podlock", event = "claim_failed", pod = %self.engine.member.pod_id, tried, size = batches.size(), times, error = %error, "a claim of several runs failed; smaller ones are tried");
+            tracing::warn!(
+                target: "podlock", event = "claim_failed", pod = %self.engine.member.pod_id, tried,
+                size = batches.size(), times, error = %error,
+                "a claim of several runs failed; smaller ones are tried"
+            );
         }
     }
 }
@@ -390,7 +427,10 @@ impl<'a> Claiming<'a> {
 /// Ends a run as failed whose input or checkpoint no pod can read. Otherwise pods would claim it again without end.
 async fn end_unreadable(engine: &Engine, run: &Unreadable) {
     let Unreadable { owner, kind, attempt, why } = run;
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
+    tracing::error!(
+        target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(),
+        "a run that cannot be begun is ended as failed"
+    );
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &engine.member.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
@@ -400,7 +440,10 @@ async fn end_unreadable(engine: &Engine, run: &Unreadable) {
         // It is another's by now.
         Ok(false) => {}
         Err(e) => {
-            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
+            tracing::warn!(
+                target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e,
+                "the run's end could not be written; a later pass tries again"
+            )
         }
     }
 }

@@ -32,8 +32,8 @@ pub(crate) struct Engine {
     pub(crate) recover_now: Notify,
     /// A notice says that there are orphans: the next recovery pass comes soon, within bounds (L11).
     pub(crate) recover_hinted: Notify,
-    /// Orphans that a burial has already loaded. The next recovery pass takes them and does not query first. Holds one value:
-    /// while it is full, the pass that will take it queries again afterwards anyway.
+    /// Orphans that a burial has already loaded. The next recovery pass takes them and does not query first. Holds one
+    /// value: while it is full, the pass that will take it queries again afterwards anyway.
     loaded: (mpsc::Sender<Loaded>, Mutex<mpsc::Receiver<Loaded>>),
     finished: AtomicUsize,
     yielded: AtomicUsize,

@@ -72,9 +72,15 @@ pub(crate) async fn tell(engine: &Engine) {
         history::note_failures(&engine.db, &engine.member.pod_id, engine.member.incarnation(), &failed).await
     {
         if e.is_transient() {
-            tracing::debug!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs yet; their rows do");
+            tracing::debug!(
+                target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e,
+                "the event log does not tell of failed runs yet; their rows do"
+            );
         } else {
-            tracing::warn!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs; their rows do");
+            tracing::warn!(
+                target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e,
+                "the event log does not tell of failed runs; their rows do"
+            );
         }
         if !e.may_have_been_done() {
             engine.failures.tally().put_back(failed);

@@ -24,26 +24,26 @@ pub(super) async fn take(
     let schema = engine.db.schema();
     if let Some(error) = over {
         guards::abort(txn, schema, owner);
-        return Err(error.left(ABORTED));
+        return Err(error.state(ABORTED));
     }
     let error = match guards::check(txn, schema, owner, engine.member.settings.lease / 2).await {
         Ok(()) => {
             engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
             return Ok(());
         }
-        Err(e) => e.about_run(owner.run_id).left(ABORTED),
+        Err(e) => e.about_run(owner.run_id).state(ABORTED),
     };
     if !error.is_fenced() {
         return Err(error);
     }
     // In the same words as other writes. That it is fenced is certain, whatever can be read of it now.
-    let Ok(standing) = runs::standing(&engine.db, owner.run_id).await else {
+    let Ok(standing) = runs::status(&engine.db, owner.run_id).await else {
         stop.fire(StopReason::Fenced);
         return Err(error);
     };
     let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
     stop.fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
     let sqlstate = error.sqlstate().map(str::to_owned).unwrap_or_default();
-    let fenced = runs::fenced("a guard", owner, standing.as_ref()).left(ABORTED).with_sqlstate(&sqlstate);
+    let fenced = runs::fenced("a guard", owner, standing.as_ref()).state(ABORTED).with_sqlstate(&sqlstate);
     Err(fenced.caused_by(error))
 }

@@ -1,7 +1,8 @@
 //! Runs that claims keep passing over: another transaction has locked their rows.
 //!
-//! A guard hides its run from claims until its transaction ends. The server ends one that is idle or frozen. It does not end
-//! one that is prepared (`PREPARE TRANSACTION`) or kept busy: the run then waits, and this is where that is said.
+//! A guard hides its run from claims until its transaction ends. The server ends one that is idle or frozen. It does
+//! not end one that is prepared (`PREPARE TRANSACTION`) or kept busy: the run then waits, and this is where that is
+//! said.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,12 +30,12 @@ struct Seen {
 }
 
 impl PassedOver {
-    /// Notes what a pass wanted and did not take. Returns the runs that have been passed over for longer than `lease`, for as
-    /// long as that was not said of them.
+    /// Notes what a pass wanted and did not take. Returns the runs that have been passed over for longer than `lease`,
+    /// for as long as that was not said of them.
     fn note(&mut self, now: Moment, lease: Duration, missed: &[RunId], taken: &[RunId]) -> Vec<RunId> {
         taken.iter().for_each(|run_id| _ = self.0.remove(run_id));
-        // A pass that wants nothing, for want of room, says nothing of the runs. One that nobody has wanted for a lease is
-        // claimed or ended.
+        // A pass that wants nothing, for want of room, says nothing of the runs. One that nobody has wanted for a lease
+        // is claimed or ended.
         self.0.retain(|_, seen| now.saturating_sub(seen.last) < lease);
         let mut long = Vec::new();
         for run_id in missed {
@@ -60,7 +61,11 @@ impl PassedOver {
         let hidden = match holders::hidden(&engine.db, &long).await {
             Ok(hidden) => hidden,
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "holders_unknown", pod = %engine.member.pod_id, runs = long.len(), error = %e, "runs are passed over by claims; who has their rows could not be read");
+                tracing::debug!(
+                    target: "podlock", event = "holders_unknown", pod = %engine.member.pod_id, runs = long.len(),
+                    error = %e,
+                    "runs are passed over by claims; who has their rows could not be read"
+                );
                 return;
             }
         };

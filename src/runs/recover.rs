@@ -11,7 +11,7 @@ use super::StopReason;
 use super::claim::{self, Pace};
 use super::engine::Engine;
 use super::passed_over::PassedOver;
-use super::registry::Snapshot;
+use super::registry::RegistrySnapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
 use crate::membership::clock;
@@ -23,8 +23,8 @@ use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
-/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
-/// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
+/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and
+/// the most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
 
@@ -66,7 +66,7 @@ pub(crate) struct Load {
 impl Load {
     /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
     pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
-        let Snapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
+        let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // What winds down here, and what this pod gave back just now, is not for it to claim.
         let mut passed_over = winding_down;
         passed_over.extend(&pending);
@@ -165,16 +165,23 @@ pub(crate) async fn run(engine: Arc<Engine>) {
     }
 }
 
-/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it lasts.
+/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it
+/// lasts.
 fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
     let is_outage = error.is_unconnected() || error.is_session_lost() || error.kind() == ErrorKind::Unreachable;
     let patience = if is_outage { engine.member.settings.lease } else { Duration::ZERO };
     match nag.failed(clock::now(), patience) {
         Some(times) => {
-            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error, "recovery passes fail; the next one comes");
+            tracing::warn!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error,
+                "recovery passes fail; the next one comes"
+            );
         }
         None => {
-            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error, "a recovery pass failed; the next one comes");
+            tracing::debug!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error,
+                "a recovery pass failed; the next one comes"
+            );
         }
     }
 }
@@ -251,7 +258,7 @@ fn rules(engine: &Engine) -> Rules {
 async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
     for run_id in run_ids {
         let Some(fence) = engine.registry.fence_of(*run_id) else { continue };
-        let reason = match runs::standing(&engine.db, *run_id).await? {
+        let reason = match runs::status(&engine.db, *run_id).await? {
             // Ours, or ended by this very attempt, which may not have had its reply yet.
             Some(s)
                 if [RunState::Running, RunState::Succeeded, RunState::Failed]

@@ -51,7 +51,7 @@ impl StopSignal {
 /// How many lost runs are remembered, for a count in the log: more than a pod runs at a time.
 const REMEMBERED_LOSSES: usize = 10_000;
 
-enum Entry {
+enum RunEntry {
     /// A start or claim is under way: the row may or may not be there.
     Pending,
     /// The task is not there yet for a moment after the entry.
@@ -66,14 +66,14 @@ struct Limited {
 
 /// The runs, and what is counted of them.
 struct Entries {
-    runs: HashMap<RunId, Entry>,
+    runs: HashMap<RunId, RunEntry>,
     limited: BTreeMap<Arc<str>, Limited>,
     /// Runs that were suspects when they were claimed, until they make progress.
     suspects: BTreeMap<RunId, (Fence, Moment)>,
 }
 
 /// What a recovery pass must know before it loads rows.
-pub(crate) struct Snapshot {
+pub(crate) struct RegistrySnapshot {
     pub(crate) running: BTreeMap<RunId, Fence>,
     pub(crate) pending: BTreeSet<RunId>,
     /// Those of the running ones that were told to stop.
@@ -131,23 +131,29 @@ impl Registry {
         self.entries().has_room(self.capacity, kind)
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> RegistrySnapshot {
         let entries = self.entries();
         let mut running = BTreeMap::new();
         let mut pending = BTreeSet::new();
         let mut winding_down = Vec::new();
         for (run_id, entry) in &entries.runs {
             match entry {
-                Entry::Running { fence, stop, .. } => {
+                RunEntry::Running { fence, stop, .. } => {
                     running.insert(*run_id, *fence);
                     winding_down.extend(stop.reason().map(|_| *run_id));
                 }
-                Entry::Pending => _ = pending.insert(*run_id),
+                RunEntry::Pending => _ = pending.insert(*run_id),
             }
         }
         let left = |(kind, of): (&Arc<str>, &Limited)| (Arc::clone(kind), of.most.saturating_sub(of.taken));
         let room_of = entries.limited.iter().map(left).collect();
-        Snapshot { running, pending, winding_down, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
+        RegistrySnapshot {
+            running,
+            pending,
+            winding_down,
+            room: self.capacity.saturating_sub(entries.runs.len()),
+            room_of,
+        }
     }
 
     /// The runs of this process that are suspects, as far as it knows, and keep others from beginning.
@@ -172,7 +178,7 @@ impl Registry {
         if let Some(of) = limited.as_ref().and_then(|kind| entries.limited.get_mut(kind)) {
             of.taken += 1;
         }
-        entries.runs.insert(run_id, Entry::Pending);
+        entries.runs.insert(run_id, RunEntry::Pending);
         self.count.send_replace(entries.runs.len());
         Some(Reservation { registry: self, run_id, limited, suspect: false, kept: false })
     }
@@ -180,16 +186,16 @@ impl Registry {
     /// The fence that a running run works under.
     pub(crate) fn fence_of(&self, run_id: RunId) -> Option<Fence> {
         match self.entries().runs.get(&run_id) {
-            Some(Entry::Running { fence, .. }) => Some(*fence),
-            Some(Entry::Pending) | None => None,
+            Some(RunEntry::Running { fence, .. }) => Some(*fence),
+            Some(RunEntry::Pending) | None => None,
         }
     }
 
     pub(crate) fn stop_all(&self, reason: StopReason) -> usize {
         let entries = self.entries();
         let signals = entries.runs.values().filter_map(|entry| match entry {
-            Entry::Running { stop, .. } => Some(stop),
-            Entry::Pending => None,
+            RunEntry::Running { stop, .. } => Some(stop),
+            RunEntry::Pending => None,
         });
         signals.inspect(|stop| stop.fire(reason)).count()
     }
@@ -204,7 +210,7 @@ impl Registry {
 
     /// Tells a run to stop; where a fence is given, only the attempt that works under it.
     pub(crate) fn stop(&self, run_id: RunId, of: Option<Fence>, reason: StopReason) {
-        if let Some(Entry::Running { fence, stop, .. }) = self.entries().runs.get(&run_id)
+        if let Some(RunEntry::Running { fence, stop, .. }) = self.entries().runs.get(&run_id)
             && of.is_none_or(|of| of == *fence)
         {
             stop.fire(reason);
@@ -213,9 +219,9 @@ impl Registry {
 
     /// The runs that this process works on, each with its fence; without one while its start or claim is under way.
     pub(crate) fn known(&self) -> Vec<(RunId, Option<Fence>)> {
-        let fence = |entry: &Entry| match entry {
-            Entry::Running { fence, .. } => Some(*fence),
-            Entry::Pending => None,
+        let fence = |entry: &RunEntry| match entry {
+            RunEntry::Running { fence, .. } => Some(*fence),
+            RunEntry::Pending => None,
         };
         self.entries().runs.iter().map(|(run_id, entry)| (*run_id, fence(entry))).collect()
     }
@@ -253,9 +259,9 @@ impl Registry {
     }
 
     fn tasks(&self) -> Vec<AbortHandle> {
-        let task_of = |entry: &Entry| match entry {
-            Entry::Running { task, .. } => task.clone(),
-            Entry::Pending => None,
+        let task_of = |entry: &RunEntry| match entry {
+            RunEntry::Running { task, .. } => task.clone(),
+            RunEntry::Pending => None,
         };
         self.entries().runs.values().filter_map(task_of).collect()
     }
@@ -263,7 +269,7 @@ impl Registry {
     fn remove(&self, run_id: RunId, limited: Option<&str>) {
         let mut entries = self.entries();
         let removed = entries.runs.remove(&run_id);
-        if let Some(Entry::Running { stop, .. }) = removed
+        if let Some(RunEntry::Running { stop, .. }) = removed
             && stop.reason() >= Some(StopReason::SelfFenced)
         {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,7 +297,7 @@ impl Registry {
     /// The runs that have a task. Once the registry is closed, no other gets one.
     pub(crate) fn running_ids(&self) -> Vec<RunId> {
         let entries = self.entries();
-        let running = entries.runs.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
+        let running = entries.runs.iter().filter(|(_, entry)| matches!(entry, RunEntry::Running { .. }));
         running.map(|(run_id, _)| *run_id).collect()
     }
 
@@ -324,11 +330,11 @@ impl Reservation<'_> {
     }
 
     /// What the task is to hold.
-    pub(crate) fn place(&self, engine: &Arc<super::engine::Engine>) -> Place {
-        Place { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
+    pub(crate) fn slot(&self, engine: &Arc<super::engine::Engine>) -> Slot {
+        Slot { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
     }
 
-    /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
+    /// Hands the place to the task that `spawn` makes. The task must hold a [`Slot`] and so give it back.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
         // Before anything is spawned: what is closed begins nothing more.
         if self.registry.closed.load(Ordering::SeqCst) {
@@ -336,7 +342,7 @@ impl Reservation<'_> {
         }
         self.registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
         self.kept = true;
-        let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
+        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task };
         let mut entries = self.registry.entries();
         entries.runs.insert(self.run_id, running(None));
         if self.suspect {
@@ -347,7 +353,7 @@ impl Reservation<'_> {
         let task = spawn();
         let mut entries = self.registry.entries();
         // Only its own entry: the task may have ended, and the run been taken up again, meanwhile.
-        if let Some(entry @ Entry::Running { task: None, .. }) = entries.runs.get_mut(&self.run_id) {
+        if let Some(entry @ RunEntry::Running { task: None, .. }) = entries.runs.get_mut(&self.run_id) {
             *entry = running(Some(task.clone()));
         }
         drop(entries);
@@ -367,13 +373,13 @@ impl Drop for Reservation<'_> {
 }
 
 /// A running task's hold on its place: gives it back when the task ends, however it does.
-pub(crate) struct Place {
+pub(crate) struct Slot {
     engine: Arc<super::engine::Engine>,
     run_id: RunId,
     limited: Option<Arc<str>>,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.engine.registry.remove(self.run_id, self.limited.as_deref());
     }

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
-use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
+use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
 /// Delays between tries of a write while the database cannot be reached.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -38,8 +38,8 @@ const SLOW_TRIES: u32 = 3;
 ///
 /// # Effects outside of the database
 ///
-/// Pass [`Run::fence`] along as a fencing token: a later attempt bears a larger one. An idempotency key is what stays the
-/// same in every attempt: [`Run::id`] with the number of the step.
+/// Pass [`Run::fence`] along as a fencing token: a later attempt bears a larger one. An idempotency key is what stays
+/// the same in every attempt: [`Run::id`] with the number of the step.
 #[derive(Clone)]
 pub struct Run {
     pub(super) engine: Arc<Engine>,
@@ -159,17 +159,17 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before, the
-    /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. [`ErrorKind::InvalidInput`]
-    /// for a value that has U+0000 or is nested deeper than 127, [`ErrorKind::TooLarge`] for one that has more bytes than
-    /// `checkpoint_max_bytes`. [`ErrorKind::TooSlow`] where three tries did not end within `statement_timeout`, although a
-    /// small write of the run did after each: the run goes on, and [`Error::may_have_been_done`] says whether the value may
-    /// have been saved. Others as the server's.
+    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before,
+    /// the value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so.
+    /// [`ErrorKind::InvalidInput`] for a value that has U+0000 or is nested deeper than 127, [`ErrorKind::TooLarge`]
+    /// for one that has more bytes than `checkpoint_max_bytes`. [`ErrorKind::TooSlow`] where three tries did not end
+    /// within `statement_timeout`, although a small write of the run did after each: the run goes on, and
+    /// [`Error::may_have_been_done`] says whether the value may have been saved. Others as the server's.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have saved the value; calling again is safe. Calls are made one after another, in the
-    /// order in which they were first polled, and a value never replaces one that was saved by a later call.
+    /// A dropped call may or may not have saved the value; calling again is safe. Calls are made one after another, in
+    /// the order in which they were first polled, and a value never replaces one that was saved by a later call.
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         self.check_checkpoint(&value)?;
@@ -192,27 +192,27 @@ impl Run {
                 format!("run {run_id}: a checkpoint has {bytes} bytes, and {most} (checkpoint_max_bytes) is the most");
             return Err(Error::new(ErrorKind::TooLarge, what)
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("keep it elsewhere and save where it is, or raise the limit"));
+                .state("nothing was written; the run goes on")
+                .help("keep it elsewhere and save where it is, or raise the limit"));
         }
         storable(value).map_err(|why| {
             Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("correct the value")
+                .state("nothing was written; the run goes on")
+                .help("correct the value")
         })
     }
 
-    /// How many chunks the stream had at the checkpoint that [`Run::saved`] shows; 0 if there is none. What the checkpoint
-    /// does not know of begins there: `run.continue_from(run.saved_seq())`.
+    /// How many chunks the stream had at the checkpoint that [`Run::saved`] shows; 0 if there is none. What the
+    /// checkpoint does not know of begins there: `run.continue_from(run.saved_seq())`.
     #[must_use]
     pub fn saved_seq(&self) -> u64 {
         self.facts.checkpoint_seq.unsigned_abs()
     }
 
     /// Ends the run with this output, as succeeded, or as failed if [`Output::error`] says why. It is over when this
-    /// returns: its key is free, no other write of it is accepted, and what the handler returns does not matter any more.
-    /// Return [`Outcome::Finished`], which is what this returns. To return an [`Outcome::Output`] does the same.
+    /// returns: its key is free, no other write of it is accepted, and what the handler returns does not matter any
+    /// more. Return [`Outcome::Finished`], which is what this returns. To return an [`Outcome::Output`] does the same.
     ///
     /// A run ends once: of several calls, of clones too, the first that is accepted stands.
     ///
@@ -220,10 +220,10 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored: the run goes on, and can
-    /// be finished with another. [`ErrorKind::Fenced`] if the run is no longer this attempt's or has ended, by an earlier
-    /// call too; where such a call was dropped or got no reply, [`Error::may_have_been_done`] says so. Others as the
-    /// server's.
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored: the run goes on,
+    /// and can be finished with another. [`ErrorKind::Fenced`] if the run is no longer this attempt's or has ended, by
+    /// an earlier call too; where such a call was dropped or got no reply, [`Error::may_have_been_done`] says so.
+    /// Others as the server's.
     ///
     /// # Cancel safety
     ///
@@ -232,21 +232,21 @@ impl Run {
         self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
     }
 
-    /// Guards a transaction of the handler's own, on a connection to the same database: it can be committed only while the
-    /// run is this attempt's, and nobody claims, checkpoints or ends the run before it has ended. Call it before the first
-    /// statement that the fence is to protect, and not behind a savepoint, to which it could be rolled back.
+    /// Guards a transaction of the handler's own, on a connection to the same database: it can be committed only while
+    /// the run is this attempt's, and nobody claims, checkpoints or ends the run before it has ended. Call it before
+    /// the first statement that the fence is to protect, and not behind a savepoint, to which it could be rolled back.
     ///
-    /// Until the end of the transaction its `statement_timeout`, `idle_in_transaction_session_timeout` and `tcp_user_timeout`
-    /// are half of the lease at most, so that a handler that froze does not keep its run from others. Keep it short, and do
-    /// not await [`Run::checkpoint`] inside of it: that waits for the transaction, and the transaction for it, until the
-    /// server ends it for being idle. Under `REPEATABLE READ` and `SERIALIZABLE` a run that was written to since
-    /// the transaction's first statement fails with SQLSTATE 40001: begin the transaction again.
-    /// [With an example](crate::guards).
+    /// Until the end of the transaction its `statement_timeout`, `idle_in_transaction_session_timeout` and
+    /// `tcp_user_timeout` are half of the lease at most, so that a handler that froze does not keep its run from
+    /// others. Keep it short, and do not await [`Run::checkpoint`] inside of it: that waits for the transaction, and
+    /// the transaction for it, until the server ends it for being idle. Under `REPEATABLE READ` and `SERIALIZABLE` a
+    /// run that was written to since the transaction's first statement fails with SQLSTATE 40001: begin the transaction
+    /// again. [With an example](crate::guards).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Others as the server's. After any
-    /// error the transaction cannot be committed any more.
+    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Others as the server's. After
+    /// any error the transaction cannot be committed any more.
     ///
     /// # Cancel safety
     ///
@@ -284,7 +284,7 @@ impl Run {
         let db = &self.engine.db;
         let state = ending.state();
         // Accepted now; a finish whose reply was lost is read back by its fence.
-        let was_done = |s: &Standing| {
+        let was_done = |s: &RunStatus| {
             let by_us = s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
             by_us.then_some(false)
         };
@@ -317,13 +317,13 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Error::new(ErrorKind::Fenced, format!("run {run_id}: its end was written before, under the same fence {fence}"))
             .about_run(run_id)
-            .left("the first end stands")
-            .todo("finish a run once, and return")
+            .state("the first end stands")
+            .help("finish a run once, and return")
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.engine.db;
-        let was_done = |s: &Standing| {
+        let was_done = |s: &RunStatus| {
             (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
         };
         let mut writes = self.writes.lock().await;
@@ -338,13 +338,14 @@ impl Run {
     /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop. Each try bears
     /// the write's number: one that was given up may arrive after later writes, and must change nothing then.
     ///
-    /// A statement returns `None` where it found no row; what it would have returned, had it been done before, says `was_done`.
+    /// A statement returns `None` where it found no row; what it would have returned, had it been done before, says
+    /// `was_done`.
     pub(super) async fn write<F, T>(
         &self,
         writes: &mut Writes,
         what: &str,
         statement: impl Fn(i64) -> F,
-        was_done: impl Fn(&Standing) -> Option<T>,
+        was_done: impl Fn(&RunStatus) -> Option<T>,
     ) -> Result<T>
     where
         F: Future<Output = Result<Option<T>>>,
@@ -363,7 +364,7 @@ impl Run {
                     self.engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
                     return Ok(written);
                 }
-                Ok(None) => match runs::standing(&self.engine.db, self.owner.run_id).await {
+                Ok(None) => match runs::status(&self.engine.db, self.owner.run_id).await {
                     Ok(standing) => {
                         if let Some(written) = standing.as_ref().and_then(&was_done) {
                             return Ok(written);
@@ -384,7 +385,7 @@ impl Run {
                 let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
                 // What the server answered with an error it undid; anything else may be the end of the pod.
                 let answered = error.sqlstate().is_some();
-                let error = if answered { error.left("nothing was written; the run goes on") } else { error };
+                let error = if answered { error.state("nothing was written; the run goes on") } else { error };
                 return Err(told(error, in_doubt));
             }
             if error.is_slow() && self.small_writes_pass().await {
@@ -395,16 +396,22 @@ impl Run {
             }
             // A password that was changed, a certificate that ran out: the run waits for it, and somebody has to know.
             if passes_by_itself(&error) {
-                tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error,
+                    "trying again"
+                );
             } else {
-                tracing::warn!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "no connection, and it needs a hand; trying again");
+                tracing::warn!(
+                    target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error,
+                    "no connection, and it needs a hand; trying again"
+                );
             }
             tokio::time::sleep(backoff.delay()).await;
         }
     }
 
-    /// Whether a small write of the same row ends in time: then the database, the lock of the row and a standby that commits
-    /// wait for are all well, and what does not end is too large.
+    /// Whether a small write of the same row ends in time: then the database, the lock of the row and a standby that
+    /// commits wait for are all well, and what does not end is too large.
     async fn small_writes_pass(&self) -> bool {
         runs::touch(&self.engine.db, self.owner).await.unwrap_or(false)
     }
@@ -416,7 +423,7 @@ impl Run {
         Error::new(ErrorKind::TooSlow, what)
             .about_run(run_id)
             .given_up(in_doubt)
-            .todo("write less at once, or raise statement_timeout")
+            .help("write less at once, or raise statement_timeout")
     }
 
     /// L7, on our side of the wire: a run that was told to stop for good writes nothing more.
@@ -437,8 +444,8 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Err(Error::new(ErrorKind::Fenced, format!("run {run_id}: {what} under fence {fence} was not sent: {why}"))
             .about_run(run_id)
-            .left("nothing was written")
-            .todo("stop working on it"))
+            .state("nothing was written")
+            .help("stop working on it"))
     }
 
     pub(super) fn report(&self, error: Error) -> Error {

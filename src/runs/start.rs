@@ -77,8 +77,8 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> 
     Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
-/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a repetition
-/// says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
+/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a
+/// repetition says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,
@@ -106,8 +106,8 @@ where
         }
         return Err(error
             .about_run(run_id)
-            .left(format!("run {run_id} may have been started all the same; if so, it is taken up"))
-            .todo("look for it by its id before you start another; with a key, a second start is refused"));
+            .state(format!("run {run_id} may have been started all the same; if so, it is taken up"))
+            .help("look for it by its id before you start another; with a key, a second start is refused"));
     }
 }
 
@@ -131,8 +131,8 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
     let key = new.key.as_deref().unwrap_or_default();
     Error::new(ErrorKind::KeyBusy, format!("run {run_id} of kind {:?} and key {key:?} {state}", new.kind))
         .about_run(run_id)
-        .left("no run was started")
-        .todo("follow that run, or wait until it has ended")
+        .state("no run was started")
+        .help("follow that run, or wait until it has ended")
 }
 
 fn check(engine: &Engine, new: &NewRun) -> Result<()> {
@@ -142,8 +142,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
         let what =
             format!("the run cannot be started: its input has {bytes} bytes, and {most} (input_max_bytes) is the most");
         return Err(Error::new(ErrorKind::TooLarge, what)
-            .left("no run was started")
-            .todo("keep it elsewhere and start the run with where it is, or raise the limit"));
+            .state("no run was started")
+            .help("keep it elsewhere and start the run with where it is, or raise the limit"));
     }
     let fault = if new.kind.is_empty() || new.kind.len() > 128 {
         Some(format!("its kind has {} bytes, and must have 1 to 128", new.kind.len()))
@@ -157,8 +157,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
     match fault {
         None => Ok(()),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
-            .left("no run was started")
-            .todo("correct it")),
+            .state("no run was started")
+            .help("correct it")),
     }
 }
 
@@ -169,8 +169,8 @@ fn no_handler(engine: &Engine, kind: &str) -> Error {
         ErrorKind::NoHandler,
         format!("pod {} has no handler for kind {kind:?}; it has {known:?}", engine.member.pod_id),
     )
-    .left("no run was started")
-    .todo("register a handler for it, or submit it unowned for a pod that has one")
+    .state("no run was started")
+    .help("register a handler for it, or submit it unowned for a pod that has one")
 }
 
 fn full(engine: &Engine, kind: &str) -> Error {
@@ -182,8 +182,8 @@ fn full(engine: &Engine, kind: &str) -> Error {
         _ => (format!("pod {pod} runs {} runs, as many as it may", settings.capacity), "capacity"),
     };
     Error::new(ErrorKind::AtCapacity, what)
-        .left("no run was started")
-        .todo(format!("retry later or on another pod, raise {setting}, or submit it unowned"))
+        .state("no run was started")
+        .help(format!("retry later or on another pod, raise {setting}, or submit it unowned"))
 }
 
 #[cfg(test)]
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn error(kind: ErrorKind) -> Result<Inserted> {
-        Err(Error::new(kind, "x").left("no run was started"))
+        Err(Error::new(kind, "x").state("no run was started"))
     }
 
     #[tokio::test]

@@ -21,12 +21,12 @@ use crate::pg::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::protocol::ending;
 use crate::protocol::patience::Stated;
 use crate::protocol::portions::Portion;
-use crate::protocol::verdict::PeerLook;
+use crate::protocol::verdict::PeerProbe;
 use crate::protocol::wait::Wait;
 
 /// A look at the roster, or a part of one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Look {
+pub(crate) struct RosterProbe {
     pub(crate) peers: Vec<PeerRow>,
     /// Those of them whose locks could not be probed.
     pub(crate) unknown: BTreeSet<Incarnation>,
@@ -40,7 +40,7 @@ pub(crate) struct Look {
     pub(crate) version: Option<i64>,
 }
 
-impl Look {
+impl RosterProbe {
     /// Adds the next part.
     pub(crate) fn extend(&mut self, part: Self) {
         self.peers.extend(part.peers);
@@ -63,7 +63,7 @@ impl Look {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PeerRow {
-    pub(crate) look: PeerLook,
+    pub(crate) look: PeerProbe,
     pub(crate) keys: Keys,
     /// Why it was put out, if it was.
     pub(crate) put_out: Option<ending::Reason>,
@@ -102,7 +102,7 @@ const LOOK: Prepared = Prepared {
 const LOOK_AGAIN: &str = sql!("look_again", "roster_rows", "open_session_is_free", "looked");
 
 /// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
-pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
+pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<RosterProbe> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
@@ -111,7 +111,11 @@ pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) 
 }
 
 /// [`look`] in a transaction that begins with it and keeps the locks that it got.
-pub(crate) async fn begin_look(session: &mut Session, own: Incarnation, portion: Portion) -> Result<(Txn<'_>, Look)> {
+pub(crate) async fn begin_look(
+    session: &mut Session,
+    own: Incarnation,
+    portion: Portion,
+) -> Result<(Txn<'_>, RosterProbe)> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
@@ -125,7 +129,7 @@ pub(crate) async fn begin_looking_again<'a>(
     session: &'a mut Session,
     own: Incarnation,
     keys: &[i64],
-) -> Result<(Txn<'a>, Look)> {
+) -> Result<(Txn<'a>, RosterProbe)> {
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&keys, Type::INT8_ARRAY)];
     let (txn, rows) = session.begin_with("looking at the dead again", LOOK_AGAIN, &params).await?;
     let look = read_look(own, &rows, true)?;
@@ -147,8 +151,8 @@ pub(crate) fn met_a_full_table(error: &Error) -> bool {
     error.sqlstate() == Some("53200")
 }
 
-fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
-    let mut look = Look::default();
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<RosterProbe> {
+    let mut look = RosterProbe::default();
     for row in rows {
         look.version = Some(row.at("version")?);
         let incarnation = Incarnation::from(row.at::<Uuid>("incarnation")?);
@@ -170,7 +174,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
             look.unknown.insert(incarnation);
         }
         let put_out = evictions::mark(row.at("evicted")?);
-        let peer = PeerLook {
+        let peer = PeerProbe {
             pod_id,
             incarnation,
             session: row.at("session")?,
@@ -201,7 +205,7 @@ fn name(name: String) -> Result<PodId, String> {
 const WATCH: &str =
     "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
 
-/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
+/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`RosterProbe`].
 pub(crate) async fn watch_slice(
     session: &Session,
     keys: Keys,
@@ -225,7 +229,7 @@ pub(crate) async fn watch_slice(
         // L10: nothing is concluded from an answer that this version does not know.
         other => {
             return Err(Error::new(ErrorKind::Database, format!("watching the successor: unknown answer {other:?}"))
-                .todo(
+                .help(
                     "see whether a newer version has changed studio_watch; deaths are found by the sweep meanwhile",
                 ));
         }

@@ -14,7 +14,7 @@ use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::pg::txn::{Param, Prepared};
 use crate::protocol::recover::{Candidate, Seen};
-use crate::protocol::share::{Fleet, Taker};
+use crate::protocol::share::{FleetLoad, Taker};
 
 /// Its parameters are those of [`Wanted`]. A burial sends it as well, behind its commit (`super::burials`).
 pub(crate) const CANDIDATES: Prepared = Prepared {
@@ -34,8 +34,8 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// At most `limit` orphans of these kinds, without those in `passed_over`; and, if a number of crashes is given from
-    /// which on a run is one, without suspects.
+    /// At most `limit` orphans of these kinds, without those in `passed_over`; and, if a number of crashes is given
+    /// from which on a run is one, without suspects.
     pub(crate) fn new(
         own: Incarnation,
         kinds: Vec<String>,
@@ -97,7 +97,7 @@ fn read_run(run_id: RunId, row: &Row) -> Result<Candidate> {
 }
 
 /// `None` where we are not among them: we drain, or are not in the roster, and claim nothing anyway.
-fn read_fleet(row: &Row) -> Result<Option<Fleet>> {
+fn read_fleet(row: &Row) -> Result<Option<FleetLoad>> {
     let number = |n: i64| usize::try_from(n).unwrap_or(0);
     let Some(me) = row.at::<Option<i32>>("me")? else { return Ok(None) };
     let (running, capacity): (Vec<i64>, Vec<Option<i32>>) = (row.at("running")?, row.at("capacity")?);
@@ -107,5 +107,5 @@ fn read_fleet(row: &Row) -> Result<Option<Fleet>> {
     };
     let takers = running.into_iter().zip(capacity).map(taker).collect();
     // An array's first element is its number 1.
-    Ok(Some(Fleet { orphans: number(row.at("orphans")?), takers, me: number((me - 1).into()) }))
+    Ok(Some(FleetLoad { orphans: number(row.at("orphans")?), takers, me: number((me - 1).into()) }))
 }

@@ -21,13 +21,14 @@ use crate::protocol::recover::Candidate;
 
 const CLAIM: &str = sql!("claim", "reach", "above", "as_expected", "crashed", "died_with");
 
-/// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one that
-/// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
+/// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one
+/// that was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of
+/// 10,000).
 const FEW: usize = 20;
 
 /// How many bytes of inputs and checkpoints come along with a claim, all its runs together. Only values that the server
-/// keeps uncompressed do, so that their size is known. More would make a claim that does not fit in time: what is larger is
-/// read afterwards. Less would cost claims of small payloads a second statement.
+/// keeps uncompressed do, so that their size is known. More would make a claim that does not fit in time: what is
+/// larger is read afterwards. Less would cost claims of small payloads a second statement.
 const ALONG_BYTES: i64 = 256 * 1024;
 
 /// What claims of one pass have in common: the plan for many.
@@ -35,8 +36,8 @@ const ALONG_BYTES: i64 = 256 * 1024;
 pub(crate) struct Claimer(Option<Planned>);
 
 /// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
-/// read. A run whose expected owner is `own` itself is taken up again, under a new fence. A run whose last owner crashed
-/// under it, as number `max_crashes` in a row, is quarantined instead; where that is 0 none is.
+/// read. A run whose expected owner is `own` itself is taken up again, under a new fence. A run whose last owner
+/// crashed under it, as number `max_crashes` in a row, is quarantined instead; where that is 0 none is.
 ///
 /// Every fence is above `floor`, the highest that this process was ever given.
 pub(crate) async fn claim(

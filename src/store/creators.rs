@@ -1,8 +1,9 @@
 //! Who may create objects in podlock's schema.
 //!
-//! What podlock runs has its names pinned: objects that others create there are not used (`migrations/V23__names_pinned.sql`).
-//! People and services that call podlock's functions by hand look names up by their own `search_path`, and can be led astray
-//! by a function of the same name. So a schema in which others may create is worth a warning.
+//! What podlock runs has its names pinned: objects that others create there are not used
+//! (`migrations/V23__names_pinned.sql`). People and services that call podlock's functions by hand look names up by
+//! their own `search_path`, and can be led astray by a function of the same name. So a schema in which others may
+//! create is worth a warning.
 
 use tokio_postgres::types::Type;
 
@@ -42,11 +43,17 @@ pub(crate) async fn warn(session: &Session) {
     match creators(session).await {
         Ok(creators) => {
             if let Some(advice) = advice(schema, &creators) {
-                tracing::warn!(target: "podlock", event = "schema_open", schema, roles = creators.join(", "), "{advice}");
+                tracing::warn!(
+                    target: "podlock", event = "schema_open", schema, roles = creators.join(", "),
+                    "{advice}"
+                );
             }
         }
         Err(e) => {
-            tracing::debug!(target: "podlock", event = "schema_open_unknown", error = %e, "who may create objects in the schema is not known");
+            tracing::debug!(
+                target: "podlock", event = "schema_open_unknown", error = %e,
+                "who may create objects in the schema is not known"
+            );
         }
     }
 }

@@ -31,8 +31,8 @@ pub(crate) async fn sequence(db: &Database) -> Result<Sequence> {
     Ok(Sequence { last: row.at::<i64>("last")?.into(), cache: row.at("seqcache")? })
 }
 
-/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, however many raise it and take numbers at
-/// once. Returns where it stands then.
+/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, however many raise it and take numbers
+/// at once. Returns where it stands then.
 pub(crate) async fn raise(db: &Database, floor: Fence) -> Result<Fence> {
     let row = db.query_opt("raising the sequence of fences", RAISE, &[&floor.get()]).await.map_err(advise)?;
     let last: i64 = row.map_or(Ok(0), |row| row.at("last"))?;
@@ -44,17 +44,20 @@ const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint) AS last";
 
 fn advise(error: Error) -> Error {
     error
-        .left("the sequence is as it was; what needs a fence above it is not claimed")
-        .todo("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
+        .state("the sequence is as it was; what needs a fence above it is not claimed")
+        .help("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
 }
 
 fn say_raised(floor: Fence, last: i64) {
-    tracing::warn!(target: "podlock", event = "fences_raised", floor = floor.get(), last, "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1");
+    tracing::warn!(
+        target: "podlock", event = "fences_raised", floor = floor.get(), last,
+        "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1"
+    );
 }
 
-/// Before the first fence is given: steps past the fences of a copy of the tables whose sequences did not come along, as
-/// logical replication and `pg_dump` of single tables make it. Where a fence was given already, nothing is looked at: runs
-/// whose fences are above the sequence raise it when they are claimed.
+/// Before the first fence is given: steps past the fences of a copy of the tables whose sequences did not come along,
+/// as logical replication and `pg_dump` of single tables make it. Where a fence was given already, nothing is looked
+/// at: runs whose fences are above the sequence raise it when they are claimed.
 pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
     const IS_UNUSED: &str = "SELECT pg_sequence_last_value('@.studio_fence'::regclass) IS NULL AS is_unused";
     // What was made by hand is not stepped past: see `protocol::fences`.
@@ -82,6 +85,6 @@ pub(crate) fn not_risen(floor: Fence) -> Error {
             "the sequence of fences stands far below {floor}, which this pod was given, or hands numbers out in advance"
         ),
     )
-    .left("no run was started; the transaction is as it was")
-    .todo("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
+    .state("no run was started; the transaction is as it was")
+    .help("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
 }

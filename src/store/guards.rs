@@ -13,8 +13,8 @@ use crate::pg::schema::Schema;
 use crate::pg::txn::Param;
 
 const STEP: &str = "guarding the caller's transaction";
-/// Both statements run under the user's `search_path`, so that all in them is pinned (`super::pins`). Each names all four
-/// arguments: a function with three of them would be preferred to ours with its default.
+/// Both statements run under the user's `search_path`, so that all in them is pinned (`super::pins`). Each names all
+/// four arguments: a function with three of them would be preferred to ours with its default.
 const CHECK: &str = "SELECT @.studio_fence_check($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::bigint, $4::integer) \
      AS checked";
 const REFUSE: &str = "SELECT @.studio_fence_check('$run'::pg_catalog.uuid, '$incarnation'::pg_catalog.uuid, \
@@ -31,8 +31,8 @@ pub(crate) async fn check(txn: &Transaction<'_>, schema: &Schema, owner: Owner, 
     checked.map(drop).map_err(|e| errors::translate(STEP, e))
 }
 
-/// Aborts a transaction whose guard was refused before it was sent: no statement or commit behind this one succeeds. Waits
-/// for no answer, which may not come.
+/// Aborts a transaction whose guard was refused before it was sent: no statement or commit behind this one succeeds.
+/// Waits for no answer, which may not come.
 pub(crate) fn abort(txn: &Transaction<'_>, schema: &Schema, owner: Owner) {
     let sql = schema
         .sql(REFUSE)

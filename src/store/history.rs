@@ -14,7 +14,7 @@ use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::protocol::failures::Failed;
-use crate::protocol::fold::{Entry, Snapshot};
+use crate::protocol::fold::{LogEntry, RosterSnapshot};
 use crate::timestamp::Timestamp;
 
 /// Appends to the event log what failed on this pod.
@@ -102,14 +102,14 @@ fn handled(row: Option<Row>) -> Result<Option<Handled>> {
 }
 
 /// The beginning of the log, and of each event whether it is old enough to go.
-pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> Result<Vec<(Entry, bool)>> {
+pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> Result<Vec<(LogEntry, bool)>> {
     const SQL: &str = sql!("read_oldest_events");
     let most = i64::from(most);
     db.query("reading the log's beginning", SQL, &[&keep.as_secs_f64(), &most]).await?.iter().map(read_entry).collect()
 }
 
-fn read_entry(row: &Row) -> Result<(Entry, bool)> {
-    let entry = Entry {
+fn read_entry(row: &Row) -> Result<(LogEntry, bool)> {
+    let entry = LogEntry {
         idx: row.at("idx")?,
         kind: row.at("kind")?,
         // Written by hand: the event goes all the same, and must not keep the log from being pruned.
@@ -127,14 +127,14 @@ pub(crate) async fn prune_events(
     keep: Duration,
     first: i64,
     upto: i64,
-    snapshot: &Snapshot,
+    snapshot: &RosterSnapshot,
     by: Option<(&str, Incarnation)>,
 ) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_prune_events(make_interval(secs => $1), $2::bigint, $3::bigint, $4::jsonb, \
          COALESCE($5, SESSION_USER::text)::text, $6::uuid) AS gone";
     let detail: Value = serde_json::to_value(snapshot).map_err(|e| {
         Error::new(ErrorKind::Database, format!("a snapshot of the log cannot be written as JSON: {e}"))
-            .left("no event was deleted")
+            .state("no event was deleted")
             .caused_by(e)
     })?;
     let (pod, incarnation) = by.unzip();

@@ -48,8 +48,8 @@ impl Listener {
         Ok(Self { session, inbox })
     }
 
-    /// All notices since the last call, once at least one means something. Pends for ever after the connection has ended:
-    /// watch [`Session::ended`] beside it.
+    /// All notices since the last call, once at least one means something. Pends for ever after the connection has
+    /// ended: watch [`Session::ended`] beside it.
     ///
     /// Cancel safe.
     pub(crate) async fn heard(&self) -> Heard {

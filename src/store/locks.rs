@@ -40,8 +40,8 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    /// Whether it is a session of podlock's: that of a pod, or one that its name calls so, as those are that begin or watch.
-    /// A role can give its session such a name.
+    /// Whether it is a session of podlock's: that of a pod, or one that its name calls so, as those are that begin or
+    /// watch. A role can give its session such a name.
     pub(crate) fn is_podlocks(&self) -> bool {
         self.is_pods || self.application.as_deref().is_some_and(|name| name.starts_with("podlock/"))
     }

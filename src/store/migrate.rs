@@ -3,11 +3,11 @@
 //! refinery takes no lock, so fifty pods that boot at once would trip over each other. The lock is tried for, never
 //! waited for: a waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would wait for it.
 //!
-//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
-//! what it knows, unless the schema says that it must not (`studio_schema_compat`).
+//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer
+//! than what it knows, unless the schema says that it must not (`studio_schema_compat`).
 //!
-//! The short statements here name the schema of what they call: after a migration that failed, the session still has the
-//! schema of the tables in its `search_path`.
+//! The short statements here name the schema of what they call: after a migration that failed, the session still has
+//! the schema of the tables in its `search_path`.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// SQLSTATE of a lock that did not come in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const RETRY: Duration = Duration::from_millis(50);
-/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
+/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by
+/// `search_path`.
 pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
@@ -108,7 +109,7 @@ impl Policy {
 
 /// How the database's schema stands to a binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum SchemaStatus {
     /// It has all that the binary knows, and perhaps more.
     Usable,
     /// It lacks versions; 0 is a schema without any.
@@ -159,7 +160,8 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in it.
+/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in
+/// it.
 ///
 /// # Errors
 ///
@@ -181,8 +183,9 @@ pub fn newest() -> i32 {
     embedded(i32::MAX).last().map_or(0, Migration::version)
 }
 
-/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
-/// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
+/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the
+/// database has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema
+/// up to date.
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
     let schema = Schema::new(schema);
@@ -226,8 +229,8 @@ pub fn sql(schema: &str, from: i32) -> String {
     script
 }
 
-/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
-/// what there is.
+/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list
+/// with what there is.
 const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
@@ -261,8 +264,8 @@ const FUNCTIONS: [&str; 26] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history but
-    /// by the functions that prune what ended more than an hour ago.
+    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history
+    /// but by the functions that prune what ended more than an hour ago.
     Pod,
     /// Reading, for people and dashboards.
     Read,
@@ -313,7 +316,7 @@ pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()>
     if policy.apply {
         return up_on(session, policy).await.map(drop);
     }
-    let Standing::Behind { at } = standing(session, policy.knows).await? else { return Ok(()) };
+    let SchemaStatus::Behind { at } = schema_status(session, policy.knows).await? else { return Ok(()) };
     let (schema, knows) = (session.schema().name(), policy.knows);
     let (kind, what) = if at == 0 {
         (ErrorKind::SchemaMissing, format!("schema {schema:?} has no tables of podlock"))
@@ -321,13 +324,13 @@ pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()>
         (ErrorKind::SchemaIncompatible, format!("schema {schema:?} is at version {at}, and this binary needs {knows}"))
     };
     Err(Error::new(kind, what)
-        .left("nothing was registered")
-        .todo("run `podlock migrate up`, or let the pod migrate itself"))
+        .state("nothing was registered")
+        .help("run `podlock migrate up`, or let the pod migrate itself"))
 }
 
 /// [`up`] on a session that is open.
 async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
-    if standing(session, policy.knows).await? == Standing::Usable {
+    if schema_status(session, policy.knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     lock(session).await?;
@@ -347,7 +350,7 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
 
 /// Whoever held the lock before may have done it all, and may have made it a schema that excludes this binary.
 async fn up_under_lock(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
-    if standing(session, knows).await? == Standing::Usable {
+    if schema_status(session, knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     apply(session, knows).await
@@ -358,19 +361,19 @@ async fn open(config: &Config) -> Result<Session> {
     pooler::open_proven(&opener, Role::Migrate, "nothing was changed").await
 }
 
-async fn standing(session: &Session, knows: i32) -> Result<Standing> {
+async fn schema_status(session: &Session, knows: i32) -> Result<SchemaStatus> {
     let at = history(session).await?.last().map_or(0, |(version, _)| *version);
     if at < knows {
-        return Ok(Standing::Behind { at });
+        return Ok(SchemaStatus::Behind { at });
     }
     if at == knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
     let usable_from: i32 =
         session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at("usable_from")?;
     if usable_from <= knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     Err(Error::new(
         ErrorKind::SchemaIncompatible,
@@ -379,8 +382,8 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
             session.schema().name()
         ),
     )
-    .left("nothing was changed")
-    .todo("run a newer version of the service"))
+    .state("nothing was changed")
+    .help("run a newer version of the service"))
 }
 
 /// The versions that the database has, the oldest first.
@@ -410,8 +413,8 @@ async fn lock(session: &Session) -> Result<()> {
                 ErrorKind::Timeout,
                 format!("the migration lock of schema {schema:?} has been held for {LIMIT:?} by {holder}"),
             )
-            .left("nothing was changed")
-            .todo("wait if that is a migration, and migrate again; else end that process"));
+            .state("nothing was changed")
+            .help("wait if that is a migration, and migrate again; else end that process"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
@@ -442,7 +445,7 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     loop {
         let run = tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await;
         let Ok(run) = run else {
-            return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back"));
+            return Err(errors::timed_out("migrating", LIMIT).state("the version that was under way is rolled back"));
         };
         let report = run.as_ref().map_or_else(|e| e.report(), Some);
         applied.extend(report.iter().flat_map(|r| r.applied_migrations()).map(|m| version_of(m, true)));
@@ -471,22 +474,22 @@ fn refused(error: refinery_core::Error) -> Error {
     );
     if divergent {
         return Error::new(ErrorKind::SchemaIncompatible, format!("migrating: {text}"))
-            .left("nothing was changed")
-            .todo("use the binary that made this schema, or another schema")
+            .state("nothing was changed")
+            .help("use the binary that made this schema, or another schema")
             .caused_by(error);
     }
     if let Some(code) = sqlstate_of(&error) {
         let forbidden = code == "42501";
         let kind = if forbidden { ErrorKind::Forbidden } else { ErrorKind::Database };
         return Error::new(kind, format!("migrating: {text}"))
-            .left("the version that was under way is rolled back")
-            .todo("run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand")
+            .state("the version that was under way is rolled back")
+            .help("run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand")
             .with_sqlstate(&code)
             .caused_by(error);
     }
     Error::new(ErrorKind::Database, format!("migrating: {text}"))
-        .left("the version that was under way is rolled back")
-        .todo("read the server's log, then migrate again")
+        .state("the version that was under way is rolled back")
+        .help("read the server's log, then migrate again")
         .caused_by(error)
 }
 
@@ -513,8 +516,8 @@ fn history_table(schema: &Schema) -> String {
 }
 
 /// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The
-/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions still
-/// name the schema of before.
+/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions
+/// still name the schema of before.
 #[expect(clippy::expect_used, reason = "the name of a file, which refinery has read before")]
 fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
     let mut known = embedded(newest);

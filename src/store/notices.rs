@@ -30,7 +30,7 @@ pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
 
 /// An event, as far as pods act on it.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct LoggedEvent {
     pub(crate) idx: i64,
     pub(crate) kind: String,
     /// `None`: the row was made by hand, and bears what cannot be a pod's name.
@@ -41,14 +41,14 @@ pub(crate) struct Told {
 }
 
 /// The events after a position, at most [`EVENTS_MOST`].
-pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Told>> {
+pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<LoggedEvent>> {
     const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail->>'reason' AS reason, e.detail->>'run' AS run \
          FROM @.studio_pod_events e WHERE e.idx > $1 ORDER BY e.idx LIMIT $2";
     let most = i64::try_from(EVENTS_MOST).unwrap_or(i64::MAX);
     let params: [Param<'_>; 2] = [(&idx, Type::INT8), (&most, Type::INT8)];
     let rows = session.query("reading the event log", SQL, &params).await?;
     let read = |row: &Row| {
-        Ok(Told {
+        Ok(LoggedEvent {
             idx: row.at("idx")?,
             kind: row.at("kind")?,
             pod: PodId::new(row.at::<String>("pod_id")?).ok(),
@@ -76,8 +76,8 @@ pub(crate) struct OwnRuns {
     pub(crate) more: bool,
 }
 
-/// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it may
-/// not have had its reply. A run without a fence is being started or claimed.
+/// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it
+/// may not have had its reply. A run without a fence is being started or claimed.
 pub(crate) async fn own_runs(session: &Session, own: Incarnation, known: &[(RunId, Option<Fence>)]) -> Result<OwnRuns> {
     const SQL: &str = sql!("compare_own_runs");
     let ids: Vec<Uuid> = known.iter().map(|(run_id, _)| run_id.as_uuid()).collect();

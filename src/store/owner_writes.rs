@@ -1,5 +1,6 @@
-//! What the owner of a run writes. Each statement names the owner's incarnation and its fence (L5), in `part/owned_by.sql`. A
-//! statement that finds no row has changed nothing: the owner is fenced, or what else the function says.
+//! What the owner of a run writes. Each statement names the owner's incarnation and its fence (L5), in
+//! `part/owned_by.sql`. A statement that finds no row has changed nothing: the owner is fenced, or what else the
+//! function says.
 
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -18,8 +19,8 @@ const TOUCH: &str = sql!("touch_run", "owned_by");
 /// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
 /// count. False: fenced, or a later write of the attempt was there first.
 ///
-/// `seq` is how many chunks its stream has by now; `None`: as before. If the stream has fewer, a failover took some back: the
-/// attempt is as good as fenced.
+/// `seq` is how many chunks its stream has by now; `None`: as before. If the stream has fewer, a failover took some
+/// back: the attempt is as good as fenced.
 pub(crate) async fn checkpoint(
     db: &Database,
     owner: Owner,
@@ -32,7 +33,8 @@ pub(crate) async fn checkpoint(
     Ok(db.query_opt("saving a checkpoint", CHECKPOINT, &params).await?.is_some())
 }
 
-/// Ends a run with the columns of its output. False: fenced, or it had ended, or its stream has fewer than `seq` chunks.
+/// Ends a run with the columns of its output. False: fenced, or it had ended, or its stream has fewer than `seq`
+/// chunks.
 pub(crate) async fn finish(
     db: &Database,
     owner: Owner,

@@ -1,5 +1,5 @@
-//! Inputs and checkpoints of runs that were claimed, where they are too large to come along with the claim. Each read names
-//! the owner and the fence (L5): a run that was claimed again meanwhile is not read.
+//! Inputs and checkpoints of runs that were claimed, where they are too large to come along with the claim. Each read
+//! names the owner and the fence (L5): a run that was claimed again meanwhile is not read.
 
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -45,9 +45,9 @@ pub(crate) async fn read(db: &Database, owners: &[Owner]) -> Result<Vec<(RunId, 
     read.collect()
 }
 
-/// The bytes of a piece at first, and the fewest and most. A piece that does not fit in time is halved, and one that does
-/// is doubled: the server makes the whole value ready for each piece, so large ones are cheaper. Below the fewest, a
-/// statement takes as long as one byte.
+/// The bytes of a piece at first, and the fewest and most. A piece that does not fit in time is halved, and one that
+/// does is doubled: the server makes the whole value ready for each piece, so large ones are cheaper. Below the fewest,
+/// a statement takes as long as one byte.
 const PIECE: i32 = 1 << 20;
 const PIECE_MIN: i32 = 16 << 10;
 const PIECE_MAX: i32 = 8 << 20;
@@ -79,7 +79,10 @@ async fn read_text(db: &Database, owner: Owner, column: &'static str) -> Result<
         let row = match db.query_opt(&step, READ_PIECE, &params).await {
             Ok(row) => row,
             Err(e) if e.is_slow() && piece > PIECE_MIN => {
-                tracing::debug!(target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e, "a piece did not fit in time");
+                tracing::debug!(
+                    target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e,
+                    "a piece did not fit in time"
+                );
                 piece = (piece / 2).max(PIECE_MIN);
                 continue;
             }

@@ -2,14 +2,14 @@
 //!
 //! Three kinds of text, with what holds for each:
 //!
-//! - Migrations from version 23 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the server's
-//!   functions need no schema. Names of ours do, and what is passed to a function of ours has its type: a bare literal could
-//!   pick another function of that name. That each function in a migrated database has this `search_path` or is bound to its
-//!   objects at its creation is shown by `pinned::…` in `tests/it`; so is that views and CHECK constraints, whose operators
-//!   are bound when they are created, use none that is not the server's.
+//! - Migrations from version 23 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the
+//!   server's functions need no schema. Names of ours do, and what is passed to a function of ours has its type: a bare
+//!   literal could pick another function of that name. That each function in a migrated database has this `search_path`
+//!   or is bound to its objects at its creation is shown by `pinned::…` in `tests/it`; so is that views and CHECK
+//!   constraints, whose operators are bound when they are created, use none that is not the server's.
 //! - Statements on our own connections. Those have the same `search_path`, so the same holds.
-//! - Statements under the user's `search_path`: on the user's own connection, and those that the pages show. [`unpinned`]
-//!   wants every operator, function and type with its schema, and a type for every literal and NULL.
+//! - Statements under the user's `search_path`: on the user's own connection, and those that the pages show.
+//!   [`unpinned`] wants every operator, function and type with its schema, and a type for every literal and NULL.
 
 use std::path::{Path, PathBuf};
 
@@ -166,8 +166,8 @@ fn word_before(tokens: &[Token], i: usize) -> String {
     }
 }
 
-/// Calls of functions of ours (`@.studio_…(…)`) with an argument that has no type by itself: a bare literal, parameter or
-/// NULL, or an expression of which that could be the type.
+/// Calls of functions of ours (`@.studio_…(…)`) with an argument that has no type by itself: a bare literal, parameter
+/// or NULL, or an expression of which that could be the type.
 fn untyped_calls(sql: &str) -> Vec<String> {
     let tokens = tokens(sql);
     let mut found = Vec::new();

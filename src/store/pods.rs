@@ -109,8 +109,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
             ErrorKind::PooledLock,
             format!("pod {pod}: this session does not hold the lock that it took"),
         )
-        .left("nothing was registered")
-        .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
+        .state("nothing was registered")
+        .help("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
     txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
@@ -140,8 +140,8 @@ fn collision(error: Error, pod: &PodId) -> Error {
         return error;
     }
     Error::new(ErrorKind::KeyCollision, format!("pod {pod}: another pod's name has the same lock key"))
-        .left("nothing was registered")
-        .todo("give one of them another name; SELECT pod_id, lock_key FROM studio_pods shows which")
+        .state("nothing was registered")
+        .help("give one of them another name; SELECT pod_id, lock_key FROM studio_pods shows which")
         .caused_by(error)
 }
 
@@ -212,7 +212,8 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
 }
 
 /// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
-/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
+/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that
+/// time-out.
 pub(crate) const WARM_UP_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
      SELECT @.studio_append_event('claimed'::text, ''::text, gen_random_uuid(), ''::text, '{}'::jsonb) AS idx; ROLLBACK";
 

@@ -1,7 +1,7 @@
 //! The statements behind [`Operator`](crate::operator::Operator): what people and tools ask. One function a statement.
 //!
-//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait for. An
-//! argument that is `None` does not filter.
+//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait
+//! for. An argument that is `None` does not filter.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;

@@ -1,6 +1,6 @@
-//! Runs in the table, as the statements read and write them. What happened is what the rows that come back say, and each
-//! condition that a plan rests on is repeated in the statement that acts on it. [`start`], [`claim`] and what an owner writes
-//! (L5) have files of their own.
+//! Runs in the table, as the statements read and write them. What happened is what the rows that come back say, and
+//! each condition that a plan rests on is repeated in the statement that acts on it. [`start`], [`claim`] and what an
+//! owner writes (L5) have files of their own.
 
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -15,7 +15,7 @@ use crate::output::Output;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
-use crate::protocol::notices::{NOBODY, Told};
+use crate::protocol::notices::{NOBODY, StreamNotice};
 
 /// A run that is to be inserted.
 #[derive(Clone, Debug)]
@@ -79,8 +79,8 @@ pub(crate) struct Quarantined {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
-    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take up
-    /// in the table, which may be compressed.
+    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take
+    /// up in the table, which may be compressed.
     pub(crate) unread: Vec<(Claimed, i64)>,
     /// Claimed as well, but nobody could begin them.
     pub(crate) unreadable: Vec<Unreadable>,
@@ -144,7 +144,7 @@ impl Ending {
 
 /// Where a run stands, for an owner whose write found no row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct RunStatus {
     pub(crate) state: String,
     pub(crate) owner_pod: Option<String>,
     pub(crate) owner: Option<Incarnation>,
@@ -181,11 +181,11 @@ pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Optio
 }
 
 /// Where a run stands now.
-pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Standing>> {
+pub(crate) async fn status(db: &Database, run_id: RunId) -> Result<Option<RunStatus>> {
     const SQL: &str = "SELECT state, owner_pod, owner_incarnation, fence FROM @.studio_runs WHERE run_id = $1";
     let row = db.query_opt("reading where a run stands", SQL, &[&run_id.as_uuid()]).await?;
     let read = |row: Row| {
-        Ok(Standing {
+        Ok(RunStatus {
             state: row.at("state")?,
             owner_pod: row.at("owner_pod")?,
             owner: row.at::<Option<Uuid>>("owner_incarnation")?.map(Incarnation::from),
@@ -197,18 +197,18 @@ pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Stan
 
 /// Cancels a run, whoever owns it, and tells the pods, of which its owner finds out, and those who read its stream.
 pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
-    let told = Told::new(NOBODY, [run_id].iter()).to_string();
+    let told = StreamNotice::new(NOBODY, [run_id].iter()).to_string();
     if db.query_opt("cancelling a run", sql!("cancel_run"), &[&run_id.as_uuid(), &told]).await?.is_some() {
         return Ok(Cancelled::Now);
     }
-    Ok(match standing(db, run_id).await? {
+    Ok(match status(db, run_id).await? {
         Some(standing) => Cancelled::AlreadyEnded { state: standing.state },
         None => Cancelled::NotFound,
     })
 }
 
 /// What an owner is told whose write found no row.
-pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> Error {
+pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&RunStatus>) -> Error {
     let now = match standing {
         None => "the run is gone".to_owned(),
         Some(s) if s.state != "running" => format!("the run is {}", s.state),
@@ -222,13 +222,13 @@ pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> E
         format!("run {}: {what} under fence {} was refused: {now}", owner.run_id, owner.fence),
     )
     .about_run(owner.run_id)
-    .left("nothing was written")
-    .todo("stop working on it")
+    .state("nothing was written")
+    .help("stop working on it")
 }
 
 /// A pod's name in an error.
 pub(crate) fn not_registered(pod: &PodId) -> Error {
     Error::new(ErrorKind::Detached, format!("pod {pod} is not in the roster as this incarnation, or drains"))
-        .left("no run was started")
-        .todo("retry on another pod, or on this one when it is ready again")
+        .state("no run was started")
+        .help("retry on another pod, or on this one when it is ready again")
 }

@@ -16,8 +16,8 @@ use crate::pg::statement::sql;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
-/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every operator,
-/// function and type in them is named with its schema, and every literal has its type, which a test checks
+/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every
+/// operator, function and type in them is named with its schema, and every literal has its type, which a test checks
 /// (`super::pins`).
 const START_IN_TXN: &str = sql!("start_run_in_txn");
 const SUBMIT: &str = sql!("submit_run");
@@ -108,8 +108,8 @@ pub(crate) async fn insert_in_txn(
     let busy = busy.as_ref().map(key_busy).transpose()?;
     busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
-            .left("no run was started; the transaction is as it was")
-            .todo("under an isolation level that cannot see it, begin a new transaction to find it")
+            .state("no run was started; the transaction is as it was")
+            .help("under an isolation level that cannot see it, begin a new transaction to find it")
     })
 }
 
@@ -129,7 +129,7 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         )
         .about_run(new.run_id)
         .done_before()
-        .todo("follow it by its id"));
+        .help("follow it by its id"));
     }
     let busy = db.query_opt(step, FIND_KEY_HOLDER, &[&new.kind, &new.key]).await?;
     busy.as_ref().map(key_busy).transpose()
@@ -147,8 +147,8 @@ fn key_busy(row: &Row) -> Result<Inserted> {
 fn contended(new: &Insert<'_>) -> Error {
     let key = new.key.unwrap_or_default();
     Error::new(ErrorKind::KeyBusy, format!("runs with key {key:?} come and go faster than one can be started"))
-        .left("no run was started")
-        .todo("start it again")
+        .state("no run was started")
+        .help("start it again")
 }
 
 fn one(step: &str, row: Option<Row>) -> Result<Row> {

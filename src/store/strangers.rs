@@ -62,8 +62,8 @@ pub(crate) async fn foreign_locks(session: &Session) -> Result<Vec<ForeignLock>>
     rows.iter().map(read).collect()
 }
 
-/// Records foreign locks that no pod has recorded yet, and returns their positions in `locks`. `None`: another transaction
-/// holds the log.
+/// Records foreign locks that no pod has recorded yet, and returns their positions in `locks`. `None`: another
+/// transaction holds the log.
 pub(crate) async fn note(session: &Session, locks: &[&ForeignLock], by: &PodId) -> Result<Option<Vec<usize>>> {
     const SQL: &str = "SELECT @.studio_note_foreign_locks($1::jsonb, $2::text) AS noted";
     let mut numbered = json!(locks);

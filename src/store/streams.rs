@@ -33,8 +33,8 @@ pub(crate) const LOOK_BYTES: i64 = 8 * 1024 * 1024;
 /// One character more than is shown, so that a cut is seen and said.
 const ERROR_READ: i32 = ERROR_CHARS as i32 + 1;
 
-/// How often a statement is repeated whose row moved on between its snapshot and its lock: by a call that was dropped while
-/// it was under way.
+/// How often a statement is repeated whose row moved on between its snapshot and its lock: by a call that was dropped
+/// while it was under way.
 const MOVED_TRIES: usize = 5;
 
 /// Chunks of one run, in a row.
@@ -59,11 +59,11 @@ pub(crate) enum Stored {
     No,
 }
 
-/// Stores chunks of several runs of this pod, and tells readers with `tell`. Returns what became of each, in the order of
-/// `chunks`.
+/// Stores chunks of several runs of this pod, and tells readers with `tell`. Returns what became of each, in the order
+/// of `chunks`.
 ///
-/// Chunks that are there already are not stored again: a repetition changes nothing. A repetition whose first try has not
-/// ended yet fails on the primary key ([`is_under_way`]).
+/// Chunks that are there already are not stored again: a repetition changes nothing. A repetition whose first try has
+/// not ended yet fails on the primary key ([`is_under_way`]).
 ///
 /// Chunks beyond all that the run ever said are progress: the crashes of former owners no longer count.
 pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<Stored>> {
@@ -100,8 +100,8 @@ pub(crate) fn is_under_way(error: &Error) -> bool {
     error.sqlstate() == Some("23505")
 }
 
-/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced, or the stream is not
-/// where this attempt left it.
+/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced, or the stream is
+/// not where this attempt left it.
 pub(crate) async fn append_with_checkpoint(
     db: &Database,
     owner: Owner,
@@ -143,7 +143,8 @@ pub(crate) enum Continued {
     Short(i64),
 }
 
-/// Keeps the chunks before `seq` and takes back the others, in one transaction; no `seq` keeps them all. `None`: fenced.
+/// Keeps the chunks before `seq` and takes back the others, in one transaction; no `seq` keeps them all. `None`:
+/// fenced.
 pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<i64>) -> Result<Option<Continued>> {
     let params: [&(dyn ToSql + Sync); 5] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &seq];
@@ -193,8 +194,8 @@ pub(crate) struct Page {
     pub(crate) chunks: Vec<Chunk>,
 }
 
-/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run. At most
-/// so many bytes for all of them, the first chunk of each apart.
+/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run. At
+/// most so many bytes for all of them, the first chunk of each apart.
 pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)], bytes: i64) -> Result<Vec<Option<Page>>> {
     let of = |f: fn(&Position) -> i32| wanted.iter().map(|(_, p)| f(p)).collect::<Vec<_>>();
     let ids: Vec<Uuid> = wanted.iter().map(|(run_id, _)| run_id.as_uuid()).collect();

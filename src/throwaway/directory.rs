@@ -120,7 +120,10 @@ impl Drop for Directory {
         // The end of its input sends the watchdog to work; there is one place that removes, and it is used every time.
         drop(self.watchdog.stdin.take());
         if let Err(error) = self.watchdog.wait() {
-            tracing::warn!(%error, directory = %self.root.path().display(), "could not wait for a throwaway server's watchdog");
+            tracing::warn!(
+                %error, directory = %self.root.path().display(),
+                "could not wait for a throwaway server's watchdog"
+            );
         }
     }
 }
@@ -134,7 +137,10 @@ pub(super) fn remove_stale() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         if let Some(_lock) = stale(&path) {
-            tracing::info!(directory = %path.display(), "removing a throwaway server's directory that nobody owns any more");
+            tracing::info!(
+                directory = %path.display(),
+                "removing a throwaway server's directory that nobody owns any more"
+            );
             if let Err(error) = watchdog(&path, Stdio::null()).status() {
                 tracing::warn!(%error, directory = %path.display(), "could not remove it");
             }

@@ -221,7 +221,10 @@ impl Supervisor {
             let Some(pid) = self.pid().and_then(to_pid) else { break };
             send(pid, step);
             if !self.postmaster_ends(within) {
-                tracing::warn!(data_dir = %self.facts.data_dir.display(), signal = ?step, ?within, "a throwaway server did not shut down in time");
+                tracing::warn!(
+                    data_dir = %self.facts.data_dir.display(), signal = ?step, ?within,
+                    "a throwaway server did not shut down in time"
+                );
             }
         }
         self.await_end(END_WITHIN)

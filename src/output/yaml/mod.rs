@@ -53,8 +53,8 @@ fn tree(text: &str) -> Result<Tree, String> {
     Ok(tree)
 }
 
-/// The text for a reader that takes no pair of escaped surrogates, as JSON has them: each pair is written as the one escape
-/// of the character that it means.
+/// The text for a reader that takes no pair of escaped surrogates, as JSON has them: each pair is written as the one
+/// escape of the character that it means.
 struct Plainer<'a> {
     text: &'a str,
     /// Up to where `written` stands for the text.
@@ -241,8 +241,8 @@ impl Document {
     }
 }
 
-/// What is left of `budget` after a copy of `tree`; `None`, before more is looked at, if it does not suffice or `tree` is
-/// nested deeper than `depth`.
+/// What is left of `budget` after a copy of `tree`; `None`, before more is looked at, if it does not suffice or `tree`
+/// is nested deeper than `depth`.
 fn spend(tree: &Tree, budget: usize, depth: usize) -> Option<usize> {
     let left = budget.checked_sub(1)?;
     match tree {

@@ -1,8 +1,8 @@
 //! A second reader of YAML, of another family (libyaml's), which has to read the same.
 //!
-//! Readers of YAML disagree at its edges: a block scalar whose last line has no line break, line breaks of other alphabets,
-//! indentation after a comment. A value that one reader alone vouches for could be the wrong one, so what the two read
-//! differently is no value.
+//! Readers of YAML disagree at its edges: a block scalar whose last line has no line break, line breaks of other
+//! alphabets, indentation after a comment. A value that one reader alone vouches for could be the wrong one, so what
+//! the two read differently is no value.
 
 use std::fmt;
 

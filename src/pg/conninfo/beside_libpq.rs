@@ -1,5 +1,5 @@
-//! Service files and password files, read by libpq and by podlock: both must log in alike. libpq is `psql` here, and what
-//! it read is seen in what it sends to a listener that asks for the password in clear text.
+//! Service files and password files, read by libpq and by podlock: both must log in alike. libpq is `psql` here, and
+//! what it read is seen in what it sends to a listener that asks for the password in clear text.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

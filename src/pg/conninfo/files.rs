@@ -31,8 +31,8 @@ pub(super) fn service(name: &str, servicefile: Option<&str>, environment: &Envir
         }
     }
     Err(Error::new(ErrorKind::Config, format!("no service file has the service {name:?}"))
-        .left("nothing was started")
-        .todo("define it in ~/.pg_service.conf, or name the file by PGSERVICEFILE"))
+        .state("nothing was started")
+        .help("define it in ~/.pg_service.conf, or name the file by PGSERVICEFILE"))
 }
 
 /// The section `name`, read as libpq reads it. Bytes outside the section are never looked at. No space may stand
@@ -42,10 +42,10 @@ fn section(text: &[u8], name: &str, file: &Path) -> Result<Option<Values>> {
     for (index, raw) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let fault = |what: &str| {
             let place = format!("line {} of service file {}", index + 1, file.display());
-            Error::new(ErrorKind::Config, format!("{place} (service {name:?}) {what}")).left("nothing was started")
+            Error::new(ErrorKind::Config, format!("{place} (service {name:?}) {what}")).state("nothing was started")
         };
         if raw.len() >= SERVICE_LINE_MAX {
-            return Err(fault("is too long").todo(format!("libpq reads at most {SERVICE_LINE_MAX} bytes a line")));
+            return Err(fault("is too long").help(format!("libpq reads at most {SERVICE_LINE_MAX} bytes a line")));
         }
         let line = trim(raw);
         if line.is_empty() || line.starts_with(b"#") {
@@ -62,13 +62,13 @@ fn section(text: &[u8], name: &str, file: &Path) -> Result<Option<Values>> {
         }
         let Some(values) = &mut values else { continue };
         let line = std::str::from_utf8(line)
-            .map_err(|e| fault("is not UTF-8").todo("podlock sends what it says as UTF-8").caused_by(e))?;
+            .map_err(|e| fault("is not UTF-8").help("podlock sends what it says as UTF-8").caused_by(e))?;
         match line.split_once('=') {
             Some((word, value)) if !matches!(word, "service" | "servicefile") => {
                 let source = format!("service {name:?} of {}", file.display());
                 values.set_first(&source, true, word, value)?;
             }
-            _ => return Err(fault("cannot be read").todo("each line is word=value, and no service may name another")),
+            _ => return Err(fault("cannot be read").help("each line is word=value, and no service may name another")),
         }
     }
     Ok(values)
@@ -99,8 +99,8 @@ pub(super) struct Passfile {
     pub(super) named: bool,
 }
 
-/// The password for `login`, in bytes: a password file is no text. Read again each time, since it may have been changed.
-/// A file that is not there has none.
+/// The password for `login`, in bytes: a password file is no text. Read again each time, since it may have been
+/// changed. A file that is not there has none.
 pub(super) fn password(file: &Passfile, login: Login<'_>) -> Result<Option<SecretSlice<u8>>> {
     match read_password(&file.path, login) {
         Err(e) if !file.named => {
@@ -197,14 +197,14 @@ pub(crate) fn read(word: &str, file: &Path) -> Result<Vec<u8>> {
 
 fn unreadable(what: &str, file: &Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Config, format!("{what} {} cannot be read: {error}", file.display()))
-        .left("no connection was made")
-        .todo("correct its name or who may read it")
+        .state("no connection was made")
+        .help("correct its name or who may read it")
         .caused_by(error)
 }
 
 fn too_open(what: &str, file: &Path, metadata: &Metadata) -> Error {
     let mode = metadata.permissions().mode() & 0o777;
     Error::new(ErrorKind::Config, format!("{what} {} may be read by others (mode {mode:04o})", file.display()))
-        .left("no connection was made")
-        .todo(format!("chmod 0600 {}", file.display()))
+        .state("no connection was made")
+        .help(format!("chmod 0600 {}", file.display()))
 }

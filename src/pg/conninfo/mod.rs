@@ -151,8 +151,8 @@ impl ConnInfo {
                 ErrorKind::Config,
                 "DATABASE_URL is missing or empty, and so are PGHOST and PGSERVICE",
             )
-            .left("nothing was started")
-            .todo("set it to postgres://user:password@host:5432/database"));
+            .state("nothing was started")
+            .help("set it to postgres://user:password@host:5432/database"));
         }
         let mut values = syntax::parse(text)?;
         let service = values.get("service").or_else(|| environment.get("PGSERVICE")).map(ToOwned::to_owned);
@@ -172,8 +172,8 @@ impl ConnInfo {
                     ErrorKind::Config,
                     format!("the connection string names no user, and the system's name is not known: {e}"),
                 )
-                .left("nothing was started")
-                .todo("name the user")
+                .state("nothing was started")
+                .help("name the user")
             })?,
         };
         let dbname = values.get("dbname").unwrap_or(&user).to_owned();
@@ -250,7 +250,7 @@ fn targets(values: &Values) -> Result<Vec<Target>> {
         |name| values.get(name).map(|text| text.split(',').map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
     let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     let count = hosts.len().max(addresses.len()).max(1);
-    let refuse = |what: String, todo: &str| Error::new(ErrorKind::Config, what).left("nothing was started").todo(todo);
+    let refuse = |what: String, todo: &str| Error::new(ErrorKind::Config, what).state("nothing was started").help(todo);
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         let what = format!("the connection string names {} hosts and {} host addresses", hosts.len(), addresses.len());
         return Err(refuse(what, "give each host an address, or leave hostaddr out"));
@@ -311,8 +311,8 @@ fn require_primary(values: &Values) -> Result<()> {
             ErrorKind::Config,
             "the connection string's target_session_attrs asks for a standby, and only a primary's locks mean something",
         )
-        .left("nothing was started")
-        .todo("remove it, or write primary")),
+        .state("nothing was started")
+        .help("remove it, or write primary")),
         Some(_) => Err(bad_value("target_session_attrs", "any, read-write or primary")),
     }
 }
@@ -375,7 +375,7 @@ fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result
         None => SslMode::Prefer,
         Some(_) => return Err(bad_value("sslmode", "disable, allow, prefer, require, verify-ca or verify-full")),
     };
-    let refuse = |what: &str, todo: &str| Error::new(ErrorKind::Config, what).left("nothing was started").todo(todo);
+    let refuse = |what: &str, todo: &str| Error::new(ErrorKind::Config, what).state("nothing was started").help(todo);
     if system && mode < SslMode::VerifyFull {
         return Err(refuse(
             "the connection string's sslrootcert=system trusts every public authority, which proves nothing under a weaker sslmode",

@@ -239,7 +239,7 @@ fn check(place: &str, support: Support, value: &str) -> Result<()> {
         }
         Honoured(_) | Only(..) => return Ok(()),
     };
-    Err(Error::new(ErrorKind::Config, fault).left("nothing was started").todo(todo))
+    Err(Error::new(ErrorKind::Config, fault).state("nothing was started").help(todo))
 }
 
 /// A word that libpq does not have. It is named unless it may be a piece of something else, as of a password in which
@@ -262,8 +262,8 @@ fn unknown(source: &str, quotable: bool, name: &str) -> Error {
         format!("libpq's word is {meant}")
     };
     Error::new(ErrorKind::Config, format!("{source} has {shown}, which is none of libpq's words"))
-        .left("nothing was started")
-        .todo(todo)
+        .state("nothing was started")
+        .help(todo)
 }
 
 /// A value that its word does not admit. The value is not repeated: it may be a piece of a password.
@@ -274,6 +274,6 @@ pub(super) fn bad_value(name: &str, admitted: &str) -> Error {
         ErrorKind::Config,
         format!("the connection string's {name}{or_variable} has a value that cannot be used"),
     )
-    .left("nothing was started")
-    .todo(format!("{name} may be {admitted}"))
+    .state("nothing was started")
+    .help(format!("{name} may be {admitted}"))
 }

@@ -38,7 +38,8 @@ pub enum StreamEvent {
         /// What was said.
         body: Arc<str>,
     },
-    /// Chunks that this reader has were taken back: forget those from `from_seq` on. All, where `generation` is a new one.
+    /// Chunks that this reader has were taken back: forget those from `from_seq` on. All, where `generation` is a new
+    /// one.
     Reset {
         /// The generation in which the stream goes on.
         generation: i32,
@@ -50,8 +51,8 @@ pub enum StreamEvent {
     End {
         /// `succeeded`, `failed`, `cancelled` or `quarantined`.
         state: Arc<str>,
-        /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters. As JSON it is
-        /// left out where there is none.
+        /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters. As
+        /// JSON it is left out where there is none.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<Arc<str>>,
     },
@@ -93,16 +94,16 @@ impl FromStr for StreamPosition {
     fn from_str(text: &str) -> Result<Self> {
         text.parse().map(Self).map_err(|()| {
             Error::new(ErrorKind::InvalidInput, format!("{text:?} is no position in a stream"))
-                .left("nothing was attached")
-                .todo("give the id of the last event that was seen, or none")
+                .state("nothing was attached")
+                .help("give the id of the last event that was seen, or none")
         })
     }
 }
 
 /// Somebody attached to a run's stream, on whatever pod the run is. Dropped, it is detached, and nothing of it is left.
 ///
-/// It asks when [`Attached::next`] is called and what it was handed before has been taken: a reader that is slow costs one
-/// page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
+/// It asks when [`Attached::next`] is called and what it was handed before has been taken: a reader that is slow costs
+/// one page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
 #[must_use]
 pub struct Attached {
     engine: Arc<Engine>,
@@ -141,7 +142,7 @@ impl Attached {
             let page = page.map(|page| attached.engine.readers.large.share(run_id, page));
             page.map(|page| attached.take(page)).is_some()
         } else {
-            runs::standing(db, run_id).await?.is_some()
+            runs::status(db, run_id).await?.is_some()
         };
         if is_there { Ok(attached) } else { Err(gone(run_id)) }
     }
@@ -152,7 +153,8 @@ impl Attached {
         self.run_id
     }
 
-    /// Where it is, after the last event that it returned: what to attach from when this ends without [`StreamEvent::End`].
+    /// Where it is, after the last event that it returned: what to attach from when this ends without
+    /// [`StreamEvent::End`].
     #[must_use]
     pub fn position(&self) -> StreamPosition {
         StreamPosition(self.seen)
@@ -164,9 +166,9 @@ impl Attached {
         self.ended && self.ready.is_empty()
     }
 
-    /// Whether the reader waits here while its pod is cut off from the database. It does unless this is called with false:
-    /// then [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of it was
-    /// answered for `self_fence`. What was handed over before is returned first.
+    /// Whether the reader waits here while its pod is cut off from the database. It does unless this is called with
+    /// false: then [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of
+    /// it was answered for `self_fence`. What was handed over before is returned first.
     ///
     /// False is for readers that can attach to another pod from [`Attached::position`]. `podlock::http::sse` uses
     /// false for a reader on which this was not called.
@@ -188,8 +190,8 @@ impl Attached {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Stopped`] if this pod has ended, [`ErrorKind::Detached`] if it is cut off and the reader is not to wait:
-    /// attach to another from [`Attached::position`].
+    /// [`ErrorKind::Stopped`] if this pod has ended, [`ErrorKind::Detached`] if it is cut off and the reader is not to
+    /// wait: attach to another from [`Attached::position`].
     /// [`ErrorKind::NotFound`] if the run was deleted meanwhile. Others as the server's.
     ///
     /// # Cancel safety
@@ -242,8 +244,8 @@ impl Attached {
         let page = page.map_err(|_| {
             Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.engine.member.pod_id))
                 .about_run(run_id)
-                .left("the run goes on, or was taken over")
-                .todo("attach to another pod, from the position that was reached")
+                .state("the run goes on, or was taken over")
+                .help("attach to another pod, from the position that was reached")
         })??;
         self.take(page);
         Ok(())
@@ -297,8 +299,8 @@ pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
         format!("pod {} is cut off from the database, for {silent:.1?} by now", engine.member.pod_id),
     )
     .about_run(run_id)
-    .left("the reader has what was handed to it; the run goes on, here or elsewhere")
-    .todo("attach to another pod, from the position that was reached")
+    .state("the reader has what was handed to it; the run goes on, here or elsewhere")
+    .help("attach to another pod, from the position that was reached")
 }
 
 impl Drop for Attached {

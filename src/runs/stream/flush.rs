@@ -1,5 +1,5 @@
-//! The flusher: what the streams of a pod hold is stored by one statement at a time, and readers are told at most once in
-//! a while, since a NOTIFY holds up the commits of all others for a moment.
+//! The flusher: what the streams of a pod hold is stored by one statement at a time, and readers are told at most once
+//! in a while, since a NOTIFY holds up the commits of all others for a moment.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::id::RunId;
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::notices::Told;
+use crate::protocol::notices::StreamNotice;
 use crate::protocol::state::RunState;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
@@ -39,7 +39,8 @@ pub(crate) struct Flusher {
 #[derive(Default)]
 struct Queue {
     streams: VecDeque<Arc<Stream>>,
-    /// How many chunks are held by the streams of the pod; for a moment fewer, where one was taken before it was counted.
+    /// How many chunks are held by the streams of the pod; for a moment fewer, where one was taken before it was
+    /// counted.
     chunks: i64,
     untold: BTreeSet<RunId>,
 }
@@ -229,13 +230,14 @@ fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient:
     !queue.streams.is_empty() && send_at(now, sent, queue.is_full() && !patient, GAP) <= now
 }
 
-/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached. True if some was put back.
+/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached. True if some was put
+/// back.
 async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
     let by = engine.readers.by();
     told.extend(untold);
-    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
+    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| StreamNotice::new(by, runs));
     let what = what.map(|what| what.to_string());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
     let (mut what, mut put_back) = (what.as_deref(), false);
@@ -252,7 +254,10 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
             }
             // What did not fit in time is tried in smaller parts: stream by stream, then half of a stream's chunks.
             Err(e) if e.is_slow() && !batch.is_one_chunk() => {
-                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "chunks did not fit in time; trying with fewer");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                    "chunks did not fit in time; trying with fewer"
+                );
                 if batch.streams.len() > 1 {
                     waiting.extend(batch.apart());
                 } else {
@@ -261,7 +266,10 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
                 }
             }
             Err(e) if waits_for_it(&e) || is_under_way(&e) => {
-                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                    "trying again to store chunks"
+                );
                 tokio::time::sleep(backoff.delay()).await;
                 waiting.push_front(batch);
             }
@@ -269,7 +277,10 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
             Err(_) if batch.streams.len() > 1 => waiting.extend(batch.apart()),
             Err(e) => {
                 for stream in &batch.streams {
-                    tracing::warn!(target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e, "chunks were refused: the stream has a gap");
+                    tracing::warn!(
+                        target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e,
+                        "chunks were refused: the stream has a gap"
+                    );
                     engine.flusher.forget(stream.refuse(e.for_another()));
                 }
             }
@@ -278,7 +289,10 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     if let Some(what) = what
         && let Err(e) = streams::tell(&engine.db, what).await
     {
-        tracing::debug!(target: "podlock", event = "untold", error = %e, "readers were not told; they look by themselves");
+        tracing::debug!(
+            target: "podlock", event = "untold", error = %e,
+            "readers were not told; they look by themselves"
+        );
     }
     engine.readers.stir(told.iter());
     if !tells {
@@ -287,8 +301,8 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     put_back
 }
 
-/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment. True if some was
-/// put back.
+/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment. True if some
+/// was put back.
 async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
     let mut put_back = false;
     let count = stored.iter().filter(|stored| **stored == Stored::Yes).count();
@@ -303,13 +317,19 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
             }
             // The next attempt, which this pod makes when it finds the run without a task, takes the stream as it is.
             Stored::Adrift => {
-                tracing::warn!(target: "podlock", event = "stream_adrift", run = %stream.owner().run_id, "the database has fewer chunks than were stored: a failover took some back; the run begins anew");
+                tracing::warn!(
+                    target: "podlock", event = "stream_adrift", run = %stream.owner().run_id,
+                    "the database has fewer chunks than were stored: a failover took some back; the run begins anew"
+                );
                 stream.stop().fire(StopReason::Fenced);
                 false
             }
             Stored::No => standing_of(engine, &stream).await.unwrap_or_else(|e| {
                 // It is found out by the next try.
-                tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e,
+                    "where the run stands is not known yet"
+                );
                 true
             }),
         };
@@ -328,7 +348,7 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
 /// Whether the run is still this attempt's; if not, it is told to stop.
 async fn standing_of(engine: &Engine, stream: &Stream) -> Result<bool> {
     let owner = stream.owner();
-    let standing = runs::standing(&engine.db, owner.run_id).await?;
+    let standing = runs::status(&engine.db, owner.run_id).await?;
     let is_ours = standing.as_ref().is_some_and(|s| {
         RunState::Running.is(&s.state) && s.owner == Some(owner.incarnation) && s.fence == owner.fence
     });

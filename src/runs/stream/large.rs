@@ -1,7 +1,7 @@
 //! Large chunks, which the readers of this pod share: one copy in memory, and one as JSON, however many read it.
 //!
-//! Readers at different places are looked for at different times, so a chunk is read from the table again and again. What
-//! is still held by a reader is found here by its key and handed out again instead.
+//! Readers at different places are looked for at different times, so a chunk is read from the table again and again.
+//! What is still held by a reader is found here by its key and handed out again instead.
 
 use std::collections::HashMap;
 #[cfg(feature = "http")]
@@ -16,8 +16,8 @@ use crate::store::streams::{Chunk, Page};
 /// From how many bytes on a chunk is shared. Below that, finding it again costs more than another copy of it.
 const LARGE: usize = 4096;
 
-/// A chunk of a run: its generation, its number and its fence, all of which are in its JSON. The text is compared as well: a
-/// failover can undo a chunk and have another stored in its place.
+/// A chunk of a run: its generation, its number and its fence, all of which are in its JSON. The text is compared as
+/// well: a failover can undo a chunk and have another stored in its place.
 type Key = (RunId, i32, i64, Fence);
 
 /// A large chunk. Whoever holds this holds its text and its JSON.
@@ -39,7 +39,8 @@ pub(super) struct SharedPage {
     pub(super) large: Vec<Option<Arc<Large>>>,
 }
 
-/// Those that somebody holds. Written by the loop that looks for the readers, and by whoever drops the last hold of one.
+/// Those that somebody holds. Written by the loop that looks for the readers, and by whoever drops the last hold of
+/// one.
 #[derive(Debug, Default)]
 pub(crate) struct LargeChunks(Mutex<HashMap<Key, Weak<Large>>>);
 

@@ -1,6 +1,6 @@
 //! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `write` are the
-//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached, `attach`
-//! is what they hold.
+//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached,
+//! `attach` is what they hold.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
@@ -29,12 +29,12 @@ const HELD_CHUNKS: usize = 8192;
 pub(crate) struct Stream {
     owner: Owner,
     stop: Arc<StopSignal>,
-    state: Mutex<State>,
+    state: Mutex<StreamState>,
     /// Notified whenever something was stored or given up.
     moved: Notify,
 }
 
-struct State {
+struct StreamState {
     going: Going,
     held: VecDeque<String>,
     held_bytes: usize,
@@ -55,11 +55,11 @@ pub(crate) enum Going {
     Unsaid,
     /// Whether a chunk was stored whose call was dropped is not known.
     Unknown,
-    At(Place),
+    At(WritePlace),
 }
 
 impl Going {
-    pub(crate) fn place(self) -> Option<Place> {
+    pub(crate) fn place(self) -> Option<WritePlace> {
         match self {
             Self::At(place) => Some(place),
             Self::Unsaid | Self::Unknown => None,
@@ -69,13 +69,13 @@ impl Going {
 
 /// Where a stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct WritePlace {
     pub(crate) generation: i32,
     /// The number of the next chunk.
     pub(crate) next: i64,
 }
 
-impl State {
+impl StreamState {
     fn has_room(&self, bytes: usize) -> bool {
         self.held.is_empty() || (self.held.len() < HELD_CHUNKS && self.held_bytes + bytes <= HELD_BYTES)
     }
@@ -84,9 +84,16 @@ impl State {
 impl Stream {
     /// A first attempt's stream is empty; of another's, its handler says how it goes on.
     pub(crate) fn new(owner: Owner, stop: Arc<StopSignal>, attempt: i32) -> Self {
-        let going = if attempt <= 1 { Going::At(Place { generation: 1, next: 0 }) } else { Going::Unsaid };
-        let state =
-            State { going, held: VecDeque::new(), held_bytes: 0, sent: 0, queued: false, number: 0, refused: None };
+        let going = if attempt <= 1 { Going::At(WritePlace { generation: 1, next: 0 }) } else { Going::Unsaid };
+        let state = StreamState {
+            going,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            sent: 0,
+            queued: false,
+            number: 0,
+            refused: None,
+        };
         Self { owner, stop, state: Mutex::new(state), moved: Notify::new() }
     }
 
@@ -108,7 +115,7 @@ impl Stream {
     }
 
     /// The server has said where the stream goes on. A gap that it had is behind it.
-    pub(crate) fn goes_on_at(&self, place: Place) {
+    pub(crate) fn goes_on_at(&self, place: WritePlace) {
         let mut state = self.state();
         state.going = Going::At(place);
         state.refused = None;
@@ -134,13 +141,13 @@ impl Stream {
         state.held.push_back(chunk.take()?);
         state.held_bytes += bytes;
         state.number = number;
-        state.going = Going::At(Place { next: place.next + 1, ..place });
+        state.going = Going::At(WritePlace { next: place.next + 1, ..place });
         let enqueue = !std::mem::replace(&mut state.queued, true);
         Some((place.next, enqueue))
     }
 
-    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a run
-    /// that is over, whose handler has let go of its stream.
+    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a
+    /// run that is over, whose handler has let go of its stream.
     pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Result<Option<Appended>, usize> {
         let mut state = self.state();
         if state.sent > 0 {
@@ -211,8 +218,8 @@ impl Stream {
         let error = error
             .during(&format!("run {run_id}: its stream has a gap"))
             .about_run(run_id)
-            .left("the chunks before it are stored, nothing after it is; the run goes on")
-            .todo("restart the stream, or go on from a chunk that is stored");
+            .state("the chunks before it are stored, nothing after it is; the run goes on")
+            .help("restart the stream, or go on from a chunk that is stored");
         self.empty(Some(error))
     }
 
@@ -227,7 +234,7 @@ impl Stream {
     }
 
     /// Resolves when what `is_done` looks for may have come: something was stored or given up, or the run is over.
-    async fn until(&self, is_done: impl Fn(&State) -> bool) {
+    async fn until(&self, is_done: impl Fn(&StreamState) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
@@ -254,7 +261,7 @@ impl Stream {
         self.until(|state| state.refused.is_some() || state.has_room(bytes)).await;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StreamState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -269,6 +276,6 @@ pub(crate) fn check_chunk(chunk: &str) -> Result<()> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::InvalidInput, format!("a chunk cannot be appended: {why}"))
-        .left("nothing was appended; the stream goes on after the chunks before it")
-        .todo("split it, or encode it"))
+        .state("nothing was appended; the stream goes on after the chunks before it")
+        .help("split it, or encode it"))
 }

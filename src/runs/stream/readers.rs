@@ -27,7 +27,8 @@ use crate::store::streams;
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 /// The same while there is no session to listen on.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
-/// How soon what is heard has an effect again: readers are told at most once in 21 ms by each pod, and of each run by one.
+/// How soon what is heard has an effect again: readers are told at most once in 21 ms by each pod, and of each run by
+/// one.
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
 /// How long the session is kept when the last reader has gone: the next may come soon.
 const LINGER: Duration = Duration::from_secs(5);
@@ -100,7 +101,8 @@ impl Readers {
         self.count.send_modify(|count| *count -= 1);
     }
 
-    /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has ended.
+    /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has
+    /// ended.
     pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<SharedPage>> {
         let (reply, answer) = oneshot::channel();
         let mut seats = self.seats();
@@ -289,7 +291,10 @@ async fn looks(engine: &Engine) {
             }
             // They wait for the database as the writers do.
             Err(e) if waits_for_it(&e) => {
-                tracing::debug!(target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e, "looking again for chunks");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e,
+                    "looking again for chunks"
+                );
                 if e.is_slow() {
                     (bytes, most) = ((bytes / 2).max(1), most.min(wanted.len()).div_ceil(2).max(1));
                 }
@@ -311,8 +316,8 @@ async fn looks(engine: &Engine) {
 pub(super) fn gone(run_id: RunId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
         .about_run(run_id)
-        .left("nothing was attached")
-        .todo("look for it with `podlock runs list`; runs that ended long ago are deleted")
+        .state("nothing was attached")
+        .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
 }
 
 /// Keeps a session that listens while anybody is attached, and a while longer.
@@ -334,7 +339,10 @@ async fn listens(engine: &Engine, opener: &Opener) {
                 session.close().await;
             }
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e, "no session to hear of chunks; looking for them more often");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e,
+                    "no session to hear of chunks; looking for them more often"
+                );
             }
         }
         tokio::time::sleep(backoff.delay()).await;
@@ -357,7 +365,10 @@ async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<u
         tokio::select! {
             biased;
             cause = ended => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause, "lost the session that hears of chunks");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause,
+                    "lost the session that hears of chunks"
+                );
                 return;
             }
             () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,

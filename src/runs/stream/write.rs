@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Going, Place, check_chunk};
+use super::{Going, WritePlace, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
@@ -12,19 +12,21 @@ impl Run {
     /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
     /// generation; the first is 0.
     ///
-    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
-    /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
-    /// until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the call does too.
+    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21
+    /// ms, in one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the
+    /// run wait until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the
+    /// call does too.
     ///
     /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
-    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
+    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint
+    /// is.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it was
-    /// known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than [`CHUNK_LIMIT`](crate::CHUNK_LIMIT)
-    /// bytes or a NUL. What the server said of an earlier chunk that it refused: there is a gap then, and the
-    /// stream takes nothing more until it is restarted or continued from before the gap.
+    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it
+    /// was known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than
+    /// [`CHUNK_LIMIT`](crate::CHUNK_LIMIT) bytes or a NUL. What the server said of an earlier chunk that it refused:
+    /// there is a gap then, and the stream takes nothing more until it is restarted or continued from before the gap.
     ///
     /// # Cancel safety
     ///
@@ -47,8 +49,8 @@ impl Run {
         }
     }
 
-    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and goes
-    /// on after it. Returns the chunk's number.
+    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and
+    /// goes on after it. Returns the chunk's number.
     ///
     /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
     ///
@@ -72,7 +74,7 @@ impl Run {
         let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
         self.write(&mut writes, what, save, |_| None).await?;
-        self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
+        self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(at.next.unsigned_abs())
     }
@@ -81,8 +83,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server said
-    /// of a chunk that it refused.
+    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server
+    /// said of a chunk that it refused.
     ///
     /// # Cancel safety
     ///
@@ -107,8 +109,8 @@ impl Run {
         self.restart(&mut writes).await.map(drop)
     }
 
-    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`. Whoever
-    /// is attached and has what is taken back is told.
+    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`.
+    /// Whoever is attached and has what is taken back is told.
     ///
     /// # Errors
     ///
@@ -133,8 +135,8 @@ impl Run {
         let why = format!("run {run_id}: its stream has {chunks} chunks, and cannot go on with number {seq}");
         Err(Error::new(ErrorKind::InvalidInput, why)
             .about_run(run_id)
-            .left("the stream is as it was")
-            .todo("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
+            .state("the stream is as it was")
+            .help("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
     }
 
     /// Goes on with the stream at `seq`, or behind all that it has.
@@ -143,13 +145,13 @@ impl Run {
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
-            self.stream.goes_on_at(Place { generation, next });
+            self.stream.goes_on_at(WritePlace { generation, next });
             self.engine.flusher.note_changed(self.owner.run_id);
         }
         Ok(continued)
     }
 
-    async fn restart(&self, writes: &mut Writes) -> Result<Place> {
+    async fn restart(&self, writes: &mut Writes) -> Result<WritePlace> {
         let db = &self.engine.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
@@ -159,14 +161,14 @@ impl Run {
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
-        let place = Place { generation, next: 0 };
+        let place = WritePlace { generation, next: 0 };
         self.stream.goes_on_at(place);
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(place)
     }
 
     /// The stream's place; where nobody has said how it goes on, it is restarted.
-    async fn open_stream(&self, writes: &mut Writes) -> Result<Place> {
+    async fn open_stream(&self, writes: &mut Writes) -> Result<WritePlace> {
         if self.stream.going() == Going::Unknown {
             self.go_on(writes, None).await?;
         }
