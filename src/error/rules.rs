@@ -49,7 +49,7 @@ pub(crate) const RULES: &[Rule] = rules![
     (
         INSUFFICIENT_PRIVILEGE,
         Forbidden,
-        "grant the role its rights (`podlock migrate grants ROLE`), or run `podlock migrate up` as the owner of the schema"
+        "grant the role its rights (`podlock migrate grants ROLE`, with `--read-only` for one that only reads), or run `podlock migrate up` as the owner of the schema"
     ),
     (UNDEFINED_TABLE, SchemaMissing, MIGRATE),
     (UNDEFINED_FUNCTION, SchemaMissing, MIGRATE),

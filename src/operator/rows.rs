@@ -11,9 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output;
 use crate::protocol::cause::Cause;
-use crate::protocol::condition::{Condition, Seen};
+use crate::protocol::condition::{Condition, Seen, in_words};
 use crate::protocol::state::PodState;
-use crate::protocol::wait::WaitReason;
 use crate::timestamp::Timestamp;
 
 /// A pod of the roster, beside the lock that is really held.
@@ -60,19 +59,8 @@ impl PodRow {
     /// The condition in words: `dead, waiting: many lost, 7 s left`.
     #[must_use]
     pub fn condition_in_words(&self) -> String {
-        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
+        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.as_deref())
     }
-}
-
-/// The reason only of a pod that is waited for; a wait that is over by now is one more look away.
-fn in_words(condition: Condition, reason: Option<&str>, left_ms: Option<i64>, foreign_lock: bool) -> String {
-    let stranger = if foreign_lock { "; a stranger at its lock" } else { "" };
-    let (Condition::DeadWaiting | Condition::Reconnecting, Some(reason)) = (condition, reason) else {
-        return format!("{}{stranger}", condition.says());
-    };
-    let reason = WaitReason::parse(reason).map_or_else(|| reason.to_owned(), |known| known.says().to_owned());
-    let left = left_ms.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
-    format!("{}: {reason}{left}{stranger}", condition.says())
 }
 
 /// Everything that is known about the pods of one name: the one in the roster, if any, and those before it.
@@ -410,7 +398,7 @@ impl PodDetail {
         match self.sessions.first().filter(|_| self.condition == Condition::Gone) {
             Some(last) => format!("gone: {}", last.end_in_words()),
             None => {
-                in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
+                in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.as_deref())
             }
         }
     }

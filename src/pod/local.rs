@@ -20,6 +20,7 @@ use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
 use crate::protocol::ring::{self, RingPlace};
 use crate::protocol::stall::{self, Beat, Stalled};
+use crate::protocol::turns::{self, Beaten};
 use crate::protocol::verdict::{self, Decision, LossObserver, PeerProbe, VerdictTiming};
 use crate::protocol::wait::{self, Wait};
 use crate::store::burials::{PeerRow, Proof, RosterProbe};
@@ -103,8 +104,13 @@ pub(crate) struct Local {
     /// How long the last two looks took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
+    /// When this pod, which may bury nobody yet, may bury the first of the dead that the last look showed. The sweeper takes
+    /// the value when it plans its next look.
+    may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
+    /// How often this pod has beaten since its last turn to look for strangers.
+    beats_since_turn: Cell<usize>,
     /// Foreign locks that the event log tells of, of those that the last look at them showed.
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
@@ -153,7 +159,9 @@ impl Local {
             held_up: RefCell::default(),
             looks_took: Cell::default(),
             next_look: Cell::new(None),
+            may_bury_at: Cell::new(None),
             alive: Cell::new(0),
+            beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
@@ -242,13 +250,16 @@ impl Local {
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        // Whom this pod finds dead and may not bury yet, though it may bury others, is looked at again when it may.
-        let lock = self.lock().filter(|lock| self.is_settled(lock));
+        // The dead that this pod may not bury yet are looked at again when it may. A pod that may bury others probes them
+        // until then. A pod that may bury nobody (there may be a whole fleet of such pods) takes one look more, at that moment.
+        let lock = self.lock();
         let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
         let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
         let due = to_wait_for.filter_map(|peer| lock.map(|lock| self.may_bury_from(&lock, peer)));
-        let due = due.filter(|due| *due > now);
-        self.next_look.set(decision.next_look().into_iter().chain(due).min());
+        let due = due.filter(|due| *due > now).min();
+        let settled = lock.is_some_and(|lock| self.is_settled(&lock));
+        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.may_bury_at.set(due.filter(|_| !settled));
         let place = |p: &&PeerRow| RingPlace {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
@@ -352,9 +363,12 @@ impl Local {
         stalled
     }
 
-    /// How many peers the last look showed alive.
-    pub(crate) fn alive(&self) -> usize {
-        self.alive.get()
+    /// Whether this pod is the one to look for strangers, at a beat that showed its own `index` and these peers.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
+        let since_turn = self.beats_since_turn.get().saturating_add(1);
+        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
+        self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
+        is_turn
     }
 
     /// Which of the foreign locks that are there now were not told of. Forgets those that are gone.
@@ -434,6 +448,12 @@ impl Local {
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
         let probe = self.shared.member.settings.hold_probe_interval;
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
+    }
+
+    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
+    /// each look, so that a look that fails at that moment is not repeated at once.
+    pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
+        self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
     }
 
     pub(crate) fn in_sight(&self) -> BTreeSet<Incarnation> {

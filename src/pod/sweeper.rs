@@ -16,7 +16,7 @@ use crate::membership::clock;
 use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
-use crate::store::beats;
+use crate::store::beats::{self, Beats};
 use crate::store::burials::{self, RosterProbe};
 use crate::store::listener::Listener;
 use crate::store::locks;
@@ -190,8 +190,9 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             if now >= next_beat {
                 next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
-                look_for_stalled(local, session, &standing).await?;
-                strangers::look(local, session).await?;
+                let beats = beats::beats(session, standing.incarnation).await?;
+                look_for_stalled(local, session, &standing, &beats).await?;
+                strangers::look(local, session, &standing, &beats).await?;
             }
             if now >= next_look || hints.look.is_due(clock::now()) {
                 if now < next_look {
@@ -244,10 +245,9 @@ async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mu
     Ok(())
 }
 
-/// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
-async fn look_for_stalled(local: &Local, session: &Session, lock: &LivenessLock) -> Result<()> {
+/// What follows from a look at the peers' beats: decide → tell, and put out where that is the policy → report.
+async fn look_for_stalled(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let shared = &local.shared;
-    let beats = beats::beats(session, lock.incarnation).await?;
     let Some(own) = beats.own else { return Ok(()) };
     for stalled in local.observe_beats(own, &beats.peers) {
         let source = beats.standing.get(&stalled.incarnation).map(String::as_str);
@@ -290,13 +290,16 @@ async fn tell_of_stalled(
     Ok(())
 }
 
+/// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises
+/// that end (`wait_ms`).
 fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
-    match local.hold_delay() {
+    let delay = match local.hold_delay() {
         Some(delay) => delay,
         None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
         None => settings.jittered_sweep(fastrand::f64()),
-    }
+    };
+    local.take_bury_delay().map_or(delay, |left| left.min(delay))
 }
 
 /// One sweep: look → decide → bury or tell → report. Where a loss is expected, the look is the burial's own, which

@@ -480,10 +480,21 @@ fn refused(error: refinery_core::Error) -> Error {
     }
     if let Some(code) = sqlstate_of(&error) {
         let forbidden = code == "42501";
+        // Duplicates of a schema, function, relation, type or other object: a foreign one has a name of podlock's.
+        let is_taken = ["42P06", "42723", "42P07", "42710"].contains(&code.as_str());
         let kind = if forbidden { ErrorKind::Forbidden } else { ErrorKind::Database };
         return Error::new(kind, format!("migrating: {text}"))
             .state("the version that was under way is rolled back")
-            .help("run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand")
+            .help(match (forbidden, is_taken) {
+                (true, _) => {
+                    "run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand"
+                }
+                (_, true) => {
+                    "an object that podlock did not make has a name that podlock needs: drop or rename that object, or \
+                     give podlock a schema of its own (PODLOCK_SCHEMA), then run `podlock migrate up` again"
+                }
+                _ => "read the server's message and its log, then run `podlock migrate up` again",
+            })
             .with_sqlstate(&code)
             .caused_by(error);
     }

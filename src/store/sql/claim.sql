@@ -115,7 +115,8 @@ WITH
     SELECT (SELECT count(*) FROM closed) + (SELECT count(*) FROM begun) AS rows
   ),
   summary AS MATERIALIZED (
-    SELECT count(*) AS runs, to_jsonb(array_agg(DISTINCT c.expected)) AS former
+    SELECT count(*) AS runs,
+           COALESCE(jsonb_agg(DISTINCT c.expected) FILTER (WHERE c.expected IS NOT NULL), '[]'::jsonb) AS former
       FROM claimed c CROSS JOIN first
      WHERE first.rows >= 0
   ),
