@@ -1,4 +1,4 @@
-//! `docs/errors.md`, made from the tables in the code, so that neither can say what the other does not.
+//! Makes `docs/errors.md` from the tables in the code, so that the page and the code always agree.
 
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ fn document() -> String {
     text.push_str("| SQLSTATE | condition | kind | passes | what to do |\n| --- | --- | --- | --- | --- |\n");
     for rule in RULES {
         let pattern = rule.pattern();
-        // Asked of a real error, so that the column is what a caller will see.
+        // This asks a real error, so that the column shows what a caller will see.
         let passes = yes_or_no(Error::new(rule.kind, "").with_sqlstate(&pattern).is_transient());
         let (condition, kind, help) = (rule.condition.to_lowercase(), rule.kind.as_str(), rule.help);
         writeln!(text, "| `{pattern}` | {condition} | `{kind}` | {passes} | {help} |").unwrap();

@@ -1,4 +1,4 @@
-//! One opaque error: what failed, on what, in what state it left things, what to do.
+//! podlock's opaque error. It says what failed, on what, what state was left, and what to do.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,21 +10,21 @@ use uuid::Uuid;
 mod document;
 pub(crate) mod rules;
 
-/// The result of everything in this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by
-/// itself, whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it
-/// leaves things, what to do. The documentation is made from the same words.
+/// Defines [`ErrorKind`]. All facts about a kind are in one place: its stable name, whether it may pass by itself,
+/// whether another pod may succeed at once, its HTTP status, its meaning, the state that it leaves, and what to do. The
+/// documentation is made from the same words.
 macro_rules! kinds {
     ($($kind:ident = $name:literal, $passes:ident, $elsewhere:ident, $status:literal {
         means: $means:literal,
         state: $state:literal,
         help: $help:literal $(,)?
     })+) => {
-        /// What went wrong, for code that must tell cases apart. More kinds may be added.
+        /// The kind of a failure, for code that must tell cases apart. More kinds may be added.
         ///
-        /// Each says in what state it leaves things and what to do; a message may say it more exactly.
+        /// Each kind says what state is left and what to do. A message may be more exact.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorKind {
@@ -38,7 +38,7 @@ macro_rules! kinds {
         }
 
         impl ErrorKind {
-            /// Every kind of this version.
+            /// Every kind that this version knows.
             pub const ALL: &'static [Self] = &[$(Self::$kind),+];
 
             /// The kind's stable name, in snake case, for logs and JSON.
@@ -49,8 +49,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed later without anybody changing anything. [`Error::is_transient`] knows
-            /// more: it looks at the server's SQLSTATE as well.
+            /// True if the same call may succeed later without a change by anybody. [`Error::is_transient`] is more
+            /// exact: it also uses the server's SQLSTATE.
             #[must_use]
             pub const fn is_transient(self) -> bool {
                 match self {
@@ -58,8 +58,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`]
-            /// knows more: it looks at whether the call may have been done here all the same.
+            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] is
+            /// more exact: it also asks whether the call may have been done here all the same.
             #[must_use]
             pub const fn retry_elsewhere(self) -> bool {
                 match self {
@@ -67,7 +67,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind's HTTP status. [`Error::http_status`] knows more: it looks at the server's SQLSTATE as well.
+            /// The kind's HTTP status. [`Error::http_status`] is more exact: it also uses the server's SQLSTATE.
             #[must_use]
             pub const fn http_status(self) -> u16 {
                 match self {
@@ -75,7 +75,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// What it means, in what state it leaves things, what to do.
+            /// The kind's meaning, the state that it leaves, and what to do.
             #[cfg(test)]
             const fn words(self) -> [&'static str; 3] {
                 match self {
@@ -241,20 +241,21 @@ kinds! {
     }
 }
 
-/// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
+/// Classes of SQLSTATE that may pass by themselves: 40, serialisation failures and deadlocks; 53, a server that lacks
+/// resources.
 pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
 
-/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the
-/// pod is not ready, and short enough for a person who waits.
+/// How long a client should wait before it retries, if the pod cannot serve it now. A shorter wait would not give a
+/// load balancer the time to see that the pod is not ready. A longer one would keep a person waiting.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Source = Box<dyn StdError + Send + Sync>;
 
 /// Any failure of podlock.
 ///
-/// Tell cases apart by [`Error::kind`] or the predicates. The text is for people: what failed, on what, in what
-/// state it left things, what to do. It never holds a password. [`ErrorKind`] says it of every kind, and
-/// `docs/errors.md` lists beside them what each of the server's SQLSTATEs becomes.
+/// Tell cases apart by [`Error::kind`] or the predicates. The text is for people: what failed, on what, what state was
+/// left, what to do. It never contains a password. [`ErrorKind`] has the same facts for each kind. `docs/errors.md`
+/// lists them, and the kind of each SQLSTATE of the server.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -285,13 +286,13 @@ impl Error {
         Self(Box::new(inner))
     }
 
-    /// In what state the failure left things.
+    /// Sets what state the failure left.
     pub(crate) fn state(mut self, left: impl Into<String>) -> Self {
         self.0.state = Some(left.into());
         self
     }
 
-    /// What the reader should do.
+    /// Sets what the reader should do.
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.0.help = Some(help.into());
         self
@@ -316,7 +317,7 @@ impl Error {
         self
     }
 
-    /// For a write whose reply did not come: in what state that may have left things.
+    /// Says what state may be left, for a write whose reply did not come.
     pub(crate) fn in_doubt(self, left: &str) -> Self {
         match self.0.kind {
             ErrorKind::SessionLost | ErrorKind::Timeout => self.state(left),
@@ -324,19 +325,19 @@ impl Error {
         }
     }
 
-    /// For a call that was refused because it had been done before.
+    /// Marks a call that was refused because it had been done before.
     pub(crate) fn done_before(mut self) -> Self {
         self.0.in_doubt = true;
         self
     }
 
-    /// For a write that was refused in the end: an earlier try of it got no reply.
+    /// Marks a write that was refused in the end, after an earlier try of it got no reply.
     pub(crate) fn after_a_lost_reply(mut self) -> Self {
         self.0.in_doubt = true;
         self.state("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
     }
 
-    /// For a write that was given up because it took too long: whether a try of it may have been accepted.
+    /// Says whether a try may have been accepted, for a write that was given up because it took too long.
     pub(crate) fn given_up(mut self, in_doubt: bool) -> Self {
         self.0.in_doubt = in_doubt;
         self.state(if in_doubt {
@@ -346,7 +347,7 @@ impl Error {
         })
     }
 
-    /// The same once more, for another who waited for the same thing.
+    /// A copy, for another caller that waited for the same thing.
     pub(crate) fn for_another(&self) -> Self {
         let Inner { kind, what, state, help, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
         let inner = Inner {
@@ -363,35 +364,35 @@ impl Error {
         Self(Box::new(inner))
     }
 
-    /// Says that no connection could be had: whatever was to be sent was not.
+    /// Marks that no connection could be had, so nothing was sent.
     pub(crate) fn unconnected(mut self) -> Self {
         self.0.unconnected = true;
         self
     }
 
-    /// True if no connection could be had, for whatever reason: nothing was sent.
+    /// True if no connection could be had, for any reason. Nothing was sent then.
     pub(crate) fn is_unconnected(&self) -> bool {
         self.0.unconnected
     }
 
-    /// True for a statement that was sent and did not end in time: a smaller one may.
+    /// True for a statement that was sent and did not end in time. A smaller one may.
     pub(crate) fn is_slow(&self) -> bool {
         self.0.kind == ErrorKind::Timeout && !self.0.unconnected
     }
 
-    /// Names the step in which a failure of the database happened.
+    /// Adds the step in which the failure happened.
     pub(crate) fn during(mut self, step: &str) -> Self {
         self.0.what = format!("{step}: {}", self.0.what);
         self
     }
 
-    /// What kind of failure this is.
+    /// The kind of this failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// True if the run belongs to somebody else by now, or has ended: stop working on it.
+    /// True if the run belongs to another attempt by now, or has ended: stop working on it.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         self.0.kind == ErrorKind::Fenced
@@ -403,11 +404,12 @@ impl Error {
         self.0.kind == ErrorKind::SessionLost
     }
 
-    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means
-    /// nothing.
+    /// True if the call may have taken effect all the same, because a reply was lost. For a call that only reads it
+    /// means nothing.
     #[must_use]
     pub fn may_have_been_done(&self) -> bool {
-        // A server that ends a session may do so after its commit; one that cancels a statement has undone it.
+        // A server that ends a session may do so after its commit. A server that cancels a statement has rolled it
+        // back.
         let no_reply = match self.0.kind {
             ErrorKind::SessionLost => true,
             ErrorKind::Timeout => self.0.sqlstate.is_none(),
@@ -416,27 +418,27 @@ impl Error {
         self.0.in_doubt || (no_reply && !self.0.unconnected)
     }
 
-    /// True if the same call may succeed later without anybody changing anything.
+    /// True if the same call may succeed later without a change by anybody.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         let class = self.sqlstate().and_then(|code| code.get(..2));
         self.0.kind.is_transient() || class.is_some_and(|class| PASSING_CLASSES.contains(&class))
     }
 
-    /// True if the same call may succeed at once on another pod of the service, and was surely not done here: this pod
-    /// drains, has ended, has lost its lock, or has no room.
+    /// True if the same call may succeed at once on another pod of the service, and certainly took no effect here: this
+    /// pod drains, has ended, has lost its lock, or has no room.
     ///
-    /// What the database refuses, it refuses on every pod: that is never retried elsewhere.
+    /// A refusal by the database is the same on every pod, so it is never retried elsewhere.
     #[must_use]
     pub fn retry_elsewhere(&self) -> bool {
         self.0.kind.retry_elsewhere() && !self.0.in_doubt
     }
 
-    /// The HTTP status that says this error to a client, as the crate's own router answers it.
+    /// The HTTP status for this error. The crate's own router answers with it.
     ///
     /// 503: the call may succeed later ([`Error::is_transient`]) or on another pod ([`Error::retry_elsewhere`]). 409:
-    /// the key is busy, or the run has moved on. 404, 413 or 422: the request is at fault. 500: only a person can
-    /// correct the cause.
+    /// the key is busy, or another attempt has the run. 404, 413 or 422: the request is at fault. 500: only a person
+    /// can correct the cause.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         let status = self.0.kind.http_status();
@@ -444,16 +446,16 @@ impl Error {
             return status;
         }
         match self.sqlstate() {
-            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long
-            // for an index, such as a key of 10 kB.
+            // Class 22 is a value that the server cannot store, such as `\u0000` in a text. 54000 is a value that is
+            // too long for an index, such as a key of 10 kB.
             Some(code) if code.starts_with("22") || code == "54000" => 422,
             _ if self.is_transient() => 503,
             _ => status,
         }
     }
 
-    /// After how long a client may send the same request again, to this pod or another; `None` where that could do it a
-    /// second time ([`Error::may_have_been_done`]), or would not help.
+    /// How long a client should wait before it sends the same request again, to this pod or another. `None` if that
+    /// could do it a second time ([`Error::may_have_been_done`]), or would not help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         (self.http_status() == 503 && !self.may_have_been_done()).then_some(RETRY_AFTER)
@@ -465,7 +467,7 @@ impl Error {
         self.0.kind == ErrorKind::NameTaken
     }
 
-    /// The server's SQLSTATE, where the server said something.
+    /// The server's SQLSTATE, if the server answered.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         self.0.sqlstate.as_deref()
@@ -487,7 +489,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What `fn main() -> Result<(), Box<dyn Error>>` prints: for people as well.
+        // `fn main() -> Result<(), Box<dyn Error>>` prints this, so it is for people as well.
         write!(f, "{self} [{}]", self.0.kind.as_str())?;
         if let Some(source) = &self.0.source {
             write!(f, "\n  caused by: {source}")?;
@@ -547,16 +549,17 @@ mod tests {
         assert!(!Error::new(ErrorKind::Tls, "x").is_transient());
     }
 
-    /// Every kind's answer, so that none is left to a default. What a client is told to send again is what may succeed.
+    /// Checks the answer of every kind, so that no kind is left to a default. A client is told to send again only calls
+    /// that may succeed.
     #[test]
     fn each_kind_says_where_it_may_be_retried_and_which_http_status_it_is() {
         use ErrorKind as K;
         for kind in K::ALL.iter().copied() {
             let (elsewhere, status) = match kind {
                 K::Detached | K::Draining | K::Stopped | K::AtCapacity => (true, 503),
-                // A standby is what a pod that is up meets during a failover.
+                // A pod that is up meets a standby during a failover.
                 K::Unreachable | K::Timeout | K::TooManyConnections | K::SessionLost | K::Standby => (false, 503),
-                // From a start: the run was started. Another one must not be.
+                // These come from a start. The run was started, and the client must not start another.
                 K::KeyBusy | K::Fenced => (false, 409),
                 K::NoHandler | K::InvalidInput => (false, 422),
                 K::TooLarge => (false, 413),

@@ -1,5 +1,4 @@
-//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this
-//! file.
+//! The table that turns an SQLSTATE, or an error of the driver, into a kind. `docs/errors.md` is made from this file.
 
 use tokio_postgres::error::SqlState;
 
@@ -8,10 +7,10 @@ use super::ErrorKind;
 const AGAIN: &str = "nothing by hand: the connection is made again";
 const MIGRATE: &str = "run `podlock migrate up`, or correct PODLOCK_SCHEMA";
 
-/// What an error of the server becomes.
+/// The kind and the advice for one SQLSTATE, or one class of them.
 pub(crate) struct Rule {
     code: Code,
-    /// What PostgreSQL calls it.
+    /// PostgreSQL's name for the condition.
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/errors.md, which a test makes"))]
     pub(crate) condition: &'static str,
     pub(crate) kind: ErrorKind,
@@ -20,7 +19,8 @@ pub(crate) struct Rule {
 
 enum Code {
     One(SqlState),
-    /// Every code that begins so and has no rule of its own. Two characters, or none: everything else.
+    /// Every code that begins with these two characters and has no rule of its own. An empty text matches every other
+    /// code.
     Class(&'static str),
 }
 
@@ -36,7 +36,7 @@ macro_rules! rules {
     };
 }
 
-/// Every rule, the exact before the general. `docs/errors.md` is made from this table.
+/// Every rule, the exact ones before the general ones. `docs/errors.md` is made from this table.
 pub(crate) const RULES: &[Rule] = rules![
     (INVALID_PASSWORD, AuthFailed, "correct the user or the password in DATABASE_URL"),
     (INVALID_AUTHORIZATION_SPECIFICATION, AuthFailed, "correct the user in DATABASE_URL, or the server's pg_hba.conf"),
@@ -80,7 +80,7 @@ impl Rule {
         }
     }
 
-    /// The code, or the class with `xxx` for the rest.
+    /// The code, or the class followed by `xxx`.
     #[cfg(test)]
     pub(crate) fn pattern(&self) -> String {
         match &self.code {
@@ -91,13 +91,13 @@ impl Rule {
     }
 }
 
-/// What `code` becomes.
+/// The kind and the advice for `code`.
 pub(crate) fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
     RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.help))
 }
 
-/// What the driver itself refuses before the server has said anything has no code, only a text: how that begins, the
-/// kind, what to do.
+/// Errors of the driver itself, before the server has answered. They have no code, only a text: its beginning, the
+/// kind, the advice.
 pub(crate) const REFUSED_BY_DRIVER: &[(&str, ErrorKind, &str)] = &[
     (
         "invalid configuration: password missing",

@@ -1,4 +1,4 @@
-//! The driver's and the server's errors as [`Error`]s.
+//! Translates errors of the driver and the server into [`Error`]s.
 
 use super::conninfo::Target;
 use super::limits::Limits;
@@ -6,7 +6,7 @@ use super::tls;
 use crate::error::rules::{REFUSED_BY_DRIVER, classify};
 use crate::error::{Error, ErrorKind, chain};
 
-/// Translates an error of a handshake, in which TLS may be what failed.
+/// Translates an error of a handshake. The cause may be TLS.
 pub(crate) fn translate_handshake(step: &str, error: tokio_postgres::Error) -> Error {
     if let Some(fault) = tls::fault(&error) {
         let text = format!("{step}: {}", chain(&error));
@@ -21,8 +21,8 @@ pub(crate) fn translate_handshake(step: &str, error: tokio_postgres::Error) -> E
     translate(step, error)
 }
 
-/// Whether an answer of the server leaves the connection as good as before. A kept plan that no longer fits its tables
-/// (0A000) would fail again and again.
+/// Whether a server's answer leaves the connection usable. A cached plan that no longer fits its tables (0A000) would
+/// fail again and again.
 pub(crate) fn leaves_sound(sqlstate: &str) -> bool {
     sqlstate != "0A000"
 }
@@ -50,7 +50,7 @@ pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
     translated.help(todo).with_sqlstate(&code).caused_by(error)
 }
 
-/// A step that did not end within `limit`.
+/// The error of a step that did not end within `limit`.
 pub(crate) fn timed_out(step: &str, limit: std::time::Duration) -> Error {
     Error::new(ErrorKind::Timeout, format!("{step}: no answer within {limit:?}"))
         .help("see whether the server is overloaded, stopped or unreachable")
@@ -69,7 +69,7 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// A server that takes no writes, and whose locks mean nothing.
+/// The error of a server that accepts no writes, and whose locks protect nothing.
 pub(crate) fn standby(target: &Target) -> Error {
     Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
         .state("the connection was closed")
@@ -78,7 +78,7 @@ pub(crate) fn standby(target: &Target) -> Error {
 
 fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
     let text = chain(error);
-    // A connection that broke in the handshake says nothing about TLS.
+    // A connection that broke during the handshake says nothing about TLS.
     if is_io(error) {
         return None;
     }
@@ -90,9 +90,9 @@ pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
 }
 
-/// What PgBouncer answers in statement mode, and to a client that waited too long for a backend.
+/// PgBouncer's answer in statement mode, and to a client that waited too long for a backend.
 const PROTOCOL_VIOLATION: &str = "08P01";
-/// Connections that hold transactions open while the check for a pooler tests another one.
+/// How many connections hold transactions open while the check for a pooler tests another one.
 pub(super) const OTHERS: usize = 3;
 
 pub(super) fn refuses_transactions(error: Error) -> Error {
@@ -103,7 +103,7 @@ pub(super) fn refuses_transactions(error: Error) -> Error {
     }
 }
 
-/// The error of a transaction pooler. A change of backend during a pod's life is the same error.
+/// The error for a transaction pooler. A backend that changes during a pod's life gets the same error.
 pub(crate) fn pooled(evidence: &str) -> Error {
     Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).help(
         "point DATABASE_URL at PostgreSQL itself, or at a pooler in session mode (PgBouncer: pool_mode = session); \
@@ -111,8 +111,8 @@ pub(crate) fn pooled(evidence: &str) -> Error {
     )
 }
 
-/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then
-/// has it wait for its first answer.
+/// Adds a full pooler as a possible cause if a session was not given in time. Such a pooler lets a client log in, and
+/// then makes it wait for its first answer.
 pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     let Limits { pool, dedicated, .. } = *limits;
     let advice = format!(

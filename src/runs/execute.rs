@@ -1,4 +1,4 @@
-//! One attempt: the handler in a task, and its end written down.
+//! One attempt: runs the handler in a task, and stores how the attempt ends.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -22,12 +22,13 @@ pub(crate) fn begin(
     claimed: Claimed,
     incarnation: Incarnation,
 ) {
-    // The pod has ended meanwhile: nobody would resume beside this attempt, and nobody needs it. Its row is an orphan.
+    // The pod has ended meanwhile. Nobody needs this attempt, so it does not begin. Its row is an orphan.
     if engine.member.root.is_cancelled() {
         return;
     }
     let stop = Arc::new(StopSignal::default());
-    // A run that was claimed while the pod began to drain or lost its lock is told so from the start.
+    // The run may have been claimed while the pod began to drain or lost its lock. Then it is told to stop from the
+    // start.
     let fence = claimed.fence;
     let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop));
     let task_engine = Arc::clone(engine);
@@ -41,7 +42,7 @@ pub(crate) fn begin(
                 tokio::select! {
                     biased;
                     () = attempt(handler, run) => {}
-                    // Dropping the attempt is the abort at its next await.
+                    // This drops the handler's future, which aborts the handler at its next await.
                     () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
                 }
             },
@@ -78,7 +79,8 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     }
     let written = match decide(called, run.stop_reason()) {
         AttemptEnd::Finish(ending) => match run.end(&ending).await {
-            // What cannot be stored cannot be stored again: without an end the run would begin anew for ever.
+            // An end that the server refuses is refused at each try. Without an end the run would begin again for ever,
+            // so it is ended as failed.
             Err(e) if is_about_the_end(&e) => {
                 let why = format!("its end could not be stored: {e}").replace('\0', "\u{fffd}");
                 run.end(&Ending::Failed(why, Output::default())).await
@@ -98,7 +100,7 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     }
 }
 
-/// Whether it is the end itself that cannot be stored.
+/// Whether the end itself cannot be stored.
 fn is_about_the_end(error: &Error) -> bool {
     let refused_by_us = matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidInput | ErrorKind::TooSlow);
     refused_by_us || (error.sqlstate().is_some() && !error.is_fenced() && !error.is_transient())
@@ -109,11 +111,12 @@ fn is_about_the_end(error: &Error) -> bool {
 enum AttemptEnd {
     Finish(Ending),
     GiveBack,
-    /// The run is no longer ours to end.
+    /// This attempt may no longer end the run.
     Nothing,
 }
 
-/// A handler that fails after it was told to stop has, most likely, failed because of it: its run is not failed.
+/// Decides how the attempt ends. A handler that fails after it was told to stop most likely failed because of that. Its
+/// run is not ended as failed.
 fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, stop: Option<StopReason>) -> AttemptEnd {
     match (called, stop) {
         (Err(panic), _) => failed(format!("the handler panicked: {}", text_of(&*panic))),

@@ -1,4 +1,4 @@
-//! A run's guard on a transaction of its handler's own.
+//! Guards a handler's own transaction with the run's fence.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,8 @@ use crate::protocol::state::RunState;
 use crate::store::guards;
 use crate::store::runs::{self, Owner};
 
-/// `over`: why the run must write nothing any more, if that is known already.
+/// Locks the run's row in the handler's transaction. `over`: the reason why the run may not write any more, if there is
+/// one already.
 pub(super) async fn take(
     engine: &Engine,
     owner: Owner,
@@ -36,7 +37,8 @@ pub(super) async fn take(
     if !error.is_fenced() {
         return Err(error);
     }
-    // In the same words as other writes. That it is fenced is certain, whatever can be read of it now.
+    // The error has the same words as the error of other writes. The run is certainly fenced, even if its row cannot be
+    // read now.
     let Ok(standing) = runs::status(&engine.db, owner.run_id).await else {
         stop.fire(StopReason::Fenced);
         return Err(error);

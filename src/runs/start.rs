@@ -1,4 +1,4 @@
-//! Starting runs: owned by this pod or by nobody, in our transaction or the caller's.
+//! Starts runs. This pod or nobody owns the new run, and the insert is made in our transaction or the caller's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,10 @@ use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
-/// How often a start whose reply was lost is repeated, under the same id.
+/// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
+/// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
+/// The delay between two tries.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Starts a run that this pod owns, and begins it.
@@ -39,7 +41,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, new: NewRun) -> Result<Started> 
     Ok(Started { run_id, incarnation, fence })
 }
 
-/// Starts a run that nobody owns: any pod with a handler and room takes it up.
+/// Starts a run without an owner. Any pod with a handler and room claims it.
 pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     check(engine, new)?;
     let run_id = RunId::generate();
@@ -48,7 +50,7 @@ pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     outcome(engine, inserted, new).map(|_| run_id)
 }
 
-/// Starts a run in the caller's transaction. With `owned`, this pod takes it up once the transaction has committed.
+/// Starts a run in the caller's transaction. With `owned`, this pod begins the run once the transaction has committed.
 pub(crate) async fn insert_in_txn(
     engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
@@ -77,8 +79,9 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> 
     Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
-/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a
-/// repetition says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
+/// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
+/// repetition shows whether the first insert was committed, the error is the lost reply, whatever else failed
+/// afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,
@@ -87,7 +90,7 @@ where
     loop {
         tried += 1;
         let (error, again) = match (insert().await, lost.take()) {
-            // The owner is gone by now; the first one may have been committed before.
+            // The owner has left the roster since. The first insert may have been committed before that.
             (Ok(Inserted::NoOwner), Some(first)) => (first, false),
             (Err(e), first) if !e.is_fenced() => {
                 let again = e.is_session_lost() && tried < TRIES;
@@ -115,7 +118,7 @@ fn outcome(engine: &Engine, inserted: Inserted, new: &NewRun) -> Result<Fence> {
     match inserted {
         Inserted::Yes(fence) => Ok(fence),
         Inserted::KeyBusy(run_id, holder) => Err(key_busy(run_id, holder, new)),
-        // It began to drain, or lost its row, while the start was under way.
+        // The pod began to drain, or lost its row, during the start.
         Inserted::NoOwner => {
             Err(engine.member.may_take_work().err().unwrap_or_else(|| runs::not_registered(&engine.member.pod_id)))
         }
@@ -192,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes of inserts that end so, one after the other.
+    /// Runs `repeat` with inserts that return these answers, one after another.
     async fn repeated(answers: Vec<Result<Inserted>>) -> Result<Inserted> {
         let answers = RefCell::new(answers.into_iter());
         let outcome = repeat(RunId::generate(), || async { answers.borrow_mut().next().expect("not so often") }).await;

@@ -1,4 +1,4 @@
-//! The mark of an eviction in a row of the roster.
+//! Reads the mark of an eviction in a row of the roster.
 
 use crate::protocol::ending::Reason;
 

@@ -1,6 +1,6 @@
-//! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `write` are the
-//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached,
-//! `attach` is what they hold.
+//! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
+//! stored. `write` has the handler's calls. `flush` stores the chunks of all streams of the pod. `readers` queries for
+//! the attached readers. `attach` is the reader's handle.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
@@ -20,17 +20,19 @@ use crate::store::streams::Appended;
 
 /// The largest chunk, in bytes.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
-/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits.
+/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the memory
+/// of a run while the database is slow. A lower limit would make a fast handler wait more often.
 const HELD_BYTES: usize = 512 * 1024;
-/// The same in chunks: each costs more than its bytes.
+/// The same limit in chunks: a chunk costs more than its bytes.
 const HELD_CHUNKS: usize = 8192;
 
 /// A run's stream, as its attempt writes it.
 pub(crate) struct Stream {
     owner: Owner,
     stop: Arc<StopSignal>,
+    /// The handler's calls and the flusher write and read it. Never held across an await.
     state: Mutex<StreamState>,
-    /// Notified whenever something was stored or given up.
+    /// The flusher notifies it whenever chunks were stored or given up. The handler's calls wait for it.
     moved: Notify,
 }
 
@@ -38,22 +40,22 @@ struct StreamState {
     going: Going,
     held: VecDeque<String>,
     held_bytes: usize,
-    /// How many are on their way to the server.
+    /// How many chunks are on their way to the server.
     sent: usize,
-    /// It stands in the flusher's queue, or its chunks are on their way.
+    /// The stream is in the flusher's queue, or its chunks are on their way.
     queued: bool,
-    /// The attempt's last numbered write.
+    /// The number of the attempt's last numbered write.
     number: i64,
-    /// Chunks that the server refused to store: there is a gap from here on.
+    /// The server refused to store chunks: the stream has a gap from here on.
     refused: Option<Error>,
 }
 
-/// How a stream goes on.
+/// Where the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Going {
-    /// Nobody has said yet whether what former attempts wrote is kept.
+    /// The handler has not said yet whether the chunks of former attempts are kept.
     Unsaid,
-    /// Whether a chunk was stored whose call was dropped is not known.
+    /// A call was dropped, and its chunk may or may not have been stored.
     Unknown,
     At(WritePlace),
 }
@@ -67,7 +69,7 @@ impl Going {
     }
 }
 
-/// Where a stream stands.
+/// Where the next chunk of a stream goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WritePlace {
     pub(crate) generation: i32,
@@ -82,7 +84,7 @@ impl StreamState {
 }
 
 impl Stream {
-    /// A first attempt's stream is empty; of another's, its handler says how it goes on.
+    /// The stream of a first attempt is empty. In a later attempt the handler decides where its stream continues.
     pub(crate) fn new(owner: Owner, stop: Arc<StopSignal>, attempt: i32) -> Self {
         let going = if attempt <= 1 { Going::At(WritePlace { generation: 1, next: 0 }) } else { Going::Unsaid };
         let state = StreamState {
@@ -109,19 +111,19 @@ impl Stream {
         self.state().going
     }
 
-    /// What is known of how the stream goes on.
+    /// Sets where the stream continues, as far as this attempt knows.
     pub(crate) fn set_going(&self, going: Going) {
         self.state().going = going;
     }
 
-    /// The server has said where the stream goes on. A gap that it had is behind it.
+    /// The server has said where the stream continues. An earlier gap no longer matters.
     pub(crate) fn goes_on_at(&self, place: WritePlace) {
         let mut state = self.state();
         state.going = Going::At(place);
         state.refused = None;
     }
 
-    /// Why chunks are missing, if some are.
+    /// The error that says why chunks are missing, if some are.
     pub(crate) fn refusal(&self) -> Result<()> {
         match &self.state().refused {
             Some(refused) => Err(refused.for_another()),
@@ -129,8 +131,8 @@ impl Stream {
         }
     }
 
-    /// Takes a chunk, if there is room, and says which number it has; `None`: there is no room now. The second value is
-    /// true if the stream is to be put into the flusher's queue.
+    /// Takes a chunk if there is room, and returns the chunk's number. Returns `None` if there is no room now. The
+    /// second value is true if the stream must be put into the flusher's queue.
     pub(crate) fn push(&self, chunk: &mut Option<String>, number: i64) -> Option<(i64, bool)> {
         let mut state = self.state();
         let place = state.going.place()?;
@@ -146,8 +148,8 @@ impl Stream {
         Some((place.next, enqueue))
     }
 
-    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a
-    /// run that is over, whose handler has let go of its stream.
+    /// Takes buffered chunks: at most this many chunks and bytes, but at least one chunk. The error is how many chunks
+    /// were dropped. That happens for a run that is over and whose handler dropped its stream.
     pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Result<Option<Appended>, usize> {
         let mut state = self.state();
         if state.sent > 0 {
@@ -176,7 +178,8 @@ impl Stream {
         Ok(Some(Appended { owner, generation, number, first_seq, bodies }))
     }
 
-    /// What was taken is stored. Returns how many are held still; with none, the stream leaves the queue.
+    /// The chunks that were taken are stored. Returns how many chunks are still buffered. If there are none, the stream
+    /// leaves the queue.
     pub(crate) fn stored(&self) -> usize {
         let mut state = self.state();
         state.sent = 0;
@@ -187,7 +190,7 @@ impl Stream {
         left
     }
 
-    /// What was taken could not be stored just now.
+    /// The chunks that were taken could not be stored now. Buffers them again.
     pub(crate) fn put_back(&self, chunks: Appended) {
         let mut state = self.state();
         state.sent = 0;
@@ -197,7 +200,7 @@ impl Stream {
         }
     }
 
-    /// These, the last of what was taken, are not sent yet; the others are.
+    /// Buffers the last of the taken chunks again. The others are still on their way.
     pub(crate) fn take_back(&self, bodies: Vec<String>) {
         let mut state = self.state();
         state.sent = state.sent.saturating_sub(bodies.len());
@@ -207,12 +210,12 @@ impl Stream {
         }
     }
 
-    /// Nothing more of it is sent: the run is no longer this attempt's. Returns how many were held.
+    /// The run is no longer this attempt's: sends no more chunks. Returns how many were buffered.
     pub(crate) fn give_up(&self) -> usize {
         self.empty(None)
     }
 
-    /// The server will not have it. Returns how many were held behind it.
+    /// The server refused a chunk. Returns how many chunks were buffered after it.
     pub(crate) fn refuse(&self, error: Error) -> usize {
         let run_id = self.owner.run_id;
         let error = error
@@ -233,12 +236,12 @@ impl Stream {
         held
     }
 
-    /// Resolves when what `is_done` looks for may have come: something was stored or given up, or the run is over.
+    /// Resolves when `is_done` is true, or the run is over. It checks again whenever chunks were stored or given up.
     async fn until(&self, is_done: impl Fn(&StreamState) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
-            // Before the look: what moves after it is not missed.
+            // The wait is enabled before the check, so that no change after the check is missed.
             moved.as_mut().enable();
             if is_done(&self.state()) {
                 return;
@@ -251,12 +254,12 @@ impl Stream {
         }
     }
 
-    /// Resolves when nothing is held or on its way, or the run is over.
+    /// Resolves when no chunk is buffered or on its way, or the run is over.
     pub(crate) async fn settled(&self) {
         self.until(|state| state.held.is_empty() && state.sent == 0).await;
     }
 
-    /// Resolves when there is room for a chunk of so many bytes, or the run is over, or its stream has a gap.
+    /// Resolves when there is room for a chunk of `bytes` bytes, or the run is over, or its stream has a gap.
     pub(crate) async fn has_room(&self, bytes: usize) {
         self.until(|state| state.refused.is_some() || state.has_room(bytes)).await;
     }
@@ -266,7 +269,7 @@ impl Stream {
     }
 }
 
-/// What cannot be a chunk.
+/// Refuses text that cannot be a chunk.
 pub(crate) fn check_chunk(chunk: &str) -> Result<()> {
     let why = if chunk.len() > CHUNK_LIMIT {
         format!("it has {} bytes, and {CHUNK_LIMIT} is the most", chunk.len())
