@@ -32,10 +32,11 @@ pub struct WorstCase {
     pub frozen: Duration,
     /// A pod whose application runtime is blocked: `stall_after`, a ping interval, then as `process_killed`.
     pub runtime_blocked: Duration,
-    /// A pod that runs and gets nowhere, from its last progress until it is suspected: a beat that was still written, and
-    /// `stall_cycles` + 1 looks. Where it is evicted, then as `process_killed`.
+    /// A pod that runs and gets nowhere, from its last progress until it is suspected: a beat that was still written,
+    /// and `stall_cycles` + 1 looks. Where it is evicted, then as `process_killed`.
     pub stalled: Duration,
-    /// A pod whose liveness connection broke and that lives, but does not come back: a sweep, `reconnect_grace`, a probe.
+    /// A pod whose liveness connection broke and that lives, but does not come back: a sweep, `reconnect_grace`, a
+    /// probe.
     pub connection_broken: Duration,
     /// Several pods lost within lease / 10, more than half of the others: a sweep, `settle`, a probe.
     pub many_lost: Duration,
@@ -317,8 +318,8 @@ mod tests {
         }
     }
 
-    /// Whatever a file, the environment or a caller says, each setting alone is accepted with bounds that can be computed, or
-    /// refused by its name: no sum or product overflows.
+    /// Whatever a file, the environment or a caller says, each setting alone is accepted with bounds that can be
+    /// computed, or refused by its name: no sum or product overflows.
     #[test]
     fn no_setting_is_so_extreme_that_it_panics() {
         type Set = (&'static str, fn(&mut Config, Duration));

@@ -101,7 +101,7 @@ impl Operator {
     ///
     /// [`ErrorKind::Config`]. [`ErrorKind::PooledLock`] through a pooler in transaction or statement mode: there an
     /// operator's settings would stay on connections of others. Or the reason why it could not connect, as for
-    /// [`Pod`](crate::Pod)'s start.
+    /// [`Pod`]'s start.
     ///
     /// # Cancel safety
     ///
@@ -388,7 +388,7 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// The reason why it could not connect, as for [`Pod`](crate::Pod)'s start.
+    /// The reason why it could not connect, as for [`Pod`]'s start.
     ///
     /// # Cancel safety
     ///

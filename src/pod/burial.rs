@@ -107,7 +107,11 @@ pub(crate) async fn survey(
                 look.extend(part);
             }
             Err(e) if portion.probe && burials::met_a_full_table(&e) => {
-                tracing::debug!(target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id, rows = portion.most, error = %e, "the server's lock table is full; looking at fewer peers at a time");
+                tracing::debug!(
+                    target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id,
+                    rows = portion.most, error = %e,
+                    "the server's lock table is full; looking at fewer peers at a time"
+                );
                 portions.met_a_full_table();
             }
             Err(e) => return Err(e),
@@ -235,7 +239,10 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(lock), &burials, me, then).await?;
     if !buried.proved {
-        tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");
+        tracing::warn!(
+            target: "podlock", event = "unproven", pod = %me,
+            "nobody was buried: this pod could not prove that it lives itself"
+        );
     }
     if buried.proved {
         let left: Vec<_> =
@@ -299,7 +306,10 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
 pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> {
     match burials::warm_up(session).await {
         Err(e) if refused(&e) => {
-            tracing::debug!(target: "podlock", event = "not_warmed_up", pod = %local.shared.member.pod_id, error = %e, "the first burial will be slower");
+            tracing::debug!(
+                target: "podlock", event = "not_warmed_up", pod = %local.shared.member.pod_id, error = %e,
+                "the first burial will be slower"
+            );
             Ok(())
         }
         warmed_up => warmed_up,
@@ -329,7 +339,10 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
     lost.retain(|incarnation| !local.is_told(*incarnation));
     if !lost.is_empty() {
         notices::ask_for_a_look(session).await?;
-        tracing::info!(target: "podlock", event = "told", pod = %local.shared.member.pod_id, lost = lost.len(), "not settled yet: told the others of a loss");
+        tracing::info!(
+            target: "podlock", event = "told", pod = %local.shared.member.pod_id, lost = lost.len(),
+            "not settled yet: told the others of a loss"
+        );
         local.note_told(lost);
     }
     Ok(())

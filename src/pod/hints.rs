@@ -163,7 +163,10 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     // The run was quarantined: the readers of its stream should see the end.
     shared.engine.readers.stir(told.run.iter());
     let Some(kind) = EventKind::parse(&told.kind) else {
-        tracing::debug!(target: "podlock", event = "unknown_event", pod = %shared.member.pod_id, kind = told.kind, idx = told.idx, "an event of a newer version is ignored");
+        tracing::debug!(
+            target: "podlock", event = "unknown_event", pod = %shared.member.pod_id, kind = told.kind, idx = told.idx,
+            "an event of a newer version is ignored"
+        );
         return None;
     };
     let look = match kind {

@@ -304,7 +304,10 @@ impl<'a> Keeper<'a> {
                 // The server lacks a resource, such as room in its lock table. A session that answers still has its
                 // lock.
                 Err(e) if refused(&e) && e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "ping_refused", pod = %self.shared.member.pod_id, error = %e, "the server could not say whether the lock is held; it will be asked again");
+                    tracing::warn!(
+                        target: "podlock", event = "ping_refused", pod = %self.shared.member.pod_id, error = %e,
+                        "the server could not say whether the lock is held; it will be asked again"
+                    );
                     None
                 }
                 checked => Some(checked?),
@@ -359,7 +362,11 @@ impl<'a> Keeper<'a> {
     async fn write_cause(&self, liveness: &Session, cause: Cause) {
         let limit = self.shared.member.settings.hold_probe_interval;
         if let Err(e) = pods::note_cause(liveness, self.shared.member.incarnation(), cause, limit).await {
-            tracing::debug!(target: "podlock", event = "cause_unwritten", pod = %self.shared.member.pod_id, cause = cause.as_str(), error = %e, "could not record why this incarnation ends");
+            tracing::debug!(
+                target: "podlock", event = "cause_unwritten", pod = %self.shared.member.pod_id, cause = cause.as_str(),
+                error = %e,
+                "could not record why this incarnation ends"
+            );
         }
     }
 
@@ -414,7 +421,11 @@ impl<'a> Keeper<'a> {
     async fn stay_away_until_progress(&self) -> bool {
         self.stayed_away.set(Some(self.shared.member.incarnation()));
         let before = self.shared.member.progress();
-        tracing::warn!(target: "podlock", event = "put_out", pod = %self.shared.member.pod_id, incarnation = %self.shared.member.incarnation(), "was put out; stays away until the application makes progress");
+        tracing::warn!(
+            target: "podlock", event = "put_out", pod = %self.shared.member.pod_id,
+            incarnation = %self.shared.member.incarnation(),
+            "was put out; stays away until the application makes progress"
+        );
         self.local.away.send_replace(Some(Away::PutOut));
         let moved = async {
             let began = clock::now();
@@ -452,14 +463,23 @@ impl<'a> Keeper<'a> {
                     return None;
                 }
                 Err(e) if e.is_name_taken() => {
-                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "another process holds this pod's name");
+                    tracing::warn!(
+                        target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e,
+                        "another process holds this pod's name"
+                    );
                 }
                 // An error that does not pass by itself, such as a changed password, needs a person.
                 Err(e) if !e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "not back, and it needs a hand");
+                    tracing::warn!(
+                        target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e,
+                        "not back, and it needs a hand"
+                    );
                 }
                 Err(e) => {
-                    tracing::debug!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "not back yet");
+                    tracing::debug!(
+                        target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e,
+                        "not back yet"
+                    );
                 }
             }
             let delay = backoff.delay();

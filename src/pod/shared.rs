@@ -53,7 +53,8 @@ impl Shared {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Runs a part of the pod as a tracked task. Without it the pod would be half of one: should it panic, the pod ends.
+    /// Runs a part of the pod as a tracked task. Without it the pod would be half of one: should it panic, the pod
+    /// ends.
     pub(crate) fn spawn(self: &Arc<Self>, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::clone(self);
         let watched = async move {
@@ -71,7 +72,11 @@ impl Shared {
 
     /// Ends the pod for a reason that it cannot mend.
     pub(crate) fn fail(&self, error: &Error) {
-        tracing::error!(target: "podlock", event = "failed", pod = %self.member.pod_id, incarnation = %self.member.incarnation(), error = %error, "the pod ends");
+        tracing::error!(
+            target: "podlock", event = "failed", pod = %self.member.pod_id, incarnation = %self.member.incarnation(),
+            error = %error,
+            "the pod ends"
+        );
         // The first failure is the one that counts.
         let _ = self.failure.set(error.to_string());
         self.engine.stop_all_runs(StopReason::SelfFenced);

@@ -45,9 +45,14 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
     shared.member.set_draining();
     shared.engine.stop_all_runs(StopReason::Draining);
     let mark_until = until.max(Instant::now() + MARK_AT_LEAST);
-    tokio::join!(tokio::time::timeout_at(mark_until, mark(shared)), wait_for_runs(shared, until)).0.unwrap_or_else(|_| {
-        tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, "the row could not be marked as draining in time");
-    });
+    tokio::join!(tokio::time::timeout_at(mark_until, mark(shared)), wait_for_runs(shared, until)).0.unwrap_or_else(
+        |_| {
+            tracing::warn!(
+                target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id,
+                "the row could not be marked as draining in time"
+            );
+        },
+    );
     let aborted = shared.engine.registry.abort_all();
     let stuck = wait_for_tasks(shared, Instant::now() + shared.member.settings.lease).await;
     if !stuck.is_empty() {
@@ -96,7 +101,10 @@ async fn mark(shared: &Shared) {
 }
 
 fn report_unmarked(shared: &Shared, error: &Error) {
-    tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %error, "the row could not be marked as draining");
+    tracing::warn!(
+        target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %error,
+        "the row could not be marked as draining"
+    );
 }
 
 /// Drains as soon as a drain is requested. The service shuts the pod down when it is ready.
@@ -119,7 +127,10 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
 /// the rows of the runs say the same.
 async fn tell_of_failures(shared: &Shared) {
     if tokio::time::timeout(TELL_AT_MOST, failures::tell(&shared.engine)).await.is_err() {
-        tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.member.pod_id, "the event log could not be told of failed runs in time");
+        tracing::debug!(
+            target: "podlock", event = "failures_untold", pod = %shared.member.pod_id,
+            "the event log could not be told of failed runs in time"
+        );
     }
 }
 
@@ -148,13 +159,19 @@ async fn end(shared: &Shared) {
     if let Some(keeper) = keeper
         && keeper.join().is_err()
     {
-        tracing::error!(target: "podlock", event = "failed", pod = %shared.member.pod_id, "the keeper's thread panicked");
+        tracing::error!(
+            target: "podlock", event = "failed", pod = %shared.member.pod_id,
+            "the keeper's thread panicked"
+        );
     }
     // The pool first: a caller that waits for it gets an error, instead of waiting for a database that may not answer.
     shared.engine.db.close();
     shared.member.tracker.close();
     if tokio::time::timeout(shared.member.settings.statement_timeout, shared.member.tracker.wait()).await.is_err() {
-        tracing::warn!(target: "podlock", event = "tasks_left", pod = %shared.member.pod_id, tasks = shared.member.tracker.len(), "calls that wait for the database were left behind");
+        tracing::warn!(
+            target: "podlock", event = "tasks_left", pod = %shared.member.pod_id, tasks = shared.member.tracker.len(),
+            "calls that wait for the database were left behind"
+        );
     }
 }
 

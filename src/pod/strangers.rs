@@ -14,8 +14,8 @@ const AT_ONCE: usize = 16;
 
 /// Checks the locks of the whole roster, and records the strangers that no pod has recorded yet.
 ///
-/// The check reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one
-/// check in each beat interval, however many they are (`protocol::turns`).
+/// The check reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about
+/// one check in each beat interval, however many they are (`protocol::turns`).
 pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let Some(index) = beats.own else { return Ok(()) };
     if !local.is_turn(lock.incarnation, index, &beats.peers) {
@@ -24,10 +24,16 @@ pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, 
     match tell(local, session).await {
         // The next check tries again. A missing right does not pass by itself.
         Err(e) if refused(&e) && e.is_transient() => {
-            tracing::debug!(target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e, "strangers at the pods' locks could not be looked for");
+            tracing::debug!(
+                target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e,
+                "strangers at the pods' locks could not be looked for"
+            );
         }
         Err(e) if refused(&e) => {
-            tracing::warn!(target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e, "strangers at the pods' locks cannot be looked for");
+            tracing::warn!(
+                target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e,
+                "strangers at the pods' locks cannot be looked for"
+            );
         }
         told => told?,
     }

@@ -65,10 +65,16 @@ pub(crate) async fn run(local: &Local, first: Listener) {
                 // Without a control session, the pod has no witness lock and does not sweep. An error that does not
                 // pass by itself needs a person.
                 Err(e) if !e.is_transient() => {
-                    tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e, "no control session, and it needs a hand")
+                    tracing::warn!(
+                        target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e,
+                        "no control session, and it needs a hand"
+                    )
                 }
                 Err(e) => {
-                    tracing::debug!(target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e, "no control session yet")
+                    tracing::debug!(
+                        target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e,
+                        "no control session yet"
+                    )
                 }
             }
             continue;
@@ -84,7 +90,10 @@ pub(crate) async fn run(local: &Local, first: Listener) {
         local.control_answers.set(false);
         silent = Some(open);
         let_go_if_due(local, &mut silent);
-        tracing::info!(target: "podlock", event = "control_lost", pod = %local.shared.member.pod_id, cause = ended, "lost the control session; opening another");
+        tracing::info!(
+            target: "podlock", event = "control_lost", pod = %local.shared.member.pod_id, cause = ended,
+            "lost the control session; opening another"
+        );
     }
 }
 
@@ -171,7 +180,10 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
                 Ok(by) => next_look = by.map_or(next_look, |by| next_look.min(Instant::now() + by)),
                 // Beats and sweeps depend on no notice.
                 Err(e) if refused(&e) => {
-                    tracing::debug!(target: "podlock", event = "hint_failed", pod = %local.shared.member.pod_id, error = %e, "what a notice announced could not be read; a sweep reads it");
+                    tracing::debug!(
+                        target: "podlock", event = "hint_failed", pod = %local.shared.member.pod_id, error = %e,
+                        "what a notice announced could not be read; a sweep reads it"
+                    );
                     hints.failed();
                 }
                 Err(e) => return Err(e),
@@ -217,7 +229,10 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             Ok(()) => *backoff_to_reset = backoff(local),
             // The server refused a statement: unknown is not dead (L10), and the session is sound.
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "sweep_failed", pod = %local.shared.member.pod_id, error = %e, "a look failed; nothing was concluded from it");
+                tracing::warn!(
+                    target: "podlock", event = "sweep_failed", pod = %local.shared.member.pod_id, error = %e,
+                    "a look failed; nothing was concluded from it"
+                );
                 next_look = Instant::now() + sweep_delay(local);
                 hints.failed();
             }
@@ -239,7 +254,10 @@ async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mu
         Moved::NotRequired(number) => {
             let source = shared.member.sources.name(number);
             if beats::stand_still(session, lock.incarnation, Some(&source)).await? {
-                tracing::warn!(target: "podlock", event = "standing", pod = %shared.member.pod_id, source, "a required progress source stands still: this pod shows no progress");
+                tracing::warn!(
+                    target: "podlock", event = "standing", pod = %shared.member.pod_id, source,
+                    "a required progress source stands still: this pod shows no progress"
+                );
             }
         }
     }
@@ -255,7 +273,11 @@ async fn look_for_stalled(local: &Local, session: &Session, lock: &LivenessLock,
         match tell_of_stalled(local, session, lock, &stalled, source).await {
             // A suspect that may not be evicted, such as a pod of another role, hides none of the others.
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.member.pod_id, error = %e, "a pod that gets nowhere was left as it is");
+                tracing::warn!(
+                    target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation,
+                    by = %shared.member.pod_id, error = %e,
+                    "a pod that gets nowhere was left as it is"
+                );
             }
             told => told?,
         }
@@ -338,7 +360,10 @@ async fn tell_waits(local: &Local, session: &Session) {
         Ok(None) => {}
         Ok(Some(_)) => local.note_waits_told(&waits),
         Err(e) => {
-            tracing::debug!(target: "podlock", event = "wait_untold", pod = %local.shared.member.pod_id, error = %e, "a wait could not be recorded; the next look tries again");
+            tracing::debug!(
+                target: "podlock", event = "wait_untold", pod = %local.shared.member.pod_id, error = %e,
+                "a wait could not be recorded; the next look tries again"
+            );
         }
     }
 }

@@ -192,6 +192,9 @@ impl Pod {
 /// Ends the process without running destructors: they would wait, and the sender of a second signal wants no wait. The
 /// server frees the lock when the sockets close, and a peer takes over the runs.
 fn end_at_once(pod: &crate::PodId, signal: StopSignal) -> ! {
-    tracing::warn!(target: "podlock", event = "cut_short", pod = %pod, signal = %signal, "a second signal: ending at once");
+    tracing::warn!(
+        target: "podlock", event = "cut_short", pod = %pod, signal = %signal,
+        "a second signal: ending at once"
+    );
     std::process::exit(128 + signal.number());
 }

@@ -66,10 +66,16 @@ pub(crate) async fn run(local: &Local) {
                 continue;
             }
             Err(e) if !e.is_transient() => {
-                tracing::warn!(target: "podlock", event = "watch_failed", pod = %shared.member.pod_id, error = %e, "no watch session, and it needs a hand; deaths are found by the sweep")
+                tracing::warn!(
+                    target: "podlock", event = "watch_failed", pod = %shared.member.pod_id, error = %e,
+                    "no watch session, and it needs a hand; deaths are found by the sweep"
+                )
             }
             Err(e) => {
-                tracing::info!(target: "podlock", event = "watch_lost", pod = %shared.member.pod_id, cause = %e, "lost the watch session; opening another")
+                tracing::info!(
+                    target: "podlock", event = "watch_lost", pod = %shared.member.pod_id, cause = %e,
+                    "lost the watch session; opening another"
+                )
             }
         }
         tokio::select! {
@@ -133,7 +139,10 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             // The lock table is full, or somebody cancelled the statement. Unknown is not dead (L10), and the session
             // is sound.
             Err(e) if refused(&e) && e.is_transient() => {
-                tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.member.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
+                tracing::debug!(
+                    target: "podlock", event = "watch_failed", pod = %local.shared.member.pod_id, error = %e,
+                    "a slice of the watch failed; nothing was concluded from it"
+                );
                 spoken = Instant::now();
                 // The slice may have been granted the lock and then failed while it told the others. So it is repeated
                 // at once. If it fails again and again, it begins once per slice.
@@ -193,7 +202,10 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 }
             }
             Err(e) if refused(&e) => {
-                tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.member.pod_id, error = %e, "nobody was buried");
+                tracing::warn!(
+                    target: "podlock", event = "burial_failed", pod = %local.shared.member.pod_id, error = %e,
+                    "nobody was buried"
+                );
                 // A burial that failed late, such as a commit that had to wait for other commits, is repeated at once.
                 tokio::time::sleep_until(granted + settings.hold_probe_interval).await;
             }

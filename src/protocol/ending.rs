@@ -21,8 +21,8 @@ named! {
 }
 
 impl Reason {
-    /// Whether the end counts as a crash of the runs that the incarnation owned. A clean stop, a detach, an eviction by an
-    /// operator and an outage of the database say nothing about the runs.
+    /// Whether the end counts as a crash of the runs that the incarnation owned. A clean stop, a detach, an eviction by
+    /// an operator and an outage of the database say nothing about the runs.
     #[must_use]
     pub const fn is_crash(self) -> bool {
         match self {

@@ -70,7 +70,10 @@ pub(super) async fn run(run: Run) -> Result<Outcome, HandlerError> {
         save(&run, &made, &progress).await?;
         tracing::info!(target: "podlock::demo", event = "chunk", %run_id, n = progress.done, "{made}");
     }
-    tracing::info!(target: "podlock::demo", event = "made", %run_id, attempt, fence = fence.get(), "all chunks are made");
+    tracing::info!(
+        target: "podlock::demo", event = "made", %run_id, attempt, fence = fence.get(),
+        "all chunks are made"
+    );
     Ok(Outcome::Done(progress.result()))
 }
 

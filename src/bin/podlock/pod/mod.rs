@@ -184,7 +184,10 @@ impl Server {
                 tracing::warn!(target: "podlock::pod", event = "http_failed", error = %e, "HTTP was not served")
             }
             Err(e) => {
-                tracing::warn!(target: "podlock::pod", event = "http_failed", error = %e, "HTTP was not served to its end")
+                tracing::warn!(
+                    target: "podlock::pod", event = "http_failed", error = %e,
+                    "HTTP was not served to its end"
+                )
             }
         }
     }
