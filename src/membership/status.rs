@@ -68,7 +68,7 @@ pub enum PodEvent {
         pod: PodId,
         /// Its registration.
         incarnation: Incarnation,
-        /// `shutdown`, `lost`, `stalled` or `evicted`.
+        /// Why it ended, as `studio_pod_sessions.reason` says it: `lost`, `shutdown`, or how it was evicted.
         reason: String,
     },
     /// A pod runs and gets nowhere: its beats have stopped.

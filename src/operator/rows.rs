@@ -322,10 +322,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed`, `quarantined`,
-    /// `run_failed`: runs of a kind failed on a pod; `foreign_lock`: a backend that is no pod's holds or wants a lock of the pod;
-    /// or `snapshot`: what stands in place of all events up to its position,
-    /// which were deleted; a reader that was so far behind misses them. [`EventKind`](super::EventKind) lists those that this version knows.
+    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds a
+    /// `snapshot` and was behind it misses the events that the snapshot replaces.
     pub kind: String,
     /// The pod that it is about.
     pub pod_id: String,
