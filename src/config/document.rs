@@ -184,10 +184,15 @@ failure.
 const UNRESOLVED: [&str; 7] = ["database_url", "pod_name", "env", "schema", "version", "labels", "migrate"];
 
 /// A public field of a struct in `src/config`: its name, its type, and its comment in one line.
-struct Field {
-    name: String,
-    of: String,
+pub(super) struct Field {
+    pub(super) name: String,
+    pub(super) of: String,
     comment: String,
+}
+
+/// The settings.
+pub(super) fn settings() -> Vec<Field> {
+    fields(include_str!("mod.rs"), "Config")
 }
 
 /// The fields of a struct that users see.
@@ -244,7 +249,7 @@ fn in_markdown(comment: &str) -> String {
 
 #[test]
 fn the_page_on_settings_says_what_the_fields_say() {
-    let settings = fields(include_str!("mod.rs"), "Config");
+    let settings = settings();
     let names: Vec<&str> = settings.iter().map(|f| f.name.as_str()).collect();
     assert_eq!(names, FIELDS, "`fields!` lists each setting, in the order of the struct");
     let mut page = SETTINGS.to_owned();
@@ -257,7 +262,7 @@ fn the_page_on_settings_says_what_the_fields_say() {
 #[test]
 fn each_setting_is_read_from_its_variable_and_resolved() {
     let resolved: Vec<String> = fields(include_str!("settings.rs"), "Settings").into_iter().map(|f| f.name).collect();
-    for Field { name, of, .. } in fields(include_str!("mod.rs"), "Config") {
+    for Field { name, of, .. } in settings() {
         // A text that no type but a string takes: whoever reads the variable refuses it, by its name.
         let error = Config::from_vars([(variable(&name), "=".to_owned())]).map(|_| ());
         if !of.contains("String") || of.contains("Map") {

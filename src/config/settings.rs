@@ -380,6 +380,7 @@ fn refuse(what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::document;
 
     const fn secs(s: u64) -> Duration {
         Duration::from_secs(s)
@@ -516,20 +517,32 @@ mod tests {
             }
         }
         assert!(accepted > 10 && refused > 40, "{accepted} accepted, {refused} refused");
-        let counts: &[fn(&mut Config)] = &[
-            |c| c.stall_cycles = u32::MAX,
-            |c| c.capacity = usize::MAX,
-            |c| c.pool_size = usize::MAX,
-            |c| c.max_crashes = u32::MAX,
-            |c| c.result_max_bytes = usize::MAX,
-            |c| c.stderr_max_bytes = usize::MAX,
-            |c| _ = c.capacity_of.insert("k".into(), usize::MAX),
+        type SetMost = (&'static str, fn(&mut Config));
+        let counts: &[SetMost] = &[
+            ("stall_cycles", |c| c.stall_cycles = u32::MAX),
+            ("capacity", |c| c.capacity = usize::MAX),
+            ("capacity_of", |c| _ = c.capacity_of.insert("k".into(), usize::MAX)),
+            ("max_crashes", |c| c.max_crashes = u32::MAX),
+            ("pool_size", |c| c.pool_size = usize::MAX),
+            ("result_max_bytes", |c| c.result_max_bytes = usize::MAX),
+            ("stderr_max_bytes", |c| c.stderr_max_bytes = usize::MAX),
+            ("checkpoint_max_bytes", |c| c.checkpoint_max_bytes = usize::MAX),
+            ("input_max_bytes", |c| c.input_max_bytes = usize::MAX),
         ];
-        for (i, set) in counts.iter().enumerate() {
+        for (name, set) in counts {
             let mut config = config();
             set(&mut config);
-            config.validate().map(|_| ()).expect_err(&format!("count {i}"));
+            let error = config.validate().expect_err(name).to_string();
+            assert!(error.contains(name), "{name}: {error}");
         }
+        let of = |types: &[&str]| {
+            let settings = document::settings().into_iter();
+            settings.filter(|f| types.iter().any(|of| f.of.contains(of))).map(|f| f.name).collect::<Vec<_>>()
+        };
+        let names = times.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert_eq!(names, of(&["Duration"]), "each duration is tried");
+        let names = counts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert_eq!(names, of(&["u32", "usize"]), "each number is tried");
         let all = config().with(|c| {
             (c.beat_interval, c.stall_cycles) = (Some(TIME_MAX), STALL_CYCLES_MAX);
             (c.settle, c.reconnect_grace, c.stall_after) = (Some(TIME_MAX), Some(TIME_MAX), Some(TIME_MAX));
