@@ -1,8 +1,8 @@
-//! Delays between tries.
+//! Delays between tries of one action.
 
 use std::time::Duration;
 
-/// Delays between tries: doubling, jittered, capped.
+/// Delays between tries. Each is twice as long as the one before, with jitter, up to a limit.
 pub(crate) struct Backoff {
     next: Duration,
     max: Duration,

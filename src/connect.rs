@@ -1,4 +1,4 @@
-//! Connections of the service's own, opened as podlock opens its.
+//! Opens connections for the service, as podlock opens its own.
 
 use futures_util::future::BoxFuture;
 use tokio_postgres::Client;
@@ -11,12 +11,12 @@ use crate::pg::errors;
 use crate::pg::reply::Reply;
 use crate::store::connections;
 
-/// Opens a connection for the service's own statements, by the settings that pods connect with: libpq's words and variables,
-/// `sslmode` and its certificates, passwords, several hosts of which the primary is taken, the time-out over the whole
-/// handshake. [`tokio_postgres::connect`] by itself knows no TLS and few of these.
+/// Opens a connection for the service's own statements, with the settings with which pods connect. It honours libpq's
+/// words and variables, `sslmode` and its certificates, and passwords. Among several hosts it uses the primary. The
+/// time-out covers the whole handshake. [`tokio_postgres::connect`] alone has no TLS and few of these.
 ///
-/// Nothing is set on the session: its time-outs and `search_path` are the role's. The connection ends with the client. It is
-/// made inside of a tokio runtime, which drives it.
+/// No setting is made on the session: its time-outs and `search_path` are the role's. The connection ends when the
+/// client is dropped. Call this inside a tokio runtime, which then drives the connection.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,7 +39,7 @@ pub async fn connect(config: &Config) -> Result<Client> {
     let dialer = connections::dialer(config, &settings)?;
     let mut attempts = dialer.attempts();
     while let Some(target) = attempts.next() {
-        // Boxed, for it is deep.
+        // Boxed because its type is deep.
         let opening: BoxFuture<'_, _> = Box::pin(open(&dialer, target, settings.statement_timeout));
         if let Some(client) = attempts.ended(opening.await) {
             return Ok(client);

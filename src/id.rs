@@ -1,6 +1,6 @@
 //! The names of things: pods, incarnations, runs, fences, lock keys.
 //!
-//! Each is a type of its own, so that a pod's name cannot stand where its identity is meant.
+//! Each has a type of its own, so that a pod's name cannot be passed as its identity.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,17 +15,17 @@ pub const POD_ID_MAX_CHARS: usize = 128;
 
 /// A pod's name (`POD_NAME`): 1 to 128 characters, none of them a control character.
 ///
-/// A label that may be used again after a restart; identity is the [`Incarnation`].
+/// The name is a label that may be used again after a restart. The identity is the [`Incarnation`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PodId(String);
 
 impl PodId {
-    /// Takes `name` as a pod's name.
+    /// Checks `name` and makes a pod's name of it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if it is empty, longer than 128 characters or has a control character.
+    /// [`ErrorKind::Config`] if it is empty, longer than 128 characters, or has a control character.
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let chars = name.chars().count();
@@ -39,11 +39,11 @@ impl PodId {
             return Ok(Self(name));
         };
         Err(Error::new(ErrorKind::Config, format!("this cannot be a pod's name: {fault}"))
-            .left("nothing was started")
-            .todo(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
+            .state("nothing was started")
+            .help(format!("use 1 to {POD_ID_MAX_CHARS} characters, none of them a control character")))
     }
 
-    /// What a row says where no pod can have that name: with each character that a name cannot have replaced, and cut.
+    /// A pod's name from a row that may have an invalid one. Invalid characters are replaced, and a long name is cut.
     pub(crate) fn lossy(name: &str) -> Self {
         let replaced = name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
         let name: String = replaced.take(POD_ID_MAX_CHARS).collect();
@@ -90,7 +90,7 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new one: a UUID of version 7, so that later ones sort after earlier ones.
+            /// Makes a new one: a UUID of version 7, so that later ones sort after earlier ones.
             #[must_use]
             pub fn generate() -> Self {
                 Self(Uuid::now_v7())
@@ -120,7 +120,7 @@ macro_rules! uuid_id {
             fn from_str(s: &str) -> Result<Self> {
                 Uuid::parse_str(s).map(Self).map_err(|e| {
                     Error::new(ErrorKind::InvalidInput, format!(concat!("{:?} is not ", $what), s))
-                        .todo("give a UUID, as the lists of `podlock` print them")
+                        .help("give a UUID, as the lists of `podlock` print them")
                         .caused_by(e)
                 })
             }
@@ -139,8 +139,8 @@ uuid_id!(
     "a run's id"
 );
 
-/// A number from one global sequence, new at each claim of a run. A larger one is newer (on one timeline of the
-/// database). Hand it to other systems as a fencing token.
+/// A number from one global sequence. Each claim of a run gets a new one. A larger number is newer (on one timeline of
+/// the database). Pass it to other systems as a fencing token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fence(i64);
@@ -165,8 +165,8 @@ impl fmt::Display for Fence {
     }
 }
 
-/// The 64-bit key of an advisory lock, made from schema and pod name by the server's `studio_lock_key` and
-/// `studio_witness_key`. The ring of pods is ordered by it.
+/// The 64-bit key of an advisory lock. The server's `studio_lock_key` and `studio_witness_key` make it from the schema
+/// and the pod's name. The ring of pods is ordered by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LockKey(i64);
@@ -191,7 +191,7 @@ impl Error {
         self
     }
 
-    /// The run that this error is about: for [`ErrorKind::KeyBusy`] the one that holds the key.
+    /// The run that this error is about. For [`ErrorKind::KeyBusy`] it is the run that has the key.
     #[must_use]
     pub fn run_id(&self) -> Option<RunId> {
         self.run().map(RunId::from)

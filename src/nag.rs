@@ -1,10 +1,10 @@
-//! How often a failure that goes on is logged.
+//! Limits how often a lasting failure is logged.
 
 use std::time::Duration;
 
 use crate::protocol::Moment;
 
-/// Failures in a row of one thing, and when that was last said.
+/// Counts consecutive failures of one thing, and remembers when that was last logged.
 #[derive(Debug)]
 pub(crate) struct Nag {
     every: Duration,
@@ -14,13 +14,13 @@ pub(crate) struct Nag {
 }
 
 impl Nag {
-    /// Says it at most once in `every`.
+    /// Logs at most once per `every`.
     pub(crate) fn new(every: Duration) -> Self {
         Self { every, since: None, said: None, times: 0 }
     }
 
-    /// Notes a failure at `now`. Returns the number of failures in a row if the caller should log it now. The first
-    /// message is due when the failures have lasted for `patience`.
+    /// Records a failure at `now`. Returns the number of consecutive failures if the caller should log it now. The
+    /// first message is due when the failures have lasted for `patience`.
     pub(crate) fn failed(&mut self, now: Moment, patience: Duration) -> Option<u64> {
         self.times += 1;
         let since = *self.since.get_or_insert(now);
@@ -33,7 +33,7 @@ impl Nag {
         Some(self.times)
     }
 
-    /// Notes a success. Keeps the time of the last message, so that something that fails every other time is not
+    /// Records a success. Keeps the time of the last message, so that something that fails every other time is not
     /// logged each time.
     pub(crate) fn passed(&mut self) {
         self.since = None;

@@ -1,4 +1,4 @@
-//! When something happened. The one place that knows which crate reads and writes dates.
+//! A point in time. Only this module knows which crate reads and writes dates.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,14 +11,14 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checke
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// 2000-01-01, from which a `timestamptz` counts its microseconds: those since 1970.
+/// 2000-01-01, from which a `timestamptz` counts, in microseconds since 1970.
 const SQL_EPOCH: i64 = 946_684_800_000_000;
 
-/// When something happened, by the clock of whoever wrote it down: mostly the server's. For people; podlock decides nothing
+/// A point in time, by the clock of whoever recorded it: mostly the server's. It is for people; podlock decides nothing
 /// by it (L8).
 ///
-/// As text and in JSON it is RFC 3339 in UTC, with as many digits of a second as there are. A precision sets their number:
-/// `{:.3}` cuts at the millisecond. As SQL it is a `timestamptz`, with microseconds.
+/// As text and in JSON it is RFC 3339 in UTC, with as many digits of a second as it has. A precision sets their number:
+/// `{:.3}` cuts at the millisecond. In SQL it is a `timestamptz`, with microseconds.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -44,7 +44,7 @@ impl Timestamp {
         Self(jiff::Timestamp::now())
     }
 
-    /// Microseconds since [`Timestamp::UNIX_EPOCH`], less than 0 before it.
+    /// Microseconds since [`Timestamp::UNIX_EPOCH`]; negative before it.
     #[must_use]
     pub fn as_microsecond(self) -> i64 {
         self.0.as_microsecond()
@@ -69,7 +69,7 @@ impl FromStr for Timestamp {
     fn from_str(text: &str) -> Result<Self> {
         text.parse().map(Self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("{text:?} cannot be read as a time: {e}"))
-                .todo("write it by RFC 3339: 2026-03-01T12:30:00Z")
+                .help("write it by RFC 3339: 2026-03-01T12:30:00Z")
         })
     }
 }
@@ -81,7 +81,7 @@ impl TryFrom<SystemTime> for Timestamp {
     fn try_from(time: SystemTime) -> Result<Self> {
         time.try_into().map(Self).map_err(|_| {
             Error::new(ErrorKind::InvalidInput, "a time is outside of the years -9999 to 9999")
-                .todo("see where it comes from")
+                .help("see where it comes from")
         })
     }
 }
@@ -195,7 +195,7 @@ mod tests {
             assert_eq!(Timestamp::from_sql(&Type::TIMESTAMPTZ, &sent).expect("read"), at(kept));
             assert!(at(written).to_sql_checked(&Type::TIMESTAMP, &mut sent).is_err());
         }
-        // What SQL calls infinity, years that it has and RFC 3339 has not, and half a time.
+        // SQL's infinity, years that SQL has and RFC 3339 does not, and an incomplete value.
         for sent in [i64::MAX, i64::MIN, 9_223_371_331_199_999_999, 252_500_000_000_000_000, -422_000_000_000_000_000] {
             assert!(Timestamp::from_sql(&Type::TIMESTAMPTZ, &sent.to_be_bytes()).is_err(), "{sent}");
         }

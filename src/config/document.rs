@@ -1,13 +1,13 @@
-//! `docs/bounds.md`, made from what `Config::worst_case` says, and `docs/settings.md`, made from the fields of `Config`.
+//! `docs/bounds.md`, made from what `Config::worst_case` says.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Config, FIELDS, WorstCase};
+use super::{Config, WorstCase};
 use crate::id::{Incarnation, PodId};
 use crate::pages;
 use crate::protocol::patience::{Patience, patience_for};
-use crate::protocol::verdict::{HoldReason, Observer, PeerLook, Timing, Verdict};
+use crate::protocol::verdict::{LossObserver, PeerProbe, Verdict, VerdictTiming, WaitFor};
 
 const INTRODUCTION: &str = "\
 # Bounds
@@ -134,13 +134,13 @@ fn the_page_on_bounds_says_what_the_code_does() {
 
 /// What the rule says of pods that one look finds dead, all of one verdict.
 fn verdict_on(killed: usize, pods: usize) -> &'static str {
-    let timing = Timing {
+    let timing = VerdictTiming {
         window: Duration::from_secs(1),
         second_look: Duration::from_millis(250),
         reconnect_grace: Duration::from_secs(10),
         settle: Duration::from_secs(10),
     };
-    let peer = |n: usize| PeerLook {
+    let peer = |n: usize| PeerProbe {
         pod_id: PodId::new(format!("p{n}")).unwrap(),
         incarnation: Incarnation::generate(),
         session: 1,
@@ -150,134 +150,20 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         stated: None,
     };
     let look: Vec<_> = (0..pods - 1).map(peer).collect();
-    let verdicts = Observer::default().decide(&timing, Duration::ZERO, &look).verdicts;
+    let verdicts = LossObserver::default().decide(&timing, Duration::ZERO, &look).verdicts;
     let of_the_dead = verdicts[0].1;
     assert!(verdicts[..killed].iter().all(|(_, verdict)| *verdict == of_the_dead), "{verdicts:?}");
     assert!(verdicts[killed..].iter().all(|(_, verdict)| *verdict == Verdict::Alive), "{verdicts:?}");
     match of_the_dead {
         Verdict::Dead(_) => "no: buried at once",
-        Verdict::Hold(HoldReason::ManyLost, until) => {
+        Verdict::Wait(WaitFor::ManyLost, until) => {
             assert_eq!(until, timing.settle);
             "yes: buried after `settle`"
         }
-        Verdict::Hold(HoldReason::SecondLoss, until) => {
+        Verdict::Wait(WaitFor::SecondLoss, until) => {
             assert_eq!(until, timing.second_look);
             "no: buried after a second probe, a lease / 40 later"
         }
         other => panic!("{killed} of {pods}: {other:?}"),
-    }
-}
-
-const SETTINGS: &str = "\
-# Settings
-
-The fields of `Config`, and the environment variable that `Config::from_env` reads for each. This page is made from the
-comments in [src/config/mod.rs](../src/config/mod.rs). Durations are written `10s` or `2500ms`, switches `true` or `false`.
-You choose one number, `lease`; most other times follow from it. [bounds.md](bounds.md) shows what follows for each kind of
-failure.
-
-| field | environment variable | unit, default, trade-off |
-| --- | --- | --- |
-";
-
-/// Settings that the rest of a pod reads nowhere in [`super::Settings`]: who it is and where its database is.
-const UNRESOLVED: [&str; 7] = ["database_url", "pod_name", "env", "schema", "version", "labels", "migrate"];
-
-/// A public field of a struct in `src/config`: its name, its type, and its comment in one line.
-pub(super) struct Field {
-    pub(super) name: String,
-    pub(super) of: String,
-    comment: String,
-}
-
-/// The settings.
-pub(super) fn settings() -> Vec<Field> {
-    fields(include_str!("mod.rs"), "Config")
-}
-
-/// The fields of a struct that users see.
-fn fields(source: &str, name: &str) -> Vec<Field> {
-    let file = syn::parse_file(source).unwrap();
-    let found = file.items.into_iter().find_map(|item| match item {
-        syn::Item::Struct(s) if s.ident == name => Some(s),
-        _ => None,
-    });
-    let is_hidden = |a: &syn::Attribute| a.path().is_ident("doc") && matches!(a.meta, syn::Meta::List(_));
-    let shown = |f: &syn::Field| matches!(f.vis, syn::Visibility::Public(_)) && !f.attrs.iter().any(is_hidden);
-    let line = |a: &syn::Attribute| match &a.meta {
-        syn::Meta::NameValue(doc) if doc.path.is_ident("doc") => match &doc.value {
-            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value().trim().to_owned()),
-            _ => None,
-        },
-        _ => None,
-    };
-    let fields = found.expect("the struct").fields.into_iter().filter(shown);
-    let read = |f: syn::Field| Field {
-        name: f.ident.clone().unwrap().to_string(),
-        of: type_name(&f.ty),
-        comment: f.attrs.iter().filter_map(line).collect::<Vec<_>>().join(" "),
-    };
-    fields.map(read).collect()
-}
-
-/// The last name of a type, with that of its argument: `Option<Duration>`.
-fn type_name(of: &syn::Type) -> String {
-    let syn::Type::Path(path) = of else { panic!("a field of a struct of settings has a type with a name") };
-    let last = path.path.segments.last().unwrap();
-    match &last.arguments {
-        syn::PathArguments::AngleBracketed(inner) => match inner.args.last() {
-            Some(syn::GenericArgument::Type(inner)) => format!("{}<{}>", last.ident, type_name(inner)),
-            _ => last.ident.to_string(),
-        },
-        _ => last.ident.to_string(),
-    }
-}
-
-/// The environment variable of a field.
-fn variable(field: &str) -> String {
-    match field {
-        "database_url" | "pod_name" => field.to_uppercase(),
-        _ => format!("PODLOCK_{}", field.to_uppercase()),
-    }
-}
-
-/// The comment without links to Rust items: `[`Config::lease`]` becomes `lease`.
-fn in_markdown(comment: &str) -> String {
-    let plain = comment.replace("[`", "`").replace("`]", "`").replace("`Config::", "`").replace("`crate::", "`");
-    plain.replace('|', "\\|")
-}
-
-#[test]
-fn the_page_on_settings_says_what_the_fields_say() {
-    let settings = settings();
-    let names: Vec<&str> = settings.iter().map(|f| f.name.as_str()).collect();
-    assert_eq!(names, FIELDS, "`fields!` lists each setting, in the order of the struct");
-    let mut page = SETTINGS.to_owned();
-    for Field { name, comment, .. } in &settings {
-        writeln!(page, "| `{name}` | `{}` | {} |", variable(name), in_markdown(comment)).unwrap();
-    }
-    pages::renew_or_compare("docs/settings.md", &page);
-}
-
-#[test]
-fn each_setting_is_read_from_its_variable_and_resolved() {
-    let resolved: Vec<String> = fields(include_str!("settings.rs"), "Settings").into_iter().map(|f| f.name).collect();
-    for Field { name, of, .. } in settings() {
-        // A text that no type but a string takes: whoever reads the variable refuses it, by its name.
-        let error = Config::from_vars([(variable(&name), "=".to_owned())]).map(|_| ());
-        if !of.contains("String") || of.contains("Map") {
-            let error = error.expect_err(&name).to_string();
-            assert!(error.contains(&variable(&name)), "{error}");
-        }
-        if of.contains("Duration") {
-            let of_file: Result<Config, _> = serde_json::from_value(serde_json::json!({ &name: "1h" }));
-            assert!(of_file.is_ok(), "{name} lacks #[serde(deserialize_with = \"text::duration\")]: {of_file:?}");
-        }
-        let is_resolved = resolved.contains(&name);
-        assert_ne!(
-            is_resolved,
-            UNRESOLVED.contains(&name.as_str()),
-            "{name}: a field of Settings, or of UNRESOLVED here"
-        );
     }
 }

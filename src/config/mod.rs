@@ -1,18 +1,22 @@
-//! Every setting: its unit, its default, what it trades.
+//! Every setting. `declared.rs` declares each once: its text, default, bound and environment variable.
 //!
 //! A [`Config`] comes from code, from the environment ([`Config::from_env`]) or from any serde source. What is not set
 //! follows from the one number that matters, [`Config::lease`]. [`Config::validate`] resolves it into [`Settings`] and
 //! refuses a combination that would break an order that the protocol needs.
 
+mod declare;
+mod declared;
 #[cfg(test)]
 mod document;
+#[cfg(test)]
+mod page;
 mod settings;
 mod text;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -21,9 +25,10 @@ use crate::id::PodId;
 pub use crate::pg::credentials::PasswordRequest;
 pub(crate) use crate::pg::credentials::{Environment, PasswordSource};
 pub use crate::pg::limits::Keepalives;
+use declared::DECLARED;
+pub use declared::{Config, Settings};
+pub use settings::WorstCase;
 pub(crate) use settings::{KEEP_MAX, KEEP_MIN};
-pub use settings::{Settings, WorstCase};
-use text::Setting;
 
 /// The server frees a burier's or watcher's transaction that fell silent after this time.
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
@@ -63,205 +68,8 @@ pub enum OnStall {
     Evict,
 }
 
-/// The settings of a pod. All durations that are `None` follow from [`Config::lease`]. The lease is at most 1 h, what is kept
-/// at most a thousand years, and any other duration at most 24 days, which is what the server's time-outs can hold.
-///
-/// ```
-/// use std::time::Duration;
-/// let config = podlock::Config::new("postgres://app@db/app").name("web-0").lease(Duration::from_secs(10));
-/// assert_eq!(config.validate()?.self_fence, Duration::from_secs(8));
-/// # Ok::<(), podlock::Error>(())
-/// ```
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Config {
-    /// Where PostgreSQL is: a URL or a key-value string in libpq's words. What it leaves out comes from libpq's
-    /// variables, service file and defaults; a word that cannot be honoured is an error that names it. Environment:
-    /// `DATABASE_URL`. It may hold a password, so it never appears in `Debug`, logs or errors.
-    pub database_url: SecretString,
-    /// The pod's name. Environment: `POD_NAME`. Required where [`Config::env`] is `production`; elsewhere a random
-    /// one is made and logged. It must be unique among living pods, and stable across restarts if a restarted pod is
-    /// to take up its own runs at once.
-    pub pod_name: Option<String>,
-    /// The environment's name. Environment: `PODLOCK_ENV`. Only `production` means something.
-    pub env: Option<String>,
-    /// The schema of podlock's tables, at most 48 bytes. Default `public`. Pods of different schemas know nothing of
-    /// each other.
-    pub schema: String,
-    /// The version of your service, shown to operators. Default: empty.
-    pub version: String,
-    /// Free labels, shown to operators. Environment: `PODLOCK_LABELS=a=b,c=d`.
-    #[serde(deserialize_with = "text::pairs")]
-    pub labels: BTreeMap<String, String>,
-    /// The lease: how long the server lets a silent liveness session live. Default 10 s, at least 2 s, at most 1 h.
-    /// Shorter finds frozen and cut-off pods sooner and tolerates shorter outages; a killed process is found within
-    /// milliseconds whatever the lease is. Give all pods of a service the same. While it is changed, they wait for each other
-    /// for as long as the longer one says: `docs/bounds.md`.
-    #[serde(deserialize_with = "text::duration")]
-    pub lease: Duration,
-    /// How often the liveness session is pinged. Default lease / 5.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub ping_interval: Option<Duration>,
-    /// How long a ping may go unanswered. Default lease / 5.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub ping_timeout: Option<Duration>,
-    /// L7: a pod that was silent this long cancels its runs. Default 0.8 × lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub self_fence: Option<Duration>,
-    /// L2: how long a pod must have held its lock without a break before it may bury, and how long it waits where
-    /// many pods were lost at once. Default: lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub settle: Option<Duration>,
-    /// How long a pod whose liveness session broke while its process lives may take to come back. Default: lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub reconnect_grace: Option<Duration>,
-    /// The longest delay between two tries to reconnect, jittered. Default lease / 20.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub reconnect_backoff_max: Option<Duration>,
-    /// How often held peers are probed. Default lease / 40.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub hold_probe_interval: Option<Duration>,
-    /// How often a pod looks at all its peers and at all orphans, jittered by a tenth. Default min(5 s, lease / 3).
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub sweep_interval: Option<Duration>,
-    /// How long one slice of the watch waits. Default min(lease / 10, 0.9 × the server's `deadlock_timeout`,
-    /// 0.9 × its `log_min_duration_statement`).
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub watch_slice: Option<Duration>,
-    /// How often the pod writes the next event index, if it made progress, and looks at the indices of its peers. A pod that
-    /// beats less often than its peers look is given as many of its own intervals. Default: lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub beat_interval: Option<Duration>,
-    /// After how many looks, a `beat_interval` apart, a peer is suspected whose beats have stopped. Default 3, at least 1.
-    pub stall_cycles: u32,
-    /// What is done about a suspected peer. Default: report.
-    pub on_stall: OnStall,
-    /// How long the application's runtime may go without running a task before the pod ends its sessions.
-    /// Default: lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub stall_after: Option<Duration>,
-    /// How long a starting pod waits behind a predecessor of its name that is still dying. Default 2 × lease.
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub acquire_timeout: Option<Duration>,
-    /// How long connecting to one host may take, handshake included. Default: the connection string's
-    /// `connect_timeout`, else min(5 s, lease / 2).
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub connect_timeout: Option<Duration>,
-    /// How long a statement of ours may take, on the server and on our side. Default max(1.5 s, lease / 2).
-    #[serde(deserialize_with = "text::optional_duration")]
-    pub statement_timeout: Option<Duration>,
-    /// How long orphans of a dead pod are left alone before this pod claims them. Default 0. For services that want
-    /// a gap between the old and the new owner where a pod's sessions were ended under it (L7).
-    #[serde(deserialize_with = "text::duration")]
-    pub claim_delay: Duration,
-    /// Whether deaths are pushed by a watch session. Default true; `false` saves one connection and finds deaths by
-    /// the sweep alone.
-    pub push: bool,
-    /// Whether a starting pod brings the schema up to date. Default true.
-    pub migrate: bool,
-    /// What happens to runs at `self_fence`. Default: cancel.
-    pub on_detach: OnDetach,
-    /// The most runs that this pod runs at a time. Default 100.
-    pub capacity: usize,
-    /// The most runs of a kind, where that is fewer. Environment: `PODLOCK_CAPACITY_OF=a=2,b=10`. What a pod has no room
-    /// for waits for another pod, or for room. Default: [`Config::capacity`] for each.
-    #[serde(deserialize_with = "text::pairs")]
-    pub capacity_of: BTreeMap<String, usize>,
-    /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is quarantined
-    /// instead of claimed. Lower keeps a run that brings its pods down from more of them; higher spares runs that make no
-    /// progress for long on pods that are killed often. Keep it below the number of pods: the last pod that can take such a
-    /// run gives it up after two. Default 3; 0: a run is never set aside, also not by the last pod. Give all pods of a service the same.
-    pub max_crashes: u32,
-    /// The most connections of the pool, opened as needed, beside the dedicated ones: three, and one more while readers are
-    /// attached to streams. Default 4.
-    pub pool_size: usize,
-    /// For how long runs are kept that have succeeded or were cancelled, with their attempts. 0, the default: for ever.
-    /// Else at least 1 h, by the server's clock, after which a pod deletes them in small batches. What a run put out is the
-    /// service's own; say for how long it is needed.
-    #[serde(deserialize_with = "text::duration")]
-    pub keep_runs: Duration,
-    /// The same of runs that have failed or were quarantined: operators want to see those for longer. Default 0: for ever.
-    #[serde(deserialize_with = "text::duration")]
-    pub keep_failed_runs: Duration,
-    /// The same of the log of the pods' lives and of incarnations that have ended. Default 30 days. The log then begins with
-    /// a snapshot of the roster; an incarnation that a running run names is kept.
-    #[serde(deserialize_with = "text::duration")]
-    pub keep_events: Duration,
-    /// How often a pod looks for what need not be kept any more, jittered by a half. Default 10 min.
-    #[serde(deserialize_with = "text::duration")]
-    pub prune_interval: Duration,
-    /// The most bytes of a run's result, or of its standard output, as they are stored. Default 16 MiB, at most 128 MiB.
-    /// What is larger is refused as [`ErrorKind::TooLarge`], never cut.
-    pub result_max_bytes: usize,
-    /// The same of a run's standard error. Default 1 MiB.
-    pub stderr_max_bytes: usize,
-    /// The most bytes of a checkpoint, as JSON text. Default 16 MiB, at most 128 MiB. What is larger is refused as
-    /// [`ErrorKind::TooLarge`]. Each checkpoint replaces the one before it, whole, and the next attempt reads it before it
-    /// begins: larger ones cost the database and every takeover. Keep what is large elsewhere, and its place here.
-    pub checkpoint_max_bytes: usize,
-    /// The same of what a run is started with.
-    pub input_max_bytes: usize,
-    /// The newest version of the schema that the pod is to know: how tests make a binary of an older release.
-    #[doc(hidden)]
-    #[serde(skip)]
-    pub schema_knows: Option<i32>,
-    /// libpq's variables that came with the rest; `None`: those of the process.
-    #[serde(skip)]
-    pub(crate) environment: Option<Environment>,
-    /// Where passwords are asked for.
-    #[serde(skip)]
-    pub(crate) password_source: Option<PasswordSource>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            database_url: SecretString::default(),
-            pod_name: None,
-            env: None,
-            schema: "public".to_owned(),
-            version: String::new(),
-            labels: BTreeMap::new(),
-            lease: Duration::from_secs(10),
-            ping_interval: None,
-            ping_timeout: None,
-            self_fence: None,
-            settle: None,
-            reconnect_grace: None,
-            reconnect_backoff_max: None,
-            hold_probe_interval: None,
-            sweep_interval: None,
-            watch_slice: None,
-            beat_interval: None,
-            stall_cycles: 3,
-            on_stall: OnStall::Report,
-            stall_after: None,
-            acquire_timeout: None,
-            connect_timeout: None,
-            statement_timeout: None,
-            claim_delay: Duration::ZERO,
-            push: true,
-            migrate: true,
-            on_detach: OnDetach::Cancel,
-            capacity: 100,
-            capacity_of: BTreeMap::new(),
-            max_crashes: 3,
-            pool_size: 4,
-            keep_runs: Duration::ZERO,
-            keep_failed_runs: Duration::ZERO,
-            keep_events: Duration::from_secs(30 * 24 * 60 * 60),
-            prune_interval: Duration::from_secs(10 * 60),
-            result_max_bytes: 16 << 20,
-            stderr_max_bytes: 1 << 20,
-            checkpoint_max_bytes: 16 << 20,
-            input_max_bytes: 16 << 20,
-            schema_knows: None,
-            environment: None,
-            password_source: None,
-        }
-    }
-}
+/// For each setting that an environment variable gave: the variable's name and its text.
+type Variables = BTreeMap<&'static str, (String, String)>;
 
 impl Config {
     /// The defaults, on the database at `database_url`.
@@ -270,7 +78,7 @@ impl Config {
         Self { database_url: SecretString::from(database_url.into()), ..Self::default() }
     }
 
-    /// Reads `DATABASE_URL`, `POD_NAME` and `PODLOCK_<FIELD>` for every field of this type, and libpq's `PG*`.
+    /// Reads `DATABASE_URL`, `POD_NAME` and `PODLOCK_<FIELD>` for every other field of this type, and libpq's `PG*`.
     ///
     /// A `PODLOCK_` variable that is no setting is logged and passed over: Kubernetes makes such variables by itself
     /// for a service of that name.
@@ -286,8 +94,8 @@ impl Config {
                 Ok(value) => vars.push((name, value)),
                 Err(_) if is_ours(&name) => {
                     return Err(Error::new(ErrorKind::Config, format!("environment variable {name} is not UTF-8"))
-                        .left("nothing was started")
-                        .todo("set it to text"));
+                        .state("nothing was started")
+                        .help("set it to text"));
                 }
                 Err(_) => {}
             }
@@ -303,33 +111,38 @@ impl Config {
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         let vars: Vec<_> = vars.into_iter().collect();
         let environment = vars.iter().cloned().collect();
-        let mut fields = BTreeMap::new();
-        for (name, value) in vars {
-            let field = match name.as_str() {
-                "DATABASE_URL" => "database_url".to_owned(),
-                "POD_NAME" => "pod_name".to_owned(),
-                _ => match name.strip_prefix("PODLOCK_") {
-                    Some(field) => field.to_ascii_lowercase(),
-                    None => continue,
-                },
-            };
-            // Two fields have names of their own, and those alone.
-            let alias = matches!(name.as_str(), "PODLOCK_DATABASE_URL" | "PODLOCK_POD_NAME");
-            if FIELDS.contains(&field.as_str()) && !alias {
-                fields.insert(field, (name, value));
-            } else if !is_known_other(&name) {
-                tracing::warn!(target: "podlock", event = "unknown_setting", variable = %name, "this variable is no setting of podlock's; passed over");
+        let mut read = Variables::new();
+        for (variable, text) in vars {
+            if let Some(name) = setting_of(&variable) {
+                read.insert(name, (variable, text));
+            } else if variable.starts_with("PODLOCK_") && !is_known_other(&variable) {
+                tracing::warn!(
+                    target: "podlock", event = "unknown_setting", %variable,
+                    "this variable is no setting of podlock's; passed over"
+                );
             }
         }
         let mut config = Self { environment: Some(environment), ..Self::default() };
-        for (field, (name, value)) in fields {
-            config.set_text(&field, &value).map_err(|fault| {
+        for (name, (variable, text)) in &read {
+            config.set_text(name, text).map_err(|fault| {
                 // No value of a secret gets here: it accepts any text.
-                Error::new(ErrorKind::Config, format!("environment variable {name} cannot be used: {value:?}: {fault}"))
-                    .todo("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
+                let what =
+                    format!("environment variable {variable} (setting {name}) cannot be used: {text:?}: {fault}");
+                Error::new(ErrorKind::Config, what)
+                    .state("nothing was started")
+                    .help("durations are written 10s or 2500ms, switches true or false, labels a=b,c=d")
             })?;
         }
+        // It may hold a password, and no error asks for its text.
+        read.remove("database_url");
+        config.variables = read;
         Ok(config)
+    }
+
+    /// The environment variable that gave the setting `name` the value that it has now.
+    fn variable_of(&self, name: &str) -> Option<&str> {
+        let (variable, text) = self.variables.get(name)?;
+        self.is_text(name, text).then_some(variable.as_str())
     }
 
     /// Sets [`Config::pod_name`].
@@ -415,7 +228,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] naming the two values that contradict each other.
+    /// [`ErrorKind::Config`] naming the setting that is out of its bound, or the two values that contradict each other,
+    /// and the environment variables that set them.
     pub fn validate(&self) -> Result<Settings> {
         Settings::resolve(self)
     }
@@ -432,12 +246,15 @@ impl Config {
     /// The pod's name: the given one, or a random one where that is allowed.
     pub(crate) fn resolve_name(&self) -> Result<PodId> {
         if let Some(name) = self.pod_name.as_deref().filter(|n| !n.is_empty()) {
-            return PodId::new(name);
+            return PodId::new(name).map_err(|error| match self.variable_of("pod_name") {
+                Some(variable) => error.during(&format!("reading environment variable {variable} (setting pod_name)")),
+                None => error.during("reading the setting pod_name"),
+            });
         }
         if self.env.as_deref().is_some_and(|e| e.trim().eq_ignore_ascii_case("production")) {
             return Err(Error::new(ErrorKind::Config, "POD_NAME is missing or empty, and PODLOCK_ENV is production")
-                .left("the pod was not started")
-                .todo(
+                .state("the pod was not started")
+                .help(
                     "set POD_NAME from the Kubernetes downward API (env: name: POD_NAME, valueFrom: fieldRef: \
                      fieldPath: metadata.name), or pass a name that is unique among your living pods",
                 ));
@@ -452,6 +269,13 @@ impl Config {
     }
 }
 
+/// The setting that an environment variable sets. What follows `PODLOCK_` may be of any case.
+fn setting_of(variable: &str) -> Option<&'static str> {
+    let of_ours = |name: &str| name.strip_prefix("PODLOCK_").map(str::to_ascii_uppercase);
+    let is = |known: &str| known == variable || (of_ours(known).is_some() && of_ours(known) == of_ours(variable));
+    DECLARED.iter().find(|setting| is(setting.variable)).map(|setting| setting.name)
+}
+
 fn is_ours(name: &str) -> bool {
     matches!(name, "DATABASE_URL" | "POD_NAME") || name.starts_with("PODLOCK_")
 }
@@ -463,71 +287,6 @@ fn is_known_other(name: &str) -> bool {
         || name.contains("_PORT")
 }
 
-/// Makes the list of fields and the function that sets one of them, so that neither can miss one.
-macro_rules! fields {
-    ($($field:ident),* $(,)?) => {
-        const FIELDS: &[&str] = &[$(stringify!($field)),*];
-
-        impl Config {
-            /// Sets one of [`FIELDS`] from text.
-            fn set_text(&mut self, field: &str, text: &str) -> Result<(), String> {
-                match field {
-                    $(stringify!($field) => self.$field = Setting::from_text(text)?,)*
-                    _ => return Err("no setting has this name".to_owned()),
-                }
-                Ok(())
-            }
-
-            /// Fails to compile when a field is missing from the list.
-            #[cfg(test)]
-            fn every_field_is_listed(self) {
-                let Self { $($field: _,)* schema_knows: _, environment: _, password_source: _ } = self;
-            }
-        }
-    };
-}
-fields!(
-    database_url,
-    pod_name,
-    env,
-    schema,
-    version,
-    labels,
-    lease,
-    ping_interval,
-    ping_timeout,
-    self_fence,
-    settle,
-    reconnect_grace,
-    reconnect_backoff_max,
-    hold_probe_interval,
-    sweep_interval,
-    watch_slice,
-    beat_interval,
-    stall_cycles,
-    on_stall,
-    stall_after,
-    acquire_timeout,
-    connect_timeout,
-    statement_timeout,
-    claim_delay,
-    push,
-    migrate,
-    on_detach,
-    capacity,
-    capacity_of,
-    max_crashes,
-    pool_size,
-    keep_runs,
-    keep_failed_runs,
-    keep_events,
-    prune_interval,
-    result_max_bytes,
-    stderr_max_bytes,
-    checkpoint_max_bytes,
-    input_max_bytes,
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -538,7 +297,6 @@ mod tests {
 
     #[test]
     fn every_field_can_come_from_the_environment() {
-        Config::default().every_field_is_listed();
         let config = Config::from_vars(vars(&[
             ("DATABASE_URL", "postgres://u:secret@h/d"),
             ("POD_NAME", "web-0"),
@@ -593,9 +351,64 @@ mod tests {
     }
 
     #[test]
+    fn an_error_in_a_file_names_the_setting() {
+        for (file, name) in [
+            (r#"{"lease":10}"#, "setting lease: "),
+            (r#"{"settle":"soon"}"#, "setting settle: "),
+            (r#"{"capacity":-1}"#, "setting capacity: "),
+            (r#"{"push":"yes"}"#, "setting push: "),
+            (r#"{"on_stall":"kill"}"#, "setting on_stall: "),
+            (r#"{"capacity_of":"big=many"}"#, "setting capacity_of: "),
+            (r#"{"database_url":5}"#, "setting database_url: "),
+            (r#"{"push":true,"push":false}"#, "duplicate field `push`"),
+            (r#"{"leese":"3s"}"#, "unknown field `leese`, expected one of `pod_name`"),
+            (r#"["host=h"]"#, "expected a map of podlock's settings"),
+            (r#"{"variables":{}}"#, "unknown field `variables`"),
+            (r#"{"schema_knows":1}"#, "unknown field `schema_knows`"),
+        ] {
+            let error = serde_json::from_str::<Config>(file).expect_err(file).to_string();
+            assert!(error.contains(name), "{file}: {error}");
+            assert_eq!(error.matches(" at line 1 column ").count(), 1, "{file}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_refused_setting_names_the_variable_that_set_it() {
+        let refused = |set: &[(&str, &str)], change: fn(&mut Config)| {
+            let config = Config::from_vars(vars(set)).expect("accepted").with(change);
+            config.validate().expect_err("refused").to_string()
+        };
+        for (variable, text, words) in [
+            ("PODLOCK_LEASE", "1s", "lease is 1s, but must be from 2 s to 1 h"),
+            ("PODLOCK_capacity", "0", "capacity is 0, but must be from 1 to 1000000"),
+            ("PODLOCK_CAPACITY_OF", "big=0", "capacity_of \"big\" is 0"),
+            ("PODLOCK_SETTLE", "1s", "settle, 1s"),
+            ("PODLOCK_SCHEMA", "pg_x", "schema \"pg_x\" cannot be used"),
+        ] {
+            let error = refused(&[(variable, text)], |_| ());
+            assert!(error.contains(words), "{error}");
+            assert!(error.contains(&format!("(set by environment variable {variable})")), "{error}");
+        }
+        let both = refused(&[("PODLOCK_PING_INTERVAL", "5s"), ("PODLOCK_SELF_FENCE", "6s")], |_| ());
+        assert!(both.contains("PODLOCK_PING_INTERVAL and PODLOCK_SELF_FENCE"), "{both}");
+        // What code has set since is not the variable's fault.
+        let of_code = refused(&[("PODLOCK_CAPACITY", "7")], |c| c.capacity = 0);
+        assert!(of_code.contains("capacity is 0") && !of_code.contains("PODLOCK_"), "{of_code}");
+        let unnamed = refused(&[("PODLOCK_LEASE", "9s")], |c| c.capacity = 0);
+        assert!(!unnamed.contains("PODLOCK_LEASE"), "{unnamed}");
+
+        let name = Config::from_vars(vars(&[("POD_NAME", "a\nb")])).expect("accepted").resolve_name();
+        let name = name.expect_err("refused").to_string();
+        assert!(name.contains("POD_NAME") && name.contains("pod_name"), "{name}");
+    }
+
+    #[test]
     fn the_password_is_not_in_debug() {
-        let shown = format!("{:?}", Config::new("postgres://u:hunter2@h/d"));
-        assert!(!shown.contains("hunter2"), "{shown}");
+        let of_variables = Config::from_vars(vars(&[("DATABASE_URL", "postgres://u:hunter2@h/d")])).expect("accepted");
+        for config in [Config::new("postgres://u:hunter2@h/d"), of_variables] {
+            let shown = format!("{config:?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
     }
 
     #[test]

@@ -1,85 +1,176 @@
-//! Settings from text: what an environment variable, or a text of any other source, may hold.
+//! What each type of setting does: which text an environment variable may hold, which value a file may hold, how an
+//! unset one is resolved, and how a bound is checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{Error, IntoDeserializer as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{OnDetach, OnStall};
+use super::declare::Bound;
+use super::declared::NAMES;
+use super::{Config, OnDetach, OnStall};
 
-/// A setting that an environment variable can hold.
+/// A type of settings in [`Config`].
 pub(super) trait Setting: Sized {
+    /// The type in [`super::Settings`].
+    type Resolved;
+
     /// The setting, or what is wrong with the text. The caller shows the text of a wrong one, so a secret accepts any.
     fn from_text(text: &str) -> Result<Self, String>;
+    /// The setting from a file.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
+    /// The setting where nothing sets it.
+    fn unset(default: impl FnOnce() -> Self::Resolved) -> Self;
+    /// The setting, or the default where it is not set.
+    fn resolved(&self, default: impl FnOnce() -> Self::Resolved) -> Self::Resolved;
+    /// Both are the same setting.
+    fn same(&self, other: &Self) -> bool;
+}
+
+/// A type whose every value is set: its default does not follow from the lease.
+macro_rules! always_set {
+    () => {
+        type Resolved = Self;
+
+        fn unset(default: impl FnOnce() -> Self) -> Self {
+            default()
+        }
+
+        fn resolved(&self, _: impl FnOnce() -> Self) -> Self {
+            self.clone()
+        }
+    };
+}
+
+/// A type that a file holds as serde does by itself.
+macro_rules! plain {
+    ($($type:ty, |$text:ident| $from_text:expr;)+) => {
+        $(
+            impl Setting for $type {
+                always_set!();
+
+                fn from_text($text: &str) -> Result<Self, String> {
+                    $from_text
+                }
+
+                fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    Self::deserialize(deserializer)
+                }
+
+                fn same(&self, other: &Self) -> bool {
+                    self == other
+                }
+            }
+        )+
+    };
+}
+plain! {
+    String, |text| Ok(text.to_owned());
+    bool, |text| text.parse().map_err(|_| "it is neither true nor false".to_owned());
+    u32, |text| text.parse().map_err(|_| format!("it is not a whole number from 0 to {}", Self::MAX));
+    usize, |text| text.parse().map_err(|_| format!("it is not a whole number from 0 to {}", Self::MAX));
+    OnDetach, |text| word(text);
+    OnStall, |text| word(text);
 }
 
 impl Setting for SecretString {
+    always_set!();
+
     fn from_text(text: &str) -> Result<Self, String> {
         Ok(Self::from(text))
     }
-}
 
-impl Setting for String {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Ok(text.to_owned())
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
     }
-}
 
-impl Setting for bool {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "it is neither true nor false".to_owned())
-    }
-}
-
-impl Setting for u32 {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("it is not a whole number from 0 to {}", Self::MAX))
-    }
-}
-
-impl Setting for usize {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("it is not a whole number from 0 to {}", Self::MAX))
+    fn same(&self, other: &Self) -> bool {
+        self.expose_secret() == other.expose_secret()
     }
 }
 
 impl Setting for Duration {
+    always_set!();
+
     fn from_text(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text).map_err(|e| format!("it is not a duration: {e}"))
     }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AsText;
+
+        impl Visitor<'_> for AsText {
+            type Value = Duration;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"10s\"")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+                Duration::from_text(text).map_err(|why| E::custom(format!("{text:?}: {why}")))
+            }
+        }
+
+        deserializer.deserialize_str(AsText)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self == other
+    }
 }
 
-impl<T: Setting> Setting for Option<T> {
+impl<T: Setting<Resolved = T> + Clone> Setting for Option<T> {
+    type Resolved = T;
+
     fn from_text(text: &str) -> Result<Self, String> {
         T::from_text(text).map(Some)
     }
-}
 
-impl Setting for OnDetach {
-    fn from_text(text: &str) -> Result<Self, String> {
-        word(text)
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::<Written<T>>::deserialize(deserializer).map(|some| some.map(|written| written.0))
     }
-}
 
-impl Setting for OnStall {
-    fn from_text(text: &str) -> Result<Self, String> {
-        word(text)
+    fn unset(_: impl FnOnce() -> T) -> Self {
+        None
+    }
+
+    fn resolved(&self, default: impl FnOnce() -> T) -> T {
+        self.clone().unwrap_or_else(default)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Some(one), Some(other)) => one.same(other),
+            (None, None) => true,
+            _ => false,
+        }
     }
 }
 
 impl<T> Setting for BTreeMap<String, T>
 where
-    T: for<'de> Deserialize<'de> + FromStr,
+    T: for<'de> Deserialize<'de> + FromStr + Clone + PartialEq,
     T::Err: fmt::Display,
 {
+    always_set!();
+
     fn from_text(text: &str) -> Result<Self, String> {
         Pairs(PhantomData).visit_str(text).map_err(|e: ValueError| e.to_string())
+    }
+
+    /// A map, or text like that in the environment.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Pairs(PhantomData))
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self == other
     }
 }
 
@@ -89,46 +180,80 @@ fn word<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     T::deserialize(text).map_err(|e| e.to_string())
 }
 
-/// A duration that is written as in the environment.
-pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    Written::deserialize(deserializer).map(|written| written.0)
+/// A resolved setting that can be out of its bound.
+pub(super) trait Within {
+    /// What the bound is about.
+    type Of;
+
+    /// Which value is out of the bound: ` is 5s`, ` "kind" is 0`.
+    fn out_of(&self, bound: &Bound<Self::Of>) -> Option<String>;
 }
 
-/// [`duration`], or nothing.
-pub(super) fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    Option::<Written>::deserialize(deserializer).map(|some| some.map(|written| written.0))
-}
+macro_rules! within {
+    ($($type:ty),+) => {
+        $(
+            impl Within for $type {
+                type Of = Self;
 
-/// A map, or text like that in the environment.
-pub(super) fn pairs<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + FromStr,
-    T::Err: fmt::Display,
-{
-    deserializer.deserialize_any(Pairs(PhantomData))
-}
-
-/// A duration that was read from text.
-struct Written(Duration);
-
-impl<'de> Deserialize<'de> for Written {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AsText;
-
-        impl Visitor<'_> for AsText {
-            type Value = Written;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as \"10s\"")
+                fn out_of(&self, bound: &Bound<Self>) -> Option<String> {
+                    (!bound.holds(self)).then(|| format!(" is {self:?}"))
+                }
             }
+        )+
+    };
+}
+within!(Duration, u32, usize);
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Written, E> {
-                Duration::from_text(text).map(Written).map_err(|why| E::custom(format!("{text:?}: {why}")))
+impl<T: Within<Of = T>> Within for BTreeMap<String, T> {
+    type Of = T;
+
+    fn out_of(&self, bound: &Bound<T>) -> Option<String> {
+        self.iter().find_map(|(key, value)| Some(format!(" {key:?}{}", value.out_of(bound)?)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_struct("Config", NAMES, Named)
+    }
+}
+
+/// The settings of a file, each by its name.
+struct Named;
+
+impl<'de> Visitor<'de> for Named {
+    type Value = Config;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of podlock's settings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
+        let (mut config, mut read) = (Config::default(), BTreeSet::new());
+        while let Some(name) = map.next_key::<String>()? {
+            config.set_next(&name, &mut map)?;
+            if let Some(twice) = NAMES.iter().find(|known| **known == name)
+                && !read.insert(*twice)
+            {
+                return Err(A::Error::duplicate_field(twice));
             }
         }
+        Ok(config)
+    }
+}
 
-        deserializer.deserialize_str(AsText)
+/// The value of the setting `name`, which comes next in `map`. An error names the setting.
+pub(super) fn next_value<'de, A: MapAccess<'de>, T: Setting>(name: &str, map: &mut A) -> Result<T, A::Error> {
+    let value = map.next_value::<Written<T>>().map_err(|e| A::Error::custom(format_args!("setting {name}: {e}")))?;
+    Ok(value.0)
+}
+
+/// A setting as a file holds it.
+struct Written<T>(T);
+
+impl<'de, T: Setting> Deserialize<'de> for Written<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::read(deserializer).map(Self)
     }
 }
 
@@ -171,7 +296,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     const MS: u64 = 1;
     const SECOND: u64 = 1000 * MS;

@@ -1,4 +1,4 @@
-//! `docs/errors.md`, made from the tables in the code, so that neither can say what the other does not.
+//! Makes `docs/errors.md` from the tables in the code, so that the page and the code always agree.
 
 use std::fmt::Write as _;
 
@@ -52,26 +52,26 @@ fn document() -> String {
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for kind in ErrorKind::ALL {
-        let [means, left, todo] = kind.words();
+        let [means, state, help] = kind.words();
         let passes = yes_or_no(kind.is_transient());
         let elsewhere = yes_or_no(kind.retry_elsewhere());
         let (name, status) = (kind.as_str(), kind.http_status());
-        writeln!(text, "| `{name}` | `{kind:?}` | {means} | {passes} | {elsewhere} | {status} | {left} | {todo} |")
+        writeln!(text, "| `{name}` | `{kind:?}` | {means} | {passes} | {elsewhere} | {status} | {state} | {help} |")
             .unwrap();
     }
     text.push_str(SQLSTATES);
     text.push_str("| SQLSTATE | condition | kind | passes | what to do |\n| --- | --- | --- | --- | --- |\n");
     for rule in RULES {
         let pattern = rule.pattern();
-        // Asked of a real error, so that the column is what a caller will see.
+        // This asks a real error, so that the column shows what a caller will see.
         let passes = yes_or_no(Error::new(rule.kind, "").with_sqlstate(&pattern).is_transient());
-        let (condition, kind, todo) = (rule.condition.to_lowercase(), rule.kind.as_str(), rule.todo);
-        writeln!(text, "| `{pattern}` | {condition} | `{kind}` | {passes} | {todo} |").unwrap();
+        let (condition, kind, help) = (rule.condition.to_lowercase(), rule.kind.as_str(), rule.help);
+        writeln!(text, "| `{pattern}` | {condition} | `{kind}` | {passes} | {help} |").unwrap();
     }
     text.push_str(DRIVER);
     text.push_str("| its text begins | kind | what to do |\n| --- | --- | --- |\n");
-    for (begins, kind, todo) in REFUSED_BY_DRIVER {
-        writeln!(text, "| {begins} | `{}` | {todo} |", kind.as_str()).unwrap();
+    for (begins, kind, help) in REFUSED_BY_DRIVER {
+        writeln!(text, "| {begins} | `{}` | {help} |", kind.as_str()).unwrap();
     }
     text
 }
@@ -86,12 +86,12 @@ fn every_kind_and_every_sqlstate_says_what_to_do_and_names_are_unique() {
     let mut names = std::collections::BTreeSet::new();
     for kind in ErrorKind::ALL {
         assert!(names.insert(kind.as_str()), "{kind:?} bears the name of another kind");
-        let [means, left, todo] = kind.words();
-        for sentence in [means, left, todo] {
+        let [means, state, help] = kind.words();
+        for sentence in [means, state, help] {
             assert!(sentence.ends_with('.') && !sentence.contains('|'), "{kind:?}: {sentence:?} is no sentence");
         }
     }
     for rule in RULES {
-        assert!(!rule.todo.is_empty() && !rule.todo.contains('|'), "{}", rule.pattern());
+        assert!(!rule.help.is_empty() && !rule.help.contains('|'), "{}", rule.pattern());
     }
 }

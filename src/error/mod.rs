@@ -1,4 +1,4 @@
-//! One opaque error: what failed, on what, in what state it left things, what to do.
+//! podlock's opaque error. It says what failed, on what, what state was left, and what to do.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,35 +10,35 @@ use uuid::Uuid;
 mod document;
 pub(crate) mod rules;
 
-/// The result of everything in this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Defines [`ErrorKind`] with everything that is said of a kind in one place: its stable name, whether it may pass by itself,
-/// whether another pod may do at once what this one cannot, its HTTP status, its meaning, in what state it leaves things,
-/// what to do. The documentation is made from the same words.
+/// Defines [`ErrorKind`]. All facts about a kind are in one place: its stable name, whether it may pass by itself,
+/// whether another pod may succeed at once, its HTTP status, its meaning, the state that it leaves, and what to do. The
+/// documentation is made from the same words.
 macro_rules! kinds {
     ($($kind:ident = $name:literal, $passes:ident, $elsewhere:ident, $status:literal {
         means: $means:literal,
-        left: $left:literal,
-        todo: $todo:literal $(,)?
+        state: $state:literal,
+        help: $help:literal $(,)?
     })+) => {
-        /// What went wrong, for code that must tell cases apart. More kinds may be added.
+        /// The kind of a failure, for code that must tell cases apart. More kinds may be added.
         ///
-        /// Each says in what state it leaves things and what to do; a message may say it more exactly.
+        /// Each kind says what state is left and what to do. A message may be more exact.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorKind {
             $(
                 #[doc = $means]
                 ///
-                #[doc = $left]
-                #[doc = $todo]
+                #[doc = $state]
+                #[doc = $help]
                 $kind,
             )+
         }
 
         impl ErrorKind {
-            /// Every kind of this version.
+            /// Every kind that this version knows.
             pub const ALL: &'static [Self] = &[$(Self::$kind),+];
 
             /// The kind's stable name, in snake case, for logs and JSON.
@@ -49,8 +49,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed later without anybody changing anything. [`Error::is_transient`] knows
-            /// more: it looks at the server's SQLSTATE as well.
+            /// True if the same call may succeed later without a change by anybody. [`Error::is_transient`] is more
+            /// exact: it also uses the server's SQLSTATE.
             #[must_use]
             pub const fn is_transient(self) -> bool {
                 match self {
@@ -58,8 +58,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] knows more:
-            /// it looks at whether the call may have been done here all the same.
+            /// True if the same call may succeed at once on another pod of the service. [`Error::retry_elsewhere`] is
+            /// more exact: it also asks whether the call may have been done here all the same.
             #[must_use]
             pub const fn retry_elsewhere(self) -> bool {
                 match self {
@@ -67,7 +67,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind's HTTP status. [`Error::http_status`] knows more: it looks at the server's SQLSTATE as well.
+            /// The kind's HTTP status. [`Error::http_status`] is more exact: it also uses the server's SQLSTATE.
             #[must_use]
             pub const fn http_status(self) -> u16 {
                 match self {
@@ -75,11 +75,11 @@ macro_rules! kinds {
                 }
             }
 
-            /// What it means, in what state it leaves things, what to do.
+            /// The kind's meaning, the state that it leaves, and what to do.
             #[cfg(test)]
             const fn words(self) -> [&'static str; 3] {
                 match self {
-                    $(Self::$kind => [$means, $left, $todo],)+
+                    $(Self::$kind => [$means, $state, $help],)+
                 }
             }
         }
@@ -93,175 +93,176 @@ macro_rules! kinds {
 kinds! {
     Config = "config", lasting, here, 500 {
         means: "A setting is missing, malformed or contradicts another.",
-        left: "Nothing was started or sent.",
-        todo: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
+        state: "Nothing was started or sent.",
+        help: "Correct the setting, or the word of `DATABASE_URL`, that the message names.",
     }
     Unreachable = "unreachable", transient, here, 503 {
         means: "No server could be reached.",
-        left: "No statement was sent.",
-        todo: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
+        state: "No statement was sent.",
+        help: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
                itself.",
     }
     Tls = "tls", lasting, here, 500 {
         means: "The TLS handshake failed, or a certificate was refused.",
-        left: "No statement was sent, and no password.",
-        todo: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
+        state: "No statement was sent, and no password.",
+        help: "Correct `sslmode` or the certificates that `DATABASE_URL` names, or the server's own.",
     }
     AuthFailed = "auth_failed", lasting, here, 500 {
         means: "The server refused the user or the password.",
-        left: "No statement was sent.",
-        todo: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
+        state: "No statement was sent.",
+        help: "Correct the user or the password in `DATABASE_URL`, or the server's `pg_hba.conf`.",
     }
     Timeout = "timeout", transient, here, 503 {
         means: "A step did not end within its time limit; the message names the step.",
-        left: "A read changed nothing; a write may have been done or not.",
-        todo: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
+        state: "A read changed nothing; a write may have been done or not.",
+        help: "See whether the server is overloaded, stopped or cut off. Before repeating a write, see its `# Cancel \
                safety`: what holds for a dropped call holds here.",
     }
     Standby = "standby", lasting, here, 503 {
         means: "The server is a standby: it takes no writes and its locks mean nothing.",
-        left: "Nothing was written.",
-        todo: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
+        state: "Nothing was written.",
+        help: "Point `DATABASE_URL` at the primary, or name all hosts in it. Writes of a run wait for a failover by \
                themselves.",
     }
     PooledLock = "pooled_lock", lasting, here, 500 {
         means: "Something between the pod and the server hands out other backends, or its session locks do nothing.",
-        left: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
-        todo: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
+        state: "A pod that was starting is not registered; one that was up has ended, and its runs were told to stop.",
+        help: "Point `DATABASE_URL` at PostgreSQL itself, or at a pooler in session mode.",
     }
     NameTaken = "name_taken", lasting, here, 500 {
         means: "A live pod holds this name, or somebody who is no pod holds its lock. The message says who.",
-        left: "Nothing was registered; the holder is undisturbed.",
-        todo: "Give each living pod its own name, or wait until the other has ended; or end who is no pod, with \
+        state: "Nothing was registered; the holder is undisturbed.",
+        help: "Give each living pod its own name, or wait until the other has ended; or end who is no pod, with \
                `pg_terminate_backend`.",
     }
     KeyCollision = "key_collision", lasting, here, 500 {
         means: "Another name hashes to the same lock key.",
-        left: "Nothing was registered; the other pod is undisturbed.",
-        todo: "Give one of the two another name.",
+        state: "Nothing was registered; the other pod is undisturbed.",
+        help: "Give one of the two another name.",
     }
     SchemaMissing = "schema_missing", lasting, here, 500 {
         means: "podlock's tables are not there.",
-        left: "Nothing was changed.",
-        todo: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
+        state: "Nothing was changed.",
+        help: "Run `podlock migrate up`, let a pod migrate itself, or correct `PODLOCK_SCHEMA`.",
     }
     SchemaIncompatible = "schema_incompatible", lasting, here, 500 {
         means: "podlock's tables are of a version that this binary cannot use.",
-        left: "Nothing was changed.",
-        todo: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
+        state: "Nothing was changed.",
+        help: "Compare `podlock migrate status` with the version of the binary; run a newer one.",
     }
     Forbidden = "forbidden", lasting, here, 500 {
         means: "The role lacks a right.",
-        left: "The statement was undone.",
-        todo: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
+        state: "The statement was undone.",
+        help: "Grant the role its rights, or run `podlock migrate up` as the owner of the schema.",
     }
     TooManyConnections = "too_many_connections", transient, here, 503 {
         means: "The server has no connection left for us.",
-        left: "No statement was sent.",
-        todo: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
+        state: "No statement was sent.",
+        help: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
     }
     Unsupported = "unsupported", lasting, here, 500 {
         means: "The server is too old, or it or the system lacks something that podlock needs.",
-        left: "Nothing was registered.",
-        todo: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
+        state: "Nothing was registered.",
+        help: "Use PostgreSQL 14 or newer; where the message speaks of a thread, see the limits of the process.",
     }
     SessionLost = "session_lost", transient, here, 503 {
         means: "A connection ended in the middle of a statement.",
-        left: "A read changed nothing; a write may have been done or not.",
-        todo: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
+        state: "A read changed nothing; a write may have been done or not.",
+        help: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
                holds for a dropped call holds here.",
     }
     Fenced = "fenced", lasting, here, 409 {
         means: "The run is not this attempt's any more: another claimed it, or it was ended.",
-        left: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
+        state: "Nothing was written, but perhaps by an earlier try of the same write whose reply was lost: \
                `Error::may_have_been_done`. From a start whose reply was lost: the run was started, and has moved on.",
-        todo: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
+        help: "In a handler, stop working on the run and return. After a start, follow the run by `Error::run_id`.",
     }
     Detached = "detached", transient, elsewhere, 503 {
         means: "The pod does not hold its lock at the moment.",
-        left: "No run was started; those of the pod go on.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`), or here when `Pod::status` says active again.",
+        state: "No run was started; those of the pod go on.",
+        help: "Start it on another pod (`Error::retry_elsewhere`), or here when `Pod::status` says active again.",
     }
     Draining = "draining", lasting, elsewhere, 503 {
         means: "The pod is stopping and takes no more work.",
-        left: "No run was started.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
+        state: "No run was started.",
+        help: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
     }
     Stopped = "stopped", lasting, elsewhere, 503 {
         means: "The pod has ended.",
-        left: "No run was started, unless the message says otherwise.",
-        todo: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
+        state: "No run was started, unless the message says otherwise.",
+        help: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
     }
     KeyBusy = "key_busy", lasting, here, 409 {
         means: "A run of this kind and key is running already.",
-        left: "No run was started.",
-        todo: "Follow the run that `Error::run_id` names, or wait until it has ended.",
+        state: "No run was started.",
+        help: "Follow the run that `Error::run_id` names, or wait until it has ended.",
     }
     NoHandler = "no_handler", lasting, here, 422 {
         means: "This pod has no handler for the kind.",
-        left: "No run was started.",
-        todo: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
+        state: "No run was started.",
+        help: "Register a handler for it, or `Pod::submit` it for a pod that has one.",
     }
     AtCapacity = "at_capacity", transient, elsewhere, 503 {
         means: "The pod runs as many runs as it may.",
-        left: "No run was started.",
-        todo: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
+        state: "No run was started.",
+        help: "Retry later or on another pod, raise `capacity`, or `Pod::submit` it.",
     }
     InvalidInput = "invalid_input", lasting, here, 422 {
         means: "A value given by the caller cannot be used.",
-        left: "Nothing was written.",
-        todo: "Correct the value that the message names.",
+        state: "Nothing was written.",
+        help: "Correct the value that the message names.",
     }
     TooLarge = "too_large", lasting, here, 413 {
         means: "A value is larger than its limit.",
-        left: "Nothing was written. A run whose handler returned it is `failed`.",
-        todo: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
+        state: "Nothing was written. A run whose handler returned it is `failed`.",
+        help: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
     }
     TooSlow = "too_slow", lasting, here, 500 {
         means: "A write did not end in time, several times, while a small write of the same run did each time: it is too \
                 large for the link or the server.",
-        left: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
+        state: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
                goes on.",
-        todo: "Write less at once, or raise `statement_timeout`.",
+        help: "Write less at once, or raise `statement_timeout`.",
     }
     NotFound = "not_found", lasting, here, 404 {
         means: "There is no such thing.",
-        left: "Nothing was written.",
-        todo: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
+        state: "Nothing was written.",
+        help: "Correct the name or id; `podlock pods list` and `podlock runs list` show what is there.",
     }
     Stuck = "stuck", lasting, here, 500 {
         means: "A task did not end although it was aborted.",
-        left: "The pod keeps its lock, so that nobody resumes the run beside it.",
-        todo: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
+        state: "The pod keeps its lock, so that nobody resumes the run beside it.",
+        help: "End the process. Let handlers await, or do what blocks on `spawn_blocking`.",
     }
     Database = "database", lasting, here, 500 {
         means: "Any other error of the server.",
-        left: "The statement was undone.",
-        todo: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
+        state: "The statement was undone.",
+        help: "Read the server's message and its log. What SQLSTATE it was is `Error::sqlstate`.",
     }
 }
 
-/// Classes of SQLSTATE that may pass by themselves: serialisation failures and deadlocks, a server short of resources.
+/// Classes of SQLSTATE that may pass by themselves: 40, serialisation failures and deadlocks; 53, a server that lacks
+/// resources.
 pub(crate) const PASSING_CLASSES: [&str; 2] = ["40", "53"];
 
-/// After how long a client of a pod that cannot now should try again: long enough for a load balancer to see that the pod
-/// is not ready, and short enough for a person who waits.
+/// How long a client should wait before it retries, if the pod cannot serve it now. A shorter wait would not give a
+/// load balancer the time to see that the pod is not ready. A longer one would keep a person waiting.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 type Source = Box<dyn StdError + Send + Sync>;
 
 /// Any failure of podlock.
 ///
-/// Tell cases apart by [`Error::kind`] or the predicates. The text is for people: what failed, on what, in what
-/// state it left things, what to do. It never holds a password. [`ErrorKind`] says it of every kind, and
-/// `docs/errors.md` lists beside them what each of the server's SQLSTATEs becomes.
+/// Tell cases apart by [`Error::kind`] or the predicates. The text is for people: what failed, on what, what state was
+/// left, what to do. It never contains a password. [`ErrorKind`] has the same facts for each kind. `docs/errors.md`
+/// lists them, and the kind of each SQLSTATE of the server.
 pub struct Error(Box<Inner>);
 
 struct Inner {
     kind: ErrorKind,
     what: String,
-    left: Option<String>,
-    todo: Option<String>,
+    state: Option<String>,
+    help: Option<String>,
     run: Option<Uuid>,
     sqlstate: Option<String>,
     unconnected: bool,
@@ -274,8 +275,8 @@ impl Error {
         let inner = Inner {
             kind,
             what: what.into(),
-            left: None,
-            todo: None,
+            state: None,
+            help: None,
             run: None,
             sqlstate: None,
             unconnected: false,
@@ -285,15 +286,15 @@ impl Error {
         Self(Box::new(inner))
     }
 
-    /// In what state the failure left things.
-    pub(crate) fn left(mut self, left: impl Into<String>) -> Self {
-        self.0.left = Some(left.into());
+    /// Sets what state the failure left.
+    pub(crate) fn state(mut self, left: impl Into<String>) -> Self {
+        self.0.state = Some(left.into());
         self
     }
 
-    /// What the reader should do.
-    pub(crate) fn todo(mut self, todo: impl Into<String>) -> Self {
-        self.0.todo = Some(todo.into());
+    /// Sets what the reader should do.
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.0.help = Some(help.into());
         self
     }
 
@@ -316,44 +317,44 @@ impl Error {
         self
     }
 
-    /// For a write whose reply did not come: in what state that may have left things.
+    /// Says what state may be left, for a write whose reply did not come.
     pub(crate) fn in_doubt(self, left: &str) -> Self {
         match self.0.kind {
-            ErrorKind::SessionLost | ErrorKind::Timeout => self.left(left),
+            ErrorKind::SessionLost | ErrorKind::Timeout => self.state(left),
             _ => self,
         }
     }
 
-    /// For a call that was refused because it had been done before.
+    /// Marks a call that was refused because it had been done before.
     pub(crate) fn done_before(mut self) -> Self {
         self.0.in_doubt = true;
         self
     }
 
-    /// For a write that was refused in the end: an earlier try of it got no reply.
+    /// Marks a write that was refused in the end, after an earlier try of it got no reply.
     pub(crate) fn after_a_lost_reply(mut self) -> Self {
         self.0.in_doubt = true;
-        self.left("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
+        self.state("this write was not accepted; an earlier try of it, whose reply was lost, may have been")
     }
 
-    /// For a write that was given up because it took too long: whether a try of it may have been accepted.
+    /// Says whether a try may have been accepted, for a write that was given up because it took too long.
     pub(crate) fn given_up(mut self, in_doubt: bool) -> Self {
         self.0.in_doubt = in_doubt;
-        self.left(if in_doubt {
+        self.state(if in_doubt {
             "a try whose reply did not come may have been accepted; the run goes on"
         } else {
             "nothing was written; the run goes on"
         })
     }
 
-    /// The same once more, for another who waited for the same thing.
+    /// A copy, for another caller that waited for the same thing.
     pub(crate) fn for_another(&self) -> Self {
-        let Inner { kind, what, left, todo, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
+        let Inner { kind, what, state, help, run, sqlstate, unconnected, in_doubt, source } = &*self.0;
         let inner = Inner {
             kind: *kind,
             what: what.clone(),
-            left: left.clone(),
-            todo: todo.clone(),
+            state: state.clone(),
+            help: help.clone(),
             run: *run,
             sqlstate: sqlstate.clone(),
             unconnected: *unconnected,
@@ -363,35 +364,35 @@ impl Error {
         Self(Box::new(inner))
     }
 
-    /// Says that no connection could be had: whatever was to be sent was not.
+    /// Marks that no connection could be had, so nothing was sent.
     pub(crate) fn unconnected(mut self) -> Self {
         self.0.unconnected = true;
         self
     }
 
-    /// True if no connection could be had, for whatever reason: nothing was sent.
+    /// True if no connection could be had, for any reason. Nothing was sent then.
     pub(crate) fn is_unconnected(&self) -> bool {
         self.0.unconnected
     }
 
-    /// True for a statement that was sent and did not end in time: a smaller one may.
+    /// True for a statement that was sent and did not end in time. A smaller one may.
     pub(crate) fn is_slow(&self) -> bool {
         self.0.kind == ErrorKind::Timeout && !self.0.unconnected
     }
 
-    /// Names the step in which a failure of the database happened.
+    /// Adds the step in which the failure happened.
     pub(crate) fn during(mut self, step: &str) -> Self {
         self.0.what = format!("{step}: {}", self.0.what);
         self
     }
 
-    /// What kind of failure this is.
+    /// The kind of this failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// True if the run belongs to somebody else by now, or has ended: stop working on it.
+    /// True if the run belongs to another attempt by now, or has ended: stop working on it.
     #[must_use]
     pub fn is_fenced(&self) -> bool {
         self.0.kind == ErrorKind::Fenced
@@ -403,10 +404,12 @@ impl Error {
         self.0.kind == ErrorKind::SessionLost
     }
 
-    /// True if what failed may have been done all the same, because a reply was lost. Of what only reads it means nothing.
+    /// True if the call may have taken effect all the same, because a reply was lost. For a call that only reads it
+    /// means nothing.
     #[must_use]
     pub fn may_have_been_done(&self) -> bool {
-        // A server that ends a session may do so after its commit; one that cancels a statement has undone it.
+        // A server that ends a session may do so after its commit. A server that cancels a statement has rolled it
+        // back.
         let no_reply = match self.0.kind {
             ErrorKind::SessionLost => true,
             ErrorKind::Timeout => self.0.sqlstate.is_none(),
@@ -415,27 +418,27 @@ impl Error {
         self.0.in_doubt || (no_reply && !self.0.unconnected)
     }
 
-    /// True if the same call may succeed later without anybody changing anything.
+    /// True if the same call may succeed later without a change by anybody.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         let class = self.sqlstate().and_then(|code| code.get(..2));
         self.0.kind.is_transient() || class.is_some_and(|class| PASSING_CLASSES.contains(&class))
     }
 
-    /// True if the same call may succeed at once on another pod of the service, and was surely not done here: this pod
-    /// drains, has ended, has lost its lock, or has no room.
+    /// True if the same call may succeed at once on another pod of the service, and certainly took no effect here: this
+    /// pod drains, has ended, has lost its lock, or has no room.
     ///
-    /// What the database refuses, it refuses on every pod: that is never retried elsewhere.
+    /// A refusal by the database is the same on every pod, so it is never retried elsewhere.
     #[must_use]
     pub fn retry_elsewhere(&self) -> bool {
         self.0.kind.retry_elsewhere() && !self.0.in_doubt
     }
 
-    /// The HTTP status that says this error to a client, as the crate's own router answers it.
+    /// The HTTP status for this error. The crate's own router answers with it.
     ///
     /// 503: the call may succeed later ([`Error::is_transient`]) or on another pod ([`Error::retry_elsewhere`]). 409:
-    /// the key is busy, or the run has moved on. 404, 413 or 422: the request is at fault. 500: only a person can
-    /// correct the cause.
+    /// the key is busy, or another attempt has the run. 404, 413 or 422: the request is at fault. 500: only a person
+    /// can correct the cause.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         let status = self.0.kind.http_status();
@@ -443,16 +446,16 @@ impl Error {
             return status;
         }
         match self.sqlstate() {
-            // Class 22 is a value that the server cannot hold, such as `\u0000` in a text; 54000 one that is too long for
-            // an index, such as a key of 10 kB.
+            // Class 22 is a value that the server cannot store, such as `\u0000` in a text. 54000 is a value that is
+            // too long for an index, such as a key of 10 kB.
             Some(code) if code.starts_with("22") || code == "54000" => 422,
             _ if self.is_transient() => 503,
             _ => status,
         }
     }
 
-    /// After how long a client may send the same request again, to this pod or another; `None` where that could do it a
-    /// second time ([`Error::may_have_been_done`]), or would not help.
+    /// How long a client should wait before it sends the same request again, to this pod or another. `None` if that
+    /// could do it a second time ([`Error::may_have_been_done`]), or would not help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         (self.http_status() == 503 && !self.may_have_been_done()).then_some(RETRY_AFTER)
@@ -464,7 +467,7 @@ impl Error {
         self.0.kind == ErrorKind::NameTaken
     }
 
-    /// The server's SQLSTATE, where the server said something.
+    /// The server's SQLSTATE, if the server answered.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         self.0.sqlstate.as_deref()
@@ -474,11 +477,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.what)?;
-        if let Some(left) = &self.0.left {
-            write!(f, "; {left}")?;
+        if let Some(state) = &self.0.state {
+            write!(f, "; {state}")?;
         }
-        if let Some(todo) = &self.0.todo {
-            write!(f, "; {todo}")?;
+        if let Some(help) = &self.0.help {
+            write!(f, "; {help}")?;
         }
         Ok(())
     }
@@ -486,7 +489,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What `fn main() -> Result<(), Box<dyn Error>>` prints: for people as well.
+        // `fn main() -> Result<(), Box<dyn Error>>` prints this, so it is for people as well.
         write!(f, "{self} [{}]", self.0.kind.as_str())?;
         if let Some(source) = &self.0.source {
             write!(f, "\n  caused by: {source}")?;
@@ -523,8 +526,8 @@ mod tests {
     #[test]
     fn the_text_says_what_failed_what_is_left_and_what_to_do() {
         let error = Error::new(ErrorKind::Timeout, "the lock was not granted within 2s")
-            .left("nothing was registered")
-            .todo("look at studio_pod_status")
+            .state("nothing was registered")
+            .help("look at studio_pod_status")
             .during("boot of pod a");
         assert_eq!(
             error.to_string(),
@@ -546,16 +549,17 @@ mod tests {
         assert!(!Error::new(ErrorKind::Tls, "x").is_transient());
     }
 
-    /// Every kind's answer, so that none is left to a default. What a client is told to send again is what may succeed.
+    /// Checks the answer of every kind, so that no kind is left to a default. A client is told to send again only calls
+    /// that may succeed.
     #[test]
     fn each_kind_says_where_it_may_be_retried_and_which_http_status_it_is() {
         use ErrorKind as K;
         for kind in K::ALL.iter().copied() {
             let (elsewhere, status) = match kind {
                 K::Detached | K::Draining | K::Stopped | K::AtCapacity => (true, 503),
-                // A standby is what a pod that is up meets during a failover.
+                // A pod that is up meets a standby during a failover.
                 K::Unreachable | K::Timeout | K::TooManyConnections | K::SessionLost | K::Standby => (false, 503),
-                // From a start: the run was started. Another one must not be.
+                // These come from a start. The run was started, and the client must not start another.
                 K::KeyBusy | K::Fenced => (false, 409),
                 K::NoHandler | K::InvalidInput => (false, 422),
                 K::TooLarge => (false, 413),

@@ -1,4 +1,4 @@
-//! What an error of the server or of the driver becomes: one table of SQLSTATEs. `docs/errors.md` is made from this file.
+//! The table that turns an SQLSTATE, or an error of the driver, into a kind. `docs/errors.md` is made from this file.
 
 use tokio_postgres::error::SqlState;
 
@@ -7,35 +7,36 @@ use super::ErrorKind;
 const AGAIN: &str = "nothing by hand: the connection is made again";
 const MIGRATE: &str = "run `podlock migrate up`, or correct PODLOCK_SCHEMA";
 
-/// What an error of the server becomes.
+/// The kind and the advice for one SQLSTATE, or one class of them.
 pub(crate) struct Rule {
     code: Code,
-    /// What PostgreSQL calls it.
+    /// PostgreSQL's name for the condition.
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/errors.md, which a test makes"))]
     pub(crate) condition: &'static str,
     pub(crate) kind: ErrorKind,
-    pub(crate) todo: &'static str,
+    pub(crate) help: &'static str,
 }
 
 enum Code {
     One(SqlState),
-    /// Every code that begins so and has no rule of its own. Two characters, or none: everything else.
+    /// Every code that begins with these two characters and has no rule of its own. An empty text matches every other
+    /// code.
     Class(&'static str),
 }
 
 macro_rules! rules {
-    ($(($code:ident $(= $class:literal)?, $kind:ident, $todo:expr)),+ $(,)?) => {
-        &[$(rules!(@ $code $(= $class)?, $kind, $todo)),+]
+    ($(($code:ident $(= $class:literal)?, $kind:ident, $help:expr)),+ $(,)?) => {
+        &[$(rules!(@ $code $(= $class)?, $kind, $help)),+]
     };
-    (@ $condition:ident = $class:literal, $kind:ident, $todo:expr) => {
-        Rule { code: Code::Class($class), condition: stringify!($condition), kind: ErrorKind::$kind, todo: $todo }
+    (@ $condition:ident = $class:literal, $kind:ident, $help:expr) => {
+        Rule { code: Code::Class($class), condition: stringify!($condition), kind: ErrorKind::$kind, help: $help }
     };
-    (@ $code:ident, $kind:ident, $todo:expr) => {
-        Rule { code: Code::One(SqlState::$code), condition: stringify!($code), kind: ErrorKind::$kind, todo: $todo }
+    (@ $code:ident, $kind:ident, $help:expr) => {
+        Rule { code: Code::One(SqlState::$code), condition: stringify!($code), kind: ErrorKind::$kind, help: $help }
     };
 }
 
-/// Every rule, the exact before the general. `docs/errors.md` is made from this table.
+/// Every rule, the exact ones before the general ones. `docs/errors.md` is made from this table.
 pub(crate) const RULES: &[Rule] = rules![
     (INVALID_PASSWORD, AuthFailed, "correct the user or the password in DATABASE_URL"),
     (INVALID_AUTHORIZATION_SPECIFICATION, AuthFailed, "correct the user in DATABASE_URL, or the server's pg_hba.conf"),
@@ -48,7 +49,7 @@ pub(crate) const RULES: &[Rule] = rules![
     (
         INSUFFICIENT_PRIVILEGE,
         Forbidden,
-        "grant the role its rights (`podlock migrate grants ROLE`), or run `podlock migrate up` as the owner of the schema"
+        "grant the role its rights (`podlock migrate grants ROLE`, with `--read-only` for one that only reads), or run `podlock migrate up` as the owner of the schema"
     ),
     (UNDEFINED_TABLE, SchemaMissing, MIGRATE),
     (UNDEFINED_FUNCTION, SchemaMissing, MIGRATE),
@@ -79,7 +80,7 @@ impl Rule {
         }
     }
 
-    /// The code, or the class with `xxx` for the rest.
+    /// The code, or the class followed by `xxx`.
     #[cfg(test)]
     pub(crate) fn pattern(&self) -> String {
         match &self.code {
@@ -90,13 +91,13 @@ impl Rule {
     }
 }
 
-/// What `code` becomes.
+/// The kind and the advice for `code`.
 pub(crate) fn classify(code: &SqlState) -> (ErrorKind, &'static str) {
-    RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.todo))
+    RULES.iter().find(|rule| rule.covers(code)).map_or((ErrorKind::Database, ""), |rule| (rule.kind, rule.help))
 }
 
-/// What the driver itself refuses before the server has said anything has no code, only a text: how that begins, the
-/// kind, what to do.
+/// Errors of the driver itself, before the server has answered. They have no code, only a text: its beginning, the
+/// kind, the advice.
 pub(crate) const REFUSED_BY_DRIVER: &[(&str, ErrorKind, &str)] = &[
     (
         "invalid configuration: password missing",
@@ -124,7 +125,7 @@ mod tests {
     fn each_sqlstate_with_a_rule_of_its_own_follows_it_and_any_other_its_class() {
         for rule in RULES {
             if let Code::One(code) = &rule.code {
-                assert_eq!(classify(code), (rule.kind, rule.todo), "a rule before it hides {}", rule.pattern());
+                assert_eq!(classify(code), (rule.kind, rule.help), "a rule before it hides {}", rule.pattern());
             }
         }
         let kind = |code| classify(&SqlState::from_code(code)).0;

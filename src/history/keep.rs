@@ -1,4 +1,4 @@
-//! For how long rows are kept, and who prunes them.
+//! How long rows are kept, and who prunes them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::protocol::state::RunState;
 const SUCCEEDED: [&str; 2] = [RunState::Succeeded.as_str(), RunState::Cancelled.as_str()];
 const FAILED: [&str; 2] = [RunState::Failed.as_str(), RunState::Quarantined.as_str()];
 
-/// For how long what has ended is kept, by the server's clock; what is not set is kept for ever.
+/// How long ended runs and old events are kept, by the server's clock. A kind that is not set is kept for ever.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Retention {
@@ -20,24 +20,24 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Everything is kept.
+    /// Keeps everything.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs that have succeeded or were cancelled, with their attempts. At least an hour.
+    /// How long to keep runs that have succeeded or were cancelled, with their attempts. At least an hour.
     pub fn runs(mut self, keep: Duration) -> Self {
         self.runs = Some(keep);
         self
     }
 
-    /// The same of runs that have failed or were quarantined.
+    /// How long to keep runs that have failed or were quarantined. At least an hour.
     pub fn failed_runs(mut self, keep: Duration) -> Self {
         self.failed_runs = Some(keep);
         self
     }
 
-    /// The same of events, and of incarnations that have ended.
+    /// How long to keep events, and incarnations that have ended. At least an hour.
     pub fn events(mut self, keep: Duration) -> Self {
         self.events = Some(keep);
         self
@@ -62,8 +62,8 @@ impl Retention {
                 ErrorKind::InvalidInput,
                 format!("{what} cannot be kept for {keep:?}: it must be from {KEEP_MIN:?} to {KEEP_MAX:?}"),
             )
-            .left("nothing was deleted")
-            .todo("give a longer time")),
+            .state("nothing was deleted")
+            .help("give a longer time")),
         }
     }
 
@@ -78,9 +78,9 @@ impl Retention {
     }
 }
 
-/// Who prunes, as the snapshot bears it.
+/// Who prunes. The snapshot event records it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct By<'a> {
-    /// `None`: an operator, under the name that it logged in with.
+    /// `None`: an operator. The name is that of its login role.
     pub(crate) pod: Option<(&'a str, Incarnation)>,
 }

@@ -1,4 +1,4 @@
-//! What is known of the past, and for how long it is kept.
+//! The record of the past, and how long it is kept.
 
 pub(crate) mod keep;
 pub(crate) mod retention;

@@ -1,10 +1,10 @@
-//! Deleting what need not be kept any more, in rounds of small transactions.
+//! Deletes rows that need not be kept any more, in rounds of small transactions.
 //!
-//! A round deletes at most one batch of each kind. A kind that fails does not stop the others. A row that a foreign
-//! key or a trigger of the service's own keeps is named and passed over ([`super::walk`]). Rounds of different pods
-//! do not wait for one another: the second pod skips its step. Nothing here holds a lock that a claim, an end of a
-//! run, a burial or an event could wait for. The server's clock says how old a row is. Nothing else is decided on
-//! that clock.
+//! A round deletes at most one batch of each kind. A kind that fails does not stop the others. A row may be kept by a
+//! foreign key or a trigger of the service's own. Such a row is logged and passed over ([`super::walk`]). Rounds of
+//! different pods do not wait for one another: the second pod skips its step. Nothing here holds a lock for which a
+//! claim, an end of a run, a burial or an event could wait. The server's clock says how old a row is. Nothing else is
+//! decided by that clock.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,42 +19,42 @@ use crate::membership::Membership;
 use crate::pg::pool::Database;
 use crate::store::history as statements;
 
-/// Between two rounds of a pod, where the first left something.
+/// The time between two rounds of a pod, if the first left rows.
 const PACE: Duration = Duration::from_secs(1);
-/// Between two tries of an operator while a pod prunes.
+/// The time between two tries of an operator while a pod prunes.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How many steps in a row an operator may find another pruner at work before it gives up.
 const BUSY_STEPS: u32 = 200;
-/// How many reasons of one kind a report names; the rows of further ones are counted with the last.
+/// The most reasons of one kind that a report names. Rows with a further reason are counted with the last one.
 const REASONS_MAX: usize = 16;
-/// How many reasons a pod names in its log. A trigger may give each row a reason of its own.
+/// The most reasons that a pod logs. A trigger may give each row a different reason.
 const NAMED_MAX: usize = 64;
 
-/// What was deleted, or would be.
+/// The rows that were deleted, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Runs, with their attempts and streams.
     pub runs: i64,
-    /// Events; one, a snapshot, stays in their place.
+    /// Events. One event, a snapshot, replaces them.
     pub events: i64,
     /// Incarnations that had ended.
     pub sessions: i64,
-    /// What is old enough and could not be deleted, by what keeps it.
+    /// Rows that are old enough and could not be deleted, grouped by the reason.
     pub kept: Vec<Kept>,
 }
 
-/// Rows that are old enough to go and that one thing keeps: a foreign key, a trigger or a lock of the service's own.
+/// Rows that are old enough, but kept by a foreign key, a trigger or a lock of the service's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Kept {
     /// `run`, `event` or `session`.
     pub what: &'static str,
-    /// How many there are. Of events only the first is known: a log is cut at its beginning.
+    /// How many rows. Of events only the first is counted, because a log is cut only at its beginning.
     pub count: i64,
-    /// The first of them: the id of a run, the position of an event, the incarnation of a session.
+    /// The first of these rows: the id of a run, the position of an event, the incarnation of a session.
     pub first: String,
-    /// What the server said, with its SQLSTATE.
+    /// The server's message, with its SQLSTATE.
     pub why: String,
 }
 
@@ -82,7 +82,7 @@ impl Pruned {
     }
 }
 
-/// Prunes while the pod lives.
+/// Prunes as long as the pod lives.
 pub(crate) async fn run(member: Arc<Membership>, db: Database) {
     let mut walks = Walk::all_of(&Retention::of(&member.settings));
     if walks.is_empty() {
@@ -112,16 +112,16 @@ pub(crate) async fn run(member: Arc<Membership>, db: Database) {
     }
 }
 
-/// What one round did.
+/// The result of one round.
 #[derive(Debug, Default)]
 struct Round {
     pruned: Pruned,
-    /// A walk is not at its end.
+    /// Whether a walk has not reached its end.
     more: bool,
     failed: Vec<Error>,
 }
 
-/// One step of each walk. A walk that fails does not stop the others.
+/// Makes one step of each walk. A walk that fails does not stop the others.
 async fn round(db: &Database, by: By<'_>, walks: &mut [Walk]) -> Round {
     let mut round = Round::default();
     for walk in walks {
@@ -136,7 +136,7 @@ async fn round(db: &Database, by: By<'_>, walks: &mut [Walk]) -> Round {
     round
 }
 
-/// What was named once in the log, so that it is not named again at each round.
+/// The reasons that were logged already, so that they are not logged again at each round.
 #[derive(Default)]
 struct Named(BTreeSet<(&'static str, String)>);
 
@@ -175,7 +175,7 @@ fn report(member: &Membership, Round { pruned, failed, .. }: &Round, named: &mut
     }
 }
 
-/// Prunes until only rows are left that have to stay or cannot be deleted. An error of one kind is returned after the
+/// Prunes until only rows are left that must stay or cannot be deleted. An error of one kind is returned after the
 /// other kinds are done.
 pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<Pruned> {
     keep.check()?;
@@ -188,7 +188,7 @@ pub(crate) async fn all(db: &Database, by: By<'_>, keep: &Retention) -> Result<P
     }
     let Some(e) = failed else { return Ok(total) };
     let left = total.in_words();
-    Err(if e.may_have_been_done() { e.left(format!("{left}; of one batch nothing is known")) } else { e.left(left) })
+    Err(if e.may_have_been_done() { e.state(format!("{left}; of one batch nothing is known")) } else { e.state(left) })
 }
 
 async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Pruned) -> Result<()> {
@@ -201,7 +201,7 @@ async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Prun
             busy_steps += 1;
             if busy_steps >= BUSY_STEPS {
                 return Err(Error::new(ErrorKind::Timeout, "pruning: another was always at it")
-                    .todo("prune again later; the pods do it too"));
+                    .help("prune again later; the pods do it too"));
             }
             tokio::time::sleep(AGAIN).await;
         } else if more {
@@ -212,8 +212,8 @@ async fn to_the_end(db: &Database, by: By<'_>, walk: &mut Walk, total: &mut Prun
     }
 }
 
-/// How much is old enough for [`all`] now. What something of the service's own keeps is counted too: only a deletion
-/// shows it.
+/// Counts the rows that [`all`] would delete now. It includes rows that something of the service's own keeps: only a
+/// deletion shows that.
 pub(crate) async fn count(db: &Database, keep: &Retention) -> Result<Pruned> {
     keep.check()?;
     let mut found = Pruned::default();

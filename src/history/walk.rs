@@ -1,9 +1,9 @@
-//! One kind of what is pruned, walked through in the order of its age, a batch at a time.
+//! Walks through one kind of old rows in the order of their age, a batch at a time.
 //!
-//! The danger is a row that cannot be deleted: it is the oldest, so every batch would begin with it, and fail with
-//! it. A walk therefore remembers its place. It names a row that cannot be deleted, and begins the next batch after
-//! that row. The row is tried again in the next walk from the beginning. If a batch does not fit into the time of a
-//! statement, the walk tries a smaller one, down to a single row. Each batch that succeeds doubles the next.
+//! The danger is a row that cannot be deleted. It is the oldest, so every batch would begin with it, and fail. A walk
+//! therefore remembers its place. It reports a row that cannot be deleted, and begins the next batch after that row.
+//! The next walk from the beginning tries the row again. If a batch does not end within a statement's time, the walk
+//! tries a smaller one, down to a single row. Each batch that succeeds doubles the next.
 //!
 //! The log of events is only cut at its beginning, so that walk has no place to remember. The walk ends before the
 //! first event that cannot be deleted, which becomes the snapshot.
@@ -16,14 +16,15 @@ use crate::pg::pool::Database;
 use crate::protocol::fold;
 use crate::store::history::{self as statements, Handled, Place};
 
-/// The most rows of a kind that one transaction deletes.
+/// The most rows of a kind that one transaction deletes. Larger transactions hold their locks longer. Smaller ones need
+/// more rounds.
 const BATCH: usize = 200;
-/// A snapshot takes the place of two events at least.
+/// A snapshot replaces at least two events.
 const EVENTS_MIN: usize = 2;
 /// The most chunks of streams that one transaction deletes.
 const CHUNKS: i32 = 10_000;
 
-/// What a walk goes through.
+/// The kind of rows in a walk.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Runs(&'static str),
@@ -31,32 +32,32 @@ enum Kind {
     Sessions,
 }
 
-/// A walk through what is older than `keep`.
+/// A walk through the rows that are older than `keep`.
 #[derive(Debug)]
 pub(super) struct Walk {
     kind: Kind,
     keep: Duration,
-    /// The last row that was handled; `None` at the beginning.
+    /// The last row that was handled. `None` at the beginning.
     after: Option<Place>,
-    /// How many rows to try at once.
+    /// How many rows the next step tries.
     size: usize,
 }
 
-/// What one step did.
+/// The result of one step.
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) deleted: i64,
-    /// The walk is not at its end.
+    /// Whether the walk has not reached its end.
     pub(super) more: bool,
-    /// Another pruner was at work, so this step deleted nothing.
+    /// Whether another pruner was at work. This step deleted nothing then.
     pub(super) busy: bool,
-    /// What stays, and why.
+    /// The rows that stay, and why.
     pub(super) kept: Vec<(String, String)>,
 }
 
 impl Walk {
-    /// A walk for each kind that is not kept without a limit. Sessions come after the runs, which keep the sessions
-    /// of their owners.
+    /// Makes a walk for each kind that is not kept for ever. Sessions come after runs, because a run keeps the sessions
+    /// of its owners.
     pub(super) fn all_of(keep: &Retention) -> Vec<Self> {
         let runs =
             keep.runs_by_state().flat_map(|(states, keep)| states.iter().map(move |state| (Kind::Runs(state), keep)));
@@ -87,7 +88,8 @@ impl Walk {
             Kind::Runs(state) => statements::old_runs(db, state, self.keep, self.after, most).await?,
             _ => statements::old_sessions(db, self.keep, self.after, most).await?,
         };
-        // At the beginning the server is asked all the same: whether this role may prune must not depend on what is old.
+        // At the beginning the server is asked even if nothing is old. So an error about missing rights does not depend
+        // on the age of rows.
         if places.is_empty() && self.after.take().is_some() {
             return Ok(Step::default());
         }
@@ -99,7 +101,7 @@ impl Walk {
         let Handled { gone, handled, kept } = match done {
             Ok(Some(done)) => done,
             Ok(None) => return Ok(Step { busy: true, ..Step::default() }),
-            // The server undid it all.
+            // The server rolled the whole batch back.
             Err(e) if took_too_long(&e) && ids.len() > 1 => {
                 self.size = (ids.len() / 4).max(1);
                 return Ok(Step { more: true, ..Step::default() });
@@ -125,17 +127,18 @@ impl Walk {
         Ok(Step { deleted: gone, more, busy: false, kept })
     }
 
-    /// Load, fold, replace.
+    /// Loads the log's beginning, folds it into a snapshot, and replaces it.
     async fn cut(&mut self, db: &Database, by: By<'_>) -> Result<Step> {
         let most = i32::try_from(self.size + 1).unwrap_or(i32::MAX);
         let loaded = statements::oldest_events(db, self.keep, most).await?;
-        // What is old enough up to the first that is not.
-        let old: Vec<fold::Entry> = loaded.into_iter().map_while(|(entry, is_old)| is_old.then_some(entry)).collect();
+        // The old events up to the first one that is not old.
+        let old: Vec<fold::LogEntry> =
+            loaded.into_iter().map_while(|(entry, is_old)| is_old.then_some(entry)).collect();
         let [first, .., last] = old.as_slice() else { return Ok(Step::default()) };
         let snapshot = fold::snapshot(&old).map_err(|e| {
             Error::new(ErrorKind::SchemaIncompatible, format!("pruning events: {e}"))
-                .left("no event was deleted")
-                .todo("see who else writes the log; a newer version of podlock may know the event")
+                .state("no event was deleted")
+                .help("see who else writes the log; a newer version of podlock may know the event")
                 .caused_by(e)
         })?;
         match statements::prune_events(db, self.keep, first.idx, last.idx, &snapshot, by.pod).await {
@@ -163,7 +166,7 @@ fn took_too_long(error: &Error) -> bool {
     error.sqlstate() == Some("57014")
 }
 
-/// A constraint or a trigger of the service's own refuses, or somebody holds what has to be locked.
+/// A constraint or a trigger of the service's own refused the row, or somebody holds a lock that the deletion needs.
 fn is_of_a_row(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| code.starts_with("23") || code.starts_with("P0") || code == "55P03")
 }

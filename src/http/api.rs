@@ -1,4 +1,4 @@
-//! What every handler of a request has at hand.
+//! The state that every request handler has.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::Pod;
 
 type Validate = dyn Fn(&str, &Value) -> Result<(), String> + Send + Sync;
 
-/// What every handler has at hand.
+/// The state that every request handler has.
 #[derive(Clone)]
 pub(super) struct Api {
     pub(super) pod: Pod,
-    /// Looks at kind and input before a run is started.
+    /// Checks kind and input before a run is started.
     pub(super) validate: Arc<Validate>,
 }

@@ -1,4 +1,4 @@
-//! Bodies of requests and answers, as the server watches them.
+//! Bodies of requests and answers that the server watches.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -14,12 +14,12 @@ use tokio::time::Sleep;
 
 use crate::http::seats::Busy;
 
-/// The body of a request, which must have come to its end within a time, however it is cut into pieces.
+/// The body of a request. It must end within a time limit, whatever its pieces are.
 pub(super) struct InTime {
     body: Incoming,
-    /// `None`: there is no body, or it has come.
+    /// `None`: there is no body, or all of it has arrived.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Set when it was too slow.
+    /// Set when the body was too slow. The service then answers 408.
     late: Arc<AtomicBool>,
 }
 

@@ -1,7 +1,8 @@
 //! An axum router for a pod: health probes and the run API.
 //!
-//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test. [`serve`](serve())
-//! serves it, or any other, with limits against clients that are slow, idle or many, and checks `Host` and `Origin`.
+//! [`router`] returns a plain [`Router`](axum::Router): serve it, nest it in your own, or drive it in a test.
+//! [`serve`](serve()) serves it, or any other router. It has limits against clients that are slow, idle or many, and
+//! checks `Host` and `Origin`.
 //!
 //! | request | answer |
 //! | --- | --- |
@@ -14,18 +15,18 @@
 //! | `GET /readyz` | 200 while the pod may take work, else 503 with why |
 //! | `GET /healthz` | 200 and who this is and in which phase |
 //!
-//! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}`
-//! (forget the chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one, after which it closes.
-//! Each has an `id`. A client that comes back with that id as `Last-Event-ID`, to this pod or another, is sent what
-//! comes after. After the end the answer is 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}` has
-//! no `id`: this pod cannot serve the stream any more and closes it, and the client comes back, to another pod. Every
-//! 10 s a comment keeps the connection alive. [`sse`] makes such a stream for a handler of your own: [with an
+//! A stream's events are `chunk` `{"generation", "seq", "fence", "body"}`, `reset` `{"generation", "from_seq"}` (forget
+//! the chunks from that one on) and `end` `{"state"}`, with `"error"` if there is one. The stream closes after `end`.
+//! Each event has an `id`. A client that comes back with that id as `Last-Event-ID`, to this pod or another, gets the
+//! events after it. After the end the answer is 204, at which an `EventSource` stops. `elsewhere` `{"kind", "error"}`
+//! has no `id`: this pod cannot serve the stream any more and closes it, and the client comes back to another pod.
+//! Every 10 s a comment keeps the connection alive. [`sse`] makes such a stream for a handler of your own: [with an
 //! example](crate::streams).
 //!
-//! [`probes`](probes()) has the three probes alone, for a service with routes of its own. They never touch the
-//! database: an outage of the database must not have every pod restarted.
+//! [`probes`](probes()) has only the three probes, for a service with routes of its own. They never use the database:
+//! an outage of the database must not restart every pod.
 //!
-//! Every refusal is a JSON body `{"error": what was wrong, "kind": a stable word}`, and some bear more:
+//! Every refusal is a JSON body `{"error": what was wrong, "kind": a stable word}`. Some have more fields:
 //!
 //! | status | kind | when |
 //! | --- | --- | --- |
@@ -42,8 +43,8 @@
 //! | 500 | as [`ErrorKind`](crate::ErrorKind) | the database refused something that it should not have |
 //! | 503 | `at_capacity`, `draining`, `detached`, `stopped`, … | this pod cannot do it now; `Retry-After` says when to try again, here or on another pod. Without `Retry-After` it may have been done: see first |
 //!
-//! [`Error::http_status`](crate::Error::http_status) is this table for a service's own routes, and
-//! [`Error`](crate::Error) is a response, so that they may answer with it.
+//! A service's own routes can use the same table: [`Error::http_status`](crate::Error::http_status) returns the status,
+//! and [`Error`](crate::Error) is a response.
 //!
 //! There is no authentication: listen on loopback, or nest the router behind your own.
 

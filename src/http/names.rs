@@ -1,7 +1,7 @@
-//! For whom a request is (`Host`), and of which site's page it is (`Origin`).
+//! Checks which host a request is for (`Host`), and from which site's page it comes (`Origin`).
 //!
-//! The race that this ends: a page of `evil.example` has its own name resolve to 127.0.0.1 once it is loaded (DNS
-//! rebinding). For the browser the pod then is of the same site, and the page may read and write. `Host` still says
+//! The attack that this stops is DNS rebinding. A page of `evil.example` lets its own name resolve to 127.0.0.1 once it
+//! is loaded. The browser then treats the pod as the same site, and the page may read and write. But `Host` still says
 //! `evil.example`.
 
 use std::net::IpAddr;
@@ -12,15 +12,15 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::http::problem::Problem;
 
-/// What names any host, or any origin.
+/// Stands for any host, or any origin.
 const ANY: &str = "*";
 
-/// Which hosts and origins a server takes requests for and from.
+/// The hosts and origins that a server accepts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     hosts: Vec<String>,
     origins: Vec<String>,
-    /// Only this machine can connect, so no other name than that of this machine is meant.
+    /// Only this machine can connect, so only names of this machine are accepted.
     on_loopback: bool,
 }
 
@@ -37,7 +37,7 @@ impl Names {
         self.on_loopback = address.to_canonical().is_loopback();
     }
 
-    /// Whether a request is taken.
+    /// Checks whether the request is accepted.
     pub(super) fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let host = asked_for(uri, headers);
         let named = host.as_deref().unwrap_or("no host, or not one");
@@ -64,7 +64,8 @@ impl Names {
             return true;
         }
         let Some(host) = host else { return false };
-        // No page can have an address lead elsewhere; off loopback, probes come by it.
+        // An address cannot be made to resolve elsewhere, so a page cannot misuse it. On a listener that is not on
+        // loopback, probes use the address.
         let is_address = !self.on_loopback && host.parse::<IpAddr>().is_ok();
         is_this_machine(host) || is_address || self.hosts.iter().any(|allowed| allowed == host)
     }
@@ -74,15 +75,15 @@ impl Names {
         if self.origins.iter().any(|allowed| *allowed == ANY || *allowed == origin) {
             return true;
         }
-        // `null` and the like are of no host.
+        // `null` and similar values have no host.
         let from = origin.split_once("://").and_then(|(_, authority)| host_of(authority));
         let (Some(from), Some(host)) = (from, host) else { return false };
         from == host || (is_this_machine(&from) && is_this_machine(host))
     }
 }
 
-/// The host that a request is for, without its port: an absolute target's (RFC 9112, 3.2.2), else `Host`'s. `None` if there is
-/// none, or more than one.
+/// The host that a request is for, without its port: the host of an absolute target (RFC 9112, 3.2.2), or else that of
+/// `Host`. `None` if there is none, or more than one.
 fn asked_for(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     if let Some(authority) = uri.authority() {
         return host_of(authority.as_str());
@@ -94,11 +95,11 @@ fn asked_for(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 
 fn host_of(authority: &str) -> Option<String> {
     let authority: Authority = authority.parse().ok()?;
-    // `localhost@evil.example` is no host.
+    // `localhost@evil.example` is not a host.
     (!authority.as_str().contains('@')).then(|| plain(authority.host()))
 }
 
-/// A name as it is compared: in lower case, without brackets and without the dot of the root.
+/// A name in the form in which it is compared: lower case, without brackets and without the dot of the root.
 fn plain(name: &str) -> String {
     let name = name.trim_start_matches('[').trim_end_matches(']');
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
@@ -112,7 +113,7 @@ fn changes_something(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-/// An `EventSource` says so; a script can leave it out, so the path counts too.
+/// An `EventSource` sends the `Accept` header of a stream. A script can leave it out, so the path counts too.
 fn asks_for_a_stream(uri: &Uri, headers: &HeaderMap) -> bool {
     let accepts = |value: &axum::http::HeaderValue| {
         value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("text/event-stream"))
@@ -132,7 +133,7 @@ mod tests {
         names
     }
 
-    /// The status of the refusal; 0 if it is taken.
+    /// The status of the refusal; 0 if the request is accepted.
     fn asked(names: &Names, request: &str, headers: &[(&'static str, &str)]) -> u16 {
         let (method, uri) = request.split_once(' ').unwrap();
         let mut map = HeaderMap::new();
@@ -176,7 +177,7 @@ mod tests {
         }
         assert_eq!(asked(&names, "GET /livez", &[]), 421, "no host");
         assert_eq!(asked(&names, "GET /livez", &[("host", "localhost"), ("host", "evil.example")]), 421);
-        // What the target says counts.
+        // The target takes precedence over `Host`.
         assert_eq!(asked(&names, "GET http://evil.example/livez", &[("host", "localhost")]), 421);
         assert_eq!(asked(&names, "GET http://localhost:1/livez", &[("host", "evil.example")]), 0);
     }
@@ -209,7 +210,7 @@ mod tests {
                 assert_eq!(asked(&local, request, &headers), 403, "{request} {origin}");
             }
             assert_eq!(asked(&local, "GET /mine", &[headers[0], headers[1], events]), 403, "{origin}");
-            // A browser does not show it to the page, and nothing is changed.
+            // The browser does not show the answer to the page, and the request changes nothing.
             assert_eq!(asked(&local, "GET /v1/runs/1", &headers), 0, "{origin}");
         }
         let public = names("0.0.0.0", &[], &[]);

@@ -1,4 +1,4 @@
-//! The probes. None of them touches the database: they say what this process knows of itself.
+//! The probes. None of them uses the database: they report only what this process knows.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,12 +8,12 @@ use serde_json::json;
 use crate::http::problem::Problem;
 use crate::{Phase, Pod};
 
-/// The process serves. That is all that a restart could mend.
+/// The process answers. A restart could fix nothing more.
 pub(super) async fn livez() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// May work be sent here?
+/// Whether this pod accepts work.
 pub(super) async fn readyz(State(pod): State<Pod>) -> Response {
     let phase = pod.status().phase;
     match phase {
@@ -28,7 +28,7 @@ pub(super) async fn readyz(State(pod): State<Pod>) -> Response {
     }
 }
 
-/// Who is this, and how is it?
+/// Which pod this is, and its phase.
 pub(super) async fn healthz(State(pod): State<Pod>) -> Response {
     let status = pod.status();
     Json(json!({

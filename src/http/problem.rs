@@ -1,4 +1,4 @@
-//! Every refusal: a status, a stable word for it, and what was wrong.
+//! Refusals: each has a status, a stable word for it, and a text that says what was wrong.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ impl Problem {
         Self { status, retry_after: None, body }
     }
 
-    /// This pod cannot, another could, and this one later.
+    /// This pod cannot do it. Another pod could, and so could this one later.
     pub(super) fn unavailable(kind: &str, error: impl Into<String>) -> Self {
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, error) }
     }
@@ -78,8 +78,9 @@ impl From<Error> for Problem {
     }
 }
 
-/// An error of the library as the routes of this module answer it: [`Error::http_status`], a JSON body
-/// `{"error", "kind"}` with `run_id` where the error names a run, and `Retry-After` where [`Error::retry_after`] gives one.
+/// Answers an error of the library as the routes of this module do. The status is [`Error::http_status`]. The JSON body
+/// is `{"error", "kind"}`, with `run_id` if the error names a run. `Retry-After` is sent if [`Error::retry_after`]
+/// gives one.
 ///
 /// So a handler of your own may return `Result<_, podlock::Error>`.
 impl IntoResponse for Error {
@@ -88,11 +89,11 @@ impl IntoResponse for Error {
     }
 }
 
-/// The 404 of a router that is served as it is: `router(pod).fallback(not_found)`.
+/// The 404 for a router that is served without a fallback of its own: `router(pod).fallback(not_found)`.
 ///
 /// # Cancel safety
 ///
-/// Safe: it touches nothing.
+/// Safe: it changes nothing.
 pub async fn not_found(method: Method, uri: Uri) -> Response {
     Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {method} {}", uri.path()))
         .into_response()

@@ -1,4 +1,4 @@
-//! The routes, and what their handlers share.
+//! The routes, and the state that their handlers share.
 
 use std::sync::Arc;
 
@@ -14,16 +14,16 @@ use crate::http::{probes as answers, problem, runs, sse};
 /// The largest body that is read, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
 
-/// The routes of the [module's table](crate::http) for this pod, with any input accepted.
+/// Returns the routes of the [module's table](crate::http) for this pod. Any input is accepted.
 ///
-/// It has no fallback, so that it can be merged into a router that has one; [`not_found`](super::not_found) is there
-/// for a router that is served as it is.
+/// The router has no fallback, so that it can be merged into a router that has one. A router that is served directly
+/// can use [`not_found`](super::not_found).
 pub fn router(pod: Pod) -> Router {
     router_with(pod, |_, _| Ok(()))
 }
 
-/// [`router`] with a check of each new run's kind and input. What it refuses becomes a 422 with its words, before
-/// anything is written.
+/// The same as [`router`], with a check of each new run's kind and input. If the check refuses, the answer is 422 with
+/// its text, and nothing is written.
 pub fn router_with<V>(pod: Pod, validate: V) -> Router
 where
     V: Fn(&str, &Value) -> Result<(), String> + Clone + Send + Sync + 'static,
@@ -38,8 +38,8 @@ where
         .merge(probes(pod))
 }
 
-/// The three probes alone (`/livez`, `/readyz`, `/healthz`), for a service that has routes of its own and none of podlock's:
-/// merge them, or nest them below a path. They need nothing of the database.
+/// Returns only the three probes (`/livez`, `/readyz`, `/healthz`). They are for a service that has routes of its own
+/// and none of podlock's: merge them, or nest them below a path. They do not use the database.
 pub fn probes(pod: Pod) -> Router {
     Router::new()
         .route("/livez", get(answers::livez))

@@ -14,7 +14,7 @@ use crate::http::problem::Problem;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::{Cancelled, NewRun};
 
-/// The longest kind and key, in bytes. Both are words that a service makes; an index holds them.
+/// The longest kind and key, in bytes. Services choose both, and an index holds them.
 const WORD_LIMIT: usize = 512;
 
 /// The body of `POST /v1/runs`.
@@ -25,7 +25,7 @@ struct StartBody {
 }
 
 impl StartBody {
-    /// A misspelt field is refused, not passed over.
+    /// Reads the fields. A misspelt field is refused, not ignored.
     fn read(fields: Map<String, Value>) -> Result<Self, String> {
         let (mut kind, mut key, mut input) = (None, None, Value::Null);
         for (name, value) in fields {
@@ -78,7 +78,7 @@ pub(super) async fn start(
     Ok((StatusCode::CREATED, Json(body)).into_response())
 }
 
-/// All about the run of a kind and key: the running one, else the newest that has ended.
+/// Returns all about the run of a kind and key: the running one, or else the newest that has ended.
 pub(super) async fn latest(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let (kind, key) = kind_and_key(query.as_deref().unwrap_or_default()).map_err(bad_request)?;
     match api.pod.operator().latest(&kind, &key).await? {
@@ -90,7 +90,7 @@ pub(super) async fn latest(State(api): State<Api>, RawQuery(query): RawQuery) ->
     }
 }
 
-/// A misspelt parameter is refused, not passed over: it would be another question.
+/// Reads the query. A misspelt parameter is refused: ignoring it would answer another question.
 fn kind_and_key(query: &str) -> Result<(String, String), String> {
     let decode = |text: &str| {
         let bytes = percent_decode_str(&text.replace('+', " ")).collect::<Vec<u8>>();
@@ -116,7 +116,7 @@ fn kind_and_key(query: &str) -> Result<(String, String), String> {
     }
 }
 
-/// All about a run, whichever pod owns it.
+/// Returns all about a run, whichever pod owns it.
 pub(super) async fn describe(
     State(api): State<Api>,
     id: Result<Path<String>, PathRejection>,

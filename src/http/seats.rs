@@ -1,7 +1,7 @@
-//! The seats of a server: so many connections at a time. When all are taken, the connection that has been idle for longest
-//! gives its seat to the next client.
+//! The seats of a server limit how many connections it has at a time. If all are taken, the connection that has been
+//! idle longest gives its seat to the next client.
 //!
-//! A connection is idle while no request of it is being answered, and its client has taken the last answer: it has sent
+//! A connection is idle while no request of it is being answered and its client has taken the last answer. It has sent
 //! nothing yet, half a head, or nothing since.
 
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use crate::nag::Nag;
 
-/// How long a connection keeps its seat without a request while others wait: time enough for a client that has just
-/// connected to send one.
+/// How long an idle connection keeps its seat while others wait. That is enough time for a client that has just
+/// connected to send a request.
 const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
-/// How often it is logged that all seats are taken by requests.
+/// The time between two warnings that requests take all seats.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How long all seats must have been taken by requests before that is logged.
 const SAY_AFTER: Duration = Duration::from_secs(5);
@@ -25,14 +25,14 @@ pub(super) struct Seats {
     most: usize,
     /// A permit for each connection.
     free: Arc<Semaphore>,
-    /// The idle connections. Written when a request begins or ends; the accept loop reads it.
+    /// The idle connections. A connection writes it when a request begins or ends. The accept loop reads it.
     idle: Mutex<Idle>,
 }
 
 #[derive(Default)]
 struct Idle {
     next: u64,
-    /// Since when each has been idle, the longest first, and what wakes it.
+    /// For each idle connection, since when it has been idle and what wakes it. The longest idle comes first.
     since: BTreeMap<u64, (Instant, Arc<Notify>)>,
 }
 
@@ -42,7 +42,7 @@ impl Seats {
         Arc::new(Self { most, free: Arc::new(Semaphore::new(most)), idle: Mutex::default() })
     }
 
-    /// A seat for the next connection, which begins idle. Waits for one, and closes idle connections meanwhile.
+    /// Takes a seat for the next connection, which begins idle. Waits for one, and closes idle connections meanwhile.
     pub(super) async fn take(self: &Arc<Self>) -> Arc<Seat> {
         let began = Instant::now();
         let mut nag = Nag::new(SAY_AGAIN);
@@ -69,7 +69,8 @@ impl Seats {
         }
     }
 
-    /// Asks the connection that has been idle for longest to close, if that is long enough. Returns when to look again.
+    /// Asks the connection that has been idle longest to close, if it was idle long enough. Returns when to check
+    /// again.
     fn close_longest_idle(&self) -> Instant {
         let now = Instant::now();
         let mut idle = self.idle();
@@ -88,16 +89,18 @@ impl Seats {
     }
 }
 
-/// A connection's seat. Dropped, it is free.
+/// A connection's seat. Dropping it frees the seat.
 pub(super) struct Seat {
     seats: Arc<Seats>,
-    state: Mutex<State>,
+    /// Requests write it when they begin and end. Locked before [`Seats::idle`].
+    state: Mutex<SeatState>,
+    /// The accept loop notifies it when another client needs this seat. The connection waits for it.
     needed: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
-enum State {
-    /// With its place among the idle ones. It has been taken off that list if it was asked to close.
+enum SeatState {
+    /// Idle, with its place in the list of idle connections. It was removed from the list if it was asked to close.
     Idle(u64),
     Busy,
 }
@@ -106,46 +109,46 @@ impl Seat {
     fn new(seats: &Arc<Seats>, permit: OwnedSemaphorePermit) -> Arc<Self> {
         let needed = Arc::new(Notify::new());
         let place = seats.idle().enter(&needed);
-        Arc::new(Self { seats: seats.clone(), state: Mutex::new(State::Idle(place)), needed, _permit: permit })
+        Arc::new(Self { seats: seats.clone(), state: Mutex::new(SeatState::Idle(place)), needed, _permit: permit })
     }
 
-    /// A request has come: it is busy until what this returns is dropped.
+    /// A request has arrived. The connection is busy until the returned value is dropped.
     pub(super) fn begin(self: Arc<Self>) -> Busy {
-        if let State::Idle(place) = std::mem::replace(&mut *self.state(), State::Busy) {
+        if let SeatState::Idle(place) = std::mem::replace(&mut *self.state(), SeatState::Busy) {
             self.seats.idle().since.remove(&place);
         }
         Busy(self)
     }
 
-    /// Somebody waits for this seat. Ready once for each time.
+    /// Resolves when another client waits for this seat, once each time that it is asked for.
     pub(super) async fn is_needed(&self) {
         self.needed.notified().await;
     }
 
-    /// It is needed elsewhere, and cannot be given up yet: an answer is on its way to a client that takes its time. It is asked
-    /// for again later.
+    /// Another client waits for this seat, but it cannot be freed yet: an answer is on its way to a slow client. The
+    /// seat will be asked for again later.
     pub(super) fn keep(&self) {
         let mut state = self.state();
-        if let State::Idle(place) = *state {
+        if let SeatState::Idle(place) = *state {
             let mut idle = self.seats.idle();
             idle.since.remove(&place);
-            *state = State::Idle(idle.enter(&self.needed));
+            *state = SeatState::Idle(idle.enter(&self.needed));
         }
     }
 
-    /// False if a request came before the connection heard that its seat is needed.
+    /// False if a request arrived before the connection learned that its seat is needed.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(*self.state(), State::Idle(_))
+        matches!(*self.state(), SeatState::Idle(_))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SeatState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let State::Idle(place) = *self.state() {
+        if let SeatState::Idle(place) = *self.state() {
             self.seats.idle().since.remove(&place);
         }
     }
@@ -165,7 +168,7 @@ pub(super) struct Busy(Arc<Seat>);
 impl Drop for Busy {
     fn drop(&mut self) {
         let place = self.0.seats.idle().enter(&self.0.needed);
-        *self.0.state() = State::Idle(place);
+        *self.0.state() = SeatState::Idle(place);
     }
 }
 
@@ -204,7 +207,7 @@ mod tests {
         let began = Instant::now();
         let only = seats.take().await;
         seats.close_longest_idle();
-        // A machine may stop in between.
+        // The machine may pause in between.
         assert!(!is_asked_to_close(&only).await || began.elapsed() >= IDLE_AT_LEAST);
         let next = tokio::spawn({
             let seats = seats.clone();

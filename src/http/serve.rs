@@ -1,8 +1,8 @@
 //! The server: who may connect, for how long, and how many at a time.
 //!
-//! hyper answers HTTP/1.1 and has the time-out of the head. This module adds the rest: a cap on connections that leaves
-//! descriptors for the database, a time-out of the body, one for a client that does not read, and the check of `Host`
-//! and `Origin`. HTTP/2 is off: one connection would carry any number of requests and streams, past the cap.
+//! hyper answers HTTP/1.1 and has the time-out of the head. This module adds the rest: a limit on connections that
+//! leaves descriptors for the database, a time-out of the body, one for a client that does not read, and the check of
+//! `Host` and `Origin`. HTTP/2 is off: one connection would carry any number of requests and streams, past the limit.
 
 use std::convert::Infallible;
 use std::future::{Future, IntoFuture, pending};
@@ -36,41 +36,42 @@ use crate::http::problem::Problem;
 use crate::http::seats::{Seat, Seats};
 use crate::nag::Nag;
 
-/// The most connections at a time where the limit of descriptors allows them.
+/// The most connections at a time, if the limit of descriptors allows them.
 const CONNECTIONS_MAX: u64 = 1024;
-/// The fewest, however low the limit is: a probe and a few clients.
+/// The fewest connections, however low the limit is: enough for a probe and a few clients.
 const CONNECTIONS_MIN: u64 = 4;
-/// Descriptors that are not counted for HTTP: the pod's sessions (4), its pool (4 by default), those that are opened while
-/// old ones are still closing, the runtime's, the standard streams, files. Of the rest HTTP gets half.
+/// Descriptors that are reserved for other uses: the pod's sessions (4), its pool (4 by default), connections that open
+/// while old ones still close, the runtime, the standard streams, files. HTTP gets half of the others.
 const DESCRIPTORS_KEPT: u64 = 64;
-/// What hyper holds for a connection: a request's head, and what is to be written, a frame of the body apart. A larger head
-/// is refused.
+/// The buffer that hyper has for each connection: a request's head, and data to be written, without a frame of the
+/// body. A larger head is refused.
 const BUFFER: usize = 64 * 1024;
-/// What the kernel holds for a connection and has not sent yet. Its own limit is several megabytes.
+/// How many unsent bytes the kernel buffers for a connection. The kernel's own limit is several megabytes.
 const UNSENT: u32 = 128 * 1024;
-/// How long to wait before the next `accept` after one that failed for want of descriptors or memory.
+/// The least and the longest wait before the next `accept` after one that failed for lack of descriptors or memory.
 const ACCEPT_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How often a failure of `accept` that goes on is logged.
+/// The time between two warnings while `accept` keeps failing.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// The limits of a [server](serve).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The most connections at a time. Default: half of what the process's limit of open files (`RLIMIT_NOFILE`, the soft
-    /// one) leaves beside 64, at least 4 and at most 1,024. More of them wait in the kernel. A stream is a connection.
+    /// The most connections at a time. Default: half of the descriptors that remain after 64 are reserved, of the
+    /// process's soft limit of open files (`RLIMIT_NOFILE`); at least 4 and at most 1,024. Further connections wait in
+    /// the kernel. A stream is a connection.
     ///
-    /// When all are taken, the connection that has been without a request for longest is closed, if that is a second or
-    /// more, so that idle clients keep nobody out.
+    /// If all are taken, the connection that has been without a request longest is closed, after at least a second. So
+    /// idle clients keep nobody out.
     pub connections: usize,
     /// How long a connection may be without a whole request head: one that sends nothing, half a head, or nothing after
-    /// its last answer. It is closed then. Default: 30 s.
+    /// its last answer. Then it is closed. Default: 30 s.
     pub head: Duration,
     /// How long the body of a request may take, from its head to its end. Then the answer is 408, and the connection is
     /// closed. Default: 30 s.
     pub body: Duration,
-    /// How long a client that is sent something may take none of it. It is cut off then: a stream's client comes back with
-    /// `Last-Event-ID`. Default: 30 s.
+    /// How long a client may take none of the data that is sent to it. Then it is cut off. A stream's client comes back
+    /// with `Last-Event-ID`. Default: 30 s.
     pub write: Duration,
 }
 
@@ -88,7 +89,7 @@ fn connections(descriptors: Option<u64>) -> usize {
     usize::try_from(half.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)).unwrap_or(usize::MAX)
 }
 
-/// Serves `router` on `listener` with [`Limits`], and checks `Host` and `Origin`. HTTP/1.1 alone.
+/// Serves `router` on `listener` with [`Limits`], and checks `Host` and `Origin`. HTTP/1.1 only.
 ///
 /// ```no_run
 /// # async fn f(pod: podlock::Pod) -> std::io::Result<()> {
@@ -100,20 +101,20 @@ fn connections(descriptors: Option<u64>) -> usize {
 /// # }
 /// ```
 ///
-/// Awaited as it is, it serves until it is dropped.
+/// If it is awaited directly, it serves until it is dropped.
 ///
 /// **`Host`.** On a loopback listener a request must name `localhost`, a loopback address, or a name of
-/// [`Serve::allow_host`]. Otherwise a page of a foreign site could reach this server from its visitor's browser, by a name of
-/// its own that it lets resolve to 127.0.0.1 (DNS rebinding). On another listener each name is taken, unless
-/// `allow_host` gives some: then those, and addresses.
+/// [`Serve::allow_host`]. Otherwise a page of another site could reach this server from its visitor's browser: its own
+/// name can resolve to 127.0.0.1 (DNS rebinding). On another listener every name is accepted, unless `allow_host` gives
+/// some. Then only those names and addresses are accepted.
 ///
-/// **`Origin`.** Browsers say of which site the page is that asks. A request that changes something, or asks for a stream,
-/// is refused if that is another host than `Host`, and not one of [`Serve::allow_origin`].
+/// **`Origin`.** A browser says from which site a request's page is. A request that changes something, or asks for a
+/// stream, is refused if that is another host than `Host` and not one of [`Serve::allow_origin`].
 pub fn serve(listener: TcpListener, router: Router) -> Serve {
     Serve { listener, router, limits: Limits::default(), names: Names::default() }
 }
 
-/// A server that is about to be awaited. [`serve`] makes it.
+/// A server that has not been awaited yet. [`serve`] makes it.
 #[derive(Debug)]
 #[must_use = "it serves when it is awaited"]
 pub struct Serve {
@@ -124,42 +125,42 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// With other limits: `.with(|limits| limits.connections = 100)`.
+    /// Changes the limits: `.with(|limits| limits.connections = 100)`.
     pub fn with(mut self, set: impl FnOnce(&mut Limits)) -> Self {
         set(&mut self.limits);
         self
     }
 
-    /// Takes requests for this host name or address, without a port. `*`: for any.
+    /// Accepts requests for this host name or address, without a port. `*` accepts any.
     pub fn allow_host(mut self, name: impl AsRef<str>) -> Self {
         self.names.allow_host(name.as_ref());
         self
     }
 
-    /// Takes requests from pages of this origin, as `Origin` gives it: `https://app.example.com`. `*`: of any.
+    /// Accepts requests from pages of this origin, as `Origin` gives it: `https://app.example.com`. `*` accepts any.
     pub fn allow_origin(mut self, origin: impl AsRef<str>) -> Self {
         self.names.allow_origin(origin.as_ref());
         self
     }
 
-    /// Serves until `stop` is ready. Then it closes the listener and idle connections, waits at most `grace` for the
-    /// answers that are under way, and cuts off those that are left.
+    /// Serves until `stop` resolves. Then it closes the listener and idle connections, waits at most `grace` for
+    /// answers that are under way, and cuts off the remaining ones.
     ///
     /// # Errors
     ///
-    /// As the system's, if the listener does not tell its address. Nothing else ends it: failures of single connections, and of
-    /// `accept`, are logged.
+    /// The system's error if the listener's address cannot be read. Nothing else ends it: failures of single
+    /// connections, and of `accept`, are logged.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it closes the listener and all connections at once.
+    /// If dropped, it closes the listener and all connections at once.
     pub async fn until(self, stop: impl Future<Output = ()> + Send, grace: Duration) -> io::Result<()> {
         let Self { listener, router, limits, mut names } = self;
         names.listens_on(listener.local_addr()?.ip());
         let service = Arc::new(Service { router: TowerToHyperService::new(router), names, limits });
         let seats = Seats::new(service.limits.connections);
         let closing = CancellationToken::new();
-        // Dropped with this future: then every connection ends.
+        // Dropped with this future, which ends every connection.
         let mut tasks = JoinSet::new();
         let mut stop = pin!(stop);
         let mut trouble = Trouble::new();
@@ -169,7 +170,7 @@ impl Serve {
                 () = &mut stop => break,
                 accepted = accept(&listener, &seats, &mut trouble) => accepted,
             };
-            // Those that have ended.
+            // Removes connections that have ended.
             while tasks.try_join_next().is_some() {}
             tasks.spawn(connection(stream, seat, service.clone(), closing.clone()));
         }
@@ -177,7 +178,10 @@ impl Serve {
         closing.cancel();
         let answers = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(grace, answers).await.is_err() {
-            tracing::debug!(target: "podlock", event = "http_cut_off", connections = tasks.len(), "answers were cut off");
+            tracing::debug!(
+                target: "podlock", event = "http_cut_off", connections = tasks.len(),
+                "answers were cut off"
+            );
             tasks.shutdown().await;
         }
         Ok(())
@@ -210,7 +214,7 @@ impl Trouble {
     }
 }
 
-/// The next connection, once there is a seat for it.
+/// Accepts the next connection, once there is a seat for it.
 async fn accept(listener: &TcpListener, seats: &Arc<Seats>, trouble: &mut Trouble) -> (TcpStream, Arc<Seat>) {
     let seat = seats.take().await;
     loop {
@@ -220,13 +224,16 @@ async fn accept(listener: &TcpListener, seats: &Arc<Seats>, trouble: &mut Troubl
                 trouble.backoff = Trouble::backoff();
                 return (stream, seat);
             }
-            // The client has gone before it was answered.
+            // The client left before the connection was accepted.
             Err(e) if is_of_one_client(&e) => {
                 tracing::debug!(target: "podlock", event = "http_accept", error = %e, "a connection was lost");
             }
             Err(e) => {
                 if let Some(times) = trouble.nag.failed(trouble.began.elapsed(), Duration::ZERO) {
-                    tracing::warn!(target: "podlock", event = "http_accept", error = %e, times, "cannot accept connections; trying again");
+                    tracing::warn!(
+                        target: "podlock", event = "http_accept", error = %e, times,
+                        "cannot accept connections; trying again"
+                    );
                 }
                 tokio::time::sleep(trouble.backoff.delay()).await;
             }
@@ -239,7 +246,7 @@ fn is_of_one_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// What all connections of a server share.
+/// The state that all connections of a server share.
 struct Service {
     router: TowerToHyperService<Router>,
     names: Names,
@@ -248,7 +255,7 @@ struct Service {
 
 impl Service {
     async fn answer(&self, request: Request<Incoming>, seat: Arc<Seat>) -> Response<Watched> {
-        // Until the answer's body is dropped.
+        // The connection is busy until the answer's body is dropped.
         let busy = seat.begin();
         let checked = self.names.check(request.method(), request.uri(), request.headers());
         let response = match checked {
@@ -266,7 +273,7 @@ impl Service {
         if !late.load(Ordering::Relaxed) {
             return response;
         }
-        // The handler has seen a body that broke off, and cannot know why.
+        // The handler only saw that the body broke off, and cannot know why.
         let error = format!("the body of the request did not come within {limit:?}");
         let mut response = Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", error).into_response();
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -274,10 +281,11 @@ impl Service {
     }
 }
 
-/// A connection's stream that tells whether its client has yet to take something. An answer is done with, for hyper, once
-/// it is in the buffer.
+/// A connection's stream that knows whether its client still has to take data. For hyper, an answer is finished once it
+/// is in the buffer.
 struct Sending {
     inner: Pin<Box<TimeoutWriter<TcpStream>>>,
+    /// True while a write to the client is pending. The connection reads it before it gives up its seat.
     sending: Arc<AtomicBool>,
 }
 
@@ -360,8 +368,8 @@ async fn connection(stream: TcpStream, seat: Arc<Seat>, service: Arc<Service>, c
     }
 }
 
-/// Events go out as they come, and what a client does not take stays here, not in the kernel. Without these options the
-/// connection works.
+/// Sets the socket's options: events are sent at once, and data that a client does not take stays here and not in the
+/// kernel. The connection works without them.
 fn tune(stream: &TcpStream) {
     let unsent = |stream: &TcpStream| {
         #[cfg(any(target_os = "android", target_os = "linux"))]
@@ -371,7 +379,10 @@ fn tune(stream: &TcpStream) {
         io::Result::Ok(())
     };
     if let Err(e) = stream.set_nodelay(true).and_then(|()| unsent(stream)) {
-        tracing::debug!(target: "podlock", event = "http_connection", error = %e, "an option of a socket cannot be set");
+        tracing::debug!(
+            target: "podlock", event = "http_connection", error = %e,
+            "an option of a socket cannot be set"
+        );
     }
 }
 

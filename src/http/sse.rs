@@ -1,8 +1,8 @@
 //! A run's stream as Server-Sent Events, on any pod.
 //!
-//! What is sent follows from how a browser's `EventSource` behaves (HTML standard, "Server-sent events"). When a
-//! connection ends, the `EventSource` comes back with the last id that it saw. After any answer but 200 it gives up
-//! for good. So 204 stops it after the end, and a failure that passes by itself must not be answered with 503.
+//! The answers follow from how a browser's `EventSource` behaves (HTML standard, "Server-sent events"). When a
+//! connection ends, the `EventSource` comes back with the last id that it saw. After any answer except 200 it gives up
+//! for good. So 204 stops it after the end, and a temporary failure must not be answered with 503.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -24,20 +24,20 @@ use crate::http::runs::run_id;
 use crate::runs::stream::large::Large;
 use crate::{Attached, Error, ErrorKind, Pod, Result, RunId, StreamEvent, StreamPosition};
 
-/// How often a comment is sent. Proxies then do not take a quiet stream for a dead one (nginx ends such a stream after
-/// 60 s), and the write shows when a reader has gone.
+/// How often a comment is sent. So proxies do not end a quiet stream (nginx does after 60 s), and the write shows when
+/// a reader has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// How long a client that is sent elsewhere waits before it comes back, at least and at most. Clients of one pod come back
-/// spread over this time. Where no other pod can serve them, each of them asks about so often.
+/// How long a client that is sent elsewhere waits before it comes back, at least and at most. The clients of one pod
+/// come back spread over this time. If no other pod can serve them, each asks again after such a time.
 const COME_BACK_MS: std::ops::Range<u64> = 1000..3000;
-/// What a client that was cut off names: the id of the last event that it saw.
+/// The header with which a client that was cut off names the last event that it saw.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// nginx, and others after it, hold an answer back until it is whole, unless it says this.
+/// nginx, and proxies like it, buffer an answer until it is complete, unless it has this header.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Proxies that compress hold back as well; `no-transform` keeps them from it.
+/// Proxies that compress also buffer. `no-transform` forbids it.
 const PASS_ON: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
-/// The route of the reference pod.
+/// The stream's route in the reference pod.
 pub(super) async fn stream(
     State(api): State<Api>,
     id: std::result::Result<Path<String>, PathRejection>,
@@ -46,12 +46,12 @@ pub(super) async fn stream(
     Ok(sse_run(&api.pod, run_id(id)?, &headers).await)
 }
 
-/// The answer to a client of a run's stream: attaches after the event that its `Last-Event-ID` names and sends what comes,
-/// as [`sse`] does. What is refused is answered as the [module's table](crate::http) says.
+/// Answers a client of a run's stream: attaches after the event that its `Last-Event-ID` names, and sends later events,
+/// as [`sse`] does. Refusals are answered as in the [module's table](crate::http).
 ///
-/// An `EventSource` gives up for good at any answer but 200. This pod may be unable to serve the stream for now: it
-/// is cut off, it has ended, or the database is out of reach. A client that accepts `text/event-stream` is then sent
-/// an event `elsewhere`, and comes back. Other clients get 503.
+/// An `EventSource` gives up for good at any answer except 200. This pod may be unable to serve the stream for now: it
+/// is cut off, it has ended, or the database cannot be reached. A client that accepts `text/event-stream` then gets an
+/// event `elsewhere`, and comes back. Other clients get 503.
 ///
 /// # Cancel safety
 ///
@@ -64,8 +64,8 @@ pub async fn sse_run(pod: &Pod, run_id: RunId, headers: &HeaderMap) -> Response 
     }
 }
 
-/// The answer to a client of a stream to which nothing could be attached: as the [module's table](crate::http) says, or an
-/// event `elsewhere` where [`sse_run`] would send it.
+/// Answers a client of a stream to which nothing could be attached: as in the [module's table](crate::http), or with an
+/// event `elsewhere` if [`sse_run`] would send it.
 pub fn sse_refused(error: Error, headers: &HeaderMap) -> Response {
     if accepts_events(headers) && goes_elsewhere(&error) {
         respond(stream::iter([elsewhere(&error)]))
@@ -74,14 +74,14 @@ pub fn sse_refused(error: Error, headers: &HeaderMap) -> Response {
     }
 }
 
-/// An answer that sends what this reader is handed, as Server-Sent Events: `chunk`, `reset`, `end` with their positions as
-/// ids, then it closes. 204 if the reader has attached behind the end: at that an `EventSource` stops to come back.
+/// Answers with this reader's events as Server-Sent Events: `chunk`, `reset` and `end`, with their positions as ids.
+/// Then the answer closes. It is 204 if the reader attached after the end: then an `EventSource` stops coming back.
 ///
-/// A reader whose pod is cut off for `self_fence`, or ends, is sent `elsewhere`, and the answer closes. The client comes back
-/// with the id of the last event that it saw, through a load balancer to another pod, and misses nothing.
-/// [`Attached::wait_while_cut_off`] with true has it wait instead.
+/// If the reader's pod is cut off for `self_fence`, or ends, the reader gets `elsewhere`, and the answer closes. The
+/// client comes back with the id of the last event that it saw, through a load balancer to another pod, and misses
+/// nothing. With [`Attached::wait_while_cut_off`] set to true, the reader waits instead.
 ///
-/// The answer tells proxies to pass on each event as it comes.
+/// The answer tells proxies to pass on each event at once.
 pub fn sse(attached: Attached) -> Response {
     if attached.is_over() {
         return (StatusCode::NO_CONTENT, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))]).into_response();
@@ -89,7 +89,7 @@ pub fn sse(attached: Attached) -> Response {
     respond(events(attached.wait_while_cut_off_by_default(false)))
 }
 
-/// From where a client goes on, by its header `Last-Event-ID`; the start where it has none.
+/// The position from which a client continues, by its header `Last-Event-ID`. The start if it has no such header.
 ///
 /// # Errors
 ///
@@ -110,15 +110,15 @@ fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     response
 }
 
-/// What a client is sent, piece by piece, when it asks for more.
+/// The data for a client, piece by piece, whenever it can take more.
 struct Sending {
-    /// `None`: this was the last event.
+    /// `None`: the last event was taken.
     attached: Option<Attached>,
     /// The rest of an event.
     pieces: VecDeque<Bytes>,
 }
 
-/// Ends after `end`, or where the stream cannot be read any more here.
+/// The events' bytes. The stream ends after `end`, or if the run's stream cannot be read here any more.
 fn events(attached: Attached) -> impl Stream<Item = Bytes> + Send {
     let sending = Sending { attached: Some(attached), pieces: VecDeque::new() };
     stream::unfold(sending, |mut sending| async {
@@ -147,7 +147,7 @@ impl Sending {
         self.pieces.pop_front()
     }
 
-    /// An event in one piece; or, of a large chunk, with a piece that all of its readers share.
+    /// The pieces of an event: one, or several if it has a large chunk, whose JSON all of its readers share.
     fn pieces_of(&mut self, event: &StreamEvent, large: Option<Arc<Large>>) -> Result<()> {
         let Some(position) = self.attached.as_ref().map(Attached::position) else { return Ok(()) };
         let head = format!("event: {}\nid: {position}\ndata: ", event.name());
@@ -167,10 +167,10 @@ impl Sending {
     }
 }
 
-/// The end of an event. JSON has no line breaks of its own.
+/// The end of an event. JSON itself has no line breaks.
 const END: &[u8] = b"\n\n";
 
-/// The JSON of a large chunk, which has been made.
+/// The JSON of a large chunk. It was made before.
 struct Json(Arc<Large>);
 
 impl AsRef<[u8]> for Json {
@@ -181,18 +181,18 @@ impl AsRef<[u8]> for Json {
 
 fn no_json(why: String) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("an event is no JSON: {why}"))
-        .left("the reader is cut off")
-        .todo("attach again")
+        .state("the reader is cut off")
+        .help("attach again")
 }
 
-/// Without an id: the client goes on from the last one that it saw.
+/// An event without an id: the client continues from the last one that it saw.
 fn elsewhere(error: &Error) -> Bytes {
     let data = json!({ "event": "elsewhere", "kind": error.kind().as_str(), "error": error.to_string() });
     let come_back = fastrand::u64(COME_BACK_MS);
     format!("event: elsewhere\nretry: {come_back}\ndata: {data}\n\n").into()
 }
 
-/// Whether another pod, or this one a little later, can serve what this one cannot.
+/// Whether another pod can serve what this pod cannot, or this pod can a little later.
 fn goes_elsewhere(error: &Error) -> bool {
     error.retry_elsewhere() || error.is_transient() || error.kind() == ErrorKind::Standby
 }

@@ -1,10 +1,10 @@
-//! The pod's own clock: monotonic, and counting suspended time (L7).
+//! The pod's own clock. It is monotonic, and counts suspended time (L7).
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::protocol::Moment;
 
-/// Now, on `CLOCK_BOOTTIME`. Meaningful only beside another reading of the same host.
+/// The time now, on `CLOCK_BOOTTIME`. It can only be compared with another reading on the same host.
 pub(crate) fn now() -> Moment {
     #[cfg(target_os = "linux")]
     let clock = ClockId::Boottime;

@@ -1,7 +1,8 @@
-//! What this process is in the fleet: its name and incarnation, its phase, its deadline, its progress.
+//! This process as a member of the fleet: its name and incarnation, its phase, its deadline, its progress.
 //!
-//! Work of every kind (runs, workers, history) asks here whether it may begin and for which incarnation, whether the pod is
-//! past its deadline (L7), and reports its progress. Only the pod's life in `pod` changes what is said here.
+//! Work of every kind (runs, workers, history) uses this module. It asks whether it may begin, and for which
+//! incarnation. It asks whether the pod is past its deadline (L7). It reports its progress. Only the pod's life in
+//! `pod` changes the membership.
 //!
 //! Invariant: nothing here does I/O, and nothing here knows of runs.
 
@@ -28,14 +29,14 @@ use progress::Sources;
 pub use progress::ProgressSource;
 pub use status::{Phase, PodEvent, PodStatus};
 
-/// Events that wait for a slow receiver before the receiver misses some.
+/// How many events wait for a slow receiver before it misses some.
 const EVENTS: usize = 256;
 
-/// How many incarnations that were seen alive a pod remembers: far more than die before their runs are claimed. The oldest
+/// How many incarnations that were seen alive a pod remembers. Far fewer die before their runs are claimed. The oldest
 /// are forgotten first. One that still lives is seen again at the next probe.
 const COMPANIONS: usize = 4096;
 
-/// The facts that make up a [`Phase`].
+/// The facts from which a [`Phase`] follows.
 #[derive(Clone, Copy, Debug)]
 struct Facts {
     incarnation: Incarnation,
@@ -48,26 +49,30 @@ struct Facts {
 pub(crate) struct Membership {
     pub(crate) pod_id: PodId,
     pub(crate) settings: Arc<Settings>,
-    /// The application's runtime. All work but the pod's own life runs on it.
+    /// The application's runtime. All work runs on it, except the pod's own life.
     pub(crate) runtime: tokio::runtime::Handle,
-    /// Every task of the pod, so that a shutdown can wait for them.
+    /// All tasks of the pod, so that a shutdown can wait for them.
     pub(crate) tracker: TaskTracker,
-    /// Fires when the pod is to end everything. The thread of the pod's sessions ends on it.
+    /// Fires when the pod must end everything. The thread of the pod's sessions ends then.
     pub(crate) root: CancellationToken,
     /// Fires when somebody asks this pod to drain.
     pub(crate) drain_requested: CancellationToken,
+    /// Events for the application. The pod's sessions send; each subscriber receives. A slow one misses some.
     pub(crate) events: broadcast::Sender<PodEvent>,
-    /// Raised by a task of the application's runtime: it shows that the runtime runs tasks at all.
+    /// A task of the application's runtime increments it, to show that the runtime runs tasks. The keeper reads it.
     pub(crate) runtime_pulse: AtomicU64,
-    /// Raised by each fenced write that was accepted.
+    /// Each accepted fenced write of a run increments it. A beat reads it as progress.
     pub(crate) accepted_writes: AtomicU64,
     pub(crate) sources: Sources,
     /// Incarnations that this pod has seen alive. The sweeper writes them, the recovery pass reads them.
     companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
-    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7).
+    /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7). The keeper raises it. Every fenced
+    /// write reads it.
     answered: AtomicU64,
+    /// The pod's life in `pod` writes them. A change wakes every task that waits for one.
     facts: watch::Sender<Facts>,
-    /// The incarnation that gave itself up (L7). Whatever happens later, it is over.
+    /// The incarnation that gave itself up (L7). It stays given up, whatever happens later. The keeper writes it;
+    /// attempts and returns read it.
     given_up: Mutex<Option<Incarnation>>,
 }
 
@@ -93,7 +98,7 @@ impl Membership {
         })
     }
 
-    /// The pod as it stands, with so many runs.
+    /// The pod's status. The caller passes the number of runs.
     pub(crate) fn status(&self, runs: usize) -> PodStatus {
         let facts = *self.facts.borrow();
         let (incarnation, attached) = (facts.incarnation, facts.attached);
@@ -105,7 +110,7 @@ impl Membership {
         Arc::clone(&self.companions.borrow())
     }
 
-    /// A look showed these alive.
+    /// Records the pods that a probe found alive.
     pub(crate) fn note_companions(&self, alive: impl Iterator<Item = Incarnation>) {
         let known = self.companions();
         let fresh: Vec<_> = alive.filter(|incarnation| !known.contains(incarnation)).collect();
@@ -141,7 +146,7 @@ impl Membership {
     pub(crate) fn status_changes(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut changes = self.facts.subscribe();
         async move {
-            // The sender lives as long as the pod; an error means that it is gone, which is a change as well.
+            // The sender lives as long as the pod. An error means that the pod is gone, which is a change as well.
             let _ = changes.changed().await;
         }
     }
@@ -154,7 +159,7 @@ impl Membership {
         self.facts.send_modify(|s| s.attached = false);
     }
 
-    /// True if this call began it.
+    /// Begins the drain. Returns true if this call began it.
     pub(crate) fn set_draining(&self) -> bool {
         self.facts.send_if_modified(|s| !std::mem::replace(&mut s.draining, true))
     }
@@ -163,7 +168,7 @@ impl Membership {
         self.facts.send_modify(|s| (s.attached, s.stopped) = (false, true));
     }
 
-    /// The pod may start and claim runs; else why not.
+    /// Returns the incarnation if the pod may start and claim runs. The error says why it may not.
     pub(crate) fn may_take_work(&self) -> Result<Incarnation> {
         let (kind, why) = match self.phase() {
             Phase::Active => return Ok(self.incarnation()),
@@ -172,11 +177,11 @@ impl Membership {
             Phase::Stopped => (ErrorKind::Stopped, "has ended"),
         };
         Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
-            .left("no run was started")
-            .todo("retry on another pod"))
+            .state("no run was started")
+            .help("retry on another pod"))
     }
 
-    /// A ping that was sent at `sent` was answered.
+    /// Records that a ping that was sent at `sent` was answered.
     pub(crate) fn note_answered(&self, sent: Moment) {
         self.answered.fetch_max(nanos(sent), Ordering::AcqRel);
     }
@@ -186,23 +191,24 @@ impl Membership {
         Duration::from_nanos(self.answered.load(Ordering::Acquire))
     }
 
-    /// Gives `incarnation` up for good. True if this call did it. What begins under it later is told to stop as well.
+    /// Gives `incarnation` up for good. Returns true if this call did it. A run that begins under it later is told to
+    /// stop as well.
     pub(crate) fn set_given_up(&self, incarnation: Incarnation) -> bool {
         let first = self.given_up_slot().replace(incarnation) != Some(incarnation);
-        // Wakes whoever waits for it.
+        // Wakes the tasks in [`Membership::over`].
         self.facts.send_modify(|_| {});
         first
     }
 
-    /// Resolves when `incarnation` is given up, or is not this pod's any more.
+    /// Resolves when `incarnation` is given up, or this pod has another one.
     pub(crate) async fn over(&self, incarnation: Incarnation) {
         let over = |s: &Facts| s.stopped || s.incarnation != incarnation || self.has_given_up(incarnation);
         // The sender lives as long as `self`.
         let _ = self.facts.subscribe().wait_for(over).await;
     }
 
-    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. What it serves from the
-    /// database is better asked for elsewhere from then on.
+    /// Resolves when this pod is cut off: it is detached, and no ping was answered for `self_fence`. From then on
+    /// another pod can serve readers better.
     pub(crate) async fn cut_off(&self) {
         let mut facts = self.facts.subscribe();
         loop {
@@ -219,7 +225,7 @@ impl Membership {
         }
     }
 
-    /// For how long no ping was answered, counted from the sending of the last one that was.
+    /// How long no ping was answered, counted from when the last answered one was sent.
     pub(crate) fn silent_for(&self) -> Duration {
         clock::now().saturating_sub(self.answered())
     }
@@ -240,7 +246,7 @@ impl Membership {
         self.facts.borrow().draining
     }
 
-    /// L7, for each write: whether the pod has been silent for so long that its runs count as lost.
+    /// L7, for each write: whether the pod was silent for so long that its runs count as lost.
     pub(crate) fn is_past_deadline(&self) -> bool {
         self.settings.on_detach == OnDetach::Cancel && self.is_silent_for_too_long()
     }
@@ -250,17 +256,17 @@ impl Membership {
         clock::now() >= self.answered() + self.settings.self_fence
     }
 
-    /// Rows are read because of notices. For people, and for tests that count it.
+    /// Records that rows are read because of notices. This is for people, and for tests that count it.
     pub(crate) fn note_hint(&self, kind: &'static str) {
         tracing::trace!(target: "podlock", pod = %self.pod_id, hinted = kind, "notices bring a look about");
     }
 
     pub(crate) fn publish(&self, event: PodEvent) {
-        // Nobody listening is fine.
+        // It does not matter if nobody listens.
         let _ = self.events.send(event);
     }
 
-    /// What the application has done so far.
+    /// The application's progress so far.
     pub(crate) fn progress(&self) -> Progress {
         Progress {
             pulse: self.runtime_pulse.load(Ordering::Acquire),

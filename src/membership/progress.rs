@@ -1,4 +1,4 @@
-//! What the application says of its own progress.
+//! Progress that the application reports.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::protocol::stall::Source;
 
-/// Bytes of a source's name that are kept: it goes into the pod's row and into an event.
+/// How many bytes of a source's name are kept. The name goes into the pod's row and into an event.
 const NAME_MAX_BYTES: usize = 128;
 
 /// A part of the application that makes progress: a queue's loop, a device, a model.
 ///
-/// At each beat ([`crate::Config::beat_interval`]) the pod shows its peers that it made progress, if anything moved since the
-/// last one: a source [`tick`](ProgressSource::tick)ed, or a write of a run was accepted. Without any source, or while all are
-/// idle, a runtime that runs tasks is progress enough. A pod that shows none for [`crate::Config::stall_cycles`] looks is
-/// suspected.
+/// At each beat ([`crate::Config::beat_interval`]) the pod shows its peers whether it made progress since the last
+/// beat. It did if a source [`tick`](ProgressSource::tick)ed, or if a write of a run was accepted. If there is no
+/// source, or all are idle, a runtime that runs tasks counts as progress. A pod that shows none at
+/// [`crate::Config::stall_cycles`] probes is suspected.
 ///
-/// A [`required`](ProgressSource::required) source must move itself: while it has something to do and stands still, no other
+/// A [`required`](ProgressSource::required) source must tick itself. While it has work and does not tick, no other
 /// progress counts, and the event `suspected` names it.
 ///
-/// A source is idle until its first tick. Dropped, it is no longer asked about. Cheap to share by reference or `Arc`.
+/// A source is idle until its first tick. A dropped source no longer counts. Cheap to share by reference or `Arc`.
 ///
 /// ```no_run
 /// # fn example(pod: &podlock::Pod) {
@@ -29,24 +29,27 @@ const NAME_MAX_BYTES: usize = 128;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct ProgressSource(Arc<State>);
+pub struct ProgressSource(Arc<SourceState>);
 
 #[derive(Debug)]
-struct State {
+struct SourceState {
+    /// Each tick increments it. The sweep reads it at a beat.
     moved: AtomicU64,
+    /// The source has no work. The source sets and clears it. The keeper sets it while an evicted pod has stayed away
+    /// for long.
     idle: AtomicBool,
     required: AtomicBool,
-    /// Written once, before the source can be required; read by the control session when the source stands still.
+    /// Written once, before the source can be required. The control session reads it when the source makes no progress.
     name: OnceLock<String>,
 }
 
 impl ProgressSource {
-    /// Gives it a name for logs and events, of which 128 bytes are kept. The first name stays. Without one it is called
-    /// `source N`, by the order in which sources were registered.
+    /// Gives the source a name for logs and events. 128 bytes of it are kept. A later name is ignored. A source without
+    /// a name is called `source N`, in the order of registration.
     #[must_use]
     pub fn named(self, name: impl Into<String>) -> Self {
         let mut name = name.into();
-        // The server's text holds no NUL.
+        // PostgreSQL's text cannot hold a NUL.
         name.retain(|c| c != '\0');
         while name.len() > NAME_MAX_BYTES {
             name.pop();
@@ -56,24 +59,24 @@ impl ProgressSource {
         self
     }
 
-    /// Makes this source required: while it has something to do and does not tick, the pod makes no progress, even if
-    /// other sources move.
+    /// Makes this source required. While it has work and does not tick, the pod makes no progress, even if other
+    /// sources tick.
     ///
-    /// For a part without which the pod is of no use. It alone can make the pod suspect; the event `suspected` and the log
-    /// name it.
+    /// Use it for a part without which the pod is useless. This source alone can make the pod suspect. The event
+    /// `suspected` and the log name it then.
     #[must_use]
     pub fn required(self) -> Self {
         self.0.required.store(true, Ordering::Release);
         self
     }
 
-    /// It got somewhere, and has something to do.
+    /// Reports progress. The source has more work to do.
     pub fn tick(&self) {
         self.0.moved.fetch_add(1, Ordering::AcqRel);
         self.0.idle.store(false, Ordering::Release);
     }
 
-    /// It has nothing to do until its next tick: until then it may stand still.
+    /// Reports that the source has no work until its next tick. Until then it need not tick.
     pub fn idle(&self) {
         self.0.idle.store(true, Ordering::Release);
     }
@@ -83,24 +86,24 @@ impl ProgressSource {
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     next: AtomicU64,
-    all: Mutex<BTreeMap<u64, Weak<State>>>,
+    all: Mutex<BTreeMap<u64, Weak<SourceState>>>,
 }
 
 impl Sources {
     pub(crate) fn register(&self) -> ProgressSource {
         let (moved, idle, required) = (AtomicU64::new(0), AtomicBool::new(true), AtomicBool::new(false));
-        let state = Arc::new(State { moved, idle, required, name: OnceLock::new() });
+        let state = Arc::new(SourceState { moved, idle, required, name: OnceLock::new() });
         let number = self.next.fetch_add(1, Ordering::AcqRel);
         self.lock().insert(number, Arc::downgrade(&state));
         ProgressSource(state)
     }
 
-    /// None has anything to do, as far as the pod knows.
+    /// Marks every source as idle: none has work, as far as the pod knows.
     pub(crate) fn idle_all(&self) {
         self.lock().values().filter_map(Weak::upgrade).for_each(|state| state.idle.store(true, Ordering::Release));
     }
 
-    /// How each stands, the dropped ones forgotten.
+    /// The state of each source. Forgets dropped sources.
     pub(crate) fn read(&self) -> BTreeMap<u64, Source> {
         let mut all = self.lock();
         all.retain(|_, state| state.strong_count() > 0);
@@ -112,13 +115,13 @@ impl Sources {
         .collect()
     }
 
-    /// What a source is called.
+    /// The source's name.
     pub(crate) fn name(&self, number: u64) -> String {
         let state = self.lock().get(&number).and_then(Weak::upgrade);
         state.and_then(|s| s.name.get().cloned()).unwrap_or_else(|| format!("source {}", number + 1))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<State>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Weak<SourceState>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

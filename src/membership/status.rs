@@ -1,4 +1,4 @@
-//! What a pod says about itself.
+//! A pod's own status.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ use crate::id::{Incarnation, PodId, RunId};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// It holds its lock and takes work.
+    /// The pod holds its lock and takes work.
     Active,
-    /// It lost its liveness session and tries to come back; it starts and claims nothing.
+    /// The pod lost its liveness session and tries to come back. It starts and claims nothing.
     Detached,
-    /// It is stopping and takes no more work; what runs goes on.
+    /// The pod is shutting down and takes no more work. Its runs go on.
     Draining,
-    /// It has ended.
+    /// The pod has ended.
     Stopped,
 }
 
@@ -32,71 +32,71 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A pod at one moment. Reading it touches no database.
+/// A pod's status at one moment. Reading it does not use the database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PodStatus {
-    /// Its name.
+    /// The pod's name.
     pub pod_id: PodId,
-    /// Its present registration; after a burial a new one.
+    /// The pod's current registration. After a burial it is a new one.
     pub incarnation: Incarnation,
-    /// Its phase.
+    /// The pod's phase.
     pub phase: Phase,
-    /// Whether it holds its lock, as far as it knows.
+    /// Whether the pod holds its lock, as far as it knows.
     pub attached: bool,
-    /// How many runs it runs.
+    /// How many runs the pod executes.
     pub runs: usize,
 }
 
-/// Something that happened in the fleet, for the application. A pod that was cut off is told of it when it is back, of its
-/// own burial as well. Best effort: a lagging receiver misses some, and so does a pod that comes back after the log was
-/// pruned, or after a failover that lost the end of the log. Nothing may depend on it.
+/// An event in the fleet, for the application. A pod that was cut off gets the missed events when it is back, also that
+/// of its own burial. Delivery is best effort. A lagging receiver misses some. So does a pod that comes back after the
+/// log was pruned, or after a failover that lost the end of the log. Nothing may depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 #[non_exhaustive]
 pub enum PodEvent {
     /// A pod registered.
     Joined {
-        /// Its name.
+        /// The pod's name.
         pod: PodId,
-        /// Its registration.
+        /// The pod's registration.
         incarnation: Incarnation,
     },
     /// A pod was buried.
     Buried {
-        /// Its name.
+        /// The pod's name.
         pod: PodId,
-        /// Its registration.
+        /// The pod's registration.
         incarnation: Incarnation,
         /// Why it ended, as `studio_pod_sessions.reason` says it: `lost`, `shutdown`, or how it was evicted.
         reason: String,
     },
-    /// A pod runs and gets nowhere: its beats have stopped.
+    /// A pod runs but makes no progress: its beats have stopped.
     Suspected {
-        /// Its name.
+        /// The pod's name.
         pod: PodId,
-        /// Its registration.
+        /// The pod's registration.
         incarnation: Incarnation,
     },
-    /// A pod was put out, by its peers' policy or by an operator: it is buried next.
+    /// A pod was evicted, by its peers' policy or by an operator. It is buried next.
     Evicted {
-        /// Its name.
+        /// The pod's name.
         pod: PodId,
-        /// Its registration.
+        /// The pod's registration.
         incarnation: Incarnation,
     },
-    /// A run that takes its owners down with it was quarantined: `podlock runs describe` tells of them.
+    /// A run under which several owners died was quarantined. `podlock runs describe` lists the owners.
     Quarantined {
         /// The run.
         run: RunId,
-        /// The pod that did it.
+        /// The pod that quarantined it.
         by: PodId,
     },
     /// A pod began its clean stop.
     Draining {
-        /// Its name.
+        /// The pod's name.
         pod: PodId,
-        /// Its registration.
+        /// The pod's registration.
         incarnation: Incarnation,
     },
     /// This pod lost its liveness session.

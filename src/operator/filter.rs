@@ -1,4 +1,4 @@
-//! What to show: each method narrows, and what is not set does not filter.
+//! Filters. Each method narrows the list. A filter that is not set admits everything.
 
 use crate::id::Incarnation;
 use crate::operator::RunRow;
@@ -25,13 +25,13 @@ impl PodFilter {
         self
     }
 
-    /// Only those whose lock is really held, or only those whose lock is not.
+    /// Only pods whose lock is held by their registered backend, or only the others.
     pub fn alive(mut self, alive: bool) -> Self {
         self.alive = Some(alive);
         self
     }
 
-    /// At most so many.
+    /// At most this many.
     pub fn limit(mut self, limit: i64) -> Self {
         self.limit = Some(limit.max(0));
         self
@@ -69,7 +69,7 @@ impl RunFilter {
         self
     }
 
-    /// Only those whose last owner bore this name.
+    /// Only those whose last owner had this name.
     pub fn owner(mut self, pod: impl Into<String>) -> Self {
         self.wanted.owner = Some(pod.into());
         self
@@ -87,19 +87,19 @@ impl RunFilter {
         self
     }
 
-    /// Only orphans whose kind no pod of the roster has a handler for.
+    /// Only orphans for whose kind no pod of the roster has a handler.
     pub fn unclaimable(mut self) -> Self {
         self.wanted.unclaimable = true;
         self
     }
 
-    /// Only those that come after `row` in the list, to go through a long list in pages.
+    /// Only those after `row` in the list. Use it to read a long list in pages.
     pub fn after(mut self, row: &RunRow) -> Self {
         self.wanted.after = Some((row.created_at, row.run_id.as_uuid()));
         self
     }
 
-    /// At most so many.
+    /// At most this many.
     pub fn limit(mut self, limit: i64) -> Self {
         self.wanted.limit = Some(limit.max(0));
         self
@@ -140,7 +140,7 @@ impl EventFilter {
         self
     }
 
-    /// At most so many: the first ones after [`EventFilter::after`] if that is set, else the newest.
+    /// At most this many: the first ones after [`EventFilter::after`] if that is set, or else the newest.
     pub fn limit(mut self, limit: i64) -> Self {
         self.limit = Some(limit.max(0));
         self

@@ -1,7 +1,7 @@
-//! Events as they come, and the notifications that announce them.
+//! Follows events as they are committed, and the notifications that announce them.
 //!
-//! A notification only says when to look. What is returned comes from the log, and since `idx` rises in commit order,
-//! "after the last one that I saw" can skip none, whatever became of the connection in between.
+//! A notification only says when to query. The events come from the log. `idx` rises in commit order, so "after the
+//! last one that I saw" skips no event, even if the connection broke in between.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::store::role::Role;
 
 /// How long an event whose notification was lost may stay unseen.
 const LOOK_ANYWAY: Duration = Duration::from_millis(1000);
-/// The same while there is no connection to listen on.
+/// The same while there is no connection that listens.
 const LOOK_WITHOUT: Duration = Duration::from_millis(200);
-/// How soon a notification leads to another look: it can be anybody's.
+/// The least time between two queries that notifications cause. Any role can send a notification.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How often a connection that is listened on is tried.
+/// The time between two tries to open a connection that listens.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
-/// Events as they come; see [`Operator::follow`].
+/// Events as they are committed; see [`Operator::follow`].
 #[derive(Debug)]
 pub struct Follow {
     operator: Operator,
@@ -39,18 +39,19 @@ impl Follow {
         Self { operator, filter, seen, notices: None, looked: None }
     }
 
-    /// Waits for the next events and returns them, oldest first: at least one, each once, none left out.
+    /// Waits for the next events and returns them, oldest first. It returns at least one, each once, and leaves none
+    /// out.
     ///
     /// # Errors
     ///
-    /// What the database said. The position is kept: call it again to go on where it stopped.
+    /// The database's error. The position is kept: call it again to continue there.
     ///
     /// # Cancel safety
     ///
     /// Safe: an event counts as seen only when it is returned.
     pub async fn next(&mut self) -> Result<Vec<EventRow>> {
         loop {
-            // Listen first, then look: what is committed in between is announced.
+            // Listen first, then query: an event that is committed in between is announced.
             if self.notices.is_none() {
                 self.notices = self.operator.notices().await.ok();
             }
@@ -62,7 +63,7 @@ impl Follow {
                 self.seen = last.idx;
                 return Ok(events);
             }
-            // What is there was returned; from here on, somebody says that there is more.
+            // All events in the log were returned. A notification announces later ones.
             self.looked = Some(Instant::now());
             self.until_there_may_be_more().await;
         }
@@ -83,7 +84,7 @@ impl Follow {
 /// The pods' notifications; see [`Operator::notices`].
 pub struct Notices {
     session: Listener,
-    /// When the connection is tried next.
+    /// When the connection is checked next.
     due: Instant,
 }
 
@@ -100,8 +101,9 @@ impl Notices {
         Ok(Self { session, due: Instant::now() + TRY_AGAIN })
     }
 
-    /// Waits until a pod has told the others of something since the last call. It does not say what, and it can be anybody
-    /// who sent it: read what you want to know, at most so often. Several that come at once are one.
+    /// Waits until a pod has notified the others since the last call. The notification does not say of what, and any
+    /// role can send it. Read the data that you need, at a limited rate. Several notifications that arrive together
+    /// count as one.
     ///
     /// # Errors
     ///
@@ -109,11 +111,12 @@ impl Notices {
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was not returned is returned by the next call.
+    /// Safe: the next call returns a notification that was not returned.
     pub async fn next(&mut self) -> Result<()> {
         loop {
-            // An ended session sends nothing any more; only a statement shows that it has ended. When it is due does
-            // not depend on this call, which a caller's `select!` may drop and make again many times a second.
+            // An ended session sends nothing any more, and only a statement shows that it has ended. The time of that
+            // statement does not depend on this call: a caller's `select!` may drop and repeat the call many times a
+            // second.
             match tokio::time::timeout_at(self.due, self.session.heard()).await {
                 Ok(_) => return Ok(()),
                 Err(_) => queries::listen(&self.session).await.map_err(lost)?,
@@ -125,6 +128,6 @@ impl Notices {
 
 fn lost(cause: Error) -> Error {
     Error::new(ErrorKind::SessionLost, format!("the connection for notifications has ended: {cause}"))
-        .left("what was sent since then is lost")
-        .todo("open another, and look at the log for what was missed")
+        .state("what was sent since then is lost")
+        .help("open another, and look at the log for what was missed")
 }

@@ -1,7 +1,7 @@
-//! A handle for people and tools: look at pods, runs and events, cancel or release a run, ask a pod to drain.
+//! A handle for people and tools: list pods, runs and events, cancel or release a run, ask a pod to drain.
 //!
-//! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod: it reads, and where it
-//! writes it asks. It is what the `podlock` command is made of.
+//! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod. It reads, and a change is
+//! a request to the pods. The `podlock` command uses it.
 //!
 //! ```no_run
 //! # async fn example() -> podlock::Result<()> {
@@ -44,24 +44,24 @@ pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
-/// How many of a pod's incarnations and events [`Operator::pod`] shows.
+/// How many of a pod's incarnations and events [`Operator::pod`] returns.
 const POD_HISTORY: i64 = 20;
-/// How often a restart goes for a key whose holder ends meanwhile.
+/// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile.
 const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
-/// What `studio_release` raises for a run that is not quarantined.
+/// The SQLSTATE that `studio_release` raises for a run that is not quarantined.
 const NOT_IN_THAT_STATE: &str = "55000";
-/// What the index on keys raises.
+/// The SQLSTATE that the index on keys raises.
 const UNIQUE_VIOLATION: &str = "23505";
 
-/// What became of a release.
+/// The result of a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {
-    /// The run is running again; any pod with a handler and room takes it up.
+    /// The run is running again. Any pod with a handler and room claims it.
     Now,
-    /// It is not quarantined, but in this state.
+    /// The run is not quarantined. It is in this state.
     NotQuarantined {
         /// `running`, `succeeded`, `failed` or `cancelled`.
         state: String,
@@ -70,11 +70,11 @@ pub enum Released {
     NotFound,
 }
 
-/// A handle for people and tools. Cheap to clone; its connections are a pool's, opened as needed.
+/// A handle for people and tools. It is cheap to clone. Its connections come from a pool, and are opened as needed.
 #[derive(Clone)]
 pub struct Operator {
     database: Database,
-    /// Opens the connection that [`Operator::notices`] listens on.
+    /// Opens the connection on which [`Operator::notices`] listens.
     opener: Opener,
 }
 
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Operator {
 }
 
 impl Pod {
-    /// Looks at runs, pods and events through this pod's pool.
+    /// Returns an operator that uses this pod's pool.
     #[must_use]
     pub fn operator(&self) -> Operator {
         let (database, opener) = self.connections();
@@ -94,13 +94,13 @@ impl Pod {
 }
 
 impl Operator {
-    /// A handle on the database of `config`, whose schema must be there: an operator does not migrate. Reads the
-    /// server's answer to one statement, so that a wrong address or password shows here and not later.
+    /// Opens a handle on the database of `config`. Its schema must exist: an operator does not migrate. One statement
+    /// is sent and answered, so a wrong address or password shows here and not later.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`]; [`ErrorKind::PooledLock`] through a pooler in transaction or statement mode, on whose
-    /// connections an operator's settings would outlive it; or the reason why it could not connect, as for
+    /// [`ErrorKind::Config`]. [`ErrorKind::PooledLock`] through a pooler in transaction or statement mode: there an
+    /// operator's settings would stay on connections of others. Or the reason why it could not connect, as for
     /// [`Pod`](crate::Pod)'s start.
     ///
     /// # Cancel safety
@@ -109,7 +109,8 @@ impl Operator {
     pub async fn connect(config: &Config) -> Result<Self> {
         let opener = connections::opener(config, &config.validate()?, None)?;
         let operator = Self::new(connections::pool_of_operator(&opener)?, opener);
-        // First, and on connections that are left as they were: the pool sets its own up for as long as they live.
+        // The check comes first, on connections without any setting. The pool sets up its own connections for as long
+        // as they live.
         pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
         queries::last_event(&operator.database).await?;
         Ok(operator)
@@ -119,11 +120,11 @@ impl Operator {
         Self { database, opener }
     }
 
-    /// The pods of the roster, by name.
+    /// Lists the pods of the roster, by name.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::SchemaMissing`] where podlock's tables are not there, else what the database said.
+    /// [`ErrorKind::SchemaMissing`] if podlock's tables do not exist. Or the database's error.
     ///
     /// # Cancel safety
     ///
@@ -133,7 +134,7 @@ impl Operator {
         rows.iter().map(PodRow::read).collect()
     }
 
-    /// All about the pods that bear or bore this name; `None` if there never was one.
+    /// Returns all about the pods that have or had this name. `None` if there never was one.
     ///
     /// # Errors
     ///
@@ -159,8 +160,8 @@ impl Operator {
         Ok(Some(detail))
     }
 
-    /// One incarnation: when it began, when and why it ended, and who buried it. `None` if it is not in the history: it
-    /// never was, or was pruned.
+    /// Returns one incarnation: when it began, when and why it ended, and who buried it. `None` if it is not in the
+    /// history: it never existed, or was pruned.
     ///
     /// # Errors
     ///
@@ -173,7 +174,7 @@ impl Operator {
         queries::session(&self.database, incarnation.as_uuid()).await?.as_ref().map(SessionRow::read).transpose()
     }
 
-    /// Runs, newest first.
+    /// Lists runs, newest first.
     ///
     /// # Errors
     ///
@@ -186,7 +187,8 @@ impl Operator {
         queries::runs(&self.database, &filter.wanted).await?.iter().map(RunRow::read).collect()
     }
 
-    /// One run with its input, checkpoint, output and attempts, all of one moment; `None` if there is none.
+    /// Returns one run with its input, checkpoint, output and attempts, all from one snapshot. `None` if there is no
+    /// such run.
     ///
     /// # Errors
     ///
@@ -199,7 +201,8 @@ impl Operator {
         queries::run(&self.database, run_id.as_uuid()).await?.as_ref().map(RunDetail::read).transpose()
     }
 
-    /// The run of this kind and key: the one that is running, else the newest that has ended; `None` if there is none.
+    /// Returns the run of this kind and key: the running one, or else the newest that has ended. `None` if there is
+    /// none.
     ///
     /// # Errors
     ///
@@ -215,45 +218,45 @@ impl Operator {
         }
     }
 
-    /// Cancels a run, whoever owns it. Its handler is told to stop; no write of it is accepted from here on.
+    /// Cancels a run, whoever owns it. Its handler is told to stop. From now on no write of the run is accepted.
     ///
     /// # Errors
     ///
-    /// As [`Operator::pods`]. That there is no such run, or that it had ended, is not an error but an answer.
+    /// As [`Operator::pods`]. If there is no such run, or it had ended, that is an answer and not an error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, the run is cancelled or it is not. Calling it again does no harm.
+    /// A dropped call has cancelled the run or not. Calling it again does no harm.
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
         let cancelled = runs::cancel(&self.database, run_id).await;
         cancelled.map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))
     }
 
-    /// Starts a run with the kind, key and input of one that has ended, in whatever state, and returns the new one: it is
-    /// owned by nobody, and any pod with a handler and room takes it up. The old one stays as it is, and its checkpoint is
-    /// not taken along: the new run begins at its beginning.
+    /// Starts a run with the kind, key and input of one that has ended, in any state, and returns the new run. Nobody
+    /// owns it, and any pod with a handler and room claims it. The old run does not change. Its checkpoint is not
+    /// copied: the new run starts from the beginning.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if the run has not ended; [`ErrorKind::KeyBusy`] naming the run
-    /// that has its key now; else as [`Operator::pods`].
+    /// [`ErrorKind::NotFound`]. [`ErrorKind::InvalidInput`] if the run has not ended. [`ErrorKind::KeyBusy`], which
+    /// names the run that has its key now. Others as [`Operator::pods`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, a run was started or it was not. Calling it again starts another, unless it has a key.
+    /// A dropped call has started a run or not. Calling it again starts another, unless it has a key.
     pub async fn restart(&self, run_id: RunId) -> Result<RunId> {
         let (db, new) = (&self.database, RunId::generate());
         let in_doubt = format!("run {new} may have been started");
         let refuse = |kind, what: String, about| {
-            let error = Error::new(kind, what).about_run(about).left("no run was started");
-            error.todo("see `podlock runs describe`, and start it again when it has ended")
+            let error = Error::new(kind, what).about_run(about).state("no run was started");
+            error.help("see `podlock runs describe`, and start it again when it has ended")
         };
-        // Who has the key may end between the two looks.
+        // The run that has the key may end between the two queries.
         for _ in 0..RESTART_TRIES {
             if runs::restart(db, run_id, new).await.map_err(|e| e.about_run(new).in_doubt(&in_doubt))? {
                 return Ok(new);
             }
-            match runs::standing(db, run_id).await? {
+            match runs::status(db, run_id).await? {
                 None => return Err(refuse(ErrorKind::NotFound, format!("there is no run {run_id}"), run_id)),
                 Some(s) if RunState::Running.is(&s.state) => {
                     return Err(refuse(ErrorKind::InvalidInput, format!("run {run_id} has not ended"), run_id));
@@ -266,26 +269,28 @@ impl Operator {
             }
         }
         Err(Error::new(ErrorKind::KeyBusy, format!("runs with the key of run {run_id} come and go"))
-            .left("no run was started")
-            .todo("start it again"))
+            .state("no run was started")
+            .help("start it again"))
     }
 
-    /// Deletes what `keep` does not keep, in small transactions, as the pods do by themselves where their settings say so.
-    /// What a foreign key or a trigger of the service's own keeps is passed over, and named in [`Pruned::kept`].
+    /// Deletes the rows that `keep` does not keep, in small transactions. Pods do the same by themselves if their
+    /// settings say so. A row that a foreign key or a trigger of the service's own keeps is passed over, and named in
+    /// [`Pruned::kept`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for a time below an hour; [`ErrorKind::Forbidden`] if the role may not prune; else as
-    /// [`Operator::pods`]. What was deleted before stays deleted; the message says how much.
+    /// [`ErrorKind::InvalidInput`] for a time below an hour. [`ErrorKind::Forbidden`] if the role may not prune. Others
+    /// as [`Operator::pods`]. Rows that were deleted before stay deleted; the message says how many.
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, some is deleted and some is not. Calling it again goes on.
+    /// A dropped call has deleted some rows and not others. Calling it again continues.
     pub async fn prune(&self, keep: &Retention) -> Result<Pruned> {
         retention::all(&self.database, By { pod: None }, keep).await
     }
 
-    /// How much is old enough for [`Operator::prune`] now, what a foreign key or a trigger keeps included.
+    /// Counts the rows that are old enough for [`Operator::prune`] now, also those that a foreign key or a trigger
+    /// keeps.
     ///
     /// # Errors
     ///
@@ -298,22 +303,22 @@ impl Operator {
         retention::count(&self.database, keep).await
     }
 
-    /// Gives a quarantined run another chance: it is running again, nobody owns it, and its crashes are forgotten.
+    /// Releases a quarantined run: it is running again, nobody owns it, and its crashes are forgotten.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::KeyBusy`] naming the run that has its key meanwhile; else as [`Operator::pods`]. That there is no such
-    /// run, or that it is not quarantined, is not an error but an answer.
+    /// [`ErrorKind::KeyBusy`], which names the run that has its key now. Others as [`Operator::pods`]. If there is no
+    /// such run, or it is not quarantined, that is an answer and not an error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, the run is released or it is not. Calling it again does no harm.
+    /// A dropped call has released the run or not. Calling it again does no harm.
     pub async fn release(&self, run_id: RunId) -> Result<Released> {
         let Err(error) = queries::release(&self.database, run_id.as_uuid()).await else { return Ok(Released::Now) };
         match error.sqlstate() {
             Some(NO_DATA_FOUND) => Ok(Released::NotFound),
             Some(NOT_IN_THAT_STATE) => {
-                let standing = runs::standing(&self.database, run_id).await?;
+                let standing = runs::status(&self.database, run_id).await?;
                 Ok(standing.map_or(Released::NotFound, |now| Released::NotQuarantined { state: now.state }))
             }
             Some(UNIQUE_VIOLATION) => Err(self.key_of_released_busy(run_id, error).await),
@@ -324,22 +329,22 @@ impl Operator {
     async fn key_of_released_busy(&self, run_id: RunId, refusal: Error) -> Error {
         let holder = match runs::holder_of_key(&self.database, run_id).await {
             Ok(holder) => holder,
-            Err(e) => return e.about_run(run_id).left("the run is quarantined as before"),
+            Err(e) => return e.about_run(run_id).state("the run is quarantined as before"),
         };
         let error = match holder {
             Some(holder) => {
                 Error::new(ErrorKind::KeyBusy, format!("run {run_id} has the key of run {holder}, which is running"))
                     .about_run(holder)
-                    .todo("wait until that run has ended, then release this one")
+                    .help("wait until that run has ended, then release this one")
             }
             None => Error::new(ErrorKind::KeyBusy, format!("run {run_id} had the key of a run that has ended by now"))
                 .about_run(run_id)
-                .todo("release it again"),
+                .help("release it again"),
         };
-        error.left("the run is quarantined as before").with_sqlstate(UNIQUE_VIOLATION).caused_by(refusal)
+        error.state("the run is quarantined as before").with_sqlstate(UNIQUE_VIOLATION).caused_by(refusal)
     }
 
-    /// Events, oldest first: those after [`EventFilter::after`], else the newest.
+    /// Lists events, oldest first: those after [`EventFilter::after`], or else the newest.
     ///
     /// # Errors
     ///
@@ -359,8 +364,8 @@ impl Operator {
         rows.iter().map(EventRow::read).collect()
     }
 
-    /// Events as they come, from [`EventFilter::after`] on, or from now on if that is not set. [`EventFilter::limit`]
-    /// bounds how many one [`Follow::next`] returns. Takes a connection of its own.
+    /// Follows events as they are committed, from [`EventFilter::after`] on, or from now on if that is not set.
+    /// [`EventFilter::limit`] bounds how many one [`Follow::next`] returns. It uses a connection of its own.
     ///
     /// # Errors
     ///
@@ -377,13 +382,13 @@ impl Operator {
         Ok(Follow::new(self.clone(), filter, seen))
     }
 
-    /// Says when the pods have told each other of something, the moment that the server passes it on. It hastens a look,
-    /// and a lost connection loses some; whoever needs every event takes [`Operator::follow`]. Takes a connection of
-    /// its own.
+    /// Returns a handle that says when pods notify each other, as soon as the server delivers it. Use it to query
+    /// sooner. A lost connection loses notifications; if you need every event, use [`Operator::follow`]. It uses a
+    /// connection of its own.
     ///
     /// # Errors
     ///
-    /// Whatever kept it from connecting, as of [`Pod`](crate::Pod)'s start.
+    /// The reason why it could not connect, as for [`Pod`](crate::Pod)'s start.
     ///
     /// # Cancel safety
     ///
@@ -392,69 +397,69 @@ impl Operator {
         Notices::open(&self.opener).await
     }
 
-    /// Asks the pod of this name to stop cleanly, and returns the incarnation that was asked. It takes no more work,
-    /// lets its runs finish or hands them over, and ends; this does not wait for that.
+    /// Asks the pod of this name to stop cleanly, and returns the incarnation that was asked. The pod takes no more
+    /// work, lets its runs finish or hands them over, and ends. This call does not wait for that.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if no pod of this name is in the roster; else as [`Operator::pods`].
+    /// [`ErrorKind::NotFound`] if no pod of this name is in the roster. Others as [`Operator::pods`].
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, the pod was asked or it was not. Asking again does no harm.
+    /// A dropped call has asked the pod or not. Asking again does no harm.
     pub async fn drain(&self, name: &str) -> Result<Incarnation> {
         let row = queries::drain(&self.database, name).await.map_err(|e| {
             if e.sqlstate() != Some(NO_DATA_FOUND) {
                 return e.in_doubt("the pod may have been asked or not; asking again is safe");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .left("nobody was asked to drain")
-                .todo("`podlock pods list` shows who is there")
+                .state("nobody was asked to drain")
+                .help("`podlock pods list` shows who is there")
         })?;
         rows::incarnation(row.as_ref())
     }
 
-    /// Puts a pod out that runs and gets nowhere: ends its two sessions on the server, whereupon a peer buries it and its
-    /// runs go on elsewhere. Returns the incarnation that was put out. Its process stays, and comes back as another
-    /// incarnation once its application makes progress.
+    /// Evicts a pod that runs but makes no progress: ends its two sessions on the server. A peer then buries the pod,
+    /// and its runs go on elsewhere. Returns the evicted incarnation. The pod's process stays, and comes back as
+    /// another incarnation once its application makes progress.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster; [`ErrorKind::Forbidden`] if the role may not end
-    /// the pod's sessions (it must be the pod's own, or one with `pg_signal_backend`), else what the database said.
+    /// [`ErrorKind::NotFound`] if no pod of that name is in the roster. [`ErrorKind::Forbidden`] if the role may not
+    /// end the pod's sessions: it must be the pod's own role, or one with `pg_signal_backend`. Or the database's error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, the pod was put out or it was not. A second call puts out whoever bears the name then.
+    /// A dropped call has evicted the pod or not. A second call evicts the pod that has the name then.
     pub async fn evict(&self, name: &str) -> Result<Incarnation> {
         let row = queries::evict(&self.database, name).await.map_err(|e| {
             if e.sqlstate() != Some(NO_DATA_FOUND) {
                 return e.in_doubt("the pod may have been put out or not; `podlock events` shows which");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .left("nobody was put out")
-                .todo("`podlock pods list` shows who is there")
+                .state("nobody was put out")
+                .help("`podlock pods list` shows who is there")
         })?;
         rows::incarnation(row.as_ref())
     }
 
-    /// Drops this operator's schema with all that is in it: podlock's tables, and yours if you keep any there.
-    /// `schema` must name it, so that nobody drops another by mistake.
+    /// Drops this operator's schema with everything in it: podlock's tables, and yours if you keep any there. `schema`
+    /// must name it, so that nobody drops another schema by mistake.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] if `schema` is another or is `public`, else what the database said.
+    /// [`ErrorKind::InvalidInput`] if `schema` is another schema or is `public`. Or the database's error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped halfway, the schema is gone or it is whole.
+    /// A dropped call has dropped the whole schema or nothing.
     #[cfg(feature = "throwaway")]
     pub async fn drop_schema(&self, schema: &str) -> Result<()> {
         let mine = self.database.schema().name();
         if schema != mine || schema == "public" {
             return Err(Error::new(ErrorKind::InvalidInput, format!("schema {schema:?} is not to be dropped"))
-                .left("nothing was dropped")
-                .todo(format!("this handle is of schema {mine:?}, and `public` is never dropped")));
+                .state("nothing was dropped")
+                .help(format!("this handle is of schema {mine:?}, and `public` is never dropped")));
         }
         queries::drop_schema(&self.database).await
     }

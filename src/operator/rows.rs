@@ -1,5 +1,5 @@
-//! What an [`Operator`](super::Operator) shows. The fields bear the names of the tables' and views' columns, and each
-//! serialises under the same name: scripts depend on them, so they are added to and never renamed.
+//! The rows that an [`Operator`](super::Operator) returns. The fields have the names of the columns of tables and
+//! views, and serialise under the same names. Scripts depend on them, so fields are added and never renamed.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -11,48 +11,47 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output;
 use crate::protocol::cause::Cause;
-use crate::protocol::condition::{Condition, Seen};
+use crate::protocol::condition::{Condition, Seen, in_words};
 use crate::protocol::state::PodState;
-use crate::protocol::wait::WaitReason;
 use crate::timestamp::Timestamp;
 
-/// A pod of the roster, beside the lock that is really held.
+/// A pod of the roster, with the state of its lock.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PodRow {
     /// The pod's name.
     pub pod_id: String,
-    /// Its identity.
+    /// The pod's identity.
     pub incarnation: Incarnation,
     /// `active` or `draining`.
     pub state: String,
-    /// True if the backend that it registered really holds its key, by `pg_locks` of this database.
+    /// True if the backend that the pod registered really holds its key, by `pg_locks` of this database.
     pub alive: bool,
-    /// The server's process that holds its key now.
+    /// The server's process that holds the pod's key now.
     pub holder_pid: Option<i32>,
-    /// Where that process's client connects from; `None` over a unix socket, or without the right to see it.
+    /// The client address of that process. `None` over a unix socket, or without the right to see it.
     pub client_addr: Option<String>,
-    /// How many running runs it owns.
+    /// How many running runs the pod owns.
     pub runs: i64,
-    /// The global event index at its last beat.
+    /// The global event index at the pod's last beat.
     pub event_index: i64,
-    /// When it registered.
+    /// When the pod registered.
     pub started_at: Timestamp,
     /// The version that the service gave itself.
     pub version: String,
     /// Free key-value pairs of the service.
     pub labels: Value,
-    /// What its row, its locks, its beats and the log come to.
+    /// The pod's condition, from its row, its locks, its beats and the log.
     pub condition: Condition,
-    /// Why it is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or `unsettled`;
-    /// `None` where nobody waits.
+    /// Why the pod is not buried yet although its lock is free: `connection_broken`, `many_lost`, `many_unknown` or
+    /// `unsettled`. `None` if nothing waits.
     pub wait_reason: Option<String>,
-    /// For how long that wait still takes, at most, in milliseconds. For people: by the server's clock.
+    /// How long that wait still takes at most, in milliseconds. It is for people, by the server's clock.
     pub wait_left_ms: Option<i64>,
-    /// Its lease, in milliseconds; `None` of a version that does not say it.
+    /// The pod's lease, in milliseconds. `None` if the pod's version does not record it.
     pub lease_ms: Option<i32>,
-    /// Who holds or wants one of its locks and is no pod: process, role, application and address. `None`: nobody, as far as
-    /// the server shows it; see `studio_foreign_locks`.
+    /// Who holds or wants one of the pod's locks but is not a pod: process, role, application and address. `None`:
+    /// nobody, as far as the server shows it. See `studio_foreign_locks`.
     pub foreign_lock: Option<String>,
 }
 
@@ -60,46 +59,35 @@ impl PodRow {
     /// The condition in words: `dead, waiting: many lost, 7 s left`.
     #[must_use]
     pub fn condition_in_words(&self) -> String {
-        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
+        in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.as_deref())
     }
 }
 
-/// The reason only of a pod that is waited for; a wait that is over by now is one more look away.
-fn in_words(condition: Condition, reason: Option<&str>, left_ms: Option<i64>, foreign_lock: bool) -> String {
-    let stranger = if foreign_lock { "; a stranger at its lock" } else { "" };
-    let (Condition::DeadWaiting | Condition::Reconnecting, Some(reason)) = (condition, reason) else {
-        return format!("{}{stranger}", condition.says());
-    };
-    let reason = WaitReason::parse(reason).map_or_else(|| reason.to_owned(), |known| known.says().to_owned());
-    let left = left_ms.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
-    format!("{}: {reason}{left}{stranger}", condition.says())
-}
-
-/// Everything that is known about the pods of one name: the one in the roster, if any, and those before it.
+/// Everything about the pods of one name: the one in the roster, if any, and those before it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PodDetail {
     /// The pod's name.
     pub pod_id: String,
-    /// Its identity; of a pod that is gone, the last one.
+    /// The pod's identity. If the pod is gone, its last one.
     pub incarnation: Incarnation,
     /// `active`, `draining`, or `gone` if no pod of this name is in the roster.
     pub state: String,
-    /// True if the backend that it registered really holds its key.
+    /// True if the backend that the pod registered really holds its key.
     pub alive: bool,
-    /// The server's process that holds its key now.
+    /// The server's process that holds the pod's key now.
     pub holder_pid: Option<i32>,
-    /// Where that process's client connects from.
+    /// The client address of that process.
     pub client_addr: Option<String>,
-    /// How many running runs it owns.
+    /// How many running runs the pod owns.
     pub runs: i64,
-    /// The global event index at its last beat; `None` once it is gone.
+    /// The global event index at the pod's last beat. `None` once the pod is gone.
     pub event_index: Option<i64>,
-    /// When it registered.
+    /// When the pod registered.
     pub started_at: Timestamp,
-    /// The version that the service gave itself; `None` once it is gone.
+    /// The version that the service gave itself. `None` once the pod is gone.
     pub version: Option<String>,
-    /// Free key-value pairs of the service; `None` once it is gone.
+    /// Free key-value pairs of the service. `None` once the pod is gone.
     pub labels: Option<Value>,
     /// As [`PodRow::condition`].
     pub condition: Condition,
@@ -111,14 +99,14 @@ pub struct PodDetail {
     pub lease_ms: Option<i32>,
     /// As [`PodRow::foreign_lock`].
     pub foreign_lock: Option<String>,
-    /// True if its control session holds the witness key. `alive` false with this true: a broken connection that the
-    /// pod is mending.
+    /// True if the pod's control session holds the witness key. If `alive` is false and this is true, a connection
+    /// broke and the pod is reconnecting.
     pub witness: bool,
-    /// How many liveness sessions this incarnation has had; `None` once it is gone.
+    /// How many liveness sessions this incarnation has had. `None` once the pod is gone.
     pub session: Option<i64>,
-    /// Milliseconds since its event index last moved; `None` once it is gone.
+    /// Milliseconds since the pod's event index last changed. `None` once the pod is gone.
     pub lag_ms: Option<i64>,
-    /// Who asked it to drain, if anybody did.
+    /// Who asked the pod to drain, if anybody did.
     pub drain_requested: Option<String>,
     /// The running runs of this incarnation, newest first.
     pub owned: Vec<RunRow>,
@@ -132,19 +120,20 @@ pub struct PodDetail {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SessionRow {
-    /// The registration that this is about.
+    /// The registration.
     pub incarnation: Incarnation,
-    /// The name that it bore.
+    /// The pod's name.
     pub pod_id: String,
     /// When it registered.
     pub began_at: Timestamp,
-    /// When its row left the roster; `None` while it is there.
+    /// When its row left the roster. `None` while the row is there.
     pub ended_at: Option<Timestamp>,
     /// `shutdown`, `lost`, `stalled`, `evicted`, `replaced` or `detached`.
     pub reason: Option<String>,
-    /// The pod that buried it; `None` where the next incarnation of the name took its place.
+    /// The pod that buried it. `None` if the next incarnation of the name replaced it.
     pub buried_by: Option<String>,
-    /// What lay behind the reason, as its column's comment lists it; `None`: not known, or the reason says it all.
+    /// The cause behind the reason; the column's comment lists the causes. `None`: not known, or the reason says
+    /// everything.
     pub cause: Option<String>,
 }
 
@@ -169,99 +158,99 @@ impl SessionRow {
 pub struct RunRow {
     /// The run.
     pub run_id: RunId,
-    /// Which handler runs it.
+    /// The kind, which selects the handler.
     pub kind: String,
-    /// Of one kind and key, at most one run is running.
+    /// The key. At most one run of the same kind and key is running at a time.
     pub key: Option<String>,
     /// `running`, `succeeded`, `failed`, `cancelled` or `quarantined`.
     pub state: String,
-    /// Name of the last owner.
+    /// The name of the last owner.
     pub owner_pod: Option<String>,
-    /// The incarnation that owns it; `None`: nobody yet, or given back.
+    /// The incarnation that owns the run. `None`: nobody does yet, or it was released.
     pub owner_incarnation: Option<Incarnation>,
-    /// The number of its latest claim; 0: never owned.
+    /// The fence of the run's latest claim; 0 if it was never owned.
     pub fence: Fence,
-    /// How many times a handler was begun for it.
+    /// How many attempts the run has had.
     pub attempt: i32,
-    /// How many owners in a row crashed under it without progress in between.
+    /// How many owners in a row crashed under the run without progress in between.
     pub crashes: i32,
     /// When it was started.
     pub created_at: Timestamp,
     /// When it ended; `None` while running.
     pub finished_at: Option<Timestamp>,
-    /// Of a quarantined run the owners that died with it, first to last.
+    /// For a quarantined run, the owners that died under it, first to last.
     pub died_with: Vec<OwnerRow>,
-    /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters:
+    /// Why a failed run failed. For a quarantined run, which owners died under it. The first 1,000 characters:
     /// [`RunOutput::error`] has all of it.
     pub error: Option<String>,
 }
 
-/// An owner that crashed under a run.
+/// An owner that crashed while it ran a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct OwnerRow {
-    /// The name that it bore.
+    /// The owner's pod name.
     pub pod_id: String,
-    /// Its identity.
+    /// The owner's identity.
     pub incarnation: Incarnation,
     /// `lost`, `stalled` or `replaced`.
     pub reason: String,
-    /// When it was buried or replaced.
+    /// When the owner was buried or replaced.
     pub ended_at: Timestamp,
 }
 
-/// A run with what it was given, what it made, and who worked on it.
+/// A run with its input, its output and its attempts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RunDetail {
-    /// The run, as the list shows it.
+    /// The run, as in the list.
     #[serde(flatten)]
     pub row: RunRow,
-    /// What it was started with.
+    /// The input with which the run was started.
     pub input: Value,
-    /// What its last owner saved to go on from.
+    /// The checkpoint that its last owner saved.
     pub checkpoint: Option<Value>,
-    /// What came out of it; nothing while it runs.
+    /// The run's output. Empty while it runs.
     pub output: RunOutput,
     /// Its attempts, first to last.
     pub attempts: Vec<AttemptRow>,
 }
 
-/// What came out of a run.
+/// The output of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RunOutput {
-    /// What it returned, or its standard output parsed to. As JSON, a result that is `null` and none look the same: see
-    /// `has_result`.
+    /// The value that the handler returned, or that its standard output was parsed to. As JSON, a result that is `null`
+    /// and no result look the same: see `has_result`.
     pub result: Option<Value>,
-    /// Why a failed one failed; of a quarantined one, which owners died with it.
+    /// Why a failed run failed. For a quarantined run, which owners died under it.
     pub error: Option<String>,
-    /// Whether there is a result; it may be `null`.
+    /// Whether there is a result. It may be `null`.
     pub has_result: bool,
-    /// Its standard output; empty where there is a result.
+    /// The run's standard output. Empty if there is a result.
     pub stdout: String,
-    /// Its standard error.
+    /// The run's standard error.
     pub stderr: String,
-    /// With what its program ended; `None` where there was none, or a signal ended it.
+    /// The exit code of the run's program. `None` if there was no program, or a signal ended it.
     pub exit_code: Option<i32>,
-    /// True if `stdout` or `stderr` had bytes that no text can hold: then in both a backslash is written `\\`, and such a
-    /// byte `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
+    /// True if `stdout` or `stderr` had bytes that text cannot hold. Then in both a backslash is written as `\\`, and
+    /// such a byte as `\x00`. [`RunOutput::stdout_bytes`] and [`RunOutput::stderr_bytes`] undo it.
     pub output_escaped: bool,
-    /// Why output that was to be parsed is kept as text.
+    /// Why output that should have been parsed is kept as text.
     pub parse_error: Option<String>,
 }
 
 impl RunOutput {
-    /// Standard output as it was written.
+    /// Returns standard output as it was written.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::SchemaIncompatible`] if the row holds what podlock does not write.
+    /// [`ErrorKind::SchemaIncompatible`] if the row has text that podlock does not write.
     pub fn stdout_bytes(&self) -> Result<Vec<u8>> {
         self.bytes(&self.stdout)
     }
 
-    /// Standard error as it was written.
+    /// Returns standard error as it was written.
     ///
     /// # Errors
     ///
@@ -274,8 +263,8 @@ impl RunOutput {
         let bytes = if self.output_escaped { output::unescape(text) } else { Some(text.as_bytes().to_vec()) };
         bytes.ok_or_else(|| {
             Error::new(ErrorKind::SchemaIncompatible, "an output that is marked as escaped is not")
-                .left("what was read is not returned")
-                .todo("see who else writes the table")
+                .state("what was read is not returned")
+                .help("see who else writes the table")
         })
     }
 
@@ -294,44 +283,45 @@ impl RunOutput {
     }
 }
 
-/// One attempt at a run.
+/// One attempt of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AttemptRow {
-    /// The first is 1.
+    /// The attempt's number. The first is 1.
     pub attempt: i32,
-    /// Name of the pod that made it.
+    /// The name of the pod that made the attempt.
     pub pod_id: String,
-    /// Its incarnation.
+    /// The incarnation of that pod.
     pub incarnation: Incarnation,
     /// The fence of this attempt.
     pub fence: Fence,
-    /// When it was claimed.
+    /// When the attempt began with a claim.
     pub began_at: Timestamp,
-    /// When it ended; `None` while it goes on.
+    /// When the attempt ended. `None` while it goes on.
     pub ended_at: Option<Timestamp>,
     /// `succeeded`, `failed`, `cancelled`, `yielded`, `adopted`, or why its owner ended.
     pub reason: Option<String>,
 }
 
-/// An event of the pods' lives.
+/// An event in the life of the pods.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct EventRow {
-    /// Position in the log. It rises in commit order: who has seen it has seen everything before it.
+    /// The position in the log. It rises in commit order: a reader that has seen a position has seen everything before
+    /// it.
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
     /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds a
     /// `snapshot` and was behind it misses the events that the snapshot replaces.
     pub kind: String,
-    /// The pod that it is about.
+    /// The pod in question.
     pub pod_id: String,
-    /// Its incarnation.
+    /// The pod's incarnation.
     pub incarnation: Incarnation,
     /// The pod that wrote it.
     pub by_pod: String,
-    /// The evidence and the numbers behind it.
+    /// The evidence and the numbers of the event.
     pub detail: Value,
 }
 
@@ -371,7 +361,7 @@ impl PodRow {
 }
 
 impl PodDetail {
-    /// A pod that is in the roster.
+    /// Reads a pod that is in the roster.
     pub(super) fn read(row: &Row) -> Result<Self> {
         let pod = PodRow::read(row)?;
         Ok(Self {
@@ -401,18 +391,18 @@ impl PodDetail {
         })
     }
 
-    /// The condition in words; of one that is gone, how it ended.
+    /// The condition in words. For a pod that is gone, how it ended.
     #[must_use]
     pub fn condition_in_words(&self) -> String {
         match self.sessions.first().filter(|_| self.condition == Condition::Gone) {
             Some(last) => format!("gone: {}", last.end_in_words()),
             None => {
-                in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.is_some())
+                in_words(self.condition, self.wait_reason.as_deref(), self.wait_left_ms, self.foreign_lock.as_deref())
             }
         }
     }
 
-    /// A pod of which only its history is left.
+    /// Describes a pod of which only the history is left.
     pub(super) fn gone(last: &SessionRow) -> Self {
         Self {
             pod_id: last.pod_id.clone(),
@@ -477,7 +467,7 @@ impl RunRow {
 }
 
 impl OwnerRow {
-    /// They come as parallel arrays in the run's own row.
+    /// Reads the owners, which come as parallel arrays in the run's own row.
     fn read_all(row: &Row) -> Result<Vec<Self>> {
         let pods: Vec<String> = get(row, "owner_pods")?;
         let incarnations: Vec<Uuid> = get(row, "owner_incarnations")?;
@@ -508,7 +498,7 @@ impl RunDetail {
 }
 
 impl AttemptRow {
-    /// The attempts come as parallel arrays in the run's own row, so that both are of one snapshot.
+    /// Reads the attempts. They come as parallel arrays in the run's own row, so that both are from one snapshot.
     fn read_all(row: &Row) -> Result<Vec<Self>> {
         let numbers: Vec<i32> = get(row, "attempts")?;
         let pods: Vec<String> = get(row, "attempt_pods")?;
@@ -546,22 +536,23 @@ impl EventRow {
     }
 }
 
-/// The one incarnation that `studio_drain` answers with.
+/// Reads the one incarnation that `studio_drain` returns.
 pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
     let row = row.ok_or_else(|| {
         Error::new(ErrorKind::Database, "studio_drain answered without a row")
-            .left("the pod may have been asked or not")
-            .todo("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
+            .state("the pod may have been asked or not")
+            .help("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
     })?;
     get::<Uuid>(row, "incarnation").map(Incarnation::from)
 }
 
-/// A column that is missing or of another type means tables of another version, which must not be a panic.
+/// Reads a column. If it is missing or has another type, the tables are of another version. That must be an error and
+/// not a panic.
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
     row.try_get(column).map_err(|e| {
         Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
-            .left("what was read is not returned")
-            .todo("compare `podlock migrate status` with the version of this binary")
+            .state("what was read is not returned")
+            .help("compare `podlock migrate status` with the version of this binary")
             .caused_by(e)
     })
 }

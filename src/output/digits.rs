@@ -1,10 +1,11 @@
-//! Which numbers a value keeps.
+//! Decides which numbers a value can keep.
 
-/// The significant digits that it takes to name a double.
+/// How many significant digits identify a double.
 const OF_A_DOUBLE: usize = 17;
 
-/// Whether a value keeps the number that `token` spells, in JSON's words: as an integer of 64 bits, or as a double. A
-/// double keeps what it is written as again; a fraction of up to 17 digits is taken for the double that it names.
+/// Whether a value keeps the number `token`, in JSON's notation: as an integer of 64 bits, or as a double. A double
+/// keeps a number if it is written as the same number again. A fraction of up to 17 digits counts as the double that it
+/// identifies.
 pub(super) fn are_kept(token: &str) -> bool {
     if token.parse::<i64>().is_ok() || token.parse::<u64>().is_ok() {
         return true;
@@ -18,12 +19,12 @@ pub(super) fn are_kept(token: &str) -> bool {
     spelt == Decimal::of(&format!("{double:e}")) || (is_fraction && double != 0.0 && spelt.digits.len() <= OF_A_DOUBLE)
 }
 
-/// A number by its digits: two spellings of one number are equal.
+/// A number by its digits. Two spellings of the same number are equal.
 #[derive(Debug, PartialEq)]
 struct Decimal {
-    /// Without zeros at either end; none for zero.
+    /// The digits without zeros at either end. Empty for zero.
     digits: String,
-    /// The power of ten of the last of them.
+    /// The power of ten of the last digit.
     exponent: i64,
 }
 
@@ -39,7 +40,7 @@ impl Decimal {
         if digits.is_empty() {
             return Self { digits, exponent: 0 };
         }
-        // What has more digits than that is no finite double, or rounds to zero.
+        // A number with more digits than that is not a finite double, or rounds to zero.
         let exponent = exponent.parse::<i64>().unwrap_or(i64::MAX / 2);
         let shift = i64::try_from(zeros).unwrap_or(0) - i64::try_from(fraction.len()).unwrap_or(0);
         Self { digits, exponent: exponent.saturating_add(shift) }

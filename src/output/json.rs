@@ -1,4 +1,4 @@
-//! JSON, and JSON a line.
+//! Reads JSON, and JSON with one value a line.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,8 @@ pub(super) fn parse_lines(text: &str) -> Result<Value, String> {
     lines.map(|(i, line)| parse(line).map_err(|why| format!("line {}: {why}", i + 1))).collect()
 }
 
-/// Whether a value shows all that `text`, which is valid JSON, says: each key of an object once, and every digit.
+/// Whether a value keeps everything in `text`, which is valid JSON: each key occurs once in its object, and no digit is
+/// lost.
 fn keeps_all(text: &str) -> Result<(), String> {
     // The keys of each object that is open; `None` for an array.
     let mut open: Vec<Option<HashSet<String>>> = Vec::new();
@@ -50,7 +51,7 @@ fn keeps_all(text: &str) -> Result<(), String> {
                     return Err(format!("the number {} has more digits than are kept", shown(number)));
                 }
             }
-            // Colons, commas, blanks, and words, whose letters are passed over one by one.
+            // Colons, commas, blanks, and words, whose letters are skipped one by one.
             _ => {}
         }
         rest = &rest[length..];
@@ -58,7 +59,7 @@ fn keeps_all(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Of the string that `text` begins with, both quotes included.
+/// The length of the string at the beginning of `text`, with both quotes.
 fn length_of_string(text: &str) -> usize {
     let bytes = text.as_bytes();
     let mut at = 1;

@@ -1,7 +1,7 @@
-//! What a run puts out, as it is stored: a value or a text, never both.
+//! The output of a run, as it is stored: a value or a text, never both.
 //!
-//! Pure: bytes go in, and what the table holds comes out. Nothing is cut and no digit is lost on the way: what cannot be
-//! kept as a value is kept as the text that it was, with the reason beside it.
+//! This module is pure: bytes go in, and the columns of the table come out. Nothing is cut and no digit is lost. Output
+//! that cannot be kept as a value is kept as the original text, together with the reason.
 
 mod digits;
 mod json;
@@ -19,27 +19,27 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How deep arrays and objects may be nested. What is deeper could be stored, and not be read again.
+/// How deep arrays and objects may be nested. A deeper value could be stored, but not read again.
 const DEPTH: usize = 127;
 
-/// How a program writes what it puts out.
+/// The format of a program's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum OutputFormat {
-    /// Anything: it is kept as it stands.
+    /// Any bytes. They are kept as they are.
     #[default]
     Text,
     /// One JSON value.
     Json,
     /// One YAML document, by the core schema of YAML 1.2.
     Yaml,
-    /// One JSON value a line; blank lines are passed over. The result is an array of them.
+    /// One JSON value a line. Blank lines are ignored. The result is an array of the values.
     Jsonl,
 }
 
 impl OutputFormat {
-    /// Its name: `text`, `json`, `yaml` or `jsonl`.
+    /// The format's name: `text`, `json`, `yaml` or `jsonl`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -64,15 +64,15 @@ impl FromStr for OutputFormat {
         let all = [Self::Text, Self::Json, Self::Yaml, Self::Jsonl];
         all.into_iter().find(|format| format.as_str() == name).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("there is no output format {name:?}"))
-                .todo("use text, json, yaml or jsonl")
+                .help("use text, json, yaml or jsonl")
         })
     }
 }
 
-/// What a run puts out, for [`Run::finish`](crate::Run::finish) or [`Outcome::Output`](crate::Outcome::Output).
+/// The output of a run, for [`Run::finish`](crate::Run::finish) or [`Outcome::Output`](crate::Outcome::Output).
 ///
-/// It has a result or a standard output, never both; beside it standard error and an exit code. Those are data: what makes
-/// a run `failed` is [`Output::fail`] alone, or [`Output::fail_unless_exit_0`].
+/// It has a result or a standard output, never both. It may also have standard error and an exit code. These are only
+/// data: a run is `failed` only by [`Output::fail`] or [`Output::fail_unless_exit_0`].
 ///
 /// ```
 /// use podlock::{Output, OutputFormat};
@@ -96,28 +96,40 @@ pub struct Output {
 }
 
 impl Output {
-    /// A result and nothing else.
+    /// Makes an output that has only a result.
     pub fn value(result: impl Into<Value>) -> Self {
         Self { result: Some(result.into()), ..Self::default() }
     }
 
-    /// A text, kept as it stands.
+    /// Makes an output from a text, which is kept as it is.
     pub fn text(stdout: impl Into<Vec<u8>>) -> Self {
         Self { stdout: stdout.into(), ..Self::default() }
     }
 
-    /// What a program has written to its standard output, in `format`, with its exit code (`None`: ended by a signal) and
-    /// what it has written to its standard error.
+    /// Makes an output from a program: its standard output, in `format`, its exit code (`None`: a signal ended it), and
+    /// its standard error.
     ///
-    /// What parses becomes the result, and the standard output is empty. Anything else stays text, and
-    /// [`Output::parse_error`] says why. Refused, so that nothing is lost without a word: a key that stands twice in an
-    /// object; an integer beyond 64 bits, and any number that a double rounds (a fraction of up to 17 digits counts as the
-    /// double that it names); U+0000, which `jsonb` cannot hold, and half a surrogate pair; what is nested deeper than 127;
-    /// output that is not UTF-8 or is empty (of `jsonl`, empty output is an empty array). Of YAML also: more than one
-    /// document, a key that is a sequence or a mapping (other keys become strings as they are written), a tag beyond
-    /// those of JSON's types, infinity and "not a number", aliases that repeat more than about a megabyte, and whatever a
-    /// second reader, of libyaml's family, reads differently: a block scalar that ends the output without a line break,
-    /// U+0085, U+2028 and U+2029, a byte order mark inside. YAML that is JSON is read as JSON.
+    /// If standard output can be parsed, it becomes the result, and `stdout` is empty. Otherwise it stays text, and
+    /// [`Output::parse_error`] says why. These are refused, so that nothing is lost silently:
+    ///
+    /// - a key that occurs twice in an object;
+    /// - an integer beyond 64 bits, and any number that a double rounds (a fraction of up to 17 digits counts as the
+    ///   double that it identifies);
+    /// - U+0000, which `jsonb` cannot store, and half a surrogate pair;
+    /// - a value that is nested deeper than 127 levels;
+    /// - output that is not UTF-8 or is empty (for `jsonl`, empty output is an empty array).
+    ///
+    /// For YAML these are also refused:
+    ///
+    /// - more than one document;
+    /// - a key that is a sequence or a mapping (other keys become strings as they are written);
+    /// - a tag beyond those of JSON's types;
+    /// - infinity and "not a number";
+    /// - aliases that repeat more than about a megabyte;
+    /// - text that a second reader, of libyaml's family, reads differently: a block scalar that ends the output without
+    ///   a line break, U+0085, U+2028 and U+2029, a byte order mark inside.
+    ///
+    /// YAML that is JSON is read as JSON.
     pub fn parse(
         format: OutputFormat,
         exit_code: impl Into<Option<i32>>,
@@ -141,7 +153,7 @@ impl Output {
         }
     }
 
-    /// Sets what was written to standard error.
+    /// Sets the standard error.
     pub fn with_stderr(mut self, stderr: impl Into<Vec<u8>>) -> Self {
         self.stderr = stderr.into();
         self
@@ -153,13 +165,13 @@ impl Output {
         self
     }
 
-    /// Ends the run as `failed`, for this reason. The output is kept beside it.
+    /// Ends the run as `failed`, for this reason. The output is kept as well.
     pub fn fail(mut self, error: impl Into<String>) -> Self {
         self.error = Some(error.into());
         self
     }
 
-    /// [`Output::fail`] if the exit code is another than 0, or there is none.
+    /// The same as [`Output::fail`] if the exit code is not 0, or there is none.
     pub fn fail_unless_exit_0(self) -> Self {
         match self.exit_code {
             Some(0) => self,
@@ -168,45 +180,45 @@ impl Output {
         }
     }
 
-    /// What it parsed to. JSON's `null` is a result.
+    /// The parsed result. JSON's `null` is a result.
     #[must_use]
     pub fn result(&self) -> Option<&Value> {
         self.result.as_ref()
     }
 
-    /// What was written to standard output; empty where there is a result.
+    /// The standard output. Empty if there is a result.
     #[must_use]
     pub fn stdout(&self) -> &[u8] {
         &self.stdout
     }
 
-    /// What was written to standard error.
+    /// The standard error.
     #[must_use]
     pub fn stderr(&self) -> &[u8] {
         &self.stderr
     }
 
-    /// With what the program ended.
+    /// The program's exit code.
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {
         self.exit_code
     }
 
-    /// Why output that was to be parsed is kept as text.
+    /// Why output that should have been parsed is kept as text.
     #[must_use]
     pub fn parse_error(&self) -> Option<&str> {
         self.parse_error.as_deref()
     }
 
-    /// Why the run is to end as `failed`; `None`: it succeeds.
+    /// Why the run must end as `failed`. `None`: it succeeds.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// The columns that it fills, or why it cannot be stored.
+    /// The columns for this output, or why it cannot be stored.
     pub(crate) fn columns(&self, limits: Limits) -> Result<Columns<'_>> {
-        let refuse = |kind, what: String| Error::new(kind, what).left("nothing was written; the run goes on");
+        let refuse = |kind, what: String| Error::new(kind, what).state("nothing was written; the run goes on");
         let streams = [text(&self.stdout), text(&self.stderr)];
         let (stdout, stderr, escaped) = match streams {
             [Some(stdout), Some(stderr)] => (Cow::Borrowed(stdout), Cow::Borrowed(stderr), false),
@@ -219,7 +231,7 @@ impl Output {
         if let Some(value) = &self.result {
             storable(value).map_err(|why| {
                 refuse(ErrorKind::InvalidInput, format!("the result cannot be stored: {why}"))
-                    .todo("correct the result")
+                    .help("correct the result")
             })?;
             sizes.push(("result", size(value)?, "result_max_bytes", limits.result));
         }
@@ -228,7 +240,7 @@ impl Output {
                 let what =
                     format!("the {what} has {size} bytes as it would be stored, and {most} ({setting}) is the most");
                 let todo = "keep it elsewhere and put out where it is, or raise the limit";
-                return Err(refuse(ErrorKind::TooLarge, what).todo(todo));
+                return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }
         let Self { result, exit_code, parse_error, .. } = self;
@@ -246,7 +258,7 @@ impl From<Value> for Output {
 /// The most bytes that are stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Of the result or of standard output.
+    /// The limit of the result, or of standard output.
     pub(crate) result: usize,
     pub(crate) stderr: usize,
 }
@@ -258,7 +270,7 @@ pub(crate) struct Columns<'a> {
     pub(crate) stdout: Cow<'a, str>,
     pub(crate) stderr: Cow<'a, str>,
     pub(crate) exit_code: Option<i32>,
-    /// Both streams are written as [`escape`] writes them.
+    /// Whether both streams are written as by [`escape`].
     pub(crate) escaped: bool,
     pub(crate) parse_error: Option<&'a str>,
 }
@@ -267,12 +279,13 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|e| format!("it is not UTF-8: {e}"))
 }
 
-/// What a column of type `text` can hold as it stands.
+/// The bytes as text, if a column of type `text` can store them unchanged.
 fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
 }
 
-/// Writes any bytes so that [`unescape`] gives them back: a backslash as `\\`, and as `\x00` what no text can hold.
+/// Writes any bytes as text from which [`unescape`] restores them. A backslash becomes `\\`, and a byte that text
+/// cannot hold becomes `\x00`.
 fn escape(bytes: &[u8]) -> String {
     let mut escaped = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -290,7 +303,7 @@ fn escape(bytes: &[u8]) -> String {
     escaped
 }
 
-/// The bytes that [`escape`] was given; `None` for what it does not write.
+/// The bytes that [`escape`] was given. `None` for text that it does not write.
 pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -309,7 +322,7 @@ pub(crate) fn unescape(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether `jsonb` can hold it and we can read it again.
+/// Whether `jsonb` can store the value and we can read it again.
 pub(crate) fn storable(value: &Value) -> Result<(), String> {
     fn look(value: &Value, depth: usize) -> Result<(), String> {
         let nul = |text: &str| if text.contains('\0') { Err("it has the character U+0000".to_owned()) } else { Ok(()) };
@@ -331,7 +344,7 @@ pub(crate) fn storable(value: &Value) -> Result<(), String> {
 /// The most bytes of the text that says why a run failed.
 pub const ERROR_LIMIT: usize = 64 * 1024;
 
-/// The text that says why a run failed, cut where it is longer than [`ERROR_LIMIT`]: its end says how much is missing.
+/// The reason why a run failed, cut if it is longer than [`ERROR_LIMIT`]. Its end then says how much is missing.
 pub(crate) fn cut_error(text: &str) -> Cow<'_, str> {
     const ROOM_FOR_THE_NOTE: usize = 64;
     if text.len() <= ERROR_LIMIT {
@@ -344,7 +357,7 @@ pub(crate) fn cut_error(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{} … ({} bytes more were cut)", &text[..end], text.len() - end))
 }
 
-/// How long a value is as JSON.
+/// The length of a value as JSON, in bytes.
 pub(crate) fn size(value: &Value) -> Result<usize> {
     struct Count(usize);
     impl io::Write for Count {
@@ -360,14 +373,14 @@ pub(crate) fn size(value: &Value) -> Result<usize> {
     let mut count = Count(0);
     serde_json::to_writer(&mut count, value).map_err(|e| {
         Error::new(ErrorKind::InvalidInput, format!("a value cannot be written as JSON: {e}"))
-            .left("nothing was written; the run goes on")
-            .todo("correct the result")
+            .state("nothing was written; the run goes on")
+            .help("correct the result")
             .caused_by(e)
     })?;
     Ok(count.0)
 }
 
-/// A word of an output in a message.
+/// A word of an output, shortened for a message.
 fn shown(word: &str) -> String {
     const MOST: usize = 64;
     match word.char_indices().nth(MOST) {

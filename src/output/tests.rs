@@ -9,17 +9,17 @@ fn parse(format: OutputFormat, stdout: impl AsRef<[u8]>) -> Output {
     Output::parse(format, 0, stdout, "noise")
 }
 
-/// It became a value.
+/// Asserts that the output became this value.
 #[track_caller]
 fn kept(format: OutputFormat, stdout: &str, value: Value) {
     let output = parse(format, stdout);
     assert_eq!((output.result(), output.parse_error()), (Some(&value), None), "{format}: {stdout:?}");
     assert_eq!((output.stdout(), output.stderr(), output.exit_code()), (&b""[..], &b"noise"[..], Some(0)));
-    // Not only equal, for -0 is 0 and 1.0 is 1: the same words.
+    // They are not only equal, since -0 equals 0 and 1.0 equals 1. They have the same text.
     assert_eq!(output.result().unwrap().to_string(), value.to_string(), "{format}: {stdout:?}");
 }
 
-/// It stayed text, for a reason with these words.
+/// Asserts that the output stayed text, for a reason with these words.
 #[track_caller]
 fn text_of(format: OutputFormat, stdout: impl AsRef<[u8]>, why: &str) {
     let stdout = stdout.as_ref();
@@ -134,7 +134,7 @@ fn no_digit_is_lost_without_a_word() {
         text_of(Json, format!(r#"{{"a": [1, {token}]}}"#), why);
         text_of(Yaml, format!("a: [1, {token}]"), why);
     }
-    // Digits in strings and keys are no numbers.
+    // Digits in strings and keys are not numbers.
     kept(Json, r#"{"18446744073709551616": "1e400"}"#, json!({"18446744073709551616": "1e400"}));
 }
 
@@ -209,7 +209,7 @@ fn yaml_is_read_by_its_core_schema() {
     }
 }
 
-/// Nothing is stored wrong without a word: what other readers of YAML find in these, or the text.
+/// Nothing is stored wrong silently: each becomes the value that other readers of YAML find, or stays text.
 #[test]
 fn yaml_at_its_edges_is_read_right_or_stays_text() {
     for (text, value) in [
@@ -240,14 +240,14 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
         ("a: !<tag:yaml.org,2002:str> 1", json!({"a": "1"})),
         ("!<tag:yaml.org,2002:map> {a: !<tag:yaml.org,2002:seq> [!<tag:yaml.org,2002:int> 1]}", json!({"a": [1]})),
         ("%TAG !c! tag:yaml.org,2002:\n--- !c!str 1\n", json!("1")),
-        // Marks, blanks, and nodes of which nothing is written.
+        // Marks, blanks, and nodes without any text.
         ("\u{feff}a: 1", json!({"a": 1})),
         ("%YAML 1.2\n---\na: 1\n...\n", json!({"a": 1})),
         ("a: x \t \nb: 'y ' # c\n", json!({"a": "x", "b": "y "})),
         ("a:\nb: !!str\nc: ''\n", json!({"a": null, "b": "", "c": ""})),
         ("- ~\n-\n- '~'\n", json!([null, null, "~"])),
         ("~: 1", json!({"~": 1})),
-        // Of YAML 1.1 no more than what 1.2 has too.
+        // From YAML 1.1, only forms that 1.2 has too.
         (
             "[yes, No, on, 1_000, 1:30, 0b1, 010, 0o10, 2026-01-01, =, <<]",
             json!(["yes", "No", "on", "1_000", "1:30", "0b1", 10, 8, "2026-01-01", "=", "<<"]),
@@ -257,7 +257,7 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
         kept(Yaml, text, value);
     }
     for text in [
-        // Without a line break at its end a last line has one, or has none.
+        // If the last line has no line break, readers disagree whether it gets one.
         "a: |\n  x",
         "- >+\n  x\n   ",
         // A line break of YAML 1.1.
@@ -274,7 +274,7 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
     for (text, why) in [
         ("a: 1\n---\nb: 2\n", "more than one document"),
         ("|\n  x\n---\ny\n", "more than one document"),
-        // A block scalar ends at the marker of the next document, also one that is not indented.
+        // A block scalar ends at the marker of the next document, even one that is not indented.
         ("|\nx\n---\ny\n", "more than one document"),
         ("--- |\nx\n---\ny\n", "more than one document"),
         (">\nx\n--- y\n", "more than one document"),
@@ -344,7 +344,7 @@ fn what_is_too_large_is_refused_by_name_and_never_cut() {
         (Output::value("x".repeat(9)), Some(["result has 11 bytes", "result_max_bytes"])),
         (Output::text("x".repeat(10)), None),
         (Output::text("x".repeat(11)), Some(["standard output has 11 bytes", "10 (result_max_bytes)"])),
-        // As it is stored: escaped, each of these takes four.
+        // The size as stored: escaped, each of these bytes takes four.
         (Output::text(vec![0xff; 3]), Some(["standard output has 12 bytes", "10 (result_max_bytes)"])),
         (Output::default().with_stderr("x".repeat(5)), None),
         (Output::default().with_stderr("x".repeat(6)), Some(["standard error has 6 bytes", "5 (stderr_max_bytes)"])),
@@ -387,7 +387,7 @@ fn any_value() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Every value that can be stored comes through, written by whoever writes JSON, to the last bit.
+    /// Every value that can be stored is read again unchanged to the last bit, whatever wrote the JSON.
     #[test]
     fn every_value_comes_back_as_it_was(value in any_value()) {
         for written in [value.to_string(), format!("{value:#}")] {
@@ -399,7 +399,7 @@ proptest! {
         prop_assert_eq!(output.result(), Some(&lines), "{:?}", output.parse_error());
     }
 
-    /// Whatever the bytes: a result or a text, never both, nothing lost, and it can be stored.
+    /// For any bytes: a result or a text, never both, nothing lost, and it can be stored.
     #[test]
     fn any_bytes_are_a_result_or_the_same_bytes(
         bytes in prop_oneof![

@@ -1,4 +1,4 @@
-//! What a connection may need beside `DATABASE_URL`: libpq's environment, and passwords that are asked for.
+//! Inputs of a connection beside `DATABASE_URL`: libpq's environment variables, and passwords that are requested.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -10,16 +10,17 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
-/// The variables that libpq reads. Captured once, so that what settings were made from is what they use.
+/// The variables that libpq reads. They are captured once, so that a process uses the values from which its settings
+/// were made.
 #[derive(Clone, Default)]
 pub(crate) struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// Those of this process. A value that is not UTF-8 counts as not set.
+    /// The variables of this process. A value that is not UTF-8 counts as not set.
     pub(crate) fn of_process() -> Self {
         let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         let mut environment: Self = std::env::vars_os().filter_map(text).collect();
-        // Without HOME, what the system has on record for the user, as libpq does.
+        // Without HOME, uses the home directory that the system has on record for the user, as libpq does.
         if environment.get("HOME").is_none()
             && let Some(home) = std::env::home_dir().and_then(|home| home.into_os_string().into_string().ok())
         {
@@ -47,13 +48,13 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// For whom a password is wanted: what a token of a cloud's identity service is made for.
+/// The login for which a password is requested. A cloud's identity service makes a token for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PasswordRequest {
-    /// The host that is being connected to; the directory of a unix socket.
+    /// The host of the connection, or the directory of a unix socket.
     pub host: String,
-    /// Its port.
+    /// The host's port.
     pub port: u16,
     /// The role that logs in.
     pub user: String,

@@ -1,4 +1,4 @@
-//! Sockets of our own, so that every time-out and keepalive is ours and covers the whole handshake.
+//! Opens sockets directly, so that podlock sets every time-out and keepalive, and they cover the whole handshake.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A stream to a server.
 pub(crate) type Stream = Either<TcpStream, UnixStream>;
-/// The future that moves a connection's bytes. Its end is the signal that the session died.
+/// The future that moves a connection's bytes. It ends when the session has died.
 pub(crate) type Connection = tokio_postgres::Connection<Stream, tls::TlsStream<Stream>>;
 
 /// A connection whose handshake is done.
 pub(crate) struct Dialled {
     pub(crate) client: Client,
     pub(crate) connection: Connection,
-    /// Our own port, as the server should see it if nothing stands in between; `None` over a unix socket.
+    /// Our own port. The server should see the same one if nothing stands in between. `None` over a unix socket.
     pub(crate) local_port: Option<u16>,
 }
 
-/// Opens connections to the servers of one connection string: the one way in for all four kinds of them.
+/// Opens connections to the servers of one connection string. All four kinds of connections are opened here.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     info: Arc<ConnInfo>,
     tls: Tls,
     passwords: Option<(PasswordSource, Handle)>,
-    /// The target that was good last: tried first, so that a silent host costs its time once.
+    /// The target that worked last. It is tried first, so that a silent host costs its time-out only once.
     good: Arc<AtomicUsize>,
     timeout: Duration,
     lease: Duration,
@@ -49,19 +49,19 @@ pub(crate) struct Dialer {
 
 /// How to reach the servers and log in.
 pub(crate) struct Access<'a> {
-    /// In libpq's words.
+    /// The connection string, in libpq's words.
     pub(crate) url: &'a str,
     pub(crate) environment: &'a Environment,
     pub(crate) passwords: Option<&'a PasswordSource>,
-    /// Wins over the connection string's.
+    /// Takes precedence over the value in the connection string.
     pub(crate) connect_timeout: Option<Duration>,
-    /// Holds where nothing else says how long.
+    /// Applies if nothing else sets a time-out.
     pub(crate) default_connect_timeout: Duration,
-    /// How long a peer that does not acknowledge is waited for.
+    /// How long to wait for a peer that does not acknowledge.
     pub(crate) lease: Duration,
 }
 
-/// How a socket is to be protected.
+/// How a connection is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protection {
     Plain,
@@ -71,7 +71,7 @@ enum Protection {
 }
 
 impl Protection {
-    /// What to try, and what after it if the server or the handshake refuses that.
+    /// The protection to try first, and the one to try if the server or the handshake refuses that.
     fn of(mode: SslMode, target: &Target) -> (Self, Option<Self>) {
         match (target, mode) {
             (Target::Unix { .. }, _) | (_, SslMode::Disable) => (Self::Plain, None),
@@ -82,26 +82,26 @@ impl Protection {
     }
 }
 
-/// What the handshakes with one target share.
+/// The state that the handshakes with one target share.
 struct Login {
     driver: tokio_postgres::Config,
     connector: tls::Connect<Stream>,
 }
 
 impl Dialer {
-    /// Understands the connection string. Call it inside of the runtime that a password is to be asked for on.
+    /// Reads the connection string. Call it inside the runtime on which a password will be requested.
     pub(crate) fn new(access: Access<'_>) -> Result<Self> {
         let Access { url, environment, passwords, connect_timeout, default_connect_timeout, lease } = access;
         let info = ConnInfo::resolve(url, environment)?;
-        // What was set by name wins, then the connection string's, then the default.
+        // A value that was set by name takes precedence, then the connection string's, then the default.
         let timeout = connect_timeout.or(info.connect_timeout).unwrap_or(default_connect_timeout);
         let passwords = match passwords {
             None => None,
             Some(source) => {
                 let runtime = Handle::try_current().map_err(|e| {
                     Error::new(ErrorKind::Config, format!("a password can be asked for only inside of a runtime: {e}"))
-                        .left("nothing was started")
-                        .todo("connect from inside of a tokio runtime")
+                        .state("nothing was started")
+                        .help("connect from inside of a tokio runtime")
                 })?;
                 Some((source.clone(), runtime))
             }
@@ -125,7 +125,7 @@ impl Dialer {
         self.info.application_name.as_deref()
     }
 
-    /// The targets in the order in which to try them, beginning with the one that was good last.
+    /// The targets in the order in which to try them, beginning with the one that worked last.
     pub(crate) fn attempts(&self) -> Attempts<'_> {
         Attempts { dialer: self, first: self.good.load(Ordering::Relaxed), made: 0, worst: None }
     }
@@ -135,11 +135,12 @@ impl Dialer {
     /// Cancel safe: a dropped call closes its socket.
     pub(crate) async fn dial(&self, target: &Target, application_name: &str) -> Result<Dialled> {
         let step = format!("connecting to {target}");
-        // Boxed, for it is deep: the type of whatever awaits it, a service's `main` too, would have to be computed through it.
+        // Boxed because its type is deep. Otherwise the type of each future that awaits it, also of a service's `main`,
+        // would contain it.
         let log_in: BoxFuture<'_, _> = Box::pin(self.log_in(&step, target, application_name));
         match tokio::time::timeout(self.timeout, log_in).await {
             Ok(done) => done,
-            Err(_) => Err(errors::timed_out(&step, self.timeout).left("the socket was closed")),
+            Err(_) => Err(errors::timed_out(&step, self.timeout).state("the socket was closed")),
         }
     }
 
@@ -155,20 +156,24 @@ impl Dialer {
             Err(e) if may_do_otherwise(&e) => Err(e.during(&format!("after another way had failed ({refused})"))),
             done => {
                 if done.is_ok() && second == Protection::Plain && refused.kind() == ErrorKind::Tls {
-                    tracing::warn!(target: "podlock", event = "tls_downgraded", server = %target, cause = %refused, "connected without TLS, as sslmode=prefer permits: the handshake failed");
+                    tracing::warn!(
+                        target: "podlock", event = "tls_downgraded", server = %target, cause = %refused,
+                        "connected without TLS, as sslmode=prefer permits: the handshake failed"
+                    );
                 }
                 done
             }
         }
     }
 
-    /// The password of the service's own source. Asked on the application's runtime, where its clients live.
+    /// The password from the service's own source. It is requested on the application's runtime, where the source's
+    /// clients live.
     async fn ask_for_password(&self, step: &str, target: &Target) -> Result<Option<SecretString>> {
         let Some((source, runtime)) = &self.passwords else { return Ok(None) };
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorKind::AuthFailed, format!("{step}: asking the service for the password failed: {e}"))
-                .left("no connection was made")
-                .todo("see what Config::password_from was given; it is asked again at the next try")
+                .state("no connection was made")
+                .help("see what Config::password_from was given; it is asked again at the next try")
                 .caused_by(e)
         };
         let (source, request) = (source.clone(), self.info.request(target));
@@ -191,13 +196,13 @@ impl Dialer {
             Err(e) => {
                 let direct = self.tls.words().direct && errors::is_io(&e);
                 let failed = errors::translate_handshake(step, e);
-                // An older server hangs up.
-                Err(if direct { failed.todo("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
+                // An older server closes the connection.
+                Err(if direct { failed.help("sslnegotiation=direct needs PostgreSQL 17 or newer") } else { failed })
             }
         }
     }
 
-    /// Reads the files that the connection string names, away from the runtime's threads.
+    /// Reads the files that the connection string names, outside of the runtime's threads.
     async fn prepare(
         &self,
         target: &Target,
@@ -240,7 +245,7 @@ impl Dialer {
     async fn connect(&self, target: &Target) -> Result<(Stream, Option<u16>)> {
         let unreachable = |e: std::io::Error| {
             Error::new(ErrorKind::Unreachable, format!("connecting to {target}: {e}"))
-                .todo("see whether the server runs and whether DATABASE_URL names its address")
+                .help("see whether the server runs and whether DATABASE_URL names its address")
                 .caused_by(e)
         };
         match target {
@@ -254,7 +259,7 @@ impl Dialer {
                     None => tokio::net::lookup_host((host.as_str(), *port)).await.map_err(unreachable)?.collect(),
                 };
                 let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-                // Each address has its share of the time: one that does not answer must not use it up.
+                // Each address gets a share of the time, so that one that does not answer cannot use up all of it.
                 let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
                 for address in addresses {
                     let connecting = tokio::time::timeout(share, TcpStream::connect(address));
@@ -272,8 +277,9 @@ impl Dialer {
         }
     }
 
-    /// Our side of the lease: a dead server or path is noticed within about the lease even in mid-statement, unless the
-    /// connection string says otherwise. Set, and read back, since a kernel may refuse silently.
+    /// Sets our side of the lease: a dead server or path is noticed within about the lease, even during a statement.
+    /// The connection string may say otherwise. The options are set and read back, since a kernel may ignore them
+    /// silently.
     fn tune(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let words = &self.info.socket;
@@ -301,7 +307,7 @@ impl Dialer {
     }
 }
 
-/// Tries at one target after the other. What is reported of several failures is the one that says most.
+/// Tries the targets one after the other. If several fail, it reports the most informative error.
 pub(crate) struct Attempts<'a> {
     dialer: &'a Dialer,
     first: usize,
@@ -317,7 +323,7 @@ impl<'a> Attempts<'a> {
         next
     }
 
-    /// Takes the outcome of the latest try. `None`: try the next.
+    /// Takes the outcome of the latest try. `None`: try the next target.
     pub(crate) fn ended<T>(&mut self, outcome: Result<T>) -> Option<T> {
         match outcome {
             Ok(done) => {
@@ -325,7 +331,7 @@ impl<'a> Attempts<'a> {
                 self.dialer.good.store(index, Ordering::Relaxed);
                 return Some(done);
             }
-            // As libpq: a password that one host refuses is not offered to the next.
+            // Like libpq, does not offer a password to the next host if one host refused it.
             Err(e) if e.kind() == ErrorKind::AuthFailed => {
                 self.worst = Some(e);
                 self.made = self.dialer.info.targets.len();
@@ -341,14 +347,14 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Whether the other protection may succeed where this one failed: no entry of the server's `pg_hba.conf` fits it, or
-/// the two ends could not agree on TLS.
+/// Whether the other protection may succeed although this one failed: the server's `pg_hba.conf` has no matching entry,
+/// or the two sides could not agree on TLS.
 fn may_do_otherwise(error: &Error) -> bool {
     error.kind() == ErrorKind::Tls || error.sqlstate() == Some(SqlState::INVALID_AUTHORIZATION_SPECIFICATION.code())
 }
 
-/// How much the error of one host says beside that of another: an answer says more than silence, and a primary's more
-/// than a standby's.
+/// How informative an error is, compared with those of other hosts: an answer is more informative than silence, and a
+/// primary's answer more than a standby's.
 fn says(error: &Error) -> u8 {
     match error.kind() {
         ErrorKind::Unreachable => 0,

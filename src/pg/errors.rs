@@ -1,4 +1,4 @@
-//! The driver's and the server's errors as [`Error`]s.
+//! Translates errors of the driver and the server into [`Error`]s.
 
 use super::conninfo::Target;
 use super::limits::Limits;
@@ -6,23 +6,23 @@ use super::tls;
 use crate::error::rules::{REFUSED_BY_DRIVER, classify};
 use crate::error::{Error, ErrorKind, chain};
 
-/// Translates an error of a handshake, in which TLS may be what failed.
+/// Translates an error of a handshake. The cause may be TLS.
 pub(crate) fn translate_handshake(step: &str, error: tokio_postgres::Error) -> Error {
     if let Some(fault) = tls::fault(&error) {
         let text = format!("{step}: {}", chain(&error));
-        return Error::new(ErrorKind::Tls, text).todo(tls::advice(fault)).caused_by(error);
+        return Error::new(ErrorKind::Tls, text).help(tls::advice(fault)).caused_by(error);
     }
     if tls::is_unusable_host(&error) {
         return Error::new(ErrorKind::Config, format!("{step}: no certificate can be made out to this host"))
-            .left("no connection was made")
-            .todo("name the host by a DNS name or an address")
+            .state("no connection was made")
+            .help("name the host by a DNS name or an address")
             .caused_by(error);
     }
     translate(step, error)
 }
 
-/// Whether an answer of the server leaves the connection as good as before. A kept plan that no longer fits its tables
-/// (0A000) would fail again and again.
+/// Whether a server's answer leaves the connection usable. A cached plan that no longer fits its tables (0A000) would
+/// fail again and again.
 pub(crate) fn leaves_sound(sqlstate: &str) -> bool {
     sqlstate != "0A000"
 }
@@ -41,19 +41,19 @@ pub(crate) fn translate(step: &str, error: tokio_postgres::Error) -> Error {
         let lost = error.is_closed() || is_io(&error);
         let kind = if lost { ErrorKind::SessionLost } else { ErrorKind::Database };
         let translated = Error::new(kind, format!("{step}: {}", chain(&error))).caused_by(error);
-        return if lost { translated.todo("nothing by hand: the connection is made again") } else { translated };
+        return if lost { translated.help("nothing by hand: the connection is made again") } else { translated };
     };
     let (kind, todo) = classify(db.code());
     let code = db.code().code().to_owned();
     let hint = db.hint().map_or_else(String::new, |h| format!(" ({h})"));
     let translated = Error::new(kind, format!("{step}: the server said {:?}{hint} [{code}]", db.message()));
-    translated.todo(todo).with_sqlstate(&code).caused_by(error)
+    translated.help(todo).with_sqlstate(&code).caused_by(error)
 }
 
-/// A step that did not end within `limit`.
+/// The error of a step that did not end within `limit`.
 pub(crate) fn timed_out(step: &str, limit: std::time::Duration) -> Error {
     Error::new(ErrorKind::Timeout, format!("{step}: no answer within {limit:?}"))
-        .todo("see whether the server is overloaded, stopped or unreachable")
+        .help("see whether the server is overloaded, stopped or unreachable")
 }
 
 /// Awaits an answer for at most `limit`.
@@ -69,30 +69,30 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// A server that takes no writes, and whose locks mean nothing.
+/// The error of a server that accepts no writes, and whose locks protect nothing.
 pub(crate) fn standby(target: &Target) -> Error {
     Error::new(ErrorKind::Standby, format!("{target} is a standby: its locks mean nothing"))
-        .left("the connection was closed")
-        .todo("point DATABASE_URL at the primary, or name all hosts in it")
+        .state("the connection was closed")
+        .help("point DATABASE_URL at the primary, or name all hosts in it")
 }
 
 fn refused_by_driver(step: &str, error: &tokio_postgres::Error) -> Option<Error> {
     let text = chain(error);
-    // A connection that broke in the handshake says nothing about TLS.
+    // A connection that broke during the handshake says nothing about TLS.
     if is_io(error) {
         return None;
     }
     let (_, kind, todo) = REFUSED_BY_DRIVER.iter().find(|(begins, ..)| text.starts_with(begins))?;
-    Some(Error::new(*kind, format!("{step}: {text}")).todo(*todo))
+    Some(Error::new(*kind, format!("{step}: {text}")).help(*todo))
 }
 
 pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
     std::error::Error::source(error).is_some_and(|s| s.is::<std::io::Error>())
 }
 
-/// What PgBouncer answers in statement mode, and to a client that waited too long for a backend.
+/// PgBouncer's answer in statement mode, and to a client that waited too long for a backend.
 const PROTOCOL_VIOLATION: &str = "08P01";
-/// Connections that hold transactions open while the check for a pooler tests another one.
+/// How many connections hold transactions open while the check for a pooler tests another one.
 pub(super) const OTHERS: usize = 3;
 
 pub(super) fn refuses_transactions(error: Error) -> Error {
@@ -103,16 +103,16 @@ pub(super) fn refuses_transactions(error: Error) -> Error {
     }
 }
 
-/// The error of a transaction pooler. A change of backend during a pod's life is the same error.
+/// The error for a transaction pooler. A backend that changes during a pod's life gets the same error.
 pub(crate) fn pooled(evidence: &str) -> Error {
-    Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).todo(
+    Error::new(ErrorKind::PooledLock, format!("session locks mean nothing on this connection: {evidence}")).help(
         "point DATABASE_URL at PostgreSQL itself, or at a pooler in session mode (PgBouncer: pool_mode = session); \
          transaction and statement pooling can carry neither a session lock nor a session's settings",
     )
 }
 
-/// Names a full pooler as a cause where a session was not given in time: such a pooler lets a client log in, and then has
-/// it wait for its first answer.
+/// Adds a full pooler as a possible cause if a session was not given in time. Such a pooler lets a client log in, and
+/// then makes it wait for its first answer.
 pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     let Limits { pool, dedicated, .. } = *limits;
     let advice = format!(
@@ -123,9 +123,9 @@ pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     );
     if error.sqlstate() == Some(PROTOCOL_VIOLATION) && error.to_string().contains("query_wait_timeout") {
         return Error::new(ErrorKind::Timeout, "the pooler in between had no connection to the server to give")
-            .left("the connection was closed")
-            .todo(advice)
+            .state("the connection was closed")
+            .help(advice)
             .caused_by(error);
     }
-    if error.kind() == ErrorKind::Timeout { error.todo(advice) } else { error }
+    if error.kind() == ErrorKind::Timeout { error.help(advice) } else { error }
 }

@@ -9,7 +9,7 @@ pub struct Keepalives {
     pub idle: u64,
     /// Seconds between probes.
     pub interval: u64,
-    /// Unanswered probes after which the connection is given up.
+    /// How many probes without an answer end the connection.
     pub count: u64,
 }
 
@@ -25,6 +25,6 @@ pub(crate) struct Limits {
     pub(crate) keepalives: Keepalives,
     /// The most connections of the pool.
     pub(crate) pool: usize,
-    /// How many dedicated sessions there are at most. For advice where connections run out.
+    /// The most dedicated sessions. It is for advice when connections run out.
     pub(crate) dedicated: usize,
 }

@@ -1,12 +1,13 @@
-//! Connections to PostgreSQL, and nothing of podlock: this folder could be a crate of its own.
+//! Connections to PostgreSQL. Nothing here is specific to podlock: this folder could be a crate of its own.
 //!
-//! `conninfo` understands libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
-//! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `pooler` proves that a session
-//! stays with one backend before anything is set on the session. `txn` runs statements and transactions on a session,
-//! `statement` reads statements from files, `schema` puts the schema's name into them, and `reply` reads the rows that come back.
+//! `conninfo` reads libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
+//! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `pooler` proves that a
+//! session stays with one backend before anything is set on the session. `txn` runs statements and transactions on a
+//! session, `statement` reads statements from files, `schema` puts the schema's name into them, and `reply` reads the
+//! returned rows.
 //!
-//! Invariant: nothing here names a table, a pod or a run. What a caller wants to say about itself, it passes as
-//! [`limits::Limits`], [`session::Purpose`] and [`session::ApplicationName`].
+//! Invariant: nothing here names a table, a pod or a run. A caller passes its own facts as [`limits::Limits`],
+//! [`session::Purpose`] and [`session::ApplicationName`].
 
 pub(crate) mod conninfo;
 pub(crate) mod credentials;

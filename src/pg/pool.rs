@@ -1,4 +1,4 @@
-//! The shared pool: what runs and operators write and read through. It never holds a session lock.
+//! The shared pool, which runs and operators use. It never holds a session lock.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -18,7 +18,7 @@ use super::schema::Schema;
 use super::session::CONFIRM;
 use crate::error::{Error, ErrorKind, Result, chain};
 
-/// Statements that each new connection of the pool runs before its first use. It must leave the connection as it was.
+/// Statements that each new connection of the pool runs before its first use. They must leave the connection as it was.
 pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<'a, Result<(), tokio_postgres::Error>>;
 
 /// The pool with its schema and its time limits. Cheap to clone.
@@ -27,14 +27,14 @@ pub(crate) struct Database {
     pool: managed::Pool<Manager>,
     schema: Schema,
     limit: Duration,
-    /// How long a connection may take to come: waiting for a place, connecting, setting it up.
+    /// How long getting a connection may take: waiting for a free one, connecting, setting it up.
     get_limit: Duration,
     place: String,
 }
 
 impl Database {
-    /// Makes the pool. Connects to nothing yet. The connections bear the name `application`, unless the connection string
-    /// gives another.
+    /// Makes the pool. It connects to nothing yet. The connections get the name `application`, unless the connection
+    /// string gives another.
     pub(crate) fn new(
         dialer: &Dialer,
         limits: &Limits,
@@ -71,13 +71,13 @@ impl Database {
     ///
     /// # Cancel safety
     ///
-    /// A dropped write may or may not have happened. The connection of a dropped or timed-out call is thrown away,
-    /// since it is still busy.
+    /// A dropped write may or may not have happened. If a call is dropped or times out, its connection is closed, since
+    /// it is still busy.
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.query_as_it_stands(step, &self.schema.sql(template), params).await
     }
 
-    /// [`Database::query`] for a statement in which nothing is to be replaced.
+    /// The same as [`Database::query`], for a statement in which nothing must be replaced.
     pub(crate) async fn query_as_it_stands(
         &self,
         step: &str,
@@ -97,7 +97,7 @@ impl Database {
         rows
     }
 
-    /// Prepares a statement that is to be run several times with a plan for the tables as they are now.
+    /// Prepares a statement that will run several times, with a plan for the current contents of the tables.
     pub(crate) async fn plan(&self, step: &'static str, template: &str, types: &[Type]) -> Result<Planned> {
         let sql = self.schema.sql(template);
         let client = self.get(step).await?;
@@ -105,7 +105,7 @@ impl Database {
         Ok(Planned { db: self.clone(), step, client: Some(client), statement })
     }
 
-    /// [`Database::query`] for a statement that returns at most one row.
+    /// The same as [`Database::query`], for a statement that returns at most one row.
     pub(crate) async fn query_opt(
         &self,
         step: &str,
@@ -115,7 +115,7 @@ impl Database {
         Ok(self.query(step, template, params).await?.into_iter().next())
     }
 
-    /// Ends all pooled connections; calls that wait fail.
+    /// Closes all pooled connections. Calls that wait for one fail.
     pub(crate) fn close(&self) {
         self.pool.close();
     }
@@ -125,7 +125,7 @@ impl Database {
     }
 
     async fn get_any(&self, step: &str) -> Result<Leased> {
-        // Boxed, as what it may have to open is deep.
+        // Boxed because the type of opening a connection is deep.
         let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
         let Ok(got) = tokio::time::timeout(self.get_limit, get).await else {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
@@ -140,7 +140,7 @@ impl Database {
                     TimeoutType::Recycle => "checking a pooled connection took too long",
                 };
                 let todo = "see whether the server or a pooler in between is overloaded or full, or raise pool_size";
-                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).todo(todo))
+                Err(Error::new(ErrorKind::Timeout, format!("{step}: {what} ({})", self.place)).help(todo))
             }
             Err(PoolError::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, format!("{step}: the pod has ended and closed its connections")))
@@ -150,7 +150,7 @@ impl Database {
     }
 
     async fn within<T>(&self, step: &str, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
-        // The server's own limit comes first; ours is for a server that does not answer.
+        // The server's own limit is shorter. Ours is for a server that does not answer.
         let limit = self.limit + self.limit / 4;
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(done)) => Ok(done),
@@ -160,7 +160,7 @@ impl Database {
     }
 }
 
-/// A statement that the server refused leaves the connection idle; anything else leaves it unknown.
+/// If the server refused the statement, the connection is idle. After any other error its state is unknown.
 fn leaves_idle(rows: &Result<Vec<Row>>) -> bool {
     match rows {
         Ok(_) => true,
@@ -168,17 +168,17 @@ fn leaves_idle(rows: &Result<Vec<Row>>) -> bool {
     }
 }
 
-/// A statement with a plan of its own, on a connection that is given back with it.
+/// A statement with a plan of its own, and its connection. Both return to the pool together.
 pub(crate) struct Planned {
     db: Database,
     step: &'static str,
-    /// None once it has failed: the connection is thrown away.
+    /// `None` once a call has failed: the connection was closed.
     client: Option<Leased>,
     statement: Statement,
 }
 
 impl Planned {
-    /// Runs it. After an error that leaves the connection unknown, there is none any more.
+    /// Runs the statement. After an error that leaves the connection's state unknown, the connection is closed.
     ///
     /// # Cancel safety
     ///
@@ -205,7 +205,7 @@ impl Drop for Planned {
     }
 }
 
-/// Opens the pool's connections: dialled like every other.
+/// Opens the pool's connections with the dialler that all connections use.
 struct Manager {
     dialer: Dialer,
     application: String,
@@ -239,7 +239,7 @@ impl Manager {
         let dialled = self.dialer.dial(target, &self.application).await?;
         let connection = dialled.connection;
         let version = major_version(connection.parameter("server_version").unwrap_or_default());
-        // Its task ends with the wrapper, however that ends.
+        // The task ends with the wrapper, however the wrapper ends.
         let task = tokio::spawn(async move {
             if let Err(e) = connection.await {
                 tracing::debug!(target: "podlock", cause = %chain(&e), "a connection of the pool ended");
@@ -262,13 +262,16 @@ impl Manager {
         Ok(client)
     }
 
-    /// Has the server parse and plan statements now, so that their first run is as quick as the next. Where the server
-    /// refuses one, its first run shows that.
+    /// Makes the server parse and plan statements now, so that their first run is as fast as later ones. If the server
+    /// refuses one, its first run will show the error.
     async fn warm_up(&self, step: &str, client: &ClientWrapper, warm_up: WarmUp) -> Result<()> {
         match errors::within(step, self.limit, warm_up(client, &self.schema)).await {
             Err(e) if e.sqlstate().is_none() || e.is_session_lost() => Err(e),
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "not_warmed_up", error = %e, "the first statements of a connection will be slower");
+                tracing::debug!(
+                    target: "podlock", event = "not_warmed_up", error = %e,
+                    "the first statements of a connection will be slower"
+                );
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -276,7 +279,7 @@ impl Manager {
     }
 }
 
-/// A pooled connection that is thrown away unless it is given back.
+/// A pooled connection. Unless it is given back, it is closed.
 struct Leased {
     client: Option<managed::Object<Manager>>,
 }
@@ -308,17 +311,19 @@ fn major_version(text: &str) -> u32 {
     text.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// From version 17 on a role may have one of its own.
+/// From version 17 on, a role may have a `transaction_timeout` of its own.
 fn no_transaction_timeout(version: u32) -> &'static str {
     if version >= 17 { " SET transaction_timeout = 0;" } else { "" }
 }
 
-/// What each connection sets for itself. Of these, `lock_timeout` alone is in force at a COMMIT: `txn::commit_patience`.
+/// The settings that each connection makes for itself. Of these, only `lock_timeout` is in force at a COMMIT:
+/// `txn::commit_patience`.
 fn set_statements(limits: &Limits) -> String {
     let half = (limits.lease / 2).as_millis();
     let limit = limits.statement.as_millis();
     let keepalives = limits.keepalives;
-    // The time-out first, so that the role's own does not end what follows. It is counted for each statement of a message.
+    // The time-out comes first, so that the role's own time-out does not end the statements after it. The server counts
+    // it for each statement of a message.
     format!(
         "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \

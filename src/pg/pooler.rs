@@ -1,7 +1,8 @@
-//! Does a session stay with one server process? Asked before anything is set on a session, and before any lock is taken.
+//! Checks that a session stays with one server process. This happens before anything is set on a session, and before
+//! any lock is taken.
 //!
-//! The danger is a pooler in transaction mode: it gives each transaction any backend. A session lock then stays with a
-//! backend that serves others, and so does a setting: with our `search_path`, the application no longer finds its tables.
+//! The danger is a pooler in transaction mode: it gives each transaction any backend. A session lock then stays on a
+//! backend that serves others. So does a setting: with our `search_path`, the application no longer finds its tables.
 //! So the check runs on bare sessions, which set nothing and lock nothing.
 
 use std::collections::BTreeSet;
@@ -10,15 +11,16 @@ use super::errors::{OTHERS, name_full_pool, pooled, refuses_transactions};
 use super::session::{Opener, Purpose, Session};
 use crate::error::Result;
 
-/// Rounds if a proxy or pooler may stand between us and the server. For a direct connection one round is enough.
+/// How many rounds to make if a proxy or pooler may stand between us and the server. For a direct connection one round
+/// is enough.
 const ROUNDS: usize = 8;
 const STEP: &str = "checking for a pooler";
 const BESIDE: Purpose = Purpose { label: "beside", has_long_transactions: false };
 
-/// A session that is shown to be one, and set up. `left` is what an error says of the state that it leaves.
+/// Opens a session that is proven to stay with one backend, and sets it up. `left` says in an error what state is left.
 pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<Session> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.set_up(opener).await?;
     Ok(session)
 }
@@ -26,14 +28,14 @@ pub(crate) async fn open_proven(opener: &Opener, purpose: impl Into<Purpose>, le
 /// Refuses a transaction pooler, and leaves nothing on its backends.
 pub(crate) async fn check(opener: &Opener, purpose: impl Into<Purpose>, left: &str) -> Result<()> {
     let session = opener.open_bare(purpose).await?;
-    refuse(opener, &session).await.map_err(|e| e.left(left))?;
+    refuse(opener, &session).await.map_err(|e| e.state(left))?;
     session.close().await;
     Ok(())
 }
 
-/// Proves that a session stays with one backend: its pid must answer from transaction to transaction while other
-/// connections hold transactions open. One try proves nothing: a pooler in transaction mode got through in 15 of 30 boots
-/// that compared once.
+/// Proves that a session stays with one backend: in each transaction the same pid must answer, while other connections
+/// hold transactions open. One try proves nothing: a pooler in transaction mode was not noticed in 15 of 30 boots that
+/// compared once.
 async fn refuse(opener: &Opener, session: &Session) -> Result<()> {
     let (rounds, beside) = if session.facts().direct { (1, 0) } else { (ROUNDS, OTHERS) };
     let limit = opener.limits.statement;

@@ -1,5 +1,5 @@
-//! Reading a row that the server sent. The driver's own `get` panics where a column is NULL or of another type, and a
-//! server may hide a column from a role: each value is therefore read by [`Reply::at`], whose error a caller must see.
+//! Reads a row that the server sent. The driver's own `get` panics if a column is NULL or has another type, and a
+//! server may hide a column from a role. So each value is read by [`Reply::at`], whose error a caller must handle.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use tokio_postgres::types::FromSql;
 use crate::error::{Error, ErrorKind, Result, chain};
 
 pub(crate) trait Reply {
-    /// The value of a column: by its name, or by its place from 0 on where it has none. A column that may be NULL is an
+    /// The value of a column, by its name, or by its place from 0 on if it has no name. A column that may be NULL is an
     /// `Option`.
     fn at<'a, T: FromSql<'a>>(&'a self, column: impl RowIndex + fmt::Display + Copy) -> Result<T>;
 }
@@ -21,7 +21,7 @@ impl Reply for Row {
             let columns: Vec<_> = self.columns().iter().map(|column| column.name()).collect();
             let text = format!("column {column} of the answer ({}) cannot be used: {}", columns.join(", "), chain(&e));
             Error::new(ErrorKind::Database, text)
-                .todo("see whether the server hides the column from this role, or an extension or a proxy changes it")
+                .help("see whether the server hides the column from this role, or an extension or a proxy changes it")
                 .caused_by(e)
         })
     }

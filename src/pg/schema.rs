@@ -1,4 +1,4 @@
-//! The schema's name in statements.
+//! Puts the schema's name into statements.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,7 +10,7 @@ use super::statement;
 pub(crate) struct Schema {
     name: Arc<str>,
     prefix: Arc<str>,
-    /// Statements from files, as rendered for this schema. Each is added when it is first run. Shared by all clones.
+    /// Statements from files, rendered for this schema. Each is added when it is first run. All clones share them.
     rendered: Arc<RwLock<HashMap<Box<str>, Arc<str>>>>,
 }
 
@@ -42,17 +42,17 @@ impl Schema {
         })
     }
 
-    /// A text with each `@.` replaced by the schema: `SELECT … FROM @.studio_pods`. At the start of a literal,
-    /// as in `'@.studio_fence'::regclass`, the name is quoted for the literal as well.
+    /// Replaces each `@.` in a text by the schema: `SELECT … FROM @.studio_pods`. At the start of a literal, as in
+    /// `'@.studio_fence'::regclass`, the name is quoted for the literal as well.
     fn replace(&self, template: &str) -> String {
         let in_literal = format!("'{}", self.prefix.replace('\'', "''"));
-        // In one pass: the name itself may hold the placeholder.
+        // All is replaced in one pass, because the name itself may contain the placeholder.
         let parts: Vec<_> = template.split("'@.").map(|part| part.replace("@.", &self.prefix)).collect();
         parts.join(&in_literal)
     }
 
-    /// A migration for this schema, in which `@.` stands for the schema the literal `'@'` for the schema's name. Function bodies are
-    /// quoted with `$function$`: a name that holds that tag ends no body.
+    /// A migration for this schema. In it `@.` stands for the schema, and the literal `'@'` for the schema's name.
+    /// Function bodies are quoted with `$function$`. If the name contains that tag, another tag is used.
     pub(crate) fn migration(&self, template: &str) -> String {
         let mut tag = "$function$".to_owned();
         while self.name.contains(&tag) {
@@ -60,17 +60,17 @@ impl Schema {
         }
         let template = template.replace("$function$", &tag);
         let name = format!("'{}'", self.name.replace('\'', "''"));
-        // In one pass, as above.
+        // All is replaced in one pass, as above.
         let parts: Vec<_> = template.split("'@'").map(|part| self.replace(part)).collect();
         parts.join(&name)
     }
 
-    /// The NOTIFY channel, as the SQL function `studio_channel` makes it.
+    /// The NOTIFY channel. The SQL function `studio_channel` makes the same name.
     pub(crate) fn channel(&self) -> String {
         format!("podlock_{}", self.name)
     }
 
-    /// The same for the readers of streams, as `studio_stream_channel` makes it.
+    /// The NOTIFY channel for the readers of streams. `studio_stream_channel` makes the same name.
     pub(crate) fn stream_channel(&self) -> String {
         format!("podstream_{}", self.name)
     }

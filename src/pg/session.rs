@@ -1,7 +1,7 @@
-//! A dedicated connection: dialled, set up on the server, and watched for its end.
+//! A dedicated connection: it is dialled, set up on the server, and watched until it ends.
 //!
-//! It is the server that frees a lock, so it is the server that is told when to: each session sets the lease and every
-//! other time-out for itself, whatever the role, the database or a proxy may carry.
+//! The server frees a lock, so the server must know when. Each session sets the lease and every other time-out for
+//! itself, whatever values the role, the database or a proxy have.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -24,7 +24,7 @@ use crate::timestamp::Timestamp;
 
 /// The oldest server with `idle_session_timeout`.
 const OLDEST_SERVER: i32 = 140_000;
-/// How much longer than the server's `statement_timeout` an answer is waited for, at most.
+/// The most time that we wait for an answer beyond the server's `statement_timeout`.
 const PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// How long a clean close may take before the socket is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -32,16 +32,16 @@ const WHO: &str = "asking the server who it is";
 /// The server truncates a longer `application_name`.
 const APPLICATION_NAME_MAX: usize = 63;
 
-/// What a session is for.
+/// The purpose of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Purpose {
     /// One word for messages and for `application_name`.
     pub(crate) label: &'static str,
-    /// Its transactions do work between their statements, and may be idle four times as long as a statement may take.
+    /// Its transactions work between their statements, and may be idle four times as long as a statement may take.
     pub(crate) has_long_transactions: bool,
 }
 
-/// How the process names its connections on the server: `service/instance/label`.
+/// The name of the process's connections on the server: `service/instance/label`.
 #[derive(Clone, Debug)]
 pub(crate) struct ApplicationName {
     pub(crate) service: &'static str,
@@ -54,12 +54,13 @@ impl ApplicationName {
         self.with_suffix(label, "")
     }
 
-    /// The name of a session that tells when its backend began, in microseconds, to those from whom the server hides it.
+    /// A session's name that includes when its backend began, in microseconds. Roles from whom the server hides that
+    /// time read it here.
     fn stamped(&self, label: &str, started: Timestamp) -> String {
         self.with_suffix(label, &format!("@{}", started.as_microsecond()))
     }
 
-    /// Cuts the instance where the whole would be longer than the server keeps.
+    /// Shortens the instance if the whole name would be longer than the server keeps.
     fn with_suffix(&self, label: &str, suffix: &str) -> String {
         let (service, instance) = (self.service, self.instance.as_deref().unwrap_or("-"));
         let others = service.len() + "//".len() + label.len() + suffix.len();
@@ -71,23 +72,24 @@ impl ApplicationName {
     }
 }
 
-/// Takes the payload of each notification that a session receives. Runs on the task that reads the socket: it must not block.
+/// Takes the payload of each notification that a session receives. It runs on the task that reads the socket, so it
+/// must not block.
 pub(crate) type OnNotice = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// The server's process behind a session. A pid alone can come back; with its start it cannot.
+/// The server's process behind a session. A pid can be reused; a pid together with its start cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backend {
     pub(crate) pid: i32,
     pub(crate) started: Timestamp,
 }
 
-/// What the server says about itself, as far as the protocol adapts to it.
+/// What the server says about itself, as far as the protocol depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ServerFacts {
     pub(crate) deadlock_timeout: Duration,
-    /// `None` where slow statements are not logged.
+    /// `None` if slow statements are not logged.
     pub(crate) log_min_duration: Option<Duration>,
-    /// The server sees our very port: nothing that could pool stands in between.
+    /// The server sees the same port that we use, so nothing that could pool stands in between.
     pub(crate) direct: bool,
 }
 
@@ -99,16 +101,17 @@ pub(crate) struct Session {
     backend: Backend,
     facts: ServerFacts,
     limit: Duration,
-    /// Our own role may not see when our backend began: the session's name tells it.
+    /// Our role may not see when our backend began, so the session's name includes it.
     is_hidden: bool,
-    /// The server's, as `server_version_num`.
+    /// The server's version, as `server_version_num`.
     version: i32,
     prepared: HashMap<&'static str, Statement>,
+    /// The task that reads the socket sets the reason when the connection ends, and wakes all who wait.
     ended: watch::Receiver<Option<Arc<str>>>,
     driver: AbortOnDropHandle<()>,
 }
 
-/// Opens sessions: where to, within which limits, and under whose name.
+/// Opens sessions. It has the servers, the limits and the name.
 #[derive(Clone)]
 pub(crate) struct Opener {
     pub(crate) dialer: Dialer,
@@ -119,15 +122,15 @@ pub(crate) struct Opener {
 
 impl Opener {
     /// Tries each host in turn until one is a primary, and sets the session up there. Call this only after
-    /// [`super::pooler`] has shown that a session stays with one backend: through a transaction pooler the settings
-    /// would stay with a backend that serves others.
+    /// [`super::pooler`] has shown that a session stays with one backend. Through a transaction pooler the settings
+    /// would stay on a backend that serves others.
     ///
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(&self, purpose: impl Into<Purpose>) -> Result<Session> {
         self.open_and_set_up(purpose.into(), None).await
     }
 
-    /// [`Opener::open`] for a session that LISTENs.
+    /// The same as [`Opener::open`], for a session that LISTENs.
     pub(crate) async fn open_listening(&self, purpose: impl Into<Purpose>, on_notice: OnNotice) -> Result<Session> {
         self.open_and_set_up(purpose.into(), Some(on_notice)).await
     }
@@ -146,7 +149,8 @@ impl Opener {
         Err(attempts.give_up())
     }
 
-    /// [`Opener::open`] without any setting: the session leaves nothing behind for the next client of its backend.
+    /// The same as [`Opener::open`], without any setting: the session leaves nothing behind for the next client of its
+    /// backend.
     pub(crate) async fn open_bare(&self, purpose: impl Into<Purpose>) -> Result<Session> {
         let purpose = purpose.into();
         let mut attempts = self.dialer.attempts();
@@ -165,14 +169,15 @@ impl Opener {
     }
 }
 
-/// `deadlock_timeout` in ms, wherever the session's `search_path` leads.
+/// `deadlock_timeout` in ms, whatever the session's `search_path` is.
 macro_rules! deadlock_timeout {
     () => {
         "(SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout')"
     };
 }
 
-/// From how many ms on a statement is logged, by the server or by auto_explain; NULL: none is for its duration.
+/// The duration in ms from which the server or auto_explain logs a statement. NULL: no statement is logged for its
+/// duration.
 macro_rules! logged_from {
     () => {
         "LEAST((SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
@@ -208,7 +213,7 @@ impl Session {
             ended_tx.send_replace(Some(cause.into()));
         }));
         let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
-        // The server's own limit comes first, and leaves the session sound; ours is for a server that does not answer.
+        // The server's own limit is shorter, and leaves the session usable. Ours is for a server that does not answer.
         let limit = opener.limits.statement + (opener.limits.statement / 4).min(PATIENCE_MAX);
         let schema = opener.schema.clone();
         let prepared = HashMap::new();
@@ -220,7 +225,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Sets on the server what a session of ours needs, for as long as the session lives.
+    /// Makes the settings on the server that a session of ours needs, for as long as the session lives.
     pub(crate) async fn set_up(&self, opener: &Opener) -> Result<()> {
         let step = self.step_name("setting the session's time-outs");
         let mut sets = set_statements(&opener.limits, self.purpose, self.version);
@@ -231,7 +236,7 @@ impl Session {
         self.within(&step, self.client.batch_execute(&sets)).await
     }
 
-    /// Reads again what an administrator may change while the session lives, by a reload.
+    /// Reads again the facts that an administrator may change by a reload while the session lives.
     pub(crate) async fn read_facts_again(&mut self) -> Result<ServerFacts> {
         const SQL: &str = concat!("SELECT ", deadlock_timeout!(), ", ", logged_from!());
         let row = self.query_one("reading the server's settings", SQL, &[]).await?;
@@ -249,8 +254,8 @@ impl Session {
             ", pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
              FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
         );
-        // The role's own time-outs may be shorter than this statement takes, and nothing may be left on a backend that may be
-        // a pooler's. So ours hold for this transaction alone.
+        // The role's own time-outs may be shorter than this statement takes. And nothing may be left on a backend that
+        // may be a pooler's. So our time-outs hold for this transaction only.
         let ms = self.limit.as_millis();
         let begin = format!(
             "BEGIN; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms}; \
@@ -265,8 +270,8 @@ impl Session {
         let version: i32 = row.at(3)?;
         if version < OLDEST_SERVER {
             return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
-                .left("the connection was closed")
-                .todo("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
+                .state("the connection was closed")
+                .help("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
         let seen_port = row.at::<Option<i32>>(6)?;
         self.backend = match row.at(1)? {
@@ -282,8 +287,8 @@ impl Session {
         Ok(())
     }
 
-    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`): the login role
-    /// itself may know. The session's name then tells it to those from whom it is hidden.
+    /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`). The login
+    /// role itself may know. The session's name then tells it to roles that cannot see it.
     async fn identify_hidden(&mut self) -> Result<Backend> {
         const IDENTIFY: &str = "SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity a \
              WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
@@ -293,15 +298,15 @@ impl Session {
         let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
         let started = started.ok_or_else(|| {
             Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
-                .left("the connection was closed")
-                .todo("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
+                .state("the connection was closed")
+                .help("GRANT pg_read_all_stats to the role that DATABASE_URL logs in with")
         })?;
         self.is_hidden = true;
         Ok(Backend { pid, started })
     }
 
-    /// A transaction under the login role, also if the session has another role. The login role may see and end its
-    /// own backends.
+    /// Begins a transaction under the login role, even if the session has another role. The login role may see and end
+    /// its own backends.
     pub(crate) async fn begin_as_login_role(&mut self, step: &str) -> Result<Txn<'_>> {
         let txn = self.begin(step).await?;
         txn.execute(step, "SET LOCAL ROLE NONE").await?;
@@ -316,7 +321,7 @@ impl Session {
         self.facts
     }
 
-    /// The pid that answers on this session now. It never changes, unless something pools in between.
+    /// The pid that answers on this session now. It never changes, unless a pooler stands in between.
     pub(crate) async fn ping(&self, limit: Duration) -> Result<i32> {
         let rows = self.query_limited("ping", BACKEND_PID, &[], limit).await?;
         rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?.at(0)
@@ -349,12 +354,13 @@ impl Session {
         self.ended.borrow().is_some()
     }
 
-    /// Has the server parse statements now and keep their plans, so that they are as quick as can be when they are due.
-    /// From then on, each is run so wherever this session runs it. It does not wait for a table that is being altered: that is
-    /// an error of the server, and those before it are prepared.
+    /// Makes the server parse statements now and keep their plans, so that they are fast when they are needed. From
+    /// then on, this session runs each of them prepared. This call does not wait for a table that is being altered: the
+    /// server returns an error then, and the statements before it are prepared.
     pub(crate) async fn prepare(&mut self, step: &str, statements: &[Prepared]) -> Result<()> {
         let step = self.step_name(step);
-        // They are few and their plans do not depend on the parameters: planned once, not at each of the first five times.
+        // There are few of them, and their plans do not depend on the parameters. So each is planned once, and not at
+        // each of its first five runs.
         self.within(&step, self.client.batch_execute("SET plan_cache_mode = force_generic_plan")).await?;
         self.within(&step, self.client.batch_execute(BEGIN_IMPATIENTLY)).await?;
         let mut prepared = Ok(());
@@ -374,7 +380,7 @@ impl Session {
 
     /// Runs one statement. `@.` in it stands for the schema.
     ///
-    /// Cancel safe for reads; a dropped write may or may not have happened.
+    /// Cancel safe for reads. A dropped write may or may not have happened.
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.query_limited(step, template, params, self.limit).await
     }
@@ -390,32 +396,33 @@ impl Session {
         within(&step, limit, self.statements().run((template, params))).await
     }
 
-    /// [`Session::query`] for a statement that sends a notification, whose commit may wait behind the commits of others.
+    /// The same as [`Session::query`], for a statement that sends a notification. Its commit may wait behind the
+    /// commits of others.
     pub(crate) async fn query_and_tell(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.query_limited(step, template, params, commit_patience(self.limit)).await
     }
 
-    /// [`Session::query`] for a statement that returns one row.
+    /// The same as [`Session::query`], for a statement that returns one row.
     pub(crate) async fn query_one(&self, step: &str, template: &str, params: &[Param<'_>]) -> Result<Row> {
         one(step, self.query(step, template, params).await?)
     }
 
-    /// Runs statements that have no parameters and return nothing, as they stand: `@.` is not replaced in them.
+    /// Runs statements without parameters that return nothing. `@.` is not replaced in them.
     pub(crate) async fn execute_batch(&self, step: &str, sql: &str) -> Result<()> {
         let step = self.step_name(step);
         self.within(&step, self.client.batch_execute(sql)).await
     }
 
-    /// Begins a transaction, which is rolled back when the value is dropped.
+    /// Begins a transaction. It is rolled back when the value is dropped.
     pub(crate) async fn begin(&mut self, step: &str) -> Result<Txn<'_>> {
         let step = self.step_name(step);
-        // Made first: a begin whose reply was lost is rolled back as well.
+        // The value is made first, so that a begin whose reply was lost is rolled back as well.
         let txn = Txn { on: self.statements(), label: self.purpose.label, limit: self.limit, open: true };
         within(&step, self.limit, self.client.batch_execute("BEGIN")).await?;
         Ok(txn)
     }
 
-    /// [`Session::begin`] and the first statement in one round trip.
+    /// The same as [`Session::begin`] with the first statement, in one round trip.
     pub(crate) async fn begin_with(
         &mut self,
         step: &str,
@@ -440,12 +447,13 @@ impl Session {
         &mut self.client
     }
 
-    /// Says goodbye, so that the server ends the backend at once, and waits for it a moment.
+    /// Closes the connection cleanly, so that the server ends the backend at once, and waits for that for up to a
+    /// second.
     pub(crate) async fn close(self) {
         let Self { client, ended, driver, .. } = self;
         drop(client);
         let mut ended = ended;
-        // Past the wait the socket is dropped with the driver, which ends the session as surely.
+        // After the wait the socket is dropped with the driver, which also ends the session.
         let _ = tokio::time::timeout(CLOSE_WAIT, ended.wait_for(Option::is_some)).await;
         drop(driver);
     }
@@ -476,10 +484,10 @@ async fn drive(mut connection: Connection, on_notice: Option<&(dyn Fn(&str) + Se
     }
 }
 
-/// What each session sets for itself on the server.
+/// The settings that each session makes for itself on the server.
 fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
     let keepalives = limits.keepalives;
-    // The server takes milliseconds of 31 bits; a multiple of the longest setting is more.
+    // The server accepts milliseconds up to 31 bits. A multiple of the longest setting may be more.
     let ms = |d: Duration| i32::try_from(d.as_millis()).unwrap_or(i32::MAX);
     let idle_in_transaction =
         if purpose.has_long_transactions { limits.statement * 4 } else { limits.idle_in_transaction };
@@ -489,7 +497,7 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
         ("default_transaction_read_only", "off".to_owned()),
         ("client_min_messages", "warning".to_owned()),
         ("standard_conforming_strings", "on".to_owned()),
-        // Compiling a statement of ours takes longer than running it, and cannot be interrupted.
+        // Compiling one of our statements takes longer than running it, and cannot be interrupted.
         ("jit", "off".to_owned()),
         ("idle_session_timeout", ms(limits.lease).to_string()),
         ("tcp_user_timeout", ms(limits.lease).to_string()),
@@ -497,11 +505,13 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
         ("tcp_keepalives_interval", keepalives.interval.to_string()),
         ("tcp_keepalives_count", keepalives.count.to_string()),
         ("idle_in_transaction_session_timeout", ms(idle_in_transaction).to_string()),
-        // This and `statement_timeout` alone may be in force at a COMMIT: `txn::commit_patience` says why, and what then happens.
+        // Only this and `statement_timeout` may be in force at a COMMIT. `txn::commit_patience` says why, and what
+        // happens then.
         ("lock_timeout", ms(limits.statement).to_string()),
     ];
     let statement_timeout = ("statement_timeout", ms(limits.statement).to_string());
-    // The first of them, so that the role's own does not end the others. It is counted for each statement of a message.
+    // This setting comes first, so that the role's own time-out does not end the others. The server counts it for each
+    // statement of a message.
     sets.insert(0, statement_timeout);
     if version >= 170_000 {
         sets.insert(1, ("transaction_timeout", "0".to_owned()));
@@ -510,8 +520,8 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
     sets.chain([CONFIRM.to_owned()]).collect()
 }
 
-/// What was confirmed must be there after a crash: where the role or the database has `synchronous_commit` off, our sessions
-/// turn it on. Stronger and weaker settings than `on` are about standbys, and stay as they are.
+/// A confirmed commit must survive a crash. If the role or the database has `synchronous_commit` off, our sessions turn
+/// it on. Settings that are stronger or weaker than `on` are about standbys, and stay as they are.
 pub(super) const CONFIRM: &str = "SELECT pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, \
      false::pg_catalog.bool) WHERE pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) \
      OPERATOR(pg_catalog.=) 'off'::pg_catalog.text;";

@@ -1,7 +1,7 @@
-//! A statement as a file that both this crate and `psql` can run.
+//! Statements in files that both this crate and `psql` can run.
 //!
 //! The file uses psql's own variables, so a person sets them and runs the file as it is. [`render`] turns the same text
-//! into what the server is sent:
+//! into the SQL that is sent to the server:
 //!
 //! | in the file | psql | [`render`] |
 //! | --- | --- | --- |
@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::str::Chars;
 
-/// The text of a statement: the file `store/sql/NAME.sql`, behind the parts that it includes.
+/// The text of a statement: the parts that it includes, then the file `store/sql/NAME.sql`.
 macro_rules! sql {
     ($name:literal $(, $part:literal)* $(,)?) => {
         concat!(
@@ -31,8 +31,8 @@ pub(super) fn is_file(text: &str) -> bool {
     text.starts_with("--")
 }
 
-/// The statement that the server is sent, for the schema of this quoted name. A variable that is neither an argument nor a part stays as it is, and the server
-/// refuses the statement: the test that runs each file finds it.
+/// The SQL that is sent to the server. `schema` is the quoted name of the schema. A variable that is neither an
+/// argument nor a part stays as it is, and the server refuses the statement. The test that runs each file finds that.
 pub(super) fn render(text: &str, schema: &str) -> String {
     let (parts, main) = split(text);
     let mut sql = String::with_capacity(main.len());
@@ -46,7 +46,7 @@ pub(crate) fn arguments(main: &str) -> Vec<&str> {
     let comment = main.lines().map_while(|line| line.strip_prefix("--"));
     let listed = comment.skip_while(|line| line.trim() != "Arguments:").skip(1);
     let listed = listed.take_while(|line| line.starts_with("   "));
-    // A deeper line goes on with the text of the line before.
+    // A line with a deeper indentation continues the text of the line before.
     listed.filter(|line| !line.starts_with("    ")).filter_map(|line| line.split_whitespace().next()).collect()
 }
 
@@ -136,7 +136,8 @@ fn skip_line(rest: &mut Chars<'_>) {
     *rest = line.find('\n').map_or("", |end| &line[end + 1..]).chars();
 }
 
-/// The text up to the closing quote, which is taken as well. A doubled quote reads as two quoted texts side by side.
+/// The text up to the closing quote, which is consumed as well. A doubled quote is read as two quoted texts side by
+/// side.
 fn quoted<'a>(rest: &mut Chars<'a>, quote: char) -> &'a str {
     let text = rest.as_str();
     let end = text.find(quote).unwrap_or(text.len());

@@ -1,7 +1,7 @@
 //! The one source of TLS settings, for all four kinds of connection.
 //!
-//! Files are read anew for each connection, since certificates are rotated under running pods; as long as they say the
-//! same, the settings made of them are kept.
+//! Files are read again for each connection, since certificates are rotated while pods run. As long as the files do not
+//! change, the settings that were made from them are kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ use super::conninfo::files;
 use super::conninfo::{Roots, SslMode, TlsWords};
 use crate::error::{Error, ErrorKind, Result};
 
-/// What one handshake is done with.
+/// The TLS part of one handshake.
 pub(crate) type Connect<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::TlsConnect;
 /// A stream under TLS.
 pub(crate) type TlsStream<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
@@ -29,7 +29,7 @@ pub(crate) type TlsStream<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
 #[derive(Clone)]
 pub(crate) struct Tls {
     words: Arc<TlsWords>,
-    /// The files that the last settings were made of, and these.
+    /// The last settings, and the files from which they were made.
     made: Arc<Mutex<Option<(Files, MakeRustlsConnect)>>>,
 }
 
@@ -52,7 +52,7 @@ impl Tls {
         &self.words
     }
 
-    /// The connector for `host`, or for a connection that stays plain. Blocks on the files that the words name.
+    /// The connector for `host`, or for a connection without TLS. Blocks on the files that the words name.
     pub(crate) fn connector<S>(&self, host: &str, plain: bool) -> Result<Connect<S>>
     where
         MakeRustlsConnect: MakeTlsConnect<S>,
@@ -96,7 +96,7 @@ impl Tls {
     }
 }
 
-/// What the driver is handed where no TLS is spoken.
+/// The connector that the driver gets if no TLS is used.
 fn unused() -> Result<MakeRustlsConnect> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -134,7 +134,7 @@ fn client_config(words: &TlsWords, files: &Files) -> Result<ClientConfig> {
     };
     config.enable_sni = words.sni;
     if words.direct {
-        // The server insists on it where nothing in PostgreSQL's protocol came first.
+        // With direct TLS the server requires ALPN, because no request in PostgreSQL's protocol came first.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
     }
     Ok(config)
@@ -156,8 +156,8 @@ fn chain_verifier(roots: &Roots, files: &Files, provider: &Arc<CryptoProvider>) 
     }
     if store.is_empty() {
         return Err(Error::new(ErrorKind::Config, "the system has no certificate authorities to trust")
-            .left("no connection was made")
-            .todo("install them (Debian: ca-certificates), or name a file by sslrootcert"));
+            .state("no connection was made")
+            .help("install them (Debian: ca-certificates), or name a file by sslrootcert"));
     }
     let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
     if let Some(revocations) = &files.revocations {
@@ -174,20 +174,20 @@ fn certificates(word: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> 
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(Error::new(ErrorKind::Config, format!("{word} holds no certificate in PEM form"))
-            .left("no connection was made")
-            .todo("name a file with -----BEGIN CERTIFICATE-----")),
+            .state("no connection was made")
+            .help("name a file with -----BEGIN CERTIFICATE-----")),
         Err(e) => Err(cannot(&format!("{word} cannot be read as PEM"), &e).caused_by(e)),
     }
 }
 
 fn cannot(what: &str, error: &dyn std::error::Error) -> Error {
     Error::new(ErrorKind::Config, format!("{what}: {error}"))
-        .left("no connection was made")
-        .todo("correct the files that the connection string's TLS words name")
+        .state("no connection was made")
+        .help("correct the files that the connection string's TLS words name")
 }
 
-/// libpq's degrees of trust: nothing of the certificate, its chain, or its chain and its name. That the server has the
-/// certificate's key is proved in each.
+/// libpq's levels of trust: check nothing of the certificate, its chain, or its chain and its name. Each level proves
+/// that the server has the certificate's key.
 #[derive(Debug)]
 struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
@@ -206,7 +206,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last, when the chain has been found good.
+            // The name is checked last, after the chain was found valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.name => Ok(ServerCertVerified::assertion()),
@@ -237,19 +237,19 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Whether no certificate could ever be made out to the host's name.
+/// Whether the host's name is one that no certificate can have.
 pub(crate) fn is_unusable_host(error: &tokio_postgres::Error) -> bool {
     let io = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::InvalidInput)
 }
 
-/// What was wrong with TLS, if that is what `error` is about.
+/// The TLS fault, if that is the cause of `error`.
 pub(crate) fn fault(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
     let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     io.get_ref()?.downcast_ref()
 }
 
-/// What to do about it.
+/// The advice for a TLS fault.
 pub(crate) fn advice(fault: &rustls::Error) -> &'static str {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     match fault {

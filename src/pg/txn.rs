@@ -1,4 +1,4 @@
-//! Statements of ours on a session, and transactions of them.
+//! Runs statements and transactions on a session.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -16,10 +16,10 @@ use super::schema::Schema;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) const BACKEND_PID: &str = "SELECT pg_catalog.pg_backend_pid()";
-/// How long what is sent along with a COMMIT may take beyond it.
+/// How much longer than the COMMIT a statement that is sent with it may take.
 const AFTERTHOUGHT: Duration = Duration::from_millis(100);
-/// Begins a transaction that waits for nobody: neither for a table that is being altered, nor for a row. It must end in
-/// ROLLBACK: no time-out that is this short may be in force at a COMMIT, see [`commit_patience`].
+/// Begins a transaction that waits only 20 ms for a lock, for example of a table that is being altered, or of a row. It
+/// must end in ROLLBACK: no time-out as short as this may be in force at a COMMIT, see [`commit_patience`].
 pub(crate) const BEGIN_IMPATIENTLY: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'";
 /// A parameter with its type, so that a statement takes one round trip and no name is looked up.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -34,11 +34,11 @@ pub(crate) struct Prepared {
 /// A statement and its parameters, to be sent together with others.
 pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 
-/// How long we wait for a last statement and the COMMIT behind it, on connections whose statements are limited to `limit`.
+/// How long we wait for a last statement and its COMMIT, on connections whose statements are limited to `limit`.
 ///
 /// At COMMIT, a transaction that sent a notification waits for a lock of the whole cluster (`AccessExclusiveLock` on
-/// database 0), behind the commits of all others that did: with a slow disk or a synchronous standby that does not answer,
-/// this takes as long as theirs. What may cancel that wait:
+/// database 0). It waits behind the commits of all others that sent one. With a slow disk, or a synchronous standby
+/// that does not answer, the wait takes as long as their commits. These time-outs could cancel that wait:
 ///
 /// | time-out | in force at COMMIT |
 /// | --- | --- |
@@ -48,14 +48,15 @@ pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 /// | `idle_in_transaction_session_timeout` | no: the COMMIT is sent together with the last statement |
 /// | our own patience, this function | longer than the server's, so that the answer is the server's and the outcome known. It is for servers that do not answer |
 ///
-/// Who tries again: a burial and a slice of the watch at once (`pod::watcher`), a sweep at its next look, a registration up
-/// to ten times, a return with back-off; a stall is written down at the next look. What runs and operators ask for through
-/// the pool fails with the error, and nothing was done. The migrations' time-outs are a minute, and they notify nobody.
+/// A burial and a slice of the watch are tried again at once (`pod::watcher`), a sweep at its next probe, a
+/// registration up to ten times, and a return with back-off. A stall is recorded at the next probe. Calls of runs and
+/// operators through the pool fail with the error, and nothing was done. The migrations' time-outs are a minute, and
+/// they notify nobody.
 pub(crate) fn commit_patience(limit: Duration) -> Duration {
     limit * 2 + limit / 4
 }
 
-/// A session's client and what it takes to run a statement of ours on it.
+/// A session's client, and everything else that is needed to run a statement on it.
 #[derive(Clone, Copy)]
 pub(super) struct Statements<'a> {
     pub(super) client: &'a Client,
@@ -100,8 +101,8 @@ impl Txn<'_> {
         one(step, self.query(step, template, params).await?)
     }
 
-    /// Sends a last statement together with the COMMIT, so that what it locks is never held over a round trip. Where
-    /// the statement fails, the server rolls back instead.
+    /// Sends a last statement together with the COMMIT, so that its locks are never held for a round trip. If the
+    /// statement fails, the server rolls back instead.
     pub(crate) async fn commit_with(mut self, step: &str, template: &str, params: &[Param<'_>]) -> Result<()> {
         let step = self.step_name(step);
         let (on, limit) = (self.on, commit_patience(self.limit));
@@ -111,8 +112,9 @@ impl Txn<'_> {
         within(&step, limit, both).await.map(drop)
     }
 
-    /// [`Txn::commit_with`], and in the same round trip a statement that begins when the transaction has committed, on
-    /// its own. Returns the rows of both; those of the second are `None` if it failed or took long, which undoes nothing.
+    /// The same as [`Txn::commit_with`], with one more statement in the same round trip. That statement begins after
+    /// the commit, in a transaction of its own. Returns the rows of both. Those of the second are `None` if it failed
+    /// or took too long; the commit stands all the same.
     pub(crate) async fn commit_with_then(
         mut self,
         step: &str,
@@ -124,7 +126,7 @@ impl Txn<'_> {
         self.open = false;
         let mut both = pin!(async { tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT")) });
         let (mut then, mut answered) = (pin!(on.run(then)), None);
-        // Polled in this order, so sent in this order. Only the first two are waited for.
+        // Polled in this order, so sent in this order. This waits only for the first two.
         let committed = poll_fn(|cx| {
             let both = both.as_mut().poll(cx);
             if answered.is_none()
@@ -142,7 +144,7 @@ impl Txn<'_> {
         Ok((rows, answered))
     }
 
-    /// Runs a statement that has no parameters and returns nothing, as it stands.
+    /// Runs a statement without parameters that returns nothing. `@.` is not replaced.
     pub(crate) async fn execute(&self, step: &str, sql: &str) -> Result<()> {
         within(&self.step_name(step), self.limit, self.on.client.batch_execute(sql)).await
     }

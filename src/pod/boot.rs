@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::canary;
-use super::local::{Held, Local};
+use super::local::{LivenessLock, Local};
 use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -113,7 +113,7 @@ pub(crate) async fn register(
     shared.member.note_answered(sent);
     shared.engine.registry.take_lost();
     shared.member.set_attached(incarnation);
-    local.held.send_replace(Some(Held { incarnation, backend: liveness.backend(), since }));
+    local.lock.send_replace(Some(LivenessLock { incarnation, backend: liveness.backend(), since }));
     tracing::info!(
         target: "podlock", event = "started", pod = %shared.member.pod_id, incarnation = %incarnation,
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
@@ -173,8 +173,8 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
             ErrorKind::Timeout,
             format!("the lock of pod {pod} was not granted within {waited:?}, and nobody holds it now"),
         )
-        .left("nothing was registered")
-        .todo("start the pod again");
+        .state("nothing was registered")
+        .help("start the pod again");
     };
     if !holder.is_podlocks() {
         return held_by_stranger(&holder, pod, waited);
@@ -184,16 +184,16 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
             ErrorKind::KeyCollision,
             format!("pod {pod} has the same lock key as pod {other}, which lives"),
         )
-        .left("nothing was registered")
-        .todo("give one of them another name");
+        .state("nothing was registered")
+        .help("give one of them another name");
     }
     let (who, age) = (process(&holder), age(&holder));
     Error::new(
         ErrorKind::NameTaken,
         format!("pod {pod} lives already: {who}, {age}, still holds its lock after {waited:?}"),
     )
-    .left("nothing was registered")
-    .todo("give each living pod its own name, or wait until the other has ended")
+    .state("nothing was registered")
+    .help("give each living pod its own name, or wait until the other has ended")
 }
 
 /// The lock of a pod is held by a backend that is no pod's: any role of the database can take it.
@@ -216,8 +216,8 @@ fn held_by_stranger(holder: &Holder, pod: &PodId, waited: Duration) -> Error {
             "the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"
         ),
     )
-    .left("nothing was registered")
-    .todo(format!(
+    .state("nothing was registered")
+    .help(format!(
         "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of pods \
          out of this database (REVOKE CONNECT), as SECURITY.md says"
     ))

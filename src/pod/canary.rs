@@ -13,7 +13,7 @@ pub(crate) const NOT_REGISTERED: &str = "the pod is not registered";
 pub(crate) async fn refuse_fake_lock(second: &Session, key: LockKey, pod: &PodId) -> Result<()> {
     if locks::lock_is_fake(second, key).await? {
         let evidence = format!("two connections took the lock of pod {pod} at once");
-        return Err(errors::pooled(&evidence).left(NOT_REGISTERED));
+        return Err(errors::pooled(&evidence).state(NOT_REGISTERED));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::protocol::Moment;
 use crate::protocol::event::EventKind;
 use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
-use crate::store::notices::{self, EVENTS_MOST, Told};
+use crate::store::notices::{self, EVENTS_MOST, LoggedEvent};
 
 /// Events that come in a burst (fifty pods boot at once) lead to one look.
 const GATHER: Duration = Duration::from_millis(50);
@@ -154,7 +154,7 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
 }
 
 /// Acts on an event of the log. Returns how soon a look is due because of it.
-fn act_on(local: &Local, told: Told) -> Option<Duration> {
+fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     let shared = &local.shared;
     let is_ours = told.incarnation == shared.member.incarnation();
     // It was quarantined: whoever reads its stream is to see the end.
@@ -198,8 +198,8 @@ fn recover_within(local: &Local, wait: Duration) {
     }
 }
 
-fn publish(local: &Local, kind: EventKind, told: Told) {
-    let Told { pod: Some(pod), incarnation, reason, run, .. } = told else { return };
+fn publish(local: &Local, kind: EventKind, told: LoggedEvent) {
+    let LoggedEvent { pod: Some(pod), incarnation, reason, run, .. } = told else { return };
     let event = match (kind, run) {
         (EventKind::Joined, _) => PodEvent::Joined { pod, incarnation },
         (EventKind::Draining, _) => PodEvent::Draining { pod, incarnation },

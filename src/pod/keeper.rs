@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::boot::{self, Booted, Identity};
-use super::local::{Away, Held, Local};
+use super::local::{Away, LivenessLock, Local};
 use super::shared::Shared;
 use super::{sweeper, watcher};
 use crate::backoff::Backoff;
@@ -86,8 +86,8 @@ pub(crate) fn spawn(
 
 fn unsupported(what: &str, cause: std::io::Error) -> Error {
     Error::new(ErrorKind::Unsupported, format!("the keeper's {what} could not be made: {cause}"))
-        .left("nothing was registered")
-        .todo("see the limits on threads, memory and open files of the process")
+        .state("nothing was registered")
+        .help("see the limits on threads, memory and open files of the process")
         .caused_by(cause)
 }
 
@@ -133,7 +133,7 @@ async fn live(
 }
 
 /// Why holding ended.
-enum End {
+enum LivenessEnd {
     Stop,
     Lost(Loss, String),
     RuntimeBlocked,
@@ -189,30 +189,30 @@ impl<'a> Keeper<'a> {
         let mut liveness = liveness;
         loop {
             let (cause, blocked) = match self.hold(&liveness).await {
-                End::Stop => {
+                LivenessEnd::Stop => {
                     self.say_why_it_ends(&liveness).await;
-                    self.local.held.send_replace(None);
+                    self.local.lock.send_replace(None);
                     liveness.close().await;
                     return;
                 }
-                End::Fatal(e) => {
-                    self.local.held.send_replace(None);
+                LivenessEnd::Fatal(e) => {
+                    self.local.lock.send_replace(None);
                     self.shared.fail(&e);
                     self.say_why_it_ends(&liveness).await;
                     return;
                 }
-                End::RowGone => {
+                LivenessEnd::RowGone => {
                     self.note_loss(Loss::RowGone);
                     // The session is sound; only the incarnation is over. It has to be given up before a new one
                     // may take its place, even under the very lock that it held.
                     self.give_up(StopReason::Fenced);
                     ("the pod's row is gone from the roster".to_owned(), false)
                 }
-                End::Lost(loss, cause) => {
+                LivenessEnd::Lost(loss, cause) => {
                     self.note_loss(loss);
                     (cause, false)
                 }
-                End::RuntimeBlocked => {
+                LivenessEnd::RuntimeBlocked => {
                     self.note_loss(Loss::RuntimeBlocked);
                     // Both locks are free the moment the sessions end, so the runs are told first.
                     if self.shared.member.settings.on_detach == OnDetach::Cancel {
@@ -243,7 +243,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Pings until something ends the session or the pod.
-    async fn hold(&self, session: &Session) -> End {
+    async fn hold(&self, session: &Session) -> LivenessEnd {
         let settings = &self.shared.member.settings;
         let tick = settings.hold_probe_interval.min(settings.ping_interval / 4).max(SHORTEST_TICK);
         let mut ticks = tokio::time::interval(tick);
@@ -257,9 +257,9 @@ impl<'a> Keeper<'a> {
             let before = clock::now();
             let noticed = tokio::select! {
                 biased;
-                () = self.shared.member.root.cancelled() => return End::Stop,
-                cause = session.ended() => Some(End::Lost(Loss::Ended, cause.to_string())),
-                () = self.shared.row_gone.notified() => Some(End::RowGone),
+                () = self.shared.member.root.cancelled() => return LivenessEnd::Stop,
+                cause = session.ended() => Some(LivenessEnd::Lost(Loss::Ended, cause.to_string())),
+                () = self.shared.row_gone.notified() => Some(LivenessEnd::RowGone),
                 _ = ticks.tick() => None,
             };
             let now = clock::now();
@@ -271,10 +271,10 @@ impl<'a> Keeper<'a> {
             // lock meanwhile, whatever the socket still says.
             if self.deadline.get().has_passed(now) {
                 let cause = "the pod itself was frozen past its deadline".to_owned();
-                return End::Lost(Loss::Unanswered, cause);
+                return LivenessEnd::Lost(Loss::Unanswered, cause);
             }
             if runtime.look(now, self.pulse()) >= settings.stall_after {
-                return End::RuntimeBlocked;
+                return LivenessEnd::RuntimeBlocked;
             }
             if now < next_ping {
                 continue;
@@ -286,8 +286,8 @@ impl<'a> Keeper<'a> {
             self.note_sleep(clock::now().saturating_sub(sent), settings.ping_timeout);
             match pinged {
                 Ok(()) => self.answered(sent),
-                Err(e) if e.kind() == ErrorKind::PooledLock => return End::Fatal(e),
-                Err(e) => return End::Lost(loss_of(session, &e), e.to_string()),
+                Err(e) if e.kind() == ErrorKind::PooledLock => return LivenessEnd::Fatal(e),
+                Err(e) => return LivenessEnd::Lost(loss_of(session, &e), e.to_string()),
             }
         }
     }
@@ -315,11 +315,11 @@ impl<'a> Keeper<'a> {
         let own = session.backend().pid;
         if pid != own {
             let evidence = format!("the liveness session was answered by backend {pid}, and its own is {own}");
-            return Err(errors::pooled(&evidence).left("the pod ends, and its runs are told to stop"));
+            return Err(errors::pooled(&evidence).state("the pod ends, and its runs are told to stop"));
         }
         if !holds {
             return Err(Error::new(ErrorKind::SessionLost, format!("backend {own} no longer holds the pod's lock"))
-                .todo("nothing by hand: the pod takes it back; see who ends or resets its session"));
+                .help("nothing by hand: the pod takes it back; see who ends or resets its session"));
         }
         Ok(())
     }
@@ -374,7 +374,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn detach(&self, liveness: &Session, cause: &str) {
-        self.local.held.send_replace(None);
+        self.local.lock.send_replace(None);
         self.shared.member.set_detached();
         self.remember(liveness.backend());
         self.shared.member.publish(PodEvent::Detached);
@@ -540,7 +540,7 @@ impl<'a> Keeper<'a> {
     fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {
         self.shared.engine.registry.take_lost();
         self.shared.member.set_attached(incarnation);
-        self.local.held.send_replace(Some(Held { incarnation, backend: session.backend(), since }));
+        self.local.lock.send_replace(Some(LivenessLock { incarnation, backend: session.backend(), since }));
         self.cause.set(None);
         self.shared.member.publish(PodEvent::Returned);
         tracing::info!(

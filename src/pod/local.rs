@@ -18,11 +18,12 @@ use crate::protocol::deadline::may_end_silent;
 use crate::protocol::patience::{Comparable, Difference, differences, may_bury_from};
 use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
-use crate::protocol::ring::{self, Place};
+use crate::protocol::ring::{self, RingPlace};
 use crate::protocol::stall::{self, Beat, Stalled};
-use crate::protocol::verdict::{self, Decision, Observer, PeerLook, Timing};
+use crate::protocol::turns::{self, Beaten};
+use crate::protocol::verdict::{self, Decision, LossObserver, PeerProbe, VerdictTiming};
 use crate::protocol::wait::{self, Wait};
-use crate::store::burials::{Look, PeerRow, Proof};
+use crate::store::burials::{PeerRow, Proof, RosterProbe};
 use crate::store::locks::Keys;
 use crate::store::strangers::{self, ForeignLock};
 
@@ -58,7 +59,7 @@ impl Away {
 
 /// A lock that is held: by which backend, for which incarnation, since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct LivenessLock {
     pub(crate) incarnation: Incarnation,
     pub(crate) backend: Backend,
     pub(crate) since: Moment,
@@ -68,9 +69,9 @@ pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(crate) opener: Opener,
     pub(crate) keys: Keys,
-    pub(crate) timing: Timing,
+    pub(crate) timing: VerdictTiming,
     /// The liveness lock as it stands; `None` while detached.
-    pub(crate) held: watch::Sender<Option<Held>>,
+    pub(crate) lock: watch::Sender<Option<LivenessLock>>,
     /// Set while no session is kept.
     pub(crate) away: watch::Sender<Option<Away>>,
     /// Who holds the witness lock, as far as we know: a session that went silent and was not let go counts.
@@ -81,9 +82,9 @@ pub(crate) struct Local {
     pub(crate) liveness_is_kept: Cell<bool>,
     /// The roster that the watch goes by has changed.
     pub(crate) roster_changed: Notify,
-    observer: RefCell<Observer>,
-    beats: RefCell<stall::Observer>,
-    roster: RefCell<Vec<Place>>,
+    observer: RefCell<LossObserver>,
+    beats: RefCell<stall::StallObserver>,
+    roster: RefCell<Vec<RingPlace>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
     /// Rows of the roster that were named in the log because no pod can have their names.
@@ -103,8 +104,13 @@ pub(crate) struct Local {
     /// How long the last two looks took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
+    /// When this pod, which may bury nobody yet, may bury the first of the dead that the last look showed. The sweeper takes
+    /// the value when it plans its next look.
+    may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last look showed alive.
     alive: Cell<usize>,
+    /// How often this pod has beaten since its last turn to look for strangers.
+    beats_since_turn: Cell<usize>,
     /// Foreign locks that the event log tells of, of those that the last look at them showed.
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
@@ -124,7 +130,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn new(shared: Arc<Shared>, opener: Opener, keys: Keys) -> Self {
         let settings = &shared.member.settings;
-        let timing = Timing {
+        let timing = VerdictTiming {
             window: settings.lease / 10,
             second_look: settings.hold_probe_interval,
             reconnect_grace: settings.reconnect_grace,
@@ -134,7 +140,7 @@ impl Local {
             timing,
             opener,
             keys,
-            held: watch::channel(None).0,
+            lock: watch::channel(None).0,
             away: watch::channel(None).0,
             control: Cell::new(None),
             control_answers: Cell::new(true),
@@ -153,7 +159,9 @@ impl Local {
             held_up: RefCell::default(),
             looks_took: Cell::default(),
             next_look: Cell::new(None),
+            may_bury_at: Cell::new(None),
             alive: Cell::new(0),
+            beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
             recover_at: Cell::new(None),
@@ -166,8 +174,8 @@ impl Local {
         }
     }
 
-    pub(crate) fn held(&self) -> Option<Held> {
-        *self.held.borrow()
+    pub(crate) fn lock(&self) -> Option<LivenessLock> {
+        *self.lock.borrow()
     }
 
     /// L7: whether the runs were told to stop, or the deadline for that is over. Until then one of the two locks must be
@@ -185,28 +193,28 @@ impl Local {
 
     /// Whether the successor of a silent control session may end it.
     pub(crate) fn may_end_control(&self) -> bool {
-        may_end_silent(self.held().is_some() || self.liveness_is_kept.get(), self.may_let_go())
+        may_end_silent(self.lock().is_some() || self.liveness_is_kept.get(), self.may_let_go())
     }
 
     /// L2: the lock has been held without a break for `settle`. Before, this pod buries nobody.
-    pub(crate) fn is_settled(&self, held: &Held) -> bool {
-        clock::now().saturating_sub(held.since) >= self.timing.settle
+    pub(crate) fn is_settled(&self, lock: &LivenessLock) -> bool {
+        clock::now().saturating_sub(lock.since) >= self.timing.settle
     }
 
     /// L2: when this pod may bury a peer. Later than for its equals, if the peer's runs may go on for longer.
-    fn may_bury_from(&self, held: &Held, peer: &PeerLook) -> Moment {
-        may_bury_from(held.since, self.timing.patience(), peer.stated)
+    fn may_bury_from(&self, lock: &LivenessLock, peer: &PeerProbe) -> Moment {
+        may_bury_from(lock.since, self.timing.patience(), peer.stated)
     }
 
     /// L2: the lock has been held without a break for as long as this peer may need.
-    pub(crate) fn is_settled_for(&self, held: &Held, peer: &PeerLook) -> bool {
-        clock::now() >= self.may_bury_from(held, peer)
+    pub(crate) fn is_settled_for(&self, lock: &LivenessLock, peer: &PeerProbe) -> bool {
+        clock::now() >= self.may_bury_from(lock, peer)
     }
 
     /// Says once, when this pod has been up for `settle` and so the others had time to start, if one poison run could take
     /// down as many pods as there are.
-    pub(crate) fn weigh_fleet(&self, held: &Held) {
-        if !self.is_settled(held) || self.fleet_was_weighed.replace(true) {
+    pub(crate) fn weigh_fleet(&self, lock: &LivenessLock) {
+        if !self.is_settled(lock) || self.fleet_was_weighed.replace(true) {
             return;
         }
         let (pods, max_crashes) = (self.alive.get() + 1, self.shared.member.settings.max_crashes);
@@ -219,8 +227,8 @@ impl Local {
         }
     }
 
-    pub(crate) fn proof(&self, held: &Held) -> Proof {
-        Proof { incarnation: held.incarnation, lock: self.keys.lock, liveness: held.backend }
+    pub(crate) fn proof(&self, lock: &LivenessLock) -> Proof {
+        Proof { incarnation: lock.incarnation, lock: self.keys.lock, liveness: lock.backend }
     }
 
     /// A look is complete that took so long.
@@ -230,10 +238,10 @@ impl Local {
     }
 
     /// Decides on a look and remembers it.
-    pub(crate) fn decide(&self, look: &Look) -> Decision {
+    pub(crate) fn decide(&self, look: &RosterProbe) -> Decision {
         let buried = self.buried.borrow();
         let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
-        let peers: Vec<PeerLook> = shown.iter().map(|p| p.look.clone()).collect();
+        let peers: Vec<PeerProbe> = shown.iter().map(|p| p.look.clone()).collect();
         let now = clock::now();
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
@@ -242,14 +250,17 @@ impl Local {
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        // Whom this pod finds dead and may not bury yet, though it may bury others, is looked at again when it may.
-        let held = self.held().filter(|held| self.is_settled(held));
+        // The dead that this pod may not bury yet are looked at again when it may. A pod that may bury others probes them
+        // until then. A pod that may bury nobody (there may be a whole fleet of such pods) takes one look more, at that moment.
+        let lock = self.lock();
         let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
         let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
-        let due = to_wait_for.filter_map(|peer| held.map(|held| self.may_bury_from(&held, peer)));
-        let due = due.filter(|due| *due > now);
-        self.next_look.set(decision.next_look().into_iter().chain(due).min());
-        let place = |p: &&PeerRow| Place {
+        let due = to_wait_for.filter_map(|peer| lock.map(|lock| self.may_bury_from(&lock, peer)));
+        let due = due.filter(|due| *due > now).min();
+        let settled = lock.is_some_and(|lock| self.is_settled(&lock));
+        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.may_bury_at.set(due.filter(|_| !settled));
+        let place = |p: &&PeerRow| RingPlace {
             incarnation: p.look.incarnation,
             lock_key: p.keys.lock,
             witness_key: p.keys.witness,
@@ -272,13 +283,13 @@ impl Local {
     }
 
     /// What is to be told of this decision. A pod that holds no lock tells nothing.
-    fn remember_waits(&self, decision: &Decision, now: Moment, peers: &[PeerLook]) {
+    fn remember_waits(&self, decision: &Decision, now: Moment, peers: &[PeerProbe]) {
         let mut told = self.told_waits.borrow_mut();
         told.retain(|(incarnation, ..)| decision.observer.sighting(*incarnation).is_some());
         let stated: BTreeMap<_, _> = peers.iter().map(|peer| (peer.incarnation, peer.stated)).collect();
-        let waits = self.held().map(|held| {
+        let waits = self.lock().map(|lock| {
             let stated = |incarnation| stated.get(&incarnation).copied().flatten();
-            let may_bury_at = |i| may_bury_from(held.since, self.timing.patience(), stated(i));
+            let may_bury_at = |i| may_bury_from(lock.since, self.timing.patience(), stated(i));
             wait::waits(decision, now, may_bury_at, self.shared.member.settings.hold_probe_interval)
         });
         self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));
@@ -297,20 +308,20 @@ impl Local {
 
     /// Whether a dead peer is in sight that this pod may not bury yet and has not told the log of.
     pub(crate) fn has_untold_dead(&self) -> bool {
-        let Some(held) = self.held().filter(|held| !self.is_settled(held)) else { return false };
+        let Some(lock) = self.lock().filter(|lock| !self.is_settled(lock)) else { return false };
         let told = self.told_waits.borrow();
         if told.len() >= wait::MOST_IN_SIGHT {
             return false;
         }
         let is_told = |i: &Incarnation| told.iter().any(|(told, ..)| told == i);
         let in_sight = self.observer.borrow().in_sight();
-        in_sight.iter().any(|i| *i != held.incarnation && !is_told(i))
+        in_sight.iter().any(|i| *i != lock.incarnation && !is_told(i))
     }
 
     /// The times by which this pod judges an end that it saw: the peer's, as far as its row says them.
-    pub(crate) fn cause_timing(&self, peer: &PeerRow) -> cause::Timing {
+    pub(crate) fn cause_timing(&self, peer: &PeerRow) -> cause::CauseTiming {
         let settings = &self.shared.member.settings;
-        cause::Timing {
+        cause::CauseTiming {
             lease: settings.lease,
             ping_interval: settings.ping_interval,
             beat_interval: settings.beat_interval,
@@ -320,7 +331,7 @@ impl Local {
 
     /// The settings in which peers differ from this pod and that it has not named yet, at most [`DIFFERENCES_MOST`] at a
     /// look. Forgets those of peers that are gone.
-    pub(crate) fn note_differences<'a>(&self, look: &'a Look) -> Vec<(&'a PodId, Difference)> {
+    pub(crate) fn note_differences<'a>(&self, look: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
         let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
         let mut told = self.differences.borrow_mut();
@@ -345,16 +356,19 @@ impl Local {
     /// Decides on a look at the peers' beats and remembers it.
     pub(crate) fn observe_beats(&self, own: i64, beats: &[Beat]) -> Vec<Stalled> {
         let settings = &self.shared.member.settings;
-        let timing = stall::Timing { interval: settings.beat_interval, cycles: settings.stall_cycles };
+        let timing = stall::StallTiming { interval: settings.beat_interval, cycles: settings.stall_cycles };
         let before = self.beats.take();
         let (stalled, observer) = before.look(&timing, clock::now(), own, beats);
         self.beats.replace(observer);
         stalled
     }
 
-    /// How many peers the last look showed alive.
-    pub(crate) fn alive(&self) -> usize {
-        self.alive.get()
+    /// Whether this pod is the one to look for strangers, at a beat that showed its own `index` and these peers.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
+        let since_turn = self.beats_since_turn.get().saturating_add(1);
+        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
+        self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
+        is_turn
     }
 
     /// Which of the foreign locks that are there now were not told of. Forgets those that are gone.
@@ -436,6 +450,12 @@ impl Local {
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
+    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
+    /// each look, so that a look that fails at that moment is not repeated at once.
+    pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
+        self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
+    }
+
     pub(crate) fn in_sight(&self) -> BTreeSet<Incarnation> {
         self.observer.borrow().in_sight()
     }
@@ -467,7 +487,7 @@ impl Local {
         self.recover_at.set(at);
     }
 
-    pub(crate) fn successor(&self) -> Option<Place> {
+    pub(crate) fn successor(&self) -> Option<RingPlace> {
         let skip = self.observer.borrow().in_sight();
         ring::successor(self.keys.lock, &self.roster.borrow(), &skip).copied()
     }

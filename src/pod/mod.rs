@@ -1,8 +1,8 @@
 //! A pod's life: boot, hold, watch, sweep, stop.
 
 mod boot;
+mod burial;
 mod canary;
-mod funeral;
 mod hints;
 mod keeper;
 pub(crate) mod local;
@@ -115,8 +115,8 @@ impl PodBuilder {
                 ErrorKind::Stopped,
                 format!("{signal} came while the pod was starting"),
             )
-            .left("nothing is registered")
-            .todo("end the process, as the signal asks for")),
+            .state("nothing is registered")
+            .help("end the process, as the signal asks for")),
             pod = self.boot(Some(Arc::clone(&signals))) => pod,
         }
     }
@@ -128,8 +128,8 @@ impl PodBuilder {
                 ErrorKind::Config,
                 format!("capacity_of names kind {kind:?}, which has no handler"),
             )
-            .left("the pod was not started")
-            .todo("correct the kind, or register a handler for it"));
+            .state("the pod was not started")
+            .help("correct the kind, or register a handler for it"));
         }
         let pod_id = self.config.resolve_name()?;
         let opener = connections::opener(&self.config, &settings, Some(&pod_id))?;
@@ -144,8 +144,8 @@ impl PodBuilder {
         keeper::spawn(&shared, opener.clone(), identity, Policy::of(&self.config), booted_tx)?;
         booted.await.map_err(|_| {
             Error::new(ErrorKind::Stopped, "the keeper's thread ended during the boot")
-                .left("its connections are closed; what it had registered, a survivor buries")
-                .todo("look for its panic on stderr")
+                .state("its connections are closed; what it had registered, a survivor buries")
+                .help("look for its panic on stderr")
         })??;
         shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&engine)));
         shared.spawn("recovery", runs::recover::run(Arc::clone(&engine)));
@@ -350,8 +350,8 @@ impl Pod {
         match statements::latest(&self.shared.engine.db, kind, key).await? {
             Some(run_id) => self.attach(run_id).await,
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no run of kind {kind:?} and key {key:?}"))
-                .left("nothing was attached")
-                .todo("start one, or correct the kind or the key")),
+                .state("nothing was attached")
+                .help("start one, or correct the kind or the key")),
         }
     }
 
@@ -428,8 +428,8 @@ impl Pod {
                 format!("pod {}: the call was ended with its runtime: {e}", self.shared.member.pod_id),
             )
             .done_before()
-            .left("the run may have been started all the same; if so, a survivor takes it up")
-            .todo("call from a runtime that outlives the pod"))
+            .state("the run may have been started all the same; if so, a survivor takes it up")
+            .help("call from a runtime that outlives the pod"))
         })
     }
 }

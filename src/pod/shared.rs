@@ -61,8 +61,8 @@ impl Shared {
                 let what = format!("pod {}: {part} panicked", shared.member.pod_id);
                 shared.fail(
                     &Error::new(ErrorKind::Stopped, what)
-                        .left("its runs were told to stop; survivors take them over")
-                        .todo("look for the panic on stderr, and report it"),
+                        .state("its runs were told to stop; survivors take them over")
+                        .help("look for the panic on stderr, and report it"),
                 );
             }
         };

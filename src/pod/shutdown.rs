@@ -60,8 +60,8 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
                 names.join(", ")
             ),
         )
-        .left("the pod keeps its lock, so that nobody resumes them meanwhile")
-        .todo("end the process; let handlers await, or do blocking work on spawn_blocking"));
+        .state("the pod keeps its lock, so that nobody resumes them meanwhile")
+        .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
     let now = shared.engine.endings();

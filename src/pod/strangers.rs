@@ -1,10 +1,11 @@
 //! Strangers at the locks of pods: any role of the database can take any advisory lock. Nothing is decided on it (L10): a pod
 //! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
 
-use super::local::Local;
+use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::pg::errors::refused;
 use crate::pg::session::Session;
+use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
@@ -13,10 +14,11 @@ const AT_ONCE: usize = 16;
 
 /// One look at the locks of the whole roster, and a record of what no pod has recorded yet.
 ///
-/// The look reads all locks of the server, and every pod beats. So a pod looks only as often that all pods together make about
-/// one look in each beat interval, however many they are.
-pub(super) async fn look(local: &Local, session: &Session) -> Result<()> {
-    if fastrand::usize(..=local.alive()) > 0 {
+/// The look reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one look
+/// in each beat interval, however many they are (`protocol::turns`).
+pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
+    let Some(index) = beats.own else { return Ok(()) };
+    if !local.is_turn(lock.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {
@@ -76,7 +78,7 @@ fn say(local: &Local, lock: &ForeignLock) {
     tracing::warn!(
         target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key, granted, pid,
         role, application, address, prepared,
-        "{who} is no pod's and {does} the {key} lock of this pod: while it holds the liveness lock, the pod cannot be buried \
-         and no other can start under its name; {remedy}"
+        "{who} is no pod's and {does} the {key} lock of pod {pod_id}: while it holds the liveness lock, that pod cannot be \
+         buried and no other can start under its name; {remedy}"
     );
 }

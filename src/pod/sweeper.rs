@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::boot;
-use super::funeral::{self, Trigger};
+use super::burial::{self, Trigger};
 use super::hints::Hints;
-use super::local::{Away, Held, Local};
+use super::local::{Away, LivenessLock, Local};
 use super::strangers;
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
@@ -16,8 +16,8 @@ use crate::membership::clock;
 use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
 use crate::protocol::stall::{Moved, Progress, Stalled};
-use crate::store::beats;
-use crate::store::burials::{self, Look};
+use crate::store::beats::{self, Beats};
+use crate::store::burials::{self, RosterProbe};
 use crate::store::listener::Listener;
 use crate::store::locks;
 use crate::store::notices;
@@ -133,10 +133,10 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Liste
 
 /// Sweeps, hears and beats on one session, until it fails.
 async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Backoff) -> crate::Error {
-    if let Err(e) = funeral::warm_up(local, session).await {
+    if let Err(e) = burial::warm_up(local, session).await {
         return e;
     }
-    let mut held = local.held.subscribe();
+    let mut lock = local.lock.subscribe();
     let mut recorded = None;
     let mut hints = Hints::of_a_new_session();
     let mut next_look = Instant::now();
@@ -151,9 +151,9 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             biased;
             cause = ended => return crate::Error::new(crate::ErrorKind::SessionLost, cause.to_string()),
             () = local.shared.look_now.notified() => next_look = Instant::now(),
-            _ = held.changed() => {}
+            _ = lock.changed() => {}
             () = tokio::time::sleep_until(next_look) => {}
-            () = tokio::time::sleep_until(next_beat), if local.held().is_some() => {}
+            () = tokio::time::sleep_until(next_beat), if local.lock().is_some() => {}
             () = tokio::time::sleep_until(local.recover_at()) => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
             // The last, and what is due is done in any case: a flood of notices holds up nothing.
@@ -164,7 +164,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             local.recover_by(None);
             local.shared.engine.recover_now.notify_one();
         }
-        let standing = *held.borrow_and_update();
+        let standing = *lock.borrow_and_update();
         let done = async {
             match hints.follow(local, session).await {
                 Ok(by) => next_look = by.map_or(next_look, |by| next_look.min(Instant::now() + by)),
@@ -190,8 +190,9 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             if now >= next_beat {
                 next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
-                look_for_stalled(local, session, &standing).await?;
-                strangers::look(local, session).await?;
+                let beats = beats::beats(session, standing.incarnation).await?;
+                look_for_stalled(local, session, &standing, &beats).await?;
+                strangers::look(local, session, &standing, &beats).await?;
             }
             if now >= next_look || hints.look.is_due(clock::now()) {
                 if now < next_look {
@@ -225,18 +226,18 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
 }
 
 /// Beats, if the application made progress since it was `beaten`; else says which required source stands still.
-async fn beat(local: &Local, session: &Session, held: &Held, beaten: &mut Progress) -> Result<()> {
+async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mut Progress) -> Result<()> {
     let shared = &local.shared;
     let progress = shared.member.progress();
     match progress.since(beaten) {
         Moved::Yes => {
-            beats::beat(session, held.incarnation).await?;
+            beats::beat(session, lock.incarnation).await?;
             *beaten = progress;
         }
-        Moved::No => _ = beats::stand_still(session, held.incarnation, None).await?,
+        Moved::No => _ = beats::stand_still(session, lock.incarnation, None).await?,
         Moved::NotRequired(number) => {
             let source = shared.member.sources.name(number);
-            if beats::stand_still(session, held.incarnation, Some(&source)).await? {
+            if beats::stand_still(session, lock.incarnation, Some(&source)).await? {
                 tracing::warn!(target: "podlock", event = "standing", pod = %shared.member.pod_id, source, "a required progress source stands still: this pod shows no progress");
             }
         }
@@ -244,14 +245,13 @@ async fn beat(local: &Local, session: &Session, held: &Held, beaten: &mut Progre
     Ok(())
 }
 
-/// One look at the peers' beats: load → decide → tell, and put out where that is the policy → report.
-async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Result<()> {
+/// What follows from a look at the peers' beats: decide → tell, and put out where that is the policy → report.
+async fn look_for_stalled(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let shared = &local.shared;
-    let beats = beats::beats(session, held.incarnation).await?;
     let Some(own) = beats.own else { return Ok(()) };
     for stalled in local.observe_beats(own, &beats.peers) {
         let source = beats.standing.get(&stalled.incarnation).map(String::as_str);
-        match tell_of_stalled(local, session, held, &stalled, source).await {
+        match tell_of_stalled(local, session, lock, &stalled, source).await {
             // One that may not be put out, as a pod of another role, hides none of the others.
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.member.pod_id, error = %e, "a pod that gets nowhere was left as it is");
@@ -265,7 +265,7 @@ async fn look_for_stalled(local: &Local, session: &Session, held: &Held) -> Resu
 async fn tell_of_stalled(
     local: &Local,
     session: &Session,
-    held: &Held,
+    lock: &LivenessLock,
     stalled: &Stalled,
     source: Option<&str>,
 ) -> Result<()> {
@@ -279,7 +279,7 @@ async fn tell_of_stalled(
     }
     // As a burial, it is for pods that have been up for a while themselves (L2).
     if settings.on_stall == OnStall::Evict
-        && local.is_settled(held)
+        && local.is_settled(lock)
         && let Some(backends) = beats::put_out(session, &shared.member.pod_id, stalled).await?
     {
         tracing::warn!(
@@ -290,36 +290,39 @@ async fn tell_of_stalled(
     Ok(())
 }
 
+/// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises
+/// that end (`wait_ms`).
 fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
-    match local.hold_delay() {
+    let delay = match local.hold_delay() {
         Some(delay) => delay,
         None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
         None => settings.jittered_sweep(fastrand::f64()),
-    }
+    };
+    local.take_bury_delay().map_or(delay, |left| left.min(delay))
 }
 
 /// One sweep: look → decide → bury or tell → report. Where a loss is expected, the look is the burial's own, which
 /// saves one of them.
-async fn sweep(local: &Local, session: &mut Session, held: &Held, expects_a_loss: bool) -> Result<()> {
-    if expects_a_loss && local.is_settled(held) {
-        let look = funeral::hold(local, session, held, Trigger::Sweep, None).await?;
-        check_own_row(local, held, &look);
+async fn sweep(local: &Local, session: &mut Session, lock: &LivenessLock, expects_a_loss: bool) -> Result<()> {
+    if expects_a_loss && local.is_settled(lock) {
+        let look = burial::hold(local, session, lock, Trigger::Sweep, None).await?;
+        check_own_row(local, lock, &look);
         return Ok(());
     }
-    let look = funeral::survey(local, session, held, None).await?;
-    if !check_own_row(local, held, &look) {
+    let look = burial::survey(local, session, lock, None).await?;
+    if !check_own_row(local, lock, &look) {
         return Ok(());
     }
-    let decision = funeral::decide(local, &look);
-    local.weigh_fleet(held);
-    if !local.is_settled(held) {
-        return funeral::tell_of(local, session, &decision).await;
+    let decision = burial::decide(local, &look);
+    local.weigh_fleet(lock);
+    if !local.is_settled(lock) {
+        return burial::tell_of(local, session, &decision).await;
     }
-    if funeral::to_bury(local, held, &decision, &look.peers).is_empty() {
+    if burial::to_bury(local, lock, &decision, &look.peers).is_empty() {
         return Ok(());
     }
-    funeral::hold_after(local, session, held, Trigger::Sweep, &look, &decision).await
+    burial::hold_after(local, session, lock, Trigger::Sweep, &look, &decision).await
 }
 
 /// Records the waits that the look showed, once for all observers. A failure delays nothing: the next look tries to
@@ -340,10 +343,10 @@ async fn tell_waits(local: &Local, session: &Session) {
 }
 
 /// Looks at our own row. False if it is gone, which ends this incarnation.
-fn check_own_row(local: &Local, held: &Held, look: &Look) -> bool {
+fn check_own_row(local: &Local, lock: &LivenessLock, look: &RosterProbe) -> bool {
     let Some(own) = &look.own else {
         // A look that began before a new registration shows the roster without it.
-        if local.held().is_some_and(|now| now.incarnation == held.incarnation) {
+        if local.lock().is_some_and(|now| now.incarnation == lock.incarnation) {
             local.shared.row_gone.notify_one();
         }
         return false;

@@ -94,8 +94,8 @@ impl Signals {
         let listen = |kind| {
             signal(kind).map_err(|e| {
                 Error::new(ErrorKind::Unsupported, format!("the process cannot listen for signals: {e}"))
-                    .left("no pod was started or stopped")
-                    .todo("call from a tokio runtime with IO enabled, or see the limits of the process")
+                    .state("no pod was started or stopped")
+                    .help("call from a tokio runtime with IO enabled, or see the limits of the process")
                     .caused_by(e)
             })
         };
@@ -183,8 +183,8 @@ impl Pod {
         match failure {
             None => Ok(Stopped { cause, report }),
             Some(why) => Err(Error::new(ErrorKind::Stopped, format!("pod {name} has ended by itself: {why}"))
-                .left("its runs were told to stop; survivors take them over")
-                .todo("start the process again")),
+                .state("its runs were told to stop; survivors take them over")
+                .help("start the process again")),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The watch: a session that waits for the ring successor's lock, so that a death is pushed.
 //!
 //! It holds no session lock: a ring of holders that wait would be a deadlock, and a blocked backend does not notice
-//! that its client is gone. A grant is only a signal: it is given back with the slice, and the funeral proves again.
+//! that its client is gone. A grant is only a signal: it is given back with the slice, and the burial proves again.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::funeral::{self, Trigger};
+use super::burial::{self, Trigger};
 use super::local::Local;
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
@@ -107,7 +107,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     let settings = &local.shared.member.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
     let mut read = Instant::now();
-    funeral::warm_up(local, session).await?;
+    burial::warm_up(local, session).await?;
     let mut spoken = Instant::now();
     let mut failed = false;
     // Free again and again: who, and how long the next wait is.
@@ -153,13 +153,13 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             continue;
         }
         let granted = Instant::now();
-        let acted = match local.held() {
-            Some(held) if local.is_settled(&held) => {
-                funeral::hold(local, session, &held, Trigger::Push, Some(keys.lock)).await.map(drop)
+        let acted = match local.lock() {
+            Some(lock) if local.is_settled(&lock) => {
+                burial::hold(local, session, &lock, Trigger::Push, Some(keys.lock)).await.map(drop)
             }
-            Some(held) => {
+            Some(lock) => {
                 let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
-                funeral::tell(local, session, &held, dead).await
+                burial::tell(local, session, &lock, dead).await
             }
             // Detached: nothing may be concluded, and the sweep looks on return.
             None => {

@@ -136,7 +136,7 @@ pub const fn past_the_deadline(cause: Cause) -> Cause {
 
 /// The times by which a burier judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct CauseTiming {
     /// The lease.
     pub lease: Duration,
     /// A living pod pings so often.
@@ -145,7 +145,7 @@ pub struct Timing {
     pub beat_interval: Duration,
 }
 
-impl Timing {
+impl CauseTiming {
     /// The times of a peer, as far as its row says them. A row does not say how often its pod pings. So of a pod of another
     /// lease it is not known how soon the server could have ended its silent session: anything up to that lease.
     #[must_use]
@@ -166,7 +166,7 @@ impl Timing {
 /// The server ends a session a lease after its last word, which came at most two pings before the process fell silent. A
 /// process that beat since then was not silent for a lease.
 #[must_use]
-pub fn seen(reason: Reason, beat_age: Option<Duration>, timing: &Timing) -> Option<Cause> {
+pub fn seen(reason: Reason, beat_age: Option<Duration>, timing: &CauseTiming) -> Option<Cause> {
     let age = beat_age.filter(|_| reason == Reason::Lost)?;
     let lease_ends_after = timing.lease.saturating_sub(timing.ping_interval * 2);
     if age < lease_ends_after {
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_pod_of_another_lease_is_judged_by_its_own_beats_and_not_called_closed() {
         let s = Duration::from_secs;
-        let ours = Timing { lease: s(2), ping_interval: Duration::from_millis(400), beat_interval: s(2) };
+        let ours = CauseTiming { lease: s(2), ping_interval: Duration::from_millis(400), beat_interval: s(2) };
         let stated = |lease| Some(Stated { lease: s(lease), self_fence: s(lease) * 8 / 10 });
         let of_30 = ours.of_peer(stated(30), Some(s(30)));
         assert_eq!(seen(Reason::Lost, Some(s(3)), &of_30), None, "it beats every 30 s: 3 s without one are no silence");
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_beat_within_the_lease_shows_that_the_lease_did_not_end() {
         let s = Duration::from_secs;
-        let timing = Timing { lease: s(10), ping_interval: s(1), beat_interval: s(10) };
+        let timing = CauseTiming { lease: s(10), ping_interval: s(1), beat_interval: s(10) };
         let seen = |reason, age| seen(reason, age, &timing);
         assert_eq!(seen(Reason::Lost, Some(s(3))), Some(Cause::Closed));
         assert_eq!(seen(Reason::Lost, Some(s(9))), None, "it may have been silent, or between two beats");

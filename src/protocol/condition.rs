@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use super::wait::WaitReason;
+
 /// What can be seen of a pod of the roster from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -105,6 +107,81 @@ impl Condition {
             Self::Gone => "gone",
         }
     }
+
+    /// The same while a stranger holds the pod's liveness lock. Nobody can bury the pod then, so the words promise no burial.
+    #[must_use]
+    pub const fn says_while_a_stranger_holds_its_lock(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::PutOut => "put out",
+            Self::Dead | Self::DeadWaiting => "dead",
+            other => other.says(),
+        }
+    }
+}
+
+/// What strangers do at a pod's locks: backends and prepared transactions that are no pod's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// A session holds the liveness lock.
+    Holds,
+    /// A prepared transaction holds the liveness lock.
+    HoldsPrepared,
+    /// Something else: it waits, or it is at the witness lock.
+    IsThere,
+}
+
+impl Stranger {
+    /// What the column `foreign_lock` of `studio_pod_status` says; `None` if it names nobody. Its parts are separated by
+    /// `; `, and those who hold a lock come first.
+    #[must_use]
+    pub fn of(foreign_lock: Option<&str>) -> Option<Self> {
+        let holds = |part: &&str| part.ends_with(" holds its liveness lock");
+        let holder = foreign_lock?.split("; ").find(holds);
+        Some(match holder {
+            Some(part) if part.starts_with("prepared transaction ") => Self::HoldsPrepared,
+            Some(_) => Self::Holds,
+            None => Self::IsThere,
+        })
+    }
+
+    /// In words, for people: what it does, and how to end it where the pod cannot go on before.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::Holds => "a stranger holds its lock: end that session",
+            Self::HoldsPrepared => "a stranger holds its lock: roll back that prepared transaction",
+            Self::IsThere => "a stranger at its lock",
+        }
+    }
+}
+
+/// A pod's condition in words: `dead, waiting: many lost, 7 s left`. The reason is only for a pod that is waited for. A
+/// wait that is over has no time left to tell of: the next look ends it, or there is no pod that could look.
+#[must_use]
+pub fn in_words(
+    condition: Condition,
+    wait_reason: Option<&str>,
+    wait_left_ms: Option<i64>,
+    foreign_lock: Option<&str>,
+) -> String {
+    let stranger = Stranger::of(foreign_lock);
+    let after = stranger.map_or(String::new(), |stranger| format!("; {}", stranger.says()));
+    let holds = matches!(stranger, Some(Stranger::Holds | Stranger::HoldsPrepared));
+    let reason = match condition {
+        Condition::DeadWaiting if holds => None,
+        Condition::DeadWaiting | Condition::Reconnecting => wait_reason,
+        _ => None,
+    };
+    let says = if holds { condition.says_while_a_stranger_holds_its_lock() } else { condition.says() };
+    let Some(reason) = reason else { return format!("{says}{after}") };
+    let reason = match WaitReason::parse(reason) {
+        Some(known) => known.says(),
+        None => reason,
+    };
+    let left = wait_left_ms.filter(|ms| *ms > 0);
+    let left = left.map_or(String::new(), |ms| format!(", {} s left", (ms + 999) / 1000));
+    format!("{says}: {reason}{left}{after}")
 }
 
 #[cfg(test)]
@@ -141,5 +218,40 @@ mod tests {
             assert_eq!(Condition::of(&seen), condition, "{seen:?}");
             assert_eq!(serde_json::to_value(condition).ok(), Some(condition.as_str().into()));
         }
+    }
+
+    #[test]
+    fn a_wait_says_how_long_it_takes_only_while_time_is_left() {
+        let words = |condition, left| in_words(condition, Some("unsettled"), left, None);
+        assert_eq!(words(Condition::DeadWaiting, Some(6001)), "dead, waiting: no pod has been up for settle, 7 s left");
+        assert_eq!(words(Condition::DeadWaiting, Some(0)), "dead, waiting: no pod has been up for settle");
+        assert_eq!(words(Condition::Reconnecting, None), "reconnecting: no pod has been up for settle");
+        assert_eq!(words(Condition::Dead, Some(6001)), "dead, to be buried", "it is not waited for");
+    }
+
+    #[test]
+    fn no_burial_is_promised_while_a_stranger_holds_the_liveness_lock() {
+        let session = "server process 7 (role r, application psql, from a local socket)";
+        let words = |condition, does: &str| in_words(condition, Some("many_lost"), Some(1000), Some(does));
+        let holds = format!("{session} holds its liveness lock");
+        for (condition, says) in [
+            (Condition::Dead, "dead"),
+            (Condition::DeadWaiting, "dead"),
+            (Condition::Stopped, "stopped"),
+            (Condition::PutOut, "put out"),
+            (Condition::Reconnecting, "reconnecting: many lost, 1 s left"),
+        ] {
+            let expected = format!("{says}; a stranger holds its lock: end that session");
+            assert_eq!(words(condition, &holds), expected);
+            assert_eq!(words(condition, &format!("{holds}; {session} holds its witness lock")), expected);
+        }
+        let waits = format!("{session} waits for its liveness lock");
+        assert_eq!(words(Condition::Fine, &waits), "fine; a stranger at its lock");
+        assert_eq!(words(Condition::Dead, &waits), "dead, to be buried; a stranger at its lock");
+        let prepared = "prepared transaction 'x' of role r holds its liveness lock";
+        assert_eq!(
+            words(Condition::Dead, prepared),
+            "dead; a stranger holds its lock: roll back that prepared transaction"
+        );
     }
 }

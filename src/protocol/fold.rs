@@ -16,7 +16,7 @@ use crate::id::{Incarnation, PodId};
 
 /// One entry of the log, as far as the fold needs it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct LogEntry {
     /// Its position.
     pub idx: i64,
     /// What happened: the name of an [`EventKind`], or of a kind of a newer version.
@@ -26,7 +26,7 @@ pub struct Entry {
     /// To which incarnation of it.
     pub incarnation: Incarnation,
     /// `joined` names in `replaced` the incarnation whose place it took; `returned` its `session`; `suspected` its
-    /// `event_index`; `snapshot` is a [`Snapshot`].
+    /// `event_index`; `snapshot` is a [`RosterSnapshot`].
     pub detail: Value,
 }
 
@@ -63,9 +63,9 @@ pub struct FoldError {
 /// What the beginning of a log comes to: the detail of the event that replaces it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Snapshot {
+pub struct RosterSnapshot {
     /// The roster.
-    pub roster: Vec<Kept>,
+    pub roster: Vec<SnapshotPod>,
     /// The event index at which a pod of the roster was last suspected.
     pub suspected: BTreeMap<Incarnation, i64>,
 }
@@ -73,7 +73,7 @@ pub struct Snapshot {
 /// One pod of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Kept {
+pub struct SnapshotPod {
     /// Its name.
     pub pod_id: PodId,
     /// Its registration.
@@ -86,7 +86,7 @@ pub struct Kept {
 
 /// What is known after some entries.
 #[derive(Default)]
-struct State {
+struct FoldState {
     roster: Roster,
     suspected: BTreeMap<Incarnation, i64>,
 }
@@ -96,7 +96,7 @@ struct State {
 /// # Errors
 ///
 /// The first entry that is out of order, of an unknown kind, or an illegal step.
-pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Roster, FoldError> {
+pub fn fold<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<Roster, FoldError> {
     run(entries).map(|state| state.roster)
 }
 
@@ -105,15 +105,16 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Roster, 
 /// # Errors
 ///
 /// As [`fold`].
-pub fn snapshot<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Snapshot, FoldError> {
-    let State { roster, mut suspected } = run(entries)?;
+pub fn snapshot<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<RosterSnapshot, FoldError> {
+    let FoldState { roster, mut suspected } = run(entries)?;
     suspected.retain(|incarnation, _| roster.values().any(|member| member.incarnation == *incarnation));
-    let kept = |(pod_id, Member { incarnation, draining, session })| Kept { pod_id, incarnation, draining, session };
-    Ok(Snapshot { roster: roster.into_iter().map(kept).collect(), suspected })
+    let kept =
+        |(pod_id, Member { incarnation, draining, session })| SnapshotPod { pod_id, incarnation, draining, session };
+    Ok(RosterSnapshot { roster: roster.into_iter().map(kept).collect(), suspected })
 }
 
-fn run<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<State, FoldError> {
-    let mut state = State::default();
+fn run<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<FoldState, FoldError> {
+    let mut state = FoldState::default();
     let mut last_idx = i64::MIN;
     for entry in entries {
         let refuse = |why: String| FoldError {
@@ -141,10 +142,10 @@ fn run<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<State, FoldEr
     Ok(state)
 }
 
-fn restore(detail: &Value) -> Result<State, String> {
-    let snapshot = Snapshot::deserialize(detail).map_err(|e| format!("its detail is no roster: {e}"))?;
-    let mut state = State { roster: Roster::new(), suspected: snapshot.suspected };
-    for Kept { pod_id, incarnation, draining, session } in snapshot.roster {
+fn restore(detail: &Value) -> Result<FoldState, String> {
+    let snapshot = RosterSnapshot::deserialize(detail).map_err(|e| format!("its detail is no roster: {e}"))?;
+    let mut state = FoldState { roster: Roster::new(), suspected: snapshot.suspected };
+    for SnapshotPod { pod_id, incarnation, draining, session } in snapshot.roster {
         if state.roster.insert(pod_id.clone(), Member { incarnation, draining, session }).is_some() {
             return Err(format!("it has two pods named {pod_id}"));
         }
@@ -152,8 +153,8 @@ fn restore(detail: &Value) -> Result<State, String> {
     Ok(state)
 }
 
-fn step(state: &mut State, kind: EventKind, entry: &Entry) -> Result<(), String> {
-    let State { roster, suspected } = state;
+fn step(state: &mut FoldState, kind: EventKind, entry: &LogEntry) -> Result<(), String> {
+    let FoldState { roster, suspected } = state;
     match kind {
         EventKind::Joined => {
             let replaced = entry.detail.get("replaced").and_then(Value::as_str).and_then(|s| s.parse::<Uuid>().ok());
@@ -191,7 +192,7 @@ fn step(state: &mut State, kind: EventKind, entry: &Entry) -> Result<(), String>
     Ok(())
 }
 
-fn member<'a>(roster: &'a mut Roster, entry: &Entry) -> Result<&'a mut Member, String> {
+fn member<'a>(roster: &'a mut Roster, entry: &LogEntry) -> Result<&'a mut Member, String> {
     let member = roster.get_mut(&entry.pod_id).filter(|member| member.incarnation == entry.incarnation);
     member.ok_or_else(|| "that incarnation is not in the roster".to_owned())
 }
@@ -201,8 +202,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn entry(idx: i64, kind: &str, pod: &str, incarnation: Incarnation, detail: Value) -> Entry {
-        Entry { idx, kind: kind.into(), pod_id: PodId::new(pod).expect("a name"), incarnation, detail }
+    fn entry(idx: i64, kind: &str, pod: &str, incarnation: Incarnation, detail: Value) -> LogEntry {
+        LogEntry { idx, kind: kind.into(), pod_id: PodId::new(pod).expect("a name"), incarnation, detail }
     }
 
     #[test]
@@ -261,7 +262,7 @@ mod tests {
         }
         assert_eq!(snapshot(&log[..6]).expect("legal").suspected, [(a, 7), (b, 9)].into());
         assert_eq!(snapshot(&log[..8]).expect("legal").suspected, [(a, 7)].into(), "the buried are forgotten");
-        assert_eq!(snapshot([]), Ok(Snapshot::default()));
+        assert_eq!(snapshot([]), Ok(RosterSnapshot::default()));
     }
 
     #[test]

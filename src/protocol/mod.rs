@@ -27,6 +27,7 @@ pub mod share;
 pub mod stall;
 pub mod state;
 pub mod stream;
+pub mod turns;
 pub mod verdict;
 pub mod wait;
 

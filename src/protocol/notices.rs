@@ -85,20 +85,20 @@ impl Words {
 /// The most groups that one notice names; with more, it says that everybody should look.
 pub const GROUPS_MOST: usize = 512;
 
-/// In [`Told::by`]: a sender that has no readers of its own to leave out.
+/// In [`StreamNotice::by`]: a sender that has no readers of its own to leave out.
 pub const NOBODY: u32 = 0;
 
 /// What a notice on the streams' channel says: whose streams have grown, by groups of runs. Readers of the runs of a group
 /// look. A group is 16 bits and tells nobody which run it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct StreamNotice {
     /// A number that the sender drew when it began: its own readers know already. Or [`NOBODY`].
     pub by: u32,
     /// `None`: too many to be named.
     pub groups: Option<BTreeSet<u16>>,
 }
 
-impl Told {
+impl StreamNotice {
     /// What `by` tells of these runs.
     pub fn new<'a>(by: u32, runs: impl Iterator<Item = &'a RunId>) -> Self {
         let mut groups = BTreeSet::new();
@@ -128,7 +128,7 @@ impl Told {
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for StreamNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}:", self.by)?;
         match &self.groups {
@@ -161,7 +161,7 @@ pub struct Heard {
     /// What came on the schema's channel.
     pub words: Words,
     /// What came on the streams' channel.
-    pub told: Vec<Told>,
+    pub told: Vec<StreamNotice>,
     /// More came on the streams' channel than is kept.
     pub all: bool,
 }
@@ -173,7 +173,7 @@ impl Heard {
             self.words.add(word);
             return true;
         }
-        let Some(told) = Told::parse(payload) else { return false };
+        let Some(told) = StreamNotice::parse(payload) else { return false };
         if self.all || self.told.len() >= TOLD_MOST {
             self.told.clear();
             self.all = true;
@@ -286,11 +286,11 @@ mod tests {
     fn of_a_flood_on_the_streams_channel_everybody_looks() {
         let mut heard = Heard::default();
         for by in 0..64 {
-            assert!(heard.hear(&Told { by, groups: Some([7].into()) }.to_string()));
+            assert!(heard.hear(&StreamNotice { by, groups: Some([7].into()) }.to_string()));
         }
         assert!(!heard.all && heard.told.len() == 64);
         for by in 64..10_000 {
-            assert!(heard.hear(&Told { by, groups: Some([7].into()) }.to_string()));
+            assert!(heard.hear(&StreamNotice { by, groups: Some([7].into()) }.to_string()));
         }
         assert!(heard.all && heard.told.is_empty() && !heard.is_empty());
     }
@@ -298,21 +298,21 @@ mod tests {
     #[test]
     fn what_is_told_of_streams_is_read_back_fits_and_names_no_run() {
         let runs: Vec<RunId> = (0..GROUPS_MOST).map(|_| RunId::generate()).collect();
-        let told = Told::new(0xabc, runs.iter());
+        let told = StreamNotice::new(0xabc, runs.iter());
         let payload = told.to_string();
         assert!(payload.len() < 8000, "{}", payload.len());
-        assert_eq!(Told::parse(&payload), Some(told));
+        assert_eq!(StreamNotice::parse(&payload), Some(told));
         assert!(runs.iter().all(|run| !payload.contains(&run.to_string())));
         let many: Vec<RunId> = (0..4 * GROUPS_MOST).map(|_| RunId::generate()).collect();
-        let all = Told::new(1, many.iter());
-        assert_eq!((all.to_string().as_str(), Told::parse("00000001:*")), ("00000001:*", Some(all)));
+        let all = StreamNotice::new(1, many.iter());
+        assert_eq!((all.to_string().as_str(), StreamNotice::parse("00000001:*")), ("00000001:*", Some(all)));
         for hostile in
             ["", ":", "0000000:*", "00000001:", "+0000001:*", "00000001:12", "00000001:+123", "00000001:ABCD"]
         {
-            let nobody = Told::parse(hostile).is_none_or(|told| told.groups == Some(BTreeSet::new()));
+            let nobody = StreamNotice::parse(hostile).is_none_or(|told| told.groups == Some(BTreeSet::new()));
             assert!(nobody, "{hostile}");
         }
-        assert_eq!(Told::parse("00000001:äö"), None);
+        assert_eq!(StreamNotice::parse("00000001:äö"), None);
     }
 
     #[test]

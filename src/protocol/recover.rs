@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::Moment;
 use super::poison::{self, LastPod, Suspicion};
-use super::share::Fleet;
+use super::share::FleetLoad;
 use crate::id::{Fence, Incarnation, RunId};
 
 /// A running run that names this incarnation, or that nobody in the roster owns.
@@ -43,7 +43,7 @@ pub struct Seen {
     /// The rows.
     pub rows: Vec<Candidate>,
     /// Who shares the orphans. `None`: there are none, or it is not known who does, and the pod takes what it can.
-    pub fleet: Option<Fleet>,
+    pub fleet: Option<FleetLoad>,
 }
 
 /// What the service decided.
@@ -235,7 +235,7 @@ impl Planner<'_> {
     }
 
     /// Chooses orphans: first those that nobody took for a while, then its share from its own place in the list on.
-    fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&Fleet>) {
+    fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&FleetLoad>) {
         let last_left = &self.memory.last.left;
         let since = |row: &Candidate| last_left.get(&row.run_id).copied().unwrap_or(self.now);
         let wait = |row: &Candidate| (since(row) + self.rules.share_wait).saturating_sub(self.now);
@@ -399,7 +399,7 @@ mod tests {
         let own = Incarnation::generate();
         let (poison, stranger) = (crashed(2), crashed(2));
         let taker = Taker { running: 0, capacity: None };
-        let fleet = |pods| Some(Fleet { orphans: 2, takers: vec![taker; pods], me: 0 });
+        let fleet = |pods| Some(FleetLoad { orphans: 2, takers: vec![taker; pods], me: 0 });
         let companions = Arc::new(BTreeSet::from_iter(poison.owner));
         let at = |last, rows: &[&Candidate], pods, seconds| {
             let memory = Memory { room: 9, companions: Arc::clone(&companions), last, ..Memory::default() };
@@ -443,7 +443,7 @@ mod tests {
         let own = Incarnation::generate();
         let rows: Vec<_> = (0..10).map(|_| row(None, 0)).collect();
         let taker = Taker { running: 0, capacity: Some(20) };
-        let seen = Seen { rows: rows.clone(), fleet: Some(Fleet { orphans: 10, takers: vec![taker; 2], me: 1 }) };
+        let seen = Seen { rows: rows.clone(), fleet: Some(FleetLoad { orphans: 10, takers: vec![taker; 2], me: 1 }) };
         let memory = Memory { room: 20, ..Memory::default() };
         let at = |memory: &Memory, seconds| super::plan(own, &RULES, memory, &seen, Duration::from_secs(seconds));
         let first = at(&memory, 100);

@@ -8,7 +8,7 @@ use crate::id::{Incarnation, LockKey};
 
 /// One pod's place in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RingPlace {
     /// Its registration.
     pub incarnation: Incarnation,
     /// The key of its liveness lock, by which the ring is ordered.
@@ -20,7 +20,7 @@ pub struct Place {
 /// The first peer after `own` in the ring, passing over those in `skip`: peers whose lock is known to be free, which
 /// a wait would be granted at once. `None` if nobody is left to watch.
 #[must_use]
-pub fn successor<'a>(own: LockKey, peers: &'a [Place], skip: &BTreeSet<Incarnation>) -> Option<&'a Place> {
+pub fn successor<'a>(own: LockKey, peers: &'a [RingPlace], skip: &BTreeSet<Incarnation>) -> Option<&'a RingPlace> {
     let candidates = || peers.iter().filter(|p| p.lock_key != own && !skip.contains(&p.incarnation));
     candidates()
         .filter(|p| p.lock_key > own)
@@ -33,8 +33,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn place(key: i64) -> Place {
-        Place { incarnation: Incarnation::generate(), lock_key: key.into(), witness_key: key.wrapping_add(1).into() }
+    fn place(key: i64) -> RingPlace {
+        RingPlace {
+            incarnation: Incarnation::generate(),
+            lock_key: key.into(),
+            witness_key: key.wrapping_add(1).into(),
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Taker {
 
 /// The orphans, and the pods that could take them, in an order that is the same for all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fleet {
+pub struct FleetLoad {
     /// How many orphans there are.
     pub orphans: usize,
     /// Who could take some.
@@ -37,7 +37,7 @@ pub struct Fleet {
     pub me: usize,
 }
 
-impl Fleet {
+impl FleetLoad {
     /// How many of the orphans this pod takes. All of them, where it is not among the takers.
     #[must_use]
     pub fn share(&self) -> usize {
@@ -84,7 +84,7 @@ mod tests {
     /// Pods as (running, capacity), and the share of each.
     fn shares(orphans: usize, pods: &[(usize, usize)]) -> Vec<usize> {
         let takers: Vec<_> = pods.iter().map(|&(running, c)| Taker { running, capacity: Some(c) }).collect();
-        (0..pods.len()).map(|me| Fleet { orphans, takers: takers.clone(), me }.share()).collect()
+        (0..pods.len()).map(|me| FleetLoad { orphans, takers: takers.clone(), me }.share()).collect()
     }
 
     #[test]
@@ -136,24 +136,24 @@ mod tests {
     #[test]
     fn a_pod_of_unknown_room_has_enough_and_one_that_is_not_listed_takes_what_it_can() {
         let takers = vec![Taker { running: 0, capacity: None }, Taker { running: 0, capacity: Some(2) }];
-        let share = |me| Fleet { orphans: 10, takers: takers.clone(), me }.share();
+        let share = |me| FleetLoad { orphans: 10, takers: takers.clone(), me }.share();
         assert_eq!([share(0), share(1), share(2)], [8, 2, 10]);
-        assert_eq!(Fleet { orphans: 3, ..Fleet::default() }.share(), 3);
+        assert_eq!(FleetLoad { orphans: 3, ..FleetLoad::default() }.share(), 3);
     }
 
     #[test]
     fn each_taker_with_room_begins_at_another_place() {
         let takers: Vec<_> =
             [(0, 9), (9, 9), (0, 9), (0, 9)].map(|(running, c)| Taker { running, capacity: Some(c) }).to_vec();
-        let begins = |me| Fleet { orphans: 30, takers: takers.clone(), me }.begins_at(30);
+        let begins = |me| FleetLoad { orphans: 30, takers: takers.clone(), me }.begins_at(30);
         assert_eq!([begins(0), begins(2), begins(3)], [0, 10, 20]);
         assert!(begins(1) < 30, "one that is full takes nothing, wherever it begins");
-        let of_more = Fleet { orphans: 300, takers: takers.clone(), me: 2 };
+        let of_more = FleetLoad { orphans: 300, takers: takers.clone(), me: 2 };
         assert_eq!((of_more.share_of(30), of_more.share_of(300)), (9, 9), "it has room for nine");
         let roomy = vec![Taker { running: 0, capacity: None }; 3];
-        let of_more = Fleet { orphans: 300, takers: roomy, me: 2 };
+        let of_more = FleetLoad { orphans: 300, takers: roomy, me: 2 };
         assert_eq!((of_more.share_of(30), of_more.share_of(300)), (10, 100));
-        assert_eq!(Fleet::default().begins_at(30), 0);
-        assert_eq!(Fleet { takers, me: 9, orphans: 1 }.begins_at(30), 0);
+        assert_eq!(FleetLoad::default().begins_at(30), 0);
+        assert_eq!(FleetLoad { takers, me: 9, orphans: 1 }.begins_at(30), 0);
     }
 }

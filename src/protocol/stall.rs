@@ -5,7 +5,7 @@
 //!   index with the one that the peer itself saw before. No pod reads another's clock.
 //! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
 //! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat. For a peer that beats
-//!   less often than the observer looks, as many more looks as that takes ([`Timing::cycles_for`]).
+//!   less often than the observer looks, as many more looks as that takes ([`StallTiming::cycles_for`]).
 //! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
 //!   a paused observer that wakes counts one. Where the observer's own index did not move either, the store is slow, or
 //!   the observer itself stands still: nobody is counted. A peer that is mending its sessions is not counted.
@@ -23,14 +23,14 @@ const LEASES_AWAY: u32 = 10;
 
 /// The times of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct StallTiming {
     /// How far apart looks are that count: `beat_interval`.
     pub interval: Duration,
     /// After how many looks at the same index a peer is suspected: `stall_cycles`.
     pub cycles: u32,
 }
 
-impl Timing {
+impl StallTiming {
     /// After how many looks at the same index a peer is suspected that beats `every` so often: `cycles` of its own
     /// intervals must fit into the looks, or a pod whose beats are rarer than the looks would be suspected while it is well.
     #[must_use]
@@ -74,16 +74,16 @@ struct Count {
 
 /// What an observer remembers between looks. Local to the process; empty at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observer {
+pub struct StallObserver {
     counted_at: Option<Moment>,
     own: Option<i64>,
     peers: BTreeMap<Incarnation, Count>,
 }
 
-impl Observer {
+impl StallObserver {
     /// Takes a look: who is suspected by it, and what to remember.
     #[must_use]
-    pub fn look(&self, timing: &Timing, now: Moment, own: i64, beats: &[Beat]) -> (Vec<Stalled>, Self) {
+    pub fn look(&self, timing: &StallTiming, now: Moment, own: i64, beats: &[Beat]) -> (Vec<Stalled>, Self) {
         let too_soon = self.counted_at.is_some_and(|at| now.saturating_sub(at) < timing.interval * 9 / 10);
         if too_soon {
             return (Vec::new(), self.clone());
@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    const TIMING: Timing = Timing { interval: Duration::from_secs(10), cycles: 3 };
+    const TIMING: StallTiming = StallTiming { interval: Duration::from_secs(10), cycles: 3 };
 
     fn peer(n: u128) -> Incarnation {
         Incarnation::from(Uuid::from_u128(n))
@@ -183,7 +183,7 @@ mod tests {
 
     /// Looks at these seconds, with these own indices, at these peers: who was suspected at each.
     fn looks(steps: &[(u64, i64, &[Beat])]) -> Vec<Vec<(Incarnation, u32)>> {
-        let mut observer = Observer::default();
+        let mut observer = StallObserver::default();
         let mut suspected = Vec::new();
         for (second, own, beats) in steps {
             let (stalled, next) = observer.look(&TIMING, Duration::from_secs(*second), *own, beats);
@@ -210,7 +210,7 @@ mod tests {
         for (every, looks) in cases {
             assert_eq!(TIMING.cycles_for(every), looks, "{every:?}");
         }
-        let longest = Timing { interval: Duration::from_nanos(1), cycles: u32::MAX };
+        let longest = StallTiming { interval: Duration::from_nanos(1), cycles: u32::MAX };
         assert_eq!(longest.cycles_for(Some(Duration::MAX)), u32::MAX);
         // It beats every 30 s and is well.
         let slow = |index| [Beat { every: Some(s(30)), ..at(1, index) }];
@@ -268,7 +268,7 @@ mod tests {
         let (old, new): (&[Beat], &[Beat]) = (&[at(1, 7)], &[at(2, 7)]);
         let seen = looks(&[(0, 1, old), (10, 2, old), (20, 3, old), (30, 4, new), (40, 5, new), (50, 6, new)]);
         assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
-        let (_, observer) = Observer::default().look(&TIMING, Duration::ZERO, 1, old);
+        let (_, observer) = StallObserver::default().look(&TIMING, Duration::ZERO, 1, old);
         let (_, pruned) = observer.look(&TIMING, Duration::from_secs(10), 2, &[]);
         assert!(pruned.peers.is_empty());
     }
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn an_observer_that_was_restarted_begins_at_nought() {
         let same: &[Beat] = &[at(1, 7)];
-        let (stalled, _) = Observer::default().look(&TIMING, Duration::from_secs(99), 9, same);
+        let (stalled, _) = StallObserver::default().look(&TIMING, Duration::from_secs(99), 9, same);
         assert_eq!(stalled, []);
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Moment;
-use super::verdict::{Decision, HoldReason, Verdict};
+use super::verdict::{Decision, Verdict, WaitFor};
 use crate::id::Incarnation;
 
 /// How many waits one look tells at most.
@@ -24,11 +24,11 @@ pub const MOST_IN_SIGHT: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitReason {
-    /// As [`HoldReason::ConnectionBroken`].
+    /// As [`WaitFor::ConnectionBroken`].
     ConnectionBroken,
-    /// As [`HoldReason::ManyLost`].
+    /// As [`WaitFor::ManyLost`].
     ManyLost,
-    /// As [`HoldReason::ManyUnknown`].
+    /// As [`WaitFor::ManyUnknown`].
     ManyUnknown,
     /// It is dead, and the observer has not been up for long enough to bury it (L2).
     Unsettled,
@@ -68,12 +68,12 @@ impl WaitReason {
 
     /// `None` for two short holds. A second look comes within one probe. A lock that reads as held may only be another
     /// prober's, for a moment.
-    const fn of(hold: HoldReason) -> Option<Self> {
+    const fn of(hold: WaitFor) -> Option<Self> {
         match hold {
-            HoldReason::ConnectionBroken => Some(Self::ConnectionBroken),
-            HoldReason::ManyLost => Some(Self::ManyLost),
-            HoldReason::ManyUnknown => Some(Self::ManyUnknown),
-            HoldReason::Unconfirmed | HoldReason::SecondLoss => None,
+            WaitFor::ConnectionBroken => Some(Self::ConnectionBroken),
+            WaitFor::ManyLost => Some(Self::ManyLost),
+            WaitFor::ManyUnknown => Some(Self::ManyUnknown),
+            WaitFor::Unconfirmed | WaitFor::SecondLoss => None,
         }
     }
 }
@@ -108,7 +108,7 @@ pub fn waits(
     let wait = |(incarnation, verdict): &(Incarnation, Verdict)| {
         let (reason, until) = match verdict {
             Verdict::Alive => return None,
-            Verdict::Hold(reason, until) => (WaitReason::of(*reason)?, *until),
+            Verdict::Wait(reason, until) => (WaitReason::of(*reason)?, *until),
             Verdict::Dead(_) => (WaitReason::Unsettled, may_bury_at(*incarnation)),
         };
         let sighting = decision.observer.sighting(*incarnation)?;
@@ -139,20 +139,20 @@ pub fn next_to_tell(waits: Vec<Wait>, told: &BTreeSet<Told>) -> Vec<Wait> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::verdict::{Observer, PeerLook, Timing};
+    use super::super::verdict::{LossObserver, PeerProbe, VerdictTiming};
     use super::*;
     use crate::id::PodId;
 
     const PROBE: Duration = Duration::from_millis(250);
-    const TIMING: Timing = Timing {
+    const TIMING: VerdictTiming = VerdictTiming {
         window: Duration::from_secs(1),
         second_look: PROBE,
         reconnect_grace: Duration::from_secs(10),
         settle: Duration::from_secs(10),
     };
 
-    fn look(lost: &[(bool, bool)]) -> Vec<PeerLook> {
-        let peer = |(n, (liveness_free, witness_free)): (usize, &(bool, bool))| PeerLook {
+    fn look(lost: &[(bool, bool)]) -> Vec<PeerProbe> {
+        let peer = |(n, (liveness_free, witness_free)): (usize, &(bool, bool))| PeerProbe {
             pod_id: PodId::new(format!("p{n}")).expect("a name"),
             incarnation: Incarnation::from(uuid::Uuid::from_u128(n as u128 + 1)),
             session: 1,
@@ -166,7 +166,7 @@ mod tests {
 
     /// The reasons and milliseconds of the waits at the last of some looks at the same, at these moments.
     fn told(lost: &[(bool, bool)], at_ms: &[u64], may_bury_at: Duration) -> Vec<(&'static str, u64)> {
-        let mut observer = Observer::default();
+        let mut observer = LossObserver::default();
         let mut told = Vec::new();
         for ms in at_ms {
             let now = Duration::from_millis(*ms);
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn l12_of_a_whole_roster_that_is_lost_a_bounded_number_is_told_a_few_at_a_look() {
         let lost = look(&vec![(true, true); 1000]);
-        let first = Observer::default().decide(&TIMING, Duration::ZERO, &lost);
+        let first = LossObserver::default().decide(&TIMING, Duration::ZERO, &lost);
         let now = PROBE * 4;
         let decision = first.observer.decide(&TIMING, now, &lost);
         let (mut told, mut at_each_look) = (BTreeSet::new(), Vec::new());

@@ -1,9 +1,10 @@
-//! The part of a recovery pass that claims: runs are claimed in batches, then what is large is read, then each begins.
+//! The claiming part of a recovery pass. It claims runs in batches, reads their large payloads, and begins each run.
 //!
-//! One bad run, or a link on which little fits in time, delays and stops nothing (L12). A batch that fails is cut
-//! ([`crate::protocol::batch`]) down to the run at fault, which is named, passed over, and quarantined where other
-//! claims pass. Claims carry only small payloads. Larger inputs and checkpoints are read afterwards, under the fence,
-//! a limited number of bytes at a time. If another claim takes the run before that read, the read finds nothing.
+//! One bad run, or a slow connection, delays the other runs but stops none (L12). A batch that fails is cut
+//! ([`crate::protocol::batch`]) until the run at fault is alone. That run is logged and passed over. It is quarantined
+//! if other claims succeed. A claim returns only small payloads. Larger inputs and checkpoints are read afterwards,
+//! under the fence, a limited number of bytes at a time. If another pod claims the run before that read, the read finds
+//! nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -28,33 +29,39 @@ use crate::store::payloads::{self, Read};
 use crate::store::quarantine;
 use crate::store::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadable};
 
-/// The most orphans that one statement claims.
+/// The most orphans that one statement claims. A larger batch may not end within the statement time-out, and is then
+/// cut. Smaller batches need more round trips.
 const BATCH: usize = 500;
-/// How many bytes of inputs and checkpoints one statement reads, as the server stores them. A larger one is read in pieces.
+/// How many bytes of inputs and checkpoints one statement reads, in the size that the server stores. A larger payload
+/// is read in pieces.
 const READ_BYTES: i64 = 1 << 20;
-/// A run that cannot be taken up is tried again after a lease; where others pass and it cannot be quarantined, then after
-/// twice as long, and so on up to this many doublings.
+/// The most doublings of the wait before a run that could not be claimed is tried again. The first wait is one lease.
+/// The wait doubles only if the fault is the run's own and the run cannot be quarantined either.
 const DOUBLINGS: u32 = 6;
-/// How many runs at fault are remembered. At this number all are forgotten, and counting begins again.
+/// The most runs at fault that a pod remembers. When this number is reached, the pod forgets all of them and counts
+/// again.
 const BLAMED_MOST: usize = 10_000;
-/// How often it is said that claims fail in part.
+/// How many sweeps pass between two reads of the sequence of fences while there is nothing to claim. Then a read only
+/// finds a wrong CACHE, and each statement that takes a fence checks the CACHE as well.
+const SWEEPS_WITHOUT_A_CLAIM: u32 = 10;
+/// The least time between two warnings that claims fail in part.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// What claims of one pass teach for the next.
+/// What the claims of one pass teach the next pass.
 pub(super) struct Pace {
-    /// The most runs of one statement.
+    /// The most runs that one statement claims.
     size: usize,
-    /// How many runs this process has claimed: a run is at fault only if others pass.
+    /// How many runs this process has claimed. A run is at fault only if claims of other runs succeed.
     passed: u64,
     blamed: BTreeMap<RunId, Blamed>,
-    /// The sequence of fences stood at least there.
+    /// A lower bound for the sequence of fences: its last value when this pod last read or raised it.
     last: Fence,
-    /// When the sequence was looked at.
+    /// When this pod last read the sequence.
     looked: Option<Moment>,
     nag: Nag,
 }
 
-/// A run at which a claim failed.
+/// A run whose claim failed.
 #[derive(Clone, Copy)]
 struct Blamed {
     failures: u32,
@@ -75,11 +82,11 @@ impl Default for Pace {
     }
 }
 
-/// What came of claims.
+/// The result of claims.
 #[derive(Default)]
 pub(super) struct Took {
     pub(super) begun: Vec<RunId>,
-    /// Quarantined, or at fault: nothing is left to do about them for now.
+    /// Runs that were quarantined or are at fault. This pass does nothing more about them.
     pub(super) passed_over: usize,
 }
 
@@ -90,14 +97,14 @@ impl Took {
     }
 }
 
-/// A claimed run whose payload is still to be read.
+/// A claimed run whose payload has not been read yet.
 struct Unread<'a> {
     place: Reservation<'a>,
     claimed: Claimed,
     bytes: i64,
 }
 
-/// One pass's claims.
+/// The claims of one pass.
 struct Claiming<'a> {
     engine: &'a Arc<Engine>,
     own: Incarnation,
@@ -107,8 +114,8 @@ struct Claiming<'a> {
     unreadable: Vec<Unreadable>,
 }
 
-/// Claims these runs and begins the claimed ones. Logs the runs that the claim quarantined because `max_crashes`
-/// owners crashed under them.
+/// Claims these runs and begins those that it got. Logs the runs that the claim quarantined because `max_crashes`
+/// owners crashed while they ran them.
 pub(super) async fn claim(
     engine: &Arc<Engine>,
     own: Incarnation,
@@ -142,7 +149,7 @@ pub(super) async fn claim(
         end_unreadable(engine, &run).await;
     }
     for (run, fault, error) in culprits {
-        // Where nothing passes in time, the server is slow, and no run is passed over for it.
+        // If no claim ends in time, the server is slow. No run is passed over for that.
         if fault == Fault::TooSlow && claiming.took.begun.is_empty() {
             given_up = given_up.or(Some((error, 1)));
         } else {
@@ -163,27 +170,27 @@ pub(super) async fn claim(
     }
 }
 
-/// The highest fence that a claim has to get above.
+/// The fence that a claim must exceed: the highest of these runs' fences and `floor`.
 fn highest(wanted: &[&Candidate], floor: Fence) -> Fence {
     wanted.iter().map(|run| run.fence).chain([floor]).max().unwrap_or(floor)
 }
 
-/// What a failed statement over several runs says of them.
+/// Whether a failed statement over several runs blames a run, its size, or something else.
 fn fault_of(error: &Error) -> Fault {
     batch::fault(error.is_slow(), error.sqlstate())
 }
 
 impl<'a> Claiming<'a> {
-    /// Returns the runs whose fence a claim can get above (L9). First raises the sequence where that is needed, and
-    /// quarantines a run whose fence was never given to a pod. Reads the sequence once per sweep, and whenever a
-    /// fence is far ahead of it.
+    /// Returns the runs whose fence a claim can exceed (L9). It first raises the sequence where needed, and quarantines
+    /// a run whose fence no pod was ever given. It reads the sequence once per sweep, or once in ten sweeps
+    /// without runs to claim, and also whenever a fence is far ahead of the sequence.
     async fn within_reach<'c>(&mut self, wanted: &[&'c Candidate], pace: &mut Pace) -> Result<Vec<&'c Candidate>> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
         let now = clock::now();
         let floor = self.engine.registry.highest_fence();
-        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= self.engine.member.settings.sweep_interval);
+        // Without a claim this only checks the CACHE, and each statement that takes a fence checks it as well.
+        let sweeps = if wanted.is_empty() { SWEEPS_WITHOUT_A_CLAIM } else { 1 };
+        let every = self.engine.member.settings.sweep_interval * sweeps;
+        let is_due = pace.looked.is_none_or(|at| now.saturating_sub(at) >= every);
         if !is_due && reach(highest(wanted, floor), pace.last) == Reach::Near {
             return Ok(wanted.to_vec());
         }
@@ -195,11 +202,16 @@ impl<'a> Claiming<'a> {
         if sequence.cache != 1 || reach(highest, sequence.last) != Reach::Near {
             match fences::raise(&self.engine.db, highest).await {
                 Ok(last) => pace.last = last,
-                // The others need not wait for it.
+                // The runs with a near fence do not wait until the sequence can be raised.
                 Err(error) => {
                     near.retain(|run| reach(run.fence, sequence.last) == Reach::Near);
                     if let Some(times) = pace.nag.failed(now, Duration::ZERO) {
-                        tracing::warn!(target: "podlock", event = "fences_not_raised", pod = %self.engine.member.pod_id, floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times, error = %error, "the sequence of fences must be raised, or its CACHE set back to 1, and could not be");
+                        tracing::warn!(
+                            target: "podlock", event = "fences_not_raised", pod = %self.engine.member.pod_id,
+                            floor = highest.get(), last = sequence.last.get(), cache = sequence.cache, times,
+                            error = %error,
+                            "the sequence of fences must be raised, or its CACHE set back to 1, and could not be"
+                        );
                     }
                 }
             }
@@ -211,7 +223,7 @@ impl<'a> Claiming<'a> {
         Ok(near)
     }
 
-    /// Claims one batch, and begins what came with its payload.
+    /// Claims one batch. Begins the runs whose payload came with the claim.
     async fn batch(&mut self, wanted: &[&Candidate], claimer: &mut Claimer) -> Result<()> {
         let registry = &self.engine.registry;
         let mut places: BTreeMap<RunId, Reservation<'a>> = BTreeMap::new();
@@ -253,9 +265,8 @@ impl<'a> Claiming<'a> {
         execute::begin(self.engine, handler, place, run, self.own);
     }
 
-    /// Reads the payloads that did not come with the claim, small ones first, and begins each run as its payload
-    /// arrives. If the connection fails, the remaining runs stay own rows without a task, and a later pass takes them
-    /// up.
+    /// Reads the payloads that did not come with the claim, small ones first. Begins each run when its payload arrives.
+    /// If the connection fails, this pod still owns the remaining runs, without a task. A later pass begins them.
     async fn read_all(&mut self) {
         let mut unread = std::mem::take(&mut self.unread);
         unread.sort_by_key(|run| run.bytes);
@@ -280,7 +291,11 @@ impl<'a> Claiming<'a> {
                     }
                 }
                 Err(e) if fault_of(&e) == Fault::Other => {
-                    tracing::warn!(target: "podlock", event = "payloads_unread", pod = %self.engine.member.pod_id, runs = left.iter().flatten().count(), error = %e, "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up");
+                    tracing::warn!(
+                        target: "podlock", event = "payloads_unread", pod = %self.engine.member.pod_id,
+                        runs = left.iter().flatten().count(), error = %e,
+                        "inputs and checkpoints of claimed runs could not be read; a later pass takes the runs up"
+                    );
                     return;
                 }
                 Err(_) if group.len() == 1 => self.read_alone(left.get_mut(group.start)).await,
@@ -293,23 +308,32 @@ impl<'a> Claiming<'a> {
         }
     }
 
-    /// Reads one run's payload in pieces. One that does not come through even so is given back: another pod may be nearer.
+    /// Reads one run's payload in pieces. If even that does not end in time, the run is released: another pod may have
+    /// a faster connection.
     async fn read_alone(&mut self, run: Option<&mut Option<Unread<'a>>>) {
         let Some(run) = run.and_then(Option::take) else { return };
         let owner = self.owner_of(&run.claimed);
         let error = match payloads::read_in_pieces(&self.engine.db, owner).await {
             Ok(Some(read)) => return self.begin_with(run, read),
-            // It was cancelled, or claimed by another.
+            // The run was cancelled, or another pod claimed it.
             Ok(None) => return,
             Err(e) => e,
         };
         match fault_of(&error) {
             Fault::Row => self.note_unreadable(&run.claimed, error.to_string()),
             Fault::Other | Fault::TooSlow => {
-                tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, fence = owner.fence.get(), bytes = run.bytes, error = %error, "the input and checkpoint of a claimed run could not be read; the run is given back");
+                tracing::warn!(
+                    target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id,
+                    fence = owner.fence.get(), bytes = run.bytes, error = %error,
+                    "the input and checkpoint of a claimed run could not be read; the run is given back"
+                );
                 self.engine.registry.set_aside(owner.run_id, clock::now() + self.engine.member.settings.lease);
                 if let Err(e) = runs::give_back(&self.engine.db, owner).await {
-                    tracing::warn!(target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id, run = %owner.run_id, error = %e, "the run could not be given back either; a later pass takes it up");
+                    tracing::warn!(
+                        target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id,
+                        run = %owner.run_id, error = %e,
+                        "the run could not be given back either; a later pass takes it up"
+                    );
                 }
             }
         }
@@ -335,24 +359,24 @@ impl<'a> Claiming<'a> {
         Owner { run_id: claimed.run_id, incarnation: self.own, fence: claimed.fence }
     }
 
-    /// Handles a run that made a claim of its own fail. The run is quarantined if the fault is its own: the server
-    /// refused it, and has accepted other claims since the first refusal. If no claim passes, the fault may be
-    /// elsewhere.
+    /// Handles a run whose claim failed although it was claimed alone. The run is quarantined if the fault is its own:
+    /// the server refused it, and has accepted other claims since the first refusal. If no claim succeeds, the fault
+    /// may be elsewhere.
     async fn blame(&mut self, run: &Candidate, fault: Fault, error: &Error, pace: &mut Pace) {
         let passed = pace.passed;
-        // What was claimed in this very pass counts.
+        // The claims of this pass count as claims after the first refusal.
         let before = passed - u64::try_from(self.took.begun.len()).unwrap_or(0).min(passed);
         if pace.blamed.len() >= BLAMED_MOST {
             pace.blamed.clear();
         }
         let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: before });
-        // A refusal that passes by itself ends no run: the first failure only sets the run aside.
+        // A refusal may be temporary, so the first failure never ends a run. It only sets the run aside.
         let is_its_own = fault == Fault::Row && blamed.failures > 0 && passed > blamed.passed;
         self.set_aside(run, &error.to_string(), is_its_own, pace).await;
     }
 
-    /// Quarantines the run if `is_its_own`; else, or if that fails, passes it over for a while. Logs the run either
-    /// way.
+    /// Quarantines the run if `is_its_own`. Otherwise, or if that fails, passes the run over for a while. Logs the run
+    /// in both cases.
     async fn set_aside(&mut self, run: &Candidate, why: &str, is_its_own: bool, pace: &mut Pace) {
         self.took.passed_over += 1;
         let blamed = pace.blamed.entry(run.run_id).or_insert(Blamed { failures: 0, passed: pace.passed });
@@ -365,42 +389,65 @@ impl<'a> Claiming<'a> {
             match quarantine::quarantine(&self.engine.db, self.own, run, why).await {
                 Ok(true) => {
                     pace.blamed.remove(&run.run_id);
-                    tracing::error!(target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = why, "a run that no pod can claim was quarantined");
+                    tracing::error!(
+                        target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod,
+                        error = why,
+                        "a run that no pod can claim was quarantined"
+                    );
                     return;
                 }
-                // It is another's by now, or somebody holds its row.
+                // Another pod owns the run now, or another transaction has locked its row.
                 Ok(false) => {}
                 Err(e) => {
-                    tracing::warn!(target: "podlock", event = "unquarantined", run = %run.run_id, kind = %run.kind, by = %pod, error = %e, "a run that no pod can claim could not be quarantined");
+                    tracing::warn!(
+                        target: "podlock", event = "unquarantined", run = %run.run_id, kind = %run.kind, by = %pod,
+                        error = %e,
+                        "a run that no pod can claim could not be quarantined"
+                    );
                 }
             }
         }
         self.engine.registry.set_aside(run.run_id, clock::now() + wait);
-        tracing::warn!(target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod, fence = run.fence.get(), wait_ms = wait.as_millis(), error = why, "a run that could not be claimed is passed over for a while");
+        tracing::warn!(
+            target: "podlock", event = "passed_over", run = %run.run_id, kind = %run.kind, pod = %pod,
+            fence = run.fence.get(), wait_ms = wait.as_millis(), error = why,
+            "a run that could not be claimed is passed over for a while"
+        );
     }
 
-    /// Says that claims fail in part, at most once in a while.
+    /// Logs that claims fail in part, at most once per [`SAY_AGAIN`].
     fn say(&self, pace: &mut Pace, error: &Error, tried: usize, batches: &Batches) {
         if let Some(times) = pace.nag.failed(clock::now(), Duration::ZERO) {
-            tracing::warn!(target: "podlock", event = "claim_failed", pod = %self.engine.member.pod_id, tried, size = batches.size(), times, error = %error, "a claim of several runs failed; smaller ones are tried");
+            tracing::warn!(
+                target: "podlock", event = "claim_failed", pod = %self.engine.member.pod_id, tried,
+                size = batches.size(), times, error = %error,
+                "a claim of several runs failed; smaller ones are tried"
+            );
         }
     }
 }
 
-/// Ends a run as failed whose input or checkpoint no pod can read. Otherwise pods would claim it again without end.
+/// Ends a run as failed because no pod can read its input or checkpoint. Otherwise pods would claim it again without
+/// end.
 async fn end_unreadable(engine: &Engine, run: &Unreadable) {
     let Unreadable { owner, kind, attempt, why } = run;
-    tracing::error!(target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(), "a run that cannot be begun is ended as failed");
+    tracing::error!(
+        target: "podlock", event = "unreadable", run = %owner.run_id, error = why.as_str(),
+        "a run that cannot be begun is ended as failed"
+    );
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &engine.member.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
     let ended = async { runs::finish(&engine.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
     match ended.await {
         Ok(true) => failures::note(engine, *owner, kind, *attempt, ending.error().unwrap_or_default()),
-        // It is another's by now.
+        // Another pod owns the run now.
         Ok(false) => {}
         Err(e) => {
-            tracing::warn!(target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e, "the run's end could not be written; a later pass tries again")
+            tracing::warn!(
+                target: "podlock", event = "end_unwritten", run = %owner.run_id, fence = owner.fence.get(), error = %e,
+                "the run's end could not be written; a later pass tries again"
+            )
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The engine of runs: everything that the parts of `runs` share.
+//! The engine of runs: the state that the parts of `runs` share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,15 +26,20 @@ pub(crate) struct Engine {
     pub(crate) flusher: Flusher,
     /// The readers that are attached to streams on this pod.
     pub(crate) readers: Readers,
-    /// Runs that failed here, until the event log tells of them.
+    /// Runs that failed on this pod, until they are written to the event log.
     pub(crate) failures: Failures,
-    /// Makes the next recovery pass come now.
+    /// Makes the next recovery pass begin now. A boot, a regained lock, a sweep and a burial notify it; the loop in
+    /// `recover::run` waits for it. `Notify` keeps one wake that comes during a pass, so none is lost.
     pub(crate) recover_now: Notify,
-    /// A notice says that there are orphans: the next recovery pass comes soon, within bounds (L11).
+    /// A notice says that there are orphans. `pod::hints` notifies it; the next recovery pass begins soon, at a limited
+    /// rate (L11). If a wake is lost, the next sweep finds the orphans.
     pub(crate) recover_hinted: Notify,
-    /// Orphans that a burial has already loaded. The next recovery pass takes them and does not query first. Holds one value:
-    /// while it is full, the pass that will take it queries again afterwards anyway.
+    /// Orphans that a burial has already loaded. The next recovery pass takes them instead of querying. The channel has
+    /// room for one value. A value that finds it full is dropped: after the pass that takes the earlier value, another
+    /// pass follows and queries.
     loaded: (mpsc::Sender<Loaded>, Mutex<mpsc::Receiver<Loaded>>),
+    /// How many attempts here have ended their run, and how many have yielded it. Attempts increment them; the shutdown
+    /// reads them.
     finished: AtomicUsize,
     yielded: AtomicUsize,
 }
@@ -59,10 +64,10 @@ impl Engine {
         })
     }
 
-    /// Hands over the orphans that a burial has loaded, if it has, and makes the next recovery pass come now.
+    /// Passes on the orphans that a burial has loaded, if any, and makes the next recovery pass begin now.
     pub(crate) fn recover_with(&self, loaded: Option<Loaded>) {
         if let Some(loaded) = loaded {
-            // Full: see the field.
+            // If the channel is full, the value is dropped. The field `loaded` says why that loses nothing.
             let _ = self.loaded.0.try_send(loaded);
         }
         self.recover_now.notify_one();
@@ -73,7 +78,7 @@ impl Engine {
         self.loaded.1.lock().await.try_recv().ok()
     }
 
-    /// The kinds that this pod has a handler for, in order.
+    /// The kinds for which this pod has a handler, sorted.
     pub(crate) fn kinds(&self) -> Vec<String> {
         let mut kinds: Vec<_> = self.handlers.keys().cloned().collect();
         kinds.sort_unstable();
@@ -85,12 +90,12 @@ impl Engine {
         self.registry.stop_all(reason)
     }
 
-    /// Tells one run to stop; where a fence is given, only the attempt that works under it.
+    /// Tells one run to stop. If a fence is given, tells only the attempt with that fence.
     pub(crate) fn stop_run(&self, run_id: RunId, of: Option<Fence>, reason: StopReason) {
         self.registry.stop(run_id, of, reason);
     }
 
-    /// How many runs were finished and yielded so far.
+    /// How many runs this pod has finished, and how many it has yielded.
     pub(crate) fn endings(&self) -> (usize, usize) {
         (self.finished.load(Ordering::Acquire), self.yielded.load(Ordering::Acquire))
     }

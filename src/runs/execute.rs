@@ -1,4 +1,4 @@
-//! One attempt: the handler in a task, and its end written down.
+//! One attempt: runs the handler in a task, and stores how the attempt ends.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -22,17 +22,18 @@ pub(crate) fn begin(
     claimed: Claimed,
     incarnation: Incarnation,
 ) {
-    // The pod has ended meanwhile: nobody would resume beside this attempt, and nobody needs it. Its row is an orphan.
+    // The pod has ended meanwhile. Nobody needs this attempt, so it does not begin. Its row is an orphan.
     if engine.member.root.is_cancelled() {
         return;
     }
     let stop = Arc::new(StopSignal::default());
-    // A run that was claimed while the pod began to drain or lost its lock is told so from the start.
+    // The run may have been claimed while the pod began to drain or lost its lock. Then it is told to stop from the
+    // start.
     let fence = claimed.fence;
     let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop));
     let task_engine = Arc::clone(engine);
     let grace = engine.member.settings.stop_grace();
-    let held = place.place(engine);
+    let held = place.slot(engine);
     place.begin(fence, Arc::clone(&stop), || {
         let task = task_engine.member.tracker.spawn_on(
             async move {
@@ -41,7 +42,7 @@ pub(crate) fn begin(
                 tokio::select! {
                     biased;
                     () = attempt(handler, run) => {}
-                    // Dropping the attempt is the abort at its next await.
+                    // This drops the handler's future, which aborts the handler at its next await.
                     () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
                 }
             },
@@ -70,29 +71,36 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
             Ok(Err(e)) => chain(&**e),
             Err(panic) => format!("it panicked: {}", text_of(&**panic)),
         };
-        tracing::warn!(target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after, "the run had been finished by its handler, and stays so");
+        tracing::warn!(
+            target: "podlock", event = "outcome_ignored", run = %run.id(), fence = run.fence().get(), after,
+            "the run had been finished by its handler, and stays so"
+        );
         return;
     }
     let written = match decide(called, run.stop_reason()) {
-        End::Finish(ending) => match run.end(&ending).await {
-            // What cannot be stored cannot be stored again: without an end the run would begin anew for ever.
+        AttemptEnd::Finish(ending) => match run.end(&ending).await {
+            // An end that the server refuses is refused at each try. Without an end the run would begin again for ever,
+            // so it is ended as failed.
             Err(e) if is_about_the_end(&e) => {
                 let why = format!("its end could not be stored: {e}").replace('\0', "\u{fffd}");
                 run.end(&Ending::Failed(why, Output::default())).await
             }
             written => written,
         },
-        End::GiveBack => run.give_back().await,
-        End::Nothing => Ok(()),
+        AttemptEnd::GiveBack => run.give_back().await,
+        AttemptEnd::Nothing => Ok(()),
     };
     if let Err(e) = written
         && !e.is_fenced()
     {
-        tracing::error!(target: "podlock", event = "end_unwritten", run = %run.id(), fence = run.fence().get(), error = %e, "the run's end could not be written; another attempt will be made");
+        tracing::error!(
+            target: "podlock", event = "end_unwritten", run = %run.id(), fence = run.fence().get(), error = %e,
+            "the run's end could not be written; another attempt will be made"
+        );
     }
 }
 
-/// Whether it is the end itself that cannot be stored.
+/// Whether the end itself cannot be stored.
 fn is_about_the_end(error: &Error) -> bool {
     let refused_by_us = matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidInput | ErrorKind::TooSlow);
     refused_by_us || (error.sqlstate().is_some() && !error.is_fenced() && !error.is_transient())
@@ -100,30 +108,31 @@ fn is_about_the_end(error: &Error) -> bool {
 
 /// How an attempt ends.
 #[derive(Debug, PartialEq)]
-enum End {
+enum AttemptEnd {
     Finish(Ending),
     GiveBack,
-    /// The run is no longer ours to end.
+    /// This attempt may no longer end the run.
     Nothing,
 }
 
-/// A handler that fails after it was told to stop has, most likely, failed because of it: its run is not failed.
-fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, stop: Option<StopReason>) -> End {
+/// Decides how the attempt ends. A handler that fails after it was told to stop most likely failed because of that. Its
+/// run is not ended as failed.
+fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, stop: Option<StopReason>) -> AttemptEnd {
     match (called, stop) {
         (Err(panic), _) => failed(format!("the handler panicked: {}", text_of(&*panic))),
-        (Ok(Ok(Outcome::Done(result))), _) => End::Finish(Ending::of(result.into())),
-        (Ok(Ok(Outcome::Output(output))), _) => End::Finish(Ending::of(output)),
+        (Ok(Ok(Outcome::Done(result))), _) => AttemptEnd::Finish(Ending::of(result.into())),
+        (Ok(Ok(Outcome::Output(output))), _) => AttemptEnd::Finish(Ending::of(output)),
         (Ok(Ok(Outcome::Finished)), _) => {
             failed("the handler returned Outcome::Finished, and had not finished the run".to_owned())
         }
-        (Ok(Ok(Outcome::Yield)), _) | (Ok(Err(_)), Some(StopReason::Draining)) => End::GiveBack,
-        (Ok(Err(_)), Some(_)) => End::Nothing,
+        (Ok(Ok(Outcome::Yield)), _) | (Ok(Err(_)), Some(StopReason::Draining)) => AttemptEnd::GiveBack,
+        (Ok(Err(_)), Some(_)) => AttemptEnd::Nothing,
         (Ok(Err(e)), None) => failed(chain(&*e)),
     }
 }
 
-fn failed(why: String) -> End {
-    End::Finish(Ending::Failed(why, Output::default()))
+fn failed(why: String) -> AttemptEnd {
+    AttemptEnd::Finish(Ending::Failed(why, Output::default()))
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {
@@ -146,24 +155,24 @@ mod tests {
     #[test]
     fn how_an_attempt_ends_follows_from_what_the_handler_did_and_whether_it_was_told_to_stop() {
         let done = || Ok(Ok(Outcome::Done(json!(1))));
-        let succeeded = || End::Finish(Ending::Succeeded(Output::value(1)));
+        let succeeded = || AttemptEnd::Finish(Ending::Succeeded(Output::value(1)));
         let all = [None, Some(StopReason::Draining), Some(StopReason::Cancelled), Some(StopReason::Fenced)];
         for stop in all {
             assert_eq!(decide(done(), stop), succeeded(), "the fence judges, not we: {stop:?}");
-            assert_eq!(decide(Ok(Ok(Outcome::Yield)), stop), End::GiveBack, "{stop:?}");
+            assert_eq!(decide(Ok(Ok(Outcome::Yield)), stop), AttemptEnd::GiveBack, "{stop:?}");
             let panicked = decide(Err(Box::new("boom")), stop);
             assert_eq!(panicked, failed("the handler panicked: boom".into()), "{stop:?}");
             let output = || Output::text("out").with_exit_code(3);
             let with_output = |output| decide(Ok(Ok(Outcome::Output(output))), stop);
-            assert_eq!(with_output(output()), End::Finish(Ending::Succeeded(output())), "{stop:?}");
+            assert_eq!(with_output(output()), AttemptEnd::Finish(Ending::Succeeded(output())), "{stop:?}");
             let broken = output().fail_unless_exit_0();
             let ending = Ending::Failed("exit code 3".into(), broken.clone());
-            assert_eq!(with_output(broken), End::Finish(ending), "{stop:?}");
+            assert_eq!(with_output(broken), AttemptEnd::Finish(ending), "{stop:?}");
             let lied = decide(Ok(Ok(Outcome::Finished)), stop);
-            assert!(matches!(&lied, End::Finish(Ending::Failed(..))), "{lied:?}");
+            assert!(matches!(&lied, AttemptEnd::Finish(Ending::Failed(..))), "{lied:?}");
         }
         assert_eq!(decide(Ok(Err(error())), None), failed("broken".into()));
-        assert_eq!(decide(Ok(Err(error())), Some(StopReason::Draining)), End::GiveBack);
-        assert_eq!(decide(Ok(Err(error())), Some(StopReason::SelfFenced)), End::Nothing);
+        assert_eq!(decide(Ok(Err(error())), Some(StopReason::Draining)), AttemptEnd::GiveBack);
+        assert_eq!(decide(Ok(Err(error())), Some(StopReason::SelfFenced)), AttemptEnd::Nothing);
     }
 }

@@ -1,4 +1,4 @@
-//! Tells of runs that failed: each in a line of this process's log, and, some at a time, in the event log.
+//! Reports runs that failed: each in a line of this process's log, and a batch at a time in the event log.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +26,7 @@ impl Failures {
     }
 }
 
-/// A run of this pod was ended as failed.
+/// Records that a run of this pod was ended as failed.
 pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, error: &str) {
     tracing::warn!(
         target: "podlock", event = "run_failed", pod = %engine.member.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
@@ -36,7 +36,7 @@ pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, erro
     engine.failures.failed.notify_one();
 }
 
-/// Appends to the event log until the pod ends: at once after a quiet time, else when the gap is over.
+/// Writes failures to the event log until the pod ends: at once after a quiet time, otherwise when the gap has passed.
 pub(crate) async fn run(engine: Arc<Engine>) {
     tokio::select! {
         biased;
@@ -62,7 +62,7 @@ async fn rounds(engine: &Engine) {
     }
 }
 
-/// Appends what the log does not tell of yet.
+/// Writes the failures that the event log does not have yet.
 pub(crate) async fn tell(engine: &Engine) {
     let failed = engine.failures.tally().take();
     if failed.is_empty() {
@@ -72,9 +72,15 @@ pub(crate) async fn tell(engine: &Engine) {
         history::note_failures(&engine.db, &engine.member.pod_id, engine.member.incarnation(), &failed).await
     {
         if e.is_transient() {
-            tracing::debug!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs yet; their rows do");
+            tracing::debug!(
+                target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e,
+                "the event log does not tell of failed runs yet; their rows do"
+            );
         } else {
-            tracing::warn!(target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e, "the event log does not tell of failed runs; their rows do");
+            tracing::warn!(
+                target: "podlock", event = "failures_untold", pod = %engine.member.pod_id, error = %e,
+                "the event log does not tell of failed runs; their rows do"
+            );
         }
         if !e.may_have_been_done() {
             engine.failures.tally().put_back(failed);

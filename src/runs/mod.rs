@@ -1,4 +1,4 @@
-//! Runs: what a service does, so that it survives the pod that does it.
+//! Runs: the long work of a service. A run survives the death of the pod that executes it: another pod resumes it.
 
 mod claim;
 pub(crate) mod engine;
@@ -32,17 +32,17 @@ pub use stream::attach::{Attached, StreamEvent, StreamPosition};
 /// Any error of a handler.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a handler ends with.
+/// How an attempt ends. A handler returns it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// The run succeeded, with this result.
     Done(Value),
-    /// The run ends with this output: as succeeded, or as failed if [`Output::error`] says why.
+    /// The run ends with this output. It has succeeded, unless [`Output::error`] says why it failed.
     Output(Output),
-    /// The run has ended: what [`Run::finish`] returns.
+    /// The run has ended already. [`Run::finish`] returns this.
     Finished,
-    /// The run is given back: nobody owns it, and any pod with a handler and room takes it up. No crash is counted.
+    /// The run is released. Nobody owns it then, and any pod with a handler and room claims it. No crash is counted.
     Yield,
 }
 
@@ -64,11 +64,11 @@ named! {
     #[serde(rename_all = "snake_case")]
     #[non_exhaustive]
     pub enum StopReason {
-        /// The pod is stopping. Writes are still accepted: finish, or save a checkpoint and yield.
+        /// The pod is shutting down. Writes are still accepted: finish, or save a checkpoint and yield.
         Draining = "draining",
-        /// Somebody cancelled the run. Nothing more is accepted.
+        /// Somebody cancelled the run. No write is accepted any more.
         Cancelled = "cancelled",
-        /// The pod was silent for too long (L7): a peer may take the run over at any moment.
+        /// The pod was silent for too long (L7). A peer may claim the run at any moment.
         SelfFenced = "self_fenced",
         /// The run belongs to another attempt, or the pod was buried.
         Fenced = "fenced",
@@ -85,39 +85,39 @@ pub struct NewRun {
 }
 
 impl NewRun {
-    /// A run of this kind, without key and with the input `null`.
+    /// Makes a run of this kind, without a key and with the input `null`.
     pub fn new(kind: impl Into<String>) -> Self {
         Self { kind: kind.into(), key: None, input: Value::Null }
     }
 
-    /// Of one kind and key, at most one run is running.
+    /// Sets the key. At most one run of the same kind and key is running at a time.
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// What the handler finds in [`Run::input`].
+    /// Sets the input. The handler reads it with [`Run::input`].
     pub fn input(mut self, input: impl Into<Value>) -> Self {
         self.input = input.into();
         self
     }
 }
 
-/// A run that was started and that this pod runs.
+/// A run that was started, and that this pod executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Started {
     /// The run.
     pub run_id: RunId,
-    /// Its owner: this pod, as registered now.
+    /// The run's owner: the current incarnation of this pod.
     pub incarnation: Incarnation,
-    /// The fence of its first attempt.
+    /// The fence of the run's first attempt.
     pub fence: Fence,
 }
 
 type BoxFuture = Pin<Box<dyn Future<Output = Result<Outcome, HandlerError>> + Send>>;
 
-/// What runs the runs of one kind. Implemented for every suitable closure.
+/// Executes the runs of one kind. Every suitable closure implements it.
 pub(crate) trait Handler: Send + Sync {
     fn call(&self, run: Run) -> BoxFuture;
 }

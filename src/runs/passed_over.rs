@@ -1,7 +1,8 @@
-//! Runs that claims keep passing over: another transaction has locked their rows.
+//! Reports runs that claims keep passing over because another transaction has locked their rows.
 //!
-//! A guard hides its run from claims until its transaction ends. The server ends one that is idle or frozen. It does not end
-//! one that is prepared (`PREPARE TRANSACTION`) or kept busy: the run then waits, and this is where that is said.
+//! A guard locks a run's row, so claims skip the run until the guard's transaction ends. The server ends a transaction
+//! whose client is idle or frozen. It does not end a transaction that is prepared (`PREPARE TRANSACTION`) or kept busy.
+//! The run waits as long as that transaction lasts, and this module warns about it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +14,13 @@ use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::store::holders;
 
-/// The most runs of one pass that are looked at.
+/// The most runs that are checked for a locked row in one pass. It bounds that statement. Further runs are checked in
+/// later passes.
 const LOOKED_AT: usize = 64;
-/// The most runs that are remembered. Those beyond are looked at when others of them are claimed.
+/// The most runs that are remembered. Further runs are remembered when some of these have been claimed.
 const REMEMBERED: usize = 10_000;
 
-/// Runs that were wanted and not taken, in each pass that wanted them, and since when.
+/// Runs that each pass wanted and none could claim, and since when.
 #[derive(Default)]
 pub(super) struct PassedOver(BTreeMap<RunId, Seen>);
 
@@ -29,12 +31,12 @@ struct Seen {
 }
 
 impl PassedOver {
-    /// Notes what a pass wanted and did not take. Returns the runs that have been passed over for longer than `lease`, for as
-    /// long as that was not said of them.
+    /// Records the runs that a pass wanted and did not claim. Returns the runs that have been passed over for longer
+    /// than `lease`, until they have been reported.
     fn note(&mut self, now: Moment, lease: Duration, missed: &[RunId], taken: &[RunId]) -> Vec<RunId> {
         taken.iter().for_each(|run_id| _ = self.0.remove(run_id));
-        // A pass that wants nothing, for want of room, says nothing of the runs. One that nobody has wanted for a lease is
-        // claimed or ended.
+        // A pass without room wants no run, so a run that it does not name may still be passed over. A run that no pass
+        // has wanted for a lease has been claimed or has ended.
         self.0.retain(|_, seen| now.saturating_sub(seen.last) < lease);
         let mut long = Vec::new();
         for run_id in missed {
@@ -50,7 +52,7 @@ impl PassedOver {
         long
     }
 
-    /// [`PassedOver::note`], and warns of the runs that a lock hides, once of each, naming who has it.
+    /// Calls [`PassedOver::note`]. Warns once of each run that a lock hides from claims, and names who has the lock.
     pub(super) async fn say(&mut self, engine: &Arc<Engine>, missed: &[RunId], taken: &[RunId]) {
         let now = clock::now();
         let long = self.note(now, engine.member.settings.lease, missed, taken);
@@ -60,7 +62,11 @@ impl PassedOver {
         let hidden = match holders::hidden(&engine.db, &long).await {
             Ok(hidden) => hidden,
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "holders_unknown", pod = %engine.member.pod_id, runs = long.len(), error = %e, "runs are passed over by claims; who has their rows could not be read");
+                tracing::debug!(
+                    target: "podlock", event = "holders_unknown", pod = %engine.member.pod_id, runs = long.len(),
+                    error = %e,
+                    "runs are passed over by claims; who has their rows could not be read"
+                );
                 return;
             }
         };

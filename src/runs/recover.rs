@@ -1,4 +1,4 @@
-//! The recovery pass: load → plan → claim → report. It takes no input, can run at any time, and forgets no orphan (L6).
+//! The recovery pass: load → plan → claim → report. It needs no input, can run at any time, and forgets no orphan (L6).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::StopReason;
 use super::claim::{self, Pace};
 use super::engine::Engine;
 use super::passed_over::PassedOver;
-use super::registry::Snapshot;
+use super::registry::RegistrySnapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
 use crate::membership::clock;
@@ -23,18 +23,19 @@ use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
-/// How many times what there is room for a load brings, so that pods that share the orphans can each take others, and the
-/// most that it brings: a load is as dear as a claim, and pods whose lists are short get in each other's way.
+/// How many orphans one load returns: `AHEAD` times as many as this pod has room for, at most `LOAD`. Pods that share
+/// the orphans can then claim different ones. A load costs as much as a claim, so more is too dear. With shorter lists,
+/// pods try to claim the same runs.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
 
-/// How often it is said that passes fail.
+/// The least time between two warnings that passes fail, unless the lease is longer.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// How soon a pass follows one that claimed.
+/// How soon a pass follows a pass that claimed runs.
 const AFTER_A_CLAIM: Duration = Duration::from_millis(20);
 
-/// What a pass remembers for the next.
+/// What a pass remembers for the next pass.
 #[derive(Default)]
 struct Passes {
     last: Sightings,
@@ -43,18 +44,18 @@ struct Passes {
     passed_over: PassedOver,
 }
 
-/// What a pass begins with: what was known before the load, and what the load brought.
+/// The input of a pass: what this process knew before the load, and the rows that the load returned.
 pub(crate) struct Loaded {
     own: Incarnation,
     memory: Memory,
-    /// There may be more orphans than it brought.
+    /// There may be more orphans than the load returned.
     more: bool,
-    /// Not all orphans were asked for: of some kinds there is no room, or a suspect runs.
+    /// The load did not ask for all orphans. There is no room for some kinds, or a suspect runs here.
     held_back: bool,
     seen: Seen,
 }
 
-/// A load that is about to be made.
+/// A load that has not been made yet.
 pub(crate) struct Load {
     own: Incarnation,
     memory: Memory,
@@ -64,15 +65,16 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// What this process knows now. Taken before the load: what begins later is not in it, and is not missed by it.
+    /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so the
+    /// plan does not count it as missing from the rows.
     pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
-        let Snapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
-        // What winds down here, and what this pod gave back just now, is not for it to claim.
+        let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
+        // This pod does not claim runs that are stopping here, or that it released just now.
         let mut passed_over = winding_down;
         passed_over.extend(&pending);
         passed_over.extend(engine.registry.yielded_lately(clock::now(), engine.member.settings.sweep_interval));
         passed_over.extend(engine.registry.aside(clock::now()));
-        // Those that could not be taken anyway must not fill the list.
+        // Kinds without room must not fill the list.
         let mut kinds = engine.kinds();
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
@@ -96,15 +98,16 @@ impl Load {
     }
 }
 
-/// What a pass did.
+/// The result of a pass.
 struct Report {
     claimed: usize,
     adopted: usize,
-    /// Another pass is due at once: there was more, or something was seen for the first time.
+    /// When another pass is due, because there was more to claim, or because something was seen for the first time.
     again: Option<Duration>,
 }
 
-/// Passes until the pod ends: on every sweep, whenever nudged, and when room frees after it was short.
+/// Makes passes until the pod ends: on every sweep, whenever the pod is woken, and when room frees after a pass was
+/// short of it.
 pub(crate) async fn run(engine: Arc<Engine>) {
     let mut passes = Passes::default();
     let mut nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
@@ -119,7 +122,7 @@ pub(crate) async fn run(engine: Arc<Engine>) {
             () = engine.registry.freed.notified(), if passes.short_of_room => {}
             () = tokio::time::sleep_until(at) => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
-            // The last, so that a flood of them holds up nothing else.
+            // Hints are the last branch, so a flood of them delays nothing else.
             () = engine.recover_hinted.notified() => {
                 hints.ask(clock::now(), Duration::ZERO);
                 continue;
@@ -165,23 +168,31 @@ pub(crate) async fn run(engine: Arc<Engine>) {
     }
 }
 
-/// Says that a pass failed, at most once in a while. An outage, which the pod's sessions report, is said only when it lasts.
+/// Logs that a pass failed, at most once per nag interval. The pod's sessions report an outage themselves, so a pass
+/// warns of one only when it lasts.
 fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
     let is_outage = error.is_unconnected() || error.is_session_lost() || error.kind() == ErrorKind::Unreachable;
     let patience = if is_outage { engine.member.settings.lease } else { Duration::ZERO };
     match nag.failed(clock::now(), patience) {
         Some(times) => {
-            tracing::warn!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error, "recovery passes fail; the next one comes");
+            tracing::warn!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, times, error = %error,
+                "recovery passes fail; the next one comes"
+            );
         }
         None => {
-            tracing::debug!(target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error, "a recovery pass failed; the next one comes");
+            tracing::debug!(
+                target: "podlock", event = "recovery_failed", pod = %engine.member.pod_id, error = %error,
+                "a recovery pass failed; the next one comes"
+            );
         }
     }
 }
 
 async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
     let from_a_burial = engine.take_loaded().await;
-    // What a burial has loaded may be older than what this pass was woken for, so a pass of its own follows.
+    // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load of
+    // its own.
     let (loaded, may_be_old) = match from_a_burial {
         Some(loaded) if loaded.own == own => (loaded, true),
         _ => (Load::new(engine, own).run(engine).await?, false),
@@ -194,12 +205,12 @@ async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Re
     let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
     passes.last = plan.sightings;
-    // A run that is no longer ours frees its place, and perhaps its row, when its task ends.
+    // A run that is no longer ours frees its place when its task ends, and may then be claimable.
     passes.short_of_room = plan.short_of_room || held_back || !plan.check.is_empty();
     plan.cleared.iter().for_each(|run_id| engine.registry.clear(*run_id));
     let now = engine.registry.snapshot();
     for row in &plan.release {
-        // The rows may be older than what this process has begun meanwhile.
+        // This process may have begun the run after the rows were loaded.
         if now.running.contains_key(&row.run_id) || now.pending.contains(&row.run_id) {
             continue;
         }
@@ -208,7 +219,7 @@ async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Re
         engine.registry.note_yielded(row.run_id, clock::now());
     }
     check(engine, own, &plan.check).await?;
-    // It may have been cut off, or asked to drain, since the pass began.
+    // The pod may have been detached, or asked to drain, since the pass began.
     if engine.member.may_take_work().ok() != Some(own) {
         return Ok(Report { claimed: 0, adopted: 0, again: None });
     }
@@ -226,7 +237,7 @@ async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Re
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
     } else if !took.begun.is_empty() {
-        // Others claimed at the same time: what they left for us, nobody tells us of.
+        // Other pods claimed at the same time. Nobody notifies us of the runs that they left.
         Some(AFTER_A_CLAIM)
     } else if first_seen || some_were_others {
         Some(engine.member.settings.hold_probe_interval)
@@ -247,12 +258,12 @@ fn rules(engine: &Engine) -> Rules {
     }
 }
 
-/// Runs in memory that the load did not show as ours: each is read back, and told to stop if that is so.
+/// Checks runs in memory that the load did not return as ours. Each is read again, and told to stop if it is not ours.
 async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<()> {
     for run_id in run_ids {
         let Some(fence) = engine.registry.fence_of(*run_id) else { continue };
-        let reason = match runs::standing(&engine.db, *run_id).await? {
-            // Ours, or ended by this very attempt, which may not have had its reply yet.
+        let reason = match runs::status(&engine.db, *run_id).await? {
+            // The run is ours, or this very attempt ended it and may not have had the reply yet.
             Some(s)
                 if [RunState::Running, RunState::Succeeded, RunState::Failed]
                     .iter()
@@ -270,7 +281,7 @@ async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<(
     Ok(())
 }
 
-/// Raises the pulse by which the keeper sees that the application's runtime runs tasks.
+/// Increments the pulse. The keeper reads it to see that the application's runtime still runs tasks.
 pub(crate) async fn pulse(engine: Arc<Engine>) {
     let interval = (engine.member.settings.stall_after / 8).min(Duration::from_millis(500));
     loop {

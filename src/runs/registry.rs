@@ -1,4 +1,5 @@
-//! The runs that this process works on, so that none is begun twice and each can be told to stop.
+//! The registry of the runs that this process executes. It prevents a second begin of the same run, and it can tell
+//! each run to stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
@@ -13,12 +14,15 @@ use super::StopReason;
 use crate::id::{Fence, RunId};
 use crate::protocol::{Moment, poison};
 
-/// Tells a run's handler to stop, with a reason that only gets graver.
+/// Tells a run's handler to stop. The reason can only get more severe.
 #[derive(Debug, Default)]
 pub(crate) struct StopSignal {
+    /// Fires for every reason. The handler waits for it.
     token: CancellationToken,
-    /// Fires when nothing more is accepted: for every reason but a drain.
+    /// Fires when no write is accepted any more: for every reason except a drain.
     over: CancellationToken,
+    /// 0 until somebody tells the run to stop, then the number of the reason plus 1. It only rises. The handler and
+    /// every write read it.
     reason: AtomicU8,
 }
 
@@ -48,35 +52,35 @@ impl StopSignal {
     }
 }
 
-/// How many lost runs are remembered, for a count in the log: more than a pod runs at a time.
+/// The most lost runs that are remembered, for a count in the log. A pod executes fewer at a time.
 const REMEMBERED_LOSSES: usize = 10_000;
 
-enum Entry {
-    /// A start or claim is under way: the row may or may not be there.
+enum RunEntry {
+    /// The run is being started or claimed. Its row may or may not exist yet.
     Pending,
-    /// The task is not there yet for a moment after the entry.
+    /// The entry exists a moment before its task, so `task` is `None` for that moment.
     Running { fence: Fence, stop: Arc<StopSignal>, task: Option<AbortHandle> },
 }
 
-/// A kind that has a limit of its own, and how many places of it are taken.
+/// A kind with a limit of its own, and how many of its places are taken.
 struct Limited {
     most: usize,
     taken: usize,
 }
 
-/// The runs, and what is counted of them.
+/// The runs, and the counts that belong to them.
 struct Entries {
-    runs: HashMap<RunId, Entry>,
+    runs: HashMap<RunId, RunEntry>,
     limited: BTreeMap<Arc<str>, Limited>,
-    /// Runs that were suspects when they were claimed, until they make progress.
+    /// Runs that were suspects when they were claimed. A run leaves this map when it makes progress.
     suspects: BTreeMap<RunId, (Fence, Moment)>,
 }
 
 /// What a recovery pass must know before it loads rows.
-pub(crate) struct Snapshot {
+pub(crate) struct RegistrySnapshot {
     pub(crate) running: BTreeMap<RunId, Fence>,
     pub(crate) pending: BTreeSet<RunId>,
-    /// Those of the running ones that were told to stop.
+    /// The running runs that were told to stop.
     pub(crate) winding_down: Vec<RunId>,
     pub(crate) room: usize,
     pub(crate) room_of: BTreeMap<Arc<str>, usize>,
@@ -84,24 +88,28 @@ pub(crate) struct Snapshot {
 
 pub(crate) struct Registry {
     capacity: usize,
+    /// Starts, claims and ending tasks write it. The recovery pass and the stop signals read it. Never held across an
+    /// await.
     entries: Mutex<Entries>,
-    /// Set when everything is to end: what begins later is aborted at once.
+    /// `abort_all` sets it when all runs must end. A task that begins later is aborted at once.
     closed: AtomicBool,
+    /// Runs that this process released, and when. The recovery pass reads it and leaves them to other pods for a while.
     yielded: Mutex<HashMap<RunId, Moment>>,
-    /// Runs that were fenced, or told that the pod gave up, and have ended here, since the pod was last attached.
+    /// Runs that ended here after they were fenced or the pod gave up, since the pod was last attached.
     lost: Mutex<BTreeSet<RunId>>,
-    /// Runs that this process could not take up, and until when it does not try again.
+    /// Runs that this process could not claim, and when it may try each again.
     aside: Mutex<HashMap<RunId, Moment>>,
-    /// The highest fence that this process was ever given.
+    /// The highest fence that this process was ever given. The begin of a run raises it. Starts and claims read it as
+    /// the floor of their new fence (L9).
     highest_fence: AtomicI64,
-    /// Notified whenever a run leaves.
+    /// Notified whenever a run leaves. The recovery pass waits for it when it was short of room.
     pub(crate) freed: Notify,
-    /// How many runs this process works on, for those who wait until it is none.
+    /// How many runs this process executes. `emptied` waits until it is 0.
     count: watch::Sender<usize>,
 }
 
 impl Registry {
-    /// Places for `capacity` runs; of the kinds in `capacity_of` at most so many.
+    /// Makes room for `capacity` runs in all. A kind in `capacity_of` gets at most that number of places.
     pub(crate) fn new(capacity: usize, capacity_of: &BTreeMap<String, usize>) -> Self {
         let limited = |(kind, most): (&String, &usize)| (Arc::from(kind.as_str()), Limited { most: *most, taken: 0 });
         let limited = capacity_of.iter().map(limited).collect();
@@ -126,43 +134,50 @@ impl Registry {
         self.entries().runs.len()
     }
 
-    /// Whether one more run of this kind may be begun.
+    /// Whether there is room for one more run of this kind.
     pub(crate) fn has_room(&self, kind: &str) -> bool {
         self.entries().has_room(self.capacity, kind)
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> RegistrySnapshot {
         let entries = self.entries();
         let mut running = BTreeMap::new();
         let mut pending = BTreeSet::new();
         let mut winding_down = Vec::new();
         for (run_id, entry) in &entries.runs {
             match entry {
-                Entry::Running { fence, stop, .. } => {
+                RunEntry::Running { fence, stop, .. } => {
                     running.insert(*run_id, *fence);
                     winding_down.extend(stop.reason().map(|_| *run_id));
                 }
-                Entry::Pending => _ = pending.insert(*run_id),
+                RunEntry::Pending => _ = pending.insert(*run_id),
             }
         }
         let left = |(kind, of): (&Arc<str>, &Limited)| (Arc::clone(kind), of.most.saturating_sub(of.taken));
         let room_of = entries.limited.iter().map(left).collect();
-        Snapshot { running, pending, winding_down, room: self.capacity.saturating_sub(entries.runs.len()), room_of }
+        RegistrySnapshot {
+            running,
+            pending,
+            winding_down,
+            room: self.capacity.saturating_sub(entries.runs.len()),
+            room_of,
+        }
     }
 
-    /// The runs of this process that are suspects, as far as it knows, and keep others from beginning.
+    /// The suspects that this process executes, as far as it knows. A suspect keeps other runs from beginning.
     pub(crate) fn suspects(&self, now: Moment, lease: Duration) -> BTreeMap<RunId, Fence> {
         let mut entries = self.entries();
         entries.suspects.retain(|_, (_, since)| poison::runs_alone(now.saturating_sub(*since), lease));
         entries.suspects.iter().map(|(run_id, (fence, _))| (*run_id, *fence)).collect()
     }
 
-    /// A suspect has made progress.
+    /// Records that a suspect has made progress.
     pub(crate) fn clear(&self, run_id: RunId) {
         self.entries().suspects.remove(&run_id);
     }
 
-    /// Takes a place for a run that is about to be started or claimed. `None`: full, or this process has it already.
+    /// Reserves a place for a run that is about to be started or claimed. Returns `None` if there is no room, or if
+    /// this process already has the run.
     pub(crate) fn reserve(self: &Registry, run_id: RunId, kind: &str) -> Option<Reservation<'_>> {
         let mut entries = self.entries();
         if !entries.has_room(self.capacity, kind) || entries.runs.contains_key(&run_id) {
@@ -172,24 +187,24 @@ impl Registry {
         if let Some(of) = limited.as_ref().and_then(|kind| entries.limited.get_mut(kind)) {
             of.taken += 1;
         }
-        entries.runs.insert(run_id, Entry::Pending);
+        entries.runs.insert(run_id, RunEntry::Pending);
         self.count.send_replace(entries.runs.len());
         Some(Reservation { registry: self, run_id, limited, suspect: false, kept: false })
     }
 
-    /// The fence that a running run works under.
+    /// The fence of a running run.
     pub(crate) fn fence_of(&self, run_id: RunId) -> Option<Fence> {
         match self.entries().runs.get(&run_id) {
-            Some(Entry::Running { fence, .. }) => Some(*fence),
-            Some(Entry::Pending) | None => None,
+            Some(RunEntry::Running { fence, .. }) => Some(*fence),
+            Some(RunEntry::Pending) | None => None,
         }
     }
 
     pub(crate) fn stop_all(&self, reason: StopReason) -> usize {
         let entries = self.entries();
         let signals = entries.runs.values().filter_map(|entry| match entry {
-            Entry::Running { stop, .. } => Some(stop),
-            Entry::Pending => None,
+            RunEntry::Running { stop, .. } => Some(stop),
+            RunEntry::Pending => None,
         });
         signals.inspect(|stop| stop.fire(reason)).count()
     }
@@ -202,25 +217,26 @@ impl Registry {
         lost.iter().filter(|run_id| !entries.runs.contains_key(run_id)).count()
     }
 
-    /// Tells a run to stop; where a fence is given, only the attempt that works under it.
+    /// Tells a run to stop. If a fence is given, tells only the attempt with that fence.
     pub(crate) fn stop(&self, run_id: RunId, of: Option<Fence>, reason: StopReason) {
-        if let Some(Entry::Running { fence, stop, .. }) = self.entries().runs.get(&run_id)
+        if let Some(RunEntry::Running { fence, stop, .. }) = self.entries().runs.get(&run_id)
             && of.is_none_or(|of| of == *fence)
         {
             stop.fire(reason);
         }
     }
 
-    /// The runs that this process works on, each with its fence; without one while its start or claim is under way.
+    /// The runs that this process executes, each with its fence. A run that is still being started or claimed has no
+    /// fence.
     pub(crate) fn known(&self) -> Vec<(RunId, Option<Fence>)> {
-        let fence = |entry: &Entry| match entry {
-            Entry::Running { fence, .. } => Some(*fence),
-            Entry::Pending => None,
+        let fence = |entry: &RunEntry| match entry {
+            RunEntry::Running { fence, .. } => Some(*fence),
+            RunEntry::Pending => None,
         };
         self.entries().runs.iter().map(|(run_id, entry)| (*run_id, fence(entry))).collect()
     }
 
-    /// Aborts the tasks of all runs, also of those that are about to begin. They end at their next await.
+    /// Aborts the tasks of all runs, and of runs that begin later. A task ends at its next await.
     pub(crate) fn abort_all(&self) -> usize {
         self.closed.store(true, Ordering::SeqCst);
         let tasks = self.tasks();
@@ -228,19 +244,19 @@ impl Registry {
         tasks.len()
     }
 
-    /// This process gave the run back at `now`: for a while others go first.
+    /// Records that this process released the run at `now`. For a while other pods claim it first.
     pub(crate) fn note_yielded(&self, run_id: RunId, now: Moment) {
         self.yielded.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id, now);
     }
 
-    /// The runs that this process gave back less than `wait` ago.
+    /// The runs that this process released less than `wait` ago.
     pub(crate) fn yielded_lately(&self, now: Moment, wait: Duration) -> Vec<RunId> {
         let mut yielded = self.yielded.lock().unwrap_or_else(PoisonError::into_inner);
         yielded.retain(|_, at| now.saturating_sub(*at) < wait);
         yielded.keys().copied().collect()
     }
 
-    /// This process does not try to take the run up before `until`.
+    /// This process does not try to claim the run before `until`.
     pub(crate) fn set_aside(&self, run_id: RunId, until: Moment) {
         self.aside.lock().unwrap_or_else(PoisonError::into_inner).insert(run_id, until);
     }
@@ -253,9 +269,9 @@ impl Registry {
     }
 
     fn tasks(&self) -> Vec<AbortHandle> {
-        let task_of = |entry: &Entry| match entry {
-            Entry::Running { task, .. } => task.clone(),
-            Entry::Pending => None,
+        let task_of = |entry: &RunEntry| match entry {
+            RunEntry::Running { task, .. } => task.clone(),
+            RunEntry::Pending => None,
         };
         self.entries().runs.values().filter_map(task_of).collect()
     }
@@ -263,7 +279,7 @@ impl Registry {
     fn remove(&self, run_id: RunId, limited: Option<&str>) {
         let mut entries = self.entries();
         let removed = entries.runs.remove(&run_id);
-        if let Some(Entry::Running { stop, .. }) = removed
+        if let Some(RunEntry::Running { stop, .. }) = removed
             && stop.reason() >= Some(StopReason::SelfFenced)
         {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -284,14 +300,14 @@ impl Registry {
     /// Resolves when no run is left.
     pub(crate) async fn emptied(&self) {
         let mut count = self.count.subscribe();
-        // The sender lives in self: it cannot have gone.
+        // The sender is a field of self, so it still exists.
         let _ = count.wait_for(|count| *count == 0).await;
     }
 
-    /// The runs that have a task. Once the registry is closed, no other gets one.
+    /// The runs that have a task. Once the registry is closed, no further run gets one.
     pub(crate) fn running_ids(&self) -> Vec<RunId> {
         let entries = self.entries();
-        let running = entries.runs.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
+        let running = entries.runs.iter().filter(|(_, entry)| matches!(entry, RunEntry::Running { .. }));
         running.map(|(run_id, _)| *run_id).collect()
     }
 
@@ -306,7 +322,7 @@ impl Entries {
     }
 }
 
-/// A place that is given back on drop, unless a task took it over.
+/// A reserved place. It is freed on drop, unless a task took it over.
 pub(crate) struct Reservation<'a> {
     registry: &'a Registry,
     run_id: RunId,
@@ -317,37 +333,39 @@ pub(crate) struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// The run that is about to begin is a suspect.
+    /// Marks the run that is about to begin as a suspect.
     pub(crate) fn suspect(mut self) -> Self {
         self.suspect = true;
         self
     }
 
-    /// What the task is to hold.
-    pub(crate) fn place(&self, engine: &Arc<super::engine::Engine>) -> Place {
-        Place { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
+    /// The slot that the run's task must own.
+    pub(crate) fn slot(&self, engine: &Arc<super::engine::Engine>) -> Slot {
+        Slot { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
     }
 
-    /// Hands the place to the task that `spawn` makes. The task must hold a [`Place`] and so give it back.
+    /// Gives the place to the task that `spawn` makes. The task must own a [`Slot`], which frees the place when the
+    /// task ends.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
-        // Before anything is spawned: what is closed begins nothing more.
+        // This check comes before the spawn: a closed registry begins no task.
         if self.registry.closed.load(Ordering::SeqCst) {
             return;
         }
         self.registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
         self.kept = true;
-        let running = |task| Entry::Running { fence, stop: Arc::clone(&stop), task };
+        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task };
         let mut entries = self.registry.entries();
         entries.runs.insert(self.run_id, running(None));
         if self.suspect {
             entries.suspects.insert(self.run_id, (fence, crate::membership::clock::now()));
         }
         drop(entries);
-        // Not under the lock: on a runtime that is ending, the task is dropped here and now, and gives its place back.
+        // The lock is not held during the spawn. On a runtime that is shutting down, the task is dropped at once and
+        // frees its place, which takes the lock.
         let task = spawn();
         let mut entries = self.registry.entries();
-        // Only its own entry: the task may have ended, and the run been taken up again, meanwhile.
-        if let Some(entry @ Entry::Running { task: None, .. }) = entries.runs.get_mut(&self.run_id) {
+        // Changes only its own entry. The task may have ended meanwhile, and the run may have been claimed again.
+        if let Some(entry @ RunEntry::Running { task: None, .. }) = entries.runs.get_mut(&self.run_id) {
             *entry = running(Some(task.clone()));
         }
         drop(entries);
@@ -366,14 +384,14 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// A running task's hold on its place: gives it back when the task ends, however it does.
-pub(crate) struct Place {
+/// A task's place in the registry. Drop frees the place, however the task ends.
+pub(crate) struct Slot {
     engine: Arc<super::engine::Engine>,
     run_id: RunId,
     limited: Option<Arc<str>>,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.engine.registry.remove(self.run_id, self.limited.as_deref());
     }

@@ -1,4 +1,4 @@
-//! A run in the hands of its handler.
+//! A run, as its handler sees it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,53 +18,56 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
-use crate::store::runs::{self, Claimed, Ending, Owner, Standing};
+use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
-/// Delays between tries of a write while the database cannot be reached.
+/// The least and the longest delay between two tries of a write while the database cannot be reached. Shorter delays
+/// would load a server that is coming back. Longer ones would hold runs up after it is back.
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
 pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// After how many tries that did not end in time, while small writes did, a write is given up.
+/// A write is given up after this many tries that did not end in time, if a small write did end in time after each.
+/// With fewer, a moment's load would fail a handler's write. With more, the handler would wait longer for a write that
+/// is too large.
 const SLOW_TRIES: u32 = 3;
 
-/// A run, as its handler holds it: what to do, how far former attempts came, and the means to write under its fence.
+/// A run, as its handler sees it: its input, the last checkpoint, and the writes under its fence.
 ///
 /// # What a token means
 ///
-/// [`Run::token`] fires when the run is to stop; [`Run::stop_reason`] says why. After [`StopReason::Draining`] writes
+/// [`Run::token`] fires when the run must stop. [`Run::stop_reason`] says why. After [`StopReason::Draining`] writes
 /// are still accepted for a while: save a checkpoint, then return [`Outcome::Yield`](super::Outcome::Yield). After any
-/// other reason nothing is accepted any more: return soon. A handler that has not returned `lease / 20` after that, or
-/// by the deadline of the shutdown, is aborted at its next await. [All that a handler may rely on](crate::handlers).
+/// other reason no write is accepted: return soon. A handler that has not returned `lease / 20` after that, or by the
+/// deadline of the shutdown, is aborted at its next await. [All that a handler may rely on](crate::handlers).
 ///
 /// # Effects outside of the database
 ///
-/// Pass [`Run::fence`] along as a fencing token: a later attempt bears a larger one. An idempotency key is what stays the
-/// same in every attempt: [`Run::id`] with the number of the step.
+/// Send [`Run::fence`] along as a fencing token: a later attempt has a larger one. Use [`Run::id`] with the number of
+/// the step as an idempotency key: it is the same in every attempt.
 #[derive(Clone)]
 pub struct Run {
     pub(super) engine: Arc<Engine>,
     facts: Arc<Claimed>,
     pub(super) owner: Owner,
     stop: Arc<StopSignal>,
-    /// Held while a write is under way: they are made one after another.
+    /// Held while a write is under way, so that writes are made one after another.
     pub(super) writes: Arc<Mutex<Writes>>,
     pub(super) stream: Arc<Stream>,
 }
 
-/// What an attempt knows of its writes.
+/// What an attempt knows of its own writes.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
-    /// The number of the last one.
+    /// The number of the last write.
     pub(super) number: i64,
     end: Written,
 }
 
-/// What an attempt knows of an end that it wrote.
+/// What an attempt knows of its own write of the run's end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Written {
     #[default]
     Nothing,
-    /// A call was dropped, or got no reply: its end may stand.
+    /// A call was dropped or got no reply. The end may have been stored.
     Perhaps,
     Surely,
 }
@@ -82,19 +85,19 @@ impl Run {
         self.facts.run_id
     }
 
-    /// Its kind.
+    /// The run's kind.
     #[must_use]
     pub fn kind(&self) -> &str {
         &self.facts.kind
     }
 
-    /// Its key, if it was started with one.
+    /// The run's key, if it was started with one.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.facts.key.as_deref()
     }
 
-    /// Which attempt this is; the first is 1.
+    /// The number of this attempt. The first is 1.
     #[must_use]
     pub fn attempt(&self) -> i32 {
         self.facts.attempt
@@ -112,37 +115,38 @@ impl Run {
         self.owner.incarnation
     }
 
-    /// The name of the pod that runs it.
+    /// The name of the pod that executes this attempt.
     #[must_use]
     pub fn pod_id(&self) -> &PodId {
         &self.engine.member.pod_id
     }
 
-    /// What the run was started with.
+    /// The input with which the run was started.
     #[must_use]
     pub fn input(&self) -> &Value {
         &self.facts.input
     }
 
-    /// The checkpoint that the run had when this attempt began; `None` if there is none.
+    /// The checkpoint that the run had when this attempt began. `None` if there was none.
     #[must_use]
     pub fn saved(&self) -> Option<&Value> {
         self.facts.checkpoint.as_ref()
     }
 
-    /// Why the run is to stop; `None` while it is not.
+    /// Why the run must stop. `None` as long as it need not.
     #[must_use]
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.stop.reason()
     }
 
-    /// Fires when the run is to stop. A child token: cancelling it stops nothing but what listens to it.
+    /// A token that fires when the run must stop. It is a child token: if you cancel it, only those who wait for it are
+    /// stopped.
     #[must_use]
     pub fn token(&self) -> CancellationToken {
         self.stop.token().child_token()
     }
 
-    /// Resolves with the reason when the run is to stop.
+    /// Resolves with the reason when the run must stop.
     ///
     /// # Cancel safety
     ///
@@ -152,24 +156,24 @@ impl Run {
         self.stop.reason().unwrap_or(StopReason::Fenced)
     }
 
-    /// Saves `value` for whoever goes on from here, replacing what was saved before. It is progress: crashes of former
-    /// owners no longer count against the run.
+    /// Saves `value` as the run's checkpoint and replaces the one before. The next attempt resumes from it. A
+    /// checkpoint is progress: crashes of former owners no longer count against the run.
     ///
-    /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
+    /// While the database cannot be reached, the call waits and retries, until the run is told to stop.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Where a reply was lost before, the
-    /// value may have been saved for whoever goes on, and [`Error::may_have_been_done`] says so. [`ErrorKind::InvalidInput`]
-    /// for a value that has U+0000 or is nested deeper than 127, [`ErrorKind::TooLarge`] for one that has more bytes than
-    /// `checkpoint_max_bytes`. [`ErrorKind::TooSlow`] where three tries did not end within `statement_timeout`, although a
-    /// small write of the run did after each: the run goes on, and [`Error::may_have_been_done`] says whether the value may
-    /// have been saved. Others as the server's.
+    /// [`ErrorKind::Fenced`] if another attempt has the run, or the run has ended: stop working on it. If the reply of
+    /// an earlier try was lost, the value may have been saved, and [`Error::may_have_been_done`] says so.
+    /// [`ErrorKind::InvalidInput`] for a value that has U+0000 or is nested deeper than 127 levels.
+    /// [`ErrorKind::TooLarge`] for a value with more bytes than `checkpoint_max_bytes`. [`ErrorKind::TooSlow`] if three
+    /// tries did not end within `statement_timeout`, although a small write of the run did after each. The run goes on,
+    /// and [`Error::may_have_been_done`] says whether the value may have been saved. Other errors come from the server.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have saved the value; calling again is safe. Calls are made one after another, in the
-    /// order in which they were first polled, and a value never replaces one that was saved by a later call.
+    /// A dropped call may or may not have saved the value. Calling again is safe. Calls are made one after another, in
+    /// the order in which they were first polled. A value never replaces a value of a later call.
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         self.check_checkpoint(&value)?;
@@ -182,7 +186,7 @@ impl Run {
         self.write(&mut writes, what, save, |_| None).await
     }
 
-    /// What could not be read by the next attempt is no checkpoint.
+    /// Refuses a value that the next attempt could not read.
     pub(super) fn check_checkpoint(&self, value: &Value) -> Result<()> {
         let run_id = self.owner.run_id;
         let most = self.engine.member.settings.checkpoint_max_bytes;
@@ -192,61 +196,62 @@ impl Run {
                 format!("run {run_id}: a checkpoint has {bytes} bytes, and {most} (checkpoint_max_bytes) is the most");
             return Err(Error::new(ErrorKind::TooLarge, what)
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("keep it elsewhere and save where it is, or raise the limit"));
+                .state("nothing was written; the run goes on")
+                .help("keep it elsewhere and save where it is, or raise the limit"));
         }
         storable(value).map_err(|why| {
             Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
                 .about_run(run_id)
-                .left("nothing was written; the run goes on")
-                .todo("correct the value")
+                .state("nothing was written; the run goes on")
+                .help("correct the value")
         })
     }
 
-    /// How many chunks the stream had at the checkpoint that [`Run::saved`] shows; 0 if there is none. What the checkpoint
-    /// does not know of begins there: `run.continue_from(run.saved_seq())`.
+    /// How many chunks the stream had at the checkpoint that [`Run::saved`] returns; 0 if there is none. To drop the
+    /// chunks after the checkpoint, call `run.continue_from(run.saved_seq())`.
     #[must_use]
     pub fn saved_seq(&self) -> u64 {
         self.facts.checkpoint_seq.unsigned_abs()
     }
 
-    /// Ends the run with this output, as succeeded, or as failed if [`Output::error`] says why. It is over when this
-    /// returns: its key is free, no other write of it is accepted, and what the handler returns does not matter any more.
-    /// Return [`Outcome::Finished`], which is what this returns. To return an [`Outcome::Output`] does the same.
+    /// Ends the run with this output. It has succeeded, unless [`Output::error`] says why it failed. When this returns,
+    /// the run is over: its key is free, no other write is accepted, and the handler's return value does not matter any
+    /// more. Return [`Outcome::Finished`], which this call returns. Returning an [`Outcome::Output`] does the same.
     ///
-    /// A run ends once: of several calls, of clones too, the first that is accepted stands.
+    /// A run ends once. Of several calls, also from clones, the first that is accepted counts.
     ///
-    /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
+    /// While the database cannot be reached, the call waits and retries, until the run is told to stop.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored: the run goes on, and can
-    /// be finished with another. [`ErrorKind::Fenced`] if the run is no longer this attempt's or has ended, by an earlier
-    /// call too; where such a call was dropped or got no reply, [`Error::may_have_been_done`] says so. Others as the
-    /// server's.
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::InvalidInput`] for an output that cannot be stored. The run goes on,
+    /// and can be finished with another output. [`ErrorKind::Fenced`] if another attempt has the run, or the run has
+    /// ended, also by an earlier call. If that earlier call was dropped or got no reply, [`Error::may_have_been_done`]
+    /// says so. Other errors come from the server.
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have ended the run. What the handler returns then ends it, unless that call did.
+    /// A dropped call may or may not have ended the run. If it did not, the handler's return value ends it.
     pub async fn finish(&self, output: impl Into<Output>) -> Result<Outcome> {
         self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
     }
 
-    /// Guards a transaction of the handler's own, on a connection to the same database: it can be committed only while the
-    /// run is this attempt's, and nobody claims, checkpoints or ends the run before it has ended. Call it before the first
-    /// statement that the fence is to protect, and not behind a savepoint, to which it could be rolled back.
+    /// Guards a handler's own transaction, on a connection to the same database. The transaction can be committed only
+    /// while this attempt has the run. Until it ends, nobody can claim, checkpoint or end the run. Call this before the
+    /// first statement that the fence must protect. Do not call it after a savepoint: a rollback to that savepoint
+    /// would undo the guard.
     ///
-    /// Until the end of the transaction its `statement_timeout`, `idle_in_transaction_session_timeout` and `tcp_user_timeout`
-    /// are half of the lease at most, so that a handler that froze does not keep its run from others. Keep it short, and do
-    /// not await [`Run::checkpoint`] inside of it: that waits for the transaction, and the transaction for it, until the
-    /// server ends it for being idle. Under `REPEATABLE READ` and `SERIALIZABLE` a run that was written to since
-    /// the transaction's first statement fails with SQLSTATE 40001: begin the transaction again.
-    /// [With an example](crate::guards).
+    /// Until the transaction ends, its `statement_timeout`, `idle_in_transaction_session_timeout` and
+    /// `tcp_user_timeout` are at most half of the lease. So a frozen handler does not keep its run from other pods.
+    /// Keep the transaction short. Do not await [`Run::checkpoint`] inside it: the checkpoint waits for the
+    /// transaction, and the transaction for the checkpoint, until the server ends the transaction for being idle. Under
+    /// `REPEATABLE READ` and `SERIALIZABLE` the guard fails with SQLSTATE 40001 if the run's row was written after the
+    /// transaction's first statement. Begin the transaction again then. [With an example](crate::guards).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is no longer this attempt's: stop working on it. Others as the server's. After any
-    /// error the transaction cannot be committed any more.
+    /// [`ErrorKind::Fenced`] if another attempt has the run, or the run has ended: stop working on it. Other errors
+    /// come from the server. After any error the transaction cannot be committed any more.
     ///
     /// # Cancel safety
     ///
@@ -261,7 +266,7 @@ impl Run {
         Arc::clone(&self.stop)
     }
 
-    /// Whether this attempt has ended its run. Waits for an end that is being written.
+    /// Whether this attempt has ended its run. If an end is being written, waits for it.
     pub(super) async fn has_ended(&self) -> bool {
         self.writes.lock().await.end == Written::Surely
     }
@@ -277,14 +282,14 @@ impl Run {
         }
         match ending {
             Ending::Succeeded(_) => self.settle_stream(&mut writes, "its end").await?,
-            // A gap in the stream of a run that fails is part of its failure.
+            // If the stream of a failed run has a gap, the gap is part of the failure and does not stop the end.
             Ending::Failed(..) => self.stream.settled().await,
         }
         let was = std::mem::replace(&mut writes.end, Written::Perhaps);
         let db = &self.engine.db;
         let state = ending.state();
-        // Accepted now; a finish whose reply was lost is read back by its fence.
-        let was_done = |s: &Standing| {
+        // A finish whose reply was lost may have been accepted. The row shows it: it has this state, owner and fence.
+        let was_done = |s: &RunStatus| {
             let by_us = s.state == state && s.owner == Some(self.owner.incarnation) && s.fence == self.owner.fence;
             by_us.then_some(false)
         };
@@ -306,7 +311,7 @@ impl Run {
         if let Ending::Failed(why, _) = ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
-        // What stands may be the end of the call that was dropped, with another output.
+        // The stored end may come from the dropped call, with another output.
         if !accepted && was == Written::Perhaps {
             return Err(self.report(self.ended_before().done_before()));
         }
@@ -317,13 +322,13 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Error::new(ErrorKind::Fenced, format!("run {run_id}: its end was written before, under the same fence {fence}"))
             .about_run(run_id)
-            .left("the first end stands")
-            .todo("finish a run once, and return")
+            .state("the first end stands")
+            .help("finish a run once, and return")
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
         let db = &self.engine.db;
-        let was_done = |s: &Standing| {
+        let was_done = |s: &RunStatus| {
             (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
         };
         let mut writes = self.writes.lock().await;
@@ -335,16 +340,18 @@ impl Run {
         Ok(())
     }
 
-    /// One fenced write, repeated while the database cannot be reached and nobody told the run to stop. Each try bears
-    /// the write's number: one that was given up may arrive after later writes, and must change nothing then.
+    /// Makes one fenced write. Retries while the database cannot be reached and nobody has told the run to stop. Each
+    /// try carries the write's number. A try that was given up may arrive after later writes, and the number keeps it
+    /// from changing anything.
     ///
-    /// A statement returns `None` where it found no row; what it would have returned, had it been done before, says `was_done`.
+    /// A statement returns `None` if it found no row. `was_done` then looks at the run's row. If an earlier try was
+    /// accepted, `was_done` returns what that try would have returned.
     pub(super) async fn write<F, T>(
         &self,
         writes: &mut Writes,
         what: &str,
         statement: impl Fn(i64) -> F,
-        was_done: impl Fn(&Standing) -> Option<T>,
+        was_done: impl Fn(&RunStatus) -> Option<T>,
     ) -> Result<T>
     where
         F: Future<Output = Result<Option<T>>>,
@@ -363,7 +370,7 @@ impl Run {
                     self.engine.member.accepted_writes.fetch_add(1, Ordering::AcqRel);
                     return Ok(written);
                 }
-                Ok(None) => match runs::standing(&self.engine.db, self.owner.run_id).await {
+                Ok(None) => match runs::status(&self.engine.db, self.owner.run_id).await {
                     Ok(standing) => {
                         if let Some(written) = standing.as_ref().and_then(&was_done) {
                             return Ok(written);
@@ -382,9 +389,10 @@ impl Run {
             };
             if !waits_for_it(&error) {
                 let error = error.during(&format!("run {}: {what}", self.owner.run_id)).about_run(self.owner.run_id);
-                // What the server answered with an error it undid; anything else may be the end of the pod.
+                // If the server answered with an error, it has rolled the write back. Any other error may mean that
+                // this pod is ending.
                 let answered = error.sqlstate().is_some();
-                let error = if answered { error.left("nothing was written; the run goes on") } else { error };
+                let error = if answered { error.state("nothing was written; the run goes on") } else { error };
                 return Err(told(error, in_doubt));
             }
             if error.is_slow() && self.small_writes_pass().await {
@@ -393,18 +401,24 @@ impl Run {
                     return Err(self.too_slow(what, &error, in_doubt));
                 }
             }
-            // A password that was changed, a certificate that ran out: the run waits for it, and somebody has to know.
+            // For example, a password was changed or a certificate expired. The run waits, and somebody must act.
             if passes_by_itself(&error) {
-                tracing::debug!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "trying again");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error,
+                    "trying again"
+                );
             } else {
-                tracing::warn!(target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error, "no connection, and it needs a hand; trying again");
+                tracing::warn!(
+                    target: "podlock", event = "write_retried", run = %self.owner.run_id, error = %error,
+                    "no connection, and it needs a hand; trying again"
+                );
             }
             tokio::time::sleep(backoff.delay()).await;
         }
     }
 
-    /// Whether a small write of the same row ends in time: then the database, the lock of the row and a standby that commits
-    /// wait for are all well, and what does not end is too large.
+    /// Whether a small write of the same row ends in time. If it does, then the database, the row's lock and a
+    /// synchronous standby are all well, and the other write is too large.
     async fn small_writes_pass(&self) -> bool {
         runs::touch(&self.engine.db, self.owner).await.unwrap_or(false)
     }
@@ -416,10 +430,10 @@ impl Run {
         Error::new(ErrorKind::TooSlow, what)
             .about_run(run_id)
             .given_up(in_doubt)
-            .todo("write less at once, or raise statement_timeout")
+            .help("write less at once, or raise statement_timeout")
     }
 
-    /// L7, on our side of the wire: a run that was told to stop for good writes nothing more.
+    /// L7, on the client's side: a run that was told to stop, and may not write any more, sends no write.
     pub(super) fn refuse_if_over(&self, what: &str) -> Result<()> {
         let reason = match self.stop.reason() {
             Some(reason) if reason > StopReason::Draining => reason,
@@ -437,8 +451,8 @@ impl Run {
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Err(Error::new(ErrorKind::Fenced, format!("run {run_id}: {what} under fence {fence} was not sent: {why}"))
             .about_run(run_id)
-            .left("nothing was written")
-            .todo("stop working on it"))
+            .state("nothing was written")
+            .help("stop working on it"))
     }
 
     pub(super) fn report(&self, error: Error) -> Error {
@@ -450,17 +464,18 @@ impl Run {
     }
 }
 
-/// A statement that found its row, or not.
+/// Turns "found a row or not" into the result that [`Run::write`] expects of a statement.
 pub(super) async fn done(statement: impl Future<Output = Result<bool>>) -> Result<Option<()>> {
     Ok(statement.await?.then_some(()))
 }
 
-/// A failure that ends without anybody's doing; a standby was a primary a moment ago: a failover is under way.
+/// Whether the failure ends without anybody's help. A standby counts: it was a primary a moment ago, so a failover is
+/// under way.
 fn passes_by_itself(error: &Error) -> bool {
     error.is_transient() || error.kind() == ErrorKind::Standby
 }
 
-/// Whether a write waits for what failed to pass, or to be mended.
+/// Whether a write waits until the failure passes or somebody fixes its cause.
 pub(super) fn waits_for_it(error: &Error) -> bool {
     passes_by_itself(error) || error.is_unconnected()
 }

@@ -1,4 +1,4 @@
-//! Starting runs: owned by this pod or by nobody, in our transaction or the caller's.
+//! Starts runs. This pod or nobody owns the new run, and the insert is made in our transaction or the caller's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,10 @@ use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
-/// How often a start whose reply was lost is repeated, under the same id.
+/// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
+/// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
+/// The delay between two tries.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Starts a run that this pod owns, and begins it.
@@ -39,7 +41,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, new: NewRun) -> Result<Started> 
     Ok(Started { run_id, incarnation, fence })
 }
 
-/// Starts a run that nobody owns: any pod with a handler and room takes it up.
+/// Starts a run without an owner. Any pod with a handler and room claims it.
 pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     check(engine, new)?;
     let run_id = RunId::generate();
@@ -48,7 +50,7 @@ pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     outcome(engine, inserted, new).map(|_| run_id)
 }
 
-/// Starts a run in the caller's transaction. With `owned`, this pod takes it up once the transaction has committed.
+/// Starts a run in the caller's transaction. With `owned`, this pod begins the run once the transaction has committed.
 pub(crate) async fn insert_in_txn(
     engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
@@ -77,8 +79,9 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> 
     Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
 }
 
-/// Repeats an insert whose reply was lost: it changes nothing where the first one had been committed. Unless a repetition
-/// says what became of that one, its lost reply is the error, whatever stood in the way afterwards.
+/// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
+/// repetition shows whether the first insert was committed, the error is the lost reply, whatever else failed
+/// afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,
@@ -87,7 +90,7 @@ where
     loop {
         tried += 1;
         let (error, again) = match (insert().await, lost.take()) {
-            // The owner is gone by now; the first one may have been committed before.
+            // The owner has left the roster since. The first insert may have been committed before that.
             (Ok(Inserted::NoOwner), Some(first)) => (first, false),
             (Err(e), first) if !e.is_fenced() => {
                 let again = e.is_session_lost() && tried < TRIES;
@@ -106,8 +109,8 @@ where
         }
         return Err(error
             .about_run(run_id)
-            .left(format!("run {run_id} may have been started all the same; if so, it is taken up"))
-            .todo("look for it by its id before you start another; with a key, a second start is refused"));
+            .state(format!("run {run_id} may have been started all the same; if so, it is taken up"))
+            .help("look for it by its id before you start another; with a key, a second start is refused"));
     }
 }
 
@@ -115,7 +118,7 @@ fn outcome(engine: &Engine, inserted: Inserted, new: &NewRun) -> Result<Fence> {
     match inserted {
         Inserted::Yes(fence) => Ok(fence),
         Inserted::KeyBusy(run_id, holder) => Err(key_busy(run_id, holder, new)),
-        // It began to drain, or lost its row, while the start was under way.
+        // The pod began to drain, or lost its row, during the start.
         Inserted::NoOwner => {
             Err(engine.member.may_take_work().err().unwrap_or_else(|| runs::not_registered(&engine.member.pod_id)))
         }
@@ -131,8 +134,8 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
     let key = new.key.as_deref().unwrap_or_default();
     Error::new(ErrorKind::KeyBusy, format!("run {run_id} of kind {:?} and key {key:?} {state}", new.kind))
         .about_run(run_id)
-        .left("no run was started")
-        .todo("follow that run, or wait until it has ended")
+        .state("no run was started")
+        .help("follow that run, or wait until it has ended")
 }
 
 fn check(engine: &Engine, new: &NewRun) -> Result<()> {
@@ -142,8 +145,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
         let what =
             format!("the run cannot be started: its input has {bytes} bytes, and {most} (input_max_bytes) is the most");
         return Err(Error::new(ErrorKind::TooLarge, what)
-            .left("no run was started")
-            .todo("keep it elsewhere and start the run with where it is, or raise the limit"));
+            .state("no run was started")
+            .help("keep it elsewhere and start the run with where it is, or raise the limit"));
     }
     let fault = if new.kind.is_empty() || new.kind.len() > 128 {
         Some(format!("its kind has {} bytes, and must have 1 to 128", new.kind.len()))
@@ -157,8 +160,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
     match fault {
         None => Ok(()),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
-            .left("no run was started")
-            .todo("correct it")),
+            .state("no run was started")
+            .help("correct it")),
     }
 }
 
@@ -169,8 +172,8 @@ fn no_handler(engine: &Engine, kind: &str) -> Error {
         ErrorKind::NoHandler,
         format!("pod {} has no handler for kind {kind:?}; it has {known:?}", engine.member.pod_id),
     )
-    .left("no run was started")
-    .todo("register a handler for it, or submit it unowned for a pod that has one")
+    .state("no run was started")
+    .help("register a handler for it, or submit it unowned for a pod that has one")
 }
 
 fn full(engine: &Engine, kind: &str) -> Error {
@@ -182,8 +185,8 @@ fn full(engine: &Engine, kind: &str) -> Error {
         _ => (format!("pod {pod} runs {} runs, as many as it may", settings.capacity), "capacity"),
     };
     Error::new(ErrorKind::AtCapacity, what)
-        .left("no run was started")
-        .todo(format!("retry later or on another pod, raise {setting}, or submit it unowned"))
+        .state("no run was started")
+        .help(format!("retry later or on another pod, raise {setting}, or submit it unowned"))
 }
 
 #[cfg(test)]
@@ -192,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes of inserts that end so, one after the other.
+    /// Runs `repeat` with inserts that return these answers, one after another.
     async fn repeated(answers: Vec<Result<Inserted>>) -> Result<Inserted> {
         let answers = RefCell::new(answers.into_iter());
         let outcome = repeat(RunId::generate(), || async { answers.borrow_mut().next().expect("not so often") }).await;
@@ -201,7 +204,7 @@ mod tests {
     }
 
     fn error(kind: ErrorKind) -> Result<Inserted> {
-        Err(Error::new(kind, "x").left("no run was started"))
+        Err(Error::new(kind, "x").state("no run was started"))
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Beats, and those whose beats have stopped.
+//! Statements on beats, and on pods whose beats have stopped.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +14,15 @@ use crate::pg::statement::sql;
 use crate::pg::txn::{Param, one};
 use crate::protocol::stall;
 
-/// Writes the next event index into the pod's row: nothing that it needs stands still.
+/// Writes the next event index into the pod's row. A pod beats only while every source that it requires makes progress.
 pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
     const SQL: &str = "UPDATE @.studio_pods SET event_index = nextval('@.studio_beat'::regclass), \
          beat_at = now(), standing = NULL WHERE incarnation = $1";
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
-/// Writes down which required source stands still, if one does, instead of a beat. False: the row said so before.
+/// Instead of a beat, records which required source makes no progress, or that none is stuck. Returns false if the row
+/// said so before.
 pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, source: Option<&str>) -> Result<bool> {
     const SQL: &str = "UPDATE @.studio_pods SET standing = $2 \
          WHERE incarnation = $1 AND standing IS DISTINCT FROM $2 RETURNING pod_id";
@@ -29,19 +30,19 @@ pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, sou
     Ok(!session.query("saying what stands still", SQL, &params).await?.is_empty())
 }
 
-/// What one look at the beats showed.
+/// The beats of the fleet, from one statement.
 #[derive(Debug, Default)]
 pub(crate) struct Beats {
-    /// Our own index; `None` if we are not in the roster.
+    /// Our own index. `None` if we are not in the roster.
     pub(crate) own: Option<i64>,
-    /// The peers that hold both of their locks. One that does not is not counted, so it need not be read: dead rows, of
-    /// which there can be many, stay at the server.
+    /// The peers that hold both of their locks. Other peers are not counted, so the statement leaves them out: there
+    /// can be many rows of dead pods.
     pub(crate) peers: Vec<stall::Beat>,
-    /// The required sources that stand still, as their pods say.
+    /// The required sources that make no progress, as their pods recorded them.
     pub(crate) standing: BTreeMap<Incarnation, String>,
 }
 
-/// The event indices of the pods that hold both of their locks, and our own.
+/// Reads the event indices of the pods that hold both of their locks, and our own.
 pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> {
     const SQL: &str = sql!("read_beats", "advisory_lock", "lock_key");
     let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
@@ -58,7 +59,8 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
     Ok(beats)
 }
 
-/// Writes down that a peer is suspected, once for each index at which it stands. False: another did, or it moved.
+/// Records that a peer is suspected, once for each index at which its beats stopped. Returns false if another pod
+/// recorded it, or if the peer's index changed.
 pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
     const SQL: &str = "SELECT @.studio_suspect($1::uuid, $2::bigint, $3::text, $4::integer) AS suspected";
     let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);
@@ -72,7 +74,7 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
     one(step, session.query_and_tell(step, SQL, &params).await?)?.at("suspected")
 }
 
-/// Puts a peer out that still stands at the index at which it was suspected: how many backends were ended.
+/// Evicts a peer whose index is still the one at which it was suspected. Returns how many of its backends were ended.
 pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_end_backends($1::uuid, $2::bigint, 'stalled'::text, $3::text) AS ended";
     let params: [Param<'_>; 3] =

@@ -1,4 +1,4 @@
-//! Looking at the peers, waiting for one of them, and the burial (L2, L3).
+//! Probes peers, waits for a peer's locks, and buries dead pods (L2, L3).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,27 +21,27 @@ use crate::pg::txn::{Call, Param, Prepared, Txn, commit_patience};
 use crate::protocol::ending;
 use crate::protocol::patience::Stated;
 use crate::protocol::portions::Portion;
-use crate::protocol::verdict::PeerLook;
+use crate::protocol::verdict::PeerProbe;
 use crate::protocol::wait::Wait;
 
-/// A look at the roster, or a part of one.
+/// The result of a probe of the roster, or of one portion of it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Look {
+pub(crate) struct RosterProbe {
     pub(crate) peers: Vec<PeerRow>,
-    /// Those of them whose locks could not be probed.
+    /// The peers whose locks could not be probed.
     pub(crate) unknown: BTreeSet<Incarnation>,
-    /// Our own row; `None` if it is not in the roster.
+    /// Our own row. `None` if it is not in the roster.
     pub(crate) own: Option<OwnRow>,
-    /// Peers whose `pod_id` is no valid name, and why. Such rows were made by hand, and are passed over.
+    /// Peers whose `pod_id` is not a valid name, and why. Such rows were made by hand, and are passed over.
     pub(crate) misnamed: Vec<(Incarnation, String)>,
-    /// The lock keys of the misnamed rows: they count towards the length of a portion like all others.
+    /// The lock keys of the misnamed rows. They count towards the length of a portion, like all others.
     misnamed_keys: Vec<LockKey>,
-    /// The last event's position when the look began: an unchanged one means an unchanged roster.
+    /// The last event's position when the probe began. As long as it does not change, the roster does not change.
     pub(crate) version: Option<i64>,
 }
 
-impl Look {
-    /// Adds the next part.
+impl RosterProbe {
+    /// Adds the next portion.
     pub(crate) fn extend(&mut self, part: Self) {
         self.peers.extend(part.peers);
         self.unknown.extend(part.unknown);
@@ -51,7 +51,7 @@ impl Look {
         self.version = self.version.or(part.version);
     }
 
-    /// The lock keys of all rows that were read, in order.
+    /// The lock keys of all rows that were read, in the order of the rows.
     pub(crate) fn keys(&self) -> Vec<i64> {
         let own = self.own.iter().map(|o| o.lock);
         let mut keys: Vec<_> = self.peers.iter().map(|p| p.keys.lock).chain(own).collect();
@@ -63,13 +63,13 @@ impl Look {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PeerRow {
-    pub(crate) look: PeerLook,
+    pub(crate) look: PeerProbe,
     pub(crate) keys: Keys,
-    /// Why it was put out, if it was.
+    /// Why the pod was evicted, if it was.
     pub(crate) put_out: Option<ending::Reason>,
-    /// How long ago it last beat, by the server's clock: for people, nothing is decided on it.
+    /// The time since the pod's last beat, by the server's clock. It is for people: nothing is decided on it.
     pub(crate) beat_age: Option<Duration>,
-    /// How often it beats at most, where its row says so.
+    /// The least time between two beats of the pod, if its row says so. A pod without progress does not beat.
     pub(crate) beat_interval: Option<Duration>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct OwnRow {
     pub(crate) drain_requested: Option<String>,
 }
 
-/// What one slice of the watch ended with.
+/// The end of one slice of the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slice {
     Held,
@@ -87,7 +87,7 @@ pub(crate) enum Slice {
     BothFree,
 }
 
-/// Who we are when we act on others (L2): proved in the same transaction.
+/// Our own identity and backend. A transaction that acts on other pods proves them first (L2).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Proof {
     pub(crate) incarnation: Incarnation,
@@ -101,8 +101,8 @@ const LOOK: Prepared = Prepared {
 };
 const LOOK_AGAIN: &str = sql!("look_again", "roster_rows", "open_session_is_free", "looked");
 
-/// Probes or reads one portion of the roster in a statement of its own; keeps no lock.
-pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<Look> {
+/// Probes or reads one portion of the roster, in a statement of its own. Keeps no lock.
+pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<RosterProbe> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
@@ -110,8 +110,12 @@ pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) 
     read_look(own, &rows, portion.probe)
 }
 
-/// [`look`] in a transaction that begins with it and keeps the locks that it got.
-pub(crate) async fn begin_look(session: &mut Session, own: Incarnation, portion: Portion) -> Result<(Txn<'_>, Look)> {
+/// The same as [`look`], as the first statement of a transaction. The transaction keeps the locks that it got.
+pub(crate) async fn begin_look(
+    session: &mut Session,
+    own: Incarnation,
+    portion: Portion,
+) -> Result<(Txn<'_>, RosterProbe)> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
@@ -120,12 +124,13 @@ pub(crate) async fn begin_look(session: &mut Session, own: Incarnation, portion:
     Ok((txn, look))
 }
 
-/// Probes the peers with these lock keys again, in a transaction that begins with it and keeps the locks that it got.
+/// Probes the peers with these lock keys again, as the first statement of a transaction. The transaction keeps the
+/// locks that it got.
 pub(crate) async fn begin_looking_again<'a>(
     session: &'a mut Session,
     own: Incarnation,
     keys: &[i64],
-) -> Result<(Txn<'a>, Look)> {
+) -> Result<(Txn<'a>, RosterProbe)> {
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&keys, Type::INT8_ARRAY)];
     let (txn, rows) = session.begin_with("looking at the dead again", LOOK_AGAIN, &params).await?;
     let look = read_look(own, &rows, true)?;
@@ -142,13 +147,13 @@ fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64) -> [Pa
     ]
 }
 
-/// Whether the server's lock table was full: nothing was probed (L10).
+/// Whether the server's lock table was full. Then nothing was probed (L10).
 pub(crate) fn met_a_full_table(error: &Error) -> bool {
     error.sqlstate() == Some("53200")
 }
 
-fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<Look> {
-    let mut look = Look::default();
+fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<RosterProbe> {
+    let mut look = RosterProbe::default();
     for row in rows {
         look.version = Some(row.at("version")?);
         let incarnation = Incarnation::from(row.at::<Uuid>("incarnation")?);
@@ -170,7 +175,7 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
             look.unknown.insert(incarnation);
         }
         let put_out = evictions::mark(row.at("evicted")?);
-        let peer = PeerLook {
+        let peer = PeerProbe {
             pod_id,
             incarnation,
             session: row.at("session")?,
@@ -186,8 +191,8 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
     Ok(look)
 }
 
-/// Records the waits that no pod has recorded yet, and returns their number. `None`: another transaction holds the
-/// log.
+/// Records the waits that no pod has recorded yet, and returns how many they are. `None`: another transaction has
+/// locked the log.
 pub(crate) async fn note_waits(session: &Session, waits: &[Wait], by: &PodId) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_note_waits($1::jsonb, $2::text) AS noted";
     let params: [Param<'_>; 2] = [(&json!(waits), Type::JSONB), (&by.as_str(), Type::TEXT)];
@@ -201,14 +206,14 @@ fn name(name: String) -> Result<PodId, String> {
 const WATCH: &str =
     "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
 
-/// Waits one slice for a peer's locks. Keeps none. Also the roster's version, as in [`Look`].
+/// Waits one slice for a peer's locks, and keeps none. Also returns the roster's version, as in [`RosterProbe`].
 pub(crate) async fn watch_slice(
     session: &Session,
     keys: Keys,
     slice: Duration,
     witness_wait: Duration,
 ) -> Result<(Slice, i64)> {
-    // What was granted is told to every pod, and that may wait at its commit.
+    // A granted lock is announced to every pod, and that commit may have to wait.
     let limit = slice + witness_wait + commit_patience(session.limit());
     let params: [Param<'_>; 4] = [
         (&keys.lock.get(), Type::INT8),
@@ -222,10 +227,10 @@ pub(crate) async fn watch_slice(
         "both" => Slice::BothFree,
         "liveness" => Slice::LivenessFree,
         "held" => Slice::Held,
-        // L10: nothing is concluded from an answer that this version does not know.
+        // L10: an answer that this version does not know proves nothing.
         other => {
             return Err(Error::new(ErrorKind::Database, format!("watching the successor: unknown answer {other:?}"))
-                .todo(
+                .help(
                     "see whether a newer version has changed studio_watch; deaths are found by the sweep meanwhile",
                 ));
         }
@@ -238,31 +243,31 @@ pub(crate) async fn watch_slice(
 pub(crate) struct Burial<'a> {
     pub(crate) pod_id: &'a PodId,
     pub(crate) incarnation: Incarnation,
-    /// As looked at; a row that has changed since is not deleted.
+    /// The pod's session as the probe read it. A row with another session is not deleted.
     pub(crate) session: i64,
     pub(crate) draining: bool,
     pub(crate) evicted: Option<&'static str>,
     pub(crate) reason: &'static str,
-    /// What the burier saw; what the pod itself wrote stands.
+    /// The cause that the burier saw. A cause that the pod itself recorded takes precedence.
     pub(crate) cause: Option<&'static str>,
-    /// For the event log.
+    /// The detail of the event in the event log.
     pub(crate) detail: Value,
 }
 
-/// What became of the burials.
+/// The result of burials.
 #[derive(Clone, Debug)]
 pub(crate) struct Buried {
-    /// L2: whether we could prove that we live. Without it nobody was buried.
+    /// L2: whether we could prove that we live. Without the proof nobody was buried.
     pub(crate) proved: bool,
-    /// Those whose rows were still as they were looked at, and the cause that is recorded of each.
+    /// The pods whose rows had not changed since the probe, and the recorded cause of each.
     pub(crate) gone: BTreeMap<Incarnation, Option<String>>,
 }
 
 const BURY: &str = sql!("bury", "advisory_lock", "lock_key", "open_session_is_free");
 
-/// L3: deletes the rows of the dead and records their ends, while this transaction holds their locks, and commits; all
-/// in one round trip, with a statement behind it that reads what then holds. A statement of its own after the look that
-/// took the locks: its snapshot is younger than they are.
+/// L3: deletes the rows of the dead pods and records their ends, while this transaction holds their locks. Then commits
+/// and sends one more statement, which reads what holds after the commit. All of this is one round trip. The burial is
+/// a separate statement after the probe that took the locks, so its snapshot is younger than the locks.
 pub(crate) async fn commit_burials(
     txn: Txn<'_>,
     proof: &Proof,
@@ -289,7 +294,8 @@ pub(crate) async fn commit_burials(
     Ok((Buried { proved, gone }, then))
 }
 
-/// Has a session that may bury prepare for it, and plan it by burying nobody: its first burial is as quick as the next.
+/// Prepares and plans the burial on a session that may bury, by burying nobody. Its first burial is then as fast as
+/// later ones.
 pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
     const STATEMENTS: [Prepared; 4] = [

@@ -1,4 +1,4 @@
-//! What a recovery pass reads: own rows, orphans, and who could take them.
+//! Reads the input of a recovery pass: own runs, orphans, and the pods that could claim them.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::pg::txn::{Param, Prepared};
 use crate::protocol::recover::{Candidate, Seen};
-use crate::protocol::share::{Fleet, Taker};
+use crate::protocol::share::{FleetLoad, Taker};
 
-/// Its parameters are those of [`Wanted`]. A burial sends it as well, behind its commit (`super::burials`).
+/// Its parameters are the fields of [`Wanted`]. A burial also sends it, after its commit (`super::burials`).
 pub(crate) const CANDIDATES: Prepared = Prepared {
     template: sql!("read_candidates", "crashed"),
     types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY, Type::INT4, Type::TEXT_ARRAY],
 };
 
-/// Which runs a recovery pass looks for: every running run of ours, and orphans.
+/// The runs that a recovery pass reads: every running run of ours, and orphans.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     own: Uuid,
@@ -34,8 +34,8 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// At most `limit` orphans of these kinds, without those in `passed_over`; and, if a number of crashes is given from
-    /// which on a run is one, without suspects.
+    /// Asks for at most `limit` orphans of these kinds, without those in `passed_over`. If `suspect_from` is given, a
+    /// run with at least that many crashes is a suspect and is left out.
     pub(crate) fn new(
         own: Incarnation,
         kinds: Vec<String>,
@@ -66,7 +66,7 @@ impl Wanted {
     }
 }
 
-/// What a recovery pass looks at.
+/// Reads what a recovery pass plans with.
 pub(crate) async fn candidates(db: &Database, wanted: &Wanted) -> Result<Seen> {
     let params: [&(dyn ToSql + Sync); 6] = wanted.params().map(|(value, _)| value);
     read(&db.query("looking for orphans", CANDIDATES.template, &params).await?)
@@ -96,8 +96,8 @@ fn read_run(run_id: RunId, row: &Row) -> Result<Candidate> {
     })
 }
 
-/// `None` where we are not among them: we drain, or are not in the roster, and claim nothing anyway.
-fn read_fleet(row: &Row) -> Result<Option<Fleet>> {
+/// `None` if this pod is not among the pods that claim. It drains or is not in the roster then, and claims nothing.
+fn read_fleet(row: &Row) -> Result<Option<FleetLoad>> {
     let number = |n: i64| usize::try_from(n).unwrap_or(0);
     let Some(me) = row.at::<Option<i32>>("me")? else { return Ok(None) };
     let (running, capacity): (Vec<i64>, Vec<Option<i32>>) = (row.at("running")?, row.at("capacity")?);
@@ -106,6 +106,6 @@ fn read_fleet(row: &Row) -> Result<Option<Fleet>> {
         capacity: capacity.map(|n| number(n.into())),
     };
     let takers = running.into_iter().zip(capacity).map(taker).collect();
-    // An array's first element is its number 1.
-    Ok(Some(Fleet { orphans: number(row.at("orphans")?), takers, me: number((me - 1).into()) }))
+    // In PostgreSQL the first element of an array has the number 1.
+    Ok(Some(FleetLoad { orphans: number(row.at("orphans")?), takers, me: number((me - 1).into()) }))
 }

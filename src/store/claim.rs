@@ -1,4 +1,4 @@
-//! Claiming runs.
+//! Claims runs.
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future::BoxFuture;
@@ -21,24 +21,26 @@ use crate::protocol::recover::Candidate;
 
 const CLAIM: &str = sql!("claim", "reach", "above", "as_expected", "crashed", "died_with");
 
-/// So many runs are claimed by the statement that the connection has prepared. More are worth a plan of their own: one that
-/// was made while the tables were all but empty goes through them once for each run (measured: 5 s for 500 of 10,000).
+/// Up to this many runs, a claim uses the statement that the connection has prepared. More runs get a plan of their
+/// own. A plan that was made while the tables were almost empty reads all of a table once for each run (measured: 5 s
+/// for 500 of 10,000).
 const FEW: usize = 20;
 
-/// How many bytes of inputs and checkpoints come along with a claim, all its runs together. Only values that the server
-/// keeps uncompressed do, so that their size is known. More would make a claim that does not fit in time: what is larger is
-/// read afterwards. Less would cost claims of small payloads a second statement.
+/// How many bytes of inputs and checkpoints one claim returns, for all its runs together. It returns only values that
+/// the server stores uncompressed, because their size is known. With more, a claim might not end in time; larger
+/// payloads are read afterwards. With less, claims of small payloads would need a second statement.
 const ALONG_BYTES: i64 = 256 * 1024;
 
-/// What claims of one pass have in common: the plan for many.
+/// The plan for many runs, which all claims of one pass share.
 #[derive(Default)]
 pub(crate) struct Claimer(Option<Planned>);
 
-/// Claims runs for the incarnation `own`: a compare-and-swap on the owner and the fence that an *earlier* statement
-/// read. A run whose expected owner is `own` itself is taken up again, under a new fence. A run whose last owner crashed
-/// under it, as number `max_crashes` in a row, is quarantined instead; where that is 0 none is.
+/// Claims runs for the incarnation `own`. A claim is a compare-and-swap on the owner and the fence that an *earlier*
+/// statement read. If the expected owner is `own` itself, the run is begun again under a new fence. A run under which
+/// `max_crashes` owners in a row have crashed, the last one included, is quarantined instead. With `max_crashes` 0 no
+/// run is.
 ///
-/// Every fence is above `floor`, the highest that this process was ever given.
+/// Every new fence is above `floor`, the highest fence that this process was ever given.
 pub(crate) async fn claim(
     db: &Database,
     claimer: &mut Claimer,
@@ -103,9 +105,9 @@ pub(crate) async fn claim(
     Ok(claims)
 }
 
-/// Runs a claim of nothing on a new connection, so that the server has [`claim`] parsed and planned. Then does the same
-/// for the event log's function, in a transaction that is rolled back. That leaves a gap in the log's numbers, as any
-/// transaction does that is rolled back.
+/// Claims nothing on a new connection, so that the server has parsed and planned [`claim`]. Then calls the event log's
+/// function in a transaction that is rolled back. The rollback leaves a gap in the log's numbers, as every rollback
+/// does.
 pub(crate) fn warm_up_claim<'a>(
     client: &'a ClientWrapper,
     schema: &'a Schema,
@@ -126,7 +128,7 @@ pub(crate) fn warm_up_claim<'a>(
     })
 }
 
-/// What is nested too deep was put there by hand, or by another program.
+/// Reads a claimed run. JSON that is nested too deep was stored by hand, or by another program.
 fn read_claimed(row: &Row) -> Result<Claimed> {
     read_facts(row, row.at("input")?, row.at("checkpoint")?)
 }

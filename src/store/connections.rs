@@ -1,4 +1,4 @@
-//! From settings to connections: the dialler, the opener of dedicated sessions, and the pool.
+//! Builds connections from settings: the dialler, the opener of dedicated sessions, and the pool.
 
 use super::role::Role;
 use super::runs;
@@ -13,7 +13,7 @@ use crate::pg::session::{ApplicationName, Opener};
 /// The first part of each `application_name`.
 const SERVICE: &str = "podlock";
 
-/// Call it inside of the runtime on which a password is asked for.
+/// Builds the dialler. Call it inside the runtime that must run the request for a password.
 pub(crate) fn dialer(config: &Config, settings: &Settings) -> Result<Dialer> {
     let of_process;
     let environment = match &config.environment {
@@ -33,7 +33,7 @@ pub(crate) fn dialer(config: &Config, settings: &Settings) -> Result<Dialer> {
     })
 }
 
-/// Opens the dedicated sessions of a pod, or those of nobody's.
+/// Opens the dedicated sessions of a pod. Without a pod, opens those of an operator.
 pub(crate) fn opener(config: &Config, settings: &Settings, pod: Option<&PodId>) -> Result<Opener> {
     Ok(Opener {
         dialer: dialer(config, settings)?,

@@ -1,8 +1,8 @@
-//! What counts as a crash of a run, in the words of the statements that ask for it: `protocol::poison` says it.
+//! Which ends count as a crash of a run. `protocol::poison` decides it; this is the list for the SQL statements.
 
 use crate::protocol::poison::crashes;
 
-/// How the ends are called that count: the argument `crashes` of the statements.
+/// The names of the ends that count. This is the argument `crashes` of the statements.
 pub(crate) fn crash_reasons() -> Vec<&'static str> {
     crashes().map(|reason| reason.as_str()).collect()
 }

@@ -1,8 +1,9 @@
-//! Who may create objects in podlock's schema.
+//! Roles that may create objects in podlock's schema.
 //!
-//! What podlock runs has its names pinned: objects that others create there are not used (`migrations/V23__names_pinned.sql`).
-//! People and services that call podlock's functions by hand look names up by their own `search_path`, and can be led astray
-//! by a function of the same name. So a schema in which others may create is worth a warning.
+//! podlock's own statements pin every name, so they do not use objects that others create there
+//! (`migrations/V23__names_pinned.sql`). People and services that call podlock's functions by hand use their own
+//! `search_path`, and may call another function of the same name. So a schema in which others may create objects
+//! deserves a warning.
 
 use tokio_postgres::types::Type;
 
@@ -12,8 +13,8 @@ use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
 
-/// Roles that may create objects in the schema and own neither the schema nor podlock's tables; `PUBLIC` is everybody.
-/// Superusers are not named.
+/// Roles that may create objects in the schema and own neither the schema nor podlock's tables. `PUBLIC` is every role.
+/// Superusers are not listed.
 pub(crate) async fn creators(session: &Session) -> Result<Vec<String>> {
     const SQL: &str = sql!("list_creators");
     let schema = session.schema().name().to_owned();
@@ -21,7 +22,7 @@ pub(crate) async fn creators(session: &Session) -> Result<Vec<String>> {
     rows.iter().map(|row| row.at("role")).collect()
 }
 
-/// What to say of them, with what to do.
+/// The warning about these roles, with what to do.
 pub(crate) fn advice(schema: &str, creators: &[String]) -> Option<String> {
     if creators.is_empty() {
         return None;
@@ -36,17 +37,23 @@ pub(crate) fn advice(schema: &str, creators: &[String]) -> Option<String> {
     ))
 }
 
-/// Warns once, at a boot. That the roles cannot be read keeps no pod from starting.
+/// Warns once, when a pod boots. If the roles cannot be read, the pod starts all the same.
 pub(crate) async fn warn(session: &Session) {
     let schema = session.schema().name();
     match creators(session).await {
         Ok(creators) => {
             if let Some(advice) = advice(schema, &creators) {
-                tracing::warn!(target: "podlock", event = "schema_open", schema, roles = creators.join(", "), "{advice}");
+                tracing::warn!(
+                    target: "podlock", event = "schema_open", schema, roles = creators.join(", "),
+                    "{advice}"
+                );
             }
         }
         Err(e) => {
-            tracing::debug!(target: "podlock", event = "schema_open_unknown", error = %e, "who may create objects in the schema is not known");
+            tracing::debug!(
+                target: "podlock", event = "schema_open_unknown", error = %e,
+                "who may create objects in the schema is not known"
+            );
         }
     }
 }

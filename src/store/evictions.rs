@@ -1,4 +1,4 @@
-//! The mark of an eviction in a row of the roster.
+//! Reads the mark of an eviction in a row of the roster.
 
 use crate::protocol::ending::Reason;
 
@@ -7,7 +7,10 @@ pub(crate) fn mark(of: Option<&str>) -> Option<Reason> {
     let mark = of?;
     let reason = Reason::of_eviction(mark);
     if reason.is_none() {
-        tracing::warn!(target: "podlock", event = "unknown_eviction", mark, "a row bears a mark that this version does not know; it is ignored");
+        tracing::warn!(
+            target: "podlock", event = "unknown_eviction", mark,
+            "a row bears a mark that this version does not know; it is ignored"
+        );
     }
     reason
 }

@@ -1,4 +1,4 @@
-//! The sequence of fences: where it stands, and raising it (L9).
+//! Reads and raises the sequence of fences (L9).
 
 use std::time::Duration;
 
@@ -11,15 +11,16 @@ use crate::pg::reply::Reply;
 use crate::pg::session::Session;
 use crate::protocol::fences::JUMP;
 
-/// How long the first look at all fences may take.
+/// How long the first read of all fences may take.
 const FIRST_LOOK: Duration = Duration::from_secs(60);
 
-/// The sequence as it is now.
+/// The state of the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sequence {
-    /// The last number that it gave; 0: none yet.
+    /// The last number that the sequence gave; 0 if it has given none.
     pub(crate) last: Fence,
-    /// How many numbers a session takes in advance. More than 1, and fences can fall: an idle session holds low ones.
+    /// How many numbers a session caches in advance. With more than 1, fences can fall, because an idle session keeps
+    /// low numbers.
     pub(crate) cache: i64,
 }
 
@@ -31,8 +32,8 @@ pub(crate) async fn sequence(db: &Database) -> Result<Sequence> {
     Ok(Sequence { last: row.at::<i64>("last")?.into(), cache: row.at("seqcache")? })
 }
 
-/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, however many raise it and take numbers at
-/// once. Returns where it stands then.
+/// Raises the sequence above `floor`, and sets CACHE back to 1. Never lowers it, even if several sessions raise it and
+/// take numbers at once. Returns the sequence's last number after that.
 pub(crate) async fn raise(db: &Database, floor: Fence) -> Result<Fence> {
     let row = db.query_opt("raising the sequence of fences", RAISE, &[&floor.get()]).await.map_err(advise)?;
     let last: i64 = row.map_or(Ok(0), |row| row.at("last"))?;
@@ -44,26 +45,30 @@ const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint) AS last";
 
 fn advise(error: Error) -> Error {
     error
-        .left("the sequence is as it was; what needs a fence above it is not claimed")
-        .todo("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
+        .state("the sequence is as it was; what needs a fence above it is not claimed")
+        .help("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
 }
 
 fn say_raised(floor: Fence, last: i64) {
-    tracing::warn!(target: "podlock", event = "fences_raised", floor = floor.get(), last, "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1");
+    tracing::warn!(
+        target: "podlock", event = "fences_raised", floor = floor.get(), last,
+        "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1"
+    );
 }
 
-/// Before the first fence is given: steps past the fences of a copy of the tables whose sequences did not come along, as
-/// logical replication and `pg_dump` of single tables make it. Where a fence was given already, nothing is looked at: runs
-/// whose fences are above the sequence raise it when they are claimed.
+/// Before the first fence is given, raises the sequence above the fences that the tables already have. Tables that were
+/// copied by logical replication, or by `pg_dump` of single tables, come without their sequences. If a fence was given
+/// already, nothing is read: a run whose fence is above the sequence raises it when the run is claimed.
 pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
     const IS_UNUSED: &str = "SELECT pg_sequence_last_value('@.studio_fence'::regclass) IS NULL AS is_unused";
-    // What was made by hand is not stepped past: see `protocol::fences`.
+    // Fences that were set by hand are ignored here: see `protocol::fences`.
     const HIGHEST: &str = "SELECT max(r.fence) AS highest FROM @.studio_runs r WHERE r.fence BETWEEN 1 AND $1";
     let step = "looking at the fences that are there";
     if !session.query_one(step, IS_UNUSED, &[]).await?.at::<bool>("is_unused")? {
         return Ok(());
     }
-    // It reads the whole table, once in the life of a database. A table that is being filled is not waited for longer.
+    // The statement reads the whole table, once in the life of a database. If that takes longer than the limit, because
+    // the table is being filled, it fails.
     let limit = FIRST_LOOK.as_millis();
     session.execute_batch(step, &format!("SET statement_timeout = {limit}")).await?;
     let rows = session.query_limited(step, HIGHEST, &[(&JUMP, Type::INT8)], FIRST_LOOK).await?;
@@ -74,7 +79,8 @@ pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// A start in the caller's transaction cannot raise the sequence: that locks it until the transaction ends.
+/// The error of a start in the caller's transaction when the sequence must be raised. Such a start cannot raise it:
+/// that would lock the sequence until the transaction ends.
 pub(crate) fn not_risen(floor: Fence) -> Error {
     Error::new(
         ErrorKind::Database,
@@ -82,6 +88,6 @@ pub(crate) fn not_risen(floor: Fence) -> Error {
             "the sequence of fences stands far below {floor}, which this pod was given, or hands numbers out in advance"
         ),
     )
-    .left("no run was started; the transaction is as it was")
-    .todo("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
+    .state("no run was started; the transaction is as it was")
+    .help("start the run outside of a transaction, or wait for this pod's next sweep, which raises the sequence")
 }

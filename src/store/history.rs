@@ -1,6 +1,6 @@
-//! Statements on the pods' history: they append failures to the event log, and delete what has ended. Pods have no
-//! right to delete history themselves. They call functions that keep everything young, running or needed. Ages are by
-//! the server's clock.
+//! Statements on the pods' history. They append failures to the event log, and delete rows that are old enough. Pods
+//! have no right to delete history directly. They call functions that keep everything that is young, running or needed.
+//! Ages are by the server's clock.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::protocol::failures::Failed;
-use crate::protocol::fold::{Entry, Snapshot};
+use crate::protocol::fold::{LogEntry, RosterSnapshot};
 use crate::timestamp::Timestamp;
 
-/// Appends to the event log what failed on this pod.
+/// Appends failures of this pod to the event log.
 pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {
     const SQL: &str = "SELECT @.studio_note_failures($1::text, $2::uuid, $3::text[], $4::bigint[], $5::uuid[], $6::text[]) \
          AS noted";
@@ -29,20 +29,20 @@ pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, f
     db.query("telling the event log of failed runs", SQL, &[&pod, &by, &kinds, &counts, &runs, &errors]).await.map(drop)
 }
 
-/// The place of a row in the order in which rows are pruned: when it ended, and its id.
+/// A row's place in the order of pruning: when it ended, and its id.
 pub(crate) type Place = (Timestamp, Uuid);
 
-/// What a call did with the rows that it was given.
+/// The result of a call on the rows that it was given.
 #[derive(Debug)]
 pub(crate) struct Handled {
     pub(crate) gone: i64,
     /// How many of the given rows were handled, from the first on.
     pub(crate) handled: usize,
-    /// What stays although it is old enough, and what keeps it.
+    /// Rows that stay although they are old enough, and the reason for each.
     pub(crate) kept: Vec<(Uuid, String)>,
 }
 
-/// The next `most` runs in this state that ended longer ago than `keep`, in the order of their end.
+/// Reads the next `most` runs in this state that ended longer ago than `keep`, ordered by their end.
 pub(crate) async fn old_runs(
     db: &Database,
     state: &str,
@@ -56,7 +56,7 @@ pub(crate) async fn old_runs(
     places(&db.query("looking for old runs", SQL, &[&state, &keep, &end, &id, &most]).await?)
 }
 
-/// The next `most` incarnations that ended longer ago than `keep`, in the order of their end.
+/// Reads the next `most` incarnations that ended longer ago than `keep`, ordered by their end.
 pub(crate) async fn old_sessions(db: &Database, keep: Duration, after: Option<Place>, most: i32) -> Result<Vec<Place>> {
     const SQL: &str = sql!("find_old_sessions");
     let (end, id) = after.unzip();
@@ -68,8 +68,8 @@ fn places(rows: &[Row]) -> Result<Vec<Place>> {
     rows.iter().map(|row| Ok((row.at("ended_at")?, row.at("id")?))).collect()
 }
 
-/// Deletes these runs, those that have ended longer ago than `keep`, and at most so many chunks. `None`: another prunes
-/// at the moment.
+/// Deletes those of these runs that ended longer ago than `keep`, with at most this many chunks. `None`: another
+/// session is pruning.
 pub(crate) async fn prune_runs(
     db: &Database,
     runs: &[Uuid],
@@ -81,7 +81,7 @@ pub(crate) async fn prune_runs(
     handled(db.query_opt("pruning runs", SQL, &[&runs, &keep.as_secs_f64(), &chunks_max]).await?)
 }
 
-/// Deletes these incarnations, those that ended longer ago than `keep`. `None`: another prunes at the moment.
+/// Deletes those of these incarnations that ended longer ago than `keep`. `None`: another session is pruning.
 pub(crate) async fn prune_sessions(db: &Database, incarnations: &[Uuid], keep: Duration) -> Result<Option<Handled>> {
     const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
          FROM @.studio_prune_named_sessions($1::uuid[], make_interval(secs => $2)) AS p";
@@ -101,18 +101,19 @@ fn handled(row: Option<Row>) -> Result<Option<Handled>> {
     }))
 }
 
-/// The beginning of the log, and of each event whether it is old enough to go.
-pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> Result<Vec<(Entry, bool)>> {
+/// Reads the first events of the log, and for each whether it is old enough to be deleted.
+pub(crate) async fn oldest_events(db: &Database, keep: Duration, most: i32) -> Result<Vec<(LogEntry, bool)>> {
     const SQL: &str = sql!("read_oldest_events");
     let most = i64::from(most);
     db.query("reading the log's beginning", SQL, &[&keep.as_secs_f64(), &most]).await?.iter().map(read_entry).collect()
 }
 
-fn read_entry(row: &Row) -> Result<(Entry, bool)> {
-    let entry = Entry {
+fn read_entry(row: &Row) -> Result<(LogEntry, bool)> {
+    let entry = LogEntry {
         idx: row.at("idx")?,
         kind: row.at("kind")?,
-        // Written by hand: the event goes all the same, and must not keep the log from being pruned.
+        // A name that was written by hand may be invalid. It must not stop the pruning of the log, so it is read as
+        // well as possible.
         pod_id: PodId::lossy(row.at("pod_id")?),
         incarnation: row.at::<Uuid>("incarnation")?.into(),
         detail: row.at("detail")?,
@@ -120,21 +121,21 @@ fn read_entry(row: &Row) -> Result<(Entry, bool)> {
     Ok((entry, row.at("is_old")?))
 }
 
-/// Puts `snapshot` in the place of the events from `first`, the log's first, to `upto`. `None`: another prunes, or has
-/// pruned since they were read.
+/// Replaces the events from `first`, the log's first, to `upto` by `snapshot`. `None`: another session is pruning, or
+/// has pruned since the events were read.
 pub(crate) async fn prune_events(
     db: &Database,
     keep: Duration,
     first: i64,
     upto: i64,
-    snapshot: &Snapshot,
+    snapshot: &RosterSnapshot,
     by: Option<(&str, Incarnation)>,
 ) -> Result<Option<i32>> {
     const SQL: &str = "SELECT @.studio_prune_events(make_interval(secs => $1), $2::bigint, $3::bigint, $4::jsonb, \
          COALESCE($5, SESSION_USER::text)::text, $6::uuid) AS gone";
     let detail: Value = serde_json::to_value(snapshot).map_err(|e| {
         Error::new(ErrorKind::Database, format!("a snapshot of the log cannot be written as JSON: {e}"))
-            .left("no event was deleted")
+            .state("no event was deleted")
             .caused_by(e)
     })?;
     let (pod, incarnation) = by.unzip();
@@ -147,14 +148,14 @@ fn one(row: Option<Row>) -> Result<Option<i32>> {
     row.ok_or_else(|| Error::new(ErrorKind::Database, "pruning: the server sent no row"))?.at("gone")
 }
 
-/// How many runs in these states ended longer ago than that.
+/// Counts the runs in these states that ended longer ago than `keep`.
 pub(crate) async fn count_runs(db: &Database, states: &[&str], keep: Duration) -> Result<i64> {
     const SQL: &str = sql!("count_old_runs");
     let row = db.query_opt("counting old runs", SQL, &[&states, &keep.as_secs_f64()]).await?;
     row.map_or(Ok(0), |row| row.at("runs"))
 }
 
-/// How many events and sessions could go.
+/// Counts the events and sessions that could be deleted.
 pub(crate) async fn count_events(db: &Database, keep: Duration) -> Result<(i64, i64)> {
     const SQL: &str = sql!("count_old_history");
     let row = db.query_opt("counting old events", SQL, &[&keep.as_secs_f64()]).await?;

@@ -1,4 +1,4 @@
-//! Who keeps a run from being claimed: claims pass over a row that another transaction has locked.
+//! Finds who keeps a run from being claimed. Claims skip a row that another transaction has locked.
 
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -13,11 +13,11 @@ use crate::pg::statement::sql;
 #[derive(Clone, Debug)]
 pub(crate) struct Hidden {
     pub(crate) run_id: RunId,
-    /// Who has it, as far as the server shows it.
+    /// Who holds the lock, as far as the server shows it.
     pub(crate) holders: Option<String>,
 }
 
-/// Which of these runs are locked now, and by whom. Locks none of them for longer than the statement takes.
+/// Finds which of these runs are locked now, and by whom. Locks a free row only for the duration of the statement.
 pub(crate) async fn hidden(db: &Database, runs: &[RunId]) -> Result<Vec<Hidden>> {
     const SQL: &str = sql!("find_locked_runs");
     let ids: Vec<Uuid> = runs.iter().map(RunId::as_uuid).collect();

@@ -1,4 +1,4 @@
-//! A session that LISTENs, and the notices that it has heard.
+//! A session that LISTENs, and the notices that it received.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,17 +10,19 @@ use crate::error::Result;
 use crate::pg::session::{Opener, Session};
 use crate::protocol::notices::Heard;
 
-/// A session with its inbox. Use it as the session that it is.
+/// A session with its inbox. It dereferences to the session.
 pub(crate) struct Listener {
     session: Session,
     inbox: Arc<Inbox>,
 }
 
-/// Notices that nobody has taken yet. The task that reads the socket merges them, so a flood takes no room and hides no
-/// kind of notice.
+/// Notices that nobody has taken yet. The task that reads the socket merges them, so a flood uses no memory and hides
+/// no kind of notice.
 #[derive(Default)]
 struct Inbox {
+    /// The task that reads the socket merges notices into it. [`Listener::heard`] takes all of them.
     heard: Mutex<Heard>,
+    /// That task notifies it, and [`Listener::heard`] waits for it. `Notify` keeps one wake, so none is lost.
     arrived: Notify,
 }
 
@@ -30,7 +32,7 @@ impl Inbox {
     }
 
     fn hear(&self, payload: &str) {
-        // A notice that means nothing is not logged: any role can send any number of them.
+        // A notice without a meaning is not logged: any role can send any number of them.
         if self.heard().hear(payload) {
             self.arrived.notify_one();
         }
@@ -38,7 +40,7 @@ impl Inbox {
 }
 
 impl Listener {
-    /// Opens the session. It hears nothing before it LISTENs.
+    /// Opens the session. It receives notices only after it LISTENs.
     ///
     /// Cancel safe: a dropped call closes what it opened.
     pub(crate) async fn open(opener: &Opener, role: Role) -> Result<Self> {
@@ -48,8 +50,8 @@ impl Listener {
         Ok(Self { session, inbox })
     }
 
-    /// All notices since the last call, once at least one means something. Pends for ever after the connection has ended:
-    /// watch [`Session::ended`] beside it.
+    /// Returns all notices since the last call, once at least one has a meaning. Pends for ever after the connection
+    /// has ended: watch [`Session::ended`] beside it.
     ///
     /// Cancel safe.
     pub(crate) async fn heard(&self) -> Heard {

@@ -1,4 +1,4 @@
-//! The two locks of a pod: who holds them, and whether a session is really a session.
+//! Statements on a pod's two locks: take them, find their holder, and check that session locks work at all.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,35 +13,36 @@ use crate::pg::session::{Backend, Session};
 use crate::pg::statement::sql;
 use crate::pg::txn::Param;
 
-/// A pod's two keys.
+/// The keys of a pod's two locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keys {
     pub(crate) lock: LockKey,
     pub(crate) witness: LockKey,
 }
 
-/// Who holds a key, as far as our role may see it.
+/// The holder of a key, as far as our role may see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
-    /// `None`: a prepared transaction.
+    /// `None` if a prepared transaction holds the key.
     pub(crate) pid: Option<i32>,
     pub(crate) address: Option<IpAddr>,
     pub(crate) age: Option<Duration>,
-    /// The pod whose row bears this key.
+    /// The pod in whose row this key is stored.
     pub(crate) registered: Option<String>,
     pub(crate) role: Option<String>,
     pub(crate) application: Option<String>,
     /// The name of a prepared transaction.
     pub(crate) prepared: Option<String>,
-    /// The server does not show our role where it connects from.
+    /// The server does not show our role the address of this session.
     pub(crate) is_hidden: bool,
-    /// It is in the roster as a backend of the pod whose key this is.
+    /// The roster has this backend as one of the pod to which the key belongs.
     pub(crate) is_pods: bool,
 }
 
 impl Holder {
-    /// Whether it is a session of podlock's: that of a pod, or one that its name calls so, as those are that begin or watch.
-    /// A role can give its session such a name.
+    /// Whether the holder is a session of podlock's: a pod's registered backend, or a session whose name begins with
+    /// `podlock/`. Sessions that are starting up or watching are known by name alone. Any role can give its session
+    /// such a name.
     pub(crate) fn is_podlocks(&self) -> bool {
         self.is_pods || self.application.as_deref().is_some_and(|name| name.starts_with("podlock/"))
     }
@@ -53,14 +54,15 @@ pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
     Ok(Keys { lock: row.at::<i64>("lock")?.into(), witness: row.at::<i64>("witness")?.into() })
 }
 
-/// Waits at most `slice` for a session lock. The wait is a real one: a try would lose to queued watchers.
+/// Waits at most `slice` for a session lock. It queues for the lock: a mere try would lose to watchers in the queue.
 pub(crate) async fn lock(session: &Session, key: LockKey, slice: Duration) -> Result<bool> {
     const SQL: &str = "SELECT @.studio_lock($1::bigint, $2::integer) AS granted";
     let params: [Param<'_>; 2] = [(&key.get(), Type::INT8), (&millis(slice), Type::INT4)];
     session.query_one("waiting for the pod's lock", SQL, &params).await?.at("granted")
 }
 
-/// Who holds `key` now, in any mode; of several, the pod that is registered with it, or else a stranger.
+/// Who holds `key` now, in any mode. If several do, returns the pod that is registered with the key, or else a
+/// stranger.
 pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Holder>> {
     const SQL: &str = sql!("find_lock_holder", "advisory_lock", "lock_key");
     let rows = session.query("looking for the lock's holder", SQL, &[(&key.get(), Type::INT8)]).await?;
@@ -80,15 +82,15 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
     rows.first().map(read).transpose()
 }
 
-/// The canary: tries to take, from this session, a key that another session of ours holds. True if the server let it,
-/// which means that its session locks do not protect anything; the lock is then given back.
+/// The canary: tries to take a key on this session while another session of ours holds it. Returns true if the server
+/// allowed that. Then its session locks protect nothing. The lock that was taken is released.
 pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool> {
     const SQL: &str =
         "SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END AS was_granted";
     session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at("was_granted")
 }
 
-/// The pid that answers on this session now, and whether this backend still holds `key` in `pg_locks`.
+/// The pid of the backend that answers on this session, and whether that backend still holds `key` in `pg_locks`.
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
     const SQL: &str = "SELECT pg_backend_pid() AS pid, @.studio_holds($1::bigint, pg_backend_pid()) AS holds";
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
@@ -96,7 +98,8 @@ pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Durat
     Ok((row.at("pid")?, row.at("holds")?))
 }
 
-/// Ends backends that were ours and that the server may still have, with our `key`. Returns how many it had.
+/// Ends former backends of this pod that the server may still have, and that hold our `key`. Returns how many there
+/// were.
 pub(crate) async fn end_own_backends(session: &mut Session, key: LockKey, backends: &[Backend]) -> Result<usize> {
     const SQL: &str = sql!("end_own_backend", "advisory_lock", "lock_key");
     const STEP: &str = "ending our own former backend";
@@ -114,7 +117,7 @@ pub(crate) async fn end_own_backends(session: &mut Session, key: LockKey, backen
     Ok(ended)
 }
 
-/// Whole milliseconds for the server, at least one.
+/// Whole milliseconds for the server, at least 1.
 pub(super) fn millis(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX).max(1)
 }

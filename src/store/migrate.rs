@@ -1,13 +1,14 @@
-//! The schema's versions, brought up to date by refinery under a lock of ours.
+//! Applies the schema's versions with refinery, under a lock of podlock's own.
 //!
-//! refinery takes no lock, so fifty pods that boot at once would trip over each other. The lock is tried for, never
-//! waited for: a waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would wait for it.
+//! refinery takes no lock, so fifty pods that boot at once would disturb each other. The lock is tried again and again,
+//! and never waited for. A waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would
+//! wait for that snapshot.
 //!
-//! Old and new binaries run side by side while a service is rolled out, so a binary works on a schema that is newer than
-//! what it knows, unless the schema says that it must not (`studio_schema_compat`).
+//! Old and new binaries run side by side during a rollout. So a binary works with a schema that is newer than it knows,
+//! unless the schema forbids that (`studio_schema_compat`).
 //!
-//! The short statements here name the schema of what they call: after a migration that failed, the session still has the
-//! schema of the tables in its `search_path`.
+//! The short statements here name the schema of everything that they call. After a migration that failed, the session's
+//! `search_path` still names the schema of the tables.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::pg::session::Session;
 use crate::pg::statement::sql;
 use crate::store::role::Role;
 
-/// Makes the table of the files of `migrations/`: their names without `.sql`, and their texts.
+/// Makes the table of the files in `migrations/`: their names without `.sql`, and their texts.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         const FILES: &[(&str, &str)] =
@@ -66,36 +67,38 @@ files!(
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
-/// How long another's migration is waited for, and how long one statement of ours may take.
+/// How long this waits for another session's migration, and how long one of our statements may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long a migration waits for a lock in one go. Whoever wants the same table waits behind it.
+/// How long a migration waits for a lock at a time. While it waits, every later session that wants the same table waits
+/// behind it.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
-/// SQLSTATE of a lock that did not come in time.
+/// The SQLSTATE of a lock that was not granted in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const RETRY: Duration = Duration::from_millis(50);
-/// From this version on migrations are templates: [`Schema::migration`]. Those before it find their names by `search_path`.
+/// From this version on, migrations are templates: [`Schema::migration`]. Earlier ones find their names by
+/// `search_path`.
 pub(super) const TEMPLATES_FROM: i32 = 23;
 
 /// One version of the schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Version {
-    /// Its number; the first is 1.
+    /// The version's number. The first is 1.
     pub version: i32,
-    /// Its name.
+    /// The version's name.
     pub name: String,
     /// Whether the database has it.
     pub applied: bool,
-    /// Whether this binary was built with it. A version that it does not know came with a newer one.
+    /// Whether this binary knows the version. A version that it does not know was applied by a newer binary.
     pub known: bool,
 }
 
-/// What a starting pod does about the schema.
+/// How a starting pod treats the schema.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    /// Whether it brings the schema up to date.
+    /// Whether the pod brings the schema up to date.
     apply: bool,
-    /// The newest version that it knows.
+    /// The newest version that the pod knows.
     knows: i32,
 }
 
@@ -106,28 +109,29 @@ impl Policy {
     }
 }
 
-/// How the database's schema stands to a binary.
+/// How the database's schema compares with this binary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// It has all that the binary knows, and perhaps more.
+enum SchemaStatus {
+    /// The schema has every version that the binary knows, and perhaps more.
     Usable,
-    /// It lacks versions; 0 is a schema without any.
+    /// The schema lacks versions. `at` is its version; 0 if it has none.
     Behind { at: i32 },
 }
 
-/// Brings the schema of `config` up to date, creating it if need be. Safe when many do it at once.
+/// Brings the schema of `config` up to date, and creates it if needed. Several calls at once are safe.
 ///
-/// Returns the versions that this call applied; none if another was faster or nothing was due.
+/// Returns the versions that this call applied. The list is empty if another call was faster, or if there was nothing
+/// to apply.
 ///
 /// # Errors
 ///
-/// As connecting; [`ErrorKind::Forbidden`] if the role may not create the schema or its tables;
-/// [`ErrorKind::SchemaIncompatible`] if the database excludes this binary, or has other migrations under its versions;
-/// [`ErrorKind::Timeout`] if another migrates for longer than a minute.
+/// Those of connecting. [`ErrorKind::Forbidden`] if the role may not create the schema or its tables.
+/// [`ErrorKind::SchemaIncompatible`] if the database excludes this binary, or has other migrations under the same
+/// versions. [`ErrorKind::Timeout`] if another session migrates for longer than a minute.
 ///
 /// # Cancel safety
 ///
-/// A dropped call ends its session; each version is applied in one transaction, wholly or not at all.
+/// A dropped call ends its session. Each version is applied in one transaction, wholly or not at all.
 pub async fn up(config: &Config) -> Result<Vec<Version>> {
     let mut session = open(config).await?;
     let applied = up_on(&mut session, Policy::of(config)).await;
@@ -135,11 +139,11 @@ pub async fn up(config: &Config) -> Result<Vec<Version>> {
     applied
 }
 
-/// Every version that this binary knows or the database has, the oldest first.
+/// Returns every version that this binary knows or the database has, the oldest first.
 ///
 /// # Errors
 ///
-/// As connecting.
+/// Those of connecting.
 ///
 /// # Cancel safety
 ///
@@ -159,11 +163,12 @@ pub async fn status(config: &Config) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// What an administrator should change about the schema, a sentence each: roles beside the owner may create objects in it.
+/// Returns what an administrator should change about the schema, one sentence each: which other roles than the owner
+/// may create objects in it.
 ///
 /// # Errors
 ///
-/// As connecting.
+/// Those of connecting.
 ///
 /// # Cancel safety
 ///
@@ -181,8 +186,9 @@ pub fn newest() -> i32 {
     embedded(i32::MAX).last().map_or(0, Migration::version)
 }
 
-/// The schema as one SQL script, for those who run it by hand with `psql`: all versions after `from`, which the database
-/// has (0: none). It is one transaction, refuses a database at another version, and pods then find the schema up to date.
+/// Returns the schema as one SQL script, to run by hand with `psql`. It has all versions after `from`, the version of
+/// the database (0: none). The script is one transaction, and refuses a database at another version. Pods find the
+/// schema up to date afterwards.
 #[must_use]
 pub fn sql(schema: &str, from: i32) -> String {
     let schema = Schema::new(schema);
@@ -192,10 +198,10 @@ pub fn sql(schema: &str, from: i32) -> String {
     while schema.name().contains(&tag) {
         tag.insert(tag.len() - 1, '_');
     }
-    // Nobody waits for long behind a lock that this script waits for.
+    // The script may wait for a lock, and other sessions then wait behind it. This limits that wait.
     let mut script = "BEGIN;\nSET LOCAL lock_timeout = '2s';\n".to_owned();
     if from <= 0 {
-        // Looked for first: whoever owns the schema need not have the right to create one.
+        // The script checks first whether the schema exists: its owner need not have the right to create one.
         let literal = quoted.replace('\'', "''");
         script.push_str(&format!(
             "DO {tag} BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
@@ -203,7 +209,7 @@ pub fn sql(schema: &str, from: i32) -> String {
              varchar(255), checksum varchar(255));\n"
         ));
     } else {
-        // The roster before the log, as burials take them.
+        // The roster is locked before the log, in the order in which burials lock them.
         let pods = schema.sql("@.studio_pods");
         script.push_str(&format!(
             "LOCK TABLE {history};\nLOCK TABLE {pods};\nDO {tag} BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {history}) IS DISTINCT \
@@ -226,8 +232,8 @@ pub fn sql(schema: &str, from: i32) -> String {
     script
 }
 
-/// Every function of the schema that pods or operators may call: all but the one of a trigger. A test compares the list with
-/// what there is.
+/// Every function of the schema that pods or operators may call: all except a trigger's function. A test compares the
+/// list with the schema.
 const FUNCTIONS: [&str; 26] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
@@ -257,19 +263,19 @@ const FUNCTIONS: [&str; 26] = [
     "studio_note_foreign_locks(jsonb, text)",
 ];
 
-/// What a role may do on podlock's tables.
+/// What a role may do with podlock's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// All that a pod does, and no more: it can change no table's definition, truncate nothing, and delete no history but
-    /// by the functions that prune what ended more than an hour ago.
+    /// Exactly the rights that a pod needs. The role cannot change a table's definition or truncate a table. It can
+    /// delete history only with the functions that prune rows which ended more than an hour ago.
     Pod,
-    /// Reading, for people and dashboards.
+    /// Read only, for people and dashboards.
     Read,
 }
 
-/// A SQL script that gives `role` the least rights for `access`. Run it as the schema's owner, and again after each
-/// migration: a new version may bring new tables.
+/// Returns a SQL script that gives `role` the least rights for `access`. Run it as the schema's owner, and again after
+/// each migration, because a new version may bring new tables.
 #[must_use]
 pub fn grants(schema: &str, role: &str, access: Access) -> String {
     let (schema, role) = (Schema::new(schema), quote_identifier(role));
@@ -294,12 +300,13 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }
     if access == Access::Pod {
-        // What LOCK TABLE needs: the table stays empty.
+        // LOCK TABLE needs this right. The table stays empty.
         grant("UPDATE", "@.studio_log_order");
         for sequence in ["studio_fence", "studio_beat"] {
             grant("USAGE", &format!("SEQUENCE @.{sequence}"));
         }
-        // By name: the schema may hold functions of the service, which are none of ours to give away.
+        // Functions are granted by name: the schema may also have functions of the service, and podlock must not grant
+        // those.
         for function in FUNCTIONS {
             grant("EXECUTE", &format!("FUNCTION @.{function}"));
         }
@@ -308,12 +315,12 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
     script
 }
 
-/// What a pod does about the schema at its start.
+/// Checks or updates the schema when a pod starts.
 pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()> {
     if policy.apply {
         return up_on(session, policy).await.map(drop);
     }
-    let Standing::Behind { at } = standing(session, policy.knows).await? else { return Ok(()) };
+    let SchemaStatus::Behind { at } = schema_status(session, policy.knows).await? else { return Ok(()) };
     let (schema, knows) = (session.schema().name(), policy.knows);
     let (kind, what) = if at == 0 {
         (ErrorKind::SchemaMissing, format!("schema {schema:?} has no tables of podlock"))
@@ -321,18 +328,18 @@ pub(crate) async fn prepare(session: &mut Session, policy: Policy) -> Result<()>
         (ErrorKind::SchemaIncompatible, format!("schema {schema:?} is at version {at}, and this binary needs {knows}"))
     };
     Err(Error::new(kind, what)
-        .left("nothing was registered")
-        .todo("run `podlock migrate up`, or let the pod migrate itself"))
+        .state("nothing was registered")
+        .help("run `podlock migrate up`, or let the pod migrate itself"))
 }
 
-/// [`up`] on a session that is open.
+/// The same as [`up`], on a session that is open.
 async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
-    if standing(session, policy.knows).await? == Standing::Usable {
+    if schema_status(session, policy.knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     lock(session).await?;
     let applied = up_under_lock(session, policy.knows).await;
-    // Closing the session would do it too, but not before the next pod's first try.
+    // Closing the session would release the lock too, but perhaps after the next pod's first try.
     let unlocked = session
         .query(
             "giving the migration lock back",
@@ -345,9 +352,9 @@ async fn up_on(session: &mut Session, policy: Policy) -> Result<Vec<Version>> {
     Ok(applied)
 }
 
-/// Whoever held the lock before may have done it all, and may have made it a schema that excludes this binary.
+/// The former holder of the lock may have applied everything, and that schema may exclude this binary.
 async fn up_under_lock(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
-    if standing(session, knows).await? == Standing::Usable {
+    if schema_status(session, knows).await? == SchemaStatus::Usable {
         return Ok(Vec::new());
     }
     apply(session, knows).await
@@ -358,19 +365,19 @@ async fn open(config: &Config) -> Result<Session> {
     pooler::open_proven(&opener, Role::Migrate, "nothing was changed").await
 }
 
-async fn standing(session: &Session, knows: i32) -> Result<Standing> {
+async fn schema_status(session: &Session, knows: i32) -> Result<SchemaStatus> {
     let at = history(session).await?.last().map_or(0, |(version, _)| *version);
     if at < knows {
-        return Ok(Standing::Behind { at });
+        return Ok(SchemaStatus::Behind { at });
     }
     if at == knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     const USABLE_FROM: &str = "SELECT usable_from FROM @.studio_schema_compat";
     let usable_from: i32 =
         session.query_one("reading which binaries the schema admits", USABLE_FROM, &[]).await?.at("usable_from")?;
     if usable_from <= knows {
-        return Ok(Standing::Usable);
+        return Ok(SchemaStatus::Usable);
     }
     Err(Error::new(
         ErrorKind::SchemaIncompatible,
@@ -379,8 +386,8 @@ async fn standing(session: &Session, knows: i32) -> Result<Standing> {
             session.schema().name()
         ),
     )
-    .left("nothing was changed")
-    .todo("run a newer version of the service"))
+    .state("nothing was changed")
+    .help("run a newer version of the service"))
 }
 
 /// The versions that the database has, the oldest first.
@@ -410,14 +417,14 @@ async fn lock(session: &Session) -> Result<()> {
                 ErrorKind::Timeout,
                 format!("the migration lock of schema {schema:?} has been held for {LIMIT:?} by {holder}"),
             )
-            .left("nothing was changed")
-            .todo("wait if that is a migration, and migrate again; else end that process"));
+            .state("nothing was changed")
+            .help("wait if that is a migration, and migrate again; else end that process"));
         }
         tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
 }
 
-/// Who holds the migration lock. Any role of the database can take it.
+/// Describes who holds the migration lock. Any role of the database can take it.
 async fn holder(session: &Session) -> Result<String> {
     const SQL: &str = sql!("find_migration_lock_holder", "advisory_lock", "lock_key");
     let schema = session.schema().name().to_owned();
@@ -442,13 +449,13 @@ async fn apply(session: &mut Session, knows: i32) -> Result<Vec<Version>> {
     loop {
         let run = tokio::time::timeout(LIMIT, runner.run_async(session.client_mut())).await;
         let Ok(run) = run else {
-            return Err(errors::timed_out("migrating", LIMIT).left("the version that was under way is rolled back"));
+            return Err(errors::timed_out("migrating", LIMIT).state("the version that was under way is rolled back"));
         };
         let report = run.as_ref().map_or_else(|e| e.report(), Some);
         applied.extend(report.iter().flat_map(|r| r.applied_migrations()).map(|m| version_of(m, true)));
         match run {
             Ok(_) => break,
-            // Somebody reads or writes what this version changes.
+            // Another session reads or writes a table that this version changes.
             Err(e) if sqlstate_of(&e).as_deref() == Some(LOCK_NOT_AVAILABLE) && Instant::now() < give_up => {
                 tracing::debug!(target: "podlock", error = %chain(&e), "a migration waits for a lock; trying again");
                 tokio::time::sleep(LOCK_LIMIT.mul_f64(0.5 + fastrand::f64())).await;
@@ -471,22 +478,33 @@ fn refused(error: refinery_core::Error) -> Error {
     );
     if divergent {
         return Error::new(ErrorKind::SchemaIncompatible, format!("migrating: {text}"))
-            .left("nothing was changed")
-            .todo("use the binary that made this schema, or another schema")
+            .state("nothing was changed")
+            .help("use the binary that made this schema, or another schema")
             .caused_by(error);
     }
     if let Some(code) = sqlstate_of(&error) {
         let forbidden = code == "42501";
+        // Duplicates of a schema, function, relation, type or other object: a foreign one has a name of podlock's.
+        let is_taken = ["42P06", "42723", "42P07", "42710"].contains(&code.as_str());
         let kind = if forbidden { ErrorKind::Forbidden } else { ErrorKind::Database };
         return Error::new(kind, format!("migrating: {text}"))
-            .left("the version that was under way is rolled back")
-            .todo("run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand")
+            .state("the version that was under way is rolled back")
+            .help(match (forbidden, is_taken) {
+                (true, _) => {
+                    "run `podlock migrate up` as a role that may create tables there, or `podlock migrate sql` by hand"
+                }
+                (_, true) => {
+                    "an object that podlock did not make has a name that podlock needs: drop or rename that object, or \
+                     give podlock a schema of its own (PODLOCK_SCHEMA), then run `podlock migrate up` again"
+                }
+                _ => "read the server's message and its log, then run `podlock migrate up` again",
+            })
             .with_sqlstate(&code)
             .caused_by(error);
     }
     Error::new(ErrorKind::Database, format!("migrating: {text}"))
-        .left("the version that was under way is rolled back")
-        .todo("read the server's log, then migrate again")
+        .state("the version that was under way is rolled back")
+        .help("read the server's log, then migrate again")
         .caused_by(error)
 }
 
@@ -503,7 +521,7 @@ fn sqlstate_of(error: &(dyn std::error::Error + 'static)) -> Option<String> {
 
 fn runner(knows: i32, schema: &Schema) -> Runner {
     let mut runner = Runner::new(&known(knows, schema)).set_abort_missing(false).set_target(Target::Version(knows));
-    // Named with its schema: from TEMPLATES_FROM on a migration takes the schema out of the search_path.
+    // The table is named with its schema: from TEMPLATES_FROM on, a migration removes the schema from the search_path.
     runner.set_migration_table_name(history_table(schema));
     runner
 }
@@ -512,9 +530,9 @@ fn history_table(schema: &Schema) -> String {
     schema.sql(&format!("@.{HISTORY_TABLE}")).to_string()
 }
 
-/// The versions up to `newest` that this binary was built with, the oldest first, as they are run on this schema. The
-/// checksum of a template is that of what is run: a schema that was renamed afterwards is refused, since its functions still
-/// name the schema of before.
+/// The versions up to `newest` that this binary knows, the oldest first, with the SQL that runs on this schema. The
+/// checksum of a template is that of this SQL. So a schema that was renamed afterwards is refused: its functions still
+/// name the old schema.
 #[expect(clippy::expect_used, reason = "the name of a file, which refinery has read before")]
 fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
     let mut known = embedded(newest);
@@ -526,7 +544,7 @@ fn known(newest: i32, schema: &Schema) -> Vec<Migration> {
     known
 }
 
-/// The versions up to `newest` that this binary was built with, the oldest first, as the files have them.
+/// The versions up to `newest` that this binary knows, the oldest first, with the text of the files.
 #[expect(clippy::expect_used, reason = "a test reads every name")]
 fn embedded(newest: i32) -> Vec<Migration> {
     let read = |(name, sql): &(&str, &str)| Migration::unapplied(name, sql).expect("a name of this form");
@@ -543,7 +561,7 @@ fn version_of(migration: &Migration, applied: bool) -> Version {
 mod tests {
     use super::*;
 
-    /// A file that is not listed would not be migrated to, and nothing else would say so.
+    /// A file that is missing in the list would never be applied, and nothing else would report that.
     #[test]
     fn each_file_of_migrations_is_embedded_and_their_versions_have_no_gap() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");

@@ -1,9 +1,10 @@
-//! All of podlock's SQL: one function for each statement, `_in_txn` where it joins a transaction. A statement of more than
-//! three lines is a file in `sql/`, which psql can run as well (`sql/README.md`).
+//! All of podlock's SQL. Each statement has one function; its name ends in `_in_txn` if it joins a transaction. A
+//! statement of more than three lines is a file in `sql/`, which psql can run as well (`sql/README.md`).
 //!
-//! Each table of podlock's is named with its schema. Sessions of our own run under `search_path = pg_catalog, pg_temp`, so
-//! built-ins need no schema there. A statement that runs on a user's connection names the schema of every function, type and
-//! operator, so that the user's `search_path` cannot change what the statement means (`pins` checks that).
+//! Each table of podlock's is named with its schema. podlock's own sessions run under `search_path = pg_catalog,
+//! pg_temp`, so built-ins need no schema there. A statement that runs on a user's connection names the schema of every
+//! function, type and operator. So the user's `search_path` cannot change what the statement means (`pins` checks
+//! that).
 
 pub(crate) mod beats;
 pub(crate) mod burials;

@@ -1,4 +1,4 @@
-//! Notices, and the rows that they ask a pod to read (L11).
+//! Notices, and the rows that a pod reads when it gets one (L11).
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -14,7 +14,7 @@ use crate::pg::txn::Param;
 /// How many events one read of the log returns.
 pub(crate) const EVENTS_MOST: usize = 256;
 
-/// LISTENs on the schema's channel, and returns the position of the last event: what comes later is announced.
+/// LISTENs on the schema's channel, and returns the position of the last event. Every later event is announced.
 pub(crate) async fn listen(session: &Session) -> Result<i64> {
     const SQL: &str = "SELECT COALESCE(max(e.idx), 0) AS idx FROM @.studio_pod_events e";
     let channel = crate::pg::schema::quote_identifier(&session.schema().channel());
@@ -22,33 +22,33 @@ pub(crate) async fn listen(session: &Session) -> Result<i64> {
     session.query_one("reading the position of the event log", SQL, &[]).await?.at("idx")
 }
 
-/// Asks every pod to look at the roster now.
+/// Asks every pod to probe the roster now.
 pub(crate) async fn ask_for_a_look(session: &Session) -> Result<()> {
     const SQL: &str = "SELECT pg_notify(@.studio_channel(), 'look') AS told";
     session.query_and_tell("telling the others", SQL, &[]).await.map(drop)
 }
 
-/// An event, as far as pods act on it.
+/// An event, with the fields on which pods act.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct LoggedEvent {
     pub(crate) idx: i64,
     pub(crate) kind: String,
-    /// `None`: the row was made by hand, and bears what cannot be a pod's name.
+    /// `None` if the row was made by hand and its pod name is not valid.
     pub(crate) pod: Option<PodId>,
     pub(crate) incarnation: Incarnation,
     pub(crate) reason: Option<String>,
     pub(crate) run: Option<RunId>,
 }
 
-/// The events after a position, at most [`EVENTS_MOST`].
-pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Told>> {
+/// Reads the events after a position, at most [`EVENTS_MOST`].
+pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<LoggedEvent>> {
     const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail->>'reason' AS reason, e.detail->>'run' AS run \
          FROM @.studio_pod_events e WHERE e.idx > $1 ORDER BY e.idx LIMIT $2";
     let most = i64::try_from(EVENTS_MOST).unwrap_or(i64::MAX);
     let params: [Param<'_>; 2] = [(&idx, Type::INT8), (&most, Type::INT8)];
     let rows = session.query("reading the event log", SQL, &params).await?;
     let read = |row: &Row| {
-        Ok(Told {
+        Ok(LoggedEvent {
             idx: row.at("idx")?,
             kind: row.at("kind")?,
             pod: PodId::new(row.at::<String>("pod_id")?).ok(),
@@ -67,17 +67,17 @@ pub(crate) async fn is_asked_to_drain(session: &Session, own: Incarnation) -> Re
     Ok(!rows.is_empty())
 }
 
-/// What the rows say of the runs that this process works on.
+/// The difference between the runs that this process executes and their rows.
 #[derive(Debug, Default)]
 pub(crate) struct OwnRuns {
-    /// Those that are not this pod's any more, with the fence by which it has them, and whether they were cancelled.
+    /// Runs that this pod has lost: each with the fence that this process has, and whether the run was cancelled.
     pub(crate) lost: Vec<(RunId, Fence, bool)>,
-    /// A run is this pod's that it does not work on.
+    /// Whether this pod owns a run that this process does not execute.
     pub(crate) more: bool,
 }
 
-/// Compares the runs that this process works on with their rows. What this very attempt has ended is its own still: it may
-/// not have had its reply. A run without a fence is being started or claimed.
+/// Compares the runs that this process executes with their rows. A run that this very attempt has ended is not lost:
+/// the attempt may not have had the reply yet. A run without a fence is being started or claimed.
 pub(crate) async fn own_runs(session: &Session, own: Incarnation, known: &[(RunId, Option<Fence>)]) -> Result<OwnRuns> {
     const SQL: &str = sql!("compare_own_runs");
     let ids: Vec<Uuid> = known.iter().map(|(run_id, _)| run_id.as_uuid()).collect();

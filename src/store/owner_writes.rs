@@ -1,5 +1,6 @@
-//! What the owner of a run writes. Each statement names the owner's incarnation and its fence (L5), in `part/owned_by.sql`. A
-//! statement that finds no row has changed nothing: the owner is fenced, or what else the function says.
+//! Writes by the owner of a run. Each statement names the owner's incarnation and its fence (L5), in
+//! `part/owned_by.sql`. A statement that finds no row has changed nothing. The owner is fenced then, or another reason
+//! applies that the function names.
 
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -15,11 +16,11 @@ const FINISH: &str = sql!("finish_run", "owned_by", "stream_length");
 const GIVE_BACK: &str = sql!("give_back_run", "owned_by");
 const TOUCH: &str = sql!("touch_run", "owned_by");
 
-/// Saves a checkpoint, the attempt's write of that number. That is progress: the crashes of former owners no longer
-/// count. False: fenced, or a later write of the attempt was there first.
+/// Saves a checkpoint under the write number of this attempt. It is progress: crashes of former owners no longer count.
+/// Returns false if the owner is fenced, or if a later write of the attempt was accepted first.
 ///
-/// `seq` is how many chunks its stream has by now; `None`: as before. If the stream has fewer, a failover took some back: the
-/// attempt is as good as fenced.
+/// `seq` is how many chunks the run's stream has now; `None` leaves the number unchanged. If the stream has fewer
+/// chunks, a failover lost some, and the call returns false as well.
 pub(crate) async fn checkpoint(
     db: &Database,
     owner: Owner,
@@ -32,7 +33,8 @@ pub(crate) async fn checkpoint(
     Ok(db.query_opt("saving a checkpoint", CHECKPOINT, &params).await?.is_some())
 }
 
-/// Ends a run with the columns of its output. False: fenced, or it had ended, or its stream has fewer than `seq` chunks.
+/// Ends a run with the columns of its output. Returns false if the owner is fenced, the run had ended, or its stream
+/// has fewer than `seq` chunks.
 pub(crate) async fn finish(
     db: &Database,
     owner: Owner,
@@ -58,13 +60,15 @@ pub(crate) async fn finish(
     Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
 }
 
-/// Gives a run back: nobody owns it, which is no crash, and every pod is told. False: fenced.
+/// Releases a run: nobody owns it then, no crash is counted, and every pod is notified. Returns false if the owner is
+/// fenced.
 pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("yielding a run", GIVE_BACK, &params).await?.is_some())
 }
 
-/// A write of the run's row that changes nothing: whether its owner's small writes pass. False: fenced.
+/// Writes the run's row without changing it, to find out whether small writes succeed. Returns false if the owner is
+/// fenced.
 pub(crate) async fn touch(db: &Database, owner: Owner) -> Result<bool> {
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("trying a small write", TOUCH, &params).await?.is_some())

@@ -1,5 +1,5 @@
-//! Inputs and checkpoints of runs that were claimed, where they are too large to come along with the claim. Each read names
-//! the owner and the fence (L5): a run that was claimed again meanwhile is not read.
+//! Reads inputs and checkpoints of claimed runs that were too large for the claim to return. Each read names the owner
+//! and the fence (L5), so it returns nothing for a run that was claimed again meanwhile.
 
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
@@ -15,22 +15,23 @@ use crate::pg::statement::sql;
 const READ: &str = sql!("read_payloads");
 const READ_PIECE: &str = sql!("read_payload_piece", "owned_by");
 
-/// What a handler is given.
+/// A run's input and checkpoint, for its handler.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Payload {
     pub(crate) input: Value,
     pub(crate) checkpoint: Option<Value>,
 }
 
-/// What came of reading one run's.
+/// The result of reading one run's payload.
 #[derive(Clone, Debug)]
 pub(crate) enum Read {
     Payload(Payload),
-    /// They are there, but no handler can be given them, and why.
+    /// The payload exists, but cannot be given to a handler. The text says why.
     Unreadable(String),
 }
 
-/// Reads several runs of one incarnation in one statement. Those that are no longer their owner's are left out.
+/// Reads the payloads of several runs of one incarnation in one statement. Leaves out runs that are no longer their
+/// owner's.
 pub(crate) async fn read(db: &Database, owners: &[Owner]) -> Result<Vec<(RunId, Read)>> {
     let ids: Vec<_> = owners.iter().map(|o| o.run_id.as_uuid()).collect();
     let incarnations: Vec<_> = owners.iter().map(|o| o.incarnation.as_uuid()).collect();
@@ -45,15 +46,15 @@ pub(crate) async fn read(db: &Database, owners: &[Owner]) -> Result<Vec<(RunId, 
     read.collect()
 }
 
-/// The bytes of a piece at first, and the fewest and most. A piece that does not fit in time is halved, and one that does
-/// is doubled: the server makes the whole value ready for each piece, so large ones are cheaper. Below the fewest, a
-/// statement takes as long as one byte.
+/// The bytes of a piece: at first, the least, and the most. A piece that does not end in time is halved, and one that
+/// does is doubled. The server decompresses the whole value for each piece, so large pieces are cheaper. Below the
+/// least size, a statement takes as long as for one byte.
 const PIECE: i32 = 1 << 20;
 const PIECE_MIN: i32 = 16 << 10;
 const PIECE_MAX: i32 = 8 << 20;
 
-/// Reads one run's payload in pieces, so that each statement fits in time at any size. `None`: the run is no longer
-/// the owner's.
+/// Reads one run's payload in pieces, so that each statement ends in time whatever the size. `None`: the run is no
+/// longer the owner's.
 pub(crate) async fn read_in_pieces(db: &Database, owner: Owner) -> Result<Option<Read>> {
     let Some(input) = read_text(db, owner, "input").await? else { return Ok(None) };
     let Some(checkpoint) = read_text(db, owner, "checkpoint").await? else { return Ok(None) };
@@ -65,9 +66,9 @@ pub(crate) async fn read_in_pieces(db: &Database, owner: Owner) -> Result<Option
     Ok(Some(payload.map_or_else(Read::Unreadable, Read::Payload)))
 }
 
-/// A column as text. `None`: the run is no longer the owner's; `Some(None)`: the column is NULL.
+/// Reads a column as text. `None`: the run is no longer the owner's. `Some(None)`: the column is NULL.
 ///
-/// A checkpoint cannot change between two pieces: only the owner saves one, and no handler was begun under this fence.
+/// A checkpoint cannot change between two pieces. Only the owner saves one, and no handler has begun under this fence.
 async fn read_text(db: &Database, owner: Owner, column: &'static str) -> Result<Option<Option<Vec<u8>>>> {
     let step = format!("reading the {column} of run {} in pieces", owner.run_id);
     let (run_id, incarnation, fence) = (owner.run_id.as_uuid(), owner.incarnation.as_uuid(), owner.fence.get());
@@ -79,7 +80,10 @@ async fn read_text(db: &Database, owner: Owner, column: &'static str) -> Result<
         let row = match db.query_opt(&step, READ_PIECE, &params).await {
             Ok(row) => row,
             Err(e) if e.is_slow() && piece > PIECE_MIN => {
-                tracing::debug!(target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e, "a piece did not fit in time");
+                tracing::debug!(
+                    target: "podlock", event = "piece_halved", run = %owner.run_id, bytes = piece, error = %e,
+                    "a piece did not fit in time"
+                );
                 piece = (piece / 2).max(PIECE_MIN);
                 continue;
             }

@@ -1,22 +1,22 @@
-//! Lints of SQL text: is every name pinned to the object that is meant?
+//! Lints SQL text: is every name pinned to the intended object?
 //!
-//! Three kinds of text, with what holds for each:
+//! There are three kinds of text, with different rules:
 //!
-//! - Migrations from version 23 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the server's
-//!   functions need no schema. Names of ours do, and what is passed to a function of ours has its type: a bare literal could
-//!   pick another function of that name. That each function in a migrated database has this `search_path` or is bound to its
-//!   objects at its creation is shown by `pinned::…` in `tests/it`; so is that views and CHECK constraints, whose operators
-//!   are bound when they are created, use none that is not the server's.
-//! - Statements on our own connections. Those have the same `search_path`, so the same holds.
-//! - Statements under the user's `search_path`: on the user's own connection, and those that the pages show. [`unpinned`]
-//!   wants every operator, function and type with its schema, and a type for every literal and NULL.
+//! - Migrations from version 23 on. A function runs under `search_path = pg_catalog, pg_temp`, so operators and the
+//!   server's functions need no schema. Our own names need one. An argument of one of our functions needs a type,
+//!   because a bare literal could select another function of that name. `pinned::…` in `tests/it` shows two things of a
+//!   migrated database. Each function has this `search_path`, or was bound to its objects when it was created. Views
+//!   and CHECK constraints, whose operators are bound at creation, use only the server's operators.
+//! - Statements on our own connections. These have the same `search_path`, so the same rules hold.
+//! - Statements under the user's `search_path`: on the user's own connection, and those that the pages show.
+//!   [`unpinned`] requires a schema for every operator, function and type, and a type for every literal and NULL.
 
 use std::path::{Path, PathBuf};
 
 /// A piece of SQL text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
-    /// A word, with the qualification before it: `pg_catalog.now`.
+    /// A word with its qualification: `pg_catalog.now`.
     Word(String),
     /// A string, a number or a parameter.
     Literal(String),
@@ -28,7 +28,7 @@ enum Token {
 /// How a file of [`crate::pg::statement`] writes the schema.
 const SCHEMA: &str = ":\"schema\".";
 
-/// Comments are left out. `@.` is a qualification as any other, and psql's `:'name'` is a literal.
+/// Splits SQL into tokens, without comments. `@.` counts as a qualification, and psql's `:'name'` as a literal.
 fn tokens(sql: &str) -> Vec<Token> {
     let text: Vec<char> = sql.chars().collect();
     let at = |i: usize| text.get(i).copied().unwrap_or(' ');
@@ -86,7 +86,7 @@ fn tokens(sql: &str) -> Vec<Token> {
     tokens
 }
 
-/// Words of the grammar that a parenthesis may follow.
+/// Keywords that a parenthesis may follow.
 const GRAMMAR: [&str; 21] = [
     "as",
     "materialized",
@@ -110,12 +110,12 @@ const GRAMMAR: [&str; 21] = [
     "union",
     "all",
 ];
-/// Words behind which the server looks an operator up by its name.
+/// Keywords for which the server looks up an operator by its name.
 const HIDDEN_OPERATORS: [&str; 9] = ["in", "between", "like", "ilike", "similar", "distinct", "nullif", "any", "some"];
-/// Types that are words of the grammar: they are the server's, whatever the `search_path`.
+/// Types that are keywords. They are always the server's, whatever the `search_path`.
 const GRAMMAR_TYPES: [&str; 5] = ["bigint", "integer", "boolean", "interval", "timestamptz"];
 
-/// What in this statement depends on the `search_path`. Empty: nothing.
+/// Lists what in this statement depends on the `search_path`. An empty list is good.
 pub(super) fn unpinned(sql: &str) -> Vec<String> {
     let tokens = tokens(sql);
     let word = |i: usize| match tokens.get(i) {
@@ -126,7 +126,7 @@ pub(super) fn unpinned(sql: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
         match token {
-            // OPERATOR(pg_catalog.=): the word holds the dot.
+            // OPERATOR(pg_catalog.=): the dot belongs to the word.
             Token::Operator(_)
                 if i > 1 && word(i - 1) == "pg_catalog." && word_before(&tokens, i - 1) == "operator" => {}
             // count(*)
@@ -166,8 +166,8 @@ fn word_before(tokens: &[Token], i: usize) -> String {
     }
 }
 
-/// Calls of functions of ours (`@.studio_…(…)`) with an argument that has no type by itself: a bare literal, parameter or
-/// NULL, or an expression of which that could be the type.
+/// Calls of our functions (`@.studio_…(…)`) with an argument that has no type of its own: a bare literal, parameter or
+/// NULL, or an expression that may be one.
 fn untyped_calls(sql: &str) -> Vec<String> {
     let tokens = tokens(sql);
     let mut found = Vec::new();
@@ -176,7 +176,7 @@ fn untyped_calls(sql: &str) -> Vec<String> {
         if !name.starts_with("@.studio_") || tokens.get(i + 1) != Some(&Token::Mark("(".to_owned())) {
             continue;
         }
-        // A table before its columns, and what defines a function.
+        // The name is a table before its columns, or belongs to the definition of a function.
         let before = tokens[i.saturating_sub(1)].clone();
         if ["into", "function", "on", "index", "references"].iter().any(|w| before == Token::Word((*w).to_uppercase()))
         {
@@ -191,7 +191,7 @@ fn untyped_calls(sql: &str) -> Vec<String> {
     found
 }
 
-/// The arguments of a call, from behind its parenthesis on.
+/// The arguments of a call. `tokens` begins after the parenthesis.
 fn arguments(tokens: &[Token]) -> Vec<&[Token]> {
     let (mut depth, mut from, mut arguments) = (0_usize, 0, Vec::new());
     for (i, token) in tokens.iter().enumerate() {
@@ -214,7 +214,8 @@ fn arguments(tokens: &[Token]) -> Vec<&[Token]> {
     arguments
 }
 
-/// A cast at its end, or a name (a column, a variable), or one call of a function, which returns a type of its own.
+/// Whether an argument has a type of its own: it ends in a cast, is a name (a column, a variable), or is one function
+/// call.
 fn is_typed(argument: &[Token]) -> bool {
     let cast = argument.iter().rposition(|t| *t == Token::Mark("::".to_owned()));
     if let Some(cast) = cast
@@ -233,7 +234,7 @@ fn is_typed(argument: &[Token]) -> bool {
     }
 }
 
-/// Names of ours without their schema, outside of strings and comments.
+/// Our names without their schema, outside of strings and comments.
 fn unqualified(sql: &str) -> Vec<String> {
     let words = tokens(sql).into_iter().filter_map(|t| if let Token::Word(word) = t { Some(word) } else { None });
     // Constraints and indexes are named without a schema.
@@ -281,7 +282,7 @@ fn calls_in_the_librarys_statements_are_typed() {
     for (path, text) in all.iter().filter(|(path, _)| !path.ends_with("pins.rs")) {
         let text = text.replace(SCHEMA, "@.");
         calls += text.matches("@.studio_").count();
-        // A comment of Rust's, or a lifetime, must not be read as the beginning of a string.
+        // A Rust comment or lifetime must not be read as the beginning of a string.
         for statement in text.split("@.studio_").skip(1).map(|rest| format!("@.studio_{rest}")) {
             let statement: String = statement.chars().take(600).collect();
             let first = untyped_calls(statement.split(';').next().unwrap_or_default());
@@ -293,7 +294,7 @@ fn calls_in_the_librarys_statements_are_typed() {
     assert!(calls > 100, "the statements are found: {calls}");
 }
 
-/// Every call of a function of ours that a page or an example shows, under whatever `search_path` it is tried.
+/// Checks every call of our functions in a page or an example. Readers may try it under any `search_path`.
 #[test]
 fn calls_in_the_pages_are_pinned() {
     let mut pages = Vec::new();
@@ -310,7 +311,7 @@ fn calls_in_the_pages_are_pinned() {
             let Some((name, _)) = statement.split_once('(').filter(|(name, _)| name.contains("studio_")) else {
                 continue;
             };
-            // Columns of a table.
+            // These are the columns of a table.
             if name.contains(' ') {
                 continue;
             }
@@ -323,7 +324,7 @@ fn calls_in_the_pages_are_pinned() {
     assert!(calls >= 4, "the calls are found: {calls}");
 }
 
-/// The lints find what they are for.
+/// Shows that the lints find unpinned names.
 #[test]
 fn what_is_not_pinned_is_found() {
     for (sql, what) in [

@@ -1,4 +1,4 @@
-//! The roster: registering, coming back, draining; and the event log.
+//! Statements on the roster: register, come back, drain. And appends to the event log.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::protocol::cause::Cause;
 use crate::protocol::ending::{self, Reason};
 use crate::protocol::patience::Stated;
 
-/// What a pod registers.
+/// The data that a pod registers.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
     pub(crate) pod_id: PodId,
@@ -32,23 +32,23 @@ pub(crate) struct Registration {
     pub(crate) capacity: i32,
     pub(crate) liveness: Backend,
     pub(crate) control: Option<Backend>,
-    /// An incarnation of ours that gave itself up (L7): its end is a detach, not a crash.
+    /// An incarnation of ours that gave itself up (L7). Its end is recorded as a detach, not as a crash.
     pub(crate) given_up: Option<Incarnation>,
-    /// What the process knows of the end of its former incarnation.
+    /// The cause of the end of this process's former incarnation, as far as the process knows it.
     pub(crate) former: Option<(Incarnation, Cause)>,
-    /// How often it beats at most.
+    /// The least time between two beats. A pod without progress does not beat.
     pub(crate) beat_interval: Duration,
-    /// What others must know of its settings, to wait for it for as long as it may run on.
+    /// The settings that other pods must know, so that they wait for as long as this pod may run on.
     pub(crate) stated: Stated,
 }
 
-/// What a row says in milliseconds; `None` if it says nothing, or what no pod writes.
+/// Milliseconds from a row. `None` if the column is NULL or has a value that no pod writes.
 pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
     ms.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| *ms > 0).map(Duration::from_millis)
 }
 
-/// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). A former incarnation
-/// of the name is ended by it. Returns the incarnation that was replaced.
+/// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). This ends a former
+/// incarnation of the same name. Returns the incarnation that was replaced.
 pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
     const PREVIOUS: &str = "SELECT incarnation, state = 'draining' AS draining, evicted \
          FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
@@ -109,8 +109,8 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
             ErrorKind::PooledLock,
             format!("pod {pod}: this session does not hold the lock that it took"),
         )
-        .left("nothing was registered")
-        .todo("connect to PostgreSQL directly, or through a pooler in session mode"));
+        .state("nothing was registered")
+        .help("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
     txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
@@ -118,7 +118,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     Ok(former.map(|(replaced, ..)| replaced.into()))
 }
 
-/// Records what a process knows of the end of `of`, its own former incarnation. False: nothing was recorded.
+/// Records why `of`, the process's own former incarnation, ended. Returns false if nothing was recorded.
 async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -> Result<bool> {
     const SQL: &str = sql!("note_former_cause");
     let params: [Param<'_>; 3] =
@@ -126,7 +126,7 @@ async fn tell_cause(txn: &Txn<'_>, pod: &PodId, of: Incarnation, cause: Cause) -
     Ok(!txn.query("recording the former end", SQL, &params).await?.is_empty())
 }
 
-/// Says why this incarnation is about to end, while it still holds its lock. False: it was not recorded.
+/// Records why this incarnation is about to end, while it still holds its lock. Returns false if it was not recorded.
 pub(crate) async fn note_cause(session: &Session, own: Incarnation, cause: Cause, limit: Duration) -> Result<bool> {
     const SQL: &str = "SELECT @.studio_note_cause($1::uuid, $2::text) AS noted";
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&cause.as_str(), Type::TEXT)];
@@ -140,17 +140,17 @@ fn collision(error: Error, pod: &PodId) -> Error {
         return error;
     }
     Error::new(ErrorKind::KeyCollision, format!("pod {pod}: another pod's name has the same lock key"))
-        .left("nothing was registered")
-        .todo("give one of them another name; SELECT pod_id, lock_key FROM studio_pods shows which")
+        .state("nothing was registered")
+        .help("give one of them another name; SELECT pod_id, lock_key FROM studio_pods shows which")
         .caused_by(error)
 }
 
-/// What a pod finds that holds its lock again.
+/// What a pod finds when it holds its lock again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Returned {
-    /// Its row, which now names this session, by its number.
+    /// The pod's row is there, and now names this session. The value is the session's number.
     Here(i64),
-    /// It was buried or put out.
+    /// The pod was buried or evicted.
     Gone,
 }
 
@@ -182,7 +182,7 @@ pub(crate) async fn come_back(
         txn.rollback(step).await?;
         return Ok(Returned::Gone);
     };
-    // It came back after all: what it wrote of its end did not come true.
+    // The pod is back, so the end that it recorded before did not happen.
     txn.query(step, NOT_ENDED, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
     let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
@@ -194,7 +194,8 @@ pub(crate) async fn come_back(
     Ok(Returned::Here(session_number))
 }
 
-/// Whether this incarnation was put out, because it got nowhere or because an operator said so; buried by now or not.
+/// Whether this incarnation was evicted, because it made no progress or because an operator asked for it. It may have
+/// been buried since.
 pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
          OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason = ANY($2)) AS put_out";
@@ -213,8 +214,9 @@ pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> 
     session.query("recording the control session", SQL, &params).await.map(drop)
 }
 
-/// Appends to the event log and undoes it, so that the server has its function compiled and planned. That leaves a gap
-/// in the log's numbers, as any transaction does that is undone. It waits for nobody, and commits nothing under that time-out.
+/// Appends to the event log and rolls back, so that the server has compiled and planned its function. The rollback
+/// leaves a gap in the log's numbers, as every rollback does. It waits for a lock only for 20 ms, and commits nothing
+/// under that time-out.
 pub(crate) const WARM_UP_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
      SELECT @.studio_append_event('claimed'::text, ''::text, gen_random_uuid(), ''::text, '{}'::jsonb) AS idx; ROLLBACK";
 
@@ -228,8 +230,8 @@ pub(crate) struct Event<'a> {
     pub(crate) detail: Value,
 }
 
-/// Commits, appending to the event log in order and telling every pod. Appends are serialised until commit, so both go
-/// to the server together: no frozen pod holds the log.
+/// Commits with these events appended to the event log in order, and notifies every pod. Appends are serialised until
+/// the commit. So the append and the commit are sent together, and a pod that freezes cannot keep the log locked.
 pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event<'_>]) -> Result<()> {
     const SQL: &str = sql!("append_events");
     txn.commit_with(step, SQL, &[(&json!(events), Type::JSONB)]).await
@@ -237,12 +239,12 @@ pub(crate) async fn commit_with_events(txn: Txn<'_>, step: &str, events: &[Event
 
 const MARK_DRAINING: &str = sql!("mark_draining");
 
-/// Marks the pod's row `draining` (L4), once. False if the row is gone or was marked before.
+/// Marks the pod's row `draining` (L4), once. Returns false if the row is gone or was marked before.
 pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {
     Ok(!db.query("marking the pod as draining", MARK_DRAINING, &[&incarnation.as_uuid()]).await?.is_empty())
 }
 
-/// [`mark_draining`] on a session: for a pod that registers anew while it drains.
+/// The same as [`mark_draining`], on a session. For a pod that registers again while it drains.
 pub(crate) async fn mark_draining_here(session: &Session, incarnation: Incarnation) -> Result<()> {
     let params: [Param<'_>; 1] = [(&incarnation.as_uuid(), Type::UUID)];
     session.query_and_tell("marking the pod as draining", MARK_DRAINING, &params).await.map(drop)

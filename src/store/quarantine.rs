@@ -1,4 +1,4 @@
-//! Setting aside a run whose row fails every claim.
+//! Quarantines a run whose row fails every claim.
 
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -12,8 +12,8 @@ use crate::protocol::recover::Candidate;
 
 const QUARANTINE: &str = sql!("quarantine_run");
 
-/// Quarantines a run that cannot be claimed, if it still is as it was read and its owner is gone. False: it is not. `why`
-/// stands in the run's error and in the event.
+/// Quarantines a run that cannot be claimed, if its row has not changed since it was read and its owner is gone.
+/// Returns false otherwise. `why` becomes the run's error and is in the event.
 pub(crate) async fn quarantine(db: &Database, own: Incarnation, run: &Candidate, why: &str) -> Result<bool> {
     let expected: Option<Uuid> = run.owner.map(|owner| owner.as_uuid());
     let params: [&(dyn ToSql + Sync); 6] =

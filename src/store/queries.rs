@@ -1,7 +1,7 @@
-//! The statements behind [`Operator`](crate::operator::Operator): what people and tools ask. One function a statement.
+//! The statements of [`Operator`](crate::operator::Operator), for people and tools. Each statement has one function.
 //!
-//! They read, but for [`drain`], [`evict`], [`release`] and [`drop_schema`]; they take no lock that a pod could wait for. An
-//! argument that is `None` does not filter.
+//! All of them only read, except [`drain`], [`evict`], [`release`] and [`drop_schema`]. None takes a lock for which a
+//! pod could wait. An argument that is `None` does not filter.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -16,7 +16,7 @@ use crate::pg::statement::sql;
 use crate::store::crashes::crash_reasons;
 use crate::timestamp::Timestamp;
 
-/// The roster beside the locks, by name.
+/// Lists the roster with the locks, by name.
 pub(crate) async fn pods(
     db: &Database,
     name: Option<&str>,
@@ -41,7 +41,7 @@ pub(crate) async fn session(db: &Database, incarnation: Uuid) -> Result<Option<R
     db.query_opt("describing an incarnation", SQL, &[&incarnation]).await
 }
 
-/// Which runs are asked for; `None` and `false` do not filter.
+/// Which runs to list. `None` and `false` do not filter.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunsWanted {
     pub(crate) state: Option<String>,
@@ -51,7 +51,7 @@ pub(crate) struct RunsWanted {
     pub(crate) incarnation: Option<Uuid>,
     pub(crate) orphans: bool,
     pub(crate) unclaimable: bool,
-    /// Only runs that come after this one in the list's order.
+    /// Only runs after this one in the list's order.
     pub(crate) after: Option<(Timestamp, Uuid)>,
     pub(crate) limit: Option<i64>,
 }
@@ -76,7 +76,7 @@ pub(crate) async fn runs(db: &Database, wanted: &RunsWanted) -> Result<Vec<Row>>
     db.query("listing the runs", SQL, &params).await
 }
 
-/// One run with its attempts as parallel arrays: one statement, hence one snapshot.
+/// One run with its attempts as parallel arrays. It is one statement, so all of it is from one snapshot.
 pub(crate) async fn run(db: &Database, run_id: Uuid) -> Result<Option<Row>> {
     const SQL: &str = sql!("describe_run", "run_columns", "owners_that_died", "died_with");
     db.query_opt("describing a run", SQL, &[&run_id, &crash_reasons()]).await
@@ -94,7 +94,7 @@ pub(crate) async fn events_after(
     db.query("listing the events after one", SQL, &[&after, &pod, &kind, &limit]).await
 }
 
-/// The newest events, oldest of them first.
+/// The newest events, with the oldest of them first.
 pub(crate) async fn events_newest(
     db: &Database,
     pod: Option<&str>,
@@ -105,14 +105,14 @@ pub(crate) async fn events_newest(
     db.query("listing the newest events", SQL, &[&pod, &kind, &limit]).await
 }
 
-/// The position of the log's last event; 0 while it is empty.
+/// The position of the log's last event; 0 if the log is empty.
 pub(crate) async fn last_event(db: &Database) -> Result<i64> {
     const SQL: &str = "SELECT COALESCE(max(e.idx), 0) AS idx FROM @.studio_pod_events e";
     let rows = db.query("reading podlock's tables", SQL, &[]).await?;
     rows.first().map_or(Ok(0), |row| row.at("idx"))
 }
 
-/// Asks a pod to drain; SQLSTATE `P0002` if none of that name is in the roster.
+/// Asks a pod to drain. Fails with SQLSTATE `P0002` if no pod of that name is in the roster.
 pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
     db.query_opt("asking a pod to drain", "SELECT @.studio_drain($1::text) AS incarnation", &[&pod]).await
 }
@@ -121,8 +121,8 @@ pub(crate) async fn evict(db: &Database, pod: &str) -> Result<Option<Row>> {
     db.query_opt("putting a pod out", "SELECT @.studio_evict($1::text) AS incarnation", &[&pod]).await
 }
 
-/// Gives a quarantined run another chance; SQLSTATE `P0002` if there is no such run, `55000` if it is not quarantined,
-/// `23505` if its key is taken.
+/// Releases a quarantined run, so that it can be claimed again. Fails with SQLSTATE `P0002` if there is no such run,
+/// `55000` if it is not quarantined, and `23505` if its key is taken.
 pub(crate) async fn release(db: &Database, run_id: Uuid) -> Result<()> {
     db.query_opt("releasing a run", "SELECT @.studio_release($1::uuid) AS released", &[&run_id]).await.map(drop)
 }
@@ -134,7 +134,7 @@ pub(crate) async fn drop_schema(db: &Database) -> Result<()> {
     db.query_as_it_stands("dropping the schema", &sql, &[]).await.map(drop)
 }
 
-/// Asks for the schema's notifications on a dedicated session. It holds no lock, so no lease need end it.
+/// LISTENs for the schema's notifications on a dedicated session. The session holds no lock, so it needs no lease.
 pub(crate) async fn listen(session: &Session) -> Result<()> {
     let channel = quote_identifier(&session.schema().channel());
     session

@@ -1,11 +1,11 @@
-//! What each kind of podlock's connections is for. The name of the kind is the last part of its `application_name`.
+//! The purposes of podlock's connections. The purpose's name is the last part of the `application_name`.
 
 use crate::pg::session::Purpose;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Holds the pod's liveness lock, and pings.
+    /// Holds the pod's liveness lock, and sends pings.
     Liveness,
     /// Holds the pod's witness lock, LISTENs, sweeps and beats.
     Control,

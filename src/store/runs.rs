@@ -1,6 +1,6 @@
-//! Runs in the table, as the statements read and write them. What happened is what the rows that come back say, and each
-//! condition that a plan rests on is repeated in the statement that acts on it. [`start`], [`claim`] and what an owner writes
-//! (L5) have files of their own.
+//! Statements on runs. The returned rows say what a statement changed. Each condition on which a plan relies is
+//! repeated in the statement that acts on it. [`start`], [`claim`] and the writes of an owner (L5) have files of their
+//! own.
 
 use serde_json::Value;
 use tokio_postgres::Row;
@@ -15,42 +15,42 @@ use crate::output::Output;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
-use crate::protocol::notices::{NOBODY, Told};
+use crate::protocol::notices::{NOBODY, StreamNotice};
 
-/// A run that is to be inserted.
+/// A run to insert.
 #[derive(Clone, Debug)]
 pub(crate) struct Insert<'a> {
     pub(crate) run_id: RunId,
     pub(crate) kind: &'a str,
     pub(crate) key: Option<&'a str>,
     pub(crate) input: &'a Value,
-    /// The highest fence that this process was ever given: an owned run's is above.
+    /// The highest fence that this process was ever given. The fence of an owned run must be above it.
     pub(crate) floor: Fence,
 }
 
-/// How an insert ended.
+/// The result of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inserted {
-    /// It is there, under this fence (0 where nobody owns it).
+    /// The run exists under this fence. The fence is 0 if nobody owns the run.
     Yes(Fence),
     /// A running run of this kind has the key.
     KeyBusy(RunId, Holder),
-    /// The incarnation that was to own it is not in the roster, or drains.
+    /// The incarnation that should own the run is not in the roster, or drains.
     NoOwner,
 }
 
-/// Who has the run that has a key.
+/// Who owns the run that has the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// A pod of the roster, as far as the roster knows.
+    /// A pod, and the roster has it.
     Pod,
-    /// Its owner has left the roster.
+    /// A pod that has left the roster.
     Gone,
-    /// Nobody: it waits for a pod with a handler and room.
+    /// Nobody. The run waits for a pod with a handler and room.
     Nobody,
 }
 
-/// A run that was claimed: all that a handler needs.
+/// A claimed run, with everything that a handler needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Claimed {
     pub(crate) run_id: RunId,
@@ -62,32 +62,32 @@ pub(crate) struct Claimed {
     pub(crate) checkpoint: Option<Value>,
     /// How many chunks the stream had at the checkpoint.
     pub(crate) checkpoint_seq: i64,
-    /// How many owners in a row crashed under it.
+    /// How many owners in a row crashed while they ran it.
     pub(crate) crashes: u32,
 }
 
-/// A run that was quarantined where it would have been claimed.
+/// A run that the claim quarantined instead of claiming it.
 #[derive(Clone, Debug)]
 pub(crate) struct Quarantined {
     pub(crate) run_id: RunId,
     pub(crate) kind: String,
-    /// Which owners died with it.
+    /// Which owners died while they ran it.
     pub(crate) error: String,
 }
 
-/// What a claim did.
+/// The result of a claim.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     pub(crate) claimed: Vec<Claimed>,
-    /// Claimed as well; input and checkpoint are still to be read ([`super::payloads`]). With the bytes that they take up
-    /// in the table, which may be compressed.
+    /// Runs that were claimed, but whose input and checkpoint must still be read ([`super::payloads`]). The number is
+    /// the bytes that these use in the table, where they may be compressed.
     pub(crate) unread: Vec<(Claimed, i64)>,
-    /// Claimed as well, but nobody could begin them.
+    /// Runs that were claimed, but that nobody could begin.
     pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) quarantined: Vec<Quarantined>,
 }
 
-/// A run that was claimed and whose input or checkpoint cannot be read.
+/// A claimed run whose input or checkpoint cannot be read.
 #[derive(Clone, Debug)]
 pub(crate) struct Unreadable {
     pub(crate) owner: Owner,
@@ -96,7 +96,7 @@ pub(crate) struct Unreadable {
     pub(crate) why: String,
 }
 
-/// Who writes: the owner's half of every WHERE clause.
+/// The writing owner, for the WHERE clause of every write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner {
     pub(crate) run_id: RunId,
@@ -104,11 +104,11 @@ pub(crate) struct Owner {
     pub(crate) fence: Fence,
 }
 
-/// How an owner's run ends.
+/// How an owner ends its run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Ending {
     Succeeded(Output),
-    /// Why, and what it put out before.
+    /// The run failed: the reason, and its output until then.
     Failed(String, Output),
 }
 
@@ -125,7 +125,7 @@ impl Ending {
         output
     }
 
-    /// The run's state from then on.
+    /// The run's state after this end.
     pub(crate) fn state(&self) -> &'static str {
         match self {
             Self::Succeeded(_) => "succeeded",
@@ -142,22 +142,22 @@ impl Ending {
     }
 }
 
-/// Where a run stands, for an owner whose write found no row.
+/// The state of a run, for an owner whose write found no row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct RunStatus {
     pub(crate) state: String,
     pub(crate) owner_pod: Option<String>,
     pub(crate) owner: Option<Incarnation>,
     pub(crate) fence: Fence,
 }
 
-/// What became of a cancellation.
+/// The result of a cancellation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancelled {
-    /// The run is cancelled from now on; its owner, if it has one, has been told.
+    /// This call cancelled the run. Its owner, if there is one, was notified.
     Now,
-    /// It had ended before, in this state.
+    /// The run had ended before, in this state.
     AlreadyEnded {
         /// `succeeded`, `failed`, `cancelled` or `quarantined`.
         state: String,
@@ -166,7 +166,7 @@ pub enum Cancelled {
     NotFound,
 }
 
-/// The running run that has the kind and key of this one, if there is another.
+/// Finds another running run with the kind and key of this one.
 pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option<RunId>> {
     const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
          WHERE r.run_id = $1 AND h.run_id <> $1 AND h.state = 'running'";
@@ -174,18 +174,18 @@ pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option
     row.map(|row| Ok(row.at::<Uuid>("run_id")?.into())).transpose()
 }
 
-/// The running run of this kind and key, else the newest that has ended.
+/// Finds the running run of this kind and key, or else the newest one that has ended.
 pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Option<RunId>> {
     let row = db.query_opt("looking for the run of a key", sql!("find_latest_run"), &[&kind, &key]).await?;
     row.map(|row| Ok(row.at::<Uuid>("run_id")?.into())).transpose()
 }
 
-/// Where a run stands now.
-pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Standing>> {
+/// Reads the state of a run.
+pub(crate) async fn status(db: &Database, run_id: RunId) -> Result<Option<RunStatus>> {
     const SQL: &str = "SELECT state, owner_pod, owner_incarnation, fence FROM @.studio_runs WHERE run_id = $1";
     let row = db.query_opt("reading where a run stands", SQL, &[&run_id.as_uuid()]).await?;
     let read = |row: Row| {
-        Ok(Standing {
+        Ok(RunStatus {
             state: row.at("state")?,
             owner_pod: row.at("owner_pod")?,
             owner: row.at::<Option<Uuid>>("owner_incarnation")?.map(Incarnation::from),
@@ -195,20 +195,20 @@ pub(crate) async fn standing(db: &Database, run_id: RunId) -> Result<Option<Stan
     row.map(read).transpose()
 }
 
-/// Cancels a run, whoever owns it, and tells the pods, of which its owner finds out, and those who read its stream.
+/// Cancels a run, whoever owns it. Notifies the pods, so that the owner finds out, and the readers of its stream.
 pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
-    let told = Told::new(NOBODY, [run_id].iter()).to_string();
+    let told = StreamNotice::new(NOBODY, [run_id].iter()).to_string();
     if db.query_opt("cancelling a run", sql!("cancel_run"), &[&run_id.as_uuid(), &told]).await?.is_some() {
         return Ok(Cancelled::Now);
     }
-    Ok(match standing(db, run_id).await? {
+    Ok(match status(db, run_id).await? {
         Some(standing) => Cancelled::AlreadyEnded { state: standing.state },
         None => Cancelled::NotFound,
     })
 }
 
-/// What an owner is told whose write found no row.
-pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> Error {
+/// The error for an owner whose write found no row.
+pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&RunStatus>) -> Error {
     let now = match standing {
         None => "the run is gone".to_owned(),
         Some(s) if s.state != "running" => format!("the run is {}", s.state),
@@ -222,13 +222,13 @@ pub(crate) fn fenced(what: &str, owner: Owner, standing: Option<&Standing>) -> E
         format!("run {}: {what} under fence {} was refused: {now}", owner.run_id, owner.fence),
     )
     .about_run(owner.run_id)
-    .left("nothing was written")
-    .todo("stop working on it")
+    .state("nothing was written")
+    .help("stop working on it")
 }
 
-/// A pod's name in an error.
+/// The error that names a pod which is not in the roster.
 pub(crate) fn not_registered(pod: &PodId) -> Error {
     Error::new(ErrorKind::Detached, format!("pod {pod} is not in the roster as this incarnation, or drains"))
-        .left("no run was started")
-        .todo("retry on another pod, or on this one when it is ready again")
+        .state("no run was started")
+        .help("retry on another pod, or on this one when it is ready again")
 }

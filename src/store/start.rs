@@ -1,4 +1,4 @@
-//! Starting runs. Repeating a start with the same id changes nothing, so a start whose reply was lost is sent again.
+//! Starts runs. Repeating a start with the same id changes nothing, so a start whose reply was lost is sent again.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -16,14 +16,14 @@ use crate::pg::statement::sql;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
-/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. Every operator,
-/// function and type in them is named with its schema, and every literal has its type, which a test checks
-/// (`super::pins`).
+/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. They name the
+/// schema of every operator, function and type, and give every literal a type. A test checks that (`super::pins`).
 const START_IN_TXN: &str = sql!("start_run_in_txn");
 const SUBMIT: &str = sql!("submit_run");
 const FIND_KEY_HOLDER: &str = sql!("find_key_holder");
 
-/// How often a start goes for a key whose holder ends between the insert and the look at it.
+/// How often a start tries to take a key. A try is repeated if the run that had the key ends between the insert and the
+/// query for that run.
 const KEY_TRIES: usize = 5;
 
 /// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.
@@ -50,7 +50,7 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
     Err(contended(new))
 }
 
-/// Starts a run that nobody owns, and tells every pod.
+/// Starts a run that nobody owns, and notifies every pod.
 pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
     let step = "submitting a run";
     let params: [&(dyn ToSql + Sync); 4] = [&new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
@@ -65,14 +65,15 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
     Err(contended(new))
 }
 
-/// Starts a run that nobody owns with the kind, key and input of one that has ended. None of it passes through us, so
-/// that the input stays as it is to the last digit. False: there is none such, it runs, or its key is taken.
+/// Starts a run that nobody owns, with the kind, key and input of a run that has ended. The input is copied in the
+/// server, so every digit of it stays the same. Returns false if there is no such run, it is still running, or its key
+/// is taken.
 pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
     Ok(db.query_opt("starting a run again", RESTART, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
 }
 
-/// [`start`] or [`submit`] in the caller's transaction, on the caller's connection: `owner` takes it up when the
-/// transaction has committed. Its first attempt begins only then.
+/// The same as [`start`] or [`submit`], in the caller's transaction on the caller's connection. `owner` begins the
+/// run's first attempt once the transaction has committed.
 pub(crate) async fn insert_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
@@ -108,13 +109,13 @@ pub(crate) async fn insert_in_txn(
     let busy = busy.as_ref().map(key_busy).transpose()?;
     busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
-            .left("no run was started; the transaction is as it was")
-            .todo("under an isolation level that cannot see it, begin a new transaction to find it")
+            .state("no run was started; the transaction is as it was")
+            .help("under an isolation level that cannot see it, begin a new transaction to find it")
     })
 }
 
-/// Why an insert found a row in its way: its own, from a try whose reply was lost, or one with the same key. `None`: it
-/// is gone by now.
+/// Finds the row that was in the way of an insert: its own, from a try whose reply was lost, or another run with the
+/// same key. `None`: the row is gone by now.
 async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Option<Inserted>> {
     const OWN: &str =
         "SELECT fence, owner_incarnation, state = 'running' AS is_running FROM @.studio_runs WHERE run_id = $1";
@@ -129,7 +130,7 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         )
         .about_run(new.run_id)
         .done_before()
-        .todo("follow it by its id"));
+        .help("follow it by its id"));
     }
     let busy = db.query_opt(step, FIND_KEY_HOLDER, &[&new.kind, &new.key]).await?;
     busy.as_ref().map(key_busy).transpose()
@@ -147,8 +148,8 @@ fn key_busy(row: &Row) -> Result<Inserted> {
 fn contended(new: &Insert<'_>) -> Error {
     let key = new.key.unwrap_or_default();
     Error::new(ErrorKind::KeyBusy, format!("runs with key {key:?} come and go faster than one can be started"))
-        .left("no run was started")
-        .todo("start it again")
+        .state("no run was started")
+        .help("start it again")
 }
 
 fn one(step: &str, row: Option<Row>) -> Result<Row> {

@@ -1,4 +1,4 @@
-//! Who holds or wants a lock of a pod and is no pod's.
+//! Finds sessions that hold or want a pod's lock but do not belong to a pod.
 
 use serde::Serialize;
 use serde_json::json;
@@ -20,9 +20,9 @@ pub(crate) struct ForeignLock {
     pub(crate) incarnation: Incarnation,
     /// `liveness` or `witness`.
     pub(crate) key: String,
-    /// False: it waits.
+    /// False if the session waits for the lock.
     pub(crate) granted: bool,
-    /// `None`: a prepared transaction.
+    /// `None` if a prepared transaction holds the lock.
     pub(crate) pid: Option<i32>,
     pub(crate) role: Option<String>,
     pub(crate) application: Option<String>,
@@ -32,7 +32,7 @@ pub(crate) struct ForeignLock {
     pub(crate) who: String,
 }
 
-/// What makes one foreign lock another than one that was told of.
+/// The fields that tell one foreign lock from another, so that each is reported once.
 pub(crate) type Told = (Incarnation, String, bool, Option<i32>, Option<String>);
 
 impl ForeignLock {
@@ -41,7 +41,8 @@ impl ForeignLock {
     }
 }
 
-/// The foreign locks of the whole roster: at most four of each key, so that one key with many hides none of the others.
+/// Lists the foreign locks of the whole roster: at most four for each key, so that one key with many hides none of the
+/// others.
 pub(crate) async fn foreign_locks(session: &Session) -> Result<Vec<ForeignLock>> {
     const SQL: &str = sql!("list_foreign_locks");
     let rows = session.query("looking for strangers at the pods' locks", SQL, &[]).await?;
@@ -62,8 +63,8 @@ pub(crate) async fn foreign_locks(session: &Session) -> Result<Vec<ForeignLock>>
     rows.iter().map(read).collect()
 }
 
-/// Records foreign locks that no pod has recorded yet, and returns their positions in `locks`. `None`: another transaction
-/// holds the log.
+/// Records foreign locks that no pod has recorded yet, and returns their positions in `locks`. `None`: another
+/// transaction has locked the log.
 pub(crate) async fn note(session: &Session, locks: &[&ForeignLock], by: &PodId) -> Result<Option<Vec<usize>>> {
     const SQL: &str = "SELECT @.studio_note_foreign_locks($1::jsonb, $2::text) AS noted";
     let mut numbered = json!(locks);

@@ -1,5 +1,5 @@
-//! Statements on the streams of runs. What an owner writes names its incarnation and its fence (L5) and locks the run's
-//! row in the same statement, so that nothing of a former owner comes in behind a claim.
+//! Statements on the streams of runs. A write of the owner names its incarnation and its fence (L5), and locks the
+//! run's row in the same statement. So no write of a former owner succeeds after a claim.
 
 use std::sync::Arc;
 
@@ -24,48 +24,50 @@ const RESTART: &str = sql!("restart_stream", "owned_by", "stream_length");
 const CONTINUE: &str = sql!("continue_stream", "owned_by", "stream_length");
 const READ: &str = sql!("read_streams", "stream_length");
 
-/// How many chunks a reader is handed at once, and how many bytes, the first chunk apart.
+/// How many chunks and how many bytes one answer to a reader has. The first chunk does not count towards the bytes.
 const PAGE_CHUNKS: i64 = 2048;
 const PAGE_BYTES: i64 = 256 * 1024;
-/// The same for all readers whom one statement looks for, at most and at least: less where a look did not end in time.
+/// The most bytes for all readers together in one statement. It is halved after a statement that did not end in time.
 pub(crate) const LOOK_BYTES: i64 = 8 * 1024 * 1024;
 
-/// One character more than is shown, so that a cut is seen and said.
+/// One character more than is shown, so that a cut is noticed and marked.
 const ERROR_READ: i32 = ERROR_CHARS as i32 + 1;
 
-/// How often a statement is repeated whose row moved on between its snapshot and its lock: by a call that was dropped while
-/// it was under way.
+/// How often a statement is repeated because its row changed between its snapshot and its lock. A call that was dropped
+/// while its statement ran can change the row then.
 const MOVED_TRIES: usize = 5;
 
-/// Chunks of one run, in a row.
+/// Consecutive chunks of one run.
 #[derive(Debug)]
 pub(crate) struct Appended {
     pub(crate) owner: Owner,
     pub(crate) generation: i32,
-    /// The attempt's last numbered write before them: where a later one was accepted, they come too late.
+    /// The number of the attempt's last numbered write before them. If a later write was accepted, these chunks come
+    /// too late.
     pub(crate) number: i64,
     pub(crate) first_seq: i64,
     pub(crate) bodies: Vec<String>,
 }
 
-/// What became of a run's chunks.
+/// The result of storing a run's chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
-    /// They are there, once, whether it was this statement that stored them or one before whose reply was lost.
+    /// The chunks are stored, once. This statement stored them, or an earlier one whose reply was lost.
     Yes,
-    /// The stream is not where this attempt left it: a failover took some of it back.
+    /// The stream is not where this attempt left it: a failover lost some of it.
     Adrift,
-    /// The run is another's by now, or its row is locked by somebody for the moment; that is not waited for.
+    /// Another attempt has the run by now, or another session has locked its row. The statement does not wait for such
+    /// a lock.
     No,
 }
 
-/// Stores chunks of several runs of this pod, and tells readers with `tell`. Returns what became of each, in the order of
-/// `chunks`.
+/// Stores chunks of several runs of this pod, and notifies readers with `tell`. Returns the result for each, in the
+/// order of `chunks`.
 ///
-/// Chunks that are there already are not stored again: a repetition changes nothing. A repetition whose first try has not
-/// ended yet fails on the primary key ([`is_under_way`]).
+/// Chunks that are stored already are not stored again, so a repetition changes nothing. A repetition whose first try
+/// has not ended yet fails on the primary key ([`is_under_way`]).
 ///
-/// Chunks beyond all that the run ever said are progress: the crashes of former owners no longer count.
+/// Chunks beyond all chunks that the run ever had are progress: crashes of former owners no longer count.
 pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<Stored>> {
     let count = chunks.iter().map(|c| c.bodies.len()).sum();
     let (mut nths, mut seqs, mut bodies) =
@@ -95,13 +97,13 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
     Ok(stored)
 }
 
-/// Whether chunks were not stored because an earlier try of the same statement is doing so.
+/// Whether chunks were not stored because an earlier try of the same statement is still storing them.
 pub(crate) fn is_under_way(error: &Error) -> bool {
     error.sqlstate() == Some("23505")
 }
 
-/// Stores one chunk together with a checkpoint, as the attempt's write of that number. False: fenced, or the stream is not
-/// where this attempt left it.
+/// Stores one chunk together with a checkpoint, under this write number of the attempt. Returns false if the owner is
+/// fenced, or if the stream is not where this attempt left it.
 pub(crate) async fn append_with_checkpoint(
     db: &Database,
     owner: Owner,
@@ -116,8 +118,8 @@ pub(crate) async fn append_with_checkpoint(
     Ok(db.query_opt("saving a chunk and a checkpoint", APPEND_WITH_CHECKPOINT, &params).await?.is_some())
 }
 
-/// Takes back all that the stream has and begins a new generation, in one transaction; where it has nothing, nothing is
-/// taken back and the generation stays. Returns the generation; `None`: fenced.
+/// Takes back all chunks of the stream and begins a new generation, in one transaction. If the stream is empty, the
+/// generation stays. Returns the generation; `None` if the owner is fenced.
 pub(crate) async fn restart(db: &Database, owner: Owner, number: i64) -> Result<Option<i32>> {
     let params: [&(dyn ToSql + Sync); 4] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number];
@@ -134,16 +136,17 @@ pub(crate) async fn restart(db: &Database, owner: Owner, number: i64) -> Result<
     Ok(None)
 }
 
-/// What became of going on from a chunk.
+/// The result of continuing from a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Continued {
-    /// The stream goes on in this generation, with this chunk.
+    /// The stream continues in this generation, with this chunk number.
     Yes(i32, i64),
-    /// The stream has only so many chunks: there would be a gap.
+    /// The stream has only this many chunks, so there would be a gap.
     Short(i64),
 }
 
-/// Keeps the chunks before `seq` and takes back the others, in one transaction; no `seq` keeps them all. `None`: fenced.
+/// Keeps the chunks before `seq` and takes back the others, in one transaction. Without `seq` it keeps all. `None`: the
+/// owner is fenced.
 pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<i64>) -> Result<Option<Continued>> {
     let params: [&(dyn ToSql + Sync); 5] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &number, &seq];
@@ -160,13 +163,13 @@ pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<
     Ok(None)
 }
 
-/// Tells readers on every pod.
+/// Notifies readers on every pod.
 pub(crate) async fn tell(db: &Database, what: &str) -> Result<()> {
     const SQL: &str = "SELECT pg_notify(@.studio_stream_channel(), $1) AS told";
     db.query("telling the readers of streams", SQL, &[&what]).await.map(drop)
 }
 
-/// Asks for the notifications on a dedicated session. It holds no lock, so no lease need end it.
+/// LISTENs for the notifications on a dedicated session. The session holds no lock, so it needs no lease.
 pub(crate) async fn listen(session: &Session) -> Result<()> {
     let channel = quote_identifier(&session.schema().stream_channel());
     let sql = format!("SET idle_session_timeout = 0; LISTEN {channel}");
@@ -181,20 +184,20 @@ pub(crate) struct Chunk {
     pub(crate) body: Arc<str>,
 }
 
-/// What one look shows to a reader.
+/// The answer of one query to a reader.
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     pub(crate) state: String,
     pub(crate) fence: Fence,
-    /// Of a run that has ended and has one, the beginning of its error.
+    /// The beginning of the run's error, if the run has ended and has one.
     pub(crate) error: Option<Arc<str>>,
     pub(crate) facts: Facts,
-    /// The next chunks from the reader's position on, where it is still a position of this stream.
+    /// The next chunks from the reader's position on, if that is still a position of this stream.
     pub(crate) chunks: Vec<Chunk>,
 }
 
-/// What comes next for each of the readers at these positions, in one snapshot; `None` where there is no such run. At most
-/// so many bytes for all of them, the first chunk of each apart.
+/// Reads the next chunks for each of the readers at these positions, in one snapshot. `None`: there is no such run.
+/// Reads at most `bytes` bytes for all of them; the first chunk of each does not count.
 pub(crate) async fn pages(db: &Database, wanted: &[(RunId, Position)], bytes: i64) -> Result<Vec<Option<Page>>> {
     let of = |f: fn(&Position) -> i32| wanted.iter().map(|(_, p)| f(p)).collect::<Vec<_>>();
     let ids: Vec<Uuid> = wanted.iter().map(|(run_id, _)| run_id.as_uuid()).collect();
@@ -228,7 +231,7 @@ fn read_page(row: &Row) -> Result<Page> {
     let bodies = row.at::<Option<Vec<&str>>>("bodies")?.unwrap_or_default();
     let chunk = |((seq, fence), body): ((i64, i64), &str)| Chunk { seq, fence: fence.into(), body: body.into() };
     let mut chunks: Vec<Chunk> = seqs.into_iter().zip(fences).zip(bodies).map(chunk).collect();
-    // Behind what has changed, nothing is handed on.
+    // After a chunk that has changed, no further chunk is returned.
     if facts.differs_from.is_some() {
         chunks.clear();
     }

@@ -1,4 +1,4 @@
-//! A new cluster: its superuser, its settings, and `initdb`.
+//! Makes a new cluster: its superuser, its settings, and `initdb`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use super::supervisor::Facts;
 /// The superuser of every throwaway server.
 pub(super) const SUPERUSER: &str = "podlock";
 
-/// Settings that the launcher itself passes to the server, and that a caller may therefore not set.
+/// Settings that the launcher itself passes to the server. A caller may not set them.
 const OWNED_SETTINGS: &[&str] = &[
     "cluster_name",
     "config_file",
@@ -30,7 +30,7 @@ const OWNED_SETTINGS: &[&str] = &[
     "unix_socket_directories",
 ];
 
-/// What every server is set to, unless the builder says otherwise.
+/// The settings of every server, unless the builder sets others.
 const DEFAULT_SETTINGS: &[(&str, &str)] = &[
     ("fsync", "off"),
     ("full_page_writes", "off"),
@@ -46,7 +46,8 @@ const DEFAULT_SETTINGS: &[(&str, &str)] = &[
     ("dynamic_shared_memory_type", "mmap"),
 ];
 
-/// Refuses what would break the file's syntax or what the launcher depends on, before anything is created.
+/// Refuses settings that would break the file's syntax, or on which the launcher depends. Nothing has been created yet
+/// then.
 pub(super) fn check_settings(settings: &[(String, String)]) -> Result<(), ThrowawayError> {
     for (name, value) in settings {
         let valid_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -77,8 +78,8 @@ pub(super) fn create(
     let log = File::create_new(&log_path).map_err(io_error("make a file", &log_path))?;
     let errors = log.try_clone().map_err(io_error("make a file", &log_path))?;
     let program = facts.bin_dir.join("initdb");
-    // It runs to its end whatever happens to us, and the watchdog waits for it: killed half-way, it leaves shared
-    // memory behind. So its output goes to a file, and not to a pipe that breaks with us.
+    // `initdb` always runs to its end, whatever happens to us, and the watchdog waits for it: if killed half-way, it
+    // leaves shared memory behind. So its output goes to a file, and not to a pipe that would break with us.
     let status = server_program(&program, account)
         .args(["--no-sync", "--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256"])
         .arg(format!("--username={SUPERUSER}"))
@@ -109,7 +110,7 @@ pub(super) fn create(
         .map_err(io_error("write the server's settings", &path))
 }
 
-/// Lets clients in from everywhere, with the password, if the server listens beyond 127.0.0.1.
+/// Lets clients log in from everywhere, with the password, if the server listens on other addresses than 127.0.0.1.
 pub(super) fn admit(facts: &Facts, addresses: &[IpAddr]) -> Result<(), ThrowawayError> {
     if addresses.is_empty() {
         return Ok(());
@@ -136,7 +137,7 @@ pub(super) fn random_password() -> Result<String, ThrowawayError> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// An option with a path as its value, which need not be UTF-8.
+/// An option whose value is a path. The path need not be UTF-8.
 pub(super) fn path_option(option: &str, path: &Path) -> OsString {
     let mut argument = OsString::from(option);
     argument.push(path);

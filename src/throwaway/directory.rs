@@ -1,4 +1,4 @@
-//! The temporary directory of a server, the proof that its owner lives, and the watchdog that removes it.
+//! The temporary directory of a server, the proof that its owner lives, and the watchdog that removes the directory.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -13,33 +13,33 @@ use tempfile::TempDir;
 use super::ThrowawayError;
 use super::install::Account;
 
-/// How every directory's name starts; the rest is random letters and digits.
+/// The beginning of every directory's name. The rest is random letters and digits.
 const PREFIX: &str = "podlock-throwaway-";
-/// Locked by the owner for as long as it lives.
+/// The file that the owner locks for as long as it lives.
 const OWNER_LOCK: &str = "owner.lock";
-/// Ends a server and removes its directory when its standard input ends; its head says more.
+/// The script that ends a server and removes its directory when its standard input ends. Its first lines say more.
 const WATCHDOG: &str = include_str!("watchdog.sh");
 
 /// How much of a log an error quotes, in bytes.
 const QUOTED: usize = 4096;
 
-/// A server's directory. Dropping it ends whatever still runs there and removes it.
+/// A server's directory. Dropping it ends all processes that still run there, and removes it.
 pub(super) struct Directory {
-    /// The last resort for the removal, should the watchdog have failed.
+    /// Removes the directory if the watchdog failed.
     root: TempDir,
-    /// The cluster; empty at first, and the server's account's own.
+    /// The cluster. It is empty at first, and belongs to the server's account.
     pub(super) data: PathBuf,
-    /// The directory of the unix socket, the server's account's own.
+    /// The directory of the unix socket. It belongs to the server's account.
     pub(super) socket: PathBuf,
-    /// The server's log; not there before the first start.
+    /// The server's log. It does not exist before the first start.
     pub(super) log: PathBuf,
     watchdog: Child,
-    /// Held, not read: the lock goes with the process.
+    /// Held, not read. The lock ends with the process.
     _owner_lock: File,
 }
 
 impl Directory {
-    /// Makes the directory with its watchdog, for a server that runs as `account`, or as oneself.
+    /// Makes the directory with its watchdog, for a server that runs as `account`, or as the current user.
     pub(super) fn create(account: Option<Account>) -> Result<Self, ThrowawayError> {
         let root = tempfile::Builder::new()
             .prefix(PREFIX)
@@ -62,7 +62,7 @@ impl Directory {
         };
 
         if let Some(account) = account {
-            // The group may pass through, and not look around.
+            // The group may enter the directory, but not list it.
             let path = directory.root.path();
             let doing = "let the server's account enter a directory";
             chown(path, None, Some(account.gid)).map_err(io_error(doing, path))?;
@@ -80,7 +80,8 @@ impl Directory {
         self.root.path()
     }
 
-    /// The directory's name, by which the server's processes are known too: random, and plain ASCII.
+    /// The directory's name, which the server's processes also have in their command lines. It is random, and plain
+    /// ASCII.
     pub(super) fn name(&self) -> String {
         name_of(self.root.path())
     }
@@ -117,24 +118,31 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // The end of its input sends the watchdog to work; there is one place that removes, and it is used every time.
+        // The watchdog removes the directory when its input ends. Nothing else does, so the same code runs every time.
         drop(self.watchdog.stdin.take());
         if let Err(error) = self.watchdog.wait() {
-            tracing::warn!(%error, directory = %self.root.path().display(), "could not wait for a throwaway server's watchdog");
+            tracing::warn!(
+                %error, directory = %self.root.path().display(),
+                "could not wait for a throwaway server's watchdog"
+            );
         }
     }
 }
 
-/// Removes the directories of servers whose owner and watchdog are both gone, as after a power cut.
+/// Removes the directories of servers whose owner and watchdog are both gone, for example after a power cut.
 ///
-/// A directory is stale if its `owner.lock` can be locked and is not empty: the owner fills it only when it has the
-/// lock, and loses the lock only by dying. That holds across process namespaces, and for reused process ids. A
-/// directory whose owner died before that point is left alone. What fails here is left for the next start.
+/// A directory is stale if its `owner.lock` can be locked and is not empty. The owner fills the file only when it has
+/// the lock, and loses the lock only by dying. This works across process namespaces, and with reused process ids. If an
+/// owner died before it filled the file, its directory is left alone. A directory that cannot be removed is left for
+/// the next start.
 pub(super) fn remove_stale() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         if let Some(_lock) = stale(&path) {
-            tracing::info!(directory = %path.display(), "removing a throwaway server's directory that nobody owns any more");
+            tracing::info!(
+                directory = %path.display(),
+                "removing a throwaway server's directory that nobody owns any more"
+            );
             if let Err(error) = watchdog(&path, Stdio::null()).status() {
                 tracing::warn!(%error, directory = %path.display(), "could not remove it");
             }
@@ -142,12 +150,12 @@ pub(super) fn remove_stale() {
     }
 }
 
-/// The lock of a directory that nobody owns any more; `None` for one that is alive, or is not ours.
+/// The lock of a directory without a living owner. `None` if the owner lives, or the directory is not ours.
 fn stale(path: &Path) -> Option<File> {
     if !path.file_name()?.as_bytes().starts_with(PREFIX.as_bytes()) {
         return None;
     }
-    // Temporary directories are shared: a link, or another user's directory, is none of our business.
+    // Temporary directories are shared. A link, or another user's directory, is left alone.
     let metadata = fs::symlink_metadata(path).ok()?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
         return None;
@@ -159,7 +167,7 @@ fn stale(path: &Path) -> Option<File> {
     (!owner.is_empty()).then_some(lock)
 }
 
-/// Makes the file, locks it, and only then writes this process's id into it.
+/// Makes the file, locks it, and then writes this process's id into it.
 fn lock_owned(path: &Path) -> io::Result<File> {
     let mut file = File::create_new(path)?;
     file.lock()?;
@@ -167,7 +175,7 @@ fn lock_owned(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The watchdog of `directory`. It is no part of our process group, so that a Ctrl-C does not reach it.
+/// The watchdog of `directory`. It is not in our process group, so that a Ctrl-C does not reach it.
 fn watchdog(directory: &Path, input: Stdio) -> Command {
     let mut command = Command::new("sh");
     command
@@ -185,7 +193,7 @@ fn name_of(directory: &Path) -> String {
     directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What the log says from byte `start` on, no more than the last [`QUOTED`] bytes; empty if it cannot be read.
+/// The text of the log from byte `start` on, at most the last [`QUOTED`] bytes. Empty if it cannot be read.
 pub(super) fn end_of_log(path: &Path, start: u64) -> String {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|mut file| {
@@ -206,7 +214,7 @@ fn end_of(bytes: &[u8]) -> String {
     text.trim_end().to_owned()
 }
 
-/// For `map_err`: what was tried, and on what.
+/// For `map_err`: adds what was tried, and on which path.
 pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ThrowawayError {
     move |source| ThrowawayError::Io { doing, path: path.to_path_buf(), source }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a throwaway server.
+//! The errors of a throwaway server.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub enum ThrowawayError {
          server (Debian and Ubuntu: `apt-get install postgresql`), or set PODLOCK_PG_BIN to the directory that has them"
     )]
     NoServer {
-        /// The places that were searched.
+        /// The searched places.
         searched: String,
     },
 
@@ -43,11 +43,11 @@ pub enum ThrowawayError {
         path.display()
     )]
     Io {
-        /// What was tried, as in "could not …".
+        /// The action, as in "could not …".
         doing: &'static str,
-        /// The file, directory, program or thread that it was tried on.
+        /// The file, directory, program or thread of the action.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
 
@@ -57,11 +57,11 @@ pub enum ThrowawayError {
          a directory that the server's user may enter; its output:\n{output}", data_dir.display()
     )]
     InitDb {
-        /// The data directory that it was to make.
+        /// The data directory that it should have made.
         data_dir: PathBuf,
-        /// How it ended.
+        /// How `initdb` ended.
         status: String,
-        /// The end of what it wrote.
+        /// The end of its output.
         output: String,
     },
 
@@ -73,9 +73,9 @@ pub enum ThrowawayError {
     NotStarted {
         /// The server's data directory.
         data_dir: PathBuf,
-        /// The TCP port on 127.0.0.1 that it was to listen on.
+        /// The TCP port on 127.0.0.1 on which it should have listened.
         port: u16,
-        /// How it ended.
+        /// How the server ended.
         status: String,
         /// The end of its log since this start.
         log: String,
@@ -109,7 +109,7 @@ pub enum ThrowawayError {
         pids: String,
     },
 
-    /// Processes of the server could not be frozen.
+    /// Processes of the server could not be frozen in time.
     #[error(
         "the processes {pids} of the server in {} are still running 5 s after SIGSTOP; all were resumed; try again",
         data_dir.display()
@@ -121,19 +121,19 @@ pub enum ThrowawayError {
         pids: String,
     },
 
-    /// The operation needs a running postmaster, and there is none.
+    /// The operation needs a running postmaster, and none runs.
     #[error(
         "cannot {operation} the server in {}: it is down; nothing was done; call `start_again` first",
         data_dir.display()
     )]
     NotRunning {
-        /// What was asked for.
+        /// The requested operation.
         operation: &'static str,
         /// The server's data directory.
         data_dir: PathBuf,
     },
 
-    /// The operation needs the server to be down, and it runs.
+    /// The operation needs a server that is down, and this one runs.
     #[error(
         "cannot start the server in {}: it runs already as process {pid}; nothing was done; call `stop` or \
          `kill_postmaster` first", data_dir.display()

@@ -1,4 +1,4 @@
-//! What of PostgreSQL the system has: the directory of its server programs, and the account to run them as.
+//! Finds the system's PostgreSQL: the directory of its server programs, and the account to run them as.
 
 use std::cmp::Reverse;
 use std::env;
@@ -10,7 +10,7 @@ use super::ThrowawayError;
 
 /// The environment variable that names the directory of `initdb` and `postgres`.
 const BIN_DIR_VARIABLE: &str = "PODLOCK_PG_BIN";
-/// Where Debian and Ubuntu keep one directory per major version.
+/// Debian and Ubuntu have one directory per major version here.
 const VERSIONS_DIR: &str = "/usr/lib/postgresql";
 /// The account that the server runs as when this process is root.
 const ACCOUNT: &str = "postgres";
@@ -23,7 +23,8 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// Takes `given`, else the environment's, and accepts no substitute for these; else searches the system.
+    /// Uses `given`, or else the environment's directory. If one of these is set, nothing else is accepted. Otherwise
+    /// searches the system.
     pub(super) fn find(given: Option<&Path>) -> Result<Self, ThrowawayError> {
         let named = match given {
             Some(directory) => Some(directory.to_path_buf()),
@@ -56,13 +57,13 @@ fn has_server(bin_dir: &Path) -> bool {
     ["initdb", "postgres"].iter().all(|program| bin_dir.join(program).is_file())
 }
 
-/// The names in [`VERSIONS_DIR`]; none if there is no such directory.
+/// The names in [`VERSIONS_DIR`]. Empty if there is no such directory.
 fn versions_installed() -> Vec<String> {
     let Ok(entries) = fs::read_dir(VERSIONS_DIR) else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Sorts versions by number, the newest first (10 before 9.6), and leaves out what is not a version.
+/// Sorts versions by number, the newest first (10 before 9.6), and leaves out names that are not a version.
 fn newest_first(names: Vec<String>) -> Vec<String> {
     let number = |name: &str| name.split('.').map(|part| part.parse().ok()).collect::<Option<Vec<u32>>>();
     let mut versions: Vec<_> = names.into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
@@ -70,7 +71,7 @@ fn newest_first(names: Vec<String>) -> Vec<String> {
     versions.into_iter().map(|(_, name)| name).collect()
 }
 
-/// What `pg_config --bindir` says; `None` if there is no `pg_config` or it fails.
+/// The answer of `pg_config --bindir`. `None` if there is no `pg_config` or it fails.
 fn pg_config_bin_dir() -> Option<PathBuf> {
     let output = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let directory = String::from_utf8(output.stdout).ok()?;
@@ -88,7 +89,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account to switch to: `None`, for oneself, unless this process is root.
+    /// The account to switch to. `None`, for the current user, unless this process is root.
     pub(super) fn for_server() -> Result<Option<Self>, ThrowawayError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -97,7 +98,7 @@ impl Account {
         Self::parse(&passwd, ACCOUNT).map(Some).ok_or(ThrowawayError::NoAccount)
     }
 
-    /// Looks `name` up in the text of `/etc/passwd`. An entry with user id 0 is no account to run a server as.
+    /// Finds `name` in the text of `/etc/passwd`. An entry with user id 0 is ignored: a server cannot run as root.
     fn parse(passwd: &str, name: &str) -> Option<Self> {
         passwd.lines().find_map(|line| {
             let mut fields = line.split(':');

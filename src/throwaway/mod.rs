@@ -1,8 +1,8 @@
 //! A private PostgreSQL server from the system's packages, for demos and tests.
 //!
-//! [`Server::builder`] makes a new cluster in a temporary directory, starts a server on it, and hands back where to
-//! connect. Dropping the [`Server`] stops it and removes the directory. Nothing is downloaded, and nothing is kept
-//! or cached outside of that directory, so any number of servers run side by side.
+//! [`Server::builder`] makes a new cluster in a temporary directory, starts a server on it, and returns its addresses.
+//! Dropping the [`Server`] stops the server and removes the directory. Nothing is downloaded, and nothing is stored
+//! outside of that directory. So any number of servers can run side by side.
 //!
 //! ```no_run
 //! use podlock::throwaway::Server;
@@ -15,8 +15,8 @@
 //!
 //! # The directory
 //!
-//! `podlock-throwaway-XXXXXX` in [`std::env::temp_dir`], which nobody but its owner (and, if that is root, the
-//! server's account) may enter:
+//! `podlock-throwaway-XXXXXX` in [`std::env::temp_dir`]. Only its owner may enter it, and the server's account if the
+//! owner is root:
 //!
 //! | name | what |
 //! | --- | --- |
@@ -27,9 +27,9 @@
 //!
 //! # The server never outlives its owner
 //!
-//! Three things see to that, each independent of the others:
+//! Three independent mechanisms ensure that:
 //!
-//! 1. [`Drop`] stops the server. It runs on every orderly way out.
+//! 1. [`Drop`] stops the server. It runs on every orderly exit.
 //! 2. A watchdog, a small shell script in a process group of its own, waits for the end of a pipe that only the owner
 //!    holds open. However the owner dies, SIGKILL included, the watchdog ends the server, even a paused one, and
 //!    removes the directory. A `Server` in a `static`, which is never dropped, is cleaned up in this way too.
@@ -37,18 +37,19 @@
 //!    util-linux, because setting it here would need `unsafe`). This works even if the watchdog was killed together
 //!    with the owner. Without `setpriv` this line of defence is missing and the other two remain.
 //!
-//! `initdb` alone is left to end by itself, within about a second, because it leaks shared memory when it is killed.
+//! Only `initdb` is not killed: it ends by itself within about a second. If killed, it would leak shared memory.
 //!
-//! If a machine or a container goes down with all of them, a directory may stay behind. The next start of any
-//! throwaway server of the same user removes it: the directory is stale exactly when its `owner.lock` is free.
+//! If a machine or a container stops all of them at once, a directory may stay behind. The next start of any throwaway
+//! server of the same user removes it. A directory is stale if its `owner.lock` is free.
 //!
-//! `PR_SET_PDEATHSIG` means the parent *thread*, so every server has a thread of its own that starts it and stays.
+//! `PR_SET_PDEATHSIG` reacts to the end of the parent *thread*. So every server has a thread of its own, which starts
+//! the server and lives as long as it.
 //!
 //! # What is not promised
 //!
 //! Linux only (`/proc`, `flock`). No durability: `fsync` is off unless [`Builder::setting`] says otherwise, so
-//! committed data survives a crash of the server and not one of the machine. Its unix socket trusts everyone who can
-//! reach it, which is its owner, root and the server's account.
+//! committed data survives a crash of the server, but not a crash of the machine. Its unix socket trusts everyone who
+//! can reach it: its owner, root and the server's account.
 
 mod cluster;
 mod directory;
@@ -78,28 +79,30 @@ pub struct Builder {
 impl Builder {
     /// Adds a line to the server's `postgresql.conf`: `name` is the setting, `value` its value without quotes.
     ///
-    /// The last line for a name wins, over the defaults too. These are `fsync=off`, `full_page_writes=off`,
-    /// `synchronous_commit=on`, `max_connections=300`, `shared_buffers=64MB`, `autovacuum=on`, `log_lock_waits=on`,
-    /// `deadlock_timeout=1s`, `timezone=UTC`, a `log_line_prefix` with time, process, user, database and application,
-    /// and `dynamic_shared_memory_type=mmap`, which leaves nothing in `/dev/shm` when a server is killed.
+    /// The last line for a name takes precedence, also over the defaults. The defaults are `fsync=off`,
+    /// `full_page_writes=off`, `synchronous_commit=on`, `max_connections=300`, `shared_buffers=64MB`, `autovacuum=on`,
+    /// `log_lock_waits=on`, `deadlock_timeout=1s`, `timezone=UTC`, a `log_line_prefix` with time, process, user,
+    /// database and application, and `dynamic_shared_memory_type=mmap`, which leaves nothing in `/dev/shm` when a
+    /// server is killed.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// Listens on this address of the machine as well, beside 127.0.0.1, for whoever has the password: a network
-    /// namespace's, say, in which the server is started. [`Server::url`] is still of 127.0.0.1.
+    /// Listens also on this address of the machine, not only on 127.0.0.1, for clients that have the password. For
+    /// example the address of a network namespace in which the server is started. [`Server::url`] still names
+    /// 127.0.0.1.
     #[must_use]
     pub fn listen(mut self, address: IpAddr) -> Self {
         self.addresses.push(address);
         self
     }
 
-    /// Takes `initdb` and `postgres` from this directory, and searches nowhere else.
+    /// Uses `initdb` and `postgres` from this directory, and searches nowhere else.
     ///
-    /// Without it, the directory is the environment's `PODLOCK_PG_BIN`, else the newest `/usr/lib/postgresql/*/bin`
-    /// that has both, else what `pg_config --bindir` says, else the first in `PATH`.
+    /// Without it, the directory is the environment's `PODLOCK_PG_BIN`, or else the newest `/usr/lib/postgresql/*/bin`
+    /// that has both, or else the answer of `pg_config --bindir`, or else the first in `PATH`.
     #[must_use]
     pub fn bin_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.bin_dir = Some(directory.into());
@@ -108,13 +111,13 @@ impl Builder {
 
     /// Makes a cluster, starts a server on it and waits until it accepts connections. Takes about a second.
     ///
-    /// This blocks; from async code call it on `tokio::task::spawn_blocking`. PostgreSQL refuses to run as root:
-    /// when this process is root, the server runs as the user `postgres`, and otherwise as oneself.
+    /// This blocks: from async code call it on `tokio::task::spawn_blocking`. PostgreSQL refuses to run as root. If
+    /// this process is root, the server runs as the user `postgres`, and otherwise as the current user.
     ///
     /// # Errors
     ///
-    /// [`ThrowawayError`] says what failed, with the end of the server's log where there is one. After an error no
-    /// process and no directory is left.
+    /// [`ThrowawayError`] says what failed, with the end of the server's log if there is one. After an error no process
+    /// and no directory is left.
     pub fn start(self) -> Result<Server, ThrowawayError> {
         cluster::check_settings(&self.settings)?;
         let plan = Plan {
@@ -143,23 +146,23 @@ impl Builder {
     }
 }
 
-/// A running throwaway PostgreSQL server: its addresses, and the faults that a test can put it through.
+/// A running throwaway PostgreSQL server: its addresses, and the faults that a test can cause.
 ///
-/// Every method blocks until its effect is complete, and none is async: from async code, call those that take
-/// [`Result`] on `tokio::task::spawn_blocking`. They may be called from several threads, and run one after the other.
+/// Every method blocks until its effect is complete, and none is async. From async code, call those that return a
+/// [`Result`] on `tokio::task::spawn_blocking`. Several threads may call them. They run one after the other.
 ///
-/// Dropping it blocks, too: a fast shutdown, after 5 s an immediate one, after another 8 s SIGKILL to whatever is
-/// left; then the directory is removed. No process and no directory is left after the drop. In async code, drop it on
-/// `spawn_blocking` as well.
+/// Dropping it blocks, too. It begins a fast shutdown, after 5 s an immediate one, and after another 8 s sends SIGKILL
+/// to the remaining processes. Then it removes the directory. After the drop no process and no directory is left. In
+/// async code, drop it on `spawn_blocking` as well.
 pub struct Server {
     facts: Facts,
-    /// Dropped before the join: its end is what tells the supervisor to shut down.
+    /// Dropped before the join: the end of this channel tells the supervisor to shut down.
     requests: Option<mpsc::Sender<Request>>,
     supervisor: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// The way to start one.
+    /// Returns a builder for a server.
     #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
@@ -167,7 +170,7 @@ impl Server {
 
     /// The URL of `database` over TCP on 127.0.0.1 with user and password, as libpq and `tokio-postgres` read it.
     ///
-    /// `database` is any name, quoted here as needed; the database is not created. A new server has `postgres`.
+    /// `database` may be any name; it is quoted as needed. The database is not created. A new server has `postgres`.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!(
@@ -179,7 +182,7 @@ impl Server {
         )
     }
 
-    /// The URL of `database` over the unix socket, which asks for no password.
+    /// The URL of `database` over the unix socket, which needs no password.
     #[must_use]
     pub fn socket_url(&self, database: &str) -> String {
         use std::os::unix::ffi::OsStrExt as _;
@@ -222,13 +225,13 @@ impl Server {
         &self.facts.data_dir
     }
 
-    /// The directory of the server's programs. Some distributions keep `psql` and its like elsewhere.
+    /// The directory of the server's programs. Some distributions have `psql` and other clients elsewhere.
     #[must_use]
     pub fn bin_dir(&self) -> &Path {
         &self.facts.bin_dir
     }
 
-    /// The file that the server logs to. It is appended to over restarts.
+    /// The server's log file. Restarts append to it.
     #[must_use]
     pub fn log_path(&self) -> &Path {
         &self.facts.log_path
@@ -256,29 +259,29 @@ impl Server {
 
     /// Stops the server by a fast shutdown (open transactions are aborted), then starts it on the same port.
     ///
-    /// Works on a paused server, too. A shutdown that takes longer than 5 s is turned into an immediate one.
+    /// This also works on a paused server. A shutdown that takes longer than 5 s becomes an immediate one.
     ///
     /// # Errors
     ///
-    /// As of [`Server::start_again`]. The server is down then, and may be started again.
+    /// As [`Server::start_again`]. The server is down then, and may be started again.
     pub fn restart_fast(&self) -> Result<(), ThrowawayError> {
         self.ask(Operation::RestartFast).map(drop)
     }
 
     /// Stops the server at once without a checkpoint, as a crash would, then starts it on the same port.
     ///
-    /// The start replays the log; this returns when the server accepts connections again.
+    /// The start replays the log. This returns when the server accepts connections again.
     ///
     /// # Errors
     ///
-    /// As of [`Server::start_again`]. The server is down then, and may be started again.
+    /// As [`Server::start_again`]. The server is down then, and may be started again.
     pub fn restart_immediate(&self) -> Result<(), ThrowawayError> {
         self.ask(Operation::RestartImmediate).map(drop)
     }
 
-    /// Kills the postmaster, and only it, by SIGKILL.
+    /// Kills only the postmaster, by SIGKILL.
     ///
-    /// Its port is closed when this returns. The backends find out by themselves: an idle one ends at once, one that
+    /// Its port is closed when this returns. The backends notice by themselves: an idle one ends at once, one that
     /// computes ends when its statement does. [`Server::start_again`] waits for them.
     ///
     /// # Errors
@@ -290,8 +293,8 @@ impl Server {
 
     /// Stops the server by a fast shutdown, and keeps its directory for [`Server::start_again`].
     ///
-    /// After 5 s the shutdown becomes an immediate one, after another 8 s what is left gets SIGKILL. Stopping a
-    /// server that is down only ends what a killed postmaster left.
+    /// After 5 s the shutdown becomes an immediate one. After another 8 s the remaining processes get SIGKILL. On a
+    /// server that is down, this only ends the backends that a killed postmaster left.
     ///
     /// # Errors
     ///
@@ -302,32 +305,32 @@ impl Server {
 
     /// Starts a server that is down, on the same port and data, and waits until it accepts connections.
     ///
-    /// If the postmaster was killed, this first waits up to 5 s for its backends to end by themselves, and ends those
-    /// that do not by SIGKILL: PostgreSQL starts only when they have let go of the shared memory.
+    /// If the postmaster was killed, this first waits up to 5 s for its backends to end by themselves. Those that do
+    /// not get SIGKILL: PostgreSQL starts only when no backend uses the shared memory any more.
     ///
     /// # Errors
     ///
-    /// [`ThrowawayError::AlreadyRunning`] if it is not down; [`ThrowawayError::NotStarted`] if the server gives up
-    /// (among others, if another process has taken the port for 10 s); [`ThrowawayError::NotReady`] if it takes
-    /// longer than 60 s. In the last two cases the server is down, and may be started again.
+    /// [`ThrowawayError::AlreadyRunning`] if it is not down. [`ThrowawayError::NotStarted`] if the server gives up, for
+    /// example because another process has had the port for 10 s. [`ThrowawayError::NotReady`] if it takes longer than
+    /// 60 s. In the last two cases the server is down, and may be started again.
     pub fn start_again(&self) -> Result<(), ThrowawayError> {
         self.ask(Operation::StartAgain).map(drop)
     }
 
     /// Freezes the postmaster and every process of its server by SIGSTOP, until [`Server::resume`].
     ///
-    /// As with a hung machine, connections stay open and new ones are accepted by the kernel, but nothing answers.
-    /// No process of the server runs any more when this returns.
+    /// As with a hung machine, connections stay open and the kernel accepts new ones, but nothing answers. When this
+    /// returns, no process of the server runs any more.
     ///
     /// # Errors
     ///
-    /// [`ThrowawayError::NotRunning`] if there is no postmaster; [`ThrowawayError::NotFrozen`] if a process is not
-    /// stopped after 5 s, in which case all of them were resumed.
+    /// [`ThrowawayError::NotRunning`] if there is no postmaster. [`ThrowawayError::NotFrozen`] if a process is not
+    /// stopped after 5 s; all of them were resumed then.
     pub fn pause(&self) -> Result<(), ThrowawayError> {
         self.ask(Operation::Pause).map(drop)
     }
 
-    /// Lets a paused server go on. Does nothing to one that is not paused.
+    /// Resumes a paused server. Does nothing to one that is not paused.
     ///
     /// # Errors
     ///
@@ -336,7 +339,7 @@ impl Server {
         self.ask(Operation::Resume).map(drop)
     }
 
-    /// Has the supervisor carry out `operation` and waits for its outcome.
+    /// Asks the supervisor to carry out `operation`, and waits for the result.
     fn ask(&self, operation: Operation) -> Result<Option<u32>, ThrowawayError> {
         let (reply, outcome) = mpsc::channel();
         let requests = self.requests.as_ref().ok_or(ThrowawayError::SupervisorGone)?;
@@ -345,7 +348,7 @@ impl Server {
     }
 }
 
-/// Shows where the server is, and not its password.
+/// Shows the server's address, but not its password.
 impl fmt::Debug for Server {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -370,7 +373,7 @@ impl Drop for Server {
     }
 }
 
-/// Percent-encodes everything but RFC 3986's unreserved characters.
+/// Percent-encodes all bytes except RFC 3986's unreserved characters.
 fn percent_encode(bytes: &[u8]) -> String {
     let mut encoded = String::with_capacity(bytes.len());
     for &byte in bytes {

@@ -1,4 +1,4 @@
-//! The operating system's side: programs that end with their parent, and the processes of one server.
+//! The operating system's part: programs that end with their parent, and the processes of one server.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,15 +20,16 @@ pub(super) struct Process {
     pub(super) frozen: bool,
 }
 
-/// Finds every process of the server whose `cluster_name` is `name`; one that has ended and was not reaped is none.
+/// Finds every process of the server whose `cluster_name` is `name`. A process that has ended and was not reaped does
+/// not count.
 ///
-/// Descent from the postmaster would not do: after its death its children belong to init.
+/// Searching for descendants of the postmaster would not work: after its death its children belong to init.
 pub(super) fn processes(name: &str) -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let pid = entry.file_name().to_str().and_then(|text| text.parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { continue };
-        // A process may end between these lines; it is then simply not there.
+        // If a process ends between these lines, it is skipped.
         let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
         if !belongs(&command_line, name) {
             continue;
@@ -42,7 +43,8 @@ pub(super) fn processes(name: &str) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Whether a command line is of the server `name`: a child's title, or the argument that only its postmaster got.
+/// Whether a command line belongs to the server `name`: it is a child's title, or has the argument that only the
+/// server's postmaster got.
 ///
 /// `watchdog.sh` has the same test.
 fn belongs(command_line: &[u8], name: &str) -> bool {
@@ -58,23 +60,23 @@ fn state(stat: &str) -> Option<char> {
     rest.trim_start().chars().next()
 }
 
-/// Sends a signal. One that cannot be delivered is for a process that has just ended, which callers check anyway.
+/// Sends a signal. If it cannot be delivered, the process has just ended, which callers check anyway.
 pub(super) fn send(pid: Pid, signal: Signal) {
     if let Err(error) = rustix::process::kill_process(pid, signal) {
         tracing::debug!(%error, ?pid, ?signal, "a signal to a throwaway server's process was not delivered");
     }
 }
 
-/// A command for one of the server's programs: as `account`, in a process group of its own, so that a Ctrl-C does not
-/// reach it, and without our input and `PG*` variables.
+/// A command for one of the server's programs. It runs as `account`, and in its own process group so that a Ctrl-C does
+/// not reach it. It does not get our input or our `PG*` variables.
 pub(super) fn server_program(program: &Path, account: Option<Account>) -> Command {
     prepared(Command::new(program), account)
 }
 
-/// As [`server_program`], with the kernel's order to send it SIGQUIT when the thread that spawns it ends.
+/// The same as [`server_program`], but the kernel sends it SIGQUIT when the thread that spawned it ends.
 ///
-/// The account is switched to before `setpriv` runs, because a change of user clears the order. A parent that dies
-/// before the order is given sends no signal; the shell in between sees that its parent has changed, and ends.
+/// The account is switched before `setpriv` runs, because a change of user clears that order to the kernel. A parent
+/// that dies before the order sends no signal. The shell in between sees that its parent has changed, and ends.
 pub(super) fn tethered_program(program: &Path, account: Option<Account>) -> Command {
     const CHECK_PARENT: &str = r#"test "$PPID" = "$1" || exit 1; shift; exec "$@""#;
     if !setpriv_works() {
@@ -97,12 +99,12 @@ fn prepared(mut command: Command, account: Option<Account>) -> Command {
     command
 }
 
-/// `PGDATA`, `PGPORT` and their like, which would change what the server's programs do.
+/// Whether it is a variable like `PGDATA` or `PGPORT`, which would change the behaviour of the server's programs.
 fn is_postgres_variable(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with("PG"))
 }
 
-/// Whether there is a `setpriv` that knows `--pdeathsig` (util-linux 2.33 and later). Found out once per process.
+/// Whether there is a `setpriv` with `--pdeathsig` (util-linux 2.33 and later). Checked once per process.
 fn setpriv_works() -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     *WORKS.get_or_init(|| {

@@ -1,7 +1,7 @@
-//! The thread that makes a server, starts and stops it on request, and ends with it.
+//! The thread that makes a server, and starts and stops it on request. It ends together with the server.
 //!
-//! The kernel ties a child to the thread that spawned it, so everything that spawns is here, on one thread that lives
-//! as long as the [`Server`](super::Server). Its end of the request channel is the signal to shut down.
+//! The kernel ties a child to the thread that spawned it. So all spawning happens here, on one thread that lives as
+//! long as the [`Server`](super::Server). The end of the request channel is the signal to shut down.
 
 use std::fs::{self, File};
 use std::iter;
@@ -20,11 +20,12 @@ use super::directory::{Directory, end_of_log, io_error};
 use super::install::{Account, Installation};
 use super::process::{Process, processes, send, tethered_program};
 
-/// How long a server may take until it accepts connections.
+/// How long a server may take before it accepts connections.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a fast shutdown may take, and a killed postmaster's backends until they notice.
+/// How long a fast shutdown may take. Also how long the backends of a killed postmaster may take to notice.
 const END_WITHIN: Duration = Duration::from_secs(5);
-/// How long an immediate shutdown may take. The postmaster itself kills its children after 5 s of it.
+/// How long an immediate shutdown may take. After 5 s of it the postmaster itself kills its children, so this must be
+/// longer.
 const IMMEDIATE_END_WITHIN: Duration = Duration::from_secs(8);
 /// How long SIGKILL and SIGSTOP may take to have an effect.
 const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
@@ -32,19 +33,19 @@ const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
 const PORT_WITHIN: Duration = Duration::from_secs(10);
 /// How many ports the first start tries.
 const PORTS_TRIED: u32 = 8;
-/// How often a condition is looked at.
+/// The time between two checks of a condition.
 const POLL: Duration = Duration::from_millis(5);
 
-/// What to start.
+/// The server to start.
 pub(super) struct Plan {
     pub(super) installation: Installation,
     pub(super) account: Option<Account>,
     pub(super) settings: Vec<(String, String)>,
-    /// Beside 127.0.0.1.
+    /// Addresses to listen on, in addition to 127.0.0.1.
     pub(super) addresses: Vec<IpAddr>,
 }
 
-/// What stays the same for as long as the server exists.
+/// Facts that stay the same as long as the server exists.
 #[derive(Clone)]
 pub(super) struct Facts {
     pub(super) port: u16,
@@ -55,7 +56,7 @@ pub(super) struct Facts {
     pub(super) log_path: PathBuf,
 }
 
-/// What the supervisor can be asked to do.
+/// The operations that the supervisor can carry out.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Operation {
     Pid,
@@ -68,18 +69,19 @@ pub(super) enum Operation {
     Resume,
 }
 
-/// An operation, and where its outcome goes: the postmaster's process id after it.
+/// An operation, and the channel for its result: the postmaster's process id after it.
 pub(super) struct Request {
     pub(super) operation: Operation,
     pub(super) reply: Sender<Result<Option<u32>, ThrowawayError>>,
 }
 
-/// The supervisor's thread: makes and starts the server, serves requests until their channel ends, removes it.
+/// The supervisor's thread: makes and starts the server, serves requests until their channel ends, and removes the
+/// server.
 pub(super) fn run(plan: Plan, started: &Sender<Result<Facts, ThrowawayError>>, inbox: &Receiver<Request>) {
     let mut supervisor = match Supervisor::start(plan) {
         Ok(supervisor) => supervisor,
         Err(error) => {
-            // By now the directory is gone: an error is reported when nothing is left.
+            // The directory is gone by now: an error is reported when nothing is left.
             let _ = started.send(Err(error));
             return;
         }
@@ -89,7 +91,7 @@ pub(super) fn run(plan: Plan, started: &Sender<Result<Facts, ThrowawayError>>, i
     }
     for Request { operation, reply } in inbox {
         let outcome = supervisor.carry_out(operation).map(|()| supervisor.pid());
-        // Whoever asked may have stopped waiting; the operation is done all the same.
+        // The caller may have stopped waiting. The operation was done all the same.
         let _ = reply.send(outcome);
     }
 }
@@ -145,7 +147,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts a postmaster where none of the server's processes is left, and waits until it accepts connections.
+    /// Starts a postmaster when none of the server's processes is left, and waits until it accepts connections.
     fn launch(&mut self) -> Result<(), ThrowawayError> {
         let Facts { port, data_dir, bin_dir, log_path, socket_dir, .. } = self.facts.clone();
         let log =
@@ -194,7 +196,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts a server that is down on the port that it had, for which it waits a little.
+    /// Starts a server that is down, on the port that it had. Waits for that port for up to [`PORT_WITHIN`].
     fn start_again(&mut self) -> Result<(), ThrowawayError> {
         if let Some(pid) = self.pid() {
             return Err(ThrowawayError::AlreadyRunning { data_dir: self.facts.data_dir.clone(), pid });
@@ -212,22 +214,25 @@ impl Supervisor {
         }
     }
 
-    /// Shuts down by `signal`, with ever more force: nothing of the server runs after an `Ok`.
+    /// Shuts down by `signal`, then by stronger ones. After an `Ok` no process of the server runs.
     fn stop(&mut self, signal: Signal) -> Result<(), ThrowawayError> {
-        // A paused process acts on no signal but SIGKILL.
+        // A paused process reacts only to SIGKILL.
         self.signal_all(Signal::CONT)?;
         let steps = [(Signal::INT, END_WITHIN), (Signal::QUIT, IMMEDIATE_END_WITHIN)];
         for (step, within) in steps.into_iter().filter(|&(step, _)| step == signal || step == Signal::QUIT) {
             let Some(pid) = self.pid().and_then(to_pid) else { break };
             send(pid, step);
             if !self.postmaster_ends(within) {
-                tracing::warn!(data_dir = %self.facts.data_dir.display(), signal = ?step, ?within, "a throwaway server did not shut down in time");
+                tracing::warn!(
+                    data_dir = %self.facts.data_dir.display(), signal = ?step, ?within,
+                    "a throwaway server did not shut down in time"
+                );
             }
         }
         self.await_end(END_WITHIN)
     }
 
-    /// Waits for the postmaster alone.
+    /// Waits only for the postmaster.
     fn postmaster_ends(&mut self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         loop {
@@ -252,7 +257,7 @@ impl Supervisor {
         self.running("pause")?;
         let deadline = Instant::now() + SIGNAL_WITHIN;
         loop {
-            // A child that was forked meanwhile is found the next time, and a frozen postmaster forks none.
+            // A child that was forked meanwhile is found in the next round. A frozen postmaster forks none.
             let awake: Vec<_> = self.processes()?.into_iter().filter(|process| !process.frozen).collect();
             if awake.is_empty() {
                 return Ok(());
@@ -273,7 +278,7 @@ impl Supervisor {
         self.signal_all(Signal::CONT)
     }
 
-    /// Waits for the end of every process of the server; those that are left `within` that time get SIGKILL.
+    /// Waits for the end of every process of the server. Those that still run after `within` get SIGKILL.
     fn await_end(&mut self, within: Duration) -> Result<(), ThrowawayError> {
         let politely = Instant::now() + within;
         let at_last = politely + SIGNAL_WITHIN;
@@ -307,14 +312,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The postmaster, or the error that there is none.
+    /// The postmaster, or the error that none runs.
     fn running(&self, operation: &'static str) -> Result<Pid, ThrowawayError> {
         self.pid()
             .and_then(to_pid)
             .ok_or_else(|| ThrowawayError::NotRunning { operation, data_dir: self.facts.data_dir.clone() })
     }
 
-    /// Notices the postmaster's end: the status with which it has ended since the last look, if it has.
+    /// Reaps the postmaster if it has ended since the last call, and returns its status.
     fn reap(&mut self) -> Option<ExitStatus> {
         let status = self.postmaster.as_mut()?.try_wait().ok().flatten()?;
         self.postmaster = None;
@@ -332,26 +337,26 @@ impl Drop for Supervisor {
         if let Err(error) = self.stop(Signal::INT) {
             tracing::error!(%error, "a throwaway server could not be stopped");
         }
-        // The fields go next: the directory's own drop removes it.
+        // The fields are dropped next. The directory's own drop removes the directory.
     }
 }
 
-/// Whether the text of `postmaster.pid` says that the postmaster `pid` accepts connections. Line 1 is its process
-/// id, line 8 its status (PostgreSQL 10 and later); this is how `pg_ctl` waits.
+/// Whether the text of `postmaster.pid` says that the postmaster `pid` accepts connections. Line 1 is its process id,
+/// line 8 its status (PostgreSQL 10 and later). `pg_ctl` waits in the same way.
 fn is_ready(text: &str, pid: u32) -> bool {
     let mut lines = text.lines().map(str::trim);
     lines.next() == Some(&pid.to_string()) && lines.nth(6) == Some("ready")
 }
 
-/// Whether the server's log says that it could not have its port.
+/// Whether the server's log says that its port was taken.
 fn port_is_taken(log: &str) -> bool {
     log.contains("Address already in use")
 }
 
-/// A port of 127.0.0.1 that was free just now.
+/// A port of 127.0.0.1 that was free at the time of the check.
 ///
-/// It is random, and below those that the system gives to outgoing connections: one of these would otherwise take
-/// the port while the server is down for a restart.
+/// It is random, and below the ports that the system gives to outgoing connections. Otherwise such a connection could
+/// take the port while the server is down for a restart.
 fn free_port() -> std::io::Result<u16> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let outgoing_from = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768_u16);
@@ -370,7 +375,7 @@ fn to_pid(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
-/// Process ids for a message.
+/// The process ids, for a message.
 fn list(processes: &[Process]) -> String {
     processes.iter().map(|process| process.pid.to_string()).collect::<Vec<_>>().join(" ")
 }

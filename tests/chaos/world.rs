@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use podlock::migrate::{self, Access};
-use podlock::protocol::fold::{self, Entry};
+use podlock::protocol::fold::{self, LogEntry};
 use podlock::{Config, Incarnation, PodId, Settings, WorstCase};
 use tokio::process::Command;
 use tokio_postgres::{Client, NoTls};
@@ -551,9 +551,9 @@ impl World {
         let (log, roster): (Vec<serde_json::Value>, BTreeMap<String, Incarnation>) =
             (serde_json::from_value(row.get(0)).expect("a log"), serde_json::from_value(row.get(1)).expect("a roster"));
         let of = |e: &serde_json::Value, field: &str| e[field].as_str().expect("text").to_owned();
-        let entries: Vec<Entry> = log
+        let entries: Vec<LogEntry> = log
             .iter()
-            .map(|e| Entry {
+            .map(|e| LogEntry {
                 idx: e["idx"].as_i64().expect("a number"),
                 kind: of(e, "kind"),
                 pod_id: PodId::new(of(e, "pod_id")).expect("a name"),

@@ -471,7 +471,8 @@ fn an_evicted_command_is_asked_first_and_killed_after_grace_if_it_does_not_liste
         let polite = "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
         let mut hold = stage.start("polite", &["--lease", "10s"], polite);
         hold.said("ready").await;
-        stage.db.ok(&["evict", "polite"]).await;
+        let said = stage.db.ok(&["evict", "polite"]).await;
+        assert!(said.contains("where there is none, the next pod that starts does"), "there is no peer: {said}");
         hold.said("asked").await;
         assert_eq!(hold.ended().await, Some(124), "{:#?}", hold.log.all());
 

@@ -57,6 +57,37 @@ fn a_hostile_name_is_just_a_name() {
     });
 }
 
+/// Each `[env: NAME]` and `[default: value]` of a flag that stands for a setting.
+#[test]
+fn the_help_gives_each_setting_the_variable_and_default_of_the_page_on_settings() {
+    within(TEST, async {
+        let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md")).unwrap();
+        let done = finish(podlock(&["pod", "--help"])).await;
+        let help = done.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        let of_flag = |flag: &str| {
+            let begin = help.find(&format!(" {flag} <")).unwrap_or_else(|| panic!("{flag} is not in {help}"));
+            let text = &help[begin + 1..];
+            text[..text.find(" --").unwrap_or(text.len())].to_owned()
+        };
+        for (flag, setting, shows_default) in [
+            ("--name", "pod_name", false),
+            ("--lease", "lease", true),
+            ("--capacity", "capacity", true),
+            ("--capacity-of", "capacity_of", false),
+            ("--max-crashes", "max_crashes", true),
+            ("--schema", "schema", true),
+        ] {
+            let section = page.split("\n### ").find(|section| section.lines().next() == Some(setting)).expect(setting);
+            let word =
+                |begin: &str| section.split_once(begin).and_then(|(_, rest)| rest.split(['.', '`']).next()).unwrap();
+            let of_flag = of_flag(flag);
+            assert!(of_flag.contains(&format!("[env: {}", word("Environment: `"))), "{flag}: {of_flag}");
+            let default = format!("[default: {}]", word("Default: ").replace(' ', ""));
+            assert!(!shows_default || of_flag.contains(&default), "{flag} has no {default}: {of_flag}");
+        }
+    });
+}
+
 #[test]
 fn bad_usage_exits_2_and_a_refused_start_1() {
     within(TEST, async {

@@ -42,7 +42,9 @@ fn prune_says_what_it_would_delete_deletes_it_and_keeps_what_is_not_named() {
             (&["prune"][..], 2, "--runs-older-than"),
             (&["prune", "--dry-run"], 2, "--runs-older-than"),
             (&["prune", "--runs-older-than", "soon"], 2, "soon"),
-            (&["prune", "--runs-older-than", "59m"], 1, "must be from 3600s"),
+            (&["prune", "--runs-older-than", "59m"], 2, "must be from 1h to 365000d"),
+            (&["prune", "--events-older-than", "365001d"], 2, "must be from 1h to 365000d"),
+            (&["prune", "--events-older-than", "365000d"], 0, ""),
         ] {
             let done = db.run(args).await;
             assert!(done.code == code && done.stderr.contains(word), "{args:?}: {done:?}");

@@ -316,10 +316,14 @@ fn migrations_are_applied_once_listed_and_printed() {
         let before = db.json(&["migrate", "status"]).await;
         assert_eq!(before[0]["applied"], false);
         assert_eq!(before[0]["version"], 1);
+        let check: &[&str] = &["migrate", "status", "--check"];
+        let done = db.run(check).await;
+        let once = done.stderr.matches("the database lacks a version").count();
+        assert!(done.code == 1 && once == 1 && done.stdout.contains("spine"), "{done:?}");
         let applied = db.json(&["migrate", "up"]).await;
         assert_eq!(applied.as_array().unwrap().len(), before.as_array().unwrap().len());
         assert_eq!(db.json(&["migrate", "up"]).await, json!([]));
-        assert_eq!(db.json(&["migrate", "status"]).await[0]["applied"], true);
+        assert_eq!(db.json(check).await[0]["applied"], true);
 
         // The printed script, run by hand, leaves nothing to do. Its schema's name is hostile.
         let schema = "o'b\"; DROP SCHEMA public; --";
@@ -335,6 +339,50 @@ fn migrations_are_applied_once_listed_and_printed() {
 }
 
 /// Of a killed pod the lists say that it is dead and what is waited for, and the watch how it ended, by whom, and the cause.
+#[test]
+fn a_foreign_object_of_podlocks_name_stops_a_first_migration_and_the_advice_is_to_remove_it() {
+    within(TEST, async {
+        for (make, remove) in [
+            (
+                "FUNCTION studio_drain(pod text) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+                "FUNCTION studio_drain(text)",
+            ),
+            ("TABLE studio_runs (id integer)", "TABLE studio_runs"),
+            ("TYPE studio_pruned AS (id integer)", "TYPE studio_pruned"),
+        ] {
+            let db = Db::new().await;
+            let client = db.client().await;
+            client.batch_execute(&format!("CREATE {make}")).await.unwrap();
+            let done = db.run(&["migrate", "up"]).await;
+            assert!(done.code == 1 && done.stderr.contains("already exists"), "{done:?}");
+            assert!(
+                done.stderr.contains("drop or rename that object, or give podlock a schema of its own"),
+                "{done:?}"
+            );
+            assert!(!done.stderr.contains("may create tables"), "{done:?}");
+            client.batch_execute(&format!("DROP {remove}")).await.unwrap();
+            db.ok(&["migrate", "up"]).await;
+        }
+    });
+}
+
+#[test]
+fn a_reader_without_rights_is_told_how_it_is_given_them() {
+    within(TEST, async {
+        let db = Db::migrated().await;
+        let role = format!("reader_{}", std::process::id());
+        let client = db.client().await;
+        client.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x'; SET ROLE {role}")).await.unwrap();
+        let database: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+        let mut command = podlock(&["pods", "list"]);
+        command.env("DATABASE_URL", format!("postgresql://{role}:x@127.0.0.1:{}/{database}", server().port()));
+        let done = finish(command).await;
+        assert!(done.code == 1 && done.stderr.contains("permission denied"), "{done:?}");
+        let advice = "`podlock migrate grants ROLE`, with `--read-only` for one that only reads";
+        assert!(done.stderr.contains(advice), "{done:?}");
+    });
+}
+
 #[test]
 fn of_a_killed_pod_the_lists_say_dead_and_the_watch_how_it_ended() {
     within(TEST, async {

@@ -202,6 +202,44 @@ async fn of_two_fresh_pods_one_that_dies_is_dead_and_waits_for_the_other_to_sett
     .await;
 }
 
+/// The event `held` says how long a wait takes at most. When the wait of an unsettled pod ends, its burial follows, and does not
+/// wait for the sweep after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_for_settle_ends_when_the_log_says_so_and_not_with_the_next_sweep() {
+    timed(async {
+        let db = Db::new().await;
+        let (settle, sweep) = (lease() * 2, lease().mul_f64(0.85));
+        let config = |name: &str| {
+            db.config(name).with(|c| {
+                c.settle = Some(settle);
+                c.sweep_interval = Some(sweep);
+            })
+        };
+        let a = start(config("a")).await;
+        let b = start(config("b")).await;
+        let settles = tokio::time::Instant::now() + settle;
+        db.client.armed("a", SOON).await;
+        db.client.armed("b", SOON).await;
+        // For 3 s after the report of a loss a pod probes often. The wait goes on after that, for less than a sweep interval.
+        tokio::time::sleep_until(settles - Duration::from_millis(3100) - lease().mul_f64(0.2)).await;
+        drop(a);
+        db.client.roster_is(&["b"], lease() * 2 + SOON).await;
+        let sql = "SELECT held.detail->>'reason', buried.detail->>'trigger', (held.detail->>'wait_ms')::bigint, \
+                       (extract(epoch FROM buried.at - held.at) * 1000)::bigint \
+                     FROM studio_pod_events held JOIN studio_pod_events buried USING (incarnation) \
+                    WHERE held.kind = 'held' AND buried.kind = 'buried'";
+        let row = db.client.query_one(sql, &[]).await.expect("one wait was told, and its end");
+        let (reason, trigger): (String, String) = (row.get(0), row.get(1));
+        let (wait_ms, took_ms): (i64, i64) = (row.get(2), row.get(3));
+        assert_eq!((reason.as_str(), trigger.as_str()), ("unsettled", "sweep"));
+        let late_ms_max = i64::try_from(sweep.as_millis()).unwrap() / 2;
+        assert!(took_ms >= wait_ms - 50, "it was buried too early: after {took_ms} of {wait_ms} ms");
+        assert!(took_ms < wait_ms + late_ms_max, "buried after {took_ms} ms instead of {wait_ms} ms");
+        b.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
 /// L12: whoever holds the log keeps no wait from ending, and is not waited for to tell of one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_telling_of_a_wait_waits_for_nobody_and_tells_at_most_sixteen_at_a_time() {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use podlock::operator::EventFilter;
-use podlock::protocol::notices::{GAP_MOST, Told, Word};
+use podlock::protocol::notices::{GAP_MOST, StreamNotice, Word};
 use podlock::{Config, Incarnation, NewRun, Operator, Pod, PodEvent, RunId, StopReason};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -205,9 +205,9 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         for payload in &all {
             let leaked: Vec<_> = secrets.iter().filter(|secret| payload.contains(*secret)).collect();
             assert!(leaked.is_empty(), "{payload} tells {leaked:?}");
-            assert!(Word::parse(payload).is_some() || Told::parse(payload).is_some(), "{payload}");
+            assert!(Word::parse(payload).is_some() || StreamNotice::parse(payload).is_some(), "{payload}");
         }
-        assert!(all.iter().any(|payload| Told::parse(payload).is_some()), "streams were told of: {all:?}");
+        assert!(all.iter().any(|payload| StreamNotice::parse(payload).is_some()), "streams were told of: {all:?}");
     })
     .await;
 }
@@ -232,7 +232,7 @@ fn payloads(pods: &[(String, Uuid, i64)], runs: &[RunId]) -> Vec<String> {
             all.push(json!({ "event": "quarantined", "run": run, "pod": pod, "incarnation": incarnation }).to_string());
         }
     }
-    all.push(Told::new(7, runs.iter()).to_string());
+    all.push(StreamNotice::new(7, runs.iter()).to_string());
     all.extend(
         ["00000007:*", "", " ", "null", "{", "{}", "[]", "\"look\"", "look ", "LOOK", "\u{202e}", "ä:ö"]
             .map(str::to_owned),

@@ -115,12 +115,15 @@ async fn a_claim_that_waits_for_the_row_of_an_attempt_does_not_hold_the_log() {
     timed(async {
         let db = Db::new().await;
         let a = start(db.config("a")).await;
-        let (run_id, _) = orphan(&db.client, "wait").await;
+        // A sweep must not claim the run before the row is held: until then no pod has a handler for it.
+        let (run_id, _) = orphan(&db.client, "later").await;
         let mut holder = sql::connect(&db.url).await;
         let held = holder.transaction().await.unwrap();
         held.execute("SELECT FROM studio_run_attempts WHERE run_id = $1 FOR UPDATE", &[&run_id.as_uuid()])
             .await
             .unwrap();
+        let claimable = "UPDATE studio_runs SET kind = 'wait' WHERE run_id = $1";
+        db.client.execute(claimable, &[&run_id.as_uuid()]).await.unwrap();
         nudge(&db.client).await;
         blocked(&db.client, CLAIM, 1).await;
         let with_log = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \

@@ -146,6 +146,8 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
         let field = |name: &str| line.get(name).map(String::as_str);
         assert_eq!((field("level"), field("key"), field("granted")), (Some("WARN"), Some("liveness"), Some("false")));
         assert_eq!((field("role"), field("application")), (Some(role.as_str()), Some("queuer")));
+        let text = "waits for the liveness lock of pod strange-a: ";
+        assert!(field("message").is_some_and(|message| message.contains(text)), "{line:?}");
         assert!(names.contains(&field("by").unwrap()) && line.contains_key("incarnation"), "{line:?}");
 
         // One that holds the witness lock of the same pod, once it is dead, and is no pod either.
@@ -168,7 +170,7 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
             column.contains(&format!("server process {second} ")) && column.contains("its witness lock"),
             "{column}"
         );
-        assert!(shown.condition_in_words().ends_with("; a stranger at its lock"), "{}", shown.condition_in_words());
+        assert_eq!(shown.condition_in_words(), "dead; a stranger holds its lock: end that session");
         assert_eq!(db.client.session_end(dead).await, None, "L10: nobody is buried on it");
         assert!(pods.iter().filter(|p| p.pod_id != names[0]).all(|p| p.foreign_lock.is_none()), "{pods:?}");
 
@@ -197,6 +199,41 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
         assert_eq!(listed.len(), 3);
         db.client.assert_fold_is_roster().await;
         drop((b, c));
+    })
+    .await;
+}
+
+/// Dead pods whose locks strangers hold look alive to a look at the locks alone. They have no turn to look for strangers: the
+/// living look as often as if the dead were not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_pods_whose_locks_a_stranger_holds_delay_no_look_for_strangers() {
+    timed(async {
+        const DEAD: usize = 200;
+        let db = Db::new().await;
+        let often = |name: &str| db.config(name).with(|c| c.beat_interval = Some(lease() / 8));
+        let pods = [start(often("a")).await, start(often("b")).await];
+        let role = stranger(&db).await;
+        let (holder, _) = connect(&db, &role, "holder").await;
+        let keys = "SELECT pg_advisory_lock(studio_lock_key('g' || n)) FROM generate_series(1, $1::bigint) n";
+        holder.query(keys, &[&i64::try_from(DEAD).unwrap()]).await.unwrap();
+        let rows = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, \
+                        liveness_started) \
+                    SELECT 'g' || n, '', 0, gen_random_uuid(), studio_lock_key('g' || n), studio_witness_key('g' || n), 0, \
+                        now() FROM generate_series(1, $1::bigint) n";
+        db.client.execute(rows, &[&i64::try_from(DEAD).unwrap()]).await.unwrap();
+        // Every pod has looked at the dead by the time that it looks for strangers at one of them.
+        tokio::time::sleep(lease() / 2).await;
+        let (queuer, pid) = queues(&db, &role, key(&db, "lock", "a").await).await;
+        let index = "SELECT max(event_index) FROM studio_pods";
+        let before: i64 = db.client.scalar(index, &[]).await;
+        told(&db, "a", pid, "liveness", false).await;
+        let beats = db.client.scalar::<i64>(index, &[]).await - before;
+        // In four beats of two pods each has a turn, and that turn tells of pod a first.
+        assert!(beats <= 12, "two pods looked for strangers only after {beats} beats");
+        queuer.abort();
+        for pod in pods {
+            pod.shutdown(SOON).await.unwrap();
+        }
     })
     .await;
 }

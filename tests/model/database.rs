@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use podlock::protocol::ending::{self, Reason};
-use podlock::protocol::fold::{self, Entry};
+use podlock::protocol::fold::{self, LogEntry};
 use podlock::protocol::patience::{Patience, Stated, may_bury_from, patience_for};
-use podlock::protocol::verdict::{Observer, PeerLook, Timing};
+use podlock::protocol::verdict::{LossObserver, PeerProbe, VerdictTiming};
 use podlock::{Incarnation, PodId};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -48,9 +48,9 @@ impl Podlock {
     }
 
     /// The times by which a pod of this name decides, in the proportions that the library has by default.
-    pub(crate) fn timing(&self, name: Name) -> Timing {
+    pub(crate) fn timing(&self, name: Name) -> VerdictTiming {
         let lease = self.lease(name);
-        Timing { window: lease / 10, second_look: lease / 40, reconnect_grace: lease, settle: lease }
+        VerdictTiming { window: lease / 10, second_look: lease / 40, reconnect_grace: lease, settle: lease }
     }
 
     /// What its row says.
@@ -159,7 +159,7 @@ impl Podlock {
     pub(crate) fn look(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         let Some(inc) = proc.inc.filter(|_| proc.phase == Phase::Attached) else { return };
-        let peers: Vec<PeerLook> =
+        let peers: Vec<PeerProbe> =
             s.db.roster.iter().enumerate().filter_map(|(n, row)| self.seen(s, n, (*row)?)).collect();
         let peers: Vec<_> = peers.into_iter().filter(|peer| peer.incarnation != incarnation(inc)).collect();
         let is_news = peers.iter().any(|peer| peer.liveness_free) || !proc.observer.in_sight().is_empty();
@@ -178,9 +178,9 @@ impl Podlock {
         }
     }
 
-    fn seen(&self, s: &State, name: Name, row: Row) -> Option<PeerLook> {
+    fn seen(&self, s: &State, name: Name, row: Row) -> Option<PeerProbe> {
         let liveness_free = s.liveness[self.key(name)].is_none();
-        Some(PeerLook {
+        Some(PeerProbe {
             pod_id: pod_id(name),
             incarnation: incarnation(row.inc),
             session: i64::from(row.session),
@@ -191,12 +191,12 @@ impl Podlock {
         })
     }
 
-    fn conclude(&self, s: &mut State, p: ProcId, peers: &[PeerLook]) {
+    fn conclude(&self, s: &mut State, p: ProcId, peers: &[PeerProbe]) {
         let proc = &s.procs[p];
         let now = Duration::from_millis(u64::from(proc.clock));
         let timing = self.timing(proc.name);
         let timing = match self.mistake {
-            Some(Mistake::NoGrace) => Timing { reconnect_grace: Duration::ZERO, ..timing },
+            Some(Mistake::NoGrace) => VerdictTiming { reconnect_grace: Duration::ZERO, ..timing },
             _ => timing,
         };
         let decision = proc.observer.decide(&timing, now, peers);
@@ -221,7 +221,7 @@ impl Podlock {
         // Nobody in sight any more: what else it remembers could only make it hold longer, and ages within a window.
         let empty = observer.in_sight().is_empty();
         (proc.observer, proc.clock, proc.due) =
-            if empty { (Observer::default(), 0, None) } else { (observer, proc.clock, due) };
+            if empty { (LossObserver::default(), 0, None) } else { (observer, proc.clock, due) };
     }
 
     /// L2: its own session holds its own key, and its own row is there and names that session.
@@ -306,7 +306,7 @@ fn check_log(s: &mut State, before: &[Option<Row>], events: &[Event]) {
     let mut log = Vec::new();
     let mut add = |(kind, name, inc, detail): Event| {
         let idx = i64::try_from(log.len()).unwrap_or(i64::MAX);
-        log.push(Entry { idx, kind: kind.to_owned(), pod_id: pod_id(name), incarnation: incarnation(inc), detail });
+        log.push(LogEntry { idx, kind: kind.to_owned(), pod_id: pod_id(name), incarnation: incarnation(inc), detail });
     };
     for (name, row) in before.iter().enumerate() {
         let Some(row) = row else { continue };

@@ -1,6 +1,6 @@
 //! What a state of the model is: the database, its locks, the processes, and how many faults are left.
 
-use podlock::protocol::verdict::Observer;
+use podlock::protocol::verdict::LossObserver;
 
 /// A pod's name; it may be used again.
 pub(crate) type Name = usize;
@@ -119,7 +119,7 @@ pub(crate) struct Proc {
     pub(crate) highest: Fence,
     /// Own rows that the last pass saw without a task, as bits.
     pub(crate) unclaimed: u8,
-    pub(crate) observer: Observer,
+    pub(crate) observer: LossObserver,
     /// Its own clock, from the first sighting that it has.
     pub(crate) clock: u16,
     /// When it is due to look again at a peer that it holds.
@@ -146,7 +146,7 @@ impl Proc {
             pass: None,
             highest: 0,
             unclaimed: 0,
-            observer: Observer::default(),
+            observer: LossObserver::default(),
             clock: 0,
             due: None,
             doomed: None,

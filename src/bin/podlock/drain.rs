@@ -31,7 +31,7 @@ pub(crate) struct Args {
 const DOWN: Duration = Duration::from_secs(3);
 
 /// How a pod stands that was asked to drain.
-enum Standing {
+enum DrainStatus {
     Alive,
     /// Neither of its locks is held: it is down, or on its way back. Clean: it had begun to drain.
     Unheld {
@@ -74,17 +74,17 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 }
 
 /// How it stands, and with how many running runs.
-async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Result<(Standing, i64), Failure> {
-    let Some(there) = operator.pod(pod).await? else { return Ok((Standing::Gone { clean: false }, 0)) };
+async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Result<(DrainStatus, i64), Failure> {
+    let Some(there) = operator.pod(pod).await? else { return Ok((DrainStatus::Gone { clean: false }, 0)) };
     if there.state != "gone" && there.incarnation == incarnation {
         let held = there.alive || there.witness;
         let lease = there.lease_ms.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
         let (clean, down_after) = (there.state == "draining", DOWN.max(lease / 10));
-        let standing = if held { Standing::Alive } else { Standing::Unheld { clean, down_after } };
+        let standing = if held { DrainStatus::Alive } else { DrainStatus::Unheld { clean, down_after } };
         return Ok((standing, there.runs));
     }
     let session = there.sessions.iter().find(|s| s.incarnation == incarnation);
-    Ok((Standing::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
+    Ok((DrainStatus::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
 }
 
 /// Resolves when it has drained; an error if it ended in another way, or lives still.
@@ -93,14 +93,14 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
     loop {
         let (standing, runs) = look(operator, pod, incarnation).await?;
         let clean = match standing {
-            Standing::Alive => {
+            DrainStatus::Alive => {
                 unheld_since = None;
                 None
             }
-            Standing::Unheld { clean, down_after } => {
+            DrainStatus::Unheld { clean, down_after } => {
                 (unheld_since.get_or_insert_with(Instant::now).elapsed() >= down_after.min(most)).then_some(clean)
             }
-            Standing::Gone { clean } => Some(clean),
+            DrainStatus::Gone { clean } => Some(clean),
         };
         match clean {
             Some(true) => return Ok(()),

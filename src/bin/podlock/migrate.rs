@@ -16,6 +16,9 @@ pub(crate) enum Verb {
     },
     /// Which versions there are, and which of them the database has
     Status {
+        /// Exit with 1 if the database lacks a version
+        #[arg(long)]
+        check: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -42,14 +45,17 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
             list(&migrate::up(&config).await?, output, "the schema was up to date")?;
             warn(&config).await
         }
-        Verb::Status { output } => {
+        Verb::Status { check, output } => {
             let config = global.config()?;
             let versions = migrate::status(&config).await?;
             list(&versions, output, "this version knows no migration")?;
-            if versions.iter().any(|version| !version.applied) {
-                note("the database lacks a version; `podlock migrate up` applies it");
+            let behind = versions.iter().any(|version| !version.applied);
+            let says = "the database lacks a version; `podlock migrate up` applies it";
+            if behind && !check {
+                note(says);
             }
-            warn(&config).await
+            warn(&config).await?;
+            if behind && check { Err(Failure::Failed(says.to_owned())) } else { Ok(()) }
         }
         Verb::Sql { from } => {
             let newest = migrate::newest();

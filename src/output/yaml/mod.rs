@@ -1,4 +1,4 @@
-//! YAML as JSON's values, by the core schema of YAML 1.2.
+//! Reads YAML as JSON values, by the core schema of YAML 1.2.
 
 mod second;
 #[cfg(test)]
@@ -14,20 +14,20 @@ use serde_json::{Number, Value};
 
 use super::{DEPTH, digits, json, shown};
 
-/// How much anchors and aliases may copy: nodes and the bytes of their texts, together.
+/// How much anchors and aliases may copy: the number of nodes plus the bytes of their texts.
 const COPIES: usize = 1 << 20;
 
 pub(super) fn parse(text: &str) -> Result<Value, String> {
-    // JSON is YAML, and JSON's own reader knows all of it: pairs of escaped surrogates, keys of any length.
+    // JSON is YAML. JSON's own reader knows all of it: pairs of escaped surrogates, keys of any length.
     if serde_json::from_str::<IgnoredAny>(text).is_ok() {
         return json::parse(text);
     }
     tree(text).map(Tree::into_value)
 }
 
-/// The one document, as two readers find it.
+/// The only document, if two readers agree on it.
 fn tree(text: &str) -> Result<Tree, String> {
-    // Some take it for a part of the text, some pass over it.
+    // Some readers treat it as part of the text, others skip it.
     if text.char_indices().any(|(at, c)| c == '\u{feff}' && at > 0) {
         return Err("a byte order mark stands elsewhere than at its beginning".to_owned());
     }
@@ -53,17 +53,17 @@ fn tree(text: &str) -> Result<Tree, String> {
     Ok(tree)
 }
 
-/// The text for a reader that takes no pair of escaped surrogates, as JSON has them: each pair is written as the one escape
-/// of the character that it means.
+/// The text for a reader that does not accept JSON's pairs of escaped surrogates. Each pair is written as the single
+/// escape of its character.
 struct Plainer<'a> {
     text: &'a str,
-    /// Up to where `written` stands for the text.
+    /// `written` replaces the text up to this position.
     upto: usize,
     written: String,
 }
 
 impl<'a> Plainer<'a> {
-    /// In the double-quoted scalar that stands there.
+    /// Joins pairs in the double-quoted scalar at `at`.
     fn join_surrogates(&mut self, at: Range<usize>) {
         let Some(quoted) = self.text.get(at.clone()) else { return };
         let mut offset = 0;
@@ -75,7 +75,7 @@ impl<'a> Plainer<'a> {
                     self.upto = at.start + backslash + PAIR;
                     backslash + PAIR
                 }
-                // What is escaped may be a backslash.
+                // The escaped character may be a backslash.
                 None => backslash + 1 + quoted[backslash + 1..].chars().next().map_or(0, char::len_utf8),
             };
         }
@@ -89,7 +89,7 @@ impl<'a> Plainer<'a> {
 /// The length of a pair of escaped surrogates.
 const PAIR: usize = 12;
 
-/// The character that the pair means that `text` begins with.
+/// The character of the surrogate pair at the beginning of `text`.
 fn surrogates(text: &str) -> Option<char> {
     let half = |at: usize| {
         let digits = text.get(at..at + PAIR / 2)?.strip_prefix("\\u")?;
@@ -98,7 +98,7 @@ fn surrogates(text: &str) -> Option<char> {
     char::decode_utf16([half(0)?, half(PAIR / 2)?]).next()?.ok().filter(|c| u32::from(*c) > 0xffff)
 }
 
-/// What was read: a value, with the texts that it was read from.
+/// A value, with the texts from which it was read.
 #[derive(Clone)]
 enum Tree {
     Scalar { text: String, value: Value },
@@ -108,9 +108,9 @@ enum Tree {
 
 #[derive(Clone)]
 struct Field {
-    /// As it is written.
+    /// The key as it is written.
     key: String,
-    /// What JSON's key is.
+    /// The key in JSON.
     name: String,
     value: Tree,
 }
@@ -133,13 +133,13 @@ enum Node {
     Mapping {
         fields: Vec<Field>,
         names: HashSet<String>,
-        /// The key and the name whose value comes next.
+        /// The key and the name of the next value.
         next: Option<(String, String)>,
     },
 }
 
 struct Document {
-    /// Each with its anchor; 0 is none.
+    /// The open nodes, each with its anchor; 0 means none.
     open: Vec<(Node, usize)>,
     anchors: HashMap<usize, Tree>,
     copies_left: usize,
@@ -153,11 +153,11 @@ impl Default for Document {
 }
 
 impl Document {
-    /// `absent`: the event stands for a node of which nothing is written.
+    /// `absent`: the event is for a node without any text.
     fn take(&mut self, event: Event<'_>, absent: bool) -> Result<(), String> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
-                // The reader writes what is absent as `~`.
+                // The reader reports an absent node as `~`.
                 let text = if absent && style == ScalarStyle::Plain { String::new() } else { text.into_owned() };
                 let value = resolve(&text, style, tag.as_deref())?;
                 let scalar = Tree::Scalar { text, value };
@@ -205,7 +205,7 @@ impl Document {
         Ok(())
     }
 
-    /// Puts a node where it belongs.
+    /// Adds a node to the open sequence or mapping, or makes it the document.
     fn place(&mut self, tree: Tree) -> Result<(), String> {
         match self.open.last_mut() {
             None => self.root = Some(tree),
@@ -241,8 +241,8 @@ impl Document {
     }
 }
 
-/// What is left of `budget` after a copy of `tree`; `None`, before more is looked at, if it does not suffice or `tree` is
-/// nested deeper than `depth`.
+/// The rest of `budget` after a copy of `tree`. `None` if the budget is too small, or `tree` is nested deeper than
+/// `depth`. It stops counting as soon as that is known.
 fn spend(tree: &Tree, budget: usize, depth: usize) -> Option<usize> {
     let left = budget.checked_sub(1)?;
     match tree {
@@ -258,12 +258,13 @@ fn spend(tree: &Tree, budget: usize, depth: usize) -> Option<usize> {
     }
 }
 
-/// A tag of the core schema, however it is written: `!!str`, verbatim, or under a handle of the document's own.
+/// Whether a tag is one of the core schema, however it is written: `!!str`, verbatim, or with a handle that the
+/// document defines.
 fn is_core(tag: &Tag, kind: &str) -> bool {
     tag.is_yaml_core_schema_tag(kind)
 }
 
-/// A lone `!`, which makes a scalar a string.
+/// Whether the tag is a single `!`, which makes a scalar a string.
 fn is_non_specific(tag: &Tag) -> bool {
     matches!((tag.handle(), tag.suffix()), ("!", "") | ("", "!"))
 }
@@ -290,7 +291,7 @@ fn resolve(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, S
     if fits { Ok(value) } else { Err(no_counterpart(tag)) }
 }
 
-/// A plain scalar by the core schema.
+/// Reads a plain scalar by the core schema.
 fn plain(text: &str) -> Result<Value, String> {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Ok(Value::Null),

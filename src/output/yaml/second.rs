@@ -1,8 +1,8 @@
-//! A second reader of YAML, of another family (libyaml's), which has to read the same.
+//! A second reader of YAML, of another family (libyaml's), which must read the same.
 //!
-//! Readers of YAML disagree at its edges: a block scalar whose last line has no line break, line breaks of other alphabets,
-//! indentation after a comment. A value that one reader alone vouches for could be the wrong one, so what the two read
-//! differently is no value.
+//! Readers of YAML disagree on details: a block scalar whose last line has no line break, line breaks of other
+//! alphabets, indentation after a comment. A value from one reader alone could be wrong. So text that the two read
+//! differently does not become a value.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::Tree;
 
-/// Whether the second reader finds in `text` what the first one has: the same nodes with the same texts.
+/// Checks that the second reader finds in `text` the same nodes with the same texts as the first.
 pub(super) fn agrees(text: &str, tree: &Tree) -> Result<(), String> {
     tree.deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|e| format!("two readers of YAML do not read it alike: {e}"))
 }
 
-/// Expects of a reader what the tree holds.
+/// Expects the tree's contents from a reader.
 impl<'de> DeserializeSeed<'de> for &Tree {
     type Value = ();
 

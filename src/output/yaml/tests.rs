@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 
-/// The tree with each scalar as the text that it was read from.
+/// The tree, with each scalar as its original text.
 fn texts(tree: &Tree) -> Value {
     match tree {
         Tree::Scalar { text, .. } => json!(text),
@@ -14,7 +14,7 @@ fn texts(tree: &Tree) -> Value {
     }
 }
 
-/// Pieces of documents that are glued together at random: what readers stumble over.
+/// Pieces of documents that tests join at random. Readers stumble over them.
 const PIECES: [&str; 72] = [
     "a",
     "b c",
@@ -133,7 +133,7 @@ def keyed(node):
 print(json.dumps([keyed(read(text)) for text in json.load(sys.stdin)]))
 ";
 
-/// What PyYAML reads in each text, scalars as texts; `None` where Python or PyYAML is not there.
+/// The values that PyYAML reads in each text, with scalars as texts. `None` if Python or PyYAML is missing.
 fn reference(texts: &[String]) -> Option<Vec<Value>> {
     let there = Command::new("python3").args(["-c", "import yaml"]).stderr(Stdio::null()).status();
     if !there.is_ok_and(|status| status.success()) {
@@ -151,7 +151,8 @@ fn reference(texts: &[String]) -> Option<Vec<Value>> {
     Some(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-/// No value is stored that another reader does not find in the same text: of generated documents, PyYAML's.
+/// No value is stored that another reader does not find in the same text. For generated documents that reader is
+/// PyYAML.
 #[test]
 fn a_generated_document_is_what_other_readers_find_in_it_or_stays_text() {
     let seed = std::env::var("YAML_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
@@ -166,14 +167,14 @@ fn a_generated_document_is_what_other_readers_find_in_it_or_stays_text() {
         return;
     };
     for ((text, tree), found) in documents.iter().zip(&read).zip(&found) {
-        // What PyYAML, a reader of YAML 1.1, refuses tells nothing.
+        // PyYAML reads YAML 1.1, so its refusal proves nothing.
         if let (Some(tree), Value::Array(_)) = (tree, found) {
             assert_eq!(found, &json!([texts(tree)]), "YAML_SEED={seed}: {text:?}");
         }
     }
 }
 
-/// What a common writer of YAML writes comes through as the value that it was, whatever the strings.
+/// A value that a common writer of YAML wrote is read again unchanged, whatever its strings.
 #[test]
 fn what_a_writer_writes_comes_back() {
     let seed = fastrand::u64(..);

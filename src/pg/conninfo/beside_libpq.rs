@@ -1,5 +1,5 @@
-//! Service files and password files, read by libpq and by podlock: both must log in alike. libpq is `psql` here, and what
-//! it read is seen in what it sends to a listener that asks for the password in clear text.
+//! Compares libpq and podlock on service files and password files: both must log in alike. libpq is `psql` here. A
+//! listener asks for the password in clear text, so what psql sends shows what libpq read.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -19,18 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How many generated files of each kind are compared.
 const GENERATED: usize = 150;
 
-/// What a client logs in with.
+/// The data that a client logs in with.
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Seen {
     user: String,
     database: String,
     options: String,
     application_name: String,
-    /// `None`: it had none to send.
+    /// `None`: the client had no password to send.
     password: Option<Vec<u8>>,
 }
 
-/// A port that records what clients send, and lets nobody in.
+/// A port that records what clients send, and refuses all of them.
 struct Listener {
     port: u16,
     seen: mpsc::Receiver<Seen>,
@@ -41,7 +41,7 @@ impl Listener {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = socket.local_addr().expect("an address").port();
         let (sender, seen) = mpsc::channel();
-        // Ends with the process.
+        // The thread ends with the process.
         std::thread::spawn(move || {
             for client in socket.incoming() {
                 let Ok(client) = client else { return };
@@ -89,14 +89,14 @@ fn record(mut client: TcpStream) -> Option<Seen> {
     Some(seen)
 }
 
-/// One login, as libpq makes it: `None` if it refuses to connect at all.
+/// One login by libpq. `None` if it refuses to connect at all.
 fn by_libpq(listener: &Listener, text: &str, vars: &[(&str, &str)]) -> Option<Seen> {
     let mut psql = Command::new(psql());
     let path = std::env::var_os("PATH").unwrap_or_default();
     psql.args(["-X", "-w", "-d", text]).env_clear().env("PATH", path).envs(vars.iter().copied());
     let done = psql.stdin(Stdio::null()).output().expect("psql begins");
     assert!(!done.status.success(), "nobody is let in");
-    // psql has ended, so all that it sent is there, or on its way through the listener's thread.
+    // psql has ended, so all that it sent has arrived, or is on its way through the listener's thread.
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     let connected = said.contains("connection to server at");
     connected.then(|| listener.seen.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("nothing was seen ({e}): {said}")))
@@ -116,14 +116,14 @@ fn by_podlock(text: &str, vars: &[(&str, &str)]) -> Option<Seen> {
     })
 }
 
-/// The program itself: Debian's `psql` in the path is a script that names a host of its own where none is given.
+/// The program itself. Debian's `psql` in the path is a script that names its own host if none is given.
 fn psql() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let programs = versions.map(|version| version.path().join("bin/psql")).filter(|program| program.exists());
     programs.max().unwrap_or_else(|| "psql".into())
 }
 
-/// True, and said, where there is no psql to compare with.
+/// True if there is no psql to compare with. Then it says so.
 fn is_skipped() -> bool {
     let found = Command::new(psql()).arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success());
     if !found {

@@ -1,4 +1,4 @@
-//! `docs/connections.md`, made from the table of words.
+//! Makes `docs/connections.md` from the table of words.
 
 use std::fmt::Write as _;
 

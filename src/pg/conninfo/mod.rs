@@ -1,5 +1,5 @@
-//! Where the server is and how to log in: libpq's words, from the connection string, a service file, the environment
-//! and libpq's defaults, in this order.
+//! Where the server is and how to log in. The values of libpq's words come from the connection string, a service file,
+//! the environment and libpq's defaults, in this order.
 
 pub(super) mod files;
 mod syntax;
@@ -19,13 +19,13 @@ use files::{Login, Passfile};
 use words::{Values, bad_value};
 
 const DEFAULT_PORT: u16 = 5432;
-/// Where Debian's servers have their socket, and where PostgreSQL's own default is.
+/// The socket directories of Debian's servers, and PostgreSQL's own default.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// One place where a server may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// `host` names it for TLS and passwords; with an `address`, that is what is dialled.
+    /// `host` is the name for TLS and passwords. If there is an `address`, that is dialled.
     Tcp {
         host: String,
         port: u16,
@@ -38,7 +38,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// The port that is dialled; `None` for a unix socket.
+    /// The port to dial. `None` for a unix socket.
     pub(crate) fn tcp_port(&self) -> Option<i32> {
         match self {
             Self::Tcp { port, .. } => Some(i32::from(*port)),
@@ -57,7 +57,7 @@ impl Target {
         directory.join(format!(".s.PGSQL.{port}"))
     }
 
-    /// What a certificate must be made out to: the host, or the address where there is no name.
+    /// The name that a certificate must have: the host, or the address if there is no host name.
     pub(crate) fn host(&self) -> String {
         match self {
             Self::Tcp { host, address: Some(address), .. } if host.is_empty() => address.to_string(),
@@ -83,7 +83,7 @@ impl std::fmt::Display for Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SslMode {
     Disable,
-    /// TLS only if the server refuses to do without.
+    /// TLS only if the server refuses a connection without it.
     Allow,
     /// TLS if the server has it.
     Prefer,
@@ -92,7 +92,7 @@ pub(crate) enum SslMode {
     VerifyFull,
 }
 
-/// Whom to trust.
+/// Which certificate authorities to trust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {
     /// The system's certificate authorities.
@@ -104,29 +104,29 @@ pub(crate) enum Roots {
 #[derive(Clone, Debug)]
 pub(crate) struct TlsWords {
     pub(crate) mode: SslMode,
-    /// TLS from the first byte, without asking in PostgreSQL's protocol (17 and newer).
+    /// Begins TLS with the first byte, without a request in PostgreSQL's protocol (17 and newer).
     pub(crate) direct: bool,
     pub(crate) roots: Option<Roots>,
     pub(crate) revocations: Option<PathBuf>,
     /// A client certificate and its key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
     pub(crate) sni: bool,
-    /// Whether TLS 1.2 and TLS 1.3 may be spoken.
+    /// Whether TLS 1.2 and TLS 1.3 are allowed.
     pub(crate) versions: (bool, bool),
 }
 
-/// The words about keepalives of the client's side. What is `None` follows from the lease.
+/// The words about keepalives on the client's side. A `None` is derived from the lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SocketWords {
     pub(crate) off: bool,
     pub(crate) idle: Option<Duration>,
     pub(crate) interval: Option<Duration>,
     pub(crate) count: Option<u32>,
-    /// `Some(None)`: the system's own.
+    /// `Some(None)`: the system's default.
     pub(crate) user_timeout: Option<Option<Duration>>,
 }
 
-/// A connection string, understood.
+/// A connection string that was read and checked.
 #[derive(Clone)]
 pub(crate) struct ConnInfo {
     pub(crate) targets: Vec<Target>,
@@ -143,7 +143,7 @@ pub(crate) struct ConnInfo {
 }
 
 impl ConnInfo {
-    /// Understands `text` with what `environment` adds.
+    /// Reads `text`, and adds values from `environment`.
     pub(crate) fn resolve(text: &str, environment: &Environment) -> Result<Self> {
         let names_a_server = ["PGHOST", "PGHOSTADDR", "PGSERVICE"].iter().any(|name| environment.get(name).is_some());
         if text.trim().is_empty() && !names_a_server {
@@ -151,8 +151,8 @@ impl ConnInfo {
                 ErrorKind::Config,
                 "DATABASE_URL is missing or empty, and so are PGHOST and PGSERVICE",
             )
-            .left("nothing was started")
-            .todo("set it to postgres://user:password@host:5432/database"));
+            .state("nothing was started")
+            .help("set it to postgres://user:password@host:5432/database"));
         }
         let mut values = syntax::parse(text)?;
         let service = values.get("service").or_else(|| environment.get("PGSERVICE")).map(ToOwned::to_owned);
@@ -172,8 +172,8 @@ impl ConnInfo {
                     ErrorKind::Config,
                     format!("the connection string names no user, and the system's name is not known: {e}"),
                 )
-                .left("nothing was started")
-                .todo("name the user")
+                .state("nothing was started")
+                .help("name the user")
             })?,
         };
         let dbname = values.get("dbname").unwrap_or(&user).to_owned();
@@ -205,7 +205,7 @@ impl ConnInfo {
         })
     }
 
-    /// For whom a password is wanted at `target`.
+    /// The request for a password for `target`.
     pub(crate) fn request(&self, target: &Target) -> PasswordRequest {
         PasswordRequest {
             host: target.host(),
@@ -215,8 +215,8 @@ impl ConnInfo {
         }
     }
 
-    /// The password for `target` that is written down: in the string or the environment, else in the password file,
-    /// which is read anew. Blocks on that file.
+    /// The stored password for `target`: from the string or the environment, or else from the password file, which is
+    /// read each time. Blocks on that file.
     pub(crate) fn written_password(&self, target: &Target) -> Result<Option<SecretSlice<u8>>> {
         if let Some(password) = &self.password {
             return Ok(Some(in_bytes(password)));
@@ -233,7 +233,7 @@ impl ConnInfo {
         files::password(file, Login { host: &host, port: target.port(), dbname: &self.dbname, user: &self.user })
     }
 
-    /// Where this points, for messages: hosts and database, no user, no password.
+    /// Where this connects to, for messages: hosts and database, no user, no password.
     pub(crate) fn describe(&self) -> String {
         let targets: Vec<_> = self.targets.iter().map(ToString::to_string).collect();
         format!("{} (database {})", targets.join(", "), self.dbname)
@@ -250,7 +250,7 @@ fn targets(values: &Values) -> Result<Vec<Target>> {
         |name| values.get(name).map(|text| text.split(',').map(str::trim).collect::<Vec<_>>()).unwrap_or_default();
     let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
     let count = hosts.len().max(addresses.len()).max(1);
-    let refuse = |what: String, todo: &str| Error::new(ErrorKind::Config, what).left("nothing was started").todo(todo);
+    let refuse = |what: String, todo: &str| Error::new(ErrorKind::Config, what).state("nothing was started").help(todo);
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         let what = format!("the connection string names {} hosts and {} host addresses", hosts.len(), addresses.len());
         return Err(refuse(what, "give each host an address, or leave hostaddr out"));
@@ -303,7 +303,7 @@ fn default_directory(port: u16) -> PathBuf {
     with_socket.unwrap_or(first).clone()
 }
 
-/// Of several hosts podlock always takes the primary: only its locks mean something.
+/// Among several hosts podlock always uses the primary: only its locks protect anything.
 fn require_primary(values: &Values) -> Result<()> {
     match values.get("target_session_attrs") {
         None | Some("any" | "read-write" | "primary") => Ok(()),
@@ -311,8 +311,8 @@ fn require_primary(values: &Values) -> Result<()> {
             ErrorKind::Config,
             "the connection string's target_session_attrs asks for a standby, and only a primary's locks mean something",
         )
-        .left("nothing was started")
-        .todo("remove it, or write primary")),
+        .state("nothing was started")
+        .help("remove it, or write primary")),
         Some(_) => Err(bad_value("target_session_attrs", "any, read-write or primary")),
     }
 }
@@ -325,7 +325,7 @@ fn options(values: &Values, environment: &Environment) -> Option<String> {
         let value = environment.get(variable)?.replace('\\', "\\\\").replace(' ', "\\ ");
         Some(format!("-c {setting}={value}"))
     };
-    // The string's own come last, and win.
+    // The string's own options come last, so they take precedence.
     let all: Vec<_> = defaults.into_iter().filter_map(set).chain(given).collect();
     (!all.is_empty()).then(|| all.join(" "))
 }
@@ -352,16 +352,16 @@ fn number(values: &Values, name: &str) -> Result<Option<u32>> {
     text.trim().parse().map(Some).map_err(|_| bad_value(name, "a whole number, not negative"))
 }
 
-/// A word in seconds, where 0 is as if it were not said.
+/// A word in seconds. 0 means that it is not set.
 fn seconds(values: &Values, name: &str) -> Result<Option<Duration>> {
-    // libpq's older way to say "no limit".
+    // libpq's older form for "no limit".
     if values.get(name).is_some_and(|text| text.trim().starts_with('-')) && name == "connect_timeout" {
         return Ok(None);
     }
     Ok(number(values, name)?.filter(|n| *n > 0).map(|n| Duration::from_secs(u64::from(n))))
 }
 
-/// `spoken`: whether any host is reached in a way that can bear TLS.
+/// `spoken`: whether any host is reached over a transport that can use TLS.
 fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result<TlsWords> {
     let system = values.get("sslrootcert") == Some("system");
     let mode = match values.get("sslmode") {
@@ -375,7 +375,7 @@ fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result
         None => SslMode::Prefer,
         Some(_) => return Err(bad_value("sslmode", "disable, allow, prefer, require, verify-ca or verify-full")),
     };
-    let refuse = |what: &str, todo: &str| Error::new(ErrorKind::Config, what).left("nothing was started").todo(todo);
+    let refuse = |what: &str, todo: &str| Error::new(ErrorKind::Config, what).state("nothing was started").help(todo);
     if system && mode < SslMode::VerifyFull {
         return Err(refuse(
             "the connection string's sslrootcert=system trusts every public authority, which proves nothing under a weaker sslmode",
@@ -397,7 +397,7 @@ fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result
     let usual = |name: &str| in_home(environment, &format!(".postgresql/{name}")).filter(|file| file.exists());
     let roots =
         if system { Some(Roots::System) } else { given("sslrootcert").or_else(|| usual("root.crt")).map(Roots::File) };
-    // As libpq: a trust root that is there is used.
+    // Like libpq, checks the certificate if a trust root exists.
     let mode = if mode == SslMode::Require && roots.is_some() { SslMode::VerifyCa } else { mode };
     let spoken = spoken && mode != SslMode::Disable;
     if spoken && mode >= SslMode::VerifyCa && roots.is_none() {
@@ -441,7 +441,7 @@ fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result
 
 fn tls_versions(values: &Values) -> Result<(bool, bool)> {
     let least = match values.get("ssl_min_protocol_version") {
-        // Nothing older than 1.2 is spoken in any case.
+        // Versions older than 1.2 are never used.
         None | Some("TLSv1" | "TLSv1.1" | "TLSv1.2") => 2,
         Some("TLSv1.3") => 3,
         Some(_) => return Err(bad_value("ssl_min_protocol_version", "TLSv1, TLSv1.1, TLSv1.2 or TLSv1.3")),

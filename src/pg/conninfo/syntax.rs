@@ -1,4 +1,5 @@
-//! The two ways to write a connection string. A fault is told without the text around it, which may hold a password.
+//! The two forms of a connection string. An error does not quote the text around the fault, because that may hold a
+//! password.
 
 use percent_encoding::percent_decode_str;
 
@@ -19,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Values> {
 /// `user:password@host:port,host:port/dbname?word=value&…`, each part optional and percent-encoded.
 fn url(rest: &str) -> Result<Values> {
     let mut values = Values::default();
-    // As libpq: the user's part comes first, up to the first @ before any slash, whatever it holds.
+    // As in libpq, the user's part comes first: it ends at the first @ before any slash, whatever it holds.
     let end = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@'));
     let (login, rest) = end.map_or((None, rest), |at| (Some(&rest[..at]), &rest[at + 1..]));
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, q)| (r, Some(q)));
@@ -54,9 +55,9 @@ fn url(rest: &str) -> Result<Values> {
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').ok_or_else(|| fault("a word after ? has no value"))?;
         match (decode(name)?.as_str(), value) {
-            // As JDBC writes it; libpq knows this one form.
+            // JDBC's form. libpq accepts only this one value.
             ("ssl", "true") => values.set(SOURCE, true, "sslmode", "require".to_owned())?,
-            // Without an @ it may all be a login that was cut short.
+            // Without an @, all of it may be a login that was cut short.
             (name, value) => values.set(SOURCE, login.is_some() || plain_ports, name, decode(value)?)?,
         }
     }
@@ -96,7 +97,7 @@ fn pairs(text: &str) -> Result<Values> {
         let (name, after) = rest.split_at(end);
         let after = after.trim_start().strip_prefix('=').ok_or_else(|| fault("a word is not followed by ="))?;
         let (value, after) = value(after.trim_start())?;
-        // What follows a password may be the rest of it.
+        // The text after a password may be the rest of it.
         values.set(SOURCE, values.get("password").is_none(), name, value)?;
         rest = after.trim_start();
     }
@@ -121,6 +122,6 @@ fn value(text: &str) -> Result<(String, &str)> {
 
 fn fault(what: &str) -> Error {
     Error::new(ErrorKind::Config, format!("DATABASE_URL cannot be read: {what} (its text is kept out of this message)"))
-        .left("nothing was started")
-        .todo("write postgres://user:password@host:5432/database, with special characters percent-encoded, or host=… user=…")
+        .state("nothing was started")
+        .help("write postgres://user:password@host:5432/database, with special characters percent-encoded, or host=… user=…")
 }

@@ -33,7 +33,7 @@ fn refusal(text: &str, vars: &[(&str, &str)]) -> String {
     format!("{error} {error:?}")
 }
 
-/// A file of a test, and the directory that it is in.
+/// Makes a file for a test, and the directory that it is in.
 fn file(name: &str, text: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join(name);
@@ -144,7 +144,7 @@ fn a_word_that_cannot_be_honoured_is_refused_and_never_ignored() {
 
 #[test]
 fn every_word_of_libpq_is_known() {
-    // PQconndefaults of libpq 18, without what only its debug builds have.
+    // The words of PQconndefaults in libpq 18, without those of debug builds.
     let of_libpq = "service user password passfile channel_binding connect_timeout dbname host hostaddr port \
         client_encoding options application_name fallback_application_name keepalives keepalives_idle \
         keepalives_interval keepalives_count tcp_user_timeout sslmode sslnegotiation sslcompression sslcert sslkey \

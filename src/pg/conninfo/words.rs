@@ -1,24 +1,24 @@
-//! libpq's words, and what podlock makes of each. None is ignored: a word is honoured, or refused by name.
+//! libpq's words, and what podlock does with each. podlock ignores none: it honours a word, or refuses it by name.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What podlock makes of a word.
+/// What podlock does with a word.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Support {
-    /// It is honoured, as said.
+    /// podlock honours it, as described.
     #[cfg_attr(not(test), expect(dead_code, reason = "for docs/connections.md, which a test makes"))]
     Honoured(&'static str),
-    /// These values alone can be honoured, for the reason given.
+    /// podlock can honour only these values, for the given reason.
     Only(&'static [&'static str], &'static str),
-    /// It cannot be honoured, for the reason given.
+    /// podlock cannot honour it, for the given reason.
     Refused(&'static str),
 }
 
 pub(super) struct Word {
     pub(super) name: &'static str,
-    /// The environment's variable that stands for it where the string does not say it.
+    /// The environment variable that gives the value if the string does not.
     pub(super) variable: Option<&'static str>,
     pub(super) support: Support,
 }
@@ -190,8 +190,8 @@ impl Values {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// Sets a word that `source` says; the last one counts. A word that is unknown is repeated only if it is
-    /// `quotable`: it is surely no piece of a password.
+    /// Sets a word that `source` gives. The last value counts. An error repeats an unknown word only if it is
+    /// `quotable`: it cannot be a piece of a password.
     pub(super) fn set(&mut self, source: &str, quotable: bool, name: &str, value: String) -> Result<()> {
         let Some(word) = WORDS.iter().find(|word| word.name == name) else {
             return Err(unknown(source, quotable, name));
@@ -201,19 +201,19 @@ impl Values {
         Ok(())
     }
 
-    /// [`Values::set`] for a source in which the first value of a repeated word counts.
+    /// The same as [`Values::set`], for a source in which the first value of a repeated word counts.
     pub(super) fn set_first(&mut self, source: &str, quotable: bool, name: &str, value: &str) -> Result<()> {
         if self.0.contains_key(name) { Ok(()) } else { self.set(source, quotable, name, value.to_owned()) }
     }
 
-    /// Takes over what `other` says of the words that are not set here.
+    /// Copies the values from `other` for words that are not set here.
     pub(super) fn fill_from(&mut self, other: Self) {
         for (name, value) in other.0 {
             self.0.entry(name).or_insert(value);
         }
     }
 
-    /// Takes over what the environment says of the words that are not set here.
+    /// Copies the values from the environment for words that are not set here.
     pub(super) fn fill_from_variables<'a>(&mut self, get: impl Fn(&str) -> Option<&'a str>) -> Result<()> {
         for word in WORDS {
             let Some((variable, value)) = word.variable.and_then(|v| Some((v, get(v)?))) else { continue };
@@ -223,7 +223,7 @@ impl Values {
             check(&format!("environment variable {variable}"), word.support, value)?;
             self.0.insert(word.name, value.to_owned());
         }
-        // The word's older form.
+        // The older form of `sslmode`.
         if get("PGREQUIRESSL").is_some_and(|v| v.starts_with('1')) {
             self.0.entry("sslmode").or_insert_with(|| "require".to_owned());
         }
@@ -239,11 +239,11 @@ fn check(place: &str, support: Support, value: &str) -> Result<()> {
         }
         Honoured(_) | Only(..) => return Ok(()),
     };
-    Err(Error::new(ErrorKind::Config, fault).left("nothing was started").todo(todo))
+    Err(Error::new(ErrorKind::Config, fault).state("nothing was started").help(todo))
 }
 
-/// A word that libpq does not have. It is named unless it may be a piece of something else, as of a password in which
-/// a space was not quoted.
+/// The error for a word that libpq does not have. The error names the word, unless it may be a piece of something else,
+/// such as a password with an unquoted space.
 fn unknown(source: &str, quotable: bool, name: &str) -> Error {
     let looks_like_a_word =
         quotable && name.len() <= NAME_MAX && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -262,11 +262,11 @@ fn unknown(source: &str, quotable: bool, name: &str) -> Error {
         format!("libpq's word is {meant}")
     };
     Error::new(ErrorKind::Config, format!("{source} has {shown}, which is none of libpq's words"))
-        .left("nothing was started")
-        .todo(todo)
+        .state("nothing was started")
+        .help(todo)
 }
 
-/// A value that its word does not admit. The value is not repeated: it may be a piece of a password.
+/// The error for a value that its word does not allow. The value is not repeated: it may be a piece of a password.
 pub(super) fn bad_value(name: &str, admitted: &str) -> Error {
     let variable = WORDS.iter().find(|word| word.name == name).and_then(|word| word.variable);
     let or_variable = variable.map_or_else(String::new, |v| format!(" (or {v})"));
@@ -274,6 +274,6 @@ pub(super) fn bad_value(name: &str, admitted: &str) -> Error {
         ErrorKind::Config,
         format!("the connection string's {name}{or_variable} has a value that cannot be used"),
     )
-    .left("nothing was started")
-    .todo(format!("{name} may be {admitted}"))
+    .state("nothing was started")
+    .help(format!("{name} may be {admitted}"))
 }

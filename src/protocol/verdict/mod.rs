@@ -27,7 +27,7 @@ use crate::id::{Incarnation, PodId};
 
 /// The times of the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct VerdictTiming {
     /// Losses within this time of each other count together: lease / 10.
     pub window: Duration,
     /// A second loss within the window is looked at again after this time: lease / 40.
@@ -38,7 +38,7 @@ pub struct Timing {
     pub settle: Duration,
 }
 
-impl Timing {
+impl VerdictTiming {
     /// How long this observer waits for a peer of its own settings.
     #[must_use]
     pub const fn patience(&self) -> Patience {
@@ -57,7 +57,7 @@ impl Timing {
 
 /// What one look showed of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerLook {
+pub struct PeerProbe {
     /// Its name.
     pub pod_id: PodId,
     /// Its registration.
@@ -77,7 +77,7 @@ pub struct PeerLook {
 /// Why a peer is not buried yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum HoldReason {
+pub enum WaitFor {
     /// Its liveness lock is free, its witness is held: a connection broke while the process lives.
     ConnectionBroken,
     /// Another was lost within the window: one more look decides.
@@ -90,7 +90,7 @@ pub enum HoldReason {
     ManyUnknown,
 }
 
-impl HoldReason {
+impl WaitFor {
     /// Its stable name, in snake case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -123,7 +123,7 @@ pub enum Verdict {
     /// Leave it alone.
     Alive,
     /// Leave it alone until the given moment, then look again.
-    Hold(HoldReason, Moment),
+    Wait(WaitFor, Moment),
     /// Bury it.
     Dead(Evidence),
 }
@@ -141,7 +141,7 @@ pub struct Sighting {
 
 /// What an observer remembers between looks. Local to the process; empty at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Observer {
+pub struct LossObserver {
     sightings: BTreeMap<Incarnation, Sighting>,
     roster: BTreeMap<Incarnation, (PodId, bool)>,
     buried: Vec<(Moment, Incarnation)>,
@@ -153,7 +153,7 @@ pub struct Decision {
     /// One verdict for each peer of the look, in its order.
     pub verdicts: Vec<(Incarnation, Verdict)>,
     /// What to remember if nothing else happens.
-    pub observer: Observer,
+    pub observer: LossObserver,
 }
 
 impl Decision {
@@ -161,7 +161,7 @@ impl Decision {
     pub fn dead(&self) -> impl Iterator<Item = (Incarnation, Evidence)> + '_ {
         self.verdicts.iter().filter_map(|(incarnation, verdict)| match verdict {
             Verdict::Dead(evidence) => Some((*incarnation, *evidence)),
-            Verdict::Alive | Verdict::Hold(..) => None,
+            Verdict::Alive | Verdict::Wait(..) => None,
         })
     }
 
@@ -169,7 +169,7 @@ impl Decision {
     #[must_use]
     pub fn next_look(&self) -> Option<Moment> {
         let until = |verdict: &Verdict| match verdict {
-            Verdict::Hold(_, until) => Some(*until),
+            Verdict::Wait(_, until) => Some(*until),
             Verdict::Alive | Verdict::Dead(_) => None,
         };
         self.verdicts.iter().filter_map(|(_, verdict)| until(verdict)).min()
@@ -186,7 +186,7 @@ pub fn probe_delay(now: Moment, due: Moment, probe: Duration) -> Duration {
     }
 }
 
-impl Observer {
+impl LossObserver {
     /// The peers whose lock is known to be free: the watch passes them over.
     #[must_use]
     pub fn in_sight(&self) -> BTreeSet<Incarnation> {
@@ -201,18 +201,18 @@ impl Observer {
 
     /// Decides on one complete look, taken at `now`. Changes nothing: what to remember is in the decision.
     #[must_use]
-    pub fn decide(&self, timing: &Timing, now: Moment, look: &[PeerLook]) -> Decision {
+    pub fn decide(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Decision {
         self.decide_in_part(timing, now, look, &BTreeSet::new())
     }
 
-    /// [`Observer::decide`] on a look that read all peers and could not probe the locks of those in `unknown`, whose locks it
+    /// [`LossObserver::decide`] on a look that read all peers and could not probe the locks of those in `unknown`, whose locks it
     /// gives as held.
     #[must_use]
     pub fn decide_in_part(
         &self,
-        timing: &Timing,
+        timing: &VerdictTiming,
         now: Moment,
-        look: &[PeerLook],
+        look: &[PeerProbe],
         unknown: &BTreeSet<Incarnation>,
     ) -> Decision {
         let mut next = self.remember(timing, now, look);
@@ -221,7 +221,7 @@ impl Observer {
         let others = look.iter().filter(|p| !p.draining).count() + next.buried.len();
         let is_many = |losses: usize| losses >= 2 && losses * 2 > others;
         // Of a peer that was in sight before, it is known since when it is lost; the others may have been lost right now.
-        let may_be_lost = |p: &&PeerLook| {
+        let may_be_lost = |p: &&PeerProbe| {
             !p.draining && unknown.contains(&p.incarnation) && !next.sightings.contains_key(&p.incarnation)
         };
         let losses_at_most = losses + look.iter().filter(may_be_lost).count();
@@ -235,7 +235,7 @@ impl Observer {
             sighting.many |= many;
             let hold = hold_of(timing, sighting, peer, losses_at_most, may_be_many);
             let verdict = match hold {
-                Some((reason, until)) if now < until || !peer.liveness_free => Verdict::Hold(reason, until),
+                Some((reason, until)) if now < until || !peer.liveness_free => Verdict::Wait(reason, until),
                 _ => Verdict::Dead(Evidence {
                     witness_free: peer.witness_free,
                     in_sight_ms: millis(now.saturating_sub(sighting.first_seen)),
@@ -249,7 +249,7 @@ impl Observer {
     }
 
     /// This observer itself buried `incarnation` at `now`.
-    pub fn note_burial(&mut self, timing: &Timing, now: Moment, incarnation: Incarnation) {
+    pub fn note_burial(&mut self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) {
         let was_lost_long_ago = self.was_lost_long_ago(timing, now, incarnation);
         self.sightings.remove(&incarnation);
         if let Some((_, draining)) = self.roster.remove(&incarnation)
@@ -260,13 +260,13 @@ impl Observer {
         }
     }
 
-    fn was_lost_long_ago(&self, timing: &Timing, now: Moment, incarnation: Incarnation) -> bool {
+    fn was_lost_long_ago(&self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) -> bool {
         self.sightings.get(&incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) >= timing.window)
     }
 
     /// Brings the memory up to this look: prunes what left the window or the roster, notes burials by others, ends the
     /// sightings of those that returned, and begins new ones.
-    fn remember(&self, timing: &Timing, now: Moment, look: &[PeerLook]) -> Self {
+    fn remember(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Self {
         let present: BTreeSet<_> = look.iter().map(|p| p.incarnation).collect();
         let names: BTreeSet<_> = look.iter().map(|p| &p.pod_id).collect();
         let mut buried: Vec<_> = self.buried.clone();
@@ -295,31 +295,31 @@ impl Observer {
         Self { sightings, roster, buried }
     }
 
-    fn lost_lately(&self, timing: &Timing, now: Moment, peer: &PeerLook) -> bool {
+    fn lost_lately(&self, timing: &VerdictTiming, now: Moment, peer: &PeerProbe) -> bool {
         self.sightings.get(&peer.incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) < timing.window)
     }
 }
 
 /// The hold that applies to a peer in sight, and until when; `None` if nothing speaks for waiting.
 fn hold_of(
-    timing: &Timing,
+    timing: &VerdictTiming,
     sighting: &Sighting,
-    peer: &PeerLook,
+    peer: &PeerProbe,
     losses_at_most: usize,
     may_be_many: bool,
-) -> Option<(HoldReason, Moment)> {
+) -> Option<(WaitFor, Moment)> {
     let after = |wait: Duration| sighting.first_seen.saturating_add(wait);
     let patience = patience_for(timing.patience(), peer.stated);
     if !peer.liveness_free {
-        Some((HoldReason::Unconfirmed, after(patience.settle)))
+        Some((WaitFor::Unconfirmed, after(patience.settle)))
     } else if sighting.many {
-        Some((HoldReason::ManyLost, after(patience.settle)))
+        Some((WaitFor::ManyLost, after(patience.settle)))
     } else if may_be_many {
-        Some((HoldReason::ManyUnknown, after(patience.settle)))
+        Some((WaitFor::ManyUnknown, after(patience.settle)))
     } else if !peer.witness_free {
-        Some((HoldReason::ConnectionBroken, after(patience.reconnect_grace)))
+        Some((WaitFor::ConnectionBroken, after(patience.reconnect_grace)))
     } else if losses_at_most >= 2 && !peer.draining {
-        Some((HoldReason::SecondLoss, after(timing.second_look)))
+        Some((WaitFor::SecondLoss, after(timing.second_look)))
     } else {
         None
     }

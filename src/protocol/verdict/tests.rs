@@ -3,16 +3,16 @@
 use super::*;
 use proptest::prelude::*;
 
-const TIMING: Timing =
-    Timing { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
+const TIMING: VerdictTiming =
+    VerdictTiming { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
 /// A fleet of `n` peers, all alive.
-fn fleet(n: usize) -> Vec<PeerLook> {
-    let peer = |i: usize| PeerLook {
+fn fleet(n: usize) -> Vec<PeerProbe> {
+    let peer = |i: usize| PeerProbe {
         pod_id: PodId::new(format!("pod-{i}")).expect("a name"),
         incarnation: Incarnation::generate(),
         session: 1,
@@ -24,16 +24,16 @@ fn fleet(n: usize) -> Vec<PeerLook> {
     (0..n).map(peer).collect()
 }
 
-fn kill(peer: &mut PeerLook) {
+fn kill(peer: &mut PeerProbe) {
     peer.liveness_free = true;
     peer.witness_free = true;
 }
 
-fn verdict(decision: &Decision, peer: &PeerLook) -> Verdict {
+fn verdict(decision: &Decision, peer: &PeerProbe) -> Verdict {
     decision.verdicts.iter().find(|(i, _)| *i == peer.incarnation).expect("a verdict").1
 }
 
-fn is_dead(decision: &Decision, peer: &PeerLook) -> bool {
+fn is_dead(decision: &Decision, peer: &PeerProbe) -> bool {
     matches!(verdict(decision, peer), Verdict::Dead(_))
 }
 
@@ -47,15 +47,15 @@ fn l2_l7_a_peer_of_a_longer_lease_is_held_for_as_long_as_its_runs_may_go_on() {
         lost.iter().for_each(|i| kill(&mut peers[*i]));
         broken.iter().for_each(|i| peers[*i].liveness_free = true);
         let unknown = unknown.iter().map(|i| peers[*i].incarnation).collect();
-        let decision = Observer::default().decide_in_part(&TIMING, ms(0), &peers, &unknown);
+        let decision = LossObserver::default().decide_in_part(&TIMING, ms(0), &peers, &unknown);
         [verdict(&decision, &peers[0]), verdict(&decision, &peers[1])]
     };
-    let hold = |reason, ms_| Verdict::Hold(reason, ms(ms_));
-    let many = HoldReason::ManyLost;
+    let hold = |reason, ms_| Verdict::Wait(reason, ms(ms_));
+    let many = WaitFor::ManyLost;
     assert_eq!(until(&[0, 1], &[], &[]), [hold(many, 27_000), hold(many, 10_000)], "each by its own row");
-    let broken = HoldReason::ConnectionBroken;
+    let broken = WaitFor::ConnectionBroken;
     assert_eq!(until(&[], &[0], &[]), [hold(broken, 27_000), Verdict::Alive]);
-    let unknown = HoldReason::ManyUnknown;
+    let unknown = WaitFor::ManyUnknown;
     assert_eq!(until(&[0], &[], &[2]), [hold(unknown, 27_000), Verdict::Alive]);
     assert!(matches!(until(&[0], &[], &[])[0], Verdict::Dead(_)), "its process is gone: nothing is waited for");
 }
@@ -63,7 +63,7 @@ fn l2_l7_a_peer_of_a_longer_lease_is_held_for_as_long_as_its_runs_may_go_on() {
 #[test]
 fn all_held_is_alive() {
     let peers = fleet(3);
-    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert!(peers.iter().all(|p| verdict(&decision, p) == Verdict::Alive));
     assert_eq!(decision.next_look(), None);
 }
@@ -72,7 +72,7 @@ fn all_held_is_alive() {
 fn a_free_witness_alone_is_alive_it_is_mending_its_control_session() {
     let mut peers = fleet(2);
     peers[0].witness_free = true;
-    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert_eq!(verdict(&decision, &peers[0]), Verdict::Alive);
     assert!(decision.observer.in_sight().is_empty());
 }
@@ -83,7 +83,7 @@ fn both_free_and_alone_is_dead_at_once() {
     for n in [1, 2, 9] {
         let mut peers = fleet(n);
         kill(&mut peers[0]);
-        let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+        let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
         let Verdict::Dead(evidence) = verdict(&decision, &peers[0]) else { panic!("{n}: {decision:?}") };
         assert_eq!((evidence.losses, evidence.others, evidence.witness_free), (1, n, true));
     }
@@ -93,10 +93,10 @@ fn both_free_and_alone_is_dead_at_once() {
 fn session_loss_is_not_death_a_held_witness_holds_for_the_grace_from_the_first_sighting() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
-    let first = Observer::default().decide(&TIMING, ms(100), &peers);
-    assert_eq!(verdict(&first, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_100)));
+    let first = LossObserver::default().decide(&TIMING, ms(100), &peers);
+    assert_eq!(verdict(&first, &peers[0]), Verdict::Wait(WaitFor::ConnectionBroken, ms(10_100)));
     let later = first.observer.decide(&TIMING, ms(10_099), &peers);
-    assert_eq!(verdict(&later, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_100)));
+    assert_eq!(verdict(&later, &peers[0]), Verdict::Wait(WaitFor::ConnectionBroken, ms(10_100)));
     let last = later.observer.decide(&TIMING, ms(10_100), &peers);
     assert!(is_dead(&last, &peers[0]));
 }
@@ -105,7 +105,7 @@ fn session_loss_is_not_death_a_held_witness_holds_for_the_grace_from_the_first_s
 fn a_witness_that_goes_during_the_grace_ends_the_wait() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     peers[0].witness_free = true;
     assert!(is_dead(&first.observer.decide(&TIMING, ms(500), &peers), &peers[0]));
 }
@@ -114,14 +114,14 @@ fn a_witness_that_goes_during_the_grace_ends_the_wait() {
 fn a_held_look_ends_a_hold_only_if_the_row_shows_the_return() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     // Another prober's momentary lock.
     peers[0].liveness_free = false;
     let probed = first.observer.decide(&TIMING, ms(250), &peers);
-    assert!(matches!(verdict(&probed, &peers[0]), Verdict::Hold(HoldReason::Unconfirmed, _)));
+    assert!(matches!(verdict(&probed, &peers[0]), Verdict::Wait(WaitFor::Unconfirmed, _)));
     peers[0].liveness_free = true;
     let free = probed.observer.decide(&TIMING, ms(500), &peers);
-    assert_eq!(verdict(&free, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(10_000)), "not prolonged");
+    assert_eq!(verdict(&free, &peers[0]), Verdict::Wait(WaitFor::ConnectionBroken, ms(10_000)), "not prolonged");
     peers[0].liveness_free = false;
     peers[0].session = 2;
     let back = free.observer.decide(&TIMING, ms(750), &peers);
@@ -130,14 +130,14 @@ fn a_held_look_ends_a_hold_only_if_the_row_shows_the_return() {
     // A later loss of the new session is a new sighting.
     peers[0].liveness_free = true;
     let again = back.observer.decide(&TIMING, ms(9_000), &peers);
-    assert_eq!(verdict(&again, &peers[0]), Verdict::Hold(HoldReason::ConnectionBroken, ms(19_000)));
+    assert_eq!(verdict(&again, &peers[0]), Verdict::Wait(WaitFor::ConnectionBroken, ms(19_000)));
 }
 
 #[test]
 fn a_held_lock_is_never_dead_however_long_it_was_in_sight() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     peers[0].liveness_free = false;
     let decision = first.observer.decide(&TIMING, ms(1_000_000), &peers);
     assert!(!is_dead(&decision, &peers[0]));
@@ -147,8 +147,8 @@ fn a_held_lock_is_never_dead_however_long_it_was_in_sight() {
 fn two_of_two_others_lost_at_once_are_many_and_held_for_settle_each() {
     let mut peers = fleet(2);
     peers.iter_mut().for_each(kill);
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
-    assert!(peers.iter().all(|p| verdict(&first, p) == Verdict::Hold(HoldReason::ManyLost, ms(10_000))));
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
+    assert!(peers.iter().all(|p| verdict(&first, p) == Verdict::Wait(WaitFor::ManyLost, ms(10_000))));
     let just_before = first.observer.decide(&TIMING, ms(9_999), &peers);
     assert!(peers.iter().all(|p| !is_dead(&just_before, p)));
     let after = just_before.observer.decide(&TIMING, ms(10_000), &peers);
@@ -159,20 +159,20 @@ fn two_of_two_others_lost_at_once_are_many_and_held_for_settle_each() {
 fn a_mass_loss_hold_stays_although_the_others_came_back() {
     let mut peers = fleet(4);
     peers[..3].iter_mut().for_each(kill);
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     for peer in &mut peers[..2] {
         (peer.liveness_free, peer.witness_free, peer.session) = (false, false, 2);
     }
     let later = first.observer.decide(&TIMING, ms(5_000), &peers);
-    assert_eq!(verdict(&later, &peers[2]), Verdict::Hold(HoldReason::ManyLost, ms(10_000)));
+    assert_eq!(verdict(&later, &peers[2]), Verdict::Wait(WaitFor::ManyLost, ms(10_000)));
 }
 
 #[test]
 fn half_of_the_others_is_not_many_but_gets_a_second_look() {
     let mut peers = fleet(4);
     peers[..2].iter_mut().for_each(kill);
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
-    assert_eq!(verdict(&first, &peers[0]), Verdict::Hold(HoldReason::SecondLoss, ms(250)));
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
+    assert_eq!(verdict(&first, &peers[0]), Verdict::Wait(WaitFor::SecondLoss, ms(250)));
     assert_eq!(first.next_look(), Some(ms(250)));
     let second = first.observer.decide(&TIMING, ms(250), &peers);
     assert!(is_dead(&second, &peers[0]) && is_dead(&second, &peers[1]));
@@ -181,7 +181,7 @@ fn half_of_the_others_is_not_many_but_gets_a_second_look() {
 #[test]
 fn when_a_proxy_restarts_and_sessions_end_one_after_another_at_most_one_is_buried() {
     let mut peers = fleet(10);
-    let mut observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let mut observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
     let mut buried = 0;
     for i in 0..10 {
         kill(&mut peers[i]);
@@ -201,14 +201,14 @@ fn when_a_proxy_restarts_and_sessions_end_one_after_another_at_most_one_is_burie
 #[test]
 fn a_burial_by_another_counts_in_the_window_and_a_replacement_does_not() {
     let mut peers = fleet(3);
-    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
     // Another pod buried the first: the next loss is the second within the window, two of three.
     let mut rest = peers[1..].to_vec();
     kill(&mut rest[0]);
     let decision = observer.decide(&TIMING, ms(100), &rest);
-    assert!(matches!(verdict(&decision, &rest[0]), Verdict::Hold(HoldReason::ManyLost, _)));
+    assert!(matches!(verdict(&decision, &rest[0]), Verdict::Wait(WaitFor::ManyLost, _)));
     // After the window it no longer counts.
-    let alone = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let alone = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
     let quiet = alone.decide(&TIMING, ms(100), &peers[1..]).observer;
     assert!(is_dead(&quiet.decide(&TIMING, ms(1_200), &rest), &rest[0]));
     // A new incarnation under the same name is no loss.
@@ -221,7 +221,7 @@ fn a_burial_by_another_counts_in_the_window_and_a_replacement_does_not() {
 fn a_peer_that_has_been_held_for_long_is_no_loss_of_this_window() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
-    let first = Observer::default().decide(&TIMING, ms(0), &peers);
+    let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     kill(&mut peers[1]);
     let decision = first.observer.decide(&TIMING, ms(5_000), &peers);
     assert!(is_dead(&decision, &peers[1]), "{decision:?}");
@@ -245,13 +245,13 @@ fn draining_pods_are_left_out_of_the_count() {
         peer.draining = true;
         kill(peer);
     }
-    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert!(peers[..3].iter().all(|p| is_dead(&decision, p)));
     // But where many that do not drain are lost, a draining one is held as well: the cause is not they.
     let mut peers = fleet(4);
     peers[0].draining = true;
     peers.iter_mut().for_each(kill);
-    let decision = Observer::default().decide(&TIMING, ms(0), &peers);
+    let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert!(peers.iter().all(|p| !is_dead(&decision, p)));
 }
 
@@ -264,7 +264,7 @@ proptest! {
         step in 1_u64..2_000,
     ) {
         let mut peers = fleet(6);
-        let mut observer = Observer::default();
+        let mut observer = LossObserver::default();
         let mut now = ms(0);
         for (n, look) in looks.iter().enumerate() {
             now += ms(step);
@@ -280,11 +280,11 @@ proptest! {
                 match verdict {
                     Verdict::Dead(_) => prop_assert!(peer.liveness_free),
                     Verdict::Alive => prop_assert!(!peer.liveness_free),
-                    Verdict::Hold(..) if peer.liveness_free => {
+                    Verdict::Wait(..) if peer.liveness_free => {
                         let seen = decision.observer.sighting(*incarnation).expect("in sight").first_seen;
                         prop_assert!(now < seen + TIMING.settle.max(TIMING.reconnect_grace));
                     }
-                    Verdict::Hold(..) => {}
+                    Verdict::Wait(..) => {}
                 }
             }
             if n == 0 {
@@ -300,14 +300,14 @@ proptest! {
 #[test]
 fn what_could_not_be_probed_could_be_lost_and_is_not_buried() {
     let mut peers = fleet(10);
-    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
     kill(&mut peers[0]);
     let unknown = |n: usize| peers[10 - n..].iter().map(|p| p.incarnation).collect::<BTreeSet<_>>();
     let at = |now, n| observer.decide_in_part(&TIMING, ms(now), &peers, &unknown(n));
     assert!(is_dead(&at(100, 0), &peers[0]), "all were probed");
-    assert_eq!(verdict(&at(100, 4), &peers[0]), Verdict::Hold(HoldReason::SecondLoss, ms(350)), "five of ten at most");
+    assert_eq!(verdict(&at(100, 4), &peers[0]), Verdict::Wait(WaitFor::SecondLoss, ms(350)), "five of ten at most");
     let held = at(100, 5);
-    assert_eq!(verdict(&held, &peers[0]), Verdict::Hold(HoldReason::ManyUnknown, ms(10_100)), "six of ten at most");
+    assert_eq!(verdict(&held, &peers[0]), Verdict::Wait(WaitFor::ManyUnknown, ms(10_100)), "six of ten at most");
     assert_eq!(held.observer.in_sight(), BTreeSet::from([peers[0].incarnation]), "the unknown are not in sight");
     assert!(peers[1..].iter().all(|p| verdict(&held, p) == Verdict::Alive));
     // Unlike losses that are many, what was unknown is no reason once it is known.
@@ -322,7 +322,7 @@ fn a_sighting_outlives_looks_that_could_not_probe_it() {
     let mut peers = fleet(3);
     kill(&mut peers[0]);
     kill(&mut peers[1]);
-    let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+    let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
     // Unknown reads as held.
     let mut blind = peers.clone();
     (blind[0].liveness_free, blind[0].witness_free) = (false, false);
@@ -341,7 +341,7 @@ fn the_burial_of_old_losses_makes_no_new_loss_one_of_many() {
     for by_another in [false, true] {
         let mut peers = fleet(12);
         peers[..10].iter_mut().for_each(kill);
-        let observer = Observer::default().decide(&TIMING, ms(0), &peers).observer;
+        let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
         let due = observer.decide(&TIMING, ms(10_000), &peers);
         assert_eq!(due.dead().count(), 10);
         let mut observer = due.observer.clone();
@@ -362,11 +362,11 @@ fn the_losses_of_two_long_looks_count_together() {
     let long = TIMING.over(&[ms(3000), ms(3000)]);
     peers[3..].iter_mut().for_each(kill);
     // Three of six are not more than half.
-    let first = Observer::default().decide(&long, ms(3000), &peers);
-    assert!(peers[3..].iter().all(|p| matches!(verdict(&first, p), Verdict::Hold(HoldReason::SecondLoss, _))));
+    let first = LossObserver::default().decide(&long, ms(3000), &peers);
+    assert!(peers[3..].iter().all(|p| matches!(verdict(&first, p), Verdict::Wait(WaitFor::SecondLoss, _))));
     peers[..3].iter_mut().for_each(kill);
     let second = first.observer.decide(&long, ms(9000), &peers);
-    assert!(peers.iter().all(|p| matches!(verdict(&second, p), Verdict::Hold(HoldReason::ManyLost, _))));
+    assert!(peers.iter().all(|p| matches!(verdict(&second, p), Verdict::Wait(WaitFor::ManyLost, _))));
     // The window of short looks does not reach back to the first look: living pods would be dead.
     let short = first.observer.decide(&TIMING, ms(9000), &peers);
     assert!(peers[3..].iter().all(|p| is_dead(&short, p)));

@@ -1,4 +1,4 @@
-//! What somebody holds who is attached to a run's stream.
+//! The handle of a reader that is attached to a run's stream.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,27 +20,28 @@ use crate::runs::engine::Engine;
 use crate::store::runs;
 use crate::store::streams;
 
-/// What a reader of a run's stream is told, in this order: chunks and resets as they come, the end last.
+/// An event for a reader of a run's stream. Chunks and resets come in order, and the end comes last.
 ///
-/// As JSON each is an object of the fields that are named here, and `event`, which is its [name](StreamEvent::name).
+/// As JSON an event is an object with the fields that are named here, and with `event`, its [name](StreamEvent::name).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StreamEvent {
-    /// The next chunk: stored, and handed to this reader once.
+    /// The next chunk. It is stored, and this reader gets it once.
     Chunk {
-        /// Which generation of the stream it is of; the first is 1.
+        /// The generation of the stream to which the chunk belongs. The first is 1.
         generation: i32,
-        /// Its number in the generation; the first is 0, and none is left out.
+        /// The chunk's number in its generation. The first is 0, and no number is left out.
         seq: u64,
         /// The fence of the attempt that wrote it.
         fence: Fence,
-        /// What was said.
+        /// The chunk's text.
         body: Arc<str>,
     },
-    /// Chunks that this reader has were taken back: forget those from `from_seq` on. All, where `generation` is a new one.
+    /// Chunks that this reader has were taken back: forget those from `from_seq` on. If `generation` is a new one,
+    /// forget all.
     Reset {
-        /// The generation in which the stream goes on.
+        /// The generation in which the stream continues.
         generation: i32,
         /// The number of the next chunk.
         from_seq: u64,
@@ -50,15 +51,15 @@ pub enum StreamEvent {
     End {
         /// `succeeded`, `failed`, `cancelled` or `quarantined`.
         state: Arc<str>,
-        /// Why a failed run failed; of a quarantined one, which owners died with it. The first 1,000 characters. As JSON it is
-        /// left out where there is none.
+        /// Why a failed run failed. For a quarantined run, which owners died while they ran it. The first 1,000
+        /// characters. As JSON the field is left out if there is no error.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<Arc<str>>,
     },
 }
 
 impl StreamEvent {
-    /// Its name: `chunk`, `reset` or `end`.
+    /// The event's name: `chunk`, `reset` or `end`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -69,10 +70,10 @@ impl StreamEvent {
     }
 }
 
-/// Where a reader of a stream is. A reader that attaches at a position is not handed what it has seen before.
+/// The place of a reader in a stream. A reader that attaches at a position does not get what was read before it.
 ///
-/// The reference pod's streams send the position, as text, as the id of each event. Take it as opaque. The end has a
-/// position of its own: a reader that attaches after the end is told nothing more, unless the run goes on after all.
+/// The reference pod's streams send the position, as text, as the id of each event. Treat it as opaque. The end has a
+/// position of its own: a reader that attaches after the end gets nothing more, unless the run goes on after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPosition(Seen);
 
@@ -93,22 +94,23 @@ impl FromStr for StreamPosition {
     fn from_str(text: &str) -> Result<Self> {
         text.parse().map(Self).map_err(|()| {
             Error::new(ErrorKind::InvalidInput, format!("{text:?} is no position in a stream"))
-                .left("nothing was attached")
-                .todo("give the id of the last event that was seen, or none")
+                .state("nothing was attached")
+                .help("give the id of the last event that was seen, or none")
         })
     }
 }
 
-/// Somebody attached to a run's stream, on whatever pod the run is. Dropped, it is detached, and nothing of it is left.
+/// A reader that is attached to a run's stream. The run may be on any pod. Dropping it detaches the reader and frees
+/// everything.
 ///
-/// It asks when [`Attached::next`] is called and what it was handed before has been taken: a reader that is slow costs one
-/// page of chunks (at most 2,048, and 256 KiB and a chunk), and holds up nobody.
+/// It asks the database only when [`Attached::next`] is called and the events that it has already were returned. So a
+/// slow reader costs one page of chunks (at most 2,048, and 256 KiB and a chunk), and delays nobody.
 #[must_use]
 pub struct Attached {
     engine: Arc<Engine>,
     run_id: RunId,
     seat: Seat,
-    /// Where it asks from, beyond what is ready.
+    /// The position from which it asks next, after the events in `ready`.
     asks_from: Position,
     ready: VecDeque<Ready>,
     seen: Seen,
@@ -136,12 +138,12 @@ impl Attached {
         };
         let db = &attached.engine.db;
         let is_there = if seen.end.is_some() {
-            // Whether it is over for this reader is known at once, so that `is_over` can say so.
+            // Asks at once whether the stream is over for this reader, so that `is_over` can say so.
             let page = streams::pages(db, &[(run_id, seen.position)], streams::LOOK_BYTES).await?.pop().flatten();
             let page = page.map(|page| attached.engine.readers.large.share(run_id, page));
             page.map(|page| attached.take(page)).is_some()
         } else {
-            runs::standing(db, run_id).await?.is_some()
+            runs::status(db, run_id).await?.is_some()
         };
         if is_there { Ok(attached) } else { Err(gone(run_id)) }
     }
@@ -152,45 +154,46 @@ impl Attached {
         self.run_id
     }
 
-    /// Where it is, after the last event that it returned: what to attach from when this ends without [`StreamEvent::End`].
+    /// The reader's position after the last event that it returned. If this ends without [`StreamEvent::End`], attach
+    /// again from here.
     #[must_use]
     pub fn position(&self) -> StreamPosition {
         StreamPosition(self.seen)
     }
 
-    /// True if there is nothing more to come: every event was returned, or the reader attached after the end.
+    /// True if no event will come: every event was returned, or the reader attached after the end.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.ended && self.ready.is_empty()
     }
 
-    /// Whether the reader waits here while its pod is cut off from the database. It does unless this is called with false:
-    /// then [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of it was
-    /// answered for `self_fence`. What was handed over before is returned first.
+    /// Sets whether the reader waits while its pod is cut off from the database. By default it waits. With false,
+    /// [`Attached::next`] fails with [`ErrorKind::Detached`] once the pod has lost its lock and no ping of it was
+    /// answered for `self_fence`. Events that the reader already has are returned first.
     ///
-    /// False is for readers that can attach to another pod from [`Attached::position`]. `podlock::http::sse` uses
+    /// Use false for readers that can attach to another pod from [`Attached::position`]. `podlock::http::sse` uses
     /// false for a reader on which this was not called.
     pub fn wait_while_cut_off(mut self, waits: bool) -> Self {
         self.waits = Some(waits);
         self
     }
 
-    /// The same, unless it was said before.
+    /// The same, unless the choice was made before.
     #[cfg(feature = "http")]
     pub(crate) fn wait_while_cut_off_by_default(mut self, waits: bool) -> Self {
         self.waits.get_or_insert(waits);
         self
     }
 
-    /// Waits for the next event. `None` once the run has ended and everything was returned.
+    /// Waits for the next event. Returns `None` once the run has ended and every event was returned.
     ///
-    /// While the database cannot be reached it waits, unless [`Attached::wait_while_cut_off`] says otherwise.
+    /// While the database cannot be reached, the call waits, unless [`Attached::wait_while_cut_off`] says otherwise.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Stopped`] if this pod has ended, [`ErrorKind::Detached`] if it is cut off and the reader is not to wait:
-    /// attach to another from [`Attached::position`].
-    /// [`ErrorKind::NotFound`] if the run was deleted meanwhile. Others as the server's.
+    /// [`ErrorKind::Stopped`] if this pod has ended. [`ErrorKind::Detached`] if the pod is cut off and the reader must
+    /// not wait: attach to another pod from [`Attached::position`]. [`ErrorKind::NotFound`] if the run was deleted
+    /// meanwhile. Other errors come from the server.
     ///
     /// # Cancel safety
     ///
@@ -199,7 +202,7 @@ impl Attached {
         Ok(self.next_shared().await?.map(|(event, _)| event))
     }
 
-    /// The same, with what the readers of a large chunk share.
+    /// The same, with the shared form of a large chunk.
     pub(crate) async fn next_shared(&mut self) -> Result<Option<(StreamEvent, Option<Arc<Large>>)>> {
         loop {
             if let Some(Ready { event, position, large }) = self.ready.pop_front() {
@@ -213,7 +216,7 @@ impl Attached {
         }
     }
 
-    /// The same as a stream. It ends after [`StreamEvent::End`], or after an error.
+    /// Returns the same events as a stream. The stream ends after [`StreamEvent::End`], or after an error.
     pub fn into_stream(self) -> impl Stream<Item = Result<(StreamEvent, StreamPosition)>> + Send {
         futures_util::stream::unfold(Some(self), |attached| async {
             let mut attached = attached?;
@@ -235,15 +238,15 @@ impl Attached {
         let page = tokio::select! {
             biased;
             page = &mut *answer => page,
-            // The question stands: a later call goes on waiting for its answer.
+            // The question to the loop of `readers` stays open. A later call waits for the same answer.
             () = engine.member.cut_off(), if self.waits == Some(false) => return Err(cut_off(engine, run_id)),
         };
         self.answer = None;
         let page = page.map_err(|_| {
             Error::new(ErrorKind::Stopped, format!("pod {}: it has ended", self.engine.member.pod_id))
                 .about_run(run_id)
-                .left("the run goes on, or was taken over")
-                .todo("attach to another pod, from the position that was reached")
+                .state("the run goes on, or was taken over")
+                .help("attach to another pod, from the position that was reached")
         })??;
         self.take(page);
         Ok(())
@@ -279,7 +282,7 @@ impl Attached {
     }
 }
 
-/// An event that the reader has not taken yet, and where it is when it has.
+/// An event that has not been returned yet, and the reader's position after it.
 struct Ready {
     event: StreamEvent,
     position: Seen,
@@ -297,8 +300,8 @@ pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
         format!("pod {} is cut off from the database, for {silent:.1?} by now", engine.member.pod_id),
     )
     .about_run(run_id)
-    .left("the reader has what was handed to it; the run goes on, here or elsewhere")
-    .todo("attach to another pod, from the position that was reached")
+    .state("the reader has what was handed to it; the run goes on, here or elsewhere")
+    .help("attach to another pod, from the position that was reached")
 }
 
 impl Drop for Attached {

@@ -1,5 +1,5 @@
-//! The flusher: what the streams of a pod hold is stored by one statement at a time, and readers are told at most once in
-//! a while, since a NOTIFY holds up the commits of all others for a moment.
+//! The flusher stores the chunks of all streams of a pod, one statement at a time, and notifies readers. It notifies at
+//! a limited rate, because a NOTIFY delays the commits of all other sessions for a moment.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::id::RunId;
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::notices::Told;
+use crate::protocol::notices::StreamNotice;
 use crate::protocol::state::RunState;
 use crate::protocol::stream::{send_at, tell_at};
 use crate::runs::StopReason;
@@ -23,23 +23,29 @@ use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::runs;
 use crate::store::streams::{self, Appended, Stored, is_under_way};
 
-/// Between two notifications, and between two statements that are not full: at most 48 of either in any second.
+/// The least time between two notifications, and between two statements that are not full: at most 48 of either in any
+/// second. A shorter gap would delay the commits of others more, and a longer one would delay readers.
 const GAP: Duration = Duration::from_millis(21);
-/// The most that one statement stores.
+/// The most chunks and bytes that one statement stores. A larger batch takes longer, and is cut if it does not end in
+/// time. With smaller ones a busy pod needs more statements.
 const BATCH_CHUNKS: usize = 2048;
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// What waits to be stored, and whose readers wait to be told.
+/// The streams whose chunks wait to be stored, and the runs whose readers wait for a notification.
 #[derive(Default)]
 pub(crate) struct Flusher {
+    /// Handlers add to it, and the flusher takes from it. Never held across an await.
     queue: Mutex<Queue>,
+    /// Handlers notify it, and the flusher waits for it. `Notify` keeps one wake while the flusher works, so none is
+    /// lost.
     wake: Notify,
 }
 
 #[derive(Default)]
 struct Queue {
     streams: VecDeque<Arc<Stream>>,
-    /// How many chunks are held by the streams of the pod; for a moment fewer, where one was taken before it was counted.
+    /// How many chunks the streams of the pod buffer. For a moment it may be too low, when a chunk was taken before it
+    /// was counted.
     chunks: i64,
     untold: BTreeSet<RunId>,
 }
@@ -55,7 +61,8 @@ impl Queue {
 }
 
 impl Flusher {
-    /// Something was appended to `stream`, which is to be queued if `enqueue`.
+    /// A chunk was appended to `stream`. The stream is queued if `enqueue`. Wakes the flusher if the stream is new in
+    /// the queue or a batch is full.
     pub(crate) fn note_appended(&self, stream: &Arc<Stream>, enqueue: bool) {
         let mut queue = self.queue();
         queue.chunks += 1;
@@ -69,7 +76,7 @@ impl Flusher {
         }
     }
 
-    /// A stream has changed in another way: its readers are told.
+    /// The stream changed in another way, so its readers must be notified. Wakes the flusher.
     pub(crate) fn note_changed(&self, run_id: RunId) {
         self.queue().untold.insert(run_id);
         self.wake.notify_one();
@@ -79,7 +86,7 @@ impl Flusher {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a batch, the longest waiting streams first.
+    /// Takes a batch, from the longest waiting streams first.
     fn take(&self) -> Batch {
         let mut batch = Batch::default();
         let (mut chunks, mut bytes) = (0, 0);
@@ -101,7 +108,7 @@ impl Flusher {
         batch
     }
 
-    /// The stream holds chunks still, of which `more` are counted anew.
+    /// Queues a stream that still has chunks. `more` of them are not counted yet.
     fn requeue(&self, stream: Arc<Stream>, more: usize) {
         let mut queue = self.queue();
         queue.count(more, 1);
@@ -113,7 +120,7 @@ impl Flusher {
     }
 }
 
-/// Chunks on their way, and the streams that they are of.
+/// Chunks on their way to the server, and their streams.
 #[derive(Default)]
 struct Batch {
     streams: Vec<Arc<Stream>>,
@@ -125,7 +132,7 @@ impl Batch {
         self.streams.is_empty()
     }
 
-    /// L7, on our side of the wire: of runs that were told to stop for good nothing is sent.
+    /// L7, on the client's side: sends no chunks of runs that were told to stop and may not write any more.
     fn drop_what_is_over(&mut self, engine: &Engine) {
         let all_over = engine.member.is_past_deadline();
         let is_over = |stream: &Stream| {
@@ -155,7 +162,7 @@ impl Batch {
         matches!(self.chunks.as_slice(), [one] if one.bodies.len() <= 1)
     }
 
-    /// Keeps the first half of the chunks of its one stream, and gives the others back to the stream.
+    /// Keeps the first half of the chunks of the batch's only stream, and returns the others to the stream.
     fn halve(&mut self, engine: &Engine) {
         let (Some(stream), Some(chunks)) = (self.streams.first(), self.chunks.first_mut()) else { return };
         let rest = chunks.bodies.split_off(chunks.bodies.len().div_ceil(2));
@@ -163,14 +170,14 @@ impl Batch {
         stream.take_back(rest);
     }
 
-    /// Each of its streams in a batch of its own.
+    /// Splits into one batch per stream.
     fn apart(self) -> impl Iterator<Item = Self> {
         let one = |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks] };
         self.streams.into_iter().zip(self.chunks).map(one)
     }
 }
 
-/// Stores and tells until the pod ends.
+/// Stores chunks and notifies readers until the pod ends.
 pub(crate) async fn run(engine: Arc<Engine>) {
     tokio::select! {
         biased;
@@ -182,7 +189,7 @@ pub(crate) async fn run(engine: Arc<Engine>) {
 async fn rounds(engine: &Engine) {
     let flusher = &engine.flusher;
     let (mut sent, mut told) = (None, None);
-    // What was put back is not tried again at once, however much it is.
+    // After chunks were put back, the next statement waits for the gap, even if a batch is full.
     let mut patient = false;
     loop {
         let Some(at) = due(flusher, sent, told, patient) else {
@@ -191,7 +198,7 @@ async fn rounds(engine: &Engine) {
         };
         let now = clock::now();
         if at > now {
-            // A batch that fills meanwhile is sent at once.
+            // If a batch fills meanwhile, it is sent at once.
             tokio::select! {
                 () = tokio::time::sleep(at - now) => {}
                 () = flusher.wake.notified() => continue,
@@ -199,7 +206,7 @@ async fn rounds(engine: &Engine) {
         }
         let now = clock::now();
         let batch = if is_due_to_send(flusher, sent, now, patient) { flusher.take() } else { Batch::default() };
-        // What is told of is stored by the same statement, or was stored before.
+        // A notification names only chunks that the same statement stores, or that were stored before.
         let tells = tell_at(now, told, GAP) <= now;
         let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
         if tells && (!untold.is_empty() || !batch.is_empty()) {
@@ -212,7 +219,7 @@ async fn rounds(engine: &Engine) {
     }
 }
 
-/// When the next round is; `None` while there is nothing to do.
+/// When the next round is due. `None` if there is nothing to do.
 fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>, patient: bool) -> Option<Moment> {
     let now = clock::now();
     let queue = flusher.queue();
@@ -229,13 +236,14 @@ fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient:
     !queue.streams.is_empty() && send_at(now, sent, queue.is_full() && !patient, GAP) <= now
 }
 
-/// Stores one batch and tells of it, or only tells. Waits while the database cannot be reached. True if some was put back.
+/// Stores one batch and notifies readers, or only notifies. Waits while the database cannot be reached. Returns true if
+/// chunks were put back.
 async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
     let by = engine.readers.by();
     told.extend(untold);
-    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| Told::new(by, runs));
+    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| StreamNotice::new(by, runs));
     let what = what.map(|what| what.to_string());
     let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
     let (mut what, mut put_back) = (what.as_deref(), false);
@@ -246,13 +254,17 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
         }
         match streams::append(&engine.db, &batch.chunks, what).await {
             Ok(stored) => {
-                // Where no row was found, the statement told nobody.
+                // If the statement found no row at all, it sent no notification.
                 what = what.filter(|_| stored.iter().all(|stored| *stored == Stored::No));
                 put_back |= settle(engine, batch, &stored).await;
             }
-            // What did not fit in time is tried in smaller parts: stream by stream, then half of a stream's chunks.
+            // A batch that did not end in time is tried in smaller parts: stream by stream, then half of a stream's
+            // chunks.
             Err(e) if e.is_slow() && !batch.is_one_chunk() => {
-                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "chunks did not fit in time; trying with fewer");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                    "chunks did not fit in time; trying with fewer"
+                );
                 if batch.streams.len() > 1 {
                     waiting.extend(batch.apart());
                 } else {
@@ -261,15 +273,21 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
                 }
             }
             Err(e) if waits_for_it(&e) || is_under_way(&e) => {
-                tracing::debug!(target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e, "trying again to store chunks");
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                    "trying again to store chunks"
+                );
                 tokio::time::sleep(backoff.delay()).await;
                 waiting.push_front(batch);
             }
-            // One chunk that the server will not have hides none of the others.
+            // The server refused one chunk. Each stream is tried alone, so that this chunk does not stop the others.
             Err(_) if batch.streams.len() > 1 => waiting.extend(batch.apart()),
             Err(e) => {
                 for stream in &batch.streams {
-                    tracing::warn!(target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e, "chunks were refused: the stream has a gap");
+                    tracing::warn!(
+                        target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e,
+                        "chunks were refused: the stream has a gap"
+                    );
                     engine.flusher.forget(stream.refuse(e.for_another()));
                 }
             }
@@ -278,7 +296,10 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     if let Some(what) = what
         && let Err(e) = streams::tell(&engine.db, what).await
     {
-        tracing::debug!(target: "podlock", event = "untold", error = %e, "readers were not told; they look by themselves");
+        tracing::debug!(
+            target: "podlock", event = "untold", error = %e,
+            "readers were not told; they look by themselves"
+        );
     }
     engine.readers.stir(told.iter());
     if !tells {
@@ -287,8 +308,8 @@ async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bo
     put_back
 }
 
-/// What became of a batch: what was not stored is another's by now, or its row was locked for a moment. True if some was
-/// put back.
+/// Handles the result of a batch. Chunks that were not stored belong to a run that another attempt has by now, or whose
+/// row was locked for a moment. Returns true if chunks were put back.
 async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
     let mut put_back = false;
     let count = stored.iter().filter(|stored| **stored == Stored::Yes).count();
@@ -301,15 +322,22 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
                 }
                 continue;
             }
-            // The next attempt, which this pod makes when it finds the run without a task, takes the stream as it is.
+            // The next attempt uses the stream as the database has it. This pod makes that attempt when it finds the
+            // run without a task.
             Stored::Adrift => {
-                tracing::warn!(target: "podlock", event = "stream_adrift", run = %stream.owner().run_id, "the database has fewer chunks than were stored: a failover took some back; the run begins anew");
+                tracing::warn!(
+                    target: "podlock", event = "stream_adrift", run = %stream.owner().run_id,
+                    "the database has fewer chunks than were stored: a failover took some back; the run begins anew"
+                );
                 stream.stop().fire(StopReason::Fenced);
                 false
             }
             Stored::No => standing_of(engine, &stream).await.unwrap_or_else(|e| {
-                // It is found out by the next try.
-                tracing::debug!(target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e, "where the run stands is not known yet");
+                // The next try finds out.
+                tracing::debug!(
+                    target: "podlock", event = "write_retried", run = %stream.owner().run_id, error = %e,
+                    "where the run stands is not known yet"
+                );
                 true
             }),
         };
@@ -325,10 +353,10 @@ async fn settle(engine: &Engine, batch: Batch, stored: &[Stored]) -> bool {
     put_back
 }
 
-/// Whether the run is still this attempt's; if not, it is told to stop.
+/// Whether this attempt still has the run. If not, the run is told to stop.
 async fn standing_of(engine: &Engine, stream: &Stream) -> Result<bool> {
     let owner = stream.owner();
-    let standing = runs::standing(&engine.db, owner.run_id).await?;
+    let standing = runs::status(&engine.db, owner.run_id).await?;
     let is_ours = standing.as_ref().is_some_and(|s| {
         RunState::Running.is(&s.state) && s.owner == Some(owner.incarnation) && s.fence == owner.fence
     });

@@ -1,7 +1,7 @@
-//! Large chunks, which the readers of this pod share: one copy in memory, and one as JSON, however many read it.
+//! Large chunks that the readers of this pod share: one copy of the text, and one of its JSON, for all readers.
 //!
-//! Readers at different places are looked for at different times, so a chunk is read from the table again and again. What
-//! is still held by a reader is found here by its key and handed out again instead.
+//! Readers at different places are queried for at different times, so the same chunk is read from the table several
+//! times. If a reader still holds that chunk, it is found here by its key, and the new reader gets the same copy.
 
 use std::collections::HashMap;
 #[cfg(feature = "http")]
@@ -13,38 +13,39 @@ use super::attach::StreamEvent;
 use crate::id::{Fence, RunId};
 use crate::store::streams::{Chunk, Page};
 
-/// From how many bytes on a chunk is shared. Below that, finding it again costs more than another copy of it.
+/// Chunks of this many bytes or more are shared. For a smaller chunk, the search costs more than another copy.
 const LARGE: usize = 4096;
 
-/// A chunk of a run: its generation, its number and its fence, all of which are in its JSON. The text is compared as well: a
-/// failover can undo a chunk and have another stored in its place.
+/// A chunk's key: its run, generation, number and fence. The chunk's JSON has the last three. The text is compared as
+/// well, because a failover can undo a chunk, and another may be stored in its place.
 type Key = (RunId, i32, i64, Fence);
 
-/// A large chunk. Whoever holds this holds its text and its JSON.
+/// A large chunk. It keeps its text and its JSON in memory as long as somebody holds it.
 #[derive(Debug)]
 pub(crate) struct Large {
     key: Key,
     body: Arc<str>,
-    /// Its event, or why there is none.
+    /// The JSON of the chunk's event, or the error if it could not be made.
     #[cfg(feature = "http")]
     json: OnceLock<Result<Box<str>, String>>,
-    /// Where it is found.
+    /// The map that has this chunk. Drop removes it from there.
     among: Arc<LargeChunks>,
 }
 
-/// A page, and for each of its chunks the shared form, if it is large.
+/// A page, and the shared form of each of its large chunks.
 #[derive(Clone, Debug)]
 pub(super) struct SharedPage {
     pub(super) page: Page,
     pub(super) large: Vec<Option<Arc<Large>>>,
 }
 
-/// Those that somebody holds. Written by the loop that looks for the readers, and by whoever drops the last hold of one.
+/// The large chunks that somebody holds. The loop that queries for readers inserts; whoever drops the last reference of
+/// a chunk removes it.
 #[derive(Debug, Default)]
 pub(crate) struct LargeChunks(Mutex<HashMap<Key, Weak<Large>>>);
 
 impl LargeChunks {
-    /// Has the readers of `page` share its large chunks with the readers that have them already.
+    /// Replaces large chunks of `page` by copies that other readers already have.
     pub(super) fn share(self: &Arc<Self>, run_id: RunId, mut page: Page) -> SharedPage {
         let generation = page.facts.generation;
         let share = |chunk: &mut Chunk| {
@@ -75,7 +76,8 @@ impl LargeChunks {
                 large
             }
         };
-        // A last hold that is dropped takes the same lock: this may be the last of the one that was there.
+        // The lock is released first. Dropping `there` may drop the last reference of a chunk, which takes the same
+        // lock.
         drop(held);
         drop(there);
         large
@@ -88,7 +90,7 @@ impl LargeChunks {
 
 #[cfg(feature = "http")]
 impl Large {
-    /// Makes its event's JSON, unless that was done.
+    /// Makes the JSON of the chunk's event, unless it exists.
     pub(crate) fn make_json(&self, event: &StreamEvent) -> Result<(), String> {
         let made = self.json.get_or_init(|| {
             let mut json = Vec::with_capacity(self.body.len() + self.body.len() / 8 + 128);
@@ -98,7 +100,7 @@ impl Large {
         made.as_ref().map(drop).map_err(String::clone)
     }
 
-    /// The JSON; nothing before it was made.
+    /// The JSON. Empty if it was not made before.
     pub(crate) fn json(&self) -> &str {
         self.json.get().and_then(|made| made.as_deref().ok()).unwrap_or_default()
     }
@@ -107,7 +109,7 @@ impl Large {
 impl Drop for Large {
     fn drop(&mut self) {
         let mut held = self.among.held();
-        // Another may have taken its place meanwhile.
+        // Another chunk may have taken its place meanwhile.
         if held.get(&self.key).is_some_and(|large| large.strong_count() == 0) {
             held.remove(&self.key);
         }
@@ -130,7 +132,7 @@ mod tests {
         let (mut first, mut again, mut other) = (chunk(&text), chunk(&text), chunk(&"y".repeat(LARGE)));
         let shared = (chunks.share_one(key, &mut first), chunks.share_one(key, &mut again));
         assert!(Arc::ptr_eq(&first.body, &again.body));
-        // The same place, and another text.
+        // The same key with another text.
         let taken = chunks.share_one(key, &mut other);
         assert_eq!(other.body.as_bytes()[0], b'y');
         drop(shared);

@@ -1,6 +1,6 @@
-//! Streams: what a run says while it runs. `Stream` holds what its handler appended until it is stored, `write` are the
-//! handler's calls, `flush` stores what all streams of the pod hold, `readers` looks for those who are attached, `attach`
-//! is what they hold.
+//! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
+//! stored. `write` has the handler's calls. `flush` stores the chunks of all streams of the pod. `readers` queries for
+//! the attached readers. `attach` is the reader's handle.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
@@ -20,46 +20,48 @@ use crate::store::streams::Appended;
 
 /// The largest chunk, in bytes.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
-/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits.
+/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the memory
+/// of a run while the database is slow. A lower limit would make a fast handler wait more often.
 const HELD_BYTES: usize = 512 * 1024;
-/// The same in chunks: each costs more than its bytes.
+/// The same limit in chunks: a chunk costs more than its bytes.
 const HELD_CHUNKS: usize = 8192;
 
 /// A run's stream, as its attempt writes it.
 pub(crate) struct Stream {
     owner: Owner,
     stop: Arc<StopSignal>,
-    state: Mutex<State>,
-    /// Notified whenever something was stored or given up.
+    /// The handler's calls and the flusher write and read it. Never held across an await.
+    state: Mutex<StreamState>,
+    /// The flusher notifies it whenever chunks were stored or given up. The handler's calls wait for it.
     moved: Notify,
 }
 
-struct State {
+struct StreamState {
     going: Going,
     held: VecDeque<String>,
     held_bytes: usize,
-    /// How many are on their way to the server.
+    /// How many chunks are on their way to the server.
     sent: usize,
-    /// It stands in the flusher's queue, or its chunks are on their way.
+    /// The stream is in the flusher's queue, or its chunks are on their way.
     queued: bool,
-    /// The attempt's last numbered write.
+    /// The number of the attempt's last numbered write.
     number: i64,
-    /// Chunks that the server refused to store: there is a gap from here on.
+    /// The server refused to store chunks: the stream has a gap from here on.
     refused: Option<Error>,
 }
 
-/// How a stream goes on.
+/// Where the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Going {
-    /// Nobody has said yet whether what former attempts wrote is kept.
+    /// The handler has not said yet whether the chunks of former attempts are kept.
     Unsaid,
-    /// Whether a chunk was stored whose call was dropped is not known.
+    /// A call was dropped, and its chunk may or may not have been stored.
     Unknown,
-    At(Place),
+    At(WritePlace),
 }
 
 impl Going {
-    pub(crate) fn place(self) -> Option<Place> {
+    pub(crate) fn place(self) -> Option<WritePlace> {
         match self {
             Self::At(place) => Some(place),
             Self::Unsaid | Self::Unknown => None,
@@ -67,26 +69,33 @@ impl Going {
     }
 }
 
-/// Where a stream stands.
+/// Where the next chunk of a stream goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct WritePlace {
     pub(crate) generation: i32,
     /// The number of the next chunk.
     pub(crate) next: i64,
 }
 
-impl State {
+impl StreamState {
     fn has_room(&self, bytes: usize) -> bool {
         self.held.is_empty() || (self.held.len() < HELD_CHUNKS && self.held_bytes + bytes <= HELD_BYTES)
     }
 }
 
 impl Stream {
-    /// A first attempt's stream is empty; of another's, its handler says how it goes on.
+    /// The stream of a first attempt is empty. In a later attempt the handler decides where its stream continues.
     pub(crate) fn new(owner: Owner, stop: Arc<StopSignal>, attempt: i32) -> Self {
-        let going = if attempt <= 1 { Going::At(Place { generation: 1, next: 0 }) } else { Going::Unsaid };
-        let state =
-            State { going, held: VecDeque::new(), held_bytes: 0, sent: 0, queued: false, number: 0, refused: None };
+        let going = if attempt <= 1 { Going::At(WritePlace { generation: 1, next: 0 }) } else { Going::Unsaid };
+        let state = StreamState {
+            going,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            sent: 0,
+            queued: false,
+            number: 0,
+            refused: None,
+        };
         Self { owner, stop, state: Mutex::new(state), moved: Notify::new() }
     }
 
@@ -102,19 +111,19 @@ impl Stream {
         self.state().going
     }
 
-    /// What is known of how the stream goes on.
+    /// Sets where the stream continues, as far as this attempt knows.
     pub(crate) fn set_going(&self, going: Going) {
         self.state().going = going;
     }
 
-    /// The server has said where the stream goes on. A gap that it had is behind it.
-    pub(crate) fn goes_on_at(&self, place: Place) {
+    /// The server has said where the stream continues. An earlier gap no longer matters.
+    pub(crate) fn goes_on_at(&self, place: WritePlace) {
         let mut state = self.state();
         state.going = Going::At(place);
         state.refused = None;
     }
 
-    /// Why chunks are missing, if some are.
+    /// The error that says why chunks are missing, if some are.
     pub(crate) fn refusal(&self) -> Result<()> {
         match &self.state().refused {
             Some(refused) => Err(refused.for_another()),
@@ -122,8 +131,8 @@ impl Stream {
         }
     }
 
-    /// Takes a chunk, if there is room, and says which number it has; `None`: there is no room now. The second value is
-    /// true if the stream is to be put into the flusher's queue.
+    /// Takes a chunk if there is room, and returns the chunk's number. Returns `None` if there is no room now. The
+    /// second value is true if the stream must be put into the flusher's queue.
     pub(crate) fn push(&self, chunk: &mut Option<String>, number: i64) -> Option<(i64, bool)> {
         let mut state = self.state();
         let place = state.going.place()?;
@@ -134,13 +143,13 @@ impl Stream {
         state.held.push_back(chunk.take()?);
         state.held_bytes += bytes;
         state.number = number;
-        state.going = Going::At(Place { next: place.next + 1, ..place });
+        state.going = Going::At(WritePlace { next: place.next + 1, ..place });
         let enqueue = !std::mem::replace(&mut state.queued, true);
         Some((place.next, enqueue))
     }
 
-    /// Takes what is held, at most so many chunks and bytes, but one at least. The error is how many were dropped: of a run
-    /// that is over, whose handler has let go of its stream.
+    /// Takes buffered chunks: at most this many chunks and bytes, but at least one chunk. The error is how many chunks
+    /// were dropped. That happens for a run that is over and whose handler dropped its stream.
     pub(crate) fn take(&self, chunks: usize, bytes: usize) -> Result<Option<Appended>, usize> {
         let mut state = self.state();
         if state.sent > 0 {
@@ -169,7 +178,8 @@ impl Stream {
         Ok(Some(Appended { owner, generation, number, first_seq, bodies }))
     }
 
-    /// What was taken is stored. Returns how many are held still; with none, the stream leaves the queue.
+    /// The chunks that were taken are stored. Returns how many chunks are still buffered. If there are none, the stream
+    /// leaves the queue.
     pub(crate) fn stored(&self) -> usize {
         let mut state = self.state();
         state.sent = 0;
@@ -180,7 +190,7 @@ impl Stream {
         left
     }
 
-    /// What was taken could not be stored just now.
+    /// The chunks that were taken could not be stored now. Buffers them again.
     pub(crate) fn put_back(&self, chunks: Appended) {
         let mut state = self.state();
         state.sent = 0;
@@ -190,7 +200,7 @@ impl Stream {
         }
     }
 
-    /// These, the last of what was taken, are not sent yet; the others are.
+    /// Buffers the last of the taken chunks again. The others are still on their way.
     pub(crate) fn take_back(&self, bodies: Vec<String>) {
         let mut state = self.state();
         state.sent = state.sent.saturating_sub(bodies.len());
@@ -200,19 +210,19 @@ impl Stream {
         }
     }
 
-    /// Nothing more of it is sent: the run is no longer this attempt's. Returns how many were held.
+    /// The run is no longer this attempt's: sends no more chunks. Returns how many were buffered.
     pub(crate) fn give_up(&self) -> usize {
         self.empty(None)
     }
 
-    /// The server will not have it. Returns how many were held behind it.
+    /// The server refused a chunk. Returns how many chunks were buffered after it.
     pub(crate) fn refuse(&self, error: Error) -> usize {
         let run_id = self.owner.run_id;
         let error = error
             .during(&format!("run {run_id}: its stream has a gap"))
             .about_run(run_id)
-            .left("the chunks before it are stored, nothing after it is; the run goes on")
-            .todo("restart the stream, or go on from a chunk that is stored");
+            .state("the chunks before it are stored, nothing after it is; the run goes on")
+            .help("restart the stream, or go on from a chunk that is stored");
         self.empty(Some(error))
     }
 
@@ -226,12 +236,12 @@ impl Stream {
         held
     }
 
-    /// Resolves when what `is_done` looks for may have come: something was stored or given up, or the run is over.
-    async fn until(&self, is_done: impl Fn(&State) -> bool) {
+    /// Resolves when `is_done` is true, or the run is over. It checks again whenever chunks were stored or given up.
+    async fn until(&self, is_done: impl Fn(&StreamState) -> bool) {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
-            // Before the look: what moves after it is not missed.
+            // The wait is enabled before the check, so that no change after the check is missed.
             moved.as_mut().enable();
             if is_done(&self.state()) {
                 return;
@@ -244,22 +254,22 @@ impl Stream {
         }
     }
 
-    /// Resolves when nothing is held or on its way, or the run is over.
+    /// Resolves when no chunk is buffered or on its way, or the run is over.
     pub(crate) async fn settled(&self) {
         self.until(|state| state.held.is_empty() && state.sent == 0).await;
     }
 
-    /// Resolves when there is room for a chunk of so many bytes, or the run is over, or its stream has a gap.
+    /// Resolves when there is room for a chunk of `bytes` bytes, or the run is over, or its stream has a gap.
     pub(crate) async fn has_room(&self, bytes: usize) {
         self.until(|state| state.refused.is_some() || state.has_room(bytes)).await;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StreamState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What cannot be a chunk.
+/// Refuses text that cannot be a chunk.
 pub(crate) fn check_chunk(chunk: &str) -> Result<()> {
     let why = if chunk.len() > CHUNK_LIMIT {
         format!("it has {} bytes, and {CHUNK_LIMIT} is the most", chunk.len())
@@ -269,6 +279,6 @@ pub(crate) fn check_chunk(chunk: &str) -> Result<()> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::InvalidInput, format!("a chunk cannot be appended: {why}"))
-        .left("nothing was appended; the stream goes on after the chunks before it")
-        .todo("split it, or encode it"))
+        .state("nothing was appended; the stream goes on after the chunks before it")
+        .help("split it, or encode it"))
 }

@@ -1,5 +1,5 @@
-//! The readers of a pod: each asks for what comes after its position and waits; one statement looks for all of them. A
-//! reader that is slow does not ask, so nothing is held for it, and no writer knows of it.
+//! The readers of a pod. Each asks for events after its position and waits. One statement queries for all of them. A
+//! slow reader does not ask, so nothing is buffered for it, and writers do not know of it.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -23,43 +23,49 @@ use crate::store::listener::Listener;
 use crate::store::role::Role;
 use crate::store::streams;
 
-/// How long a chunk whose notification was lost may stay unseen.
+/// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
+/// shorter time would load the database without need.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
-/// The same while there is no session to listen on.
+/// The same while there is no session that listens.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
-/// How soon what is heard has an effect again: readers are told at most once in 21 ms by each pod, and of each run by one.
+/// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
+/// more often for nothing: each pod notifies at most once in 21 ms, and each run has one pod.
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
-/// How long the session is kept when the last reader has gone: the next may come soon.
+/// How long the session stays open after the last reader has gone. The next reader may come soon.
 const LINGER: Duration = Duration::from_secs(5);
-/// The most readers that one statement looks for.
+/// The most readers for which one statement queries.
 const LOOK_FOR: usize = 256;
 
-/// A reader's place among the others.
+/// The number of a reader among the readers of this pod.
 pub(super) type Seat = u64;
 
-/// Those who are attached on this pod.
+/// The readers that are attached on this pod.
 pub(crate) struct Readers {
+    /// Readers, the flusher and the two loops in [`run`] write and read it. Never held across an await.
     seats: Mutex<Seats>,
-    /// Notified when somebody is to be looked for.
+    /// Notified when a reader must be queried for. Wakes the loop in `looks`.
     asked: Notify,
-    /// How many are attached.
+    /// How many readers are attached. Readers change it. The loop in `listens` is woken, and opens or closes its
+    /// session.
     count: watch::Sender<usize>,
-    /// Whether notifications are heard.
+    /// Whether the listening session is open, so that notifications arrive. The loop in `listens` sets it. The loop in
+    /// `looks` is woken, and queries more often without a session.
     listening: watch::Sender<bool>,
-    /// What several of them read.
+    /// Large chunks that several readers share.
     pub(super) large: Arc<LargeChunks>,
-    /// By which this process knows its own notices.
+    /// The number by which this process knows its own notices.
     by: u32,
 }
 
 #[derive(Default)]
 struct Seats {
     next: Seat,
-    /// Those who wait, and in turn those of them who are to be looked for; some may have gone.
+    /// `waiting` has the readers that wait. `fresh` has, in order, those that must be queried for; some of these may
+    /// have gone.
     waiting: HashMap<Seat, Waiting>,
     fresh: VecDeque<Seat>,
     by_run: HashMap<RunId, HashSet<Seat>>,
-    /// The pod has ended: nobody is looked for any more.
+    /// The pod has ended. No reader is queried for any more.
     closed: bool,
 }
 
@@ -67,7 +73,7 @@ struct Waiting {
     run_id: RunId,
     position: Position,
     reply: oneshot::Sender<Result<SharedPage>>,
-    /// It is among those who are to be looked for.
+    /// The reader is in `Seats::fresh`.
     fresh: bool,
 }
 
@@ -94,13 +100,13 @@ impl Readers {
         seat
     }
 
-    /// The reader has gone: nothing of it is left.
+    /// The reader has gone. Removes everything of it.
     pub(super) fn leave(&self, seat: Seat) {
         self.seats().remove(seat);
         self.count.send_modify(|count| *count -= 1);
     }
 
-    /// Asks for what comes after `position`. The answer comes when there is something; none does once the pod has ended.
+    /// Asks for events after `position`. The answer comes when there are some. No answer comes once the pod has ended.
     pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<SharedPage>> {
         let (reply, answer) = oneshot::channel();
         let mut seats = self.seats();
@@ -115,7 +121,7 @@ impl Readers {
         answer
     }
 
-    /// Something may have come for the readers of these runs.
+    /// There may be events for the readers of these runs.
     pub(crate) fn stir<'a>(&self, runs: impl Iterator<Item = &'a RunId>) {
         let mut seats = self.seats();
         let of_run: Vec<Seat> = runs.filter_map(|run_id| seats.by_run.get(run_id)).flatten().copied().collect();
@@ -134,14 +140,14 @@ impl Readers {
         self.asked.notify_one();
     }
 
-    /// The number that this process tells others by.
+    /// The number that this process puts into its notices.
     pub(crate) fn by(&self) -> u32 {
         self.by
     }
 
-    /// Has those looked for whose runs' groups were told of.
+    /// Marks the readers whose run's group is in a notice, so that they are queried for.
     fn hear(&self, heard: &Heard) {
-        // Our own readers know already.
+        // This process has already marked its own readers.
         let mut told = heard.told.iter().filter(|told| told.by != self.by);
         if heard.all || told.clone().any(|told| told.groups.is_none()) {
             return self.stir_all();
@@ -153,14 +159,14 @@ impl Readers {
         }
     }
 
-    /// Some of those who are to be looked for, the longest waiting first.
+    /// Takes readers that must be queried for, the longest waiting first, at most [`LOOK_FOR`].
     fn fresh(&self) -> Vec<(Seat, RunId, Position)> {
         let mut seats = self.seats();
         let mut found = Vec::new();
         while found.len() < LOOK_FOR {
             let Some(seat) = seats.fresh.pop_front() else { break };
             if let Some(waiting) = seats.waiting.get_mut(&seat).filter(|waiting| waiting.fresh) {
-                // What comes from now on makes it fresh again.
+                // A later event marks the reader again.
                 waiting.fresh = false;
                 found.push((seat, waiting.run_id, waiting.position));
             }
@@ -173,7 +179,7 @@ impl Readers {
         seats_again.for_each(|seat| _ = seats.refresh(seat));
     }
 
-    /// Hands `page` over if it says something new; else the reader waits on.
+    /// Answers the reader if `page` has something new. Otherwise the reader keeps waiting.
     fn answer(&self, seat: Seat, position: Position, page: Result<SharedPage>) {
         let mut seats = self.seats();
         if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
@@ -209,7 +215,7 @@ impl Readers {
 }
 
 impl Seats {
-    /// Has somebody who waits looked for. False if he is to be already, or does not wait.
+    /// Marks a waiting reader, so that it is queried for. Returns false if it is marked already, or does not wait.
     fn refresh(&mut self, seat: Seat) -> bool {
         let Some(waiting) = self.waiting.get_mut(&seat).filter(|waiting| !waiting.fresh) else { return false };
         waiting.fresh = true;
@@ -229,7 +235,7 @@ impl Seats {
     }
 }
 
-/// Looks for the readers until the pod ends; what they still wait for then is never answered.
+/// Queries for the readers until the pod ends. A question that is still open then gets no answer.
 pub(crate) async fn run(engine: Arc<Engine>, opener: Opener) {
     tokio::select! {
         biased;
@@ -245,11 +251,11 @@ async fn looks(engine: &Engine) {
     let mut listening = readers.listening.subscribe();
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut looked_anyway = Instant::now();
-    // How much one look brings, and for how many places: less after a look that did not end in time.
+    // The bytes and places that one statement reads. Both shrink after a statement that did not end in time.
     let (mut bytes, mut most) = (streams::LOOK_BYTES, usize::MAX);
     loop {
         let anyway = looked_anyway + if *listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT };
-        // However busy it is: some things nobody tells of.
+        // This happens however busy the loop is, because some changes send no notification.
         if Instant::now() >= anyway {
             readers.stir_all();
             looked_anyway = Instant::now();
@@ -264,7 +270,7 @@ async fn looks(engine: &Engine) {
             }
             continue;
         }
-        // Readers at the same place of the same run are looked for once.
+        // Readers at the same place of the same run are queried for once.
         let mut places: HashMap<(RunId, Position), Vec<Seat>> = HashMap::new();
         let mut later = Vec::new();
         for (seat, run_id, position) in fresh {
@@ -287,9 +293,12 @@ async fn looks(engine: &Engine) {
                     }
                 }
             }
-            // They wait for the database as the writers do.
+            // Readers wait for the database as writers do.
             Err(e) if waits_for_it(&e) => {
-                tracing::debug!(target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e, "looking again for chunks");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e,
+                    "looking again for chunks"
+                );
                 if e.is_slow() {
                     (bytes, most) = ((bytes / 2).max(1), most.min(wanted.len()).div_ceil(2).max(1));
                 }
@@ -311,11 +320,11 @@ async fn looks(engine: &Engine) {
 pub(super) fn gone(run_id: RunId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
         .about_run(run_id)
-        .left("nothing was attached")
-        .todo("look for it with `podlock runs list`; runs that ended long ago are deleted")
+        .state("nothing was attached")
+        .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
 }
 
-/// Keeps a session that listens while anybody is attached, and a while longer.
+/// Keeps a listening session open while a reader is attached, and for [`LINGER`] after that.
 async fn listens(engine: &Engine, opener: &Opener) {
     let readers = &engine.readers;
     let mut count = readers.count.subscribe();
@@ -327,14 +336,18 @@ async fn listens(engine: &Engine, opener: &Opener) {
         match listen(opener).await {
             Ok(session) => {
                 backoff = Backoff::new(RETRY_MIN, engine.member.settings.reconnect_backoff_max);
-                // Whoever waits is looked for anew: what was told before is not heard.
+                // All waiting readers are queried for again, because notifications from before this session were not
+                // heard.
                 readers.listening.send_replace(true);
                 hear(engine, &session, &mut count).await;
                 readers.listening.send_replace(false);
                 session.close().await;
             }
             Err(e) => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e, "no session to hear of chunks; looking for them more often");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e,
+                    "no session to hear of chunks; looking for them more often"
+                );
             }
         }
         tokio::time::sleep(backoff.delay()).await;
@@ -347,7 +360,7 @@ async fn listen(opener: &Opener) -> Result<Listener> {
     Ok(session)
 }
 
-/// Hears until the session ends or nobody is attached any more.
+/// Handles notifications until the session ends, or no reader has been attached for [`LINGER`].
 async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<usize>) {
     let mut quiet_until = None;
     loop {
@@ -357,7 +370,10 @@ async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<u
         tokio::select! {
             biased;
             cause = ended => {
-                tracing::debug!(target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause, "lost the session that hears of chunks");
+                tracing::debug!(
+                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause,
+                    "lost the session that hears of chunks"
+                );
                 return;
             }
             () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,

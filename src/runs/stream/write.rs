@@ -1,30 +1,32 @@
-//! What a handler says: the calls of [`Run`] on its stream.
+//! The calls of [`Run`] that write its stream.
 
 use serde_json::Value;
 
-use super::{Going, Place, check_chunk};
+use super::{Going, WritePlace, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
 use crate::store::streams::{self, Continued};
 
 impl Run {
-    /// Appends a chunk to the run's stream, for whoever is attached on any pod, and returns its number in the stream's
-    /// generation; the first is 0.
+    /// Appends a chunk to the run's stream. Readers that are attached on any pod get it. Returns the chunk's number in
+    /// the stream's generation; the first is 0.
     ///
-    /// It returns when the chunk is taken, not when it is stored: what all runs of the pod append is stored every 21 ms, in
-    /// one statement, or sooner where much of it comes. [`Run::flush`], a checkpoint, a yield and the end of the run wait
-    /// until all chunks before them are stored. Where more than 512 KiB or 8,192 chunks of a run wait, the call does too.
+    /// The call returns when the chunk is buffered, not when it is stored. Every 21 ms one statement stores the chunks
+    /// of all runs of the pod, and sooner if there are many. [`Run::flush`], a checkpoint, a yield and the end of the
+    /// run wait until all chunks before them are stored. If more than 512 KiB or 8,192 chunks of a run are buffered,
+    /// this call waits too.
     ///
-    /// The first call of a later attempt restarts the stream, as [`Run::restart_stream`], unless that or
-    /// [`Run::continue_from`] was called before. A chunk beyond all that the run ever said is progress, as a checkpoint is.
+    /// In a later attempt the first call restarts the stream, as [`Run::restart_stream`] does, unless that or
+    /// [`Run::continue_from`] was called before. A chunk beyond all chunks that the run ever had is progress, like a
+    /// checkpoint.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is known not to be this attempt's any more; of chunks that were taken before it was
-    /// known, [`Run::flush`] says it. [`ErrorKind::InvalidInput`] if the chunk has more than [`CHUNK_LIMIT`](crate::CHUNK_LIMIT)
-    /// bytes or a NUL. What the server said of an earlier chunk that it refused: there is a gap then, and the
-    /// stream takes nothing more until it is restarted or continued from before the gap.
+    /// [`ErrorKind::Fenced`] if this attempt is known to have lost the run. For chunks that were buffered before that
+    /// was known, [`Run::flush`] returns the error. [`ErrorKind::InvalidInput`] if the chunk has more than
+    /// [`CHUNK_LIMIT`](crate::CHUNK_LIMIT) bytes or a NUL. The server's error if it refused an earlier chunk: the
+    /// stream has a gap then, and accepts no chunk until it is restarted, or continued from before the gap.
     ///
     /// # Cancel safety
     ///
@@ -47,10 +49,10 @@ impl Run {
         }
     }
 
-    /// Appends a chunk and saves a checkpoint, both or neither: whoever goes on from the checkpoint has the chunk, and goes
-    /// on after it. Returns the chunk's number.
+    /// Appends a chunk and saves a checkpoint: both or neither. The attempt that resumes from the checkpoint has the
+    /// chunk, and continues after it. Returns the chunk's number.
     ///
-    /// While the database cannot be reached the call waits and tries again, until the run is told to stop.
+    /// While the database cannot be reached, the call waits and retries, until the run is told to stop.
     ///
     /// # Errors
     ///
@@ -58,7 +60,7 @@ impl Run {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have done both; the stream goes on after it.
+    /// A dropped call may or may not have done both. The stream continues correctly in either case.
     pub async fn append_with_checkpoint(&self, chunk: impl Into<String>, value: impl Into<Value>) -> Result<u64> {
         let (chunk, value) = (chunk.into(), value.into());
         check_chunk(&chunk)?;
@@ -72,17 +74,17 @@ impl Run {
         let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
         self.write(&mut writes, what, save, |_| None).await?;
-        self.stream.set_going(Going::At(Place { next: at.next + 1, ..at }));
+        self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(at.next.unsigned_abs())
     }
 
-    /// Waits until all that was appended is stored.
+    /// Waits until all appended chunks are stored.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Fenced`] if the run is not this attempt's any more: some of it may not be stored. What the server said
-    /// of a chunk that it refused.
+    /// [`ErrorKind::Fenced`] if this attempt has lost the run: some chunks may not be stored. The server's error if it
+    /// refused a chunk.
     ///
     /// # Cancel safety
     ///
@@ -92,8 +94,8 @@ impl Run {
         self.settle_stream(&mut writes, "chunks").await
     }
 
-    /// Takes back all that the stream has, from this attempt or former ones, and begins a new generation of it, in one
-    /// transaction. Whoever is attached is told. Where the stream has nothing, nothing is taken back.
+    /// Takes back all chunks of the stream, from this attempt or former ones, and begins a new generation, in one
+    /// transaction. Attached readers get a reset. If the stream is empty, nothing changes.
     ///
     /// # Errors
     ///
@@ -101,23 +103,23 @@ impl Run {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have done it; the next append does it.
+    /// A dropped call may or may not have restarted the stream. If it did not, the next append does.
     pub async fn restart_stream(&self) -> Result<()> {
         let mut writes = self.writes.lock().await;
         self.restart(&mut writes).await.map(drop)
     }
 
-    /// Keeps the chunks before `seq` and takes back the others, in one transaction; the next chunk is number `seq`. Whoever
-    /// is attached and has what is taken back is told.
+    /// Keeps the chunks before `seq` and takes back the others, in one transaction. The next chunk is number `seq`.
+    /// Attached readers that have one of the chunks taken back get a reset.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] if the stream has fewer than `seq` chunks: it stays as it is. Others as
-    /// [`Run::checkpoint`].
+    /// [`ErrorKind::InvalidInput`] if the stream has fewer than `seq` chunks. The stream does not change then. Other
+    /// errors as [`Run::checkpoint`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have done it. Call it again: the next append would restart the stream.
+    /// A dropped call may or may not have taken effect. Call it again: the next append would restart the stream.
     pub async fn continue_from(&self, seq: u64) -> Result<()> {
         let mut writes = self.writes.lock().await;
         self.stream.settled().await;
@@ -133,23 +135,23 @@ impl Run {
         let why = format!("run {run_id}: its stream has {chunks} chunks, and cannot go on with number {seq}");
         Err(Error::new(ErrorKind::InvalidInput, why)
             .about_run(run_id)
-            .left("the stream is as it was")
-            .todo("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
+            .state("the stream is as it was")
+            .help("go on from a chunk that is there, as Run::saved_seq, or restart the stream"))
     }
 
-    /// Goes on with the stream at `seq`, or behind all that it has.
+    /// Continues the stream at `seq`, or after all its chunks.
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
         let db = &self.engine.db;
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
-            self.stream.goes_on_at(Place { generation, next });
+            self.stream.goes_on_at(WritePlace { generation, next });
             self.engine.flusher.note_changed(self.owner.run_id);
         }
         Ok(continued)
     }
 
-    async fn restart(&self, writes: &mut Writes) -> Result<Place> {
+    async fn restart(&self, writes: &mut Writes) -> Result<WritePlace> {
         let db = &self.engine.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
@@ -159,14 +161,14 @@ impl Run {
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
-        let place = Place { generation, next: 0 };
+        let place = WritePlace { generation, next: 0 };
         self.stream.goes_on_at(place);
         self.engine.flusher.note_changed(self.owner.run_id);
         Ok(place)
     }
 
-    /// The stream's place; where nobody has said how it goes on, it is restarted.
-    async fn open_stream(&self, writes: &mut Writes) -> Result<Place> {
+    /// Where the next chunk goes. If the handler has not said where the stream continues, restarts the stream.
+    async fn open_stream(&self, writes: &mut Writes) -> Result<WritePlace> {
         if self.stream.going() == Going::Unknown {
             self.go_on(writes, None).await?;
         }
@@ -176,7 +178,7 @@ impl Run {
         }
     }
 
-    /// Waits until the chunks before a write are stored: what it says rests on them.
+    /// Waits until the chunks before a write are stored, because the write relies on them.
     pub(in crate::runs) async fn settle_stream(&self, writes: &mut Writes, what: &str) -> Result<()> {
         self.stream.settled().await;
         self.refuse_if_over(what).map_err(|e| self.report(e))?;

@@ -1,4 +1,4 @@
--- Stores one chunk of a run for its owner, together with a checkpoint, as the attempt's write of a number.
+-- Stores one chunk of a run for its owner, together with a checkpoint. This is a numbered write of the attempt.
 --
 -- Arguments:
 --   run_id      uuid
@@ -10,7 +10,7 @@
 --   checkpoint  jsonb
 --   body        text   the chunk
 --
--- Returns a row if both are stored. None: the owner is fenced, or a later write of the attempt was there first, or
+-- Returns a row if both are stored. No row: the owner is fenced, a later write of the attempt was accepted first, or
 -- the stream is not where the attempt left it.
 \set owned_by `cat part/owned_by.sql`
 WITH
@@ -24,7 +24,7 @@ WITH
      WHERE :owned_by
        -- A write that was given up and arrives late changes nothing.
        AND r.written <= :'number'::int8
-       -- If a failover took chunks back, there would be a gap.
+       -- If a failover lost chunks, there would be a gap.
        AND r.stream_generation = :'generation'::int4
        AND :'seq'::int8 <= COALESCE((SELECT max(c.seq) + 1
                                        FROM :"schema".studio_run_chunks c

@@ -1,4 +1,4 @@
--- Stores chunks of several runs for the pod that owns them, and tells readers.
+-- Stores chunks of several runs for the pod that owns them, and notifies readers.
 --
 -- A repetition changes nothing: chunks that are there already are not stored again. If an earlier try of the same
 -- statement has not ended yet, this one fails on the primary key. An ON CONFLICT would cost as much as the rest
@@ -11,14 +11,14 @@
 --   generations  int4[]    the generation of the stream
 --   numbers      int8[]    the attempt's last numbered write before these chunks
 --   firsts       int8[]    the first of its chunks
---   nexts        int8[]    the number behind its last chunk
+--   nexts        int8[]    the number after its last chunk
 --   nths         int4[]  the chunks: which of the runs each belongs to, from 1 on
 --   seqs         int8[]    the number of each
 --   bodies       text[]    the text of each
---   told         text    what the readers are told (`protocol::notices::Told`), NULL for nothing
+--   told         text    the notice for the readers (`protocol::notices::Told`), NULL for none
 --
--- Returns a row for each run that is its owner's under its fence (L5) and whose row nobody else has locked. `fits` is
--- true if its chunks are stored now; false if its stream is not where the attempt left it.
+-- Returns a row for each run that is still its owner's under its fence (L5), and whose row no other transaction has
+-- locked. `fits` is true if its chunks are stored now; false if its stream is not where the attempt left it.
 WITH
   wanted AS MATERIALIZED (
     SELECT w.*
@@ -27,12 +27,13 @@ WITH
                       unnest(:'nexts'::int8[])) WITH ORDINALITY
            AS w (run_id, incarnation, fence, generation, number, first, next, nth)
   ),
-  -- L5: while the rows are locked, no other pod claims the runs. Passes over what somebody else has locked (L12).
+  -- L5: while the rows are locked, no other pod claims the runs. Skips rows that another transaction has locked (L12).
   mine AS MATERIALIZED (
     SELECT r.run_id, w.nth, s.chunks,
-           -- Beyond all that the run ever said.
+           -- These chunks are beyond all chunks that the run ever had.
            r.crashes > 0 AND w.next > r.stream_furthest AS is_progress,
-           -- A later write of the attempt was there first, or a failover took chunks back: there would be a gap.
+           -- False if a later write of the attempt was accepted first, or if a failover lost chunks, so that there
+           -- would be a gap.
            r.stream_generation = w.generation AND r.written <= w.number AND w.first <= s.chunks AS fits
       FROM :"schema".studio_runs r
       JOIN wanted w ON w.run_id = r.run_id
@@ -61,7 +62,7 @@ WITH
       FROM calm c
      WHERE r.run_id = c.run_id
   ),
-  -- Of each run, the first chunk that is not there yet; of a run that stores nothing, beyond all chunks.
+  -- For each run, the first chunk that is not stored yet. For a run that must store nothing, a number above all chunks.
   due AS MATERIALIZED (
     SELECT array_agg(CASE WHEN m.fits THEN m.chunks ELSE 9223372036854775807 END ORDER BY w.nth) AS from_seq
       FROM wanted w
@@ -74,7 +75,7 @@ WITH
            AS c (nth, seq, body)
      WHERE c.seq >= ((SELECT d.from_seq FROM due d))[c.nth]
   ),
-  -- Only a hint (L11): readers look once a second anyway.
+  -- This is only a hint (L11): readers query once a second anyway.
   told AS MATERIALIZED (
     SELECT pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told
      WHERE :'told'::text IS NOT NULL

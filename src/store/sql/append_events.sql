@@ -1,5 +1,6 @@
--- Appends events to the log, in order, and so tells every pod (L11). Appends are serialised until COMMIT: this is a
--- transaction's last statement, sent together with its COMMIT, so that no frozen pod holds up the log.
+-- Appends events to the log, in order, which also notifies every pod (L11). Appends are serialised until COMMIT. So
+-- this is a transaction's last statement, and is sent together with its COMMIT: a pod that freezes cannot keep the log
+-- locked.
 --
 -- Arguments:
 --   events  jsonb  an array of objects with the members below

@@ -1,9 +1,9 @@
--- L3: buries the dead, while this transaction holds their locks. Deletes their rows of the roster, ends their
--- sessions, and writes the events. It runs as a statement of its own, after the look that took the locks: its
--- snapshot is younger than they are.
+-- L3: buries dead pods, while this transaction holds their locks. Deletes their rows of the roster, ends their
+-- sessions, and writes the events. It is a separate statement after the probe that took the locks, so its snapshot is
+-- younger than the locks.
 --
--- No row is waited for. A pod one of whose two rows another transaction holds is not among the buried, and is looked
--- at again: such a transaction may stay open for as long as its client likes (L12).
+-- This statement waits for no row. If another transaction has locked one of a pod's two rows, the pod is not buried
+-- now, and is probed again later. Such a transaction may stay open for as long as its client likes (L12).
 --
 -- Arguments:
 --   own      uuid         the incarnation of the burying pod
@@ -13,8 +13,8 @@
 --   dead     jsonb        the burials: an array of objects with the members of `dead` below
 --   by_pod   text         the name of the burying pod
 --
--- Returns a row for each pod that was buried, with the cause that is recorded of its end; or one row without an
--- incarnation if none was. `given` is false where the burying pod could not prove that it lives.
+-- Returns a row for each pod that was buried, with the recorded cause of its end. If none was buried, returns one row
+-- without an incarnation. `given` is false if the burying pod could not prove that it lives.
 \set advisory_lock `cat part/advisory_lock.sql`
 \set lock_key `cat part/lock_key.sql`
 \set open_session_is_free `cat part/open_session_is_free.sql`
@@ -32,8 +32,8 @@ WITH
                       AND l.mode = 'ExclusiveLock'
                       AND l.pid = :'pid'::int4
                       AND :lock_key = :'key'::int8)
-       -- A pid can come back: the backend is the one that began then. Where the server hides that, the name of the
-       -- session tells it.
+       -- A pid can be reused, so the backend must also have begun at that time. If the server hides the time, the name
+       -- of the session has it.
        AND EXISTS (SELECT FROM pg_stat_activity a
                     WHERE a.pid = :'pid'::int4
                       AND (a.backend_start = :'started'::timestamptz
@@ -47,7 +47,7 @@ WITH
            AS d (pod_id text, incarnation uuid, session int8, draining bool, evicted text, reason text, cause text,
                  detail jsonb)
   ),
-  -- Locks both rows of each pod, in one order, and passes over a pod one of whose rows is locked.
+  -- Locks both rows of each pod, in one order, and skips a pod if another transaction has locked one of them.
   free AS MATERIALIZED (
     SELECT d.*
       FROM :"schema".studio_pods p
@@ -60,7 +60,7 @@ WITH
   whole AS MATERIALIZED (
     SELECT p.* FROM free p WHERE :open_session_is_free
   ),
-  -- L2: the row is still as it was looked at. A pod that came back has another session number.
+  -- L2: the row has not changed since the probe read it. A pod that came back has another session number.
   gone AS (
     DELETE FROM :"schema".studio_pods p
      USING whole d, proof
@@ -72,7 +72,7 @@ WITH
        AND p.evicted IS NOT DISTINCT FROM d.evicted
     RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail
   ),
-  -- What the pod itself wrote of its end stands.
+  -- A cause that the pod itself recorded takes precedence.
   ended AS (
     UPDATE :"schema".studio_pod_sessions s
        SET ended_at = clock_timestamp(),

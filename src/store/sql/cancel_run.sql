@@ -1,11 +1,10 @@
--- Cancels a run, whoever owns it. Tells the pods, of which the owner then reads the row, and the readers of the
--- stream.
+-- Cancels a run, whoever owns it. Notifies the pods, so that the owner reads the row, and the readers of the stream.
 --
 -- Arguments:
 --   run_id  uuid
---   told    text  what the readers are told (`protocol::notices::Told`)
+--   told    text  the notice for the readers (`protocol::notices::Told`)
 --
--- Returns a row if the run was cancelled. None: it had ended, or there is no such run.
+-- Returns a row if the run was cancelled. No row: it had ended, or there is no such run.
 WITH
   done AS (
     UPDATE :"schema".studio_runs
@@ -22,7 +21,8 @@ WITH
       FROM done
      WHERE a.run_id = done.run_id AND a.attempt = done.attempt AND a.ended_at IS NULL
   )
--- Only hints (L11): without them, the owner's next write is refused (L5), and readers look again by themselves.
+-- These are only hints (L11). Without them, the owner's next write is refused (L5), and readers query again by
+-- themselves.
 SELECT pg_notify(:"schema".studio_channel(), 'runs') AS told_pods,
        pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told_readers
   FROM done;

@@ -1,8 +1,9 @@
--- Claims orphans for one pod, begins an attempt of each, and writes the event. A run that crashed `poison_from`
--- owners in a row is quarantined instead.
+-- Claims orphans for one pod, begins an attempt of each, and writes the event. A run under which `poison_from` owners
+-- in a row crashed is quarantined instead.
 --
--- The candidates, with the owner and the fence that each had, come from an earlier statement. A locking pick in here
--- would read a row that another pod has just claimed once more, and hand on the new, living owner.
+-- The candidates, with the owner and the fence that each had, come from an earlier statement. If this statement picked
+-- and locked the candidates itself, it would read a row that another pod has just claimed again, and take the run from
+-- that living owner.
 --
 -- Arguments:
 --   run_ids      uuid[]  the candidates
@@ -12,10 +13,10 @@
 --   crashes      text[]  the reasons that count as a crash of the owner
 --   floor        int8    the highest fence that this process was ever given
 --   poison_from  int4    at this number of crashes in a row a run is quarantined
---   along_bytes  int8    how many bytes of inputs and checkpoints come along, all runs together
+--   along_bytes  int8    how many bytes of inputs and checkpoints are returned, for all runs together
 --
--- Returns a row for each run that was claimed or quarantined (`error` is not NULL). Where `unread` is not NULL, input
--- and checkpoint are still to be read: so many bytes, as stored.
+-- Returns a row for each run that was claimed or quarantined (`error` is not NULL). If `unread` is not NULL, input and
+-- checkpoint must still be read. It is their size in bytes, as stored.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 \set as_expected `cat part/as_expected.sql`
@@ -28,13 +29,13 @@ WITH
            AS w (run_id, expected, fence)
   ),
   :reach,
-  -- L9: each new fence is above all that this process was given and above what the claimed runs bear.
+  -- L9: each new fence is above every fence that this process was given, and above those of the claimed runs.
   target AS (
     SELECT GREATEST(:'floor'::int8, (SELECT max(w.fence) FROM wanted w WHERE w.fence <= e.most)) AS floor
       FROM reach e
   ),
   :above,
-  -- L2: only a pod of the roster claims, and only one that does not drain.
+  -- L2: only a pod that is in the roster and does not drain may claim.
   me AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation
       FROM :"schema".studio_pods p
@@ -42,7 +43,8 @@ WITH
        AND p.state = 'active'
        AND (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
   ),
-  -- Locks in one order, so that two pods cannot deadlock, and passes over what somebody else has locked (L12).
+  -- Locks the rows in one order, so that two pods cannot deadlock. Skips rows that another transaction has locked
+  -- (L12).
   picked AS MATERIALIZED (
     SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason
       FROM :"schema".studio_runs r
@@ -91,7 +93,7 @@ WITH
                                                    'reason', o.reason, 'at', o.ended_at) ORDER BY o.attempt)
                  FROM (:died_with LIMIT LEAST(GREATEST(r.crashes, 0), 1000)) o) AS owners
   ),
-  -- The history: the attempts that are over are closed, and the new ones begin.
+  -- The history: closes the attempts that are over, and begins the new ones.
   over AS (
     SELECT c.run_id, c.attempt - 1 AS attempt, c.expected, c.ended_at, c.reason FROM claimed c
     UNION ALL
@@ -115,7 +117,8 @@ WITH
     SELECT (SELECT count(*) FROM closed) + (SELECT count(*) FROM begun) AS rows
   ),
   summary AS MATERIALIZED (
-    SELECT count(*) AS runs, to_jsonb(array_agg(DISTINCT c.expected)) AS former
+    SELECT count(*) AS runs,
+           COALESCE(jsonb_agg(DISTINCT c.expected) FILTER (WHERE c.expected IS NOT NULL), '[]'::jsonb) AS former
       FROM claimed c CROSS JOIN first
      WHERE first.rows >= 0
   ),
@@ -133,8 +136,8 @@ WITH
       FROM (SELECT * FROM quarantined ORDER BY run_id) q CROSS JOIN me CROSS JOIN summary y
      WHERE y.runs >= 0
   ),
-  -- Small payloads come along with the claim, the smallest first. Only those that are stored uncompressed: their size
-  -- is what travels.
+  -- The claim returns small payloads, the smallest first. A compressed payload is left out, because its stored size is
+  -- not the size that is sent.
   sized AS MATERIALIZED (
     SELECT c.run_id,
            COALESCE(pg_column_size(c.input), 0) + COALESCE(pg_column_size(c.checkpoint), 0) AS bytes,

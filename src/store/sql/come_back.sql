@@ -8,9 +8,9 @@
 --   lease_ms       int4         its lease
 --   self_fence_ms  int4         after how long without an answer it stops its runs (L7)
 --
--- Returns one row with the number of the new session, or none if the incarnation was buried or put out.
+-- Returns one row with the number of the new session, or none if the incarnation was buried or evicted.
 UPDATE :"schema".studio_pods p
-   -- The number tells whoever looked at the row before that the pod has returned (L2).
+   -- A pod that read the row before sees by the number that this pod has returned (L2).
    SET session = p.session + 1,
        liveness_pid = :'pid'::int4,
        liveness_started = :'started'::timestamptz,

@@ -1,5 +1,5 @@
--- Goes on with a run's stream from a chunk, for its owner: keeps the chunks before it and takes back the others, as
--- the attempt's write of a number.
+-- Continues a run's stream from a chunk, for its owner: keeps the chunks before it and takes back the others. This is a
+-- numbered write of the attempt.
 --
 -- Arguments:
 --   run_id  uuid
@@ -8,9 +8,9 @@
 --   number  int8  the number of this write among those of the attempt
 --   seq     int8  the first chunk that is taken back, NULL: none is
 --
--- Returns how many chunks the stream had, and its generation and next chunk now. Those are NULL if the stream has
--- fewer chunks than `seq`, and if the row moved on between this statement's snapshot and its lock, so that the
--- statement must be repeated. No row: the owner is fenced, or a later write of the attempt was there first.
+-- Returns how many chunks the stream had, and its generation and next chunk now. Those two are NULL if the stream has
+-- fewer chunks than `seq`. They are also NULL if the row changed between this statement's snapshot and its lock: then
+-- repeat the statement. No row: the owner is fenced, or a later write of the attempt was accepted first.
 \set owned_by `cat part/owned_by.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
@@ -20,7 +20,7 @@ WITH
      WHERE :owned_by
        AND r.written <= :'number'::int8
   ),
-  -- A repetition of the same write (`written` is its number) takes nothing back again.
+  -- A repetition of the same write (`written` is its number) does not take back chunks again.
   step AS MATERIALIZED (
     SELECT h.written,
            h.chunks,
@@ -37,7 +37,7 @@ WITH
       FROM step h
      WHERE :owned_by
        AND r.written <= :'number'::int8
-       -- The row is still as `had` read it.
+       -- The row has not changed since `had` read it.
        AND r.written = h.written
        -- Otherwise there would be a gap.
        AND h.next <= h.chunks
@@ -48,7 +48,7 @@ WITH
      USING mine m
      WHERE c.run_id = m.run_id AND c.generation = m.stream_generation AND c.seq >= m.next AND m.cut
   ),
-  -- Readers who have the chunks are told.
+  -- Readers that have the chunks read this.
   noted AS (
     INSERT INTO :"schema".studio_run_resets (run_id, reset, generation, from_seq, fence)
     SELECT m.run_id, m.stream_resets, m.stream_generation, m.next, m.fence

@@ -1,4 +1,4 @@
--- Counts the events and the incarnations that are old enough to go.
+-- Counts the events and the incarnations that are old enough to be deleted.
 --
 -- Arguments:
 --   keep_s  float8  how long events are kept, and incarnations after their end, in seconds
@@ -10,7 +10,7 @@ WITH
     SELECT now() - make_interval(secs => :'keep_s'::float8) AS old
   )
 SELECT
-  -- All events before the first young one, less one: a snapshot comes in their place.
+  -- All events before the first young one, less one, because a snapshot replaces them.
   (SELECT GREATEST(count(*) - 1, 0)
      FROM :"schema".studio_pod_events e
     WHERE e.idx < ALL (SELECT y.idx
@@ -18,7 +18,7 @@ SELECT
                         WHERE y.at >= c.old
                         ORDER BY y.idx
                         LIMIT 1)) AS events,
-  -- L6: the end of an owner is kept while a running run names it: whoever takes up the run reads it.
+  -- L6: the end of an owner is kept while a running run names the owner. The pod that claims the run reads it.
   (SELECT count(*)
      FROM :"schema".studio_pod_sessions o, cutoff c
     WHERE o.ended_at < c.old

@@ -1,11 +1,11 @@
--- Reads a run with all its attempts. One statement, so that the run and its attempts are of one snapshot.
+-- Reads a run with all its attempts. It is one statement, so the run and its attempts are from one snapshot.
 --
 -- Arguments:
 --   run_id   uuid    the run
 --   crashes  text[]  the reasons that count as a crash of the owner
 --
--- Returns one row, or none if there is no such run. The attempts, and the owners that died with a quarantined run,
--- are parallel arrays.
+-- Returns one row, or none if there is no such run. The attempts are parallel arrays, and so are the owners that died
+-- under a quarantined run.
 \set run_columns `cat part/run_columns.sql`
 \set owners_that_died `cat part/owners_that_died.sql`
 \set died_with `cat part/died_with.sql`

@@ -1,14 +1,14 @@
--- Ends a backend that was this process's own and that the server may still have. The login role, the pid and the
--- start must be the same, and the backend must still have the lock of this pod: a session pooler may have handed it
--- on to another client, or even to this process.
+-- Ends a backend that was this process's own and that the server may still have. The login role, the pid and the start
+-- must be the same, and the backend must still hold the lock of this pod. Otherwise a session pooler may have passed
+-- the backend on to another client, or even to this process.
 --
 -- Arguments:
 --   pid      int4         the backend
---   started  timestamptz  when it began: a pid alone can come back
+--   started  timestamptz  when it began: a pid can be reused
 --   key      int8         the lock that it held
 --
--- Returns a row if the backend was there, and none otherwise. Runs under the login role, from which the server hides
--- none of its own backends.
+-- Returns a row if the backend was there, and none otherwise. Runs under the login role: the server does not hide a
+-- role's own backends from it.
 \set advisory_lock `cat part/advisory_lock.sql`
 \set lock_key `cat part/lock_key.sql`
 SELECT pg_terminate_backend(a.pid) AS ended

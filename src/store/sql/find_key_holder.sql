@@ -1,5 +1,5 @@
--- Runs on a caller's connection as well, under the caller's search_path: each operator, function and type has its
--- schema, and each literal its type.
+-- Runs on a caller's connection as well, under the caller's search_path. So each operator, function and type is named
+-- with its schema, and each literal has a type.
 --
 -- Finds the running run of a kind that has a key, and whether a pod of the roster owns it.
 --

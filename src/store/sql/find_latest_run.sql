@@ -1,4 +1,4 @@
--- Finds the running run of a kind and key, else the newest that has ended.
+-- Finds the running run of a kind and key, or else the newest one that has ended.
 --
 -- Arguments:
 --   kind  text

@@ -3,9 +3,9 @@
 -- Arguments:
 --   key  int8  the liveness key or the witness key of a pod
 --
--- Returns one row, or none if nobody holds the key. Of several holders the backend that is registered for the key
--- comes first, then a stranger's, then one whose name says that it is podlock's. `pid` is NULL for a prepared
--- transaction. `is_hidden`: the server does not show this role where the holder connects from.
+-- Returns one row, or none if nobody holds the key. If there are several holders, the backend that is registered for
+-- the key comes first, then a stranger's, then one whose name begins with `podlock/`. `pid` is NULL for a prepared
+-- transaction. `is_hidden`: the server does not show this role the holder's address.
 \set advisory_lock `cat part/advisory_lock.sql`
 \set lock_key `cat part/lock_key.sql`
 WITH

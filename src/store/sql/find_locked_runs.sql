@@ -1,16 +1,16 @@
--- Finds which of these runs another transaction has locked, and who has. Claims pass over such runs (L12).
+-- Finds which of these runs another transaction has locked, and who holds the lock. Claims skip such runs (L12).
 --
--- Row locks stand in the rows alone. `xmax` is the transaction that has locked the row, if only one has: the holder
--- is then the backend of this transaction, or the name under which it was prepared. If several share the row, `xmax`
--- is a number of another kind. The holder is then one of all backends and prepared transactions that have locked any
--- row of the table.
+-- PostgreSQL records row locks only in the rows. If one transaction has locked the row, `xmax` is its number. The
+-- holder is then the backend of that transaction, or the name under which it was prepared. If several transactions
+-- share the lock, `xmax` is a number of another kind. The holder is then one of all backends and prepared transactions
+-- that have locked any row of the table.
 --
 -- Arguments:
 --   run_ids  uuid[]  the runs
 --
--- Returns a row for each running run that is locked. `holders` is NULL where the server shows none.
+-- Returns a row for each running run that is locked. `holders` is NULL if the server shows none.
 WITH
-  -- The lock that this takes for a free row ends with the statement.
+  -- If the row is free, this locks it until the statement ends.
   stuck AS MATERIALIZED (
     SELECT r.run_id, r.xmax AS xid
       FROM :"schema".studio_runs r
@@ -30,8 +30,8 @@ WITH
                 AND l.relation = :'studio_runs'::regclass
                 AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())))
   ),
-  -- A prepared transaction has no process. Its name is found by its number, which its lock bears, or else the name of
-  -- its virtual transaction.
+  -- A prepared transaction has no process. Its name is found by its number, which its lock or the name of its virtual
+  -- transaction has.
   holders AS MATERIALIZED (
     SELECT l.transactionid, l.locktype,
            CASE WHEN x.gid IS NOT NULL

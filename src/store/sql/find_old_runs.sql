@@ -13,7 +13,7 @@ SELECT r.finished_at AS ended_at, r.run_id AS id
  WHERE r.state = :'in_state'::text
    -- L8: by the server's clock.
    AND r.finished_at < now() - make_interval(secs => :'keep_s'::float8)
-   -- This condition is what the index takes; the one below is exact.
+   -- The index serves this condition. The one below is exact.
    AND r.finished_at >= COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz)
    AND (r.finished_at, r.run_id) > (COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz), :'after_id'::uuid)
  ORDER BY r.finished_at, r.run_id

@@ -11,7 +11,7 @@ SELECT s.ended_at AS ended_at, s.incarnation AS id
   FROM :"schema".studio_pod_sessions s
  -- L8: by the server's clock.
  WHERE s.ended_at < now() - make_interval(secs => :'keep_s'::float8)
-   -- This condition is what the index takes; the one below is exact.
+   -- The index serves this condition. The one below is exact.
    AND s.ended_at >= COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz)
    AND (s.ended_at, s.incarnation) > (COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz), :'after_id'::uuid)
  ORDER BY s.ended_at, s.incarnation

@@ -14,7 +14,7 @@
 --   parse_error     text
 --   chunks          int8   how many chunks the run's stream has, NULL: any number
 --
--- Returns a row if the run was ended. None: the owner is fenced, or the run had ended, or the stream is shorter than
+-- Returns a row if the run was ended. No row: the owner is fenced, the run had ended, or the stream is shorter than
 -- `chunks`.
 \set owned_by `cat part/owned_by.sql`
 \set stream_length `cat part/stream_length.sql`
@@ -31,7 +31,7 @@ WITH
            output_escaped = :'output_escaped'::bool,
            parse_error = :'parse_error'::text
      WHERE :owned_by
-       -- A failover took chunks back: the run did not put out what its owner thinks.
+       -- If a failover lost chunks, the run's stream is not what its owner believes.
        AND COALESCE(:'chunks'::int8, 0) <= :stream_length
     RETURNING r.run_id, r.attempt
   ),

@@ -1,11 +1,11 @@
--- Gives a run back for its owner: from now on nobody owns it, which counts as no crash. Tells every pod.
+-- Releases a run for its owner: nobody owns it then, and no crash is counted. Notifies every pod.
 --
 -- Arguments:
 --   run_id  uuid
 --   own     uuid  the owner's incarnation
 --   fence   int8
 --
--- Returns a row if the run was given back. None: the owner is fenced.
+-- Returns a row if the run was released. No row: the owner is fenced.
 \set owned_by `cat part/owned_by.sql`
 WITH
   given AS (
@@ -22,6 +22,6 @@ WITH
       FROM given
      WHERE a.run_id = given.run_id AND a.attempt = given.attempt
   )
--- Only a hint (L11): the run is an orphan now, which the next recovery pass of any pod finds (L6).
+-- This is only a hint (L11). The run is an orphan now, and the next recovery pass of any pod finds it (L6).
 SELECT pg_notify(:"schema".studio_channel(), 'recover') AS told
   FROM given;

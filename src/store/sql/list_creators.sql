@@ -4,7 +4,7 @@
 -- Arguments:
 --   schema_name  text  the schema of podlock's tables
 --
--- Returns a row for each role, at most 100. `PUBLIC` is everybody.
+-- Returns a row for each role, at most 100. `PUBLIC` is every role.
 SELECT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS role
   FROM pg_namespace n
  CROSS JOIN LATERAL aclexplode(n.nspacl) a

@@ -1,4 +1,4 @@
--- Lists the pods of the roster, each with what its locks show. For people: nothing is decided on it.
+-- Lists the pods of the roster, each with the state of its locks. It is for people: nothing is decided on it.
 --
 -- Arguments:
 --   pod       text  the pod's name; NULL for any
@@ -6,8 +6,8 @@
 --   is_alive  bool  whether its lock is held; NULL for any
 --   most      int8  how many pods at most; NULL for all
 --
--- Returns a row for each pod, in the order of their names. `client_addr` is NULL over a unix socket, and where the
--- server hides it from this role.
+-- Returns a row for each pod, in the order of their names. `client_addr` is NULL over a unix socket, and if the server
+-- hides it from this role.
 SELECT s.pod_id, s.incarnation, s.state, s.alive, s.holder_pid,
        host(s.client_addr) AS client_addr,
        s.runs, s.event_index, s.started_at, s.version, s.labels, s.witness, s.session, s.drain_requested, s.evicted,

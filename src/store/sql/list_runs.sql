@@ -1,4 +1,4 @@
--- Lists runs. Each argument that is NULL or false admits all.
+-- Lists runs. An argument that is NULL or false does not filter.
 --
 -- Arguments:
 --   in_state        text         `running`, `succeeded`, `failed`, `cancelled` or `quarantined`
@@ -6,8 +6,8 @@
 --   key             text         the run's key
 --   owner_pod       text         the name of its owner, now or at its end
 --   owner           uuid         the incarnation of its owner
---   is_orphan       bool         only runs that run and whose owner is not in the roster
---   after_at        timestamptz  only runs behind one run in the list: when that run was created
+--   is_orphan       bool         only running runs without an owner in the roster
+--   after_at        timestamptz  only runs after one run in the list: when that run was created
 --   after_id        uuid         the id of that run
 --   most            int8         how many runs at most
 --   is_unclaimable  bool         only orphans for which no active pod has a handler
@@ -26,11 +26,11 @@ SELECT :run_columns
    AND (:'owner_pod'::text IS NULL OR r.owner_pod = :'owner_pod'::text)
    AND (:'owner'::uuid IS NULL OR r.owner_incarnation = :'owner'::uuid)
    AND (NOT :'is_orphan'::bool OR r.run_id IN (SELECT o.run_id FROM :"schema".studio_orphans o))
-   -- By time the newest comes first, and by id the least. The first comparison is what the index takes.
+   -- The newest run comes first, and of equally old ones the least id. The index serves the first comparison.
    AND (:'after_at'::timestamptz IS NULL
         OR (r.created_at <= :'after_at'::timestamptz
             AND (r.created_at < :'after_at'::timestamptz OR r.run_id > :'after_id'::uuid)))
-   -- L6: such an orphan stays, and is visible. A pod that names no kinds takes any.
+   -- L6: such an orphan stays in the table and can be listed. A pod that names no kinds accepts any.
    AND (NOT :'is_unclaimable'::bool
         OR (r.run_id IN (SELECT o.run_id FROM :"schema".studio_orphans o)
             AND NOT EXISTS (SELECT FROM :"schema".studio_pods p

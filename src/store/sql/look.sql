@@ -1,17 +1,17 @@
--- Looks at a portion of the roster: reads its rows, and probes their locks if so asked. The locks that it gets stay
--- with the transaction.
+-- Probes a portion of the roster: reads its rows, and probes their locks if `probe` is true. The transaction keeps the
+-- locks that the probe got.
 --
--- Probing stands in a part of its own, after LIMIT. So it probes only the rows of the portion, and each of them once.
+-- A separate part probes, after LIMIT. So it probes only the rows of the portion, and each of them once.
 --
 -- Arguments:
 --   own       uuid  the incarnation of this pod, which is not probed
 --   from_key  int8  the least liveness key of the portion
 --   upto_key  int8  the greatest
---   most      int8  how many rows at most: each probe takes room in the lock table of the server (L10)
---   probe     bool  whether to probe; otherwise every lock is said to be held, and the caller takes it as unknown
+--   most      int8  how many rows at most: each probe needs an entry in the server's lock table (L10)
+--   probe     bool  whether to probe; otherwise every lock is returned as held, and the caller treats it as unknown
 --
--- Returns a row for each pod. `version` is the position of the log's last event: an unchanged one means an unchanged
--- roster.
+-- Returns a row for each pod. `version` is the position of the log's last event. As long as it does not change, the
+-- roster does not change.
 \set roster_rows `cat part/roster_rows.sql`
 \set looked `cat part/looked.sql`
 WITH

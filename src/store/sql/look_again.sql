@@ -1,12 +1,12 @@
--- Probes pods again that an earlier look took for dead, and locks what their burial changes (L2, L3): their rows of
--- the roster and of their open sessions. A pod one of whose rows another transaction holds is passed over, so that it
--- holds up none of the others (L12).
+-- Probes pods again that an earlier probe found dead. Locks the rows that their burial changes (L2, L3): their rows of
+-- the roster and of their open sessions. Skips a pod if another transaction has locked one of its rows, so that it does
+-- not delay the others (L12).
 --
 -- Arguments:
 --   own   uuid    the incarnation of this pod, which is not probed
 --   keys  int8[]  the liveness keys of the pods
 --
--- Returns a row for each pod that was not passed over, as `look.sql` does.
+-- Returns a row for each pod that was not skipped, as `look.sql` does.
 \set roster_rows `cat part/roster_rows.sql`
 \set open_session_is_free `cat part/open_session_is_free.sql`
 \set looked `cat part/looked.sql`

@@ -1,4 +1,4 @@
--- Marks the row of a pod that begins to stop cleanly, once, and writes the event (L4).
+-- Marks the row of a pod that begins a clean stop, once, and writes the event (L4).
 --
 -- Arguments:
 --   own  uuid  the incarnation of the pod

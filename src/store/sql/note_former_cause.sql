@@ -1,5 +1,5 @@
--- Records what a process knows of the end of its own former incarnation. It waits for no row that another transaction
--- holds: a cause is not worth a late start.
+-- Records why a process's own former incarnation ended. It skips a row that another transaction has locked: a cause is
+-- not worth a late start.
 --
 -- Arguments:
 --   former  uuid  the former incarnation
@@ -14,9 +14,9 @@ UPDATE :"schema".studio_pod_sessions s
            FROM :"schema".studio_pod_sessions o
           WHERE o.incarnation = :'former'::uuid
             AND o.pod_id = :'pod'::text
-            -- An incarnation that was put out, or that had begun a clean stop, ended by that.
+            -- If the incarnation was evicted, or had begun a clean stop, that is how it ended.
             AND o.reason IN ('lost', 'detached')
-            -- `closed` and `silent` are what others saw of the end. The process itself knows more.
+            -- `closed` and `silent` are causes that other pods saw. The process itself knows more.
             AND (o.cause IS NULL OR o.cause IN ('closed', 'silent') OR o.cause = :'cause'::text)
             FOR NO KEY UPDATE SKIP LOCKED
        )

@@ -1,29 +1,29 @@
--- Quarantines a run whose row fails every claim, if the run still is as it was read and its owner is gone, and writes
--- the event (L12).
+-- Quarantines a run whose row fails every claim, if its row has not changed since it was read and its owner is gone.
+-- Writes the event (L12).
 --
--- The value that made the claim fail must not make this statement fail too, nor a claim after `studio_release`. So
--- nothing is computed from the row, and each number that is out of its bounds is brought back into them. What the
--- numbers were stands in the run's error and in the event.
+-- The value that made the claim fail must not make this statement fail too, nor a claim after `studio_release`. So this
+-- statement computes nothing from the row, and sets each number that is out of bounds to one within. The run's error
+-- and the event have the original numbers.
 --
 -- Arguments:
 --   own       uuid  the incarnation that quarantines
 --   run_id    uuid
 --   expected  uuid  the owner as it was read, NULL for nobody
 --   fence     int8  the fence as it was read
---   jump      int8  a fence that is further than this above the sequence was made by hand (`protocol::fences::JUMP`)
+--   jump      int8  a fence that is more than this above the sequence was set by hand (`protocol::fences::JUMP`)
 --   why       text  why no pod can claim the run
 --
 -- Returns a row if the run was quarantined.
 WITH
-  -- Only a pod of the roster quarantines, and only one that does not drain.
+  -- Only a pod that is in the roster and does not drain may quarantine.
   me AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation
       FROM :"schema".studio_pods p
      WHERE p.incarnation = :'own'::uuid
        AND p.state = 'active'
   ),
-  -- L5, L6: as in a claim, the run is still as it was read, and its owner is not in the roster. Passes over what
-  -- somebody else has locked (L12).
+  -- L5, L6: as in a claim, the row has not changed since it was read, and its owner is not in the roster. Skips a row
+  -- that another transaction has locked (L12).
   bad AS MATERIALIZED (
     SELECT r.run_id, r.kind, r.key, r.attempt, r.crashes, r.fence,
            COALESCE((SELECT max(a.attempt)
@@ -48,10 +48,11 @@ WITH
            finished_at = clock_timestamp(),
            error = format('no pod can claim it: %s (attempt %s, crashes %s, fence %s)', :'why'::text,
                           b.attempt, b.crashes, b.fence),
-           -- Goes on behind the attempts that are recorded.
+           -- The next attempt's number is after those of the recorded attempts.
            attempt = CASE WHEN b.attempt >= 2147483646 THEN b.attempts ELSE GREATEST(b.attempt, b.attempts) END,
            crashes = CASE WHEN b.crashes BETWEEN 0 AND 2147483645 THEN b.crashes ELSE 0 END,
-           -- A fence that no pod was given becomes a new one. Any other stays: fences only rise (L9).
+           -- A fence that no pod was given is replaced by a new one. Any other fence stays, because fences only rise
+           -- (L9).
            fence = CASE WHEN b.is_beyond OR b.fence < 0 THEN nextval(:'studio_fence'::regclass) ELSE b.fence END,
            written = GREATEST(r.written, 0),
            checkpoint_seq = GREATEST(r.checkpoint_seq, 0),

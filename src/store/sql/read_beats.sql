@@ -1,5 +1,6 @@
--- Reads the event index of this pod, and of each peer that holds both of its locks. A peer that holds one only is
--- mending its sessions, and does not count as stalled. Dead rows, of which there can be many, stay at the server.
+-- Reads the event index of this pod, and of each peer that holds both of its locks. A peer that holds only one of them
+-- is reconnecting a session, and does not count as stalled. Rows of dead pods, of which there can be many, are not
+-- returned.
 --
 -- Arguments:
 --   own  uuid  the incarnation of this pod

@@ -1,22 +1,22 @@
--- Reads what a recovery pass decides on, in one snapshot: the pod's own running runs, orphans that the pod could
--- claim, and how busy the pods are that could claim them too.
+-- Reads the input of a recovery pass in one snapshot: the pod's own running runs, orphans that the pod could claim, and
+-- the load of all pods that could claim them.
 --
 -- Arguments:
 --   own           uuid    the incarnation that recovers
 --   kinds         text[]  the kinds that this pod has handlers for
---   limit         int8    at most so many orphans, the oldest
+--   limit         int8    how many orphans at most, the oldest first
 --   passed_over   uuid[]  orphans that are left out
 --   suspect_from  int4    at this number of crashes in a row a run is a suspect, and is left out
 --   crashes       text[]  the reasons that count as a crash of the owner
 --
 -- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each
--- orphan. The row of the fleet: how many orphans there are; of each pod that has a handler for one of them, how many
--- runs it owns and how many it may own; the place of `own` among those pods, from 1 on, NULL if it is not one. There
--- is no such row if there are no orphans, or no such pods.
+-- orphan. The row for the fleet has the number of orphans. For each pod with a handler for one of them, it has how many
+-- runs the pod owns and how many it may own. `me` is the place of `own` among those pods, from 1 on; NULL if it is not
+-- one of them. Without orphans, or without such pods, there is no such row.
 \set crashed `cat part/crashed.sql`
 WITH
-  -- L6: an orphan is a running run whose owner is NULL or not in the roster. What this pod owns is none, even if its
-  -- row is gone.
+  -- L6: an orphan is a running run whose owner is NULL or not in the roster. A run of this pod is not an orphan, even
+  -- if the pod's row is gone.
   orphans AS MATERIALIZED (
     SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at
       FROM :"schema".studio_runs r
@@ -25,9 +25,10 @@ WITH
        AND (r.owner_incarnation IS NULL
             OR r.owner_incarnation NOT IN (SELECT p.incarnation FROM :"schema".studio_pods p))
        AND r.owner_incarnation IS DISTINCT FROM :'own'::uuid
-       -- L12: what could not be handled before does not take the places of others.
+       -- L12: a run that could not be handled before does not take the place of another.
        AND r.run_id <> ALL (:'passed_over'::uuid[])
-       -- No suspects (`protocol::poison`). A run that is no suspect any more but poison is quarantined by its claim.
+       -- No suspects (`protocol::poison`). A run with so many crashes that it is poison is not left out: its claim
+       -- quarantines it.
        AND (r.crashes < :'suspect_from'::int4 - 1
             OR (r.crashes < :'suspect_from'::int4) <> EXISTS (
                  SELECT FROM :"schema".studio_pod_sessions w

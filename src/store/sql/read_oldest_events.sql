@@ -1,4 +1,4 @@
--- Reads the beginning of the event log, with whether each event is old enough to go.
+-- Reads the first events of the log, and for each whether it is old enough to be deleted.
 --
 -- Arguments:
 --   keep_s  float8  how long events are kept, in seconds

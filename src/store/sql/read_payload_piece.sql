@@ -1,12 +1,12 @@
--- Reads a piece of the input or the checkpoint of a run for its owner, as UTF-8 text, so that each statement fits in
--- time however large the value is.
+-- Reads a piece of the input or the checkpoint of a run for its owner, as UTF-8 text. So each statement ends in time,
+-- however large the value is.
 --
 -- Arguments:
 --   run_id  uuid
 --   own     uuid  the owner's incarnation
 --   fence   int8
 --   start   int4  the piece's first byte, from 1 on
---   bytes   int4  at most so many bytes
+--   bytes   int4  how many bytes at most
 --   column  text  input or checkpoint
 --
 -- Returns the length of the whole text and the piece, both NULL if the column is NULL. No row: the owner is fenced.
@@ -17,5 +17,5 @@ SELECT octet_length(t.bytes) AS whole,
                  AS bytes
           FROM :"schema".studio_runs r
          WHERE :owned_by
-           -- So that the server makes the text once, and not for each of the two columns above.
+           -- OFFSET 0 makes the server compute the text once, and not for each of the two columns above.
            OFFSET 0) AS t;

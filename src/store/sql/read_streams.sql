@@ -1,5 +1,5 @@
--- Reads what comes next for each of several readers of streams, in one snapshot, and what was taken back of what they
--- have.
+-- Reads the next chunks for each of several readers of streams, in one snapshot. Also reads which of their chunks were
+-- taken back.
 --
 -- Arguments:
 --   run_ids      uuid[]  the runs, and where the reader of each is (`protocol::stream::Position`):
@@ -7,14 +7,14 @@
 --   resets       int4[]    how many resets it knows of
 --   nexts        int8[]    its next chunk
 --   fences       int8[]    the fence of the chunk before, 0 if there is none
---   page_chunks  int8    at most so many chunks for each reader
---   page_bytes   int8    at most so many bytes for each reader, the first chunk apart
---   error_chars  int4    so many characters of the run's error
+--   page_chunks  int8    how many chunks at most for each reader
+--   page_bytes   int8    how many bytes at most for each reader, without the first chunk
+--   error_chars  int4    how many characters of the run's error at most
 --
--- Returns a row for each run that there is. `cut_from`: the first chunk of this generation that was taken back since
--- the reader's last look. `differs_from`: the first chunk of what the reader has that was written again under another
--- fence, 0 if it is not known. `next`: the number behind the stream's last chunk. The chunks are three parallel
--- arrays, NULL if there are none.
+-- Returns a row for each run that exists. `cut_from`: the first chunk of this generation that was taken back since the
+-- reader's last query. `differs_from`: the first of the reader's chunks that was written again under another fence; 0
+-- if it is not known which. `next`: the number after the stream's last chunk. The chunks are three parallel arrays,
+-- NULL if there are none.
 \set stream_length `cat part/stream_length.sql`
 SELECT w.nth, r.state,
        r.stream_generation AS generation,
@@ -49,7 +49,7 @@ SELECT w.nth, r.state,
                      WHERE k.run_id = r.run_id
                        AND k.generation = r.stream_generation
                        AND k.seq >= w.next
-                       -- Only where the reader's position is one of the stream as it is now.
+                       -- Only if the reader's position still exists in the stream.
                        AND (w.generation = 0
                             OR (w.generation = r.stream_generation AND w.resets = r.stream_resets))
                      ORDER BY k.seq

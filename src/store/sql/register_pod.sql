@@ -1,4 +1,4 @@
--- Registers a new incarnation of a pod's name, in place of the one before it.
+-- Registers a new incarnation of a pod's name. It replaces the one before.
 --
 -- Arguments:
 --   pod               text         the pod's name
@@ -13,7 +13,7 @@
 --   control_started   timestamptz  when that backend began
 --   given_up          uuid         an incarnation of this process that gave itself up (L7); NULL: none
 --   kinds             text[]       the kinds that the pod has a handler for
---   capacity          int4         how many runs it runs at a time, at most
+--   capacity          int4         how many runs it executes at a time, at most
 --   beat_ms           int4         how often it beats, at most
 --   lease_ms          int4         its lease
 --   self_fence_ms     int4         after how long without an answer it stops its runs (L7)
@@ -26,7 +26,7 @@ SELECT :'pod'::text, :'version'::text, :'labels'::jsonb, nextval(:'studio_beat':
        :'lock_key'::int8, :'witness_key'::int8, :'liveness_pid'::int4, :'liveness_started'::timestamptz,
        :'control_pid'::int4, :'control_started'::timestamptz, :'kinds'::text[], :'capacity'::int4, :'beat_ms'::int4,
        :'lease_ms'::int4, :'self_fence_ms'::int4
- -- L1: lock before row. The session that registers is the one that holds the lock, and a pooler swapped no backend.
+ -- L1: lock before row. The session that registers must hold the lock, and a pooler must not have swapped its backend.
  WHERE :"schema".studio_holds(:'lock_key'::int8, :'liveness_pid'::int4)
    AND :'liveness_pid'::int4 = pg_backend_pid()
 ON CONFLICT (pod_id) DO UPDATE
@@ -36,7 +36,7 @@ ON CONFLICT (pod_id) DO UPDATE
        labels = EXCLUDED.labels,
        event_index = EXCLUDED.event_index,
        beat_at = now(),
-       -- A request to drain stays where this process registers again after it gave itself up.
+       -- A request to drain stays if this process registers again after it gave itself up.
        drain_requested = CASE WHEN p.incarnation = :'given_up'::uuid THEN p.drain_requested END,
        incarnation = EXCLUDED.incarnation,
        session = 1,

@@ -1,11 +1,11 @@
--- Starts a run that nobody owns with the kind, key and input of one that has ended, and tells every pod. The input
--- does not pass through the client, so it stays as it is to the last digit.
+-- Starts a run that nobody owns, with the kind, key and input of one that has ended, and notifies every pod. The input
+-- does not pass through the client, so every digit of it stays the same.
 --
 -- Arguments:
 --   ended   uuid  the run that has ended
 --   run_id  uuid  the new run
 --
--- Returns a row if the new run was inserted. None: there is no such ended run, or its key is taken.
+-- Returns a row if the new run was inserted. No row: there is no such ended run, or its key is taken.
 WITH
   run AS (
     INSERT INTO :"schema".studio_runs (run_id, kind, key, input)
@@ -16,6 +16,6 @@ WITH
     ON CONFLICT DO NOTHING
     RETURNING run_id
   )
--- Only a hint (L11): the next recovery pass of any pod finds the run without it (L6).
+-- This is only a hint (L11). Without it, the next recovery pass of any pod finds the run (L6).
 SELECT pg_notify(:"schema".studio_channel(), 'recover') AS told
   FROM run;

@@ -1,5 +1,5 @@
--- Takes back all chunks of a run's stream for its owner and begins a new generation, as the attempt's write of a
--- number. If the stream has no chunks, it keeps its generation.
+-- Takes back all chunks of a run's stream for its owner, and begins a new generation. This is a numbered write of the
+-- attempt. If the stream has no chunks, it keeps its generation.
 --
 -- Arguments:
 --   run_id  uuid
@@ -7,8 +7,8 @@
 --   fence   int8
 --   number  int8  the number of this write among those of the attempt
 --
--- Returns the stream's generation; NULL if the row moved on between this statement's snapshot and its lock, so that
--- the statement must be repeated. No row: the owner is fenced, or a later write of the attempt was there first.
+-- Returns the stream's generation. It is NULL if the row changed between this statement's snapshot and its lock: then
+-- repeat the statement. No row: the owner is fenced, or a later write of the attempt was accepted first.
 \set owned_by `cat part/owned_by.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
@@ -18,7 +18,7 @@ WITH
      WHERE :owned_by
        AND r.written <= :'number'::int8
   ),
-  -- A repetition of the same write (`written` is its number) takes nothing back again.
+  -- A repetition of the same write (`written` is its number) does not take back chunks again.
   step AS MATERIALIZED (
     SELECT h.written,
            h.chunks,
@@ -35,7 +35,7 @@ WITH
       FROM step h
      WHERE :owned_by
        AND r.written <= :'number'::int8
-       -- The row is still as `had` read it.
+       -- The row has not changed since `had` read it.
        AND r.written = h.written
     RETURNING r.run_id, r.fence, r.stream_generation, r.stream_resets, h.one
   ),
@@ -44,7 +44,7 @@ WITH
      USING mine m
      WHERE c.run_id = m.run_id AND m.one = 1
   ),
-  -- Readers who have the chunks are told.
+  -- Readers that have the chunks read this.
   noted AS (
     INSERT INTO :"schema".studio_run_resets (run_id, reset, generation, from_seq, fence)
     SELECT m.run_id, m.stream_resets, m.stream_generation, 0, m.fence

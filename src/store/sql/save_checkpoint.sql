@@ -1,4 +1,4 @@
--- Saves the checkpoint of a run for its owner, as the attempt's write of a number.
+-- Saves the checkpoint of a run for its owner. This is a numbered write of the attempt.
 --
 -- Arguments:
 --   run_id      uuid
@@ -8,7 +8,7 @@
 --   checkpoint  jsonb
 --   chunks      int8   how many chunks the run's stream has by now, NULL: as at the checkpoint before
 --
--- Returns a row if the checkpoint was saved. None: the owner is fenced, or a later write of the attempt was there
+-- Returns a row if the checkpoint was saved. No row: the owner is fenced, a later write of the attempt was accepted
 -- first, or the stream is shorter than `chunks`.
 \set owned_by `cat part/owned_by.sql`
 \set stream_length `cat part/stream_length.sql`
@@ -21,6 +21,6 @@ UPDATE :"schema".studio_runs r
  WHERE :owned_by
    -- A write that was given up and arrives late changes nothing.
    AND r.written <= :'number'::int8
-   -- If a failover took chunks back, the attempt must not go on as though they were there.
+   -- If a failover lost chunks, the attempt must not go on as if they were still stored.
    AND COALESCE(:'chunks'::int8, 0) <= :stream_length
 RETURNING r.run_id;

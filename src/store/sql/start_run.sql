@@ -5,17 +5,17 @@
 --   own     uuid   the owner's incarnation
 --   run_id  uuid   the new run
 --   kind    text
---   key     text   NULL for none; one running run of a kind may have it
+--   key     text   NULL for none; at most one running run of a kind has it
 --   input   jsonb
 --   floor   int8   the highest fence that this process was ever given
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
 -- roster, or drains), because `in_reach` is false (the sequence of fences must be raised first), or else because a run
--- with this id or key is in the way.
+-- with this id, or a running one with this key, exists.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 WITH
-  -- L6: under an owner outside of the roster the run would be an orphan at once. A pod that drains takes no new run.
+  -- L6: if the owner were not in the roster, the run would be an orphan at once. A pod that drains takes no new run.
   me AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation
       FROM :"schema".studio_pods p

@@ -1,22 +1,22 @@
--- Runs on a caller's connection, under the caller's search_path: each operator, function and type has its schema, and
--- each literal its type.
+-- Runs on a caller's connection, under the caller's search_path. So each operator, function and type is named with its
+-- schema, and each literal has a type.
 --
--- Starts a run that one pod owns, in the caller's transaction. The pod takes the run up when the transaction has
--- committed; the first attempt begins only then. `start_run.sql` is the same outside of a caller's transaction.
+-- Starts a run that one pod owns, in the caller's transaction. The pod begins the run's first attempt once the
+-- transaction has committed. `start_run.sql` does the same outside of a caller's transaction.
 --
 -- Arguments:
 --   own     uuid   the owner's incarnation
 --   run_id  uuid   the new run
 --   kind    text
---   key     text   NULL for none; one running run of a kind may have it
+--   key     text   NULL for none; at most one running run of a kind has it
 --   input   jsonb
 --   floor   int8   the highest fence that this process was ever given
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
 -- roster, or drains), because `in_reach` is false (the sequence of fences must be raised first), or else because a run
--- with this id or key is in the way.
+-- with this id, or a running one with this key, exists.
 WITH
-  -- L6: under an owner outside of the roster the run would be an orphan at once. A pod that drains takes no new run.
+  -- L6: if the owner were not in the roster, the run would be an orphan at once. A pod that drains takes no new run.
   me AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation
       FROM :"schema".studio_pods p
@@ -28,7 +28,7 @@ WITH
     SELECT COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8) AS last,
            COALESCE(pg_catalog.pg_sequence_last_value(q.seqrelid::pg_catalog.regclass), 0::pg_catalog.int8)
              OPERATOR(pg_catalog.+) 100000::pg_catalog.int8 AS most,
-           -- With a CACHE, sessions hand out numbers that they took earlier: fences could fall (L9).
+           -- With a CACHE, sessions use numbers that they reserved earlier, and fences could fall (L9).
            q.seqcache OPERATOR(pg_catalog.=) 1::pg_catalog.int8 AS rises
       FROM pg_catalog.pg_sequence q
      WHERE q.seqrelid OPERATOR(pg_catalog.=) :'studio_fence'::pg_catalog.regclass::pg_catalog.oid
@@ -52,7 +52,7 @@ WITH
     ON CONFLICT DO NOTHING
     RETURNING fence
   ),
-  -- The server delivers it when the transaction commits. Only a hint (L11).
+  -- The server delivers the notification when the transaction commits. It is only a hint (L11).
   told AS MATERIALIZED (
     SELECT pg_catalog.pg_notify(:"schema".studio_channel(), 'runs'::pg_catalog.text) AS told
       FROM run

@@ -1,15 +1,15 @@
--- Runs on a caller's connection as well, under the caller's search_path: each operator, function and type has its
--- schema, and each literal its type.
+-- Runs on a caller's connection as well, under the caller's search_path. So each operator, function and type is named
+-- with its schema, and each literal has a type.
 --
--- Starts a run that nobody owns, and tells every pod. A pod with a handler and room claims it.
+-- Starts a run that nobody owns, and notifies every pod. A pod with a handler and room claims it.
 --
 -- Arguments:
 --   run_id  uuid   the new run
 --   kind    text
---   key     text   NULL for none; one running run of a kind may have it
+--   key     text   NULL for none; at most one running run of a kind has it
 --   input   jsonb
 --
--- Returns a row if the run was inserted. None: a run with this id or key is in the way.
+-- Returns a row if the run was inserted. No row: a run with this id, or a running one with this key, exists.
 WITH
   run AS (
     INSERT INTO :"schema".studio_runs (run_id, kind, key, input)
@@ -17,6 +17,6 @@ WITH
     ON CONFLICT DO NOTHING
     RETURNING run_id
   )
--- Only a hint (L11): the next recovery pass of any pod finds the run without it (L6).
+-- This is only a hint (L11). Without it, the next recovery pass of any pod finds the run (L6).
 SELECT pg_catalog.pg_notify(:"schema".studio_channel(), 'recover'::pg_catalog.text) AS told
   FROM run;

@@ -38,6 +38,8 @@ async fn orphans_of_a_dead_owner_are_left_alone_for_claim_delay_and_unowned_runs
         let unowned = a.submit(super::stage::act()).await.unwrap();
         let first = stage.act().await;
         assert_eq!(first.run.id(), unowned);
+        let claimed = super::stage::detail_of_event(&db.client, "claimed", a.incarnation()).await.unwrap();
+        assert_eq!(claimed, json!({"runs": 1, "from": []}), "nobody is no former owner");
         eventually(SOON, "it is seen as an orphan", || async {
             let count: i64 = db.client.scalar("SELECT count(*) FROM studio_orphans", &[]).await;
             if count == 1 { Ok(()) } else { Err(format!("{count}")) }

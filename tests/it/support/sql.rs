@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use podlock::protocol::fold::{self, Entry};
+use podlock::protocol::fold::{self, LogEntry};
 use podlock::{Incarnation, PodId, RunId};
 use tokio_postgres::NoTls;
 use tokio_postgres::types::ToSql;
@@ -138,11 +138,11 @@ impl Client {
         let row = self.query_one(sql, &[]).await.expect("log and roster");
         let (log, roster): (serde_json::Value, serde_json::Value) = (row.get(0), row.get(1));
         let uuid = |v: &serde_json::Value| Incarnation::from(v.as_str().unwrap().parse::<Uuid>().unwrap());
-        let entries: Vec<Entry> = log
+        let entries: Vec<LogEntry> = log
             .as_array()
             .unwrap()
             .iter()
-            .map(|e| Entry {
+            .map(|e| LogEntry {
                 idx: e["idx"].as_i64().unwrap(),
                 kind: e["kind"].as_str().unwrap().to_owned(),
                 pod_id: PodId::new(e["pod_id"].as_str().unwrap()).unwrap(),

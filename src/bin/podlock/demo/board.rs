@@ -226,9 +226,10 @@ impl Board {
         } else {
             let pods = self.pods.iter().enumerate().map(|(i, pod)| {
                 let mine = self.runs.iter().filter(|run| run.pod == i && !run.made).count();
-                format!("{} {} {mine}", pod.name, pod.state.word())
+                let s = if mine == 1 { "" } else { "s" };
+                format!("{} {}, {mine} run{s}", pod.name, pod.state.word())
             });
-            pods.collect::<Vec<_>>().join(", ")
+            pods.collect::<Vec<_>>().join("; ")
         };
         format!("    {made} of {} runs done, {chunks} chunks; {pods}", self.runs.len())
     }

@@ -102,7 +102,7 @@ fn supervise(args: &SupervisorArgs) -> io::Result<u8> {
 }
 
 /// Why the watching ended.
-enum End {
+enum CommandEnd {
     /// The command ended by itself, or after it was told to.
     Ended(u8),
     /// It has to be killed.
@@ -123,7 +123,7 @@ impl Supervisor {
     /// Returns the exit code when the command and all that it brought forth are dead.
     fn watch(mut self) -> io::Result<u8> {
         let mut code = None;
-        if let End::Ended(ended) = self.until_the_end()? {
+        if let CommandEnd::Ended(ended) = self.until_the_end()? {
             code = Some(ended);
         } else {
             // Most of it in one stroke. The group's number is taken as long as its leader is not reaped.
@@ -141,23 +141,23 @@ impl Supervisor {
         })
     }
 
-    fn until_the_end(&mut self) -> io::Result<End> {
+    fn until_the_end(&mut self) -> io::Result<CommandEnd> {
         loop {
             match family::reap(WaitOptions::UNTRACED)? {
                 Ok(Some((pid, status))) if pid == self.child => {
                     if let Some(signal) = status.stopping_signal() {
                         self.has_stopped(signal);
                     } else if let Some(code) = exit_code(status) {
-                        return Ok(End::Ended(code));
+                        return Ok(CommandEnd::Ended(code));
                     }
                     continue;
                 }
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
-                Err(NoChildren) => return Ok(End::Ended(NOT_STARTED)),
+                Err(NoChildren) => return Ok(CommandEnd::Ended(NOT_STARTED)),
             }
             if !self.listen()? {
-                return Ok(End::Kill);
+                return Ok(CommandEnd::Kill);
             }
             let now = now();
             if self.told.is_none() && self.orders.limits.term_at(self.orders.answered).is_some_and(|at| now >= at) {
@@ -168,7 +168,7 @@ impl Supervisor {
                 None => self.orders.limits.term_at(self.orders.answered),
             };
             if self.told.is_some() && due.is_some_and(|at| now >= at) {
-                return Ok(End::Kill);
+                return Ok(CommandEnd::Kill);
             }
             self.sleep(due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(now)))?;
         }

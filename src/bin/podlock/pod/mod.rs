@@ -52,14 +52,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     grace: Duration,
     /// The most runs at a time [env: PODLOCK_CAPACITY] [default: 100]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    capacity: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = capacity)]
+    capacity: Option<usize>,
     /// The most runs of a kind, where that is fewer; may be given again [env: PODLOCK_CAPACITY_OF=a=2,b=10]
     #[arg(long = "capacity-of", value_name = "KIND=N", value_parser = capacity_of)]
-    capacity_of: Vec<(String, u32)>,
+    capacity_of: Vec<(String, usize)>,
     /// After how many crashes in a row without progress a run is quarantined; 0: never [env: PODLOCK_MAX_CRASHES]
     /// [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    #[arg(long, value_name = "N", value_parser = max_crashes)]
     max_crashes: Option<u32>,
     /// How long the server lets a silent session live [env: PODLOCK_LEASE] [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = lease)]
@@ -110,10 +110,10 @@ impl Args {
             config = config.lease(lease);
         }
         if let Some(capacity) = self.capacity {
-            config = config.capacity(capacity as usize);
+            config = config.capacity(capacity);
         }
         for (kind, most) in &self.capacity_of {
-            config = config.capacity_of(kind, *most as usize);
+            config = config.capacity_of(kind, *most);
         }
         if let Some(max_crashes) = self.max_crashes {
             config = config.with(|c| c.max_crashes = max_crashes);
@@ -207,19 +207,44 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The library checks the lease again; here it is a word on the command line that cannot be.
+// The library checks settings again. Here they are words on the command line, and the library's bounds refuse them.
+
 pub(crate) fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|e| e.to_string())?;
-    Config::new("").lease(lease).validate().map_err(|e| e.to_string())?;
+    within_its_bound(Config::new("").lease(lease))?;
     Ok(lease)
 }
 
-fn capacity_of(text: &str) -> Result<(String, u32), String> {
-    let number = |n: &str| n.parse().ok().filter(|n| (1..=1_000_000).contains(n));
-    match text.split_once('=').map(|(kind, n)| (kind, number(n))) {
-        Some((kind, Some(n))) if !kind.is_empty() => Ok((kind.to_owned(), n)),
-        _ => Err("it is written kind=n, with n from 1 to 1000000".to_owned()),
-    }
+fn capacity(text: &str) -> Result<usize, String> {
+    let most = number(text)?;
+    within_its_bound(Config::new("").capacity(most))?;
+    Ok(most)
+}
+
+fn capacity_of(text: &str) -> Result<(String, usize), String> {
+    let (kind, most) = match text.split_once('=') {
+        Some((kind, most)) if !kind.is_empty() => (kind, number(most)?),
+        _ => return Err("it is written kind=n".to_owned()),
+    };
+    within_its_bound(Config::new("").capacity_of(kind, most))?;
+    Ok((kind.to_owned(), most))
+}
+
+fn max_crashes(text: &str) -> Result<u32, String> {
+    let most = number(text)?;
+    within_its_bound(Config::new("").with(|c| c.max_crashes = most))?;
+    Ok(most)
+}
+
+fn number<N: std::str::FromStr>(text: &str) -> Result<N, String>
+where
+    N::Err: std::fmt::Display,
+{
+    text.parse().map_err(|e: N::Err| e.to_string())
+}
+
+fn within_its_bound(config: Config) -> Result<(), String> {
+    config.validate().map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// A name as it stands in a URL, without the port.

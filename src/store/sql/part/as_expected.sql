@@ -1,5 +1,5 @@
-  -- L5, L6: the run is still as an earlier statement read it, and its owner is not in the roster. An owner that
-  -- claims its own run takes the run up again.
+  -- L5, L6: the row has not changed since an earlier statement read it, and its owner is not in the roster. An owner
+  -- may also claim its own run, to begin it again.
   r.run_id = w.run_id
   AND r.state = 'running'
   AND r.owner_incarnation IS NOT DISTINCT FROM w.expected

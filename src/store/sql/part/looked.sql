@@ -1,7 +1,7 @@
-  -- What a look returns of the rows in `probed`.
+  -- The columns that a probe returns for the rows in `probed`.
   --
-  -- The witness is probed only where the liveness lock was free. A held liveness lock already proves that the pod
-  -- lives. Of two pods that look at once, the same one gets both locks.
+  -- The witness lock is probed only if the liveness lock was free. A held liveness lock already proves that the pod
+  -- lives. This order also means that one of two concurrent probers gets both locks.
   newest AS MATERIALIZED (
     SELECT COALESCE(max(e.idx), 0) AS idx FROM :"schema".studio_pod_events e
   )

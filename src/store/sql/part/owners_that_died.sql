@@ -1,4 +1,4 @@
-  -- The owners with which a quarantined run `r` died, as parallel arrays in the order of their attempts.
+  -- The owners that died under a quarantined run `r`, as parallel arrays in the order of their attempts.
   CROSS JOIN LATERAL (
     SELECT COALESCE(array_agg(o.pod_id ORDER BY o.attempt), '{}') AS owner_pods,
            COALESCE(array_agg(o.incarnation ORDER BY o.attempt), '{}') AS owner_incarnations,

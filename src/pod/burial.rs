@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::boot::LOCK_NOT_AVAILABLE;
-use super::local::{Held, Local};
+use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
@@ -14,9 +14,9 @@ use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
 use crate::protocol::portions::{Portion, Portions};
-use crate::protocol::verdict::{Decision, Evidence, PeerLook, Verdict};
+use crate::protocol::verdict::{Decision, Evidence, PeerProbe, Verdict};
 use crate::runs::recover::Load;
-use crate::store::burials::{self, Burial, Look, PeerRow};
+use crate::store::burials::{self, Burial, PeerRow, RosterProbe};
 use crate::store::candidates::{self, CANDIDATES};
 use crate::store::notices;
 
@@ -54,18 +54,18 @@ const FAILURES_MOST: u32 = 32;
 pub(crate) async fn hold(
     local: &Local,
     session: &mut Session,
-    held: &Held,
+    lock: &LivenessLock,
     trigger: Trigger,
     first: Option<LockKey>,
-) -> Result<Look> {
+) -> Result<RosterProbe> {
     if let Some(whole) = local.whole_roster()
-        && let Some(look) = hold_in_one(local, session, held, trigger, whole).await?
+        && let Some(look) = hold_in_one(local, session, lock, trigger, whole).await?
     {
         return Ok(look);
     }
-    let look = survey(local, session, held, first).await?;
+    let look = survey(local, session, lock, first).await?;
     let decision = decide(local, &look);
-    bury_all(local, session, held, trigger, &to_bury(local, held, &decision, &look.peers)).await?;
+    bury_all(local, session, lock, trigger, &to_bury(local, lock, &decision, &look.peers)).await?;
     Ok(look)
 }
 
@@ -73,19 +73,24 @@ pub(crate) async fn hold(
 pub(crate) async fn hold_after(
     local: &Local,
     session: &mut Session,
-    held: &Held,
+    lock: &LivenessLock,
     trigger: Trigger,
-    look: &Look,
+    look: &RosterProbe,
     decision: &Decision,
 ) -> Result<()> {
     if local.whole_roster().is_some() {
-        return hold(local, session, held, trigger, None).await.map(drop);
+        return hold(local, session, lock, trigger, None).await.map(drop);
     }
-    bury_all(local, session, held, trigger, &to_bury(local, held, decision, &look.peers)).await
+    bury_all(local, session, lock, trigger, &to_bury(local, lock, decision, &look.peers)).await
 }
 
 /// Looks at the whole roster, portion by portion.
-pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first: Option<LockKey>) -> Result<Look> {
+pub(crate) async fn survey(
+    local: &Local,
+    session: &Session,
+    lock: &LivenessLock,
+    first: Option<LockKey>,
+) -> Result<RosterProbe> {
     let pace = local.pace.get();
     let pace = match local.whole_roster() {
         Some(_) => pace.from(i64::MIN),
@@ -93,9 +98,9 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
     };
     let began = clock::now();
     let mut portions = Portions::begin(pace);
-    let mut look = Look::default();
+    let mut look = RosterProbe::default();
     while let Some(portion) = portions.next() {
-        match burials::look(session, held.incarnation, portion).await {
+        match burials::look(session, lock.incarnation, portion).await {
             Ok(part) => {
                 portions.returned(&part.keys());
                 look.extend(part);
@@ -123,12 +128,12 @@ pub(crate) async fn survey(local: &Local, session: &Session, held: &Held, first:
 async fn hold_in_one(
     local: &Local,
     session: &mut Session,
-    held: &Held,
+    lock: &LivenessLock,
     trigger: Trigger,
     whole: Portion,
-) -> Result<Option<Look>> {
+) -> Result<Option<RosterProbe>> {
     let began = clock::now();
-    let (txn, look) = match burials::begin_look(session, held.incarnation, whole).await {
+    let (txn, look) = match burials::begin_look(session, lock.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
     };
@@ -138,12 +143,12 @@ async fn hold_in_one(
     }
     local.note_look(clock::now().saturating_sub(began));
     let decision = decide(local, &look);
-    let dead = to_bury(local, held, &decision, &look.peers);
+    let dead = to_bury(local, lock, &decision, &look.peers);
     if dead.is_empty() {
         txn.rollback("burying").await?;
         return Ok(Some(look));
     }
-    match bury(local, txn, held, trigger, &dead).await {
+    match bury(local, txn, lock, trigger, &dead).await {
         // It does not say which: each is tried by itself.
         Err(e) if refused(&e) && dead.len() > 1 => Ok(None),
         buried => buried.map(|_| Some(look)),
@@ -154,7 +159,7 @@ async fn hold_in_one(
 async fn bury_all(
     local: &Local,
     session: &mut Session,
-    held: &Held,
+    lock: &LivenessLock,
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
@@ -166,7 +171,7 @@ async fn bury_all(
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
     while let Some(portion) = left.pop() {
-        match bury_portion(local, session, held, trigger, portion).await {
+        match bury_portion(local, session, lock, trigger, portion).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             // Somebody holds the log, which all burials need: no row is to blame.
@@ -197,12 +202,12 @@ async fn bury_all(
 async fn bury_portion(
     local: &Local,
     session: &mut Session,
-    held: &Held,
+    lock: &LivenessLock,
     trigger: Trigger,
     portion: &[Dead<'_>],
 ) -> Result<bool> {
     let keys: Vec<_> = portion.iter().map(|(peer, _)| peer.keys.lock.get()).collect();
-    let (txn, again) = burials::begin_looking_again(session, held.incarnation, &keys).await?;
+    let (txn, again) = burials::begin_looking_again(session, lock.incarnation, &keys).await?;
     let seen: BTreeMap<_, _> = again.peers.iter().map(|peer| (peer.look.incarnation, peer)).collect();
     // What changed since it was decided on, or is held by somebody, is for the next look.
     let same = |(peer, _): &&Dead<'_>| {
@@ -213,19 +218,19 @@ async fn bury_portion(
     if dead.is_empty() {
         return txn.rollback("burying").await.map(|()| true);
     }
-    bury(local, txn, held, trigger, &dead).await
+    bury(local, txn, lock, trigger, &dead).await
 }
 
 /// Buries the dead whose locks this transaction holds. False: this pod could not prove that it lives itself.
-async fn bury(local: &Local, txn: Txn<'_>, held: &Held, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
+async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
     let me = &local.shared.member.pod_id;
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
     // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
-    let load = Load::new(&local.shared.engine, held.incarnation);
+    let load = Load::new(&local.shared.engine, lock.incarnation);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
-    let (buried, orphans) = burials::commit_burials(txn, &local.proof(held), &burials, me, then).await?;
+    let (buried, orphans) = burials::commit_burials(txn, &local.proof(lock), &burials, me, then).await?;
     if !buried.proved {
         tracing::warn!(target: "podlock", event = "unproven", pod = %me, "nobody was buried: this pod could not prove that it lives itself");
     }
@@ -270,7 +275,7 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
 }
 
 fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'a> {
-    let PeerLook { pod_id, incarnation, session, draining, .. } = &peer.look;
+    let PeerProbe { pod_id, incarnation, session, draining, .. } = &peer.look;
     let evicted = peer.put_out.map(ending::Reason::as_str);
     let reason = ending::buried(*draining, peer.put_out);
     // As it was when its lock was first seen free: the wait since then says nothing of its end.
@@ -298,9 +303,14 @@ pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> 
 
 /// For a pod that may not bury yet: tells the settled ones at once of the successor that its watch found dead, then
 /// takes a look into its memory, and tells of whomever else that showed.
-pub(crate) async fn tell(local: &Local, session: &Session, held: &Held, successor: Option<Incarnation>) -> Result<()> {
+pub(crate) async fn tell(
+    local: &Local,
+    session: &Session,
+    lock: &LivenessLock,
+    successor: Option<Incarnation>,
+) -> Result<()> {
     tell_news(local, session, successor.into_iter().collect()).await?;
-    let look = survey(local, session, held, None).await?;
+    let look = survey(local, session, lock, None).await?;
     let decision = decide(local, &look);
     tell_of(local, session, &decision).await
 }
@@ -321,7 +331,7 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
 }
 
 /// Decides on a look, remembers it, and reports the holds that begin with it.
-pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
+pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
     let new = local.note_misnamed(&look.misnamed);
     for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
         tracing::warn!(
@@ -339,7 +349,7 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
     let decision = local.decide(look);
     let peers: BTreeMap<_, _> = look.peers.iter().map(|p| (p.look.incarnation, p)).collect();
     for (incarnation, verdict) in &decision.verdicts {
-        let Verdict::Hold(reason, _) = verdict else { continue };
+        let Verdict::Wait(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
             continue;
         }
@@ -354,8 +364,13 @@ pub(crate) fn decide(local: &Local, look: &Look) -> Decision {
 }
 
 /// Those of the dead that this pod has been up for long enough to bury (L2).
-pub(crate) fn to_bury<'a>(local: &Local, held: &Held, decision: &Decision, peers: &'a [PeerRow]) -> Vec<Dead<'a>> {
+pub(crate) fn to_bury<'a>(
+    local: &Local,
+    lock: &LivenessLock,
+    decision: &Decision,
+    peers: &'a [PeerRow],
+) -> Vec<Dead<'a>> {
     let dead: BTreeMap<_, _> = decision.dead().collect();
     let dead = peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.look.incarnation)?)));
-    dead.filter(|(peer, _)| local.is_settled_for(held, &peer.look)).collect()
+    dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.look)).collect()
 }
