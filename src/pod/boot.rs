@@ -1,4 +1,4 @@
-//! From nothing to registered: dial, refuse what cannot hold a lock, migrate, lock, prove, register.
+//! From nothing to a registered pod: connect, refuse a server that cannot hold a lock, migrate, lock, prove, register.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +24,13 @@ use crate::store::notices;
 use crate::store::pods::{self, Registration};
 use crate::store::role::Role;
 
-/// A wait for a lock ran into its time-out.
+/// SQLSTATE: a wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 const REGISTER_TRIES: u32 = 10;
 const SLICE_MIN: Duration = Duration::from_millis(5);
 const SLICE_MAX: Duration = Duration::from_millis(500);
 
-/// What a boot leaves open: the sessions that the loops take over.
+/// The result of a boot: the sessions that the three loops take over.
 pub(crate) struct Booted {
     pub(crate) local: Local,
     pub(crate) liveness: Session,
@@ -50,7 +50,7 @@ impl Identity {
     }
 }
 
-/// Boots a pod. Whatever fails, the sessions that were opened are closed with their values.
+/// Boots a pod. After any error, the sessions that were opened are closed as their values are dropped.
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
     let pod = shared.member.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
@@ -72,7 +72,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     Ok(Booted { local, liveness, control })
 }
 
-/// Registers a new incarnation on the session that holds the lock since `since`, and makes it the present one.
+/// Registers a new incarnation on a session that has held the lock since `since`, and makes it the current one.
 pub(crate) async fn register(
     local: &Local,
     liveness: &mut Session,
@@ -102,7 +102,7 @@ pub(crate) async fn register(
     let (sent, replaced) = loop {
         let sent = clock::now();
         match pods::register(liveness, &registration).await {
-            // Many register at once, or somebody froze in the middle: the log is handed on one by one.
+            // Many pods register at once, or one froze during its registration. The log is locked by one at a time.
             Err(e) if e.sqlstate() == Some(LOCK_NOT_AVAILABLE) && tries < REGISTER_TRIES => tries += 1,
             done => break (sent, done?),
         }
@@ -122,7 +122,7 @@ pub(crate) async fn register(
     Ok(())
 }
 
-/// Awaits `work` while keeping `session` from idling past its lease.
+/// Awaits `work` while it keeps `session` from idling for longer than its lease.
 async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut work = std::pin::pin!(work);
     loop {
@@ -133,7 +133,7 @@ async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output 
     }
 }
 
-/// Waits for a session lock behind a predecessor that is still dying. `beside` is kept from idling meanwhile.
+/// Waits for a session lock behind a predecessor that is still dying. Keeps the session `beside` from idling meanwhile.
 pub(crate) async fn acquire(
     session: &Session,
     key: LockKey,
@@ -157,7 +157,7 @@ pub(crate) async fn acquire(
     }
 }
 
-/// One slice of a wait: under `deadlock_timeout`, so that neither its check nor `log_lock_waits` sees it.
+/// One slice of a wait: shorter than `deadlock_timeout`, so that neither its check nor `log_lock_waits` sees it.
 pub(crate) fn lock_slice(session: &Session) -> Duration {
     let below_the_deadlock_check = session.facts().deadlock_timeout.mul_f64(0.9);
     below_the_deadlock_check.min(session.limit().mul_f64(0.5)).clamp(SLICE_MIN, SLICE_MAX)
@@ -196,7 +196,7 @@ async fn taken(session: &Session, key: LockKey, pod: &PodId, waited: Duration) -
     .help("give each living pod its own name, or wait until the other has ended")
 }
 
-/// The lock of a pod is held by a backend that is no pod's: any role of the database can take it.
+/// The error if a backend that belongs to no pod holds the lock of a pod. Any role of the database can take it.
 fn held_by_stranger(holder: &Holder, pod: &PodId, waited: Duration) -> Error {
     let role = holder.role.as_deref().unwrap_or("?");
     let (who, end) = match (&holder.prepared, holder.pid) {
@@ -237,7 +237,8 @@ fn age(holder: &Holder) -> String {
     holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()))
 }
 
-/// The first session of a boot: before any lock is taken, it proves that sessions are sessions.
+/// Uses the first session of a boot to migrate the schema. The session first proves, before any lock is taken, that it
+/// is a real session and not a pooler's.
 async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
     let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
     let done = async {

@@ -1,4 +1,4 @@
-//! The burial pass: look → decide → bury → report (L2, L3).
+//! The burial pass: probe the roster → decide → bury → report (L2, L3).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use crate::store::burials::{self, Burial, PeerRow, RosterProbe};
 use crate::store::candidates::{self, CANDIDATES};
 use crate::store::notices;
 
-/// What brought the pass about; kept with the burial.
+/// What started the pass. Stored with the burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trigger {
     /// A watch session was granted the lock.
     Push,
-    /// A sweep found it free.
+    /// A sweep found the lock free.
     Sweep,
 }
 
@@ -41,16 +41,17 @@ impl Trigger {
 /// A peer that was found dead, with the evidence.
 pub(crate) type Dead<'a> = (&'a PeerRow, Evidence);
 
-/// How many transactions of one pass may fail before it leaves the rest to the next pass: enough to find a few rows that
-/// cannot be buried among the 64 of a portion (seven each), and an end where nothing can be.
+/// How many transactions of one pass may fail before the rest is left to the next pass. 32 suffice to find a few rows
+/// that cannot be buried among the 64 of a portion (seven failures each). The limit ends a pass in which no row can be
+/// buried.
 const FAILURES_MOST: u32 = 32;
 
-/// Looks at the whole roster and buries who is dead; returns what it saw. An error means unknown: nothing was buried on
-/// it (L10).
+/// Probes the whole roster and buries the dead pods. Returns what the probe showed. After an error the state of the
+/// peers is unknown, and no pod was buried on it (L10).
 ///
-/// A roster of one portion takes two round trips: one that begins the transaction and takes the locks, one that proves,
-/// deletes, records and commits. A longer one is looked at portion by portion, with the one that has the key `first` in front;
-/// then the dead are locked, looked at again and buried, a portion in each transaction.
+/// A roster of one portion takes two round trips. The first begins the transaction and takes the locks; the second
+/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the portion that
+/// has the key `first`. Then the dead are locked, probed again and buried, with a transaction for each portion.
 pub(crate) async fn hold(
     local: &Local,
     session: &mut Session,
@@ -69,7 +70,7 @@ pub(crate) async fn hold(
     Ok(look)
 }
 
-/// Buries those that a look found dead.
+/// Buries the pods that a roster probe found dead.
 pub(crate) async fn hold_after(
     local: &Local,
     session: &mut Session,
@@ -84,7 +85,7 @@ pub(crate) async fn hold_after(
     bury_all(local, session, lock, trigger, &to_bury(local, lock, decision, &look.peers)).await
 }
 
-/// Looks at the whole roster, portion by portion.
+/// Probes the whole roster, portion by portion.
 pub(crate) async fn survey(
     local: &Local,
     session: &Session,
@@ -123,8 +124,8 @@ pub(crate) async fn survey(
     Ok(look)
 }
 
-/// Looks and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was full, or
-/// one of several dead could not be buried. Nothing was done then.
+/// Probes and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was
+/// full, or one of several dead pods could not be buried. Then nothing was done.
 async fn hold_in_one(
     local: &Local,
     session: &mut Session,
@@ -149,13 +150,14 @@ async fn hold_in_one(
         return Ok(Some(look));
     }
     match bury(local, txn, lock, trigger, &dead).await {
-        // It does not say which: each is tried by itself.
+        // The error does not say which pod is at fault, so each is tried alone.
         Err(e) if refused(&e) && dead.len() > 1 => Ok(None),
         buried => buried.map(|_| Some(look)),
     }
 }
 
-/// Buries a portion of the dead in each transaction. One that cannot be buried is named, and holds up none of the others.
+/// Buries the dead, a portion in each transaction. A pod that cannot be buried is reported, and does not delay the
+/// others.
 async fn bury_all(
     local: &Local,
     session: &mut Session,
@@ -163,18 +165,18 @@ async fn bury_all(
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
-    // Begins with those that the last pass did not come to.
+    // Begins with the pods that the last pass did not reach.
     let from = local.bury_from.replace(i64::MIN);
     let mut dead = dead.to_vec();
     dead.sort_unstable_by_key(|(peer, _)| (peer.keys.lock.get() < from, peer.keys.lock));
-    // The last is taken first.
+    // `pop` takes the last portion first.
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
     while let Some(portion) = left.pop() {
         match bury_portion(local, session, lock, trigger, portion).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
-            // Somebody holds the log, which all burials need: no row is to blame.
+            // Another session holds the log, which all burials need. No row is at fault.
             Err(e) if !refused(&e) || e.sqlstate() == Some(LOCK_NOT_AVAILABLE) => return Err(e),
             Err(e) => {
                 failures += 1;
@@ -198,7 +200,7 @@ async fn bury_all(
     Ok(())
 }
 
-/// False: this pod could not prove that it lives itself.
+/// Buries one portion. Returns `false` if this pod could not prove that it is alive itself.
 async fn bury_portion(
     local: &Local,
     session: &mut Session,
@@ -209,7 +211,7 @@ async fn bury_portion(
     let keys: Vec<_> = portion.iter().map(|(peer, _)| peer.keys.lock.get()).collect();
     let (txn, again) = burials::begin_looking_again(session, lock.incarnation, &keys).await?;
     let seen: BTreeMap<_, _> = again.peers.iter().map(|peer| (peer.look.incarnation, peer)).collect();
-    // What changed since it was decided on, or is held by somebody, is for the next look.
+    // A peer that changed since the decision, or whose row or lock another session holds, is left to the next probe.
     let same = |(peer, _): &&Dead<'_>| {
         seen.get(&peer.look.incarnation).is_some_and(|now| now.look == peer.look && now.put_out == peer.put_out)
     };
@@ -221,12 +223,13 @@ async fn bury_portion(
     bury(local, txn, lock, trigger, &dead).await
 }
 
-/// Buries the dead whose locks this transaction holds. False: this pod could not prove that it lives itself.
+/// Buries the dead whose locks this transaction holds. Returns `false` if this pod could not prove that it is alive
+/// itself.
 async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger, dead: &[Dead<'_>]) -> Result<bool> {
     let me = &local.shared.member.pod_id;
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
-    // The orphans that this leaves are read in the same round trip, for the recovery pass that comes next.
+    // The same round trip reads the resulting orphans for the next recovery pass.
     let load = Load::new(&local.shared.engine, lock.incarnation);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
@@ -242,7 +245,8 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     if buried.gone.is_empty() {
         return Ok(buried.proved);
     }
-    // The burial is committed; a recovery pass that has to load the orphans itself says what is wrong with them.
+    // The burial is committed even if its orphans cannot be read. The recovery pass then loads them itself and reports
+    // the error.
     let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
     local.shared.engine.recover_with(seen.map(|seen| load.with(seen)));
     let gone: Vec<_> = buried.gone.keys().copied().collect();
@@ -259,7 +263,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     Ok(buried.proved)
 }
 
-/// Says of a dead pod that burials keep passing over that somebody holds its rows.
+/// Reports dead pods that burials keep passing over because another transaction holds their rows.
 fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
     let incarnations: Vec<_> = passed_over.iter().map(|(peer, _)| peer.look.incarnation).collect();
     for (incarnation, held_for) in local.note_held_up(&incarnations) {
@@ -278,7 +282,7 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
     let PeerProbe { pod_id, incarnation, session, draining, .. } = &peer.look;
     let evicted = peer.put_out.map(ending::Reason::as_str);
     let reason = ending::buried(*draining, peer.put_out);
-    // As it was when its lock was first seen free: the wait since then says nothing of its end.
+    // The age when the lock was first seen free. The wait since then says nothing about the end.
     let beat_age = peer.beat_age.map(|age| age.saturating_sub(Duration::from_millis(evidence.in_sight_ms)));
     let cause = cause::seen(reason, beat_age, &local.cause_timing(peer)).map(Cause::as_str);
     let reason = reason.as_str();
@@ -290,7 +294,8 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
     Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, evicted, reason, cause, detail }
 }
 
-/// Prepares a session for burials. Where the server refuses, they take a little longer, and the refusal shows there.
+/// Prepares the statements of a burial on a session. If the server refuses, the first burial is slower, and reports the
+/// refusal.
 pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> {
     match burials::warm_up(session).await {
         Err(e) if refused(&e) => {
@@ -301,8 +306,8 @@ pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> 
     }
 }
 
-/// For a pod that may not bury yet: tells the settled ones at once of the successor that its watch found dead, then
-/// takes a look into its memory, and tells of whomever else that showed.
+/// For a pod that may not bury yet. Tells the settled pods at once of the successor that its watch session found dead.
+/// Then probes the roster into its own memory, and tells of the other dead pods that the probe showed.
 pub(crate) async fn tell(
     local: &Local,
     session: &Session,
@@ -315,7 +320,7 @@ pub(crate) async fn tell(
     tell_of(local, session, &decision).await
 }
 
-/// Tells the settled pods of deaths that this one may not act on, once for each.
+/// Tells the settled pods of deaths that this pod may not act on, once for each.
 pub(crate) async fn tell_of(local: &Local, session: &Session, decision: &Decision) -> Result<()> {
     tell_news(local, session, decision.dead().map(|(incarnation, _)| incarnation).collect()).await
 }
@@ -330,7 +335,7 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
     Ok(())
 }
 
-/// Decides on a look, remembers it, and reports the holds that begin with it.
+/// Decides on a roster probe, remembers it, and reports the waits that begin with it.
 pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
     let new = local.note_misnamed(&look.misnamed);
     for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
@@ -363,7 +368,7 @@ pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
     decision
 }
 
-/// Those of the dead that this pod has been up for long enough to bury (L2).
+/// The dead pods that this pod has been up for long enough to bury (L2).
 pub(crate) fn to_bury<'a>(
     local: &Local,
     lock: &LivenessLock,

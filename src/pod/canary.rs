@@ -1,4 +1,4 @@
-//! Is the lock real? Refuses servers and poolers whose session locks do nothing.
+//! Checks that a session lock is real. Refuses servers and poolers whose session locks do nothing.
 
 use crate::error::Result;
 use crate::id::{LockKey, PodId};
@@ -6,7 +6,7 @@ use crate::pg::errors;
 use crate::pg::session::Session;
 use crate::store::locks;
 
-/// What an error of a start says of the state that it leaves.
+/// The state that an error during the start leaves.
 pub(crate) const NOT_REGISTERED: &str = "the pod is not registered";
 
 /// The canary: a second connection must not get the lock that the first holds.

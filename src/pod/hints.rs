@@ -1,7 +1,7 @@
-//! What a pod does about notices: it reads the rows, and acts on those alone (L11).
+//! How a pod acts on notices: it reads the rows, and acts on the rows alone (L11).
 //!
-//! Each kind of notice has a [`Gate`]. So a flood costs a bounded number of statements, and whoever sends it can make a pod
-//! read, and nothing more. Nothing depends on a notice: sweeps read the same rows.
+//! Each kind of notice has a [`Gate`], so a flood costs a bounded number of statements. A sender can make a pod read,
+//! and nothing more. Nothing depends on a notice: sweeps read the same rows.
 
 use std::time::Duration;
 
@@ -18,18 +18,19 @@ use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
 use crate::store::notices::{self, EVENTS_MOST, LoggedEvent};
 
-/// Events that come in a burst (fifty pods boot at once) lead to one look.
+/// Events that come in a burst (fifty pods boot at once) lead to one roster probe. Longer delays the reaction; shorter
+/// costs more probes.
 const GATHER: Duration = Duration::from_millis(50);
-/// How long a pod leaves a dead pod's runs to the one that buried it, which has read them already: that one takes its
-/// share without anybody in its way.
+/// How long the other pods leave a dead pod's runs to its burier, which has read them already and takes its share
+/// first.
 const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
 
-/// What notices ask for and was not done yet.
+/// The reads that notices asked for and that were not done yet.
 #[derive(Default)]
 pub(super) struct Hints {
-    /// A look at the roster and its locks.
+    /// A probe of the roster and its locks.
     pub(super) look: Gate,
-    /// A pod that may not bury saw a loss: the next look is a burial's own.
+    /// A pod that may not bury saw a loss, so the next probe is that of a burial.
     pub(super) told_of_a_loss: bool,
     log: Gate,
     runs: Gate,
@@ -37,14 +38,14 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// A session has begun: what happened before it, nobody told it.
+    /// The hints of a new session: no notice told it of earlier events, so it reads the log first.
     pub(super) fn of_a_new_session() -> Self {
         let mut hints = Self::default();
         hints.log.ask(clock::now(), Duration::ZERO);
         hints
     }
 
-    /// Takes in what was heard.
+    /// Takes in the notices that were heard.
     pub(super) fn hear(&mut self, local: &Local, heard: &Heard) {
         let (now, words) = (clock::now(), heard.words);
         if words.has(Word::Look) {
@@ -52,7 +53,8 @@ impl Hints {
             self.told_of_a_loss = true;
         }
         if words.has(Word::Free) {
-            // Whoever was granted it is about to bury: look when that should be over, and stay out of its way till then.
+            // The pod that was granted the lock is about to bury. Probe when that should be done, and leave that pod
+            // alone until then.
             local.note_report();
             self.look.ask(now, local.shared.member.settings.hold_probe_interval);
         }
@@ -70,31 +72,32 @@ impl Hints {
         }
     }
 
-    /// When something is due; `None` if nothing is.
+    /// When the next read is due. `None`: no read is due.
     pub(super) fn due(&self) -> Option<Moment> {
         [&self.look, &self.log, &self.runs, &self.asked].into_iter().filter_map(Gate::due).min()
     }
 
-    /// Something that was due failed. It is not tried again because of the same notices; a sweep does it.
+    /// A read that was due failed. The same notices do not start it again; a sweep reads the rows.
     pub(super) fn failed(&mut self) {
         for gate in [&mut self.look, &mut self.log, &mut self.runs, &mut self.asked] {
             gate.end(clock::now(), false);
         }
     }
 
-    /// A look was made. What notices bring about beside it, a look brings about as well, should all of them be lost.
+    /// A roster probe was made. It also starts the reads that notices start otherwise, in case every notice was lost.
     pub(super) fn after_a_look(&mut self, local: &Local) {
         let now = clock::now();
         if local.roster_version() > local.log_read.get() {
             self.log.ask(now, Duration::ZERO);
         }
-        // Recovery passes compare a pod's runs with their rows, but a draining pod makes none.
+        // A recovery pass compares a pod's runs with their rows, but a draining pod makes none.
         if local.shared.member.is_draining() && local.shared.engine.registry.len() > 0 {
             self.runs.ask(now, Duration::ZERO);
         }
     }
 
-    /// Reads what is due, but for the roster and its locks, and acts on it. Returns how soon a look is due because of it.
+    /// Makes the reads that are due, except the roster probe, and acts on the rows. Returns how soon a roster probe is
+    /// due because of them.
     pub(super) async fn follow(&mut self, local: &Local, session: &Session) -> Result<Option<Duration>> {
         if self.asked.is_due(clock::now()) {
             self.asked.begin(clock::now());
@@ -106,7 +109,7 @@ impl Hints {
             self.runs.begin(clock::now());
             local.note_hint("runs");
             look_at_own_runs(local, session).await?;
-            // What was found may be found again, until its handler has stopped.
+            // The same runs may be found again until their handlers have stopped.
             self.runs.end(clock::now(), false);
         }
         let mut look = None;
@@ -138,7 +141,7 @@ async fn look_whether_asked(local: &Local, session: &Session) -> Result<bool> {
     Ok(true)
 }
 
-/// Tells those to stop that are not ours any more, and has those taken up that are ours and that we do not have.
+/// Stops the runs that this pod no longer owns. Starts a recovery pass for the runs that it owns and does not run.
 async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
     let shared = &local.shared;
     let known = shared.engine.registry.known();
@@ -153,11 +156,11 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Acts on an event of the log. Returns how soon a look is due because of it.
+/// Acts on an event of the log. Returns how soon a roster probe is due because of it.
 fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     let shared = &local.shared;
     let is_ours = told.incarnation == shared.member.incarnation();
-    // It was quarantined: whoever reads its stream is to see the end.
+    // The run was quarantined: the readers of its stream should see the end.
     shared.engine.readers.stir(told.run.iter());
     let Some(kind) = EventKind::parse(&told.kind) else {
         tracing::debug!(target: "podlock", event = "unknown_event", pod = %shared.member.pod_id, kind = told.kind, idx = told.idx, "an event of a newer version is ignored");
@@ -169,7 +172,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
             Some(GATHER)
         }
         EventKind::Joined | EventKind::Draining => {
-            // It took the place of an incarnation whose runs are orphans now: it goes first, the others soon after.
+            // The pod replaced an incarnation whose runs are orphans now. It goes first, and the others soon after.
             if told.reason.is_some() && !is_ours {
                 recover_within(local, shared.member.settings.hold_probe_interval);
             }
@@ -190,7 +193,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     look
 }
 
-/// A recovery pass is due after `wait` at the latest.
+/// Makes a recovery pass due after `wait` at the latest.
 fn recover_within(local: &Local, wait: Duration) {
     let at = Instant::now() + wait;
     if at < local.recover_at() {
@@ -207,7 +210,7 @@ fn publish(local: &Local, kind: EventKind, told: LoggedEvent) {
         (EventKind::Evicted, _) => PodEvent::Evicted { pod, incarnation },
         (EventKind::Quarantined, Some(run)) => PodEvent::Quarantined { run, by: pod },
         (EventKind::Buried, _) => PodEvent::Buried { pod, incarnation, reason: reason.unwrap_or_default() },
-        // No `PodEvent` tells of these.
+        // No `PodEvent` reports these.
         (
             EventKind::Detached
             | EventKind::Returned

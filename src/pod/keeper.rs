@@ -1,18 +1,18 @@
-//! The keeper: an independent thread that holds the pod's lock, pings it, and takes it back when it was lost.
+//! The keeper: a thread of its own that holds the pod's liveness lock, pings on it, and takes it back after a loss.
 //!
 //! * **Authority.** The keeper alone decides whether this pod is attached, detached or past its deadline (L7).
-//! * **States.** Attached: the lock is held on a live session. Detached: the session ended or went silent; tries to
-//!   return run, runs go on. Given up: the deadline passed, or the row was gone; runs are told to stop and a new
-//!   incarnation is registered. A buried incarnation never re-inserts itself.
-//! * **Bound.** A silent pod tells its runs to stop `self_fence` after the sending of the last answered ping.
-//! * **Let go.** A session of ours that is not answered is closed only once nothing depends on its lock: the server frees it
-//!   when it sees the close, long before the lease is over.
-//! * **Failures.** A session that ends is noticed at once; one that is up but unanswered, within `ping_interval +
-//!   ping_timeout`; a blocked application runtime within `stall_after`.
-//! * **Not promised.** That a run stops before a peer claims it where a session is *ended* under a living pod: there
+//! * **States.** Attached: the lock is held on a live session. Detached: the session ended or went silent; the keeper
+//!   tries to return while the runs go on. Given up: the deadline passed, or the row was gone. The runs are told to
+//!   stop, and a new incarnation is registered. A buried incarnation never inserts its row again.
+//! * **Bound.** A silent pod tells its runs to stop `self_fence` after it sent the last answered ping.
+//! * **Closing.** The keeper closes a silent session only once nothing depends on its lock. The server frees the lock
+//!   when it sees the close, long before the lease expires.
+//! * **Failures.** The end of a session is noticed at once. A session that is up but unanswered is noticed within
+//!   `ping_interval + ping_timeout`, and a blocked application runtime within `stall_after`.
+//! * **Not promised.** If a session is *ended* while the pod lives, a peer may claim a run before the run stops. Then
 //!   the fence protects every write.
 //!
-//! Its runtime is its own, so that neither a blocked application nor a busy pool can starve it.
+//! The thread has its own runtime, so neither a blocked application nor a busy pool can starve it.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -46,13 +46,16 @@ use crate::store::migrate::Policy;
 use crate::store::pods::{self, Returned};
 use crate::store::role::Role;
 
-/// Every how many pings `pg_locks` is asked whether the lock is really held.
+/// One of this many pings asks `pg_locks` whether the lock is really held. More often costs the server work; more
+/// rarely, a lost lock is noticed later.
 const CHECK_EVERY: u32 = 5;
-/// Former backends of ours that a return ends, if the server still has them.
+/// How many former backends of ours a return ends, if the server still has them. Older ones are forgotten; their
+/// sessions end with their lease.
 const FORMER_BACKENDS: usize = 8;
 const SHORTEST_TICK: Duration = Duration::from_millis(20);
 
-/// Starts the thread. The boot's outcome comes through `booted`; if nobody waits for it any more, the boot is undone.
+/// Starts the thread. The result of the boot comes through `booted`. If nobody waits for it any more, the boot is
+/// undone.
 pub(crate) fn spawn(
     shared: &Arc<Shared>,
     opener: Opener,
@@ -69,12 +72,12 @@ pub(crate) fn spawn(
             match runtime {
                 Ok(runtime) => {
                     runtime.block_on(live(&for_thread, opener, identity, policy, booted));
-                    // A name that is being resolved must not hold up the end.
+                    // A name resolution in progress must not delay the end.
                     runtime.shutdown_background();
                 }
                 Err(e) => {
                     let error = unsupported("runtime", e);
-                    // Nobody waiting means that nobody wants the pod any more.
+                    // If nobody waits, nobody wants the pod any more.
                     let _ = booted.send(Err(error));
                 }
             }
@@ -91,14 +94,14 @@ fn unsupported(what: &str, cause: std::io::Error) -> Error {
         .caused_by(cause)
 }
 
-/// Says that the thread has ended, also where it panicked.
+/// Reports on drop that the thread has ended, even after a panic.
 struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.0.member.set_stopped();
         self.0.member.root.cancel();
-        // After a clean stop there are none left; after a panic here, nobody holds the lock for them any more.
+        // After a clean stop no runs are left. After a panic here, no session holds the lock for them any more.
         self.0.engine.stop_all_runs(StopReason::SelfFenced);
         self.0.engine.registry.abort_all();
         self.0.ended.cancel();
@@ -132,7 +135,7 @@ async fn live(
     tokio::join!(keeper.run(liveness), sweeper::run(&local, control), watcher::run(&local));
 }
 
-/// Why holding ended.
+/// Why the lock is no longer held.
 enum LivenessEnd {
     Stop,
     Lost(Loss, String),
@@ -141,7 +144,7 @@ enum LivenessEnd {
     Fatal(Error),
 }
 
-/// How the lock was lost, by a ping that failed.
+/// How the lock was lost, as a failed ping shows it.
 fn loss_of(session: &Session, error: &Error) -> Loss {
     match error.kind() {
         _ if session.has_ended() => Loss::Ended,
@@ -157,13 +160,13 @@ struct Keeper<'a> {
     identity: Identity,
     deadline: Cell<Deadline>,
     former: RefCell<Vec<Backend>>,
-    /// A session that was not answered, and is not let go yet.
+    /// A silent session that is not closed yet.
     silent: RefCell<Option<Session>>,
-    /// The incarnation that was put out last, once it has been away for it.
+    /// The last evicted incarnation for which this pod has stayed away.
     stayed_away: Cell<Option<Incarnation>>,
-    /// Why the lock was lost; `None` while it is held.
+    /// Why the lock was lost. `None` while it is held.
     cause: Cell<Option<Cause>>,
-    /// For how long this process itself was stopped since the last answered ping.
+    /// How long this process itself was stopped since the last answered ping.
     asleep: Cell<Duration>,
 }
 
@@ -203,8 +206,8 @@ impl<'a> Keeper<'a> {
                 }
                 LivenessEnd::RowGone => {
                     self.note_loss(Loss::RowGone);
-                    // The session is sound; only the incarnation is over. It has to be given up before a new one
-                    // may take its place, even under the very lock that it held.
+                    // The session is sound; only the incarnation is over. It must be given up before a new one may
+                    // replace it, even under the same lock.
                     self.give_up(StopReason::Fenced);
                     ("the pod's row is gone from the roster".to_owned(), false)
                 }
@@ -214,11 +217,11 @@ impl<'a> Keeper<'a> {
                 }
                 LivenessEnd::RuntimeBlocked => {
                     self.note_loss(Loss::RuntimeBlocked);
-                    // Both locks are free the moment the sessions end, so the runs are told first.
+                    // Both locks are free as soon as the sessions end, so the runs are told first.
                     if self.shared.member.settings.on_detach == OnDetach::Cancel {
                         self.give_up(StopReason::SelfFenced);
                     }
-                    // And then the others: nobody can say so afterwards should the runtime never run again.
+                    // The cause is written now: if the runtime never runs again, nobody can write it later.
                     self.write_cause(&liveness, Cause::RuntimeBlocked).await;
                     (
                         format!(
@@ -230,7 +233,7 @@ impl<'a> Keeper<'a> {
                 }
             };
             self.detach(&liveness, &cause);
-            // One that is only silent may still hold the lock at the server.
+            // A session that is only silent may still hold the lock on the server.
             self.keep(Some(liveness).filter(|_| !blocked));
             if blocked && !self.stay_away().await {
                 return;
@@ -242,7 +245,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Pings until something ends the session or the pod.
+    /// Holds the lock and pings until something ends the session or the pod.
     async fn hold(&self, session: &Session) -> LivenessEnd {
         let settings = &self.shared.member.settings;
         let tick = settings.hold_probe_interval.min(settings.ping_interval / 4).max(SHORTEST_TICK);
@@ -251,7 +254,7 @@ impl<'a> Keeper<'a> {
         let mut runtime = RuntimeWatch::new(clock::now(), self.pulse(), tick);
         let mut next_ping = clock::now();
         let mut pings = 0_u32;
-        // What was noticed of the incarnation before this one is of no account.
+        // Drops a notification that was about the previous incarnation.
         let _ = self.shared.row_gone.notified().now_or_never();
         loop {
             let before = clock::now();
@@ -267,8 +270,8 @@ impl<'a> Keeper<'a> {
             if let Some(end) = noticed {
                 return end;
             }
-            // Only a process that was itself stopped can find its deadline passed here: the server may have freed the
-            // lock meanwhile, whatever the socket still says.
+            // Only a process that was itself stopped can find its deadline passed here. The server may have freed the
+            // lock meanwhile, even if the socket looks healthy.
             if self.deadline.get().has_passed(now) {
                 let cause = "the pod itself was frozen past its deadline".to_owned();
                 return LivenessEnd::Lost(Loss::Unanswered, cause);
@@ -293,12 +296,13 @@ impl<'a> Keeper<'a> {
     }
 
     async fn ping(&self, session: &Session, check: bool) -> Result<()> {
-        // Never past the deadline: a reply that comes later is of no use.
+        // The limit never passes the deadline: a later reply is useless.
         let left = self.deadline.get().at().saturating_sub(clock::now());
         let limit = self.shared.member.settings.ping_timeout.min(left);
         let checked = if check {
             match locks::ping_and_check(session, self.local.keys.lock, limit).await {
-                // It is short of something, as where its lock table is full: a session that answers has its lock.
+                // The server lacks a resource, such as room in its lock table. A session that answers still has its
+                // lock.
                 Err(e) if refused(&e) && e.is_transient() => {
                     tracing::warn!(target: "podlock", event = "ping_refused", pod = %self.shared.member.pod_id, error = %e, "the server could not say whether the lock is held; it will be asked again");
                     None
@@ -332,7 +336,7 @@ impl<'a> Keeper<'a> {
         self.asleep.set(Duration::ZERO);
     }
 
-    /// A wait of at most `limit` took this long: for the rest, this process itself was stopped.
+    /// Notes a wait of at most `limit` that took `took`. During the difference, this process itself was stopped.
     fn note_sleep(&self, took: Duration, limit: Duration) {
         self.asleep.set(self.asleep.get() + took.saturating_sub(limit));
     }
@@ -341,7 +345,7 @@ impl<'a> Keeper<'a> {
         self.cause.set(Some(cause::of_loss(loss, self.asleep.get(), self.shared.member.settings.self_fence)));
     }
 
-    /// For an end that is neither a clean stop nor a loss: it failed, or its service dropped it.
+    /// Writes the cause of an end that is neither a clean stop nor a loss: the pod failed, or its service dropped it.
     async fn say_why_it_ends(&self, liveness: &Session) {
         if self.shared.failure().is_some() {
             self.write_cause(liveness, Cause::Failed).await;
@@ -350,8 +354,8 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Writes why this incarnation ends, while it still holds its lock. The time is short:
-    /// the runs were told to stop, and other pods wait for the lock.
+    /// Writes why this incarnation ends, while it still holds its lock. The time limit is short, because the runs were
+    /// told to stop and other pods wait for the lock.
     async fn write_cause(&self, liveness: &Session, cause: Cause) {
         let limit = self.shared.member.settings.hold_probe_interval;
         if let Err(e) = pods::note_cause(liveness, self.shared.member.incarnation(), cause, limit).await {
@@ -359,13 +363,13 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Keeps a session that went silent, or none.
+    /// Keeps a silent session open, or none.
     fn keep(&self, silent: Option<Session>) {
         self.local.liveness_is_kept.set(silent.is_some());
         self.silent.replace(silent);
     }
 
-    /// Lets a silent session go once it has ended, or the runs were told to stop.
+    /// Closes a silent session once it has ended or the runs were told to stop.
     fn let_go_if_due(&self) {
         let ended = self.silent.borrow().as_ref().map(Session::has_ended);
         if ended.is_some_and(|ended| ended || self.local.may_let_go()) {
@@ -391,7 +395,7 @@ impl<'a> Keeper<'a> {
         former.drain(..surplus);
     }
 
-    /// Keeps no session until the application's runtime runs again. False: the pod stops.
+    /// Opens no session until the application's runtime runs again. Returns `false` if the pod stops.
     async fn stay_away(&self) -> bool {
         self.local.away.send_replace(Some(Away::RuntimeBlocked));
         let blocked_at = self.pulse();
@@ -405,8 +409,8 @@ impl<'a> Keeper<'a> {
         runs_again
     }
 
-    /// Keeps no session until the application gets somewhere: a pod that was put out for standing still would only be
-    /// given runs to stand still with. False: the pod stops.
+    /// Opens no session until the application makes progress. A pod that was evicted because it stalled would otherwise
+    /// get runs and stall with them. Returns `false` if the pod stops.
     async fn stay_away_until_progress(&self) -> bool {
         self.stayed_away.set(Some(self.shared.member.incarnation()));
         let before = self.shared.member.progress();
@@ -450,7 +454,7 @@ impl<'a> Keeper<'a> {
                 Err(e) if e.is_name_taken() => {
                     tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "another process holds this pod's name");
                 }
-                // What does not pass by itself, as a password that was changed, somebody has to know.
+                // An error that does not pass by itself, such as a changed password, needs a person.
                 Err(e) if !e.is_transient() => {
                     tracing::warn!(target: "podlock", event = "return_failed", pod = %self.shared.member.pod_id, error = %e, "not back, and it needs a hand");
                 }
@@ -463,7 +467,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Awaits `work` while keeping the deadline (L7). `None`: the pod stops.
+    /// Awaits `work` and keeps the deadline (L7) meanwhile. `None`: the pod stops.
     async fn beside_the_deadline<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         let mut ticks = tokio::time::interval(SHORTEST_TICK);
@@ -487,8 +491,8 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// One try: dial, end what is left of our own former sessions, wait for the lock, and see whose row is there.
-    /// `None`: it was put out, and has to show progress first.
+    /// One try to return: connects, ends what is left of this pod's former sessions, waits for the lock, and checks
+    /// whose row is there. `None`: the pod was evicted, and must show progress first.
     async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Option<Session>> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
         while self.silent.borrow().is_some() && !self.local.may_end_liveness() {
@@ -513,7 +517,7 @@ impl<'a> Keeper<'a> {
             let (pod, stated) = (&self.shared.member.pod_id, self.shared.member.settings.stated());
             let returned = pods::come_back(&mut session, pod, incarnation, stated, cause, away).await?;
             match returned {
-                // The deadline may have passed while the reply was under way: then it is over all the same.
+                // The deadline may have passed before the reply came. Then this incarnation is over anyway.
                 Returned::Here(number) if !self.shared.member.has_given_up(incarnation) => {
                     self.answered(sent);
                     self.attach_again(&session, incarnation, held_since, number, away);
@@ -523,7 +527,7 @@ impl<'a> Keeper<'a> {
                 Returned::Gone => self.give_up(StopReason::Fenced),
             }
         }
-        // One that gave itself up first may have been put out as well.
+        // An incarnation that gave itself up first may have been evicted as well.
         if self.stayed_away.get() != Some(incarnation) && pods::was_put_out(&session, incarnation).await? {
             session.close().await;
             return Ok(None);
@@ -551,13 +555,14 @@ impl<'a> Keeper<'a> {
         self.shared.look_now.notify_one();
     }
 
-    /// Tells every run to stop, and gives the present incarnation up for good. What does not stop in time is aborted.
+    /// Tells every run to stop, and gives up the current incarnation for good. A run that does not stop in time is
+    /// aborted.
     fn give_up(&self, reason: StopReason) {
         let incarnation = self.shared.member.incarnation();
         if !self.shared.member.set_given_up(incarnation) {
             return;
         }
-        // Those that met a peer's claim before were stopped by the same loss.
+        // Runs that were stopped earlier, by a peer's claim, count too: the same loss stopped them.
         let runs = self.shared.engine.stop_all_runs(reason) + self.shared.engine.registry.take_lost();
         self.shared.member.publish(PodEvent::SelfFenced);
         tracing::warn!(

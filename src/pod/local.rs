@@ -1,4 +1,4 @@
-//! What the three sessions of a pod share on the keeper's thread.
+//! The state that the three sessions of a pod share. It never leaves the keeper's thread, so cells need no locks.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,23 +27,25 @@ use crate::store::burials::{PeerRow, Proof, RosterProbe};
 use crate::store::locks::Keys;
 use crate::store::strangers::{self, ForeignLock};
 
-/// How long a report keeps a pod looking: past the time at which the server ends a frozen burier's transaction.
+/// How long a pod keeps probing after a report that a lock came free: 3 s. The server ends the transaction of a frozen
+/// burier within 1 s. Shorter: no pod probes right after that. Longer: needless probes.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
-/// How many burials of its own a pod remembers: more than can overlap with one look, which may go on while the other session
-/// buries thousands. One that was forgotten too early counts as a loss for the length of the window, and delays others.
+/// How many of its own burials a pod remembers: more than can overlap with one roster probe, which may go on while the
+/// other session buries thousands. A burial that is forgotten too early counts as a loss for the length of the window,
+/// and delays other burials. More only costs memory.
 const REMEMBERED_BURIALS: usize = 1 << 14;
 
-/// How many settings of peers that differ are named at one look. Each is a line in the log; of a large fleet that changes a
-/// setting, the later looks name the others.
+/// How many settings of peers that differ one roster probe reports. Each is a line in the log. If a large fleet changes
+/// a setting, later probes report the others.
 const DIFFERENCES_MOST: usize = 16;
 
-/// Why a pod keeps no session for now.
+/// Why a pod opens no session for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Away {
     /// The application's runtime is blocked.
     RuntimeBlocked,
-    /// The pod was put out, and waits for its application to make progress.
+    /// The pod was evicted, and waits for its application to make progress.
     PutOut,
 }
 
@@ -57,7 +59,7 @@ impl Away {
     }
 }
 
-/// A lock that is held: by which backend, for which incarnation, since when without a break.
+/// A lock that is held: the backend, the incarnation, and since when without a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LivenessLock {
     pub(crate) incarnation: Incarnation,
@@ -70,60 +72,66 @@ pub(crate) struct Local {
     pub(crate) opener: Opener,
     pub(crate) keys: Keys,
     pub(crate) timing: VerdictTiming,
-    /// The liveness lock as it stands; `None` while detached.
+    /// The liveness lock; `None` while detached. The keeper writes it. The sweeper and the watcher read it, and the
+    /// sweeper is woken by each change.
     pub(crate) lock: watch::Sender<Option<LivenessLock>>,
-    /// Set while no session is kept.
+    /// Set while the pod opens no session. The keeper writes it; each change wakes the sweeper and the watcher.
     pub(crate) away: watch::Sender<Option<Away>>,
-    /// Who holds the witness lock, as far as we know: a session that went silent and was not let go counts.
+    /// The backend that holds the witness lock, as far as this pod knows. A silent control session that is not closed
+    /// yet counts. The boot and the sweeper write it; the keeper reads it.
     pub(crate) control: Cell<Option<Backend>>,
-    /// Whether the control session was answered when it was last asked.
+    /// Whether the control session is in use, so that it answers. False once it failed, until the next one is armed.
+    /// Written by the sweeper, read by the keeper.
     pub(crate) control_answers: Cell<bool>,
-    /// A liveness session that went silent is kept: the server holds its lock at least until the deadline.
+    /// Whether a silent liveness session is kept open: the server holds its lock at least until the deadline. Written
+    /// by the keeper, read by the sweeper.
     pub(crate) liveness_is_kept: Cell<bool>,
-    /// The roster that the watch goes by has changed.
+    /// The roster or the set of free locks has changed. A decision and a burial notify. Wakes a watcher that has no
+    /// peer to watch. The wake of a busy watcher is stored.
     pub(crate) roster_changed: Notify,
     observer: RefCell<LossObserver>,
     beats: RefCell<stall::StallObserver>,
     roster: RefCell<Vec<RingPlace>>,
     roster_version: Cell<i64>,
     told: RefCell<BTreeSet<Incarnation>>,
-    /// Rows of the roster that were named in the log because no pod can have their names.
+    /// Rows of the roster whose names no pod can have, and that the log has named.
     misnamed: RefCell<BTreeSet<Incarnation>>,
-    /// Peers, settings and their values that were named in the log because they are not this pod's own.
+    /// Peers with a differing setting and its value, and that the log has named.
     differences: RefCell<BTreeSet<(PodId, &'static str, Duration)>>,
-    /// The incarnations that this pod buried, in order and as a set. A look that began before a burial may still show
-    /// one.
+    /// The incarnations that this pod buried, in order and as a set. A roster probe that began before a burial may
+    /// still show the buried incarnation.
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
-    /// In which portions the next look goes through the roster; both sessions that look write it.
+    /// The portions of the next roster probe. Both sessions that probe write it.
     pub(crate) pace: Cell<Pace>,
-    /// The lock key from which the next pass buries: the last one gave up before it came to that pod.
+    /// The lock key at which the next burial pass begins: the last pass gave up before that pod.
     pub(crate) bury_from: Cell<i64>,
-    /// Dead pods whose burial passed them over, because another transaction holds a row of theirs: since when, and whether
-    /// that was said.
+    /// Dead pods that a burial passed over because another transaction holds one of their rows. Each with the time
+    /// since when, and whether the log has reported it.
     held_up: RefCell<BTreeMap<Incarnation, (Moment, bool)>>,
-    /// How long the last two looks took, the newest last.
+    /// How long the last two roster probes took, the newest last.
     looks_took: Cell<[Duration; 2]>,
     next_look: Cell<Option<Moment>>,
-    /// When this pod, which may bury nobody yet, may bury the first of the dead that the last look showed. The sweeper takes
-    /// the value when it plans its next look.
+    /// When this pod, which may bury no pod yet, may bury the first of the dead that the last roster probe showed. The
+    /// sweeper takes the value when it plans its next probe.
     may_bury_at: Cell<Option<Moment>>,
-    /// How many peers the last look showed alive.
+    /// How many peers the last roster probe showed alive.
     alive: Cell<usize>,
-    /// How often this pod has beaten since its last turn to look for strangers.
+    /// How often this pod has beaten since its last turn to check for strangers.
     beats_since_turn: Cell<usize>,
-    /// Foreign locks that the event log tells of, of those that the last look at them showed.
+    /// The foreign locks that the event log reports, of those that the last check found.
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
     fleet_was_weighed: Cell<bool>,
     recover_at: Cell<Option<Instant>>,
     /// The position in the event log up to which this pod has acted on events.
     pub(crate) log_read: Cell<i64>,
-    /// `waits`: what the last look showed and the event log does not tell of yet. `told_waits`: what the log tells of.
+    /// `waits`: what the last roster probe showed and the event log does not report yet. `told_waits`: what the log
+    /// reports.
     waits: RefCell<Vec<Wait>>,
     told_waits: RefCell<BTreeSet<wait::Told>>,
-    /// When a watch last saw a peer's lock free, as this pod heard.
+    /// When this pod last heard that a watch session found a peer's lock free.
     reported: Cell<Option<Moment>>,
-    /// When a peer was last seen to be gone from the roster.
+    /// When a peer was last found to be gone from the roster.
     departed: Cell<Option<Moment>>,
 }
 
@@ -178,9 +186,10 @@ impl Local {
         *self.lock.borrow()
     }
 
-    /// L7: whether the runs were told to stop, or the deadline for that is over. Until then one of the two locks must be
-    /// held at any time: peers that find both free begin the runs beside us. So a session that went silent is kept, for
-    /// the server may hold its lock, and its successor ends it only while the other lock is surely held.
+    /// L7: whether the runs were told to stop, or the deadline for telling them has passed. Until then, one of the two
+    /// locks must be held at any time: peers that find both free begin the runs a second time. So a silent session is
+    /// kept open, because the server may still hold its lock. Its successor ends it only while the other lock is surely
+    /// held.
     pub(crate) fn may_let_go(&self) -> bool {
         let shared = &self.shared;
         shared.member.has_given_up(shared.member.incarnation()) || shared.member.is_silent_for_too_long()
@@ -196,23 +205,24 @@ impl Local {
         may_end_silent(self.lock().is_some() || self.liveness_is_kept.get(), self.may_let_go())
     }
 
-    /// L2: the lock has been held without a break for `settle`. Before, this pod buries nobody.
+    /// L2: whether this pod has held the lock without a break for `settle`. Before that, it buries no pod.
     pub(crate) fn is_settled(&self, lock: &LivenessLock) -> bool {
         clock::now().saturating_sub(lock.since) >= self.timing.settle
     }
 
-    /// L2: when this pod may bury a peer. Later than for its equals, if the peer's runs may go on for longer.
+    /// L2: from when this pod may bury a peer. If the peer's runs may go on for longer than those of an equal peer, it
+    /// is later.
     fn may_bury_from(&self, lock: &LivenessLock, peer: &PeerProbe) -> Moment {
         may_bury_from(lock.since, self.timing.patience(), peer.stated)
     }
 
-    /// L2: the lock has been held without a break for as long as this peer may need.
+    /// L2: whether this pod has held the lock without a break for as long as this peer may need.
     pub(crate) fn is_settled_for(&self, lock: &LivenessLock, peer: &PeerProbe) -> bool {
         clock::now() >= self.may_bury_from(lock, peer)
     }
 
-    /// Says once, when this pod has been up for `settle` and so the others had time to start, if one poison run could take
-    /// down as many pods as there are.
+    /// Warns once if one poison run could crash as many pods as there are. Does so when this pod has been up for
+    /// `settle`, so that the other pods had time to start.
     pub(crate) fn weigh_fleet(&self, lock: &LivenessLock) {
         if !self.is_settled(lock) || self.fleet_was_weighed.replace(true) {
             return;
@@ -231,13 +241,13 @@ impl Local {
         Proof { incarnation: lock.incarnation, lock: self.keys.lock, liveness: lock.backend }
     }
 
-    /// A look is complete that took so long.
+    /// Notes that a roster probe is complete, and how long it took.
     pub(crate) fn note_look(&self, took: Duration) {
         let [_, last] = self.looks_took.get();
         self.looks_took.set([last, took]);
     }
 
-    /// Decides on a look and remembers it.
+    /// Decides on a roster probe and remembers it.
     pub(crate) fn decide(&self, look: &RosterProbe) -> Decision {
         let buried = self.buried.borrow();
         let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
@@ -250,8 +260,9 @@ impl Local {
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
-        // The dead that this pod may not bury yet are looked at again when it may. A pod that may bury others probes them
-        // until then. A pod that may bury nobody (there may be a whole fleet of such pods) takes one look more, at that moment.
+        // The dead that this pod may not bury yet are probed again when it may. A pod that may bury other pods probes
+        // them until then. A pod that may bury no pod (a whole fleet may be like that) makes one more probe, at that
+        // moment.
         let lock = self.lock();
         let dead: BTreeSet<_> = decision.dead().map(|(incarnation, _)| incarnation).collect();
         let to_wait_for = peers.iter().filter(|peer| dead.contains(&peer.incarnation));
@@ -266,7 +277,7 @@ impl Local {
             witness_key: p.keys.witness,
         };
         let mut roster: Vec<_> = shown.iter().map(place).collect();
-        // Wherever the look began: the same roster reads the same.
+        // Sorted, so that the same roster reads the same wherever the probe began.
         roster.sort_unstable_by_key(|place| place.lock_key);
         self.roster_version.set(look.version.unwrap_or_default());
         let present: BTreeSet<_> = peers.iter().map(|p| p.incarnation).collect();
@@ -282,7 +293,7 @@ impl Local {
         decision
     }
 
-    /// What is to be told of this decision. A pod that holds no lock tells nothing.
+    /// Remembers the waits to report of this decision. A pod that holds no lock reports nothing.
     fn remember_waits(&self, decision: &Decision, now: Moment, peers: &[PeerProbe]) {
         let mut told = self.told_waits.borrow_mut();
         told.retain(|(incarnation, ..)| decision.observer.sighting(*incarnation).is_some());
@@ -295,18 +306,18 @@ impl Local {
         self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));
     }
 
-    /// The waits to tell of now.
+    /// The waits to report now.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         self.waits.borrow().clone()
     }
 
-    /// These were told, by this pod or by another.
+    /// Notes that the event log reports these waits, written by this pod or by another.
     pub(crate) fn note_waits_told(&self, waits: &[Wait]) {
         self.told_waits.borrow_mut().extend(waits.iter().map(|wait| (wait.incarnation, wait.session, wait.reason)));
         self.waits.borrow_mut().clear();
     }
 
-    /// Whether a dead peer is in sight that this pod may not bury yet and has not told the log of.
+    /// Whether a dead peer is in sight that this pod may not bury yet and that the event log does not report.
     pub(crate) fn has_untold_dead(&self) -> bool {
         let Some(lock) = self.lock().filter(|lock| !self.is_settled(lock)) else { return false };
         let told = self.told_waits.borrow();
@@ -318,7 +329,7 @@ impl Local {
         in_sight.iter().any(|i| *i != lock.incarnation && !is_told(i))
     }
 
-    /// The times by which this pod judges an end that it saw: the peer's, as far as its row says them.
+    /// The times by which this pod judges an end that it saw: the peer's own, as far as its row states them.
     pub(crate) fn cause_timing(&self, peer: &PeerRow) -> cause::CauseTiming {
         let settings = &self.shared.member.settings;
         cause::CauseTiming {
@@ -329,8 +340,8 @@ impl Local {
         .of_peer(peer.look.stated, peer.beat_interval)
     }
 
-    /// The settings in which peers differ from this pod and that it has not named yet, at most [`DIFFERENCES_MOST`] at a
-    /// look. Forgets those of peers that are gone.
+    /// The settings in which peers differ from this pod and that the log has not named, at most [`DIFFERENCES_MOST`]
+    /// per roster probe. Forgets those of peers that are gone.
     pub(crate) fn note_differences<'a>(&self, look: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
         let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
@@ -348,12 +359,12 @@ impl Local {
         new
     }
 
-    /// Whether this peer was once held because many were lost.
+    /// Whether the burial of this peer waited because many were lost.
     pub(crate) fn was_held_for_many(&self, incarnation: Incarnation) -> bool {
         self.observer.borrow().sighting(incarnation).is_some_and(|sighting| sighting.many)
     }
 
-    /// Decides on a look at the peers' beats and remembers it.
+    /// Decides on a check of the peers' beats and remembers it.
     pub(crate) fn observe_beats(&self, own: i64, beats: &[Beat]) -> Vec<Stalled> {
         let settings = &self.shared.member.settings;
         let timing = stall::StallTiming { interval: settings.beat_interval, cycles: settings.stall_cycles };
@@ -363,7 +374,7 @@ impl Local {
         stalled
     }
 
-    /// Whether this pod is the one to look for strangers, at a beat that showed its own `index` and these peers.
+    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index` and these peers.
     pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
         let since_turn = self.beats_since_turn.get().saturating_add(1);
         let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
@@ -371,7 +382,7 @@ impl Local {
         is_turn
     }
 
-    /// Which of the foreign locks that are there now were not told of. Forgets those that are gone.
+    /// The foreign locks in `seen` that the event log does not report yet. Forgets the locks that are gone.
     pub(crate) fn untold_strangers<'a>(&self, seen: &'a [ForeignLock]) -> Vec<&'a ForeignLock> {
         let mut told = self.told_strangers.borrow_mut();
         let present: BTreeSet<_> = seen.iter().map(ForeignLock::told).collect();
@@ -379,16 +390,17 @@ impl Local {
         seen.iter().filter(|lock| !told.contains(&lock.told())).collect()
     }
 
-    /// These are in the event log, by this pod or another.
+    /// Notes that the event log reports these locks, written by this pod or by another.
     pub(crate) fn note_strangers_told(&self, locks: &[&ForeignLock]) {
         self.told_strangers.borrow_mut().extend(locks.iter().map(|lock| lock.told()));
     }
 
-    /// Notes which of the dead a burial has just passed over. Returns those that have been so for longer than a lease, once each.
+    /// Notes the dead pods that a burial has just passed over. Returns those that were passed over for longer than a
+    /// lease, each once.
     pub(crate) fn note_held_up(&self, passed_over: &[Incarnation]) -> Vec<(Incarnation, Duration)> {
         let (now, lease) = (clock::now(), self.shared.member.settings.lease);
         let mut held_up = self.held_up.borrow_mut();
-        // Whoever was not passed over for a while is buried, or its row is free.
+        // A pod that was not passed over for a while is buried, or its row is free.
         held_up.retain(|incarnation, (since, _)| {
             passed_over.contains(incarnation) || now.saturating_sub(*since) < lease * 64
         });
@@ -421,7 +433,8 @@ impl Local {
         self.waits.borrow_mut().retain(|wait| !all.contains(&wait.incarnation));
     }
 
-    /// One portion that covers the whole roster as this pod last saw it, our own row included; `None` if it takes several.
+    /// A portion that covers the whole roster as this pod last saw it, its own row included. `None`: the roster takes
+    /// several portions.
     pub(crate) fn whole_roster(&self) -> Option<Portion> {
         let pace = self.pace.get();
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
@@ -435,7 +448,7 @@ impl Local {
         new
     }
 
-    /// Whether the others have been told of this incarnation.
+    /// Whether this pod has told the others that this incarnation was lost.
     pub(crate) fn is_told(&self, incarnation: Incarnation) -> bool {
         self.told.borrow().contains(&incarnation)
     }
@@ -444,14 +457,14 @@ impl Local {
         self.told.borrow_mut().extend(incarnations);
     }
 
-    /// In how long a held peer is due to be looked at again; `None` if nobody is held.
+    /// How soon a peer whose burial waits must be probed again. `None`: no burial waits.
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
         let probe = self.shared.member.settings.hold_probe_interval;
         self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
     }
 
-    /// In how long this pod may bury a dead peer of the last look; `None` if it waits for no such moment. It says so once for
-    /// each look, so that a look that fails at that moment is not repeated at once.
+    /// How soon this pod may bury a dead peer of the last roster probe. `None`: it waits for no such moment. Returns
+    /// the time once per probe, so that a probe that fails at that moment is not repeated at once.
     pub(crate) fn take_bury_delay(&self) -> Option<Duration> {
         self.may_bury_at.take().map(|due| due.saturating_sub(clock::now()))
     }
@@ -460,25 +473,25 @@ impl Local {
         self.observer.borrow().in_sight()
     }
 
-    /// Rows are read because of notices.
+    /// Counts a read of rows because of a notice.
     pub(crate) fn note_hint(&self, kind: &'static str) {
         self.shared.member.note_hint(kind);
     }
 
-    /// A watch was granted a peer's lock: that pod will bury, or freeze.
+    /// Notes that a watch session was granted a peer's lock. Its pod will bury the peer, unless it freezes.
     pub(crate) fn note_report(&self) {
         self.reported.set(Some(clock::now()));
     }
 
-    /// Whether a peer is still in the roster, a while after a watch saw its lock free, as far as this pod can tell: nobody has
-    /// gone since shortly before the report.
+    /// Whether a reported peer is still in the roster, a while after a watch session found its lock free. As far as
+    /// this pod can tell: no peer has gone since shortly before the report.
     pub(crate) fn is_report_open(&self) -> bool {
         let Some(reported) = self.reported.get() else { return false };
         let since = reported.saturating_sub(self.timing.second_look);
         clock::now() < reported + BURIER_MAY_FREEZE && self.departed.get().is_none_or(|departed| departed < since)
     }
 
-    /// When a recovery pass is due that nothing else brings about; far away if none is.
+    /// When a recovery pass is due that nothing else starts. If none is due: a lease from now.
     pub(crate) fn recover_at(&self) -> Instant {
         self.recover_at.get().unwrap_or_else(|| Instant::now() + self.shared.member.settings.lease)
     }

@@ -1,4 +1,4 @@
-//! A pod's life: boot, hold, watch, sweep, stop.
+//! A pod's life: boot, hold the lock, watch, sweep, stop.
 
 mod boot;
 mod burial;
@@ -39,7 +39,7 @@ pub use crate::membership::{Phase, PodEvent, PodStatus, ProgressSource};
 pub use shutdown::ShutdownReport;
 pub use until_stopped::{StopCause, StopSignal, Stopped};
 
-/// A living pod: a cheap handle on it.
+/// A handle on a living pod. Cloning it is cheap.
 ///
 /// When the last handle is dropped without [`Pod::shutdown`], the pod ends as if its process had been killed: its runs
 /// are aborted, its sessions end, and a survivor buries it.
@@ -47,13 +47,13 @@ pub use until_stopped::{StopCause, StopSignal, Stopped};
 pub struct Pod {
     shared: Arc<Shared>,
     opener: Opener,
-    /// For [`Pod::until_stopped`], where the builder was told to listen.
+    /// The signals for [`Pod::until_stopped`], if the builder was told to listen.
     signals: Option<Arc<Signals>>,
-    /// Held by handles alone, so that dropping the last one ends the pod.
+    /// Only handles hold it, so dropping the last one ends the pod.
     _guard: Arc<EndOnDrop>,
 }
 
-/// A pod to be: its settings and its handlers.
+/// Builds a pod from its settings and its handlers.
 #[must_use]
 pub struct PodBuilder {
     config: Config,
@@ -64,11 +64,15 @@ pub struct PodBuilder {
 impl PodBuilder {
     /// Runs the runs of `kind` with `handler`. A pod claims only kinds that it has a handler for.
     ///
-    /// The handler runs as a task of the runtime that [`PodBuilder::start`] is called on. What it returns ends the run:
-    /// `Ok(Outcome::Done(result))` as succeeded, `Ok(Outcome::Yield)` gives it to another pod, `Err` as failed, and so
-    /// does a panic. An `Err` after the run was told to stop because the pod drains counts as a yield. A failed run is
-    /// not tried again by podlock. Code that blocks belongs on `tokio::task::spawn_blocking`: a handler that never
-    /// awaits can be neither cancelled nor aborted. [All that a handler may rely on](crate::handlers).
+    /// The handler runs as a task of the runtime that [`PodBuilder::start`] is called on. Its result ends the run:
+    ///
+    /// * `Ok(Outcome::Done(result))`: the run succeeded.
+    /// * `Ok(Outcome::Yield)`: another pod takes over the run.
+    /// * `Err` or a panic: the run failed. podlock does not retry a failed run. But an `Err` after the run was told to
+    ///   stop because the pod drains counts as a yield.
+    ///
+    /// Code that blocks belongs on `tokio::task::spawn_blocking`: a handler that never awaits can be neither cancelled
+    /// nor aborted. [All that a handler may rely on](crate::handlers).
     pub fn handler<F, Fut>(mut self, kind: impl Into<String>, handler: F) -> Self
     where
         F: Fn(Run) -> Fut + Send + Sync + 'static,
@@ -78,24 +82,24 @@ impl PodBuilder {
         self
     }
 
-    /// Listens for SIGTERM and SIGINT from before the pod begins to start, for [`Pod::until_stopped`]: no signal may end the
-    /// process as a crash would. One that comes during the start undoes the start. From then on these two do not end the
-    /// process by themselves, so a service that asks for this calls [`Pod::until_stopped`].
+    /// Listens for SIGTERM and SIGINT, for [`Pod::until_stopped`], from before the pod starts. So no signal ends the
+    /// process as a crash would. A signal during the start undoes the start. From then on, these two signals do not end
+    /// the process by themselves, so the service must call [`Pod::until_stopped`].
     pub fn stop_on_signals(mut self) -> Self {
         self.stop_on_signals = true;
         self
     }
 
-    /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that it is real, registers.
+    /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that the lock is real, registers.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Config`], [`ErrorKind::Unreachable`], [`ErrorKind::AuthFailed`], [`ErrorKind::Timeout`],
     /// [`ErrorKind::Standby`], [`ErrorKind::PooledLock`], [`ErrorKind::NameTaken`] (with the holder's pid, address and
     /// age), [`ErrorKind::KeyCollision`], [`ErrorKind::SchemaMissing`], [`ErrorKind::SchemaIncompatible`],
-    /// [`ErrorKind::Forbidden`], [`ErrorKind::TooManyConnections`], [`ErrorKind::Unsupported`]; and [`ErrorKind::Stopped`]
-    /// at a signal, after [`PodBuilder::stop_on_signals`]. After any of them nothing is registered and every connection is
-    /// closed.
+    /// [`ErrorKind::Forbidden`], [`ErrorKind::TooManyConnections`], [`ErrorKind::Unsupported`]; and
+    /// [`ErrorKind::Stopped`] at a signal, after [`PodBuilder::stop_on_signals`]. After any of them, nothing is
+    /// registered and every connection is closed.
     ///
     /// # Cancel safety
     ///
@@ -176,19 +180,20 @@ impl Pod {
         &self.shared.member.pod_id
     }
 
-    /// Its present registration.
+    /// The current incarnation of the pod.
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.shared.member.incarnation()
     }
 
-    /// The pod as it stands. Touches no database.
+    /// The current status of the pod. Touches no database.
     #[must_use]
     pub fn status(&self) -> PodStatus {
         self.shared.status()
     }
 
-    /// Resolves when the phase or the incarnation may have changed since the call. The number of runs is not watched.
+    /// Resolves when the phase or the incarnation may have changed since the call. Changes of the number of runs do not
+    /// count.
     ///
     /// # Cancel safety
     ///
@@ -197,17 +202,17 @@ impl Pod {
         self.shared.member.status_changes()
     }
 
-    /// How long ago the last ping that the server answered was sent. Once that is a lease, the server may free the pod's
-    /// lock: what this pod does in its own name beside its runs must have stopped by then. Touches no database.
+    /// The time since the last answered ping was sent. Once it reaches a lease, the server may free the pod's lock.
+    /// Work that this pod does in its own name, beside its runs, must have stopped by then. Touches no database.
     #[must_use]
     pub fn silent_for(&self) -> Duration {
         self.shared.member.silent_for()
     }
 
-    /// Resolves when `incarnation` is over for this pod: it was silent for `self_fence` (L7), was put out or buried, is
-    /// registered anew, or has ended. A connection that is lost and back in time is none of these.
+    /// Resolves when `incarnation` is over for this pod: it was silent for `self_fence` (L7), was evicted or buried,
+    /// has a new incarnation in its place, or has ended. A connection that is lost and back in time is none of these.
     ///
-    /// For what a pod does in its own name beside its runs, which are told by themselves.
+    /// Use it for work that a pod does in its own name, beside its runs. Runs are told to stop by podlock.
     ///
     /// # Cancel safety
     ///
@@ -222,30 +227,30 @@ impl Pod {
         &self.shared.member.settings
     }
 
-    /// What happens in the fleet from now on, best effort.
+    /// What happens in the fleet from now on. Best effort: an event may be missing.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PodEvent> {
         self.shared.member.events.subscribe()
     }
 
-    /// Starts a run that this pod owns, and begins it.
+    /// Inserts a run that this pod owns, and begins it.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::KeyBusy`] naming the run that has the key, [`ErrorKind::NoHandler`], [`ErrorKind::AtCapacity`],
     /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], [`ErrorKind::Stopped`], or the
-    /// database's. Where the reply was lost, the error says that the run may have been started; where it was started
-    /// and has ended or moved on meanwhile, it is [`ErrorKind::Fenced`].
+    /// database's. If the reply was lost, the error says that the run may have been started. If the run was started and
+    /// has ended or moved to another pod meanwhile, the error is [`ErrorKind::Fenced`].
     ///
     /// # Cancel safety
     ///
-    /// A dropped call goes on in the background: the run may or may not be started, and if it is, it runs.
+    /// A dropped call continues in the background: the run may or may not be started. If it is started, it runs.
     pub async fn start(&self, new: NewRun) -> Result<Started> {
         let engine = Arc::clone(&self.shared.engine);
         self.in_background(async move { runs::start(&engine, new).await }).await
     }
 
-    /// Starts a run that nobody owns: any pod with a handler and room takes it up, also one that is not there yet.
+    /// Inserts a run without an owner. Any pod with a handler and room claims it, even a pod that starts later.
     ///
     /// # Errors
     ///
@@ -259,12 +264,12 @@ impl Pod {
         self.in_background(async move { runs::submit(&engine, &new).await }).await
     }
 
-    /// Starts a run in the caller's transaction, on the caller's connection to the same database: it is there if and
-    /// only if the transaction commits, and then this pod takes it up, or a survivor if this pod has died.
+    /// Inserts a run in the caller's transaction, on the caller's connection to the same database. The run exists if
+    /// and only if the transaction commits. Then this pod begins it, or a survivor does if this pod has died.
     ///
     /// # Errors
     ///
-    /// As [`Pod::start`]. After an error of the database the transaction is aborted; after the others it is as it was.
+    /// As [`Pod::start`]. After an error of the database the transaction is aborted. After the others it is unchanged.
     ///
     /// # Cancel safety
     ///
@@ -286,7 +291,7 @@ impl Pod {
         runs::insert_in_txn(&self.shared.engine, txn, &new, false).await
     }
 
-    /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted; its handler is told
+    /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted. Its handler is told
     /// at once.
     ///
     /// # Errors
@@ -295,21 +300,21 @@ impl Pod {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call may or may not have cancelled the run; calling again is safe.
+    /// A dropped call may or may not have cancelled the run. It is safe to call again.
     pub async fn cancel(&self, run_id: RunId) -> Result<Cancelled> {
         let outcome = statements::cancel(&self.shared.engine.db, run_id)
             .await
             .map_err(|e| e.about_run(run_id).in_doubt("the run may be cancelled or not; cancelling again is safe"))?;
-        // At once, also where this pod has no control session at the moment to hear of it.
+        // At once, even if this pod has no control session at the moment and could not hear the notice.
         if outcome == Cancelled::Now {
             self.shared.engine.stop_run(run_id, None, StopReason::Cancelled);
         }
         Ok(outcome)
     }
 
-    /// Attaches to a run's stream, whichever pod it is on: the chunks of its current generation from the first on, what is
-    /// taken back when another pod takes it over, and its end. While anybody is attached, the pod has a fourth connection
-    /// to the database.
+    /// Attaches to a run's stream, whichever pod runs it: the chunks of its current generation from the first on, the
+    /// chunks that are taken back when another pod takes over the run, and its end. While a reader is attached, the pod
+    /// has a fourth connection to the database.
     ///
     /// # Errors
     ///
@@ -322,8 +327,8 @@ impl Pod {
         self.attach_after(run_id, StreamPosition::START).await
     }
 
-    /// [`Pod::attach`] by a reader that has seen the stream up to `position`, on this pod or another: it is handed what
-    /// comes after, and told what was taken back of what it has.
+    /// [`Pod::attach`] for a reader that has seen the stream up to `position`, on this pod or another. The reader gets
+    /// the chunks after that, and is told which of its chunks were taken back.
     ///
     /// # Errors
     ///
@@ -336,8 +341,8 @@ impl Pod {
         Attached::new(Arc::clone(&self.shared.engine), run_id, position).await
     }
 
-    /// [`Pod::attach`] to the run of this kind and key: to the one that is running, else to the newest that has ended. Which
-    /// one it was, [`Attached::run_id`] says; a run that is started with the key later is another stream.
+    /// [`Pod::attach`] to the run of this kind and key: to the running one, else to the newest one that has ended.
+    /// [`Attached::run_id`] says which run it is. A run that is started with the key later has another stream.
     ///
     /// # Errors
     ///
@@ -355,7 +360,7 @@ impl Pod {
         }
     }
 
-    /// [`Pod::attach_after`] for a reader that can go to another pod: refused as soon as this one is cut off.
+    /// [`Pod::attach_after`] for a reader that can go to another pod. Returns an error as soon as this pod is cut off.
     #[cfg(feature = "http")]
     pub(crate) async fn attach_unless_cut_off(&self, run_id: RunId, position: StreamPosition) -> Result<Attached> {
         tokio::select! {
@@ -365,15 +370,15 @@ impl Pod {
         }
     }
 
-    /// Registers a source of progress: a part of the application that gets somewhere while this pod does. Any one that moves is
-    /// enough; a [`required`](ProgressSource::required) one must move itself.
+    /// Registers a source of progress: a part of the application that moves on while this pod works. It is enough if
+    /// one source moves, but a [`required`](ProgressSource::required) source must move itself.
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
         self.shared.member.sources.register()
     }
 
-    /// Resolves when somebody asked this pod to drain (`podlock drain`, `studio_drain`). It takes no more work from
-    /// then on; answer with [`Pod::shutdown`].
+    /// Resolves when this pod was asked to drain (`podlock drain`, `studio_drain`). From then on it takes no more work.
+    /// Answer with [`Pod::shutdown`].
     ///
     /// # Cancel safety
     ///
@@ -382,7 +387,7 @@ impl Pod {
         self.shared.member.drain_requested.cancelled().await;
     }
 
-    /// Resolves when the pod has ended: after [`Pod::shutdown`], or because of what [`Pod::failure`] says.
+    /// Resolves when the pod has ended: after [`Pod::shutdown`], or for the reason that [`Pod::failure`] returns.
     ///
     /// # Cancel safety
     ///
@@ -391,20 +396,20 @@ impl Pod {
         self.shared.ended.cancelled().await;
     }
 
-    /// Why the pod ended by itself; `None` if it did not.
+    /// Why the pod ended by itself. `None`: it did not.
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.shared.failure()
     }
 
-    /// Stops cleanly: marks the row `draining`, takes no more work, tells the runs to stop, waits until they have
-    /// ended or `deadline` has passed, aborts and joins what is left, and only then ends the sessions. The row and the
-    /// owner columns stay: a survivor buries the pod and takes over what did not finish (L4).
+    /// Stops the pod cleanly. It marks the row `draining`, takes no more work and tells the runs to stop. It waits
+    /// until they have ended or `deadline` has passed, aborts and joins the rest, and only then ends the sessions. The
+    /// row and the owner columns stay: a survivor buries the pod and takes over the unfinished runs (L4).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Stuck`] if an aborted handler does not end because it never awaits: the lock is then kept, so that
-    /// nobody resumes its run beside it. End the process.
+    /// [`ErrorKind::Stuck`] if an aborted handler does not end because it never awaits. The pod then keeps its lock, so
+    /// that no other pod resumes the run at the same time. End the process.
     ///
     /// # Cancel safety
     ///
@@ -413,7 +418,7 @@ impl Pod {
         shutdown::shutdown(&self.shared, deadline).await
     }
 
-    /// The pool and the opener, for the operator that this pod hands out.
+    /// The pool and the opener, for the operator of this pod.
     pub(crate) fn connections(&self) -> (Database, Opener) {
         (self.shared.engine.db.clone(), self.opener.clone())
     }
@@ -440,7 +445,7 @@ impl fmt::Debug for Pod {
     }
 }
 
-/// Ends a pod whose last handle is gone.
+/// Ends the pod when its last handle is dropped.
 struct EndOnDrop(Arc<Shared>);
 
 impl Drop for EndOnDrop {

@@ -1,4 +1,5 @@
-//! The clean stop: runs first, the lock last, so that the aborted and the resumed never overlap.
+//! The clean stop: runs end first and the lock is released last, so that an aborted run never overlaps with its next
+//! attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +15,14 @@ use crate::id::RunId;
 use crate::runs::{StopReason, failures};
 use crate::store::pods;
 
-/// A stop without any grace still tries for so long to say that it was a clean one.
+/// How long a stop without any grace still tries to record that it is a clean one.
 const MARK_AT_LEAST: Duration = Duration::from_millis(500);
 
-/// A deadline that is further away counts as this: a clock of the system can hold it.
+/// The longest deadline; a longer one counts as this. A clock of the system can represent it.
 const LONGEST: Duration = Duration::from_secs(30 * 365 * 86400);
 
-/// How long a stop waits for its last append to the event log. Longer holds up the burial, and with it the next owners.
+/// How long a stop waits for its last append to the event log. Longer delays the burial, and with it the next owners.
+/// Shorter loses the event if the log is busy.
 const TELL_AT_MOST: Duration = Duration::from_millis(500);
 
 const POLL: Duration = Duration::from_millis(20);
@@ -31,9 +33,9 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct ShutdownReport {
     /// Succeeded or failed during the drain.
     pub finished: usize,
-    /// Given back for another pod to go on with.
+    /// Released for another pod to continue.
     pub yielded: usize,
-    /// Aborted at the deadline; survivors go on with them.
+    /// Aborted at the deadline. Survivors take them over.
     pub aborted: usize,
 }
 
@@ -80,7 +82,7 @@ fn in_time(time: Duration) -> Instant {
     now.checked_add(time.min(LONGEST)).unwrap_or(now)
 }
 
-/// Says in the row that the pod drains. That it cannot be said does not stop the stop: the death is then recorded as a
+/// Records in the row that the pod drains. A failure does not keep the pod from stopping; its end is then recorded as a
 /// loss.
 async fn mark(shared: &Shared) {
     let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, shared.member.settings.reconnect_backoff_max);
@@ -97,7 +99,7 @@ fn report_unmarked(shared: &Shared, error: &Error) {
     tracing::warn!(target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %error, "the row could not be marked as draining");
 }
 
-/// Drains as soon as somebody asks for it; the service answers with a shutdown when it is ready.
+/// Drains as soon as a drain is requested. The service shuts the pod down when it is ready.
 pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
     tokio::select! {
         biased;
@@ -113,8 +115,8 @@ pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
     }
 }
 
-/// What failed since the last append, while there is a database to append to. The stop does not wait for it for long: the
-/// rows of the runs say it as well.
+/// Reports the runs that failed since the last append to the event log. The stop does not wait for it for long, because
+/// the rows of the runs say the same.
 async fn tell_of_failures(shared: &Shared) {
     if tokio::time::timeout(TELL_AT_MOST, failures::tell(&shared.engine)).await.is_err() {
         tracing::debug!(target: "podlock", event = "failures_untold", pod = %shared.member.pod_id, "the event log could not be told of failed runs in time");
@@ -122,12 +124,12 @@ async fn tell_of_failures(shared: &Shared) {
 }
 
 async fn wait_for_runs(shared: &Shared, until: Instant) {
-    // Past the time, what is left is aborted, or reported.
+    // After the time-out, the remaining runs are aborted or reported.
     let _ = tokio::time::timeout_at(until, shared.engine.registry.emptied()).await;
 }
 
-/// Waits for the aborted, and returns those that did not end. A start or claim that is under way is none of them: it
-/// begins no task any more.
+/// Waits for the aborted runs and returns those that did not end. A start or claim in progress does not count, because
+/// it begins no task any more.
 async fn wait_for_tasks(shared: &Shared, until: Instant) -> Vec<RunId> {
     loop {
         let running = shared.engine.registry.running_ids();
@@ -148,7 +150,7 @@ async fn end(shared: &Shared) {
     {
         tracing::error!(target: "podlock", event = "failed", pod = %shared.member.pod_id, "the keeper's thread panicked");
     }
-    // First the pool: whoever waits for it is told, instead of waiting for a database that may not answer.
+    // The pool first: a caller that waits for it gets an error, instead of waiting for a database that may not answer.
     shared.engine.db.close();
     shared.member.tracker.close();
     if tokio::time::timeout(shared.member.settings.statement_timeout, shared.member.tracker.wait()).await.is_err() {

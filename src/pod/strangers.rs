@@ -1,5 +1,5 @@
-//! Strangers at the locks of pods: any role of the database can take any advisory lock. Nothing is decided on it (L10): a pod
-//! whose lock somebody holds is not buried. It is told of, so that people can end the stranger.
+//! Strangers that hold locks of pods: any role of the database can take any advisory lock. No decision depends on it
+//! (L10): a pod whose lock a stranger holds is not buried. The stranger is reported, so that people can end it.
 
 use super::local::{LivenessLock, Local};
 use crate::error::Result;
@@ -9,20 +9,20 @@ use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
-/// How many are told of at a time.
+/// How many are reported at a time.
 const AT_ONCE: usize = 16;
 
-/// One look at the locks of the whole roster, and a record of what no pod has recorded yet.
+/// Checks the locks of the whole roster, and records the strangers that no pod has recorded yet.
 ///
-/// The look reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one look
-/// in each beat interval, however many they are (`protocol::turns`).
+/// The check reads all locks of the server, and every pod beats. So pods take turns, and all pods together make about one
+/// check in each beat interval, however many they are (`protocol::turns`).
 pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let Some(index) = beats.own else { return Ok(()) };
     if !local.is_turn(lock.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {
-        // The next look tries again; a right that is missing does not pass by itself.
+        // The next check tries again. A missing right does not pass by itself.
         Err(e) if refused(&e) && e.is_transient() => {
             tracing::debug!(target: "podlock", event = "strangers_unseen", pod = %local.shared.member.pod_id, error = %e, "strangers at the pods' locks could not be looked for");
         }
@@ -42,7 +42,7 @@ async fn tell(local: &Local, session: &Session) -> Result<()> {
         return Ok(());
     }
     let Some(noted) = strangers::note(session, &new, &local.shared.member.pod_id).await? else {
-        // Another has the log at the moment.
+        // Another session holds the log at the moment.
         return Ok(());
     };
     local.note_strangers_told(&new);
@@ -52,7 +52,8 @@ async fn tell(local: &Local, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Without its witness lock a pod has no control session, and finds no stranger by [`look`].
+/// Reports a stranger that holds this pod's witness lock. Without that lock the pod has no control session, and
+/// [`look`] does not run.
 pub(super) async fn say_who_keeps_out(local: &Local, session: &Session) -> Result<()> {
     let Some(holder) = locks::holder(session, local.keys.witness).await?.filter(|holder| !holder.is_podlocks()) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The control session: it holds the witness lock, hears the others, and sweeps, so that nothing depends on a push.
+//! The control session: it holds the witness lock, hears the other pods, and sweeps, so that nothing depends on a push.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ use crate::store::notices;
 use crate::store::pods;
 use crate::store::role::Role;
 
-/// Former backends of ours that a new session ends, if the server still has them.
+/// How many former backends of ours a new session ends, if the server still has them.
 const FORMER_BACKENDS: usize = 8;
-/// How often it is seen whether a silent session may be let go.
+/// How often to check whether a silent session may be closed.
 const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
 /// Keeps a control session until the pod stops, and sweeps on it.
 pub(crate) async fn run(local: &Local, first: Listener) {
@@ -62,7 +62,8 @@ pub(crate) async fn run(local: &Local, first: Listener) {
                     session = Some(opened);
                     silent = None;
                 }
-                // Without it the pod has no witness and sweeps nothing: what does not pass by itself, somebody has to know.
+                // Without a control session, the pod has no witness lock and does not sweep. An error that does not
+                // pass by itself needs a person.
                 Err(e) if !e.is_transient() => {
                     tracing::warn!(target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e, "no control session, and it needs a hand")
                 }
@@ -79,7 +80,7 @@ pub(crate) async fn run(local: &Local, first: Listener) {
             _ = away.changed() => away.borrow().map_or("the keeper asks for it", Away::as_str).to_owned(),
             e = serve(local, &mut open, &mut backoff) => e.to_string(),
         };
-        // One that is only silent may still hold the witness lock at the server.
+        // A session that is only silent may still hold the witness lock on the server.
         local.control_answers.set(false);
         silent = Some(open);
         let_go_if_due(local, &mut silent);
@@ -91,7 +92,7 @@ fn backoff(local: &Local) -> Backoff {
     Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
 }
 
-/// Lets a silent session go once it has ended, or the runs were told to stop.
+/// Closes a silent session once it has ended or the runs were told to stop.
 fn let_go_if_due(local: &Local, silent: &mut Option<Listener>) {
     if silent.as_ref().is_none_or(|session: &Listener| session.has_ended() || local.may_let_go()) {
         *silent = None;
@@ -99,7 +100,7 @@ fn let_go_if_due(local: &Local, silent: &mut Option<Listener>) {
     }
 }
 
-/// A new control session, armed: the former one ended, the witness lock held, listening.
+/// Opens a new control session: ends the former one, takes the witness lock, and listens.
 async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Listener>) -> Result<Listener> {
     let mut session = Listener::open(&local.opener, Role::Control).await?;
     loop {
@@ -110,7 +111,7 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Liste
         tokio::time::sleep(LOOK_AT_SILENT).await;
     }
     locks::end_own_backends(&mut session, local.keys.witness, former).await?;
-    // Remembered before it takes the lock: a session that goes silent half-way is ended by the next.
+    // Remembered before it takes the lock, so that the next session ends it if it goes silent half-way.
     former.push(session.backend());
     let surplus = former.len().saturating_sub(FORMER_BACKENDS);
     former.drain(..surplus);
@@ -124,14 +125,14 @@ async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Liste
         }
     }
     let last = notices::listen(&session).await?;
-    // What happened while there was no session is read now. After a failover the log may be shorter than it was.
+    // The events of the time without a session are read now. After a failover the log may be shorter than before.
     local.log_read.set(local.log_read.get().min(last));
     local.control.set(Some(session.backend()));
     local.control_answers.set(true);
     Ok(session)
 }
 
-/// Sweeps, hears and beats on one session, until it fails.
+/// Sweeps, hears and beats on one session until the session fails.
 async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Backoff) -> crate::Error {
     if let Err(e) = burial::warm_up(local, session).await {
         return e;
@@ -142,7 +143,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
     let mut next_look = Instant::now();
     let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
     let mut beaten = local.shared.member.progress();
-    // Whatever was missed while there was no control session is found by a pass of each kind.
+    // Events of the time without a control session may have been missed, so a pass of each kind runs.
     local.shared.engine.recover_now.notify_one();
     loop {
         let ended = session.ended();
@@ -156,7 +157,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             () = tokio::time::sleep_until(next_beat), if local.lock().is_some() => {}
             () = tokio::time::sleep_until(local.recover_at()) => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
-            // The last, and what is due is done in any case: a flood of notices holds up nothing.
+            // This branch is last, and due work is done in any case: a flood of notices delays nothing.
             heard = session.heard() => hints.hear(local, &heard),
         }
         let now = Instant::now();
@@ -203,7 +204,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
                 let began = Instant::now();
                 sweep(local, session, &standing, expects_a_loss).await?;
                 tell_waits(local, session).await;
-                // Of a long roster, looks may take long: at most half of the time goes into them.
+                // With a long roster, a probe may take long. At most half of the time goes into probes.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
                 next_look = Instant::now() + sweep_delay(local).max(took);
                 hints.look.end(clock::now(), false);
@@ -225,7 +226,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
     }
 }
 
-/// Beats, if the application made progress since it was `beaten`; else says which required source stands still.
+/// Beats if the application made progress since `beaten`. Otherwise records which required source stands still.
 async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mut Progress) -> Result<()> {
     let shared = &local.shared;
     let progress = shared.member.progress();
@@ -245,14 +246,14 @@ async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mu
     Ok(())
 }
 
-/// What follows from a look at the peers' beats: decide → tell, and put out where that is the policy → report.
+/// Acts on a check of the peers' beats: decide → report the suspects, and evict them if that is the policy.
 async fn look_for_stalled(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let shared = &local.shared;
     let Some(own) = beats.own else { return Ok(()) };
     for stalled in local.observe_beats(own, &beats.peers) {
         let source = beats.standing.get(&stalled.incarnation).map(String::as_str);
         match tell_of_stalled(local, session, lock, &stalled, source).await {
-            // One that may not be put out, as a pod of another role, hides none of the others.
+            // A suspect that may not be evicted, such as a pod of another role, hides none of the others.
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "eviction_failed", incarnation = %stalled.incarnation, by = %shared.member.pod_id, error = %e, "a pod that gets nowhere was left as it is");
             }
@@ -277,7 +278,7 @@ async fn tell_of_stalled(
             looks = stalled.looks, source, "a pod runs and gets nowhere"
         );
     }
-    // As a burial, it is for pods that have been up for a while themselves (L2).
+    // Like a burial, an eviction is only for pods that have been up for a while themselves (L2).
     if settings.on_stall == OnStall::Evict
         && local.is_settled(lock)
         && let Some(backends) = beats::put_out(session, &shared.member.pod_id, stalled).await?
@@ -290,8 +291,8 @@ async fn tell_of_stalled(
     Ok(())
 }
 
-/// In how long the next look is due. It is due at the latest when the wait of an unsettled pod ends: the log promises
-/// that end (`wait_ms`).
+/// How soon the next roster probe is due. It is due at the latest when the wait of an unsettled pod ends, because the
+/// log promises that end (`wait_ms`).
 fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
     let delay = match local.hold_delay() {
@@ -302,8 +303,8 @@ fn sweep_delay(local: &Local) -> Duration {
     local.take_bury_delay().map_or(delay, |left| left.min(delay))
 }
 
-/// One sweep: look → decide → bury or tell → report. Where a loss is expected, the look is the burial's own, which
-/// saves one of them.
+/// One sweep: probe the roster → decide → bury or tell → report. If a loss is expected, the burial pass probes the
+/// roster itself, which saves one probe.
 async fn sweep(local: &Local, session: &mut Session, lock: &LivenessLock, expects_a_loss: bool) -> Result<()> {
     if expects_a_loss && local.is_settled(lock) {
         let look = burial::hold(local, session, lock, Trigger::Sweep, None).await?;
@@ -325,15 +326,15 @@ async fn sweep(local: &Local, session: &mut Session, lock: &LivenessLock, expect
     burial::hold_after(local, session, lock, Trigger::Sweep, &look, &decision).await
 }
 
-/// Records the waits that the look showed, once for all observers. A failure delays nothing: the next look tries to
-/// record them again.
+/// Records the waits that the probe showed, once for all observers. A failure delays nothing: the next sweep tries
+/// again.
 async fn tell_waits(local: &Local, session: &Session) {
     let waits = local.waits();
     if waits.is_empty() {
         return;
     }
     match burials::note_waits(session, &waits, &local.shared.member.pod_id).await {
-        // Another has the log at the moment.
+        // Another session holds the log at the moment.
         Ok(None) => {}
         Ok(Some(_)) => local.note_waits_told(&waits),
         Err(e) => {
@@ -342,10 +343,10 @@ async fn tell_waits(local: &Local, session: &Session) {
     }
 }
 
-/// Looks at our own row. False if it is gone, which ends this incarnation.
+/// Checks this pod's own row. Returns `false` if the row is gone, which ends this incarnation.
 fn check_own_row(local: &Local, lock: &LivenessLock, look: &RosterProbe) -> bool {
     let Some(own) = &look.own else {
-        // A look that began before a new registration shows the roster without it.
+        // A probe that began before a new registration shows the roster without the new row.
         if local.lock().is_some_and(|now| now.incarnation == lock.incarnation) {
             local.shared.row_gone.notify_one();
         }

@@ -1,4 +1,4 @@
-//! Until a pod is to stop, and the clean stop: what most services do in their `main`.
+//! Waits until a pod should stop, then stops it cleanly: the end of most services' `main`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::error::{Error, ErrorKind, Result};
 #[serde(rename_all = "UPPERCASE")]
 #[non_exhaustive]
 pub enum StopSignal {
-    /// What an orchestrator sends.
+    /// SIGTERM: an orchestrator sends it.
     Sigterm,
-    /// Ctrl-C.
+    /// SIGINT: Ctrl-C.
     Sigint,
 }
 
 impl StopSignal {
-    /// The number that a shell adds to 128 for the status of a process that the signal ended.
+    /// The signal's number. A shell reports a process that the signal ended with the status 128 + this number.
     const fn number(self) -> i32 {
         match self {
             Self::Sigterm => 15,
@@ -47,11 +47,11 @@ impl fmt::Display for StopSignal {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopCause {
-    /// The process was sent a signal.
+    /// The process received a signal.
     Signal(StopSignal),
     /// Somebody asked the pod to drain: `podlock drain`, `studio_drain`, [`Operator::drain`](crate::Operator::drain).
     DrainRequested,
-    /// Another handle was given to [`Pod::shutdown`].
+    /// [`Pod::shutdown`] was called on another handle.
     Shutdown,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for StopCause {
     }
 }
 
-/// A clean stop: why, and what became of the runs.
+/// A clean stop: its cause, and how the runs ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stopped {
@@ -75,10 +75,10 @@ pub struct Stopped {
     pub report: ShutdownReport,
 }
 
-/// The signals that this process was sent, counted from the moment that this is made.
+/// The signals that this process has received since this value was made.
 pub(crate) struct Signals {
     heard: watch::Receiver<Heard>,
-    /// Written by this task alone, which ends with the last handle of the pod.
+    /// The only writer of `heard`. The task ends with the last handle of the pod.
     _task: AbortOnDropHandle<()>,
 }
 
@@ -89,7 +89,7 @@ struct Heard {
 }
 
 impl Signals {
-    /// From here on SIGTERM and SIGINT do not end the process by themselves.
+    /// Starts to listen. From then on, SIGTERM and SIGINT no longer end the process by themselves.
     pub(crate) fn listen() -> Result<Self> {
         let listen = |kind| {
             signal(kind).map_err(|e| {
@@ -115,29 +115,29 @@ impl Signals {
         Ok(Self { heard, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// Waits until the process was sent more than `known` signals, and returns the last with how many there were.
+    /// Waits until the process has received more than `known` signals. Returns the last one and their number.
     pub(crate) async fn after(&self, known: u64) -> (StopSignal, u64) {
         let mut heard = self.heard.clone();
         match heard.wait_for(|heard| heard.count > known).await.map(|heard| *heard) {
             Ok(Heard { count, last: Some(signal) }) => (signal, count),
-            // The runtime is going down, or nothing was heard: no signal comes any more.
+            // The runtime is shutting down: no signal comes any more.
             _ => std::future::pending().await,
         }
     }
 }
 
 impl Pod {
-    /// Waits until the pod is to stop, and stops it cleanly within `grace`, as [`Pod::shutdown`] does: the whole end of a
-    /// service's `main`. The pod is to stop at SIGTERM, at SIGINT (Ctrl-C), at a drain request, and when another handle
-    /// shuts it down. Keep `grace` below the deployment's `terminationGracePeriodSeconds`.
+    /// Waits until the pod should stop, then stops it cleanly within `grace`, as [`Pod::shutdown`] does: the whole end
+    /// of a service's `main`. The pod should stop at SIGTERM, at SIGINT (Ctrl-C), at a drain request, and when another
+    /// handle shuts it down. Keep `grace` below the deployment's `terminationGracePeriodSeconds`.
     ///
     /// A second signal ends the process at once, with the status 128 + the signal's number and without running any
-    /// destructor: the pod's runs go on elsewhere, as after a crash. A signal after a drain request is the first one, and
-    /// the drain goes on.
+    /// destructor. Other pods then take over the runs, as after a crash. The first signal after a drain request counts
+    /// as the first one, and the drain goes on.
     ///
-    /// Where the pod was built with [`PodBuilder::stop_on_signals`](super::PodBuilder::stop_on_signals), each signal
-    /// counts since before the pod began to start. Without it they count from the first poll of this call, and a signal
-    /// before that ends the process as the system does it: a crash, for the pod's peers.
+    /// If the pod was built with [`PodBuilder::stop_on_signals`](super::PodBuilder::stop_on_signals), signals count
+    /// from before the start of the pod. Otherwise they count from the first poll of this call. An earlier signal then
+    /// ends the process as the system does it, which is a crash for the pod's peers.
     ///
     /// # Errors
     ///
@@ -146,8 +146,8 @@ impl Pod {
     ///
     /// # Cancel safety
     ///
-    /// As [`Pod::shutdown`]: a dropped call that held the last handle ends the pod at once. SIGTERM and SIGINT do not end
-    /// the process by themselves any more after the first poll.
+    /// As [`Pod::shutdown`]: a dropped call that held the last handle ends the pod at once. From the first poll on,
+    /// SIGTERM and SIGINT no longer end the process by themselves.
     pub async fn until_stopped(self, grace: Duration) -> Result<Stopped> {
         let signals = match &self.signals {
             Some(signals) => Arc::clone(signals),
@@ -164,7 +164,7 @@ impl Pod {
         tracing::info!(target: "podlock", event = "stopping", pod = %name, cause = %cause, "the pod is to stop");
         let stop = self.shutdown(grace);
         tokio::pin!(stop);
-        // A drain request is no signal: the first that follows it says only what is under way.
+        // A drain request is no signal. The first signal after it changes nothing: the stop is already in progress.
         let mut left = if matches!(cause, StopCause::Signal(_)) { 1 } else { 2 };
         let mut known = known;
         let report = loop {
@@ -189,8 +189,8 @@ impl Pod {
     }
 }
 
-/// Ends the process without running destructors: they would wait, and the sender of a second signal does not want to.
-/// The server frees the lock when the sockets close, and a peer takes the runs.
+/// Ends the process without running destructors: they would wait, and the sender of a second signal wants no wait. The
+/// server frees the lock when the sockets close, and a peer takes over the runs.
 fn end_at_once(pod: &crate::PodId, signal: StopSignal) -> ! {
     tracing::warn!(target: "podlock", event = "cut_short", pod = %pod, signal = %signal, "a second signal: ending at once");
     std::process::exit(128 + signal.number());

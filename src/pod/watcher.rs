@@ -1,7 +1,9 @@
-//! The watch: a session that waits for the ring successor's lock, so that a death is pushed.
+//! The watch session: it waits for the liveness lock of the pod's successor in the ring, so that the server pushes a
+//! death.
 //!
-//! It holds no session lock: a ring of holders that wait would be a deadlock, and a blocked backend does not notice
-//! that its client is gone. A grant is only a signal: it is given back with the slice, and the burial proves again.
+//! It holds no session lock. If it held one, a ring of holders that wait for each other would be a deadlock, and a
+//! blocked backend does not notice that its client is gone. A grant is only a signal. The session releases the lock at
+//! the end of the slice, and the burial proves the death again.
 
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use crate::store::burials::{self, Slice};
 use crate::store::locks::Keys;
 use crate::store::role::Role;
 
-/// Keeps a watch session until the pod stops. Returns early where push is off.
+/// Keeps a watch session until the pod stops. Returns at once if push is off.
 pub(crate) async fn run(local: &Local) {
     let shared = &local.shared;
     if !shared.member.settings.push {
@@ -81,8 +83,8 @@ fn backoff(local: &Local) -> Backoff {
     Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
 }
 
-/// How long a slice may wait, so that neither the deadlock check, nor `log_lock_waits`, nor the log of slow statements
-/// ever sees it. `None`: too short to be worth it.
+/// How long a slice may wait, so that the deadlock check, `log_lock_waits` and the log of slow statements never see it.
+/// `None`: the slice would be too short to be useful.
 fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     let mut slice = wanted.min(facts.deadlock_timeout.mul_f64(0.9));
     if let Some(logged) = facts.log_min_duration {
@@ -91,18 +93,20 @@ fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     (slice >= SHORTEST_WATCH_SLICE.min(wanted)).then_some(slice)
 }
 
-/// How often the server's settings are read again. An administrator may change them by a reload, and then each slice of each
-/// pod could be a line in the server's log.
+/// How often the server's settings are read again. After an administrator changes them by a reload, each slice of each
+/// pod could write a line to the server's log. More often costs a round trip; more rarely lets such lines go on for
+/// longer.
 const SETTINGS_AGAIN: Duration = Duration::from_secs(20);
 
-/// How long a watch that has no room stays off, half of it more or less. It takes a new session to see whether there is room
-/// again, and every pod of the fleet is in the same state.
+/// How long a watch without room stays off: 30 s, times a random factor between 0.5 and 1.5. Only a new session can see
+/// whether there is room again, and every pod of the fleet is in the same state.
 const OFF_FOR: Duration = Duration::from_secs(30);
 
-/// How soon the watch looks again at a pod that is free and was not buried. Doubles up to `hold_probe_interval`.
+/// How soon the watch tries again at a pod whose lock is free and that was not buried. The delay doubles up to
+/// `hold_probe_interval`.
 const FREE_AGAIN: Duration = Duration::from_millis(2);
 
-/// Watches until the session is lost, or the server's settings leave no room for it: then it is no error.
+/// Watches until the session is lost (an error), or the server's settings leave no room for a watch (no error).
 async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> Result<()> {
     let settings = &local.shared.member.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
@@ -110,7 +114,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     burial::warm_up(local, session).await?;
     let mut spoken = Instant::now();
     let mut failed = false;
-    // Free again and again: who, and how long the next wait is.
+    // A successor that is found free again and again, and the delay before the next try.
     let mut free: Option<(Incarnation, Backoff)> = None;
     loop {
         if read.elapsed() >= SETTINGS_AGAIN {
@@ -126,12 +130,13 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
         let began = Instant::now();
         let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT).await;
         let (answer, version) = match watched {
-            // The lock table is full, or somebody cancelled it: unknown is not dead (L10), and the session is sound.
+            // The lock table is full, or somebody cancelled the statement. Unknown is not dead (L10), and the session
+            // is sound.
             Err(e) if refused(&e) && e.is_transient() => {
                 tracing::debug!(target: "podlock", event = "watch_failed", pod = %local.shared.member.pod_id, error = %e, "a slice of the watch failed; nothing was concluded from it");
                 spoken = Instant::now();
-                // It may have been granted the lock, and failed as it told the others. So it is repeated at once; what fails
-                // again and again begins once a slice.
+                // The slice may have been granted the lock and then failed while it told the others. So it is repeated
+                // at once. If it fails again and again, it begins once per slice.
                 if std::mem::replace(&mut failed, true) {
                     tokio::time::sleep_until(began + slice).await;
                 }
@@ -146,7 +151,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             local.shared.look_now.notify_one();
         }
         if answer == Slice::Held {
-            // A wait that ends early must not spin.
+            // A wait that ends early must not make the loop spin.
             if began.elapsed() < slice / 2 {
                 tokio::time::sleep(slice / 2).await;
             }
@@ -161,7 +166,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
                 let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
                 burial::tell(local, session, &lock, dead).await
             }
-            // Detached: nothing may be concluded, and the sweep looks on return.
+            // Detached: nothing may be concluded. The sweep probes when the pod is back.
             None => {
                 tokio::time::sleep(settings.hold_probe_interval).await;
                 Ok(())
@@ -169,12 +174,13 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
         };
         match acted {
             Ok(()) => {
-                // Whom this look left in sight, the sweep goes on looking at.
+                // The sweep continues to probe the peers that this probe left in sight.
                 if local.hold_delay().is_some() {
                     local.shared.look_now.notify_one();
                 }
-                // Its lock was free, and it is neither buried nor in sight: another buries it at this moment, or a transaction
-                // holds its row for as long as it likes. Each slice that is granted the lock tells every pod, so they get rarer.
+                // The successor's lock was free, but the successor is neither buried nor in sight. Either another pod
+                // is burying it now, or a transaction holds its row for an unknown time. Each slice that is granted the
+                // lock tells every pod, so the slices become rarer.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
                     if free.as_ref().is_none_or(|(who, _)| *who != successor.incarnation) {
                         free = Some((successor.incarnation, Backoff::new(FREE_AGAIN, settings.hold_probe_interval)));
@@ -188,7 +194,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             }
             Err(e) if refused(&e) => {
                 tracing::warn!(target: "podlock", event = "burial_failed", pod = %local.shared.member.pod_id, error = %e, "nobody was buried");
-                // One that failed late, as by a commit that had to wait for those of others, is repeated at once.
+                // A burial that failed late, such as a commit that had to wait for other commits, is repeated at once.
                 tokio::time::sleep_until(granted + settings.hold_probe_interval).await;
             }
             Err(e) => return Err(e),
@@ -196,7 +202,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
     }
 }
 
-/// Nobody to watch: waits for the roster to change, and keeps the session from idling since it last spoke.
+/// Waits for the roster to change while there is no peer to watch. Pings so that the session does not idle for a lease.
 async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<()> {
     tokio::select! {
         () = local.roster_changed.notified() => Ok(()),

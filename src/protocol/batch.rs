@@ -1,37 +1,44 @@
-//! How a statement over many rows goes on when it fails because of some of them (L12).
+//! How to retry a statement over many rows after some of the rows made it fail (L12).
 //!
-//! A batch that ran into a time limit is halved, and so is every other batch that is as long. A batch that the server
-//! refused because of a value in it is halved as well, down to the one row that is at fault: the culprit. The halves go
-//! behind the batches that were not tried yet, so that sound rows do not wait for the search. A pass tries only so many
-//! statements that fail; the next pass goes on with batches of the size at which this one stopped.
+//! * **Too slow.** A batch that ran into a time limit is cut in half. So is every waiting batch that is longer than
+//!   that half.
+//! * **Refused.** The server refuses a batch because of a value in it. Such a batch is cut in half again and again,
+//!   down to the one row at fault: the culprit.
+//! * **Order.** The halves go behind the batches that were not tried yet, so that sound rows do not wait for the
+//!   search.
+//! * **Bound.** A pass tries only so many statements that fail. The next pass begins with the batch size at which this
+//!   one stopped.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// How many statements of one pass may run into a time limit: each costs as long as the limit.
+/// How many statements of one pass may run into a time limit. Each costs as long as the limit. More: a pass takes long.
+/// Fewer: more passes until the batches are small enough.
 const SLOW_MOST: usize = 4;
-/// How many statements of one pass may be refused. The search for one culprit among 500 rows takes at most 10
-/// refusals, each of them quick.
+/// How many statements of one pass may be refused. The search for one culprit among 500 rows takes at most 10 refusals,
+/// each of them quick. So one pass finds several culprits, and still ends if every row is bad.
 const REFUSED_MOST: usize = 64;
 
 /// Why a statement over a batch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It did not end in time.
+    /// The statement did not end in time.
     TooSlow,
-    /// The server refused it, because of a value or a row in it.
+    /// The server refused the statement because of a value or a row in it.
     Row,
     /// Anything else. Smaller batches would fail too.
     Other,
 }
 
-/// What a failure says of the batch: whether it `timed_out`, or else the server's SQLSTATE, if it answered at all.
+/// Sorts a failure by whether the statement `timed_out`, or else by the server's SQLSTATE (`None`: the server did not
+/// answer).
 #[must_use]
 pub fn fault(timed_out: bool, sqlstate: Option<&str>) -> Fault {
     if timed_out {
         return Fault::TooSlow;
     }
-    // Values, constraints, what a trigger raised, limits of one row, and rows that the server itself cannot read.
+    // Classes of SQLSTATE about a row: bad values, constraints, errors raised by a trigger, limits of one row, and rows
+    // that the server itself cannot read.
     let of_a_row = ["21", "22", "23", "27", "2F", "38", "39", "44", "54", "P0", "XX"];
     match sqlstate.and_then(|code| code.get(..2)) {
         Some(class) if of_a_row.contains(&class) => Fault::Row,
@@ -39,12 +46,12 @@ pub fn fault(timed_out: bool, sqlstate: Option<&str>) -> Fault {
     }
 }
 
-/// What follows from a failure.
+/// What to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The batch was cut; go on.
+    /// The batch was cut in two. Go on with the next batch.
     Cut,
-    /// This one row is at fault; pass it over and go on.
+    /// This one row is at fault. Pass over it and go on.
     Culprit(usize),
     /// Smaller batches would not help, or enough has failed for one pass.
     GiveUp,
@@ -73,7 +80,7 @@ impl Batches {
         self.pending.pop_front()
     }
 
-    /// What to do about a batch that failed.
+    /// Notes that `batch` failed, cuts it if that helps, and says what to do next.
     pub fn failed(&mut self, batch: &Range<usize>, fault: Fault) -> Verdict {
         let (failures, most) = match fault {
             Fault::Other => return Verdict::GiveUp,
@@ -104,27 +111,27 @@ impl Batches {
         Verdict::Cut
     }
 
-    /// How long the batches of the next pass are, at most `most`: as long as this pass ended with, and twice as long after
-    /// a pass in which none was too slow.
+    /// How many rows the batches of the next pass have, at most `most`. If a batch of this pass was too slow: the size
+    /// at which the pass ended. Otherwise: twice that size.
     #[must_use]
     pub fn size_of_next_pass(&self, most: usize) -> usize {
         if self.slow > 0 { self.size } else { self.size.saturating_mul(2).min(most) }
     }
 
-    /// How many statements of the pass failed.
+    /// How many statements of this pass failed.
     #[must_use]
     pub fn failures(&self) -> usize {
         self.slow + self.refused
     }
 
-    /// The most rows of a batch.
+    /// The most rows of a batch now.
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
     }
 }
 
-/// Groups of rows, in their order, whose sizes sum to at most `most` each. A larger row is a group of its own.
+/// Groups rows, in their order, so that the sizes of a group sum to at most `most`. A larger row is a group of its own.
 #[must_use]
 pub fn by_bytes(sizes: &[i64], most: i64) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
@@ -146,8 +153,8 @@ pub fn by_bytes(sizes: &[i64], most: i64) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
-    /// Runs passes over `count` rows, of which those fail that `bad` says. Returns what passed, the culprits, the number of
-    /// statements, and the last verdict.
+    /// Runs a pass over `count` rows in which the batches fail for which `fails` returns a fault. Returns the rows that
+    /// passed, the culprits, and the number of statements.
     fn run(
         count: usize,
         size: usize,
@@ -202,7 +209,7 @@ mod tests {
         assert_eq!(Batches::new(10, 300).size_of_next_pass(500), 500);
     }
 
-    /// What fits in time is found over a few passes, however little it is.
+    /// However few rows fit in the time limit, a few passes find that number.
     #[test]
     fn l12_a_link_on_which_7_rows_fit_takes_all_rows_in_a_few_passes() {
         let (mut left, mut size) = (500_usize, 500);

@@ -1,9 +1,11 @@
-//! What lay behind an incarnation's end, as `studio_pod_sessions.cause` keeps it: finer than its reason, and for people.
+//! What was behind an incarnation's end, as `studio_pod_sessions.cause` keeps it. It is finer than the reason, and for
+//! people.
 //!
-//! * **Authority.** The pod itself knows best: it writes its cause before it ends its sessions, or when its process
-//!   returns, for its own former incarnation alone. Its burier writes what it saw, where the pod has written nothing.
-//! * **Not promised.** A process that was killed says nothing. From outside, a killed process and closed connections look
-//!   the same, and so do a frozen process, one that is cut off and a host that is lost.
+//! * **Authority.** The pod itself knows best. It writes its cause before it ends its sessions, or when its process
+//!   registers again. It writes only for its own former incarnation. Its burier writes what the burier saw, unless the
+//!   pod has written a cause.
+//! * **Not promised.** A killed process writes nothing. From outside, a killed process looks like closed connections. A
+//!   frozen process, a pod that is cut off and a lost host look like each other.
 
 use std::time::Duration;
 
@@ -12,30 +14,30 @@ use serde::Serialize;
 use super::ending::Reason;
 use super::patience::Stated;
 
-/// What lay behind an end.
+/// What was behind an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Said by the pod: its process was stopped (SIGSTOP, a suspended host) past its deadline.
+    /// Said by the pod: its process was stopped (SIGSTOP, a suspended host) until after its deadline.
     Frozen,
-    /// Said by the pod: the database did not answer it until its deadline, or could not be reached.
+    /// Said by the pod: until its deadline, the database did not answer it or could not be reached.
     CutOff,
     /// Said by the pod: its application's runtime ran no task for `stall_after`.
     RuntimeBlocked,
     /// Said by the pod: something ended its sessions while it lived.
     SessionsEnded,
-    /// Said by the pod: its session lived, and lost the lock.
+    /// Said by the pod: its session was alive but no longer held the lock.
     LockLost,
     /// Said by the pod: its row was deleted while it held its lock.
     RowDeleted,
-    /// Said by the pod: it ended for a reason that it cannot repair.
+    /// Said by the pod: it met an error that it cannot repair, and ended.
     Failed,
     /// Said by the pod: its service dropped it without a shutdown.
     Dropped,
-    /// Seen by the burier: it beat until just before, so the lease cannot have ended. Its process ended, or its
-    /// connections were closed.
+    /// Seen by the burier: the pod beat shortly before its lock came free, so its lease cannot have expired. Its
+    /// process ended, or its connections were closed.
     Closed,
-    /// Seen by the burier: it had not beaten for a lease, so the lease may have ended.
+    /// Seen by the burier: the pod had not beaten for a lease, so its lease may have expired.
     Silent,
 }
 
@@ -71,7 +73,7 @@ impl Cause {
         }
     }
 
-    /// The cause of this name; `None` for one that this version does not know.
+    /// The cause with this name. `None`: this version does not know the name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|cause| cause.as_str() == name)
@@ -95,12 +97,12 @@ impl Cause {
     }
 }
 
-/// How a pod's hold on its lock ended, as the pod itself saw it.
+/// How a pod lost its liveness lock, as the pod itself saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// The connection ended.
     Ended,
-    /// The connection is up, and was not answered.
+    /// The connection was up, but the server did not answer.
     Unanswered,
     /// The server answered that this session does not hold the lock.
     NotHeld,
@@ -110,7 +112,7 @@ pub enum Loss {
     RuntimeBlocked,
 }
 
-/// Why a pod lost its lock. `asleep`: for how long its own process was stopped since the last answered ping. A process
+/// Why a pod lost its lock. `asleep` is how long its own process was stopped since the last answered ping. A process
 /// that was stopped for more than half of `self_fence` was frozen, even if its sessions ended meanwhile.
 #[must_use]
 pub fn of_loss(loss: Loss, asleep: Duration, self_fence: Duration) -> Cause {
@@ -124,8 +126,8 @@ pub fn of_loss(loss: Loss, asleep: Duration, self_fence: Duration) -> Cause {
     }
 }
 
-/// Why a pod that could not come back by its deadline gives itself up. Ended sessions are then only the beginning:
-/// the pod had time to open new ones, and could not reach the database.
+/// Why a pod that did not get its lock back by its deadline gives itself up. If its sessions ended or lost the lock,
+/// the real cause is [`Cause::CutOff`]: it had time to open new sessions and could not reach the database.
 #[must_use]
 pub const fn past_the_deadline(cause: Cause) -> Cause {
     match cause {
@@ -134,20 +136,21 @@ pub const fn past_the_deadline(cause: Cause) -> Cause {
     }
 }
 
-/// The times by which a burier judges.
+/// The times by which a burier judges a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CauseTiming {
     /// The lease.
     pub lease: Duration,
-    /// A living pod pings so often.
+    /// How often a living pod pings.
     pub ping_interval: Duration,
-    /// A pod that gets somewhere beats so often.
+    /// How often a pod beats while it makes progress.
     pub beat_interval: Duration,
 }
 
 impl CauseTiming {
-    /// The times of a peer, as far as its row says them. A row does not say how often its pod pings. So of a pod of another
-    /// lease it is not known how soon the server could have ended its silent session: anything up to that lease.
+    /// The times of a peer, as far as its row states them. A row does not state how often its pod pings. For a peer
+    /// whose lease is not ours, we therefore do not know how soon the server could have ended its silent session. The
+    /// ping interval is then taken to be the whole lease.
     #[must_use]
     pub fn of_peer(self, stated: Option<Stated>, beat_interval: Option<Duration>) -> Self {
         let beat_interval = beat_interval.unwrap_or(self.beat_interval);
@@ -160,11 +163,11 @@ impl CauseTiming {
     }
 }
 
-/// What a burier saw of an end, beyond the locks: `beat_age` is the age of the last beat when the lock was first seen
-/// free. `None`: the age tells nothing, or the reason says it all.
+/// The cause that a burier can see. `beat_age` is the age of the last beat when the lock was first seen free. `None`:
+/// the age proves nothing, or the reason already says everything.
 ///
-/// The server ends a session a lease after its last word, which came at most two pings before the process fell silent. A
-/// process that beat since then was not silent for a lease.
+/// The server ends a session one lease after the last ping that it received. That ping came at most two ping intervals
+/// before the process fell silent. A process that beat since then was not silent for a lease.
 #[must_use]
 pub fn seen(reason: Reason, beat_age: Option<Duration>, timing: &CauseTiming) -> Option<Cause> {
     let age = beat_age.filter(|_| reason == Reason::Lost)?;

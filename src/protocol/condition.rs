@@ -1,6 +1,6 @@
-//! A pod's condition in one word: what its row, its two locks, its beats and the log come to, for people.
+//! A pod's condition in one word, for people: a summary of its row, its two locks, its beats and the event log.
 //!
-//! Nothing is decided on it. `studio_pod_status.condition` says the same in SQL; a test compares the two.
+//! No decision uses it. `studio_pod_status.condition` computes the same word in SQL; a test compares the two.
 
 use serde::Serialize;
 
@@ -11,17 +11,17 @@ use super::wait::WaitReason;
 pub struct Seen {
     /// Its liveness lock is held by the backend that its row names.
     pub alive: bool,
-    /// Its witness lock is.
+    /// Its witness lock is held by the backend that its row names.
     pub witness: bool,
     /// It has begun its clean stop.
     pub draining: bool,
     /// Somebody asked it to drain.
     pub drain_requested: bool,
-    /// It was put out.
+    /// It was evicted.
     pub put_out: bool,
-    /// Its event index has not moved for two of its beat intervals.
+    /// Its event index has not changed for two of its beat intervals.
     pub lags: bool,
-    /// The log says that its burial waits.
+    /// The event log says that its burial waits.
     pub waits: bool,
 }
 
@@ -32,23 +32,23 @@ pub struct Seen {
 pub enum Condition {
     /// Both of its locks are held, and its beats go on.
     Fine,
-    /// It lives, and opens its control session again.
+    /// It lives, and is opening its control session again.
     ControlLost,
-    /// Its connection broke while its process lives; it is left alone for `reconnect_grace`.
+    /// Its connection broke while its process lives. Its peers wait for `reconnect_grace` before they bury it.
     Reconnecting,
     /// Somebody asked it to drain, and its service has not begun to.
     DrainRequested,
     /// It stops cleanly.
     Draining,
-    /// It stopped cleanly, and is to be buried.
+    /// It stopped cleanly, and will be buried.
     Stopped,
-    /// It holds its locks and its beats have stopped: frozen, or it gets nowhere.
+    /// It holds its locks but its beats have stopped: it is frozen, or it makes no progress.
     Lagging,
-    /// It was put out, and is to be buried.
+    /// It was evicted, and will be buried.
     PutOut,
-    /// Both of its locks are free: it is to be buried.
+    /// Both of its locks are free. It will be buried.
     Dead,
-    /// The same, and its peers wait: many were lost at once, or nobody may bury yet.
+    /// Both of its locks are free, and its peers wait: many pods were lost at once, or no pod may bury yet.
     DeadWaiting,
     /// It is not in the roster any more.
     Gone,
@@ -108,7 +108,8 @@ impl Condition {
         }
     }
 
-    /// The same while a stranger holds the pod's liveness lock. Nobody can bury the pod then, so the words promise no burial.
+    /// The words while a stranger holds the pod's liveness lock. No pod can bury the pod then, so the words promise no
+    /// burial.
     #[must_use]
     pub const fn says_while_a_stranger_holds_its_lock(self) -> &'static str {
         match self {
@@ -120,20 +121,20 @@ impl Condition {
     }
 }
 
-/// What strangers do at a pod's locks: backends and prepared transactions that are no pod's.
+/// Strangers at a pod's locks: backends and prepared transactions that belong to no pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stranger {
     /// A session holds the liveness lock.
     Holds,
     /// A prepared transaction holds the liveness lock.
     HoldsPrepared,
-    /// Something else: it waits, or it is at the witness lock.
+    /// Anything else: the stranger waits for a lock, or it is at the witness lock.
     IsThere,
 }
 
 impl Stranger {
-    /// What the column `foreign_lock` of `studio_pod_status` says; `None` if it names nobody. Its parts are separated by
-    /// `; `, and those who hold a lock come first.
+    /// Reads the column `foreign_lock` of `studio_pod_status`. `None`: it names no stranger. Its parts are separated by
+    /// `; `, and strangers that hold a lock come first.
     #[must_use]
     pub fn of(foreign_lock: Option<&str>) -> Option<Self> {
         let holds = |part: &&str| part.ends_with(" holds its liveness lock");
@@ -145,7 +146,7 @@ impl Stranger {
         })
     }
 
-    /// In words, for people: what it does, and how to end it where the pod cannot go on before.
+    /// In words, for people: what the stranger does, and how to end it if the pod cannot go on before that.
     #[must_use]
     pub const fn says(self) -> &'static str {
         match self {
@@ -156,8 +157,8 @@ impl Stranger {
     }
 }
 
-/// A pod's condition in words: `dead, waiting: many lost, 7 s left`. The reason is only for a pod that is waited for. A
-/// wait that is over has no time left to tell of: the next look ends it, or there is no pod that could look.
+/// A pod's condition in words: `dead, waiting: many lost, 7 s left`. The reason is given only for a pod whose burial
+/// waits. A wait that is over has no time left to show: the next probe ends it, or no pod is there to probe.
 #[must_use]
 pub fn in_words(
     condition: Condition,

@@ -1,7 +1,7 @@
-//! L7, stop before you are replaced: when a silent pod gives its runs up, and when its runtime counts as blocked.
+//! L7, stop before you are replaced: when a silent pod gives up its runs, and when its runtime counts as blocked.
 //!
-//! Authority: a pod decides this about itself alone. The clock is its own and counts suspended time. Not promised: that
-//! a task which never awaits stops. The fence protects its writes.
+//! * **Authority.** A pod decides this about itself alone, by its own clock, which also counts suspended time.
+//! * **Not promised.** A task that never awaits does not stop. The fence protects its writes.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use super::Moment;
 
 /// The pod's side of its lease.
 ///
-/// It runs from the moment at which the last *answered* ping was *sent*: the server can have counted from no earlier
-/// moment, and a reply that was slow extends nothing.
+/// The deadline counts from the moment at which the last *answered* ping was *sent*. The server cannot have counted
+/// from an earlier moment, and a slow reply extends nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     answered: Moment,
@@ -24,7 +24,7 @@ impl Deadline {
         Self { answered: sent, self_fence }
     }
 
-    /// A ping that was sent at `sent` was answered. An answer to an older ping changes nothing.
+    /// Notes that the ping sent at `sent` was answered. An answer to an older ping changes nothing.
     pub fn answered(&mut self, sent: Moment) {
         self.answered = self.answered.max(sent);
     }
@@ -35,25 +35,25 @@ impl Deadline {
         self.answered.saturating_add(self.self_fence)
     }
 
-    /// Whether that moment has come.
+    /// Whether the deadline has passed at `now`.
     #[must_use]
     pub fn has_passed(&self, now: Moment) -> bool {
         now >= self.at()
     }
 }
 
-/// Whether a session of ours that went silent may be ended by its successor, which frees the lock that the server may still
-/// hold for it: if the other lock is surely held, or the runs were told to stop. Else peers could find both free, and
-/// begin the runs beside us.
+/// Whether a new session of this pod may end its silent predecessor, and so free the lock that the server may still
+/// hold for it. It may if this pod surely holds the other lock, or if its runs were told to stop. Otherwise peers could
+/// find both locks free and begin the runs a second time.
 #[must_use]
 pub const fn may_end_silent(other_is_held: bool, runs_were_told: bool) -> bool {
     other_is_held || runs_were_told
 }
 
-/// Watches the application's runtime by a counter that one of its tasks raises.
+/// Watches the application's runtime through a counter that one of its tasks raises.
 ///
-/// Only time that the watcher itself was awake for counts: after a pause of the whole process (SIGSTOP, a suspended
-/// host) the runtime is given the time to raise its counter.
+/// Only time during which the watcher itself was awake counts. After a pause of the whole process (SIGSTOP, a suspended
+/// host), the runtime gets time to raise its counter again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuntimeWatch {
     last_count: u64,
@@ -63,13 +63,13 @@ pub struct RuntimeWatch {
 }
 
 impl RuntimeWatch {
-    /// Begins at `now`, to be looked at about every `tick`.
+    /// Begins at `now`. Call [`RuntimeWatch::look`] about every `tick`.
     #[must_use]
     pub const fn new(now: Moment, count: u64, tick: Duration) -> Self {
         Self { last_count: count, last_tick: now, unmoved: Duration::ZERO, tick }
     }
 
-    /// One look: for how long the counter has stood still while the watcher was awake.
+    /// Reads the counter. Returns how long the counter has not changed while the watcher was awake.
     pub fn look(&mut self, now: Moment, count: u64) -> Duration {
         let awake = now.saturating_sub(self.last_tick).min(self.tick * 2);
         self.last_tick = now;
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn l7_a_slow_reply_does_not_extend_the_deadline() {
         let mut deadline = Deadline::new(ms(0), ms(800));
-        // Sent at 100, answered at 700: the server may have counted from 100.
+        // The ping was sent at 100 and answered at 700: the server may have counted from 100.
         deadline.answered(ms(100));
         assert!(deadline.has_passed(ms(900)));
     }

@@ -1,4 +1,4 @@
-//! Why an incarnation ended, as `studio_pod_sessions.reason` keeps it. Only some of these count as a crash of its runs.
+//! Why an incarnation ended, as `studio_pod_sessions.reason` keeps it. Only some reasons count as a crash of its runs.
 
 use super::names::named;
 
@@ -45,15 +45,15 @@ impl Reason {
         Self::ALL.into_iter().filter(|reason| reason.is_eviction())
     }
 
-    /// Why an incarnation was evicted, from the mark in its row. `None`: the mark is of a newer version, and decides nothing
-    /// here.
+    /// Why an incarnation was evicted, from the mark in its row. `None`: a newer version wrote the mark, and this
+    /// version ignores it.
     #[must_use]
     pub fn of_eviction(mark: &str) -> Option<Self> {
         Self::parse(mark).filter(|reason| reason.is_eviction())
     }
 }
 
-/// Why an incarnation ends that is buried. One that was put out ended by that, whatever else it was about to do.
+/// Why a buried incarnation ended. An eviction is the reason even if the pod was draining.
 #[must_use]
 pub const fn buried(draining: bool, put_out: Option<Reason>) -> Reason {
     match put_out {
@@ -63,12 +63,13 @@ pub const fn buried(draining: bool, put_out: Option<Reason>) -> Reason {
     }
 }
 
-/// Why an incarnation ends whose name registers anew; `gave_up`: by the process that had given it up.
+/// Why an incarnation ended whose name registers again. `gave_up`: the process that registers is the one that gave the
+/// incarnation up.
 #[must_use]
 pub const fn replaced(draining: bool, gave_up: bool, put_out: Option<Reason>) -> Reason {
     match (put_out, draining, gave_up) {
         (Some(reason), _, _) => reason,
-        // A clean stop that was begun stays one, whatever became of the pod in the middle of it.
+        // A clean stop that has begun stays a clean stop, whatever happened to the pod before it was done.
         (None, true, _) => Reason::Shutdown,
         (None, false, true) => Reason::Detached,
         (None, false, false) => Reason::Replaced,

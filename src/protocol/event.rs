@@ -16,7 +16,8 @@ named! {
         Returned = "returned",
         /// A pod runs and makes no progress.
         Suspected = "suspected",
-        /// A pod was marked, and its sessions were ended: by a peer because it stalled, or by an operator.
+        /// An operator evicted a pod, or a peer evicted it because it stalled: its row was marked and its sessions were
+        /// ended.
         Evicted = "evicted",
         /// A burial waits.
         Held = "held",
@@ -30,7 +31,7 @@ named! {
         Snapshot = "snapshot",
         /// Runs of a kind failed on a pod.
         RunFailed = "run_failed",
-        /// A backend that is no pod's holds or wants a lock of a pod.
+        /// A backend that belongs to no pod holds a lock of a pod, or waits for one.
         ForeignLock = "foreign_lock",
     }
 }

@@ -1,47 +1,48 @@
-//! Runs that failed on a pod and of which its event log does not tell yet.
+//! Runs that failed on a pod and that the event log does not report yet.
 //!
 //! * **Authority.** The rows of the runs: each says why its run failed. The event is for people who follow the log.
-//! * **Bound.** One entry per kind, and a pod runs the kinds that it has a handler for. A pod appends at most once in a
-//!   [`GAP`], however many runs fail, because appends of the whole fleet wait for one lock.
-//! * **Failures.** What was surely not written is kept for the next time. What may have been written is not repeated: an
-//!   event may be missing, but none counts a run twice.
-//! * **Not promised.** That an event tells of a run whose pod was killed before the next append.
+//! * **Bound.** One entry per kind of run; a pod runs only kinds that it has a handler for. A pod appends at most once
+//!   in a [`GAP`], however many runs fail, because all appends of the fleet wait for one lock.
+//! * **Failures.** An entry that was surely not written is kept for the next append. An entry that may have been
+//!   written is dropped. So an event may be missing, but no event counts a run twice.
+//! * **Not promised.** If a pod is killed before its next append, no event reports its failed runs.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::id::RunId;
 
-/// How long a pod waits between two appends about failed runs. The first failure after a quiet time is appended at once.
+/// How long a pod waits between two appends about failed runs: 10 s. The first failure after a quiet time is appended
+/// at once.
 ///
-/// Longer, and people who follow the log see a failure late. Shorter, and a large fleet whose runs all fail is busy with
-/// its log: a hundred pods append ten times a second with this.
+/// Longer: people who follow the log see a failure late. Shorter: a large fleet whose runs all fail is busy with its
+/// log. With this value, a hundred pods append ten times a second.
 pub const GAP: Duration = Duration::from_secs(10);
-/// The most kinds that one append tells of; the database takes 32. More kinds wait for the next append.
+/// The most kinds in one append; the database accepts 32. Further kinds wait for the next append.
 pub const KINDS_AT_ONCE: usize = 32;
-/// How many characters of an error a log line, an event, a list and the end of a stream show. The run's row has all
-/// of it.
+/// How many characters of an error a log line, an event, a list and the end of a stream show. The run's row has the
+/// whole error.
 pub const ERROR_CHARS: usize = 1000;
 
-/// What is to be told of the failed runs of one kind.
+/// What an event reports about the failed runs of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// Their kind.
     pub kind: String,
-    /// How many there are.
+    /// How many runs failed.
     pub runs: i64,
-    /// The last of them.
+    /// The last run that failed.
     pub run: RunId,
-    /// The beginning of its error.
+    /// The beginning of that run's error.
     pub error: String,
 }
 
-/// The failures of which the log does not tell yet, the kind that waits longest first.
+/// The failures that the log does not report yet. The kind that has waited longest comes first.
 #[derive(Debug, Default)]
 pub struct Tally(Vec<Failed>);
 
 impl Tally {
-    /// A run failed.
+    /// Notes that a run failed.
     pub fn note(&mut self, kind: &str, run: RunId, error: &str) {
         let error = beginning(error).into_owned();
         match self.0.iter_mut().find(|f| f.kind == kind) {
@@ -53,19 +54,20 @@ impl Tally {
         }
     }
 
-    /// Whether there is nothing to tell.
+    /// Whether there is nothing to report.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes what one append tells of.
+    /// Takes the entries for one append.
     pub fn take(&mut self) -> Vec<Failed> {
         let count = self.0.len().min(KINDS_AT_ONCE);
         self.0.drain(..count).collect()
     }
 
-    /// Puts back what was taken and surely not written. What failed since then stays the last of its kind.
+    /// Puts back entries that were taken and surely not written. A run that failed since then stays the last of its
+    /// kind.
     pub fn put_back(&mut self, taken: Vec<Failed>) {
         let since = std::mem::replace(&mut self.0, taken);
         for failed in since {
@@ -80,7 +82,7 @@ impl Tally {
     }
 }
 
-/// An error as far as it is shown where there is little room.
+/// The beginning of an error, for places with little room: at most [`ERROR_CHARS`] characters, then "…" if more follow.
 #[must_use]
 pub fn beginning(error: &str) -> Cow<'_, str> {
     match error.char_indices().nth(ERROR_CHARS) {
@@ -128,7 +130,7 @@ mod tests {
         (0..KINDS_AT_ONCE + 2).for_each(|n| tally.note(&kind(n), RunId::generate(), "x"));
         let first = tally.take();
         assert_eq!((first.len(), first[0].kind.as_str()), (KINDS_AT_ONCE, "k0"));
-        // The early kinds fail again, and stand behind those that wait.
+        // The early kinds fail again, and go behind the kinds that still wait.
         tally.note("k0", RunId::generate(), "again");
         let kinds: Vec<String> = tally.take().into_iter().map(|f| f.kind).collect();
         assert_eq!(kinds, [kind(KINDS_AT_ONCE), kind(KINDS_AT_ONCE + 1), kind(0)]);

@@ -1,31 +1,37 @@
-//! How far the sequence of fences may be raised for the sake of a run (L9).
+//! How far the sequence of fences may be raised for one run (L9).
 //!
-//! On one timeline of the database a run's fence is never above the sequence. Three things put a fence above it: a
-//! failover that lost the newest numbers; logical replication, which copies rows but no sequences; and a number made
-//! by hand. A new fence must be above the old one, so the sequence is raised first. The raise is limited: a single
-//! row must not use up the sequence, and must not keep the server counting.
+//! On one timeline of the database, a run's fence is never above the sequence. Three things put a fence above it:
+//!
+//! * a failover that lost the newest numbers;
+//! * logical replication, which copies rows but no sequences;
+//! * a number that somebody wrote by hand.
+//!
+//! A new fence must be above the old one, so the sequence is raised first. The raise is limited, because a single row
+//! must not use up the sequence and must not keep the server counting.
 
 use crate::id::Fence;
 
-/// The most numbers that a claim itself takes from the sequence to get above a fence: 0.2 s of the server's time (measured).
-/// `reach.sql` and `above.sql` in `src/store/sql/part`, and `start_run_in_txn.sql`, say the same number.
+/// The most numbers that a claim itself takes from the sequence to get above a fence: 0.2 s of the server's time
+/// (measured). More: a claim is slow. Fewer: small gaps already need a raise under the sequence's lock. `reach.sql` and
+/// `above.sql` in `src/store/sql/part`, and `start_run_in_txn.sql`, contain the same number.
 pub const STEP: i64 = 100_000;
-/// The most by which the sequence is raised at once. A service that claims a million runs a second needs twelve days for so
-/// many, and a `bigint` has room for eight million such steps. `studio_raise_fence` says the same number.
+/// The most by which the sequence is raised at once. A service that claims a million runs a second uses so many numbers
+/// in twelve days. A `bigint` has room for eight million such steps. `studio_raise_fence` contains the same number.
 pub const JUMP: i64 = 1 << 40;
 
-/// How a fence stands to the sequence.
+/// How far a fence is above the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// The next claim is above it by itself, or takes the few numbers that are missing.
+    /// Not above it, or by at most [`STEP`]: the next claim takes the few numbers that are missing.
     Near,
-    /// The sequence has to be raised first.
+    /// By more than [`STEP`]: the sequence must be raised first.
     Raise,
-    /// No pod was ever given such a number: it was made by hand. Its run is quarantined.
+    /// By more than [`JUMP`]: no pod was ever given such a number, so somebody wrote it by hand. Its run is
+    /// quarantined.
     Beyond,
 }
 
-/// How a run's fence stands to a sequence whose last number was `last`.
+/// Compares a run's fence with a sequence whose last number was `last`.
 #[must_use]
 pub fn reach(fence: Fence, last: Fence) -> Reach {
     let missing = i128::from(fence.get()) - i128::from(last.get().max(0));

@@ -1,9 +1,9 @@
-//! The roster, rebuilt from the event log.
+//! Rebuilds the roster from the event log.
 //!
-//! Folding `studio_pod_events` from its start gives the rows of `studio_pods`. An event that cannot follow what came
-//! before is an error and never passed over: it would mean that the log or the roster was written by something else.
+//! Folding `studio_pod_events` from its start gives the rows of `studio_pods`. An event that cannot follow the events
+//! before it is an error and is never skipped: something else wrote to the log or to the roster.
 //!
-//! Where old events were deleted, the log begins with a `snapshot`: what those before it come to ([`snapshot`]).
+//! If old events were deleted, the log begins with a `snapshot`: the state after the deleted events ([`snapshot`]).
 
 use std::collections::BTreeMap;
 
@@ -17,16 +17,16 @@ use crate::id::{Incarnation, PodId};
 /// One entry of the log, as far as the fold needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogEntry {
-    /// Its position.
+    /// Its position in the log.
     pub idx: i64,
-    /// What happened: the name of an [`EventKind`], or of a kind of a newer version.
+    /// What happened: the name of an [`EventKind`], or a kind of a newer version.
     pub kind: String,
-    /// To which pod.
+    /// The pod that the event is about.
     pub pod_id: PodId,
-    /// To which incarnation of it.
+    /// The incarnation of that pod.
     pub incarnation: Incarnation,
-    /// `joined` names in `replaced` the incarnation whose place it took; `returned` its `session`; `suspected` its
-    /// `event_index`; `snapshot` is a [`RosterSnapshot`].
+    /// Details of the kind. `joined` names in `replaced` the incarnation that it replaced; `returned` has its
+    /// `session`; `suspected` has its `event_index`; `snapshot` is a [`RosterSnapshot`].
     pub detail: Value,
 }
 
@@ -44,7 +44,7 @@ pub struct Member {
 /// The roster: each name at most once.
 pub type Roster = BTreeMap<PodId, Member>;
 
-/// An entry that cannot follow those before it.
+/// An entry that cannot follow the entries before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("event {idx} ({kind} of pod {pod_id}, incarnation {incarnation}) cannot follow those before it: {why}")]
 pub struct FoldError {
@@ -56,17 +56,17 @@ pub struct FoldError {
     pub pod_id: PodId,
     /// Its incarnation.
     pub incarnation: Incarnation,
-    /// What is wrong.
+    /// Why it cannot follow.
     pub why: String,
 }
 
-/// What the beginning of a log comes to: the detail of the event that replaces it.
+/// The state after the deleted beginning of a log: the detail of the `snapshot` event that replaces it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RosterSnapshot {
     /// The roster.
     pub roster: Vec<SnapshotPod>,
-    /// The event index at which a pod of the roster was last suspected.
+    /// For each pod of the roster that was suspected, its event index at the last suspicion.
     pub suspected: BTreeMap<Incarnation, i64>,
 }
 
@@ -84,7 +84,7 @@ pub struct SnapshotPod {
     pub session: i64,
 }
 
-/// What is known after some entries.
+/// The state after some entries.
 #[derive(Default)]
 struct FoldState {
     roster: Roster,
@@ -100,7 +100,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<Roste
     run(entries).map(|state| state.roster)
 }
 
-/// What may stand in place of these entries, given in order and from the log's start.
+/// The snapshot that can replace these entries, given in order and from the log's start.
 ///
 /// # Errors
 ///
@@ -127,7 +127,7 @@ fn run<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<FoldState,
         if entry.idx <= last_idx {
             return Err(refuse(format!("it stands after event {last_idx}")));
         }
-        // What an unknown kind does to the roster is not known either.
+        // Nobody knows what an unknown kind does to the roster.
         let kind = EventKind::parse(&entry.kind).ok_or_else(|| refuse("no such kind".to_owned()))?;
         if kind == EventKind::Snapshot {
             if last_idx > i64::MIN {
@@ -164,7 +164,7 @@ fn step(state: &mut FoldState, kind: EventKind, entry: &LogEntry) -> Result<(), 
             }
             roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
         }
-        // These are about runs, and about strangers at a pod's lock: the pod may have been buried since.
+        // These are about runs, or about strangers that hold a pod's lock. The pod may have been buried since.
         EventKind::Claimed | EventKind::Quarantined | EventKind::RunFailed | EventKind::ForeignLock => {}
         EventKind::Draining => member(roster, entry)?.draining = true,
         EventKind::Returned => {
@@ -178,7 +178,7 @@ fn step(state: &mut FoldState, kind: EventKind, entry: &LogEntry) -> Result<(), 
         EventKind::Detached | EventKind::Evicted | EventKind::Held => _ = member(roster, entry)?,
         EventKind::Suspected => {
             member(roster, entry)?;
-            // Not every log that is folded has the index: it is no part of the roster.
+            // Some folded logs lack the index, which is no part of the roster.
             if let Some(index) = entry.detail.get("event_index").and_then(Value::as_i64) {
                 suspected.insert(entry.incarnation, index);
             }
@@ -231,7 +231,8 @@ mod tests {
         assert_eq!(fold(&more).expect("legal").len(), 1, "who tells of runs or strangers may have been buried since");
     }
 
-    /// At each position: what replaces the entries up to it, and the rest, fold to the same.
+    /// At each position, two folds give the same roster: the whole log, and the snapshot of the entries up to there
+    /// followed by the rest.
     #[test]
     fn a_snapshot_stands_for_all_that_came_before_it() {
         let [a, b, c, a2] = std::array::from_fn(|_| Incarnation::generate());
@@ -256,7 +257,7 @@ mod tests {
                 let mut pruned = vec![entry(log[cut - 1].idx, "snapshot", "x", c, detail)];
                 pruned.extend_from_slice(&log[cut..end]);
                 assert_eq!(fold(&pruned).as_ref(), Ok(&whole), "cut after {cut} of {end}");
-                // And once more, on top of the first.
+                // A second snapshot, on top of the first.
                 assert_eq!(snapshot(&pruned), snapshot(&log[..end]), "cut after {cut} of {end}");
             }
         }

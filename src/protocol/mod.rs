@@ -1,11 +1,12 @@
-//! The rules, as pure functions.
+//! The rules of the protocol, as pure functions.
 //!
-//! Nothing here does IO, reads a clock, draws a random number or logs: what was seen comes in as values, what should be
-//! done goes out as values. The laws L1 to L12 that the rules keep are stated in `ARCHITECTURE.md`.
+//! Nothing here does I/O, reads a clock, draws a random number or writes a log line. Observations come in as values,
+//! and decisions go out as values. `ARCHITECTURE.md` states the laws L1 to L12 that these rules keep.
 //!
-//! Public for models and tests of the protocol alone: it follows the protocol, not semantic versioning.
+//! Public only for models and tests of the protocol. It changes with the protocol and does not follow semantic
+//! versioning.
 //!
-//! Deliberately absent: wall-clock time. A [`Moment`] is only ever compared with another of the same process.
+//! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process.
 
 pub mod batch;
 pub mod cause;
@@ -35,5 +36,5 @@ use std::time::Duration;
 
 pub(crate) use names::named;
 
-/// A point on one process's own monotonic clock, as the time since an origin of its choice.
+/// A point on a process's own monotonic clock: the time since an origin that the process chose.
 pub type Moment = Duration;

@@ -1,7 +1,7 @@
-//! Kinds that have a stable name in tables, logs and events.
+//! A macro for enums whose variants have a stable name in tables, logs and events.
 
-/// Defines an enum whose variants have names, with `ALL`, `as_str` and `parse`. A name that `parse` does not know may be a
-/// newer version's: the caller logs it and ignores it.
+/// Defines an enum whose variants have names, with `ALL`, `as_str` and `parse`. A name that `parse` does not know may
+/// come from a newer version: the caller logs and ignores it.
 macro_rules! named {
     ($(#[$meta:meta])* $vis:vis enum $kind:ident { $($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)? }) => {
         $(#[$meta])*
@@ -22,7 +22,7 @@ macro_rules! named {
                 }
             }
 
-            /// The kind of this name. `None`: no version up to this one has it.
+            /// The kind with this name. `None`: neither this version nor an older one has the name.
             #[must_use]
             pub fn parse(name: &str) -> Option<Self> {
                 Self::ALL.into_iter().find(|kind| kind.as_str() == name)

@@ -1,12 +1,14 @@
-//! What pods tell each other over PostgreSQL's channels, and how often what they hear has an effect (L11).
+//! What pods tell each other over PostgreSQL's channels, and how often a pod acts on what it hears (L11).
 //!
-//! * **Authority.** The rows. Every role that may connect hears each notice and can send any. So a notice is one word that
-//!   says which rows to read, and names no pod, incarnation or run.
-//! * **States.** [`Heard`]: what has come and was not taken yet, merged. [`Gate`]: when rows of one kind are read next.
-//! * **Bound.** The first notice of a kind is acted on at once. A flood has at most about one effect of each kind in
-//!   [`GAP_MOST`], and takes at most a tenth of the time if what it brings about is slow. The last notice is never lost.
-//! * **Failures.** What is not understood does nothing.
-//! * **Not promised.** That a notice arrives. Sweeps read the same rows.
+//! * **Authority.** The rows. Every role that may connect hears each notice and can send any. So a notice is one word
+//!   that says which rows to read. It names no pod, incarnation or run.
+//! * **States.** [`Heard`]: notices that came and were not taken yet, merged. [`Gate`]: when the rows of one kind are
+//!   read next.
+//! * **Bound.** The first notice of a kind is acted on at once. A flood that leads to nothing causes about one read of
+//!   each kind per [`GAP_MOST`]. If such reads are slow, they take at most a tenth of the time. The last notice is
+//!   never lost.
+//! * **Failures.** A notice that a pod does not understand does nothing.
+//! * **Not promised.** A notice may not arrive. Sweeps read the same rows.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,17 +20,17 @@ use crate::id::RunId;
 /// Which rows a notice asks a pod to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// The roster and its locks, now: a pod that may not bury yet saw a loss.
+    /// The roster and its locks, at once: a pod that may not bury yet saw a loss.
     Look,
-    /// The same, a little later: a watch was granted a lock, and the pod that watches goes first.
+    /// The roster and its locks, a little later: a watch session was granted a lock, and its pod probes first.
     Free,
     /// The event log: a pod came, went, or is in trouble.
     Roster,
-    /// The event log, for those who follow it. Pods have nothing to do.
+    /// The event log, for its followers. Pods do nothing.
     Log,
     /// Orphans: a run has no owner.
     Recover,
-    /// The pod's own runs: one was cancelled, or was given to a pod.
+    /// The pod's own runs: a run was cancelled, or was given to a pod.
     Runs,
     /// The pod's own row: a pod was asked to drain.
     Asked,
@@ -39,7 +41,7 @@ impl Word {
     pub const ALL: [Self; 7] =
         [Self::Look, Self::Free, Self::Roster, Self::Log, Self::Recover, Self::Runs, Self::Asked];
 
-    /// As it goes over the channel. Migration V22 and the statements that notify use the same words.
+    /// The word that goes over the channel. Migration V22 and the statements that notify use the same words.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +55,7 @@ impl Word {
         }
     }
 
-    /// `None`: it is of another version, or a stranger's.
+    /// The word of this payload. `None`: another version or a stranger sent it.
     #[must_use]
     pub fn parse(payload: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|word| word.as_str() == payload)
@@ -69,37 +71,39 @@ impl Words {
         self.0 |= 1 << word as u8;
     }
 
-    /// Whether the word is among them.
+    /// Whether the word is in the set.
     #[must_use]
     pub const fn has(self, word: Word) -> bool {
         self.0 & (1 << word as u8) != 0
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 }
 
-/// The most groups that one notice names; with more, it says that everybody should look.
+/// The most groups that one notice names. With more groups, the notice tells all readers to read. 512 groups make a
+/// payload of about 2 KB; PostgreSQL allows 8,000 bytes.
 pub const GROUPS_MOST: usize = 512;
 
-/// In [`StreamNotice::by`]: a sender that has no readers of its own to leave out.
+/// The value of [`StreamNotice::by`] for a sender that has no readers of its own to leave out.
 pub const NOBODY: u32 = 0;
 
-/// What a notice on the streams' channel says: whose streams have grown, by groups of runs. Readers of the runs of a group
-/// look. A group is 16 bits and tells nobody which run it was.
+/// A notice on the streams' channel: the groups of runs whose streams have grown. Readers of runs of these groups read
+/// their rows. A group is 16 bits of a hash, so the notice does not reveal which run it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamNotice {
-    /// A number that the sender drew when it began: its own readers know already. Or [`NOBODY`].
+    /// A number that the sender drew when it started, or [`NOBODY`]. The sender's own readers know already and ignore
+    /// the notice.
     pub by: u32,
-    /// `None`: too many to be named.
+    /// The groups. `None`: too many to name.
     pub groups: Option<BTreeSet<u16>>,
 }
 
 impl StreamNotice {
-    /// What `by` tells of these runs.
+    /// The notice that `by` sends about these runs.
     pub fn new<'a>(by: u32, runs: impl Iterator<Item = &'a RunId>) -> Self {
         let mut groups = BTreeSet::new();
         for run in runs {
@@ -111,7 +115,7 @@ impl StreamNotice {
         Self { by, groups: Some(groups) }
     }
 
-    /// `None`: it is of another version, or a stranger's.
+    /// The notice of this payload. `None`: another version or a stranger sent it.
     #[must_use]
     pub fn parse(payload: &str) -> Option<Self> {
         let (by, groups) = payload.split_once(':')?;
@@ -143,31 +147,32 @@ fn hex(digits: &str) -> Option<u32> {
     is_hex.then(|| u32::from_str_radix(digits, 16).ok())?
 }
 
-/// The group that a run belongs to. Pods of all versions must agree on it.
+/// The group that a run belongs to. Pods of all versions must compute the same group.
 #[must_use]
 pub fn group(run: RunId) -> u16 {
-    // Fibonacci hashing of both halves: ids that are made in the same moment differ in the second alone.
+    // Fibonacci hashing of both halves: ids made in the same millisecond differ only in their random bits.
     let (high, low) = run.as_uuid().as_u64_pair();
     let mixed = (high ^ low.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     u16::try_from(mixed >> 48).unwrap_or(0)
 }
 
-/// How many notices on the streams' channel are kept apart; with more, everybody looks.
+/// The most notices on the streams' channel that are kept apart. After more, all readers read. More costs memory in a
+/// flood; fewer wakes readers for nothing.
 const TOLD_MOST: usize = 64;
 
-/// What came and was not taken yet. It stays small, however much comes.
+/// Notices that came and were not taken yet, merged. Its size is bounded, however many notices come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// What came on the schema's channel.
+    /// The words that came on the schema's channel.
     pub words: Words,
-    /// What came on the streams' channel.
+    /// The notices that came on the streams' channel.
     pub told: Vec<StreamNotice>,
-    /// More came on the streams' channel than is kept.
+    /// More notices came on the streams' channel than are kept: all readers must read.
     pub all: bool,
 }
 
 impl Heard {
-    /// Takes a notice in. False: it means nothing.
+    /// Merges a notice. Returns `false` if the notice means nothing.
     pub fn hear(&mut self, payload: &str) -> bool {
         if let Some(word) = Word::parse(payload) {
             self.words.add(word);
@@ -183,28 +188,30 @@ impl Heard {
         true
     }
 
-    /// Whether nothing has come.
+    /// Whether no notice has come.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.is_empty() && self.told.is_empty() && !self.all
     }
 }
 
-/// How soon one effect of notices follows another that came to something, and one after many that came to nothing.
+/// The shortest gap between two reads because of notices: 12 ms, after a read that found something to do. It doubles
+/// with each read that found nothing, up to [`GAP_MOST`]. Shorter gaps cost statements in a flood; longer ones delay
+/// the reaction.
 pub const GAP_LEAST: Duration = Duration::from_millis(12);
-/// See [`GAP_LEAST`].
+/// The longest such gap: 100 ms. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
-/// The longest gap after an effect that took long.
+/// The longest gap after a slow read that found nothing.
 const GAP_AFTER_SLOW: Duration = Duration::from_secs(1);
 
-/// When the effect of one kind of notices is due.
+/// When the rows that one kind of notice points to are read next.
 ///
-/// What is heard while the effect is under way leads to another one: it may have read the rows too early.
+/// A notice that comes during a read asks for another read, because this one may have read the rows too early.
 #[derive(Clone, Debug)]
 pub struct Gate {
     asked: Option<Moment>,
     began: Option<Moment>,
-    /// Not before this moment.
+    /// No read begins before this moment.
     opens: Moment,
     gap: Duration,
 }
@@ -216,31 +223,32 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// A notice came at `now`, whose effect is due after `wait`, or together with an earlier one.
+    /// A notice came at `now`. The read is due after `wait`, or together with an earlier notice.
     pub fn ask(&mut self, now: Moment, wait: Duration) {
         let at = now + wait;
         self.asked = Some(self.asked.map_or(at, |asked| asked.min(at)));
     }
 
-    /// When the effect is due; `None` if nothing asks for it.
+    /// When the next read is due. `None`: no notice asks for one.
     #[must_use]
     pub fn due(&self) -> Option<Moment> {
         self.asked.map(|asked| asked.max(self.opens))
     }
 
-    /// Whether the effect is due at `now`.
+    /// Whether the read is due at `now`.
     #[must_use]
     pub fn is_due(&self, now: Moment) -> bool {
         self.due().is_some_and(|due| due <= now)
     }
 
-    /// The effect begins at `now`, because of the notices or for another reason.
+    /// The read begins at `now`, because of notices or for another reason.
     pub fn begin(&mut self, now: Moment) {
         self.began = self.is_due(now).then_some(now);
         self.asked = None;
     }
 
-    /// It ended at `now`, and came to something or to nothing. Where it did not begin because of notices, this says nothing.
+    /// The read ended at `now`. `came_to_something`: it found something to do. A read that did not begin because of
+    /// notices changes no gap.
     pub fn end(&mut self, now: Moment, came_to_something: bool) {
         let Some(began) = self.began.take() else { return };
         let was_quiet = began.saturating_sub(self.opens) >= GAP_MOST;
@@ -323,7 +331,7 @@ mod tests {
         assert_eq!(group(id), group(id));
     }
 
-    /// Plays a flood of notices, one each 100 µs, on effects that take `took`; returns how many there were.
+    /// Plays a flood of notices, one per 100 µs, against reads that take `took`. Returns the number of reads.
     fn effects(flood: Duration, took: Duration, came_to_something: bool) -> u32 {
         let (mut gate, mut now, mut count) = (Gate::default(), Moment::ZERO, 0);
         while now < flood {
@@ -356,14 +364,14 @@ mod tests {
         gate.ask(MS * 501, Duration::ZERO);
         assert!(gate.is_due(MS * 500));
         gate.begin(MS * 501);
-        // While the effect is under way: it may have read the rows before.
+        // A notice during a read: the read may have seen the rows from before.
         gate.ask(MS * 502, Duration::ZERO);
         gate.end(MS * 502, false);
         assert_eq!(gate.due(), Some(MS * 502 + GAP_LEAST));
         gate.begin(MS * 514);
         gate.end(MS * 514, false);
         assert_eq!(gate.due(), None);
-        // After a while without effects, the next one is soon again.
+        // After a quiet time, the gap is short again.
         gate.ask(MS * 900, Duration::ZERO);
         gate.begin(MS * 900);
         gate.end(MS * 901, false);
@@ -380,7 +388,7 @@ mod tests {
         assert_eq!(gate.due(), Some(MS * 20));
         gate.ask(MS * 30, MS * 5);
         assert_eq!(gate.due(), Some(MS * 20));
-        // An effect for another reason answers the notices, and is not counted.
+        // A read for another reason answers the notices and is not counted.
         gate.begin(MS * 15);
         gate.end(MS * 16, false);
         assert_eq!((gate.due(), gate.opens), (None, Moment::ZERO));

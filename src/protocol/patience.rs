@@ -1,35 +1,36 @@
-//! How long an observer waits for a peer whose settings may not be its own.
+//! How long an observer waits for a peer whose settings may differ from its own.
 //!
-//! * **The race.** A pod that lost its sessions lets its runs go on until its `self_fence` has passed (L7). Whoever buries it
-//!   before then begins the runs a second time. Among equals `settle` and `reconnect_grace` are longer than that, and
-//!   `Config::validate` sees to it. While the lease of a fleet is changed, a pod of the longer lease runs on after the
-//!   `settle` of the pods with the shorter one.
-//! * **The rule.** The row of a pod says its lease and its `self_fence` ([`Stated`]). An observer waits as long as its own
-//!   settings say, or as long as the peer may run on, whichever is longer. So L2 and L7 hold in a mixed fleet.
-//! * **Bound.** A peer costs at most what its own lease would cost among equals: `Stated::of_row` takes no row that says more
-//!   than `Config::validate` accepts.
-//! * **Not promised.** A row that says nothing is waited for as long as the observer's own settings say. A pod of a version
-//!   that cannot read the rows waits no longer than before. Change the lease of a fleet once all its pods know the rule.
+//! * **The race.** A pod that lost its sessions lets its runs go on until its `self_fence` has passed (L7). A pod that
+//!   buries it earlier starts those runs a second time. With equal settings, `settle` and `reconnect_grace` are longer
+//!   than `self_fence`; `Config::validate` checks that. While the lease of a fleet is being changed, a pod with the
+//!   longer lease runs on after the `settle` of a pod with the shorter one.
+//! * **The rule.** The row of a pod states its lease and its `self_fence` ([`Stated`]). An observer waits as long as
+//!   its own settings say, or as long as the peer may run on, whichever is longer. So L2 and L7 hold in a mixed fleet.
+//! * **Bound.** A peer delays its burial by at most the time that its own lease would take in a fleet of equals.
+//!   `Stated::of_row` rejects a row with values above what `Config::validate` accepts.
+//! * **Not promised.** For a row that states nothing, the observer waits as long as its own settings say. A pod of a
+//!   version that cannot read these columns does not wait longer. Change the lease of a fleet only once all its pods
+//!   know this rule.
 
 use std::time::Duration;
 
 use super::Moment;
 
-/// The longest lease. `Config::validate` accepts none above it.
+/// The longest lease that `Config::validate` accepts.
 pub const LEASE_MAX: Duration = Duration::from_secs(3600);
 
-/// What the row of a pod says of its settings.
+/// The settings that the row of a pod states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stated {
     /// How long the server lets its silent liveness session live.
     pub lease: Duration,
-    /// When it tells its runs to stop, counted from its last answered ping (L7).
+    /// When the pod tells its runs to stop, counted from its last answered ping (L7).
     pub self_fence: Duration,
 }
 
 impl Stated {
-    /// What a row says in milliseconds. `None` if it says nothing, or something that no pod can have: such a row was made
-    /// by hand.
+    /// Reads the values of a row, in milliseconds. `None`: the row states nothing, or values that no pod can have, so
+    /// that somebody wrote the row by hand.
     #[must_use]
     pub fn of_row(lease_ms: Option<i32>, self_fence_ms: Option<i32>) -> Option<Self> {
         let time = |ms: Option<i32>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
@@ -37,8 +38,8 @@ impl Stated {
         (stated.self_fence < stated.lease && stated.lease <= LEASE_MAX).then_some(stated)
     }
 
-    /// How long its runs may go on after the loss of its sessions. A tenth of the lease, on top of `self_fence`, is for runs
-    /// that are aborted because they did not stop when they were told to.
+    /// How long the pod's runs may go on after the loss of its sessions: `self_fence`, plus a tenth of the lease. In
+    /// that tenth, runs that did not stop when told are aborted.
     #[must_use]
     pub fn runs_on(&self) -> Duration {
         self.self_fence + self.lease / 10
@@ -48,13 +49,13 @@ impl Stated {
 /// How long an observer waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// Before it may bury at all (L2), and where many were lost.
+    /// Before it may bury at all (L2), and when many pods were lost.
     pub settle: Duration,
-    /// Where only a connection broke.
+    /// When only a connection broke.
     pub reconnect_grace: Duration,
 }
 
-/// How long an observer, whose own settings say `own`, waits for a peer.
+/// How long an observer with the settings `own` waits for a peer.
 #[must_use]
 pub fn patience_for(own: Patience, peer: Option<Stated>) -> Patience {
     let runs_on = peer.map_or(Duration::ZERO, |peer| peer.runs_on());
@@ -67,20 +68,20 @@ pub fn may_bury_from(held_since: Moment, own: Patience, peer: Option<Stated>) ->
     held_since.saturating_add(patience_for(own, peer).settle)
 }
 
-/// A setting in which a peer differs: its name, our value, the peer's.
+/// A setting that differs: its name, our value, the peer's value.
 pub type Difference = (&'static str, Duration, Duration);
 
-/// The settings that a pod's row states, as the pod itself has them.
+/// The settings that a pod's row states, for comparison with the pod's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparable {
-    /// Its lease and its `self_fence`, where its row says them.
+    /// The lease and `self_fence`, if the row states them.
     pub stated: Option<Stated>,
-    /// How often it beats at most, where its row says so.
+    /// The longest time between two beats, if the row states it.
     pub beat_interval: Option<Duration>,
 }
 
-/// In which settings a peer differs. Rows bear whole milliseconds: what differs by less is the same. A row that does not
-/// say a setting does not differ in it.
+/// The settings in which a peer differs. Rows hold whole milliseconds, so smaller differences are ignored. A setting
+/// that a row does not state does not differ.
 #[must_use]
 pub fn differences(own: Comparable, peer: Comparable) -> Vec<Difference> {
     let lease = |of: Comparable| of.stated.map(|stated| stated.lease);
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn l2_l7_an_observer_waits_for_the_larger_of_its_own_time_and_the_peers() {
-        // A pod of 30 s runs on for 24 s, and what does not stop is aborted within 3 s more.
+        // A pod with a lease of 30 s runs on for 24 s. Runs that do not stop are aborted within 3 s more.
         assert_eq!(patience_for(own(2), Some(stated(30))), own(27));
         assert_eq!(patience_for(own(30), Some(stated(2))), own(30), "its own, where that is the longer");
         assert_eq!(patience_for(own(10), Some(stated(10))), own(10), "among equals nothing changes");

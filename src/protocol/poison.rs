@@ -1,42 +1,47 @@
-//! Which runs take their owners down with them.
+//! Which runs crash their owners.
 //!
-//! A run counts the owners in a row that crashed under it without progress in between: it cannot be told from here
-//! whether it brought one down or only shared its fate. One short of the limit it is a suspect, and a pod runs one
-//! suspect at a time: the one that crashes its pod then takes no other suspect with it, so that only that one comes to
-//! the limit, and those that merely shared its pods are spared. At the limit a run is quarantined where it would have
-//! been claimed, by the very statement that would have claimed it.
+//! A run counts its owners in a row that crashed without progress in between. From here, nobody can tell whether the
+//! run crashed its owner or only shared its pod. One crash before the limit, the run is a suspect, and a pod runs one
+//! suspect at a time. So a suspect that crashes its pod takes no other suspect with it. Only that run reaches the
+//! limit; runs that merely shared its pods are spared. At the limit, the run is quarantined by the same statement that
+//! would otherwise have claimed it.
 //!
-//! A suspect that has run alone for a while without harm is not waited for any longer ([`runs_alone`]): a service whose
-//! runs are long and save no checkpoint would else stand still after two deaths.
+//! Other suspects do not wait for a suspect that has run alone for a while without harm ([`runs_alone`]). Otherwise a
+//! service with long runs and no checkpoints would stand still after two deaths.
 //!
 //! # The last pod
 //!
-//! A run that takes down each pod that claims it needs `max_crashes` pods until it is quarantined. A fleet that has no more
-//! than that would go down with it. So the last pod that can take such a run does not ([`last_pod`]): where two owners in a
-//! row ([`LAST_POD_BEARS`]) crashed under it, the last of them before this pod's eyes, it leaves the run alone for
-//! `ALONE` leases. In that time a supervisor has started the dead pods again, and the usual rule goes on with another
-//! pod to spare. If nobody came, it quarantines the run: one pod less is all that is left to lose.
+//! A run that crashes each pod that claims it needs `max_crashes` pods until it is quarantined. A fleet of no more pods
+//! than that would be lost with it. So the last pod that can take such a run does not take it ([`last_pod`]). The rule
+//! applies when two owners in a row ([`LAST_POD_BEARS`]) crashed under the run and this pod saw the last of them alive.
+//! The pod then leaves the run alone for `ALONE` leases. In that time a supervisor can start the dead pods again, and
+//! the usual rule goes on with another pod to spare. If no pod came, the last pod quarantines the run, because this pod
+//! is the only one left to lose.
 //!
-//! Why two and not one: after one crash every run of the dead pod looks the same, and a fleet of two would quarantine
-//! all of them at each death. So a fleet of two can lose both its pods to a poison run, unless `max_crashes` is 1. Why
-//! only what crashed before this pod's eyes: a service of one pod that its supervisor starts again is always the last pod.
-//! It has no other pod to spare, so `max_crashes` alone applies to it. Counting the pods, and using `n − 1`, would not
-//! do: by the time of the decision the dead are gone from the roster, and a fleet that was made smaller on purpose looks
-//! like one that died.
+//! Why two crashes and not one: after one crash, every run of the dead pod looks the same. A fleet of two would
+//! quarantine all of them at each death. So a fleet of two can lose both its pods to a poison run, unless `max_crashes`
+//! is 1.
 //!
-//! Not promised: that a pod is left if several poison runs strike different pods at once. Nor is a suspect safe that
-//! shares its pod with a poison run which is not suspected yet: it dies with that run and is quarantined. A
-//! checkpoint now and then keeps a run from ever being a suspect.
+//! Why this pod must have seen the owner alive: in a service of one pod that its supervisor starts again, that pod is
+//! always the last one. It has no other pod to spare, so `max_crashes` alone applies.
+//!
+//! Why not count the pods and use `n − 1`: by the time of the decision, the dead pods are gone from the roster. A fleet
+//! that was made smaller on purpose looks like one that died.
+//!
+//! Not promised: several poison runs that strike different pods at once may leave no pod. A suspect is also not safe
+//! from a poison run on the same pod that is not suspected yet: it dies with that run and is quarantined. A checkpoint
+//! now and then keeps a run from ever becoming a suspect.
 
 use std::time::Duration;
 
 use super::ending::Reason;
 
-/// For how many leases a suspect keeps other suspects from beginning on the same pod. The last pod of a fleet leaves
-/// a run alone for as long.
+/// For how many leases a suspect keeps other suspects from starting on the same pod. The last pod of a fleet leaves a
+/// run alone for the same time. Longer: suspects wait longer for each other. Shorter: a supervisor may not have started
+/// the dead pods again.
 const ALONE: u32 = 3;
 
-/// How many owners in a row crash under a run before the last pod of a fleet does not take it any more.
+/// After how many owners in a row crashed under a run the last pod of a fleet no longer takes it.
 pub const LAST_POD_BEARS: u32 = 2;
 
 /// The reasons that count as a crash of the run ([`Reason::is_crash`]).
@@ -44,32 +49,32 @@ pub fn crashes() -> impl Iterator<Item = Reason> {
     Reason::ALL.into_iter().filter(|reason| reason.is_crash())
 }
 
-/// What a run is that may be claimed.
+/// How suspicious a run is that may be claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
-    /// Nothing speaks against it.
+    /// Neither suspect nor poison.
     None,
-    /// One crash more, and it is poison.
+    /// One more crash makes it poison.
     Suspect,
-    /// It is to be quarantined.
+    /// It must be quarantined.
     Poison,
 }
 
-/// What a run is whose owners crashed `crashes` times in a row, the last one included if that `crashed`. 0 as
-/// `max_crashes`: there is no limit.
+/// Judges a run whose owners crashed `crashes` times in a row. `crashed`: its last owner is one of them. If
+/// `max_crashes` is 0, there is no limit.
 #[must_use]
 pub const fn judge(crashes: u32, crashed: bool, max_crashes: u32) -> Suspicion {
     if max_crashes == 0 || crashes == 0 {
         return Suspicion::None;
     }
-    // Where the limit was lowered meanwhile, only the next crash brings it to that.
+    // If the limit was lowered meanwhile, the run is quarantined only after its next crash.
     if crashed && crashes >= max_crashes {
         return Suspicion::Poison;
     }
     if crashes >= suspect_from(max_crashes) { Suspicion::Suspect } else { Suspicion::None }
 }
 
-/// From how many crashes on a run is a suspect.
+/// The number of crashes from which a run is a suspect.
 #[must_use]
 pub const fn suspect_from(max_crashes: u32) -> u32 {
     match max_crashes {
@@ -81,16 +86,16 @@ pub const fn suspect_from(max_crashes: u32) -> u32 {
 /// What the last pod that can take a run does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastPod {
-    /// As every pod: by [`judge`].
+    /// The same as every other pod: it goes by [`judge`].
     AsEver,
-    /// It leaves the run alone for so long: another pod may come.
+    /// It leaves the run alone for this time, because another pod may come.
     Waits(Duration),
-    /// It quarantines the run, by a claim with [`LAST_POD_BEARS`] as the limit.
+    /// It quarantines the run: it claims the run with [`LAST_POD_BEARS`] as the limit.
     GivesUp,
 }
 
 /// What the last pod that can take a run does with the run. The pod has been the last one for `last_for`, and saw the
-/// run's last owner alive. `crashes` owners in a row crashed under the run; `crashed`: the last owner is one of them.
+/// run's last owner alive. `crashes` owners in a row crashed under the run. `crashed`: the last owner is one of them.
 #[must_use]
 pub fn last_pod(crashes: u32, crashed: bool, max_crashes: u32, last_for: Duration, lease: Duration) -> LastPod {
     if !crashed || !(LAST_POD_BEARS..max_crashes).contains(&crashes) {
@@ -102,14 +107,14 @@ pub fn last_pod(crashes: u32, crashed: bool, max_crashes: u32, last_for: Duratio
     }
 }
 
-/// Whether one poison run could take down a fleet of `pods`, but for [`last_pod`]: then the service should lower the limit,
-/// or have more pods. A single pod has nobody to spare.
+/// Whether one poison run could crash a whole fleet of `pods` pods if [`last_pod`] did not exist. The service should
+/// then lower the limit or add pods. A single pod has no other pod to spare, so the answer is `false`.
 #[must_use]
 pub fn outnumbers(max_crashes: u32, pods: usize) -> bool {
     pods > 1 && usize::try_from(max_crashes).is_ok_and(|limit| limit >= pods)
 }
 
-/// Whether no other suspect may begin beside one that has run for so long.
+/// Whether a suspect that has run for `has_run` still keeps other suspects from starting.
 #[must_use]
 pub fn runs_alone(has_run: Duration, lease: Duration) -> bool {
     has_run < lease.saturating_mul(ALONE)
@@ -134,7 +139,7 @@ mod tests {
             ((1, true, 2), Suspect),
             ((2, true, 2), Poison),
             ((0, false, 1), None),
-            // The limit was lowered: a clean end of its owner quarantines nothing.
+            // The limit was lowered: a clean end of the owner quarantines nothing.
             ((7, false, 3), Suspect),
             ((7, false, 1), None),
             // No limit.
@@ -169,15 +174,15 @@ mod tests {
         assert_eq!(at(2, true, 3, 29), LastPod::Waits(second));
         assert_eq!(at(2, true, 3, 30), LastPod::GivesUp);
         assert_eq!(at(7, true, 10, 31), LastPod::GivesUp, "however many it may be elsewhere");
-        // Any single death of a pod: its runs go on.
+        // A single death of a pod: its runs go on.
         assert_eq!(at(1, true, 3, 99), LastPod::AsEver);
-        // Its last owner stopped cleanly, or there is no limit, or the limit is reached anyway.
+        // The last owner stopped cleanly, or there is no limit, or the limit is reached anyway.
         for (crashes, crashed, max) in [(2, false, 3), (2, true, 0), (2, true, 1), (2, true, 2), (3, true, 3)] {
             assert_eq!(at(crashes, crashed, max, 99), LastPod::AsEver, "{crashes}, {crashed}, {max}");
         }
     }
 
-    /// A fleet of `pods` in which no pod is started again, and a run that crashes each pod that takes it.
+    /// A fleet of `pods` pods that nobody starts again, and a run that crashes each pod that takes it.
     #[test]
     fn a_poison_run_leaves_one_pod_of_any_fleet_of_three_or_more() {
         let (lease, long) = (Duration::from_secs(10), Duration::from_secs(60));
@@ -204,8 +209,8 @@ mod tests {
         }
     }
 
-    /// A kill every 20 s for ten minutes, as the rows count it: whatever makes progress between two kills is never even
-    /// suspected; whatever does not is, and is quarantined at the third.
+    /// A kill every 20 s for ten minutes, as the rows count it. A run that makes progress between two kills is never
+    /// even suspected. A run that makes none is suspected, and quarantined at the third kill.
     #[test]
     fn thirty_kills_quarantine_nothing_that_makes_progress_between_them() {
         let after_kills = |saves: fn(u32) -> bool| {

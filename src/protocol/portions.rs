@@ -1,32 +1,33 @@
-//! In which portions a look goes through the roster.
+//! How a roster probe is cut into portions.
 //!
-//! A probe that gets the lock of a dead pod takes an entry of the server's lock table until its transaction ends, and
-//! the table has a fixed size for all sessions of the server. One statement over thousands of dead rows fills it: the
-//! statement fails each time, and so do the service's own statements. So each statement of a look probes a bounded
-//! number of rows, in the order of the lock keys, and gives its locks back before the next one.
+//! A probe that gets the lock of a dead pod takes an entry of the server's lock table until its transaction ends. That
+//! table has a fixed size for all sessions of the server. One statement over thousands of dead rows would fill it: that
+//! statement fails each time, and so do the service's own statements. So each statement of a roster probe probes a
+//! bounded number of rows, in the order of the lock keys. It gives its locks back before the next statement.
 //!
-//! * **States.** A look probes portions until it has gone once round the ring of keys. A portion that meets a full lock table
-//!   is halved. Where not even one row can be probed, the look reads the rest without probing: those rows are unknown (L10).
-//! * **Bound.** A look takes one statement for each [`ROWS_MOST`] rows. It meets a full table at most seven times.
-//! * **Progress.** After a look that could not probe everything, the next one begins behind the row at which this one gave up.
-//!   The size doubles with each look that meets no full table.
+//! * **States.** A roster probe goes once round the ring of keys, portion by portion. A portion that meets a full lock
+//!   table is halved. If not even one row can be probed, the rest is read without probing: those rows are unknown
+//!   (L10).
+//! * **Bound.** A roster probe takes one statement per [`ROWS_MOST`] rows. It meets a full table at most seven times.
+//! * **Progress.** After a roster probe that could not probe every row, the next one begins behind the row at which
+//!   this one gave up. The size of a portion doubles after each roster probe that met no full table.
 
 use std::mem;
 
-/// Rows that one statement probes: at most 128 entries of the lock table, liveness and witness. That is what two
-/// connections may hold on average at the server's default `max_locks_per_transaction` of 64, and little of the 8,000
-/// entries that the defaults make. More, and a look disturbs the service where the table is small; fewer, and a look
-/// at a thousand pods takes more round trips than it needs.
+/// Rows that one statement probes: 64, so at most 128 entries of the lock table (liveness and witness). That is what
+/// two connections may use on average with the default `max_locks_per_transaction` of 64. It is little of the 8,000
+/// entries that the server's defaults provide. More rows disturb the service if the table is small. Fewer rows cost
+/// more round trips in a fleet of a thousand pods.
 pub const ROWS_MOST: usize = 64;
-/// Rows that one statement reads without probing: it takes no locks, so only the size of the reply counts.
+/// Rows that one statement reads without probing. It takes no locks, so only the size of the reply counts.
 const READ_MOST: usize = 16 * ROWS_MOST;
 
-/// What an observer remembers from one look to the next.
+/// What an observer remembers from one roster probe to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     /// How many rows a portion has.
     size: usize,
-    /// The lock key from which the next look begins.
+    /// The lock key at which the next roster probe begins.
     start: i64,
 }
 
@@ -43,7 +44,7 @@ impl Pace {
         self.size
     }
 
-    /// The same pace for a look that begins with `key`.
+    /// The same pace for a roster probe that begins at `key`.
     #[must_use]
     pub const fn from(self, key: i64) -> Self {
         Self { start: key, ..self }
@@ -56,7 +57,7 @@ impl Pace {
     }
 }
 
-/// One statement of a look: the first `most` rows with lock keys of this range.
+/// One statement of a roster probe: the first `most` rows with lock keys in this range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Portion {
     /// The lowest key.
@@ -65,15 +66,15 @@ pub struct Portion {
     pub upto: i64,
     /// How many rows at most.
     pub most: usize,
-    /// Whether the locks of the rows are tried, or the rows only read.
+    /// Whether the statement probes the locks of the rows, or only reads the rows.
     pub probe: bool,
 }
 
-/// A look under way.
+/// A roster probe in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portions {
     size: usize,
-    /// What is left: the range at hand, and the keys before the start, which come last.
+    /// The key ranges that are left, the current one last. The keys before the start come at the end of the probe.
     left: Vec<(i64, i64)>,
     probe: bool,
     was_full: bool,
@@ -82,7 +83,7 @@ pub struct Portions {
 }
 
 impl Portions {
-    /// Begins a look.
+    /// Begins a roster probe.
     #[must_use]
     pub fn begin(pace: Pace) -> Self {
         let mut left = vec![(pace.start, i64::MAX)];
@@ -92,14 +93,14 @@ impl Portions {
         Self { size: pace.size, left, probe: true, was_full: false, gave_up: false, next_start: i64::MIN }
     }
 
-    /// The next statement; `None` once every row was probed or read.
+    /// The next statement. `None`: every row was probed or read.
     #[must_use]
     pub fn next(&self) -> Option<Portion> {
         let most = if self.probe { self.size } else { READ_MOST };
         self.left.last().map(|(from, upto)| Portion { from: *from, upto: *upto, most, probe: self.probe })
     }
 
-    /// The statement returned rows with these keys, in order.
+    /// Notes that the statement returned rows with these keys, in order.
     pub fn returned(&mut self, keys: &[i64]) {
         let Some(portion) = self.next() else { return };
         if let (true, Some(first)) = (mem::take(&mut self.gave_up), keys.first()) {
@@ -112,7 +113,7 @@ impl Portions {
         }
     }
 
-    /// The statement met a full lock table: it probed nothing.
+    /// Notes that the statement met a full lock table and probed nothing.
     pub fn met_a_full_table(&mut self) {
         self.was_full = true;
         if self.size > 1 {
@@ -122,7 +123,7 @@ impl Portions {
         }
     }
 
-    /// What to remember after the look.
+    /// What to remember after the roster probe.
     #[must_use]
     pub fn pace(&self) -> Pace {
         let size = if self.was_full { self.size } else { (self.size * 2).min(ROWS_MOST) };
@@ -134,8 +135,8 @@ impl Portions {
 mod tests {
     use super::*;
 
-    /// Makes one look at rows with these keys on a server that has room for so many probes at a time: which keys were probed,
-    /// which were read alone, how many statements it took, and what to remember.
+    /// Probes rows with these keys on a server that has room for `room` probes at a time. Returns the keys that were
+    /// probed, the keys that were only read, the number of statements, and the pace to remember.
     fn look(pace: Pace, keys: &[i64], room: usize) -> (Vec<i64>, Vec<i64>, usize, Pace) {
         let (mut probed, mut read, mut statements) = (Vec::new(), Vec::new(), 0);
         let mut portions = Portions::begin(pace);
@@ -192,12 +193,12 @@ mod tests {
         let (probed, read, _, pace) = look(Pace::default(), &keys(500), 20);
         assert_eq!((sorted(probed), read), (sorted(keys(500)), vec![]));
         assert_eq!(pace.size(), 16);
-        // And grows again, look by look, once there is room.
+        // The portion grows again with each roster probe once there is room.
         let pace = (0..2).fold(pace, |pace, _| look(pace, &keys(500), 1000).3);
         assert_eq!(pace, Pace::default());
     }
 
-    /// L10: what could not be probed is named as such; and the look ends.
+    /// L10: rows that could not be probed are reported as such, and the roster probe ends.
     #[test]
     fn where_nothing_can_be_probed_the_rest_is_read_and_the_next_look_begins_behind() {
         let all = keys(5000);
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!((probed, sorted(read)), (vec![], sorted(all.clone())));
         assert!(statements <= 7 + 5000 / READ_MOST + 2, "{statements}");
         assert_eq!(pace, Pace { size: 1, start: -299 });
-        // One row that always fails, as far as the look can tell: the others are reached by the looks after it.
+        // One row fails every time, as far as this probe can tell. The following probes reach the other rows.
         let begun: Vec<_> = (0..3)
             .scan(pace, |pace, _| {
                 let portions = Portions::begin(*pace);

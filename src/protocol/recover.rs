@@ -1,13 +1,13 @@
-//! What a recovery pass does: which runs a pod claims, which of its own it takes up again, which it has lost.
+//! What a recovery pass does: which runs a pod claims, which of its own runs it adopts, and which it has lost.
 //!
-//! Authority: none. The plan is a wish; each write repeats its condition, and the rows that come back are what happened.
-//! A pass takes no input but what it loads, can run at any time and any number of times (L6), and never claims a run
+//! Authority: none. The plan is a wish. Each write repeats its condition, and the returned rows show what happened. A
+//! pass needs no input but what it loads, and can run at any time and any number of times (L6). It never claims a run
 //! that this process already runs.
 //!
-//! Of the orphans a pod takes what there is room for, of all kinds and of each; at most its share of them
-//! ([`super::share`]); and one suspect at a time ([`super::poison`]). What it leaves to the others and finds again after
-//! [`Rules::share_wait`] they could not take: then it takes that too, the oldest first. So a share delays, and keeps
-//! nobody from anything.
+//! A pod takes orphans up to its room, both in total and for each kind. It takes at most its share of them
+//! ([`super::share`]), and one suspect at a time ([`super::poison`]). It leaves the others to the other pods. If an
+//! orphan is still there after [`Rules::share_wait`], the others could not take it. Then this pod takes it too, the
+//! oldest first. So a share delays an orphan, and keeps no pod from taking it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,52 +25,53 @@ pub struct Candidate {
     pub run_id: RunId,
     /// Which handler it needs.
     pub kind: Arc<str>,
-    /// Its owner as read; the claim expects to find it unchanged.
+    /// The owner as read. The claim expects the same owner.
     pub owner: Option<Incarnation>,
-    /// Its fence as read.
+    /// The fence as read.
     pub fence: Fence,
-    /// No attempt at it was begun yet. An own row is then one that was inserted in a caller's transaction.
+    /// No attempt at the run has begun. If this pod owns such a row, the row was inserted in a caller's transaction.
     pub unbegun: bool,
-    /// How many owners in a row crashed under it, this last one included.
+    /// How many owners in a row crashed under the run, including the last one if it crashed.
     pub crashes: u32,
-    /// Whether the last one did.
+    /// Whether the last owner crashed.
     pub crashed: bool,
 }
 
-/// What a load brought: own rows, and orphans with the oldest first.
+/// The result of a load: this pod's own rows, and orphans with the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// The rows.
     pub rows: Vec<Candidate>,
-    /// Who shares the orphans. `None`: there are none, or it is not known who does, and the pod takes what it can.
+    /// The pods that share the orphans. `None`: there are no orphans, or the sharing pods are unknown. The pod then
+    /// takes what it has room for.
     pub fleet: Option<FleetLoad>,
 }
 
-/// What the service decided.
+/// The settings that a plan depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// After how many crashes in a row a run is quarantined; 0: never.
     pub max_crashes: u32,
     /// How long orphans of an owner that is gone are left alone.
     pub claim_delay: Duration,
-    /// How long this pod leaves to the others what is not of its share: so long that each of them had a pass.
+    /// How long this pod leaves the orphans beyond its share to the others: long enough for a pass of each of them.
     pub share_wait: Duration,
     /// The lease.
     pub lease: Duration,
 }
 
-/// What the process knew before it loaded the rows.
+/// The state of this process before it loaded the rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Runs with a task, and the fence it works under.
+    /// The runs that have a task, each with the fence that the task works under.
     pub running: BTreeMap<RunId, Fence>,
-    /// Runs whose start or claim is under way: their rows may or may not be there yet.
+    /// The runs whose start or claim is in progress. Their rows may or may not be there yet.
     pub pending: BTreeSet<RunId>,
-    /// How many more runs may be begun.
+    /// How many more runs may begin.
     pub room: usize,
-    /// How many more of those kinds that have a limit of their own.
+    /// How many more runs may begin of each kind that has its own limit.
     pub room_of: BTreeMap<Arc<str>, usize>,
-    /// The runs with a task that were suspects when they were claimed, and the fence of that.
+    /// The runs with a task that were suspects when they were claimed, each with the fence of that claim.
     pub suspects: BTreeMap<RunId, Fence>,
     /// Incarnations that this pod has seen alive.
     pub companions: Arc<BTreeSet<Incarnation>>,
@@ -81,41 +82,43 @@ pub struct Memory {
 /// What a pass remembers for the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sightings {
-    /// Own rows without a task; adopted if the next pass sees them again.
+    /// Own rows without a task. The next pass adopts them if it sees them again.
     pub unclaimed: BTreeSet<RunId>,
-    /// Orphans that were not taken, and since when that is so.
+    /// Orphans that this pod did not take, each with the time since when.
     pub left: BTreeMap<RunId, Moment>,
-    /// Owners of orphans that are gone, and since when they were seen so, for `claim_delay`.
+    /// Owners of orphans that are gone from the roster, each with the time since when this pod knows it. For
+    /// `claim_delay`.
     pub gone: BTreeMap<Incarnation, Moment>,
-    /// Since when this pod is the only one that can take the orphans at hand; `None` if others can.
+    /// Since when this pod is the only one that can take the orphans that were loaded. `None`: other pods can.
     pub last_pod: Option<Moment>,
 }
 
 /// What a pass plans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Orphans to claim, at most as many as there is room.
+    /// Orphans to claim, at most as many as there is room for.
     pub claim: Vec<Candidate>,
-    /// Own rows that no task of this process runs: taken up by a claim from itself, under a new fence.
+    /// Own rows that no task of this process runs. The pod claims them from itself, under a new fence.
     pub adopt: Vec<Candidate>,
-    /// Own rows for which there is no room: given back, so that another may take them.
+    /// Own rows without room. The pod releases them, so that another pod can claim them.
     pub release: Vec<Candidate>,
-    /// Orphans that took down all other pods that could take them: claimed with [`poison::LAST_POD_BEARS`] as the limit,
-    /// which quarantines them.
+    /// Orphans that crashed all other pods that could take them. The pod claims them with [`poison::LAST_POD_BEARS`] as
+    /// the limit, which quarantines them.
     pub give_up: Vec<Candidate>,
-    /// Runs in memory whose row no longer names this incarnation and that fence: read back, then stopped.
+    /// Runs in memory whose row no longer names this incarnation with that fence. The pod reads them again, then stops
+    /// them.
     pub check: Vec<RunId>,
-    /// Suspects of this process that have made progress: they are none any more.
+    /// Suspects of this process that have made progress, and are no longer suspects.
     pub cleared: Vec<RunId>,
-    /// For the next pass.
+    /// What to remember for the next pass.
     pub sightings: Sightings,
-    /// Something had to be left for want of room, or because of a suspect: scan again when a run ends.
+    /// Something was left because of missing room or because of a suspect. Run a pass again when a run ends.
     pub short_of_room: bool,
-    /// After this time something that was left for now may be taken.
+    /// When to run the next pass: then this pod may take something that it left for now.
     pub again: Option<Duration>,
 }
 
-/// What is left of the room while a plan is made.
+/// The room that is left while a plan is made.
 struct Room {
     all: usize,
     of: BTreeMap<Arc<str>, usize>,
@@ -138,7 +141,8 @@ impl Room {
     }
 }
 
-/// Plans one pass for the incarnation `own` from what was known *before* the load and what the load brought, at `now`.
+/// Plans one pass for the incarnation `own` at `now`. `memory` is the state *before* the load, `seen` the result of the
+/// load.
 #[must_use]
 pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: Moment) -> Plan {
     let mut plan = Plan::default();
@@ -152,7 +156,7 @@ pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: 
                 plan.cleared.push(row.run_id);
             }
         } else if in_memory.is_some() || memory.pending.contains(&row.run_id) {
-            // This process works on it under another fence, or is about to: first that has to end.
+            // This process works on it under another fence, or is about to. That work must end first.
         } else if row.owner == Some(own) {
             without_task.push(row);
         } else {
@@ -187,7 +191,7 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Whether there is room for it, and no other suspect if it is one; if so it has its place.
+    /// Whether there is room for the run, and no other suspect if the run is one. If so, takes up the room.
     fn takes(&mut self, row: &Candidate) -> bool {
         let suspect = is_suspect(self.rules, row);
         if (suspect && self.has_suspect) || !self.room.take(&row.kind) {
@@ -197,7 +201,7 @@ impl Planner<'_> {
         true
     }
 
-    /// An own row without a task.
+    /// Plans what to do with an own row that has no task.
     fn take_up(&mut self, row: &Candidate) {
         if !row.unbegun && !self.memory.last.unclaimed.contains(&row.run_id) {
             self.plan.sightings.unclaimed.insert(row.run_id);
@@ -220,8 +224,8 @@ impl Planner<'_> {
         wait.is_zero()
     }
 
-    /// Whether this pod may take an orphan by the usual rule. The last pod of a fleet may not, if it saw the others
-    /// go down with the run: it waits for another pod, and then plans to quarantine the run.
+    /// Whether the usual rule lets this pod take an orphan. The last pod of a fleet may not take it if it saw the other
+    /// pods crash with the run. It waits for another pod, and then plans to quarantine the run.
     fn may_be_borne(&mut self, row: &Candidate) -> bool {
         let saw_its_owner = row.owner.is_some_and(|owner| self.memory.companions.contains(&owner));
         let Some(since) = self.plan.sightings.last_pod.filter(|_| saw_its_owner) else { return true };
@@ -234,7 +238,8 @@ impl Planner<'_> {
         false
     }
 
-    /// Chooses orphans: first those that nobody took for a while, then its share from its own place in the list on.
+    /// Chooses orphans: first those that no pod took for a while, then this pod's share of the rest, from its own place
+    /// in the list on.
     fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&FleetLoad>) {
         let last_left = &self.memory.last.left;
         let since = |row: &Candidate| last_left.get(&row.run_id).copied().unwrap_or(self.now);
@@ -285,7 +290,7 @@ mod tests {
         Candidate { run_id, kind, owner, fence: fence.into(), unbegun: false, crashes: 0, crashed: false }
     }
 
-    /// The plan for these rows, where nobody shares them.
+    /// The plan for these rows, without other pods that share them.
     fn plan(own: Incarnation, memory: &Memory, rows: &[Candidate]) -> Plan {
         super::plan(own, &RULES, memory, &Seen { rows: rows.to_vec(), fleet: None }, Moment::ZERO)
     }
@@ -386,7 +391,7 @@ mod tests {
         let ours = Candidate { owner: Some(own), fence: 9.into(), crashes: 2, crashed: false, ..rows[0].clone() };
         let beside = plan(own, &has_one, &[std::slice::from_ref(&ours), &rows[1..]].concat());
         assert_eq!(ids(&beside.claim), expected[1..]);
-        // It may have been claimed after the load: then its row is not there, or not ours yet.
+        // The run may have been claimed after the load. Then its row is missing, or not ours yet.
         assert_eq!(ids(&plan(own, &has_one, &rows[1..]).claim), expected[1..]);
         let saved = Candidate { crashes: 0, ..ours };
         let after_progress = plan(own, &has_one, &[&[saved], &rows[1..]].concat());
@@ -411,10 +416,10 @@ mod tests {
         assert_eq!(first.again, Some(Duration::from_secs(30)));
         let later = at(first.sightings.clone(), &[&poison], 1, 130);
         assert_eq!((later.claim.len(), ids(&later.give_up)), (0, vec![poison.run_id]));
-        // Another pod came: the usual rule holds, and the time begins again should that one die as well.
+        // Another pod came: the usual rule applies, and the time begins again if that pod dies as well.
         let joined = at(first.sightings.clone(), &[&poison], 2, 130);
         assert_eq!((ids(&joined.claim), joined.sightings.last_pod), (vec![poison.run_id], None));
-        // Its owner died before this pod was there: this is its replacement, and not the last of a fleet.
+        // The owner died before this pod was there. So this pod is the replacement, not the last pod of a fleet.
         let single = at(first.sightings, &[&stranger], 1, 130);
         assert_eq!((ids(&single.claim), single.give_up.len()), (vec![stranger.run_id], 0));
     }
@@ -450,7 +455,7 @@ mod tests {
         assert_eq!(ids(&first.claim), ids(&rows[5..]), "its own half");
         assert_eq!(first.sightings.left.len(), 5);
         assert_eq!((first.again, first.short_of_room), (Some(RULES.share_wait), false));
-        // Whatever makes it look sooner, it leaves them to the others until they had time to look as well.
+        // A pass that runs earlier for any reason still leaves them to the others until those had time for a pass.
         let memory = Memory { last: first.sightings, ..memory };
         let sooner = at(&memory, 102);
         assert_eq!((sooner.claim.len(), sooner.again), (5, Some(Duration::from_secs(1))));

@@ -1,6 +1,7 @@
-//! The ring of pods, ordered by lock key: each watches its successor.
+//! The ring of pods, ordered by lock key. Each pod watches its successor.
 //!
-//! Authority: none. A ring seen differently by two pods costs time (a death is found by the sweep), never safety.
+//! Authority: none. If two pods see the ring differently, a death is found later (by the sweep), but safety is not
+//! affected.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +12,14 @@ use crate::id::{Incarnation, LockKey};
 pub struct RingPlace {
     /// Its registration.
     pub incarnation: Incarnation,
-    /// The key of its liveness lock, by which the ring is ordered.
+    /// The key of its liveness lock, which orders the ring.
     pub lock_key: LockKey,
     /// The key of its witness lock.
     pub witness_key: LockKey,
 }
 
-/// The first peer after `own` in the ring, passing over those in `skip`: peers whose lock is known to be free, which
-/// a wait would be granted at once. `None` if nobody is left to watch.
+/// The first peer after `own` in the ring. Skips the peers in `skip`: their lock is known to be free, so a waiting
+/// session would be granted it at once. `None`: no peer is left to watch.
 #[must_use]
 pub fn successor<'a>(own: LockKey, peers: &'a [RingPlace], skip: &BTreeSet<Incarnation>) -> Option<&'a RingPlace> {
     let candidates = || peers.iter().filter(|p| p.lock_key != own && !skip.contains(&p.incarnation));

@@ -1,17 +1,17 @@
-//! How many orphans a pod takes of those that it could have, so that all survivors are as busy as each other.
+//! How many of the orphans a pod takes, so that all survivors become equally busy.
 //!
-//! Authority: none. A share is a wish of one pod, made from what one statement showed it; each claim is a
-//! compare-and-swap of its own. All pods that see the same take no orphan twice and leave none.
+//! Authority: none. A share is a wish of one pod, computed from what one statement showed. Each claim is a
+//! compare-and-swap of its own. Pods that see the same rows take no orphan twice and leave none.
 //!
-//! The orphans are poured over the pods that could take them like water: the least busy ones first, up to one level.
-//! Where room is equal and nobody is full, a pod gets `ceil((orphans + running) / pods) − own`.
+//! The orphans fill the pods that can take them like water: the least busy pods first, up to one level. If all pods
+//! have equal room and none is full, a pod gets `ceil((orphans + running) / pods) − own`.
 
 /// One pod that has a handler for some of the orphans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taker {
     /// How many running runs it owns.
     pub running: usize,
-    /// The most that it may run; `None`: not known.
+    /// The most runs that it may run. `None`: unknown.
     pub capacity: Option<usize>,
 }
 
@@ -20,31 +20,31 @@ impl Taker {
         self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(self.running))
     }
 
-    /// How many it gets if all are filled up to `level`.
+    /// How many orphans the pod gets if all pods are filled up to `level`.
     fn up_to(self, level: usize) -> usize {
         level.saturating_sub(self.running).min(self.room())
     }
 }
 
-/// The orphans, and the pods that could take them, in an order that is the same for all of them.
+/// The orphans, and the pods that can take them. All pods use the same order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FleetLoad {
     /// How many orphans there are.
     pub orphans: usize,
-    /// Who could take some.
+    /// The pods that can take orphans.
     pub takers: Vec<Taker>,
-    /// Which of them this pod is.
+    /// The index of this pod in `takers`.
     pub me: usize,
 }
 
 impl FleetLoad {
-    /// How many of the orphans this pod takes. All of them, where it is not among the takers.
+    /// How many of the orphans this pod takes. If this pod is not in `takers`: all of them.
     #[must_use]
     pub fn share(&self) -> usize {
         let Some(me) = self.takers.get(self.me) else { return self.orphans };
         let poured =
             |level: usize| self.takers.iter().fold(0_usize, |sum, taker| sum.saturating_add(taker.up_to(level)));
-        // The lowest level that takes them all, or the one at which everybody is full.
+        // The lowest level at which the pods take all orphans, or else the level at which every pod is full.
         let (mut low, mut high) = (0, self.takers.iter().map(|t| t.running).max().unwrap_or(0) + self.orphans);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -57,16 +57,16 @@ impl FleetLoad {
         me.up_to(low).min(self.orphans)
     }
 
-    /// How many this pod takes of a list of `len` orphans before it looks again: where there are more than those, only the
-    /// part from its own place to the next taker's.
+    /// How many of a list of `len` orphans this pod takes in one pass. If there are more orphans than the list has, the
+    /// pod takes only the part between its own place and that of the next taker.
     #[must_use]
     pub fn share_of(&self, len: usize) -> usize {
         let takers = self.takers.iter().filter(|taker| taker.room() > 0).count();
         if len < self.orphans { self.share().min(len.div_ceil(takers.max(1))) } else { self.share() }
     }
 
-    /// Where in a list of `len` orphans this pod begins to take them, going round: each taker with room at another place,
-    /// so that those who see the same list are not in each other's way.
+    /// The index in a list of `len` orphans at which this pod begins, going round. Each taker with room begins at
+    /// another place, so that pods with the same list do not compete for the same orphans.
     #[must_use]
     pub fn begins_at(&self, len: usize) -> usize {
         let with_room = |takers: &[Taker]| takers.iter().filter(|taker| taker.room() > 0).count();
@@ -81,7 +81,7 @@ impl FleetLoad {
 mod tests {
     use super::*;
 
-    /// Pods as (running, capacity), and the share of each.
+    /// The share of each pod. A pod is given as (running, capacity).
     fn shares(orphans: usize, pods: &[(usize, usize)]) -> Vec<usize> {
         let takers: Vec<_> = pods.iter().map(|&(running, c)| Taker { running, capacity: Some(c) }).collect();
         (0..pods.len()).map(|me| FleetLoad { orphans, takers: takers.clone(), me }.share()).collect()
@@ -100,11 +100,11 @@ mod tests {
             // ceil((claimable + running) / live) − own.
             (10, &[(6, 100), (2, 100)], &[3, 7]),
             (10, &[(100, 200), (0, 200), (0, 200)], &[0, 5, 5]),
-            // Whoever is full takes nothing, and the free one all.
+            // A full pod takes nothing, and the free pod takes everything.
             (50, &[(10, 10), (0, 100)], &[0, 50]),
             (50, &[(10, 10), (0, 30), (0, 100)], &[0, 25, 25]),
             (50, &[(0, 5), (0, 10), (0, 100)], &[5, 10, 35]),
-            // More than there is room for.
+            // More orphans than there is room for.
             (50, &[(8, 10), (0, 20)], &[2, 20]),
             (50, &[(12, 10), (10, 10)], &[0, 0]),
         ];
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Whatever the fleet, the shares leave nothing for which there is room, and exceed it by rounding alone.
+    /// In any fleet, the shares leave no orphan for which there is room, and exceed the orphans only by rounding.
     #[test]
     fn the_shares_together_are_all_that_there_is_room_for() {
         let mut random = fastrand::Rng::with_seed(7);

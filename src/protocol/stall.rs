@@ -1,16 +1,18 @@
-//! Who runs and gets nowhere.
+//! Which pods run but make no progress.
 //!
-//! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application
-//!   made [`Progress`] since the last beat: anything moved, and no required source stands still. A peer compares each
-//!   index with the one that the peer itself saw before. No pod reads another's clock.
-//! * **States.** For each peer, at which index it was seen and for how many looks it has stood there.
-//! * **Bound.** Suspected after `cycles` to `cycles` + 1 looks, an interval apart, from its last beat. For a peer that beats
-//!   less often than the observer looks, as many more looks as that takes ([`StallTiming::cycles_for`]).
-//! * **Failures.** A look counts only if (nine tenths of) an interval of the observer's own clock passed since the last, so
-//!   a paused observer that wakes counts one. Where the observer's own index did not move either, the store is slow, or
-//!   the observer itself stands still: nobody is counted. A peer that is mending its sessions is not counted.
-//! * **Not promised.** A pod of an older version, whose row does not say how often it beats, may be suspected wrongly if its
-//!   beats are farther apart than the observer's looks.
+//! * **Authority.** A pod writes the next value of one global index into its row at each beat, if its application made
+//!   [`Progress`] since the last beat. Progress means: something moved, and no required source stands still. A peer
+//!   compares each index with the index that the peer itself saw before. No pod reads another pod's clock.
+//! * **States.** For each peer: the index that was seen, and for how many checks it has not changed.
+//! * **Bound.** A pod is suspected `cycles` to `cycles` + 1 checks after its last beat; checks are one interval apart.
+//!   A peer that beats less often than the observer checks gets as many more checks as that takes
+//!   ([`StallTiming::cycles_for`]).
+//! * **Failures.** A check counts only if nine tenths of an interval passed since the last one, by the observer's own
+//!   clock. So a paused observer that wakes counts one check. If the observer's own index did not change either, the
+//!   store is slow or the observer itself stands still: no peer is counted. A peer that is opening its sessions again
+//!   is not counted.
+//! * **Not promised.** The row of a pod of an older version does not say how often it beats. Such a pod may be
+//!   suspected wrongly if its beats are farther apart than the observer's checks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,21 +20,21 @@ use std::time::Duration;
 use super::Moment;
 use crate::id::Incarnation;
 
-/// How many leases a pod that was put out waits at most for its application to make progress.
+/// How many leases an evicted pod waits at most for its application to make progress.
 const LEASES_AWAY: u32 = 10;
 
-/// The times of the rule.
+/// The times of the stall rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StallTiming {
-    /// How far apart looks are that count: `beat_interval`.
+    /// How far apart checks are that count: `beat_interval`.
     pub interval: Duration,
-    /// After how many looks at the same index a peer is suspected: `stall_cycles`.
+    /// After how many checks with the same index a peer is suspected: `stall_cycles`.
     pub cycles: u32,
 }
 
 impl StallTiming {
-    /// After how many looks at the same index a peer is suspected that beats `every` so often: `cycles` of its own
-    /// intervals must fit into the looks, or a pod whose beats are rarer than the looks would be suspected while it is well.
+    /// After how many checks with the same index a peer is suspected whose beats are `every` apart. The checks must
+    /// cover `cycles` of the peer's own intervals. Otherwise a healthy pod with rarer beats would be suspected.
     #[must_use]
     pub fn cycles_for(&self, every: Option<Duration>) -> u32 {
         let Some(every) = every.filter(|every| *every > self.interval) else { return self.cycles };
@@ -42,7 +44,7 @@ impl StallTiming {
     }
 }
 
-/// What one look showed of one peer.
+/// What one check showed of one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
     /// Its registration.
@@ -51,18 +53,18 @@ pub struct Beat {
     pub index: i64,
     /// Both of its locks are held by the backends that its row names.
     pub attached: bool,
-    /// How often it beats at most, where its row says so.
+    /// The longest time between two of its beats, if its row states it.
     pub every: Option<Duration>,
 }
 
-/// A peer that has stood still for too long.
+/// A peer whose index has not changed for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stalled {
     /// Its registration.
     pub incarnation: Incarnation,
-    /// The index at which it stands.
+    /// The index that does not change.
     pub index: i64,
-    /// For how many looks.
+    /// For how many checks the index has not changed.
     pub looks: u32,
 }
 
@@ -72,7 +74,7 @@ struct Count {
     looks: u32,
 }
 
-/// What an observer remembers between looks. Local to the process; empty at its start.
+/// What an observer remembers between checks. It is local to the process and empty at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StallObserver {
     counted_at: Option<Moment>,
@@ -81,7 +83,7 @@ pub struct StallObserver {
 }
 
 impl StallObserver {
-    /// Takes a look: who is suspected by it, and what to remember.
+    /// Makes a check: returns the peers that are suspected by it, and what to remember.
     #[must_use]
     pub fn look(&self, timing: &StallTiming, now: Moment, own: i64, beats: &[Beat]) -> (Vec<Stalled>, Self) {
         let too_soon = self.counted_at.is_some_and(|at| now.saturating_sub(at) < timing.interval * 9 / 10);
@@ -103,14 +105,14 @@ impl StallObserver {
     }
 }
 
-/// What an application has done so far, in counters.
+/// What an application has done so far, as counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Raised by a task of the application's runtime: that it runs tasks at all.
+    /// Raised by a task of the application's runtime. Shows that the runtime runs tasks at all.
     pub pulse: u64,
     /// Fenced writes that were accepted.
     pub writes: u64,
-    /// The registered sources, by number: how often each moved, and whether it has nothing to do.
+    /// The registered sources by number, each with how often it moved and whether it is idle.
     pub sources: BTreeMap<u64, Source>,
 }
 
@@ -119,31 +121,31 @@ pub struct Progress {
 pub struct Source {
     /// How often it moved.
     pub moved: u64,
-    /// It has nothing to do: it may stand still.
+    /// It has nothing to do, so it may stand still.
     pub idle: bool,
-    /// No progress elsewhere makes up for it: it must move itself, unless it is idle.
+    /// It must move itself unless it is idle. Progress elsewhere does not count for it.
     pub required: bool,
 }
 
-/// Whether an application got anywhere between two readings.
+/// Whether an application made progress between two readings of its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// It did.
+    /// It made progress.
     Yes,
-    /// Nothing moved, and there was something to do.
+    /// Nothing moved, although there was something to do.
     No,
     /// The required source with this number has something to do and stands still. Progress elsewhere does not count.
     NotRequired(u64),
 }
 
 impl Progress {
-    /// Whether the application has got anywhere since `before`.
+    /// Whether the application has made progress since `before`.
     ///
-    /// Any progress is progress: its runtime runs tasks, and a fenced write was accepted, or a source moved, or none has
-    /// anything to do. Only a required source must move itself.
+    /// The runtime must have run a task. Besides, a fenced write was accepted, or a source moved, or all sources are
+    /// idle. A required source must move itself.
     #[must_use]
     pub fn since(&self, before: &Self) -> Moved {
-        // One that is new has until the next reading.
+        // A new source counts as moved until the next reading.
         let moved =
             |number: &u64, source: &Source| before.sources.get(number).is_none_or(|then| then.moved != source.moved);
         let stuck =
@@ -158,8 +160,8 @@ impl Progress {
     }
 }
 
-/// Whether a pod that was put out, and has seen no progress of its application since, is tried again all the same: what
-/// only its runs could move, which it has none of, must not keep it away for ever.
+/// Whether an evicted pod rejoins although its application has made no progress since. An evicted pod has no runs, so a
+/// source that only runs can move must not keep it away for ever.
 #[must_use]
 pub fn was_away_for_long(away: Duration, lease: Duration) -> bool {
     away > lease.saturating_mul(LEASES_AWAY)
@@ -181,7 +183,8 @@ mod tests {
         Beat { incarnation: peer(n), index, attached: true, every: None }
     }
 
-    /// Looks at these seconds, with these own indices, at these peers: who was suspected at each.
+    /// Makes checks at these seconds, with these own indices, of these peers. Returns the peers that were suspected at
+    /// each check.
     fn looks(steps: &[(u64, i64, &[Beat])]) -> Vec<Vec<(Incarnation, u32)>> {
         let mut observer = StallObserver::default();
         let mut suspected = Vec::new();
@@ -212,13 +215,13 @@ mod tests {
         }
         let longest = StallTiming { interval: Duration::from_nanos(1), cycles: u32::MAX };
         assert_eq!(longest.cycles_for(Some(Duration::MAX)), u32::MAX);
-        // It beats every 30 s and is well.
+        // It beats every 30 s and is healthy.
         let slow = |index| [Beat { every: Some(s(30)), ..at(1, index) }];
         let steps: Vec<_> = (0..30_u64).map(|n| (n * 10, slow(i64::try_from(n / 3).expect("few")))).collect();
         let steps: Vec<(u64, i64, &[Beat])> =
             steps.iter().zip(0..).map(|((second, beats), own)| (*second, own, beats.as_slice())).collect();
         assert!(looks(&steps).iter().all(Vec::is_empty));
-        // And one that has stopped.
+        // It has stopped beating.
         let stands = slow(7);
         let steps: Vec<(u64, i64, &[Beat])> = (0..11).map(|n| (n * 10, n as i64, stands.as_slice())).collect();
         let seen = looks(&steps);
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn while_the_store_is_slow_nobody_is_counted() {
         let same: &[Beat] = &[at(1, 7)];
-        // Its own beat did not arrive either, at seconds 20 to 40.
+        // From second 20 to second 40, the observer's own beat did not arrive either.
         let seen = looks(&[(0, 1, same), (10, 2, same), (20, 2, same), (30, 2, same), (40, 2, same), (50, 3, same)]);
         assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
     }
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn a_paused_observer_and_a_burst_of_ticks_count_one_look() {
         let same: &[Beat] = &[at(1, 7)];
-        // It was paused for an hour, and its timers fire all at once.
+        // It was paused for an hour, and then its timers fire all at once.
         let burst = [(0, 1, same), (3600, 2, same), (3600, 3, same), (3601, 4, same), (3609, 5, same), (3610, 6, same)];
         assert!(looks(&burst).iter().all(Vec::is_empty));
     }

@@ -6,11 +6,11 @@ named! {
     /// The state of a run: `studio_runs.state`.
     #[non_exhaustive]
     pub enum RunState {
-        /// It has an owner, or waits for one.
+        /// It has an owner, or waits for an owner.
         Running = "running",
         /// Its handler finished it.
         Succeeded = "succeeded",
-        /// Its handler, or the pod that could not begin it, ended it with an error.
+        /// Its handler ended it with an error, or a pod could not begin it.
         Failed = "failed",
         /// Somebody cancelled it.
         Cancelled = "cancelled",
@@ -20,7 +20,7 @@ named! {
 }
 
 impl RunState {
-    /// Whether this is the state that a row names. A name of a newer version is no state of this one.
+    /// Whether `name`, from a row, is this state. A newer version's name is no state of this version.
     #[must_use]
     pub fn is(self, name: &str) -> bool {
         self.as_str() == name
@@ -39,7 +39,7 @@ named! {
 }
 
 impl PodState {
-    /// Whether this is the state that a row names.
+    /// Whether `name`, from a row, is this state.
     #[must_use]
     pub fn is(self, name: &str) -> bool {
         self.as_str() == name

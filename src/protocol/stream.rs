@@ -1,12 +1,13 @@
-//! Where a reader of a run's stream goes on, and when what was appended is sent.
+//! Where a reader of a run's stream continues, and when appended chunks are sent.
 //!
-//! * **Authority.** The rows: a reader has seen what it was handed, and asks for what comes after it.
-//! * **States.** A [`Position`]: the generation, how many resets are known, the next chunk, the fence of the last.
-//! * **Bound.** A reader that asks from where [`catch_up`] puts it gets each chunk of the current generation once, in order,
-//!   and is told of everything that it has and that was taken back.
-//! * **Failures.** A failover may have undone what a reader has. What is missing, and what was written again under another
-//!   fence, counts as taken back.
-//! * **Not promised.** A chunk before it is stored.
+//! * **Authority.** The rows. A reader has seen what it was handed, and asks for what comes after that.
+//! * **States.** A [`Position`]: the generation, how many resets the reader knows of, the next chunk, and the fence of
+//!   the last chunk.
+//! * **Bound.** A reader that asks from the position of [`catch_up`] gets each chunk of the current generation once, in
+//!   order. It is told of every chunk that it has and that was taken back.
+//! * **Failures.** A failover may have undone chunks that a reader has. Chunks that are missing, or were written again
+//!   under another fence, count as taken back.
+//! * **Not promised.** A chunk is not delivered before it is stored.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,21 +15,21 @@ use std::time::Duration;
 
 use super::Moment;
 
-/// Where a reader of a stream is.
+/// The position of a reader in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
-    /// The generation whose chunks it has; 0 before it has seen the stream at all.
+    /// The generation of the chunks that it has; 0 before it has seen the stream.
     pub generation: i32,
     /// How many resets it knows of.
     pub resets: i32,
     /// The number of the next chunk.
     pub next: i64,
-    /// The fence of the chunk before it; 0 if there is none.
+    /// The fence of the chunk before `next`; 0 if there is none.
     pub fence: i64,
 }
 
 impl Position {
-    /// Before anything was seen: nothing can have been taken back.
+    /// The position of a reader that has seen nothing. Nothing that it has can have been taken back.
     pub const START: Self = Self { generation: 0, resets: 0, next: 0, fence: 0 };
 }
 
@@ -55,17 +56,17 @@ impl FromStr for Position {
     }
 }
 
-/// Which end of a run a reader was told of. A run that was quarantined and then released ends again.
+/// The end of a run that a reader was told of. A run that was quarantined and then released ends again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndMark {
-    /// The first letter of the state in which it ended: each state has its own.
+    /// The first letter of the state in which the run ended. Each state has its own letter.
     letter: char,
-    /// The run's fence then.
+    /// The run's fence at that end.
     fence: i64,
 }
 
 impl EndMark {
-    /// The end in this state under this fence.
+    /// The end in state `state` under this fence.
     #[must_use]
     pub fn new(state: &str, fence: i64) -> Self {
         let letter = state.chars().next().filter(char::is_ascii_lowercase).unwrap_or('x');
@@ -73,17 +74,17 @@ impl EndMark {
     }
 }
 
-/// What a reader has seen: chunks up to a position, and perhaps the end.
+/// What a reader has seen: the chunks up to a position, and perhaps the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Where it is.
+    /// The reader's position.
     pub position: Position,
     /// The end that it was told of.
     pub end: Option<EndMark>,
 }
 
 impl Seen {
-    /// Nothing.
+    /// The reader has seen nothing.
     pub const NOTHING: Self = Self { position: Position::START, end: None };
 }
 
@@ -109,33 +110,34 @@ impl FromStr for Seen {
     }
 }
 
-/// Whether a run that has ended and has no more chunks for a reader has ended for it: it was told of this very end, and
-/// nothing of what it has was taken back since.
+/// Whether a reader of an ended run knows everything: it has all chunks, it was told of this very end, and nothing that
+/// it has was taken back since.
 #[must_use]
 pub fn knows_the_end(seen: &Seen, now: &Facts, end: EndMark) -> bool {
     let (position, taken_back) = catch_up(seen.position, now);
     seen.end == Some(end) && taken_back.is_none() && position.next == now.next && seen.position.next == now.next
 }
 
-/// How a stream stands, as one look showed it.
+/// The state of a stream, as one read of its rows showed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Its generation.
     pub generation: i32,
     /// How often chunks were taken back.
     pub resets: i32,
-    /// The first chunk of this generation that was taken back by a reset that the reader does not know.
+    /// The first chunk of this generation that was taken back by a reset that the reader does not know of.
     pub cut_from: Option<i64>,
-    /// The first chunk that is no longer the one that the reader has, if the last that it has is not.
+    /// If the reader's last chunk is no longer the stored one: the first chunk that differs from the reader's.
     pub differs_from: Option<i64>,
-    /// How many chunks it has.
+    /// How many chunks the stream has.
     pub next: i64,
 }
 
-/// Where a reader goes on that was at `position`, and from which chunk on what it has was taken back, if any was.
+/// Where a reader that was at `position` continues. Also returns the first chunk that it has and that was taken back,
+/// if any.
 #[must_use]
 pub fn catch_up(position: Position, facts: &Facts) -> (Position, Option<i64>) {
-    // What is before a reset is of a lower fence than what will be behind it; which one does not matter.
+    // Chunks before a reset have lower fences than the chunks after it. The exact fence does not matter here.
     let at = |next| {
         let fence = if next == position.next { position.fence } else { 0 };
         Position { generation: facts.generation, resets: facts.resets, next, fence }
@@ -145,20 +147,21 @@ pub fn catch_up(position: Position, facts: &Facts) -> (Position, Option<i64>) {
         return (at(0), had_some.then_some(0));
     }
     let kept = [facts.cut_from, facts.differs_from].into_iter().flatten().fold(facts.next, i64::min);
-    // Fewer resets than it knows of: a failover undid some, and what it has is anybody's guess.
+    // The stream has fewer resets than the reader knows of: a failover undid some. So nobody can tell which chunks of
+    // the reader are still valid.
     let kept = if facts.resets < position.resets { 0 } else { kept };
     let next = position.next.min(kept);
     (at(next), (next < position.next).then_some(next))
 }
 
-/// When what waits is sent: at once where a batch is full or nothing was sent for a `gap`, else when the gap is over, so
-/// that many small chunks make few statements.
+/// When waiting chunks are sent. At once if a batch is full or if nothing was sent for a `gap`. Otherwise when the gap
+/// is over, so that many small chunks make few statements.
 #[must_use]
 pub fn send_at(now: Moment, last: Option<Moment>, is_full: bool, gap: Duration) -> Moment {
     if is_full { now } else { last.map_or(now, |last| now.max(last + gap)) }
 }
 
-/// When readers are told: never twice within a `gap`.
+/// When readers are notified: at most once per `gap`.
 #[must_use]
 pub fn tell_at(now: Moment, last: Option<Moment>, gap: Duration) -> Moment {
     send_at(now, last, false, gap)
@@ -183,7 +186,7 @@ mod tests {
     #[test]
     fn a_reader_goes_on_where_it_was_and_is_told_what_was_taken_back_of_what_it_has() {
         let cases = [
-            // Late: the current generation from its first chunk, and no word of what it never had.
+            // A late reader gets the current generation from its first chunk, and no word of chunks that it never had.
             (Position::START, facts(1, 0, None, 0), at(1, 0, 0), None),
             (Position::START, facts(3, 2, Some(0), 9), at(3, 2, 0), None),
             // Nothing new.
@@ -192,17 +195,18 @@ mod tests {
             // A restart.
             (at(1, 0, 5), facts(2, 1, Some(0), 3), at(2, 1, 0), Some(0)),
             (at(1, 0, 0), facts(2, 1, Some(0), 3), at(2, 1, 0), Some(0)),
-            // Gone on from chunk 4: what it has from there on was taken back; what it does not have was not.
+            // The stream continued at chunk 4. Of the chunks from there on, only those that the reader has count as
+            // taken back.
             (at(1, 0, 9), facts(1, 1, Some(4), 20), at(1, 1, 4), Some(4)),
             (at(1, 0, 4), facts(1, 1, Some(4), 20), at(1, 1, 4), None),
             (at(1, 0, 2), facts(1, 1, Some(4), 20), at(1, 1, 2), None),
-            // The same, known already.
+            // The same, and the reader knows it already.
             (at(1, 1, 9), facts(1, 1, None, 20), at(1, 1, 9), None),
-            // A failover lost chunks, a reset, a generation.
+            // A failover lost chunks, a reset or a generation.
             (at(1, 0, 9), facts(1, 0, None, 6), at(1, 0, 6), Some(6)),
             (at(1, 2, 9), facts(1, 1, None, 20), at(1, 1, 0), Some(0)),
             (at(2, 1, 9), facts(1, 0, None, 20), at(1, 0, 0), Some(0)),
-            // It lost chunks, and they were written again.
+            // A failover lost chunks, and they were written again.
             (at(1, 0, 9), differs(facts(1, 0, None, 20), 6), at(1, 0, 6), Some(6)),
             (at(1, 0, 9), differs(facts(1, 1, Some(4), 20), 6), at(1, 1, 4), Some(4)),
         ];
@@ -257,7 +261,7 @@ mod tests {
         let (end, chunks) = (EndMark::new("failed", 7), facts(1, 0, None, 5));
         let seen = |position, end| Seen { position, end };
         assert!(knows_the_end(&seen(at(1, 0, 5), Some(end)), &chunks, end));
-        // A stream without any chunk.
+        // A stream without chunks.
         assert!(knows_the_end(&seen(at(1, 0, 0), Some(end)), &facts(1, 0, None, 0), end));
         for (why, seen, now, end) in [
             ("it was told of no end", seen(at(1, 0, 5), None), chunks, end),

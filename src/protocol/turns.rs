@@ -1,27 +1,28 @@
-//! Which pod does a task that one pod at a time is to do, about once in a beat interval over the whole fleet.
+//! Which pod does a task that one pod at a time should do, about once per beat interval in the whole fleet.
 //!
-//! * **Authority.** None: a pod that takes a turn too many or too few costs time, and nothing else. Each pod answers by what
-//!   its last beat showed: its own event index, and which peers hold both of their locks. Dead pods have no turn.
-//! * **How.** All pods take the values of one index. So in each round of as many beats as there are pods, each pod beats
-//!   about once, and the number of the round says whose turn it is: the pods take turns by incarnation.
-//! * **Bound.** A round takes about a beat interval, so turns are less than two intervals apart. Pods that beat more often
-//!   or not at all disturb the rounds. So a pod also takes a turn when it has had none for two full cycles of beats.
-//! * **Failures.** A pod that cannot do the task keeps no other from its turn.
+//! * **Authority.** None: a turn too many or too few only costs time. Each pod decides by what its last beat showed:
+//!   its own event index, and which peers hold both of their locks. Dead pods have no turn.
+//! * **How.** All pods take the values of one index. So in each round of as many beats as there are pods, each pod
+//!   beats about once. The number of the round says whose turn it is: the pods take turns by incarnation.
+//! * **Bound.** A round takes about a beat interval, so turns are less than two intervals apart. Pods that beat more
+//!   often or not at all disturb the rounds. So a pod also takes a turn if it has had none for two full cycles of
+//!   beats.
+//! * **Failures.** A pod that cannot do the task keeps no other pod from its turn.
 
 use crate::id::Incarnation;
 
-/// What a pod knows at its beat.
+/// The knowledge of a pod at its beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beaten {
     /// This pod.
     pub own: Incarnation,
     /// Its event index.
     pub index: i64,
-    /// How often it has beaten since its last turn, this time included.
+    /// How often it has beaten since its last turn, this beat included.
     pub since_turn: usize,
 }
 
-/// Whether it is this pod's turn. `peers`: those that hold both of their locks.
+/// Whether it is this pod's turn. `peers`: the peers that hold both of their locks.
 #[must_use]
 pub fn is_turn(beaten: &Beaten, peers: impl Iterator<Item = Incarnation>) -> bool {
     let (mut pods, mut rank) = (1, 0);
@@ -41,8 +42,8 @@ mod tests {
         uuid::Uuid::from_u128(n as u128 + 1).into()
     }
 
-    /// Lets pods beat, one after another, from this index on. `moves`: whether the pod takes a value of the index. Returns
-    /// at which beats, counted over all pods, it was somebody's turn, and whose.
+    /// Lets pods beat, one after another, from this index on. `moves`: whether the pod takes a value of the index.
+    /// Returns the beats, counted over all pods, at which a pod had its turn, and the pod.
     fn turns(pods: usize, from: i64, beats: usize, moves: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
         let (mut index, mut own) = (from, vec![from; pods]);
         let (mut since, mut turns) = (vec![0; pods], Vec::new());
@@ -85,7 +86,7 @@ mod tests {
         for pods in 2..=9_usize {
             for stuck in 0..pods {
                 let all = turns(pods, 7, pods * 200, |n| n != stuck);
-                // Only the turns of the others count: the stuck one may do nothing.
+                // Only the turns of the other pods count: the stuck one may do nothing.
                 let others: Vec<_> = all.into_iter().filter(|(_, n)| *n != stuck).collect();
                 assert!(longest_gap(&others) <= pods * pods * 2, "{pods} pods, {stuck} is stuck: {others:?}");
             }

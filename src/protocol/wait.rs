@@ -1,9 +1,11 @@
-//! Which waits are told: a pod whose lock is free is not always buried at once, and the log says why and for how long.
+//! Which waits the event log reports. A pod whose lock is free is not always buried at once, and the log says why and
+//! for how long.
 //!
-//! * **Bound.** Each wait is told once for each incarnation, session and reason, at most [`MOST`] at a look and
-//!   [`MOST_IN_SIGHT`] while they last: each is a notification to every pod, and a whole roster may be lost at once. What is over
-//!   sooner than four probes (a lease / 10) is not told: nothing comes of most broken connections.
-//! * **Not promised.** That a wait ends as told: the pod may return, or die of something else.
+//! * **Bound.** Each wait is reported once for each incarnation, session and reason. One roster probe reports at most
+//!   [`MOST`] waits, and at most [`MOST_IN_SIGHT`] are reported while they last. Each report notifies every pod, and a
+//!   whole roster may be lost at once. A wait that ends within four probes (lease / 10) is not reported, because most
+//!   broken connections come back by then.
+//! * **Not promised.** A wait may not end as reported: the pod may return, or die in another way.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,10 +16,10 @@ use super::Moment;
 use super::verdict::{Decision, Verdict, WaitFor};
 use crate::id::Incarnation;
 
-/// How many waits one look tells at most.
+/// How many waits one roster probe reports at most.
 pub const MOST: usize = 16;
 
-/// How many waits one observer tells while none of them is over. Of more, the first say it for the others.
+/// How many waits one observer reports while none of them is over. The first ones then speak for the others.
 pub const MOST_IN_SIGHT: usize = 64;
 
 /// Why a pod whose lock is free is not buried yet.
@@ -30,7 +32,7 @@ pub enum WaitReason {
     ManyLost,
     /// As [`WaitFor::ManyUnknown`].
     ManyUnknown,
-    /// It is dead, and the observer has not been up for long enough to bury it (L2).
+    /// It is dead, but the observer has not held its own lock for long enough to bury it (L2).
     Unsettled,
 }
 
@@ -38,7 +40,7 @@ impl WaitReason {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::ConnectionBroken, Self::ManyLost, Self::ManyUnknown, Self::Unsettled];
 
-    /// Its stable name.
+    /// The stable name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,7 +51,7 @@ impl WaitReason {
         }
     }
 
-    /// The reason of this name; `None` for one that this version does not know.
+    /// The reason with this name. `None`: this version does not know the name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
@@ -66,8 +68,8 @@ impl WaitReason {
         }
     }
 
-    /// `None` for two short holds. A second look comes within one probe. A lock that reads as held may only be another
-    /// prober's, for a moment.
+    /// `None` for the two short waits. They end within one probe: a lock that reads as held may be another prober's for
+    /// a moment.
     const fn of(hold: WaitFor) -> Option<Self> {
         match hold {
             WaitFor::ConnectionBroken => Some(Self::ConnectionBroken),
@@ -78,25 +80,25 @@ impl WaitReason {
     }
 }
 
-/// A wait to tell of.
+/// A wait to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Wait {
     /// The pod whose lock is free.
     pub incarnation: Incarnation,
-    /// The number of the session that it lost.
+    /// The number of the session that the pod lost.
     pub session: i64,
-    /// Why it is not buried yet.
+    /// Why the pod is not buried yet.
     pub reason: WaitReason,
-    /// For how long from now, at most, in milliseconds.
+    /// How long the wait lasts from now at most, in milliseconds.
     pub wait_ms: u64,
-    /// How many are in sight: their locks came free and they have not returned, this one included.
+    /// How many pods are in sight, this one included: their locks came free and they have not returned.
     pub in_sight: usize,
-    /// Out of how many others in the roster.
+    /// How many other pods the roster has.
     pub others: usize,
 }
 
-/// The waits that follow from a decision: those that have lasted for four probes and will last for one more.
-/// `may_bury_at`: when the observer has been up for long enough to bury that peer (L2).
+/// The waits to report after a decision: those that have lasted for four probes and will last for at least one more.
+/// `may_bury_at`: from when the observer may bury that peer (L2).
 #[must_use]
 pub fn waits(
     decision: &Decision,
@@ -126,10 +128,10 @@ pub fn waits(
     decision.verdicts.iter().filter_map(wait).collect()
 }
 
-/// A wait that was told: of which pod, for which session, and why.
+/// A reported wait: the pod, its session, and the reason.
 pub type Told = (Incarnation, i64, WaitReason);
 
-/// Which of `waits` to tell next. `told`: the waits that were told and are not over.
+/// Which of `waits` to report next. `told`: the waits that were reported and are not over.
 #[must_use]
 pub fn next_to_tell(waits: Vec<Wait>, told: &BTreeSet<Told>) -> Vec<Wait> {
     let room = MOST_IN_SIGHT.saturating_sub(told.len()).min(MOST);
@@ -164,7 +166,7 @@ mod tests {
         lost.iter().enumerate().map(peer).collect()
     }
 
-    /// The reasons and milliseconds of the waits at the last of some looks at the same, at these moments.
+    /// The reasons and milliseconds of the waits after the last of several equal roster probes, at these moments.
     fn told(lost: &[(bool, bool)], at_ms: &[u64], may_bury_at: Duration) -> Vec<(&'static str, u64)> {
         let mut observer = LossObserver::default();
         let mut told = Vec::new();
@@ -187,7 +189,7 @@ mod tests {
         assert_eq!(told(&[broken, held, held], &[0, 250, 1000], settled), [("connection_broken", 9000)]);
         assert_eq!(told(&[broken, held, held], &[0, 9800], settled), [], "it is over at once");
         assert_eq!(told(&[held, held], &[0, 1000], settled), []);
-        // Dead, and nobody may bury it.
+        // The pod is dead, and no pod may bury it.
         assert_eq!(told(&[dead, held, held], &[0, 1000], Duration::from_secs(7)), [("unsettled", 6000)]);
         assert_eq!(told(&[dead, held, held], &[0, 1000], settled), [], "it is being buried");
     }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::global::Global;
 use crate::output::{self, OutputArgs};
 
-/// How often it is looked at whether the pod is gone.
+/// How often to check whether the pod is gone.
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
@@ -25,15 +25,15 @@ pub(crate) struct Args {
     output: OutputArgs,
 }
 
-/// How long both locks must be free, without a break, before a pod counts as down whose row is still there: there may be
-/// nobody who buries it, but a pod that only lost its connections is back within moments. Its tries to come back lie at most
-/// a twentieth of its lease apart, so of a long lease it is a tenth of that.
+/// How long both locks of a pod must be free, without a break, before the pod counts as down although its row is still
+/// there. Perhaps no other pod is left to bury it. But a pod that only lost its connections is back within moments: its
+/// tries to come back are at most a twentieth of its lease apart. So for a long lease, a tenth of the lease applies.
 const DOWN: Duration = Duration::from_secs(3);
 
-/// How a pod stands that was asked to drain.
+/// The state of a pod that was asked to drain.
 enum DrainStatus {
     Alive,
-    /// Neither of its locks is held: it is down, or on its way back. Clean: it had begun to drain.
+    /// Neither of its locks is held: it is down, or coming back. `clean`: it had begun to drain.
     Unheld {
         clean: bool,
         down_after: Duration,
@@ -47,7 +47,7 @@ enum DrainStatus {
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let operator = global.operator().await?;
     let name = &args.pod;
-    // Looked at before it is asked: one that answers at once is down right after.
+    // Read before the request: a pod that reacts at once may be down right after it.
     let before = operator.pod(name).await?;
     let unheld = before.filter(|p| p.state != "gone" && !p.alive && !p.witness).map(|p| (p.incarnation, p.runs));
     let incarnation = operator.drain(name).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     })?)
 }
 
-/// How it stands, and with how many running runs.
+/// The state of the pod, and the number of its running runs.
 async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Result<(DrainStatus, i64), Failure> {
     let Some(there) = operator.pod(pod).await? else { return Ok((DrainStatus::Gone { clean: false }, 0)) };
     if there.state != "gone" && there.incarnation == incarnation {
@@ -87,7 +87,7 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
     Ok((DrainStatus::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
 }
 
-/// Resolves when it has drained; an error if it ended in another way, or lives still.
+/// Resolves when the pod has drained. An error if it ended in another way or is still alive.
 async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
     let (began, mut unheld_since) = (Instant::now(), None);
     loop {

@@ -1,4 +1,4 @@
-//! `podlock events`: the log of the pods' lives.
+//! `podlock events`: the event log of the pods.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis, or_dash};
 
-/// How long to wait before the database is tried again.
+/// How long to wait before the next try to reach the database.
 const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -62,8 +62,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     Ok(list.finish("there is no event, or none that was asked for")?)
 }
 
-/// Hands what there is to `show`, page by page. Returns the position of the last one, and whether a table's own limit
-/// may have cut something off.
+/// Passes the events to `show`, page by page. Returns the position of the last one, and whether a table's own limit may
+/// have cut off events.
 async fn each(
     operator: &Operator,
     args: &Args,
@@ -96,7 +96,8 @@ async fn each(
     Ok((seen, args.limit.is_none() && Some(shown) == most))
 }
 
-/// What there is, then what comes. An outage of the database is said once and waited out; no event is skipped.
+/// Shows the events so far, then new ones. An outage of the database is reported once and waited out; no event is
+/// skipped.
 async fn follow(operator: &Operator, args: &Args, format: Format) -> Result<(), Failure> {
     let show = |event: &EventRow| match format {
         Format::Table => output::line(&as_line(event)),
@@ -130,7 +131,7 @@ fn as_line(event: &EventRow) -> String {
     format!("{idx:>6}  {}  {kind:<11}  {pod}{by}  {}", millis(*at), output::printable(&detail(event)))
 }
 
-/// For people. A snapshot's roster may be long: JSON shows it.
+/// The details of an event, for people. A snapshot's roster may be long, so only JSON shows it.
 fn detail(event: &EventRow) -> String {
     match event.detail["roster"].as_array() {
         Some(roster) if event.kind == "snapshot" => format!("pods={}", roster.len()),
@@ -138,7 +139,7 @@ fn detail(event: &EventRow) -> String {
     }
 }
 
-/// What lay behind the end of the pod, or of the incarnation before it, whose process has come back.
+/// The cause of the pod's end, or of the end of the previous incarnation, whose process has come back.
 fn cause(event: &EventRow) -> Option<&str> {
     event.detail["cause"].as_str().filter(|_| matches!(event.kind.as_str(), "buried" | "joined"))
 }

@@ -1,4 +1,4 @@
-//! `podlock evict`: put a pod out that runs and gets nowhere.
+//! `podlock evict`: evict a pod that runs but makes no progress.
 
 use std::io::Write as _;
 

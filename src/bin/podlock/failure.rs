@@ -1,4 +1,4 @@
-//! Why a verb failed, and what the caller of the command sees of it.
+//! Why a verb failed, and what the caller of the command sees.
 
 use std::error::Error as _;
 use std::io::{self, Write as _};
@@ -9,22 +9,22 @@ use crate::output::{printable, printable_lines};
 /// Why a verb failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line or the environment asks for something that cannot be: exit code 2.
+    /// The command line or the environment asks for something impossible: exit code 2.
     Usage(String),
     /// The library or the database refused.
     Podlock(podlock::Error),
-    /// Reading or writing failed. A reader of ours that went away (`| head`) is no failure.
+    /// Reading or writing failed. It is no failure if the reader of our output went away (`| head`).
     Io(io::Error),
     /// Anything else, in words.
     Failed(String),
-    /// The same in several lines. All but the first are indented.
+    /// Like `Failed`, in several lines. All but the first are indented.
     Lines(String),
-    /// What `podlock hold` ends with: a held command's exit code, or what it says about itself. All was said.
+    /// The exit code of `podlock hold`: that of the held command, or its own. Everything was reported already.
     Command(u8),
 }
 
 impl Failure {
-    /// Says it on stderr and gives the exit code.
+    /// Reports the failure on stderr and returns the exit code.
     pub(crate) fn report(self) -> ExitCode {
         let (text, code) = match &self {
             Self::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
@@ -52,13 +52,13 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// One line on stderr, under our name. Line breaks in the text are escaped: a text of the database could otherwise begin a
-/// line that looks like one of ours.
+/// Writes one line to stderr, under our name. Line breaks in the text are escaped. Otherwise a text from the database
+/// could begin a line that looks like one of ours.
 pub(crate) fn note(text: &str) {
     say(&printable(text));
 }
 
-/// [`note`], with what caused the error.
+/// [`note`], with the causes of the error.
 pub(crate) fn note_error(what: &str, error: &podlock::Error) {
     say(&format!("{}: {}", printable(what), with_sources(error)));
 }
@@ -68,8 +68,8 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "podlock: {text}");
 }
 
-/// The error and what caused it, each cause once and on a line of its own. All texts in it are escaped. What the server said is
-/// in the error's own words already.
+/// The error and its causes, each cause once and on its own line. All texts are escaped. The error's own text already
+/// contains the server's message.
 fn with_sources(error: &podlock::Error) -> String {
     let mut text = printable(&error.to_string());
     if error.sqlstate().is_some() {

@@ -21,7 +21,7 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// The settings of the environment, with the command line's on top.
+    /// The settings of the environment, overridden by the command line.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
         let named_otherwise = ["PGHOST", "PGHOSTADDR", "PGSERVICE"].iter().any(|name| std::env::var_os(name).is_some());
         let url = match self.url() {
@@ -39,12 +39,13 @@ impl Global {
         })
     }
 
-    /// The database's URL, if one was given. Empty counts as not given, as an unset variable often ends up.
+    /// The database's URL, if one was given. An empty one counts as not given, because an unset variable often becomes
+    /// empty.
     pub(crate) fn url(&self) -> Option<String> {
         self.database_url.clone().filter(|url| !url.is_empty())
     }
 
-    /// The schema's name, which needs no database.
+    /// The schema's name. Needs no database.
     pub(crate) fn schema(&self) -> Result<&str, Failure> {
         let schema = self.schema.as_deref().unwrap_or("public");
         Config::new("").schema(schema).validate()?;

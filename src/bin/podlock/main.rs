@@ -1,6 +1,6 @@
-//! The `podlock` command: what operators ask, the reference pod, the demo. One file a verb.
+//! The `podlock` command: the verbs of operators, the reference pod, the demo. One file per verb.
 //!
-//! Exit codes: 0 fine, 1 failed, 2 bad usage; `hold` has its own. Results go to stdout, everything else to stderr.
+//! Exit codes: 0 success, 1 failure, 2 bad usage; `hold` has its own. Results go to stdout, everything else to stderr.
 
 mod demo;
 mod drain;
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Printing can fail only because nobody reads; the exit code still tells.
+            // Printing can fail only if nobody reads. The exit code still shows the result.
             let _ = error.print();
             if error.kind() == clap::error::ErrorKind::UnknownArgument {
                 hold::hint(std::env::args_os());
@@ -83,14 +83,14 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    // Parts of `hold` that must have one thread.
+    // These parts of `hold` must have only one thread.
     match &cli.verb {
         Verb::HoldSupervisor(args) => return hold::supervise(args),
         Verb::HoldExec(args) => return hold::exec(args),
         _ => {}
     }
-    // Before there are threads: one that was started with signals blocked (by a supervisor that forgot to undo it) would never
-    // hear them.
+    // Done before other threads exist. A process may be started with signals blocked, by a supervisor that forgot to
+    // unblock them. It would then never receive them.
     if let Err(error) = nix::sys::signal::SigSet::empty().thread_set_mask() {
         return Failure::Io(error.into()).report();
     }
@@ -120,7 +120,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
         Verb::Hold(args) => hold::run(global, *args).await,
-        // They have returned before there was a runtime.
+        // These verbs returned before the runtime was built.
         Verb::HoldSupervisor(_) | Verb::HoldExec(_) => Ok(()),
         Verb::Probe(args) => probe::run(args).await,
         Verb::Demo(args) => demo::run(global, args).await,

@@ -1,4 +1,4 @@
-//! `podlock migrate`: podlock's tables.
+//! `podlock migrate`: the schema of podlock's tables.
 
 use podlock::Config;
 use podlock::migrate::{self, Access, Version};
@@ -79,7 +79,7 @@ async fn warn(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// For psql, which goes on after an error and exits with 0 unless it is told not to.
+/// Prints a script for psql. Without this setting, psql goes on after an error and exits with 0.
 fn script(sql: &str) -> Result<(), Failure> {
     Ok(output::line(&format!("\\set ON_ERROR_STOP on\n{}", sql.trim_end()))?)
 }

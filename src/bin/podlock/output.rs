@@ -1,4 +1,4 @@
-//! What goes to stdout: tables for people, JSON for programs.
+//! Output to stdout: tables for people, JSON for programs.
 
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write};
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// How many rows a table shows unless told otherwise; JSON shows all.
+/// How many rows a table shows by default. JSON shows all.
 pub(crate) const TABLE_LIMIT: i64 = 100;
 /// How many rows are fetched at a time.
 pub(crate) const PAGE: i64 = 1000;
@@ -34,7 +34,7 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
-    /// For a verb whose output has no end, and therefore cannot be one JSON array.
+    /// The format for a verb whose output has no end, and therefore cannot be one JSON array.
     pub(crate) fn endless(self, verb: &str) -> Result<Format, Failure> {
         match self.format {
             Format::Json => {
@@ -56,7 +56,7 @@ pub(crate) trait Tabular {
     fn cells(&self) -> Vec<String>;
 }
 
-/// A list that is printed as its rows come, but for a table, whose widths are known only at the end.
+/// A list that is printed row by row. A table is printed at the end, because only then its widths are known.
 pub(crate) struct List {
     out: BufWriter<Stdout>,
     format: Format,
@@ -90,7 +90,7 @@ impl List {
         Ok(())
     }
 
-    /// Ends the list. `nothing` is what a table without rows says, on stderr.
+    /// Ends the list. A table without rows writes `nothing` to stderr.
     pub(crate) fn finish(mut self, nothing: &str) -> io::Result<()> {
         match self.format {
             Format::Table if self.rows == 0 => crate::failure::note(nothing),
@@ -101,13 +101,13 @@ impl List {
         self.out.flush()
     }
 
-    /// How many rows there are so far.
+    /// How many rows the list has so far.
     pub(crate) fn len(&self) -> usize {
         self.rows
     }
 }
 
-/// Prints rows that are all there as a table.
+/// Prints complete rows as a table.
 pub(crate) fn table_of<T: Tabular>(out: &mut impl Write, rows: &[T]) -> io::Result<()> {
     let mut table = borderless();
     head::<T>(&mut table);
@@ -117,7 +117,7 @@ pub(crate) fn table_of<T: Tabular>(out: &mut impl Write, rows: &[T]) -> io::Resu
     write_table(out, &table)
 }
 
-/// Prints one object: `json` over several lines, `jsonl` on one, a table by `table`.
+/// Prints one object: `json` over several lines, `jsonl` on one line, a table by `table`.
 pub(crate) fn object<T: Serialize>(
     format: Format,
     value: &T,
@@ -138,7 +138,7 @@ pub(crate) fn object<T: Serialize>(
     out.flush()
 }
 
-/// Prints one line at once, for output that is followed.
+/// Prints one line and flushes it, for output that is followed.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -146,12 +146,12 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints one JSON object on one line at once.
+/// Prints one JSON object on one line and flushes it.
 pub(crate) fn json_line<T: Serialize>(value: &T) -> io::Result<()> {
     line(&json_text(value)?)
 }
 
-/// Names and values, one a line.
+/// Prints names and values, one pair per line.
 pub(crate) fn facts(out: &mut impl Write, facts: &[(&str, String)]) -> io::Result<()> {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in facts {
@@ -160,22 +160,22 @@ pub(crate) fn facts(out: &mut impl Write, facts: &[(&str, String)]) -> io::Resul
     Ok(())
 }
 
-/// True if colours and redrawing are welcome on stdout.
+/// Whether stdout is a terminal, so that colours and redrawing are welcome.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// True if colours are welcome on what is a terminal or not, by <https://no-color.org>.
+/// Whether colours are welcome on an output that is or is not a `terminal`, by <https://no-color.org>.
 pub(crate) fn colour(terminal: bool) -> bool {
     terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Seconds are enough for a list.
+/// A time to the second, for lists.
 pub(crate) fn seconds(at: Timestamp) -> String {
     format!("{at:.0}")
 }
 
-/// Milliseconds, for what is compared.
+/// A time to the millisecond, for comparisons.
 pub(crate) fn millis(at: Timestamp) -> String {
     format!("{at:.3}")
 }
@@ -194,7 +194,7 @@ pub(crate) fn brief(value: &Value) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// A text of one line at most so long.
+/// The first `most` characters of a text, on one line.
 pub(crate) fn brief_text(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -202,8 +202,8 @@ pub(crate) fn brief_text(text: &str, most: usize) -> String {
     }
 }
 
-/// Prepares a text of the database, or of anybody else, for a terminal. Escapes characters that a terminal would obey
-/// or not show. Otherwise a run's key could redraw an operator's screen, or look like another key.
+/// Prepares a foreign text, such as one from the database, for a terminal. Escapes characters that a terminal would
+/// obey or not show. Otherwise a run's key could redraw an operator's screen, or look like another key.
 pub(crate) fn printable(text: &str) -> String {
     printable_but(None, text)
 }
@@ -213,7 +213,7 @@ pub(crate) fn printable_lines(text: &str) -> String {
     printable_but(Some('\n'), text)
 }
 
-/// [`printable`], with `left` as it is.
+/// [`printable`], but leaves the character `left` unchanged.
 pub(crate) fn printable_but(left: Option<char>, text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -222,7 +222,7 @@ pub(crate) fn printable_but(left: Option<char>, text: &str) -> String {
     shown
 }
 
-/// One line of JSON in which nothing stands that [`printable`] would escape. Its value is the same.
+/// One line of JSON without characters that [`printable`] would escape. Its value is the same.
 pub(crate) fn json_text<T: Serialize>(value: &T) -> io::Result<String> {
     Ok(escape_json(&serde_json::to_string(value)?))
 }
@@ -232,7 +232,7 @@ pub(crate) fn json_text_pretty<T: Serialize>(value: &T) -> io::Result<String> {
     Ok(escape_json(&serde_json::to_string_pretty(value)?))
 }
 
-/// Escapes deceptive characters in JSON. Outside of strings JSON has none of them but line breaks, which stay.
+/// Escapes deceptive characters in JSON. Outside of strings, JSON has none of them except line breaks, which stay.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {
@@ -247,8 +247,8 @@ pub(crate) fn escape_json(json: &str) -> String {
     shown
 }
 
-/// Controls (C0, C1), what ends a line, and Unicode's format characters (category Cf): marks that turn the direction of
-/// writing, and those that take no room.
+/// Whether a character is a control (C0, C1), ends a line, or is a Unicode format character (category Cf): marks that
+/// change the direction of writing, and characters without width.
 fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -280,7 +280,7 @@ fn cells<T: Tabular>(row: &T) -> Vec<String> {
     row.cells().iter().map(|cell| printable(cell)).collect()
 }
 
-/// Without the blanks that pad the last column.
+/// Prints the table without the blanks that pad the last column.
 fn write_table(out: &mut impl Write, table: &Table) -> io::Result<()> {
     for line in table.lines() {
         writeln!(out, "{}", line.trim_end())?;

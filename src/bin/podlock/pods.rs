@@ -1,4 +1,4 @@
-//! `podlock pods`: the roster beside the locks that are really held.
+//! `podlock pods`: the roster, beside the locks that are really held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, Tabular, brief, or_dash, seconds};
 
-/// How many of those that left are shown below the roster.
+/// How many pods that left are shown below the roster.
 const LEFT_SHOWN: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]
@@ -98,9 +98,9 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-/// A watch that looks more often than this costs the server more than a pod does.
+/// The shortest interval of a watch. A shorter one costs the server more than a pod does.
 const EVERY_MIN: Duration = Duration::from_millis(10);
-/// A watch that looks less often than once a day is of no use, and a clock may not hold the time.
+/// The longest interval of a watch. A longer one is useless, and a clock may not represent the time.
 const EVERY_MAX: Duration = Duration::from_secs(86400);
 
 fn every(text: &str) -> Result<Duration, String> {
@@ -111,7 +111,7 @@ fn every(text: &str) -> Result<Duration, String> {
     Ok(every)
 }
 
-/// Shows the roster again and again. An outage of the database is said once and waited out.
+/// Shows the roster again and again. An outage of the database is reported once and waited out.
 async fn watch(operator: &Operator, filter: &FilterArgs, every: Duration, format: Format) -> Result<(), Failure> {
     let redraw = format == Format::Table && output::is_terminal();
     let mut before: Option<BTreeMap<String, PodRow>> = None;
@@ -142,7 +142,7 @@ async fn watch(operator: &Operator, filter: &FilterArgs, every: Duration, format
     }
 }
 
-/// The roster, what has changed since the last look, and how those ended that are gone.
+/// Reads the roster, its changes since the last read, and how the pods that are gone ended.
 async fn look(
     operator: &Operator,
     filter: &FilterArgs,
@@ -153,10 +153,10 @@ async fn look(
     let mut changes = changes(before, &now);
     for change in changes.iter_mut().filter(|change| change.change == "left") {
         let ended = operator.incarnation(change.pod.incarnation).await?;
-        // An incarnation that has not ended is still in the roster: it only no longer fits the filter. Its row is as
-        // it was.
+        // An incarnation that has not ended is still in the roster, but no longer fits the filter. Its row stays
+        // unchanged.
         let Some(ended) = ended.filter(|session| session.ended_at.is_some()) else { continue };
-        // The row is from the last look, when the pod was still in the roster.
+        // The row is from the last read, when the pod was still in the roster.
         "gone".clone_into(&mut change.pod.state);
         (change.pod.alive, change.pod.condition) = (false, Condition::Gone);
         (change.pod.wait_reason, change.pod.wait_left_ms) = (None, None);
@@ -179,7 +179,7 @@ fn draw(pods: &BTreeMap<String, PodRow>, left: &VecDeque<String>) -> std::io::Re
     out.flush()
 }
 
-/// What became of a pod between two looks.
+/// How a pod changed between two reads.
 #[derive(Debug, Serialize)]
 struct Change {
     change: &'static str,
@@ -196,8 +196,8 @@ impl Change {
     }
 }
 
-/// `present` at the first look, then `joined`, `changed`, `left`. A new incarnation has left and joined. A beat
-/// alone is no change, and neither is a wait that grows shorter.
+/// `present` at the first read, then `joined`, `changed`, `left`. A new incarnation counts as `left` and `joined`. A
+/// beat alone is no change, and neither is a wait that grows shorter.
 fn changes(before: Option<&BTreeMap<String, PodRow>>, now: &BTreeMap<String, PodRow>) -> Vec<Change> {
     let Some(before) = before else {
         return now.values().map(|pod| Change::new("present", pod)).collect();
@@ -231,7 +231,7 @@ fn show(format: Format, change: &Change) -> std::io::Result<()> {
     output::line(&line_of(change))
 }
 
-/// A change, for people: what the pod's condition is now, or how it ended.
+/// A change in words, for people: the pod's condition now, or how it ended.
 fn line_of(change: &Change) -> String {
     let Change { change, pod, ended } = change;
     let at = output::millis(Timestamp::now());

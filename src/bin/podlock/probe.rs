@@ -1,5 +1,5 @@
-//! `podlock probe`: ask a pod how it is, where that can only be done by a command, as in a container's health check. An
-//! image that holds nothing but this program has no other client.
+//! `podlock probe`: ask a pod over HTTP for its health, for callers that can only run a command, such as a container's
+//! health check. An image that contains only this program has no other client.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     Err(Failure::Failed(format!("{url} answered {status}: {}", body.trim_end())))
 }
 
-/// Neither a proxy nor a redirect may answer in the pod's place.
+/// Neither a proxy nor a redirect may answer instead of the pod.
 async fn ask(args: &Args) -> Result<(StatusCode, String), reqwest::Error> {
     let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).timeout(args.timeout).build()?;
     let response = client.get(args.url.clone()).send().await?;
@@ -37,7 +37,7 @@ async fn ask(args: &Args) -> Result<(StatusCode, String), reqwest::Error> {
     Ok((status, response.text().await?))
 }
 
-/// The error and its causes: the first one alone says that it failed, and not that nobody listens.
+/// The error and its causes. The first text alone says only that the request failed, not that nothing listens.
 fn in_words(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,4 +1,4 @@
-//! `podlock runs`: look at runs, cancel one, start one again, or give a quarantined one another chance.
+//! `podlock runs`: list and describe runs, cancel one, restart one, or release a quarantined one.
 
 use podlock::operator::{AttemptRow, OwnerRow, Released, RunDetail, RunFilter, RunRow};
 use podlock::{Cancelled, RunId};
@@ -160,7 +160,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-/// Fetches page by page, so that a long list costs no memory, but for a table's.
+/// Fetches page by page, so that a long list costs no memory. A table is the exception.
 async fn list(global: &Global, filter: &FilterArgs, format: Format) -> Result<(), Failure> {
     let operator = global.operator().await?;
     let most = filter.limit.or((format == Format::Table).then_some(TABLE_LIMIT));
@@ -231,7 +231,7 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
     output::table_of::<AttemptRow>(out, &run.attempts)
 }
 
-/// A stream may be long: `-o json` shows all of it.
+/// The beginning of a stream, which may be long. `-o json` shows all of it.
 fn stream(text: &str) -> String {
     const MOST: usize = 1000;
     match text.char_indices().nth(MOST) {

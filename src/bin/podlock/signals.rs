@@ -1,4 +1,5 @@
-//! Signals, counted from the moment that this is made: those that ask a process to end, and those that `hold` passes on.
+//! Signals, counted from the moment at which a value of this module is made: those that ask a process to end, and those
+//! that `hold` passes on.
 
 use std::io;
 use std::task::Poll;
@@ -6,14 +7,14 @@ use std::task::Poll;
 use rustix::process::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a process to end, without a SIGINT or SIGHUP that this process was started to ignore. A shell
+/// The signals that ask a process to end, except a SIGINT or SIGHUP that this process was started to ignore. A shell
 /// starts the background jobs of a script (`&`) with SIGINT ignored, and `nohup` starts its command with SIGHUP
 /// ignored.
 #[derive(Debug)]
 pub(crate) struct EndSignals(Vec<(&'static str, Signal)>);
 
 impl EndSignals {
-    /// From here on these signals do not end the process by themselves.
+    /// Starts to listen. From then on, these signals no longer end the process by themselves.
     pub(crate) fn listen() -> io::Result<Self> {
         let ignored = ignored()?;
         let mut signals = vec![("SIGTERM", signal(SignalKind::terminate())?)];
@@ -25,7 +26,7 @@ impl EndSignals {
         Ok(Self(signals))
     }
 
-    /// Waits for the next one and names it.
+    /// Waits for the next signal and returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         next_of(&mut self.0).await
     }
@@ -41,7 +42,7 @@ async fn next_of<T: Copy>(signals: &mut [(T, Signal)]) -> T {
     .await
 }
 
-/// What this process ignores, as a mask: signal n is bit n - 1.
+/// The signals that this process ignores, as a mask: signal n is bit n - 1.
 fn ignored() -> io::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -52,7 +53,7 @@ fn is_in(mask: u64, number: Number) -> bool {
     mask >> (number.as_raw() - 1) & 1 == 1
 }
 
-/// What `hold` passes on to its command.
+/// The signals that `hold` passes on to its command.
 const PASSED: [Number; 12] = [
     Number::HUP,
     Number::INT,
@@ -68,18 +69,18 @@ const PASSED: [Number; 12] = [
     Number::POWER,
 ];
 
-/// The signals that are passed on, but for those that this process was started to ignore (`nohup`): the command ignores
+/// The signals that are passed on, except those that this process was started to ignore (`nohup`): the command ignores
 /// them too.
 #[derive(Debug)]
 pub(crate) struct Passed {
     passed: Vec<(Number, Signal)>,
-    /// Listening for SIGCHLD also keeps the exit codes of children: while SIGCHLD is ignored, the kernel throws them
-    /// away. The processes that are started from here do not ignore it either.
+    /// Listening for SIGCHLD also keeps the exit codes of children: while SIGCHLD is ignored, the kernel discards them.
+    /// Processes that are started from here do not ignore SIGCHLD either.
     children: Signal,
 }
 
 impl Passed {
-    /// From here on these signals do not end or stop the process by themselves.
+    /// Starts to listen. From then on, these signals no longer end or stop the process by themselves.
     pub(crate) fn listen() -> io::Result<Self> {
         let ignored = ignored()?;
         let heard = PASSED.into_iter().filter(|number| !is_in(ignored, *number));
@@ -87,7 +88,8 @@ impl Passed {
         Ok(Self { passed: heard.map(listen).collect::<io::Result<_>>()?, children: signal(SignalKind::child())? })
     }
 
-    /// Waits for the next one; or for SIGCHLD, which is passed on to nobody: a child has ended or stopped.
+    /// Waits for the next signal. SIGCHLD is returned too, but not passed on: it means that a child has ended or
+    /// stopped.
     pub(crate) async fn next(&mut self) -> Number {
         let Self { passed, children } = self;
         tokio::select! {

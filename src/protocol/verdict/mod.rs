@@ -1,20 +1,22 @@
 //! Who is dead: the one rule by which a pod is buried.
 //!
-//! * **Authority.** A look shows which locks of which peers are free. Only a settled pod that proves in the same
-//!   transaction that it lives itself may act on a [`Verdict::Dead`] (L2); this rule does not know who asks.
-//! * **States.** A peer is alive, or in sight ([`Sighting`]) since its liveness lock was first seen free. A sighting
-//!   ends when the peer's row shows that it returned, or when the row is gone; never because a look read its lock as
-//!   held, which another prober's momentary lock does too.
-//! * **Bound.** Dead at once where process and connections ended alone; after `second_look` where it is the second loss
-//!   within the window; after `reconnect_grace` where only the connection broke; after `settle` where many were lost.
-//!   Each counts from the first sighting, and none is prolonged by another. For a peer that may run on for longer than the
-//!   observer's own settings say, the last two are as long as that ([`patience`](super::patience)).
-//! * **Failures.** A look that failed is no look (L10): nothing changes. Peers whose locks a look could not probe are
-//!   unknown: nobody is buried on that, and as long as they could make the losses many, those that were lost are held.
-//! * **Losses.** A peer counts as lost lately from the look that first saw its lock free, also once it is buried. The
-//!   late burial of an old loss is no new loss: it does not delay the burial of a pod that dies meanwhile.
-//! * **Not promised.** A pod both of whose connections are cut by something that spares the others is buried while its
-//!   process lives. L7 and the fences are for that pod.
+//! * **Authority.** A roster probe shows which locks of which peers are free. A [`Verdict::Dead`] may be acted on only
+//!   by a settled pod that proves, in the same transaction, that it is alive itself (L2). This rule does not know which
+//!   pod asks.
+//! * **States.** A peer is alive, or *in sight* ([`Sighting`]) since its liveness lock was first seen free. A sighting
+//!   ends when the peer's row shows that the peer returned, or when the row is gone. It does not end because a probe
+//!   found the lock held: another prober may hold it for a moment.
+//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_look` if it
+//!   is the second loss within the window, after `reconnect_grace` if only the connection broke, and after `settle` if
+//!   many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
+//!   longer than the observer's own settings say, the last two times are that long ([`patience`](super::patience)).
+//! * **Failures.** A failed probe counts as no probe (L10): nothing changes. Peers whose locks could not be probed are
+//!   unknown, and no peer is buried on that. As long as the unknown peers could make the losses many, the burials of
+//!   the lost peers wait.
+//! * **Losses.** A peer counts as a recent loss from the probe that first saw its lock free, even after its burial. The
+//!   late burial of an old loss is no new loss, so it does not delay the burial of a pod that dies meanwhile.
+//! * **Not promised.** If something cuts both connections of one pod and spares the others, that pod is buried while
+//!   its process lives. L7 and the fences protect its runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,52 +27,53 @@ use super::Moment;
 use super::patience::{Patience, Stated, patience_for};
 use crate::id::{Incarnation, PodId};
 
-/// The times of the rule.
+/// The times of the verdict rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictTiming {
     /// Losses within this time of each other count together: lease / 10.
     pub window: Duration,
-    /// A second loss within the window is looked at again after this time: lease / 40.
+    /// After a second loss within the window, the next probe comes after this time: lease / 40.
     pub second_look: Duration,
-    /// How long to wait where only a connection broke.
+    /// How long to wait if only a connection broke.
     pub reconnect_grace: Duration,
-    /// How long to wait where many were lost.
+    /// How long to wait if many pods were lost.
     pub settle: Duration,
 }
 
 impl VerdictTiming {
-    /// How long this observer waits for a peer of its own settings.
+    /// How long this observer waits for a peer with the same settings.
     #[must_use]
     pub const fn patience(&self) -> Patience {
         Patience { settle: self.settle, reconnect_grace: self.reconnect_grace }
     }
 
-    /// The timing of a decision on the last of two looks that took so long.
+    /// The timing for a decision on the last of two roster probes that took so long.
     ///
-    /// One cause can end sessions while a long look is under way. That look shows the peers that it came to later as lost, and
-    /// the next look shows the others. The two groups count together only if the window covers both looks.
+    /// One cause can end sessions while a long probe is in progress. That probe shows only the peers that it reached
+    /// later as lost; the next probe shows the others. The two groups count together only if the window covers both
+    /// probes.
     #[must_use]
     pub fn over(self, looks_took: &[Duration; 2]) -> Self {
         Self { window: looks_took.iter().fold(self.window, |sum, took| sum.saturating_add(*took)), ..self }
     }
 }
 
-/// What one look showed of one peer.
+/// What one roster probe showed of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerProbe {
     /// Its name.
     pub pod_id: PodId,
     /// Its registration.
     pub incarnation: Incarnation,
-    /// The number of its liveness session; it raises it on return.
+    /// The number of its liveness session. The peer raises it when it returns.
     pub session: i64,
     /// Whether it has begun its clean stop.
     pub draining: bool,
-    /// Its liveness lock could be taken.
+    /// Whether the probe got its liveness lock.
     pub liveness_free: bool,
-    /// Its witness lock could be taken.
+    /// Whether the probe got its witness lock.
     pub witness_free: bool,
-    /// What its row says of its settings; `None` if it says nothing.
+    /// The settings that its row states. `None`: it states none.
     pub stated: Option<Stated>,
 }
 
@@ -78,20 +81,21 @@ pub struct PeerProbe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitFor {
-    /// Its liveness lock is free, its witness is held: a connection broke while the process lives.
+    /// Its liveness lock is free and its witness lock is held: a connection broke while the process lives.
     ConnectionBroken,
-    /// Another was lost within the window: one more look decides.
+    /// Another peer was lost within the window: one more probe decides.
     SecondLoss,
-    /// Many were lost within the window: a database, a proxy or a network ended them, not they themselves.
+    /// Many peers were lost within the window: a database, a proxy or a network ended their sessions, and the pods may
+    /// live.
     ManyLost,
-    /// Its lock reads as held again, but it has not shown that it returned.
+    /// Its lock is held again, but its row does not show that it returned.
     Unconfirmed,
-    /// So many of the others could not be probed that many may be lost.
+    /// So many of the other peers could not be probed that many may be lost.
     ManyUnknown,
 }
 
 impl WaitFor {
-    /// Its stable name, in snake case.
+    /// The stable name, in snake case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -104,42 +108,42 @@ impl WaitFor {
     }
 }
 
-/// What was known when a peer was found dead. Kept with its burial.
+/// What was known when a peer was found dead. Stored with its burial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Evidence {
-    /// Its witness lock was free as well.
+    /// Whether its witness lock was free as well.
     pub witness_free: bool,
     /// How long ago its liveness lock was first seen free, in milliseconds.
     pub in_sight_ms: u64,
-    /// How many were lost within the window, this one included.
+    /// How many peers were lost within the window, this one included.
     pub losses: usize,
-    /// Out of how many others.
+    /// How many other pods there were.
     pub others: usize,
 }
 
-/// The answer for one peer.
+/// The verdict on one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Leave it alone.
+    /// Do nothing.
     Alive,
-    /// Leave it alone until the given moment, then look again.
+    /// Wait until the given moment, then probe again.
     Wait(WaitFor, Moment),
     /// Bury it.
     Dead(Evidence),
 }
 
-/// Since when a peer's liveness lock has been seen free.
+/// A peer whose liveness lock was seen free, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sighting {
-    /// The first look that saw it free.
+    /// When a probe first found the lock free.
     pub first_seen: Moment,
-    /// The session number that the peer's row bore then.
+    /// The session number in the peer's row at that probe.
     pub session: i64,
-    /// It was once held because many were lost: that hold stays.
+    /// The burial of this peer once waited because many were lost. That reason to wait stays.
     pub many: bool,
 }
 
-/// What an observer remembers between looks. Local to the process; empty at its start.
+/// What an observer remembers between probes. It is local to the process and empty at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LossObserver {
     sightings: BTreeMap<Incarnation, Sighting>,
@@ -147,10 +151,10 @@ pub struct LossObserver {
     buried: Vec<(Moment, Incarnation)>,
 }
 
-/// What a look led to.
+/// The result of a roster probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// One verdict for each peer of the look, in its order.
+    /// One verdict for each peer of the probe, in the same order.
     pub verdicts: Vec<(Incarnation, Verdict)>,
     /// What to remember if nothing else happens.
     pub observer: LossObserver,
@@ -165,7 +169,7 @@ impl Decision {
         })
     }
 
-    /// The earliest moment at which a held peer should be looked at again.
+    /// The earliest moment at which a peer that waits for its burial should be probed again.
     #[must_use]
     pub fn next_look(&self) -> Option<Moment> {
         let until = |verdict: &Verdict| match verdict {
@@ -176,8 +180,8 @@ impl Decision {
     }
 }
 
-/// How long to wait before a held peer, due for a look at `due`, is looked at again: until then, but no longer than
-/// `probe`. One that is overdue, since its lock reads as held, is probed at the same pace and no faster.
+/// How long to wait before the next probe of a peer whose wait ends at `due`: until then, but no longer than `probe`. A
+/// peer that is past `due` because its lock is held is still probed once per `probe`, never faster.
 #[must_use]
 pub fn probe_delay(now: Moment, due: Moment, probe: Duration) -> Duration {
     match due.checked_sub(now) {
@@ -187,26 +191,27 @@ pub fn probe_delay(now: Moment, due: Moment, probe: Duration) -> Duration {
 }
 
 impl LossObserver {
-    /// The peers whose lock is known to be free: the watch passes them over.
+    /// The peers whose lock is known to be free. The watch session skips them.
     #[must_use]
     pub fn in_sight(&self) -> BTreeSet<Incarnation> {
         self.sightings.keys().copied().collect()
     }
 
-    /// Since when a peer has been in sight.
+    /// The sighting of a peer, if it is in sight.
     #[must_use]
     pub fn sighting(&self, incarnation: Incarnation) -> Option<&Sighting> {
         self.sightings.get(&incarnation)
     }
 
-    /// Decides on one complete look, taken at `now`. Changes nothing: what to remember is in the decision.
+    /// Decides on one complete roster probe, made at `now`. Does not change `self`: the decision contains what to
+    /// remember.
     #[must_use]
     pub fn decide(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Decision {
         self.decide_in_part(timing, now, look, &BTreeSet::new())
     }
 
-    /// [`LossObserver::decide`] on a look that read all peers and could not probe the locks of those in `unknown`, whose locks it
-    /// gives as held.
+    /// Like [`LossObserver::decide`], for a roster probe that read all peers but could not probe the locks of the peers
+    /// in `unknown`. `look` gives those locks as held.
     #[must_use]
     pub fn decide_in_part(
         &self,
@@ -220,7 +225,7 @@ impl LossObserver {
         let losses = losses_now + next.buried.len();
         let others = look.iter().filter(|p| !p.draining).count() + next.buried.len();
         let is_many = |losses: usize| losses >= 2 && losses * 2 > others;
-        // Of a peer that was in sight before, it is known since when it is lost; the others may have been lost right now.
+        // For a peer that was in sight before, it is known when it was lost. The others may have been lost just now.
         let may_be_lost = |p: &&PeerProbe| {
             !p.draining && unknown.contains(&p.incarnation) && !next.sightings.contains_key(&p.incarnation)
         };
@@ -248,7 +253,7 @@ impl LossObserver {
         Decision { verdicts, observer: next }
     }
 
-    /// This observer itself buried `incarnation` at `now`.
+    /// Notes that this observer itself buried `incarnation` at `now`.
     pub fn note_burial(&mut self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) {
         let was_lost_long_ago = self.was_lost_long_ago(timing, now, incarnation);
         self.sightings.remove(&incarnation);
@@ -264,13 +269,13 @@ impl LossObserver {
         self.sightings.get(&incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) >= timing.window)
     }
 
-    /// Brings the memory up to this look: prunes what left the window or the roster, notes burials by others, ends the
-    /// sightings of those that returned, and begins new ones.
+    /// Updates the memory with this probe. Removes what left the window or the roster, notes burials by other pods,
+    /// ends the sightings of returned peers, and begins new sightings.
     fn remember(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Self {
         let present: BTreeSet<_> = look.iter().map(|p| p.incarnation).collect();
         let names: BTreeSet<_> = look.iter().map(|p| &p.pod_id).collect();
         let mut buried: Vec<_> = self.buried.clone();
-        // Gone, and no other incarnation took its name: somebody buried it.
+        // The row is gone and no other incarnation took the name: another pod buried it.
         let gone = self
             .roster
             .iter()
@@ -282,7 +287,7 @@ impl LossObserver {
         for peer in look {
             let fresh = Sighting { first_seen: now, session: peer.session, many: false };
             let sighting = match self.sightings.get(&peer.incarnation) {
-                // It returned and was lost again: a new sighting.
+                // The peer returned and was lost again: a new sighting.
                 Some(old) if peer.session > old.session => peer.liveness_free.then_some(fresh),
                 Some(old) => Some(*old),
                 None => peer.liveness_free.then_some(fresh),
@@ -300,7 +305,7 @@ impl LossObserver {
     }
 }
 
-/// The hold that applies to a peer in sight, and until when; `None` if nothing speaks for waiting.
+/// The reason to wait with the burial of a peer in sight, and until when. `None`: there is no reason to wait.
 fn hold_of(
     timing: &VerdictTiming,
     sighting: &Sighting,

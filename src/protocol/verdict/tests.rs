@@ -39,7 +39,7 @@ fn is_dead(decision: &Decision, peer: &PeerProbe) -> bool {
 
 #[test]
 fn l2_l7_a_peer_of_a_longer_lease_is_held_for_as_long_as_its_runs_may_go_on() {
-    // An observer of 10 s, and among its peers one of 30 s, which runs on for 27 s.
+    // The observer has a lease of 10 s. One of its peers has 30 s, and runs on for 27 s.
     let longer = Stated { lease: ms(30_000), self_fence: ms(24_000) };
     let until = |lost: &[usize], broken: &[usize], unknown: &[usize]| {
         let mut peers = fleet(3);
@@ -115,7 +115,7 @@ fn a_held_look_ends_a_hold_only_if_the_row_shows_the_return() {
     let mut peers = fleet(2);
     peers[0].liveness_free = true;
     let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
-    // Another prober's momentary lock.
+    // Another prober holds the lock for a moment.
     peers[0].liveness_free = false;
     let probed = first.observer.decide(&TIMING, ms(250), &peers);
     assert!(matches!(verdict(&probed, &peers[0]), Verdict::Wait(WaitFor::Unconfirmed, _)));
@@ -202,7 +202,7 @@ fn when_a_proxy_restarts_and_sessions_end_one_after_another_at_most_one_is_burie
 fn a_burial_by_another_counts_in_the_window_and_a_replacement_does_not() {
     let mut peers = fleet(3);
     let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
-    // Another pod buried the first: the next loss is the second within the window, two of three.
+    // Another pod buried the first. The next loss is the second within the window, of three pods.
     let mut rest = peers[1..].to_vec();
     kill(&mut rest[0]);
     let decision = observer.decide(&TIMING, ms(100), &rest);
@@ -239,7 +239,7 @@ fn a_held_peer_is_probed_when_it_is_due_and_an_overdue_one_no_faster() {
 
 #[test]
 fn draining_pods_are_left_out_of_the_count() {
-    // A scale-down: three of four others stop cleanly at once. Nobody is held.
+    // A scale-down: three of four other pods stop cleanly at once. No burial waits.
     let mut peers = fleet(4);
     for peer in &mut peers[..3] {
         peer.draining = true;
@@ -247,7 +247,8 @@ fn draining_pods_are_left_out_of_the_count() {
     }
     let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert!(peers[..3].iter().all(|p| is_dead(&decision, p)));
-    // But where many that do not drain are lost, a draining one is held as well: the cause is not they.
+    // If many pods that do not drain are lost, the burial of a draining pod waits as well: the draining is not the
+    // cause.
     let mut peers = fleet(4);
     peers[0].draining = true;
     peers.iter_mut().for_each(kill);
@@ -256,8 +257,8 @@ fn draining_pods_are_left_out_of_the_count() {
 }
 
 proptest! {
-    /// Whatever is seen in whatever order: a peer whose lock was not free in the look is never dead, a first look never
-    /// buries more than half, and nobody is held past the longest wait once its lock reads free.
+    /// For any order of observations: a peer whose lock was held in the probe is never dead. A first probe never buries
+    /// more than half. No burial waits past the longest wait once the lock reads free.
     #[test]
     fn no_series_of_looks_buries_a_holder_or_holds_for_ever(
         looks in proptest::collection::vec(proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6), 1..30),
@@ -295,8 +296,8 @@ proptest! {
     }
 }
 
-/// L10, and L12: what could not be probed is unknown. A loss is held while the unknown could make it one of many, no longer than
-/// `settle`; and the unknown themselves are neither lost nor back.
+/// L10 and L12: peers that could not be probed are unknown. The burial of a lost peer waits while the unknown peers
+/// could make it one of many, but no longer than `settle`. The unknown peers are neither lost nor back.
 #[test]
 fn what_could_not_be_probed_could_be_lost_and_is_not_buried() {
     let mut peers = fleet(10);
@@ -310,9 +311,9 @@ fn what_could_not_be_probed_could_be_lost_and_is_not_buried() {
     assert_eq!(verdict(&held, &peers[0]), Verdict::Wait(WaitFor::ManyUnknown, ms(10_100)), "six of ten at most");
     assert_eq!(held.observer.in_sight(), BTreeSet::from([peers[0].incarnation]), "the unknown are not in sight");
     assert!(peers[1..].iter().all(|p| verdict(&held, p) == Verdict::Alive));
-    // Unlike losses that are many, what was unknown is no reason once it is known.
+    // Many losses stay a reason to wait. Unknown peers are no reason any more once they are known.
     assert!(is_dead(&held.observer.decide(&TIMING, ms(200), &peers), &peers[0]));
-    // And it waits no longer than `settle`.
+    // The burial waits no longer than `settle`.
     let still = |now| held.observer.decide_in_part(&TIMING, ms(now), &peers, &unknown(9));
     assert!(!is_dead(&still(10_099), &peers[0]) && is_dead(&still(10_100), &peers[0]));
 }
@@ -323,7 +324,7 @@ fn a_sighting_outlives_looks_that_could_not_probe_it() {
     kill(&mut peers[0]);
     kill(&mut peers[1]);
     let observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
-    // Unknown reads as held.
+    // An unknown lock reads as held.
     let mut blind = peers.clone();
     (blind[0].liveness_free, blind[0].witness_free) = (false, false);
     let unknown = BTreeSet::from([peers[0].incarnation]);
@@ -335,7 +336,8 @@ fn a_sighting_outlives_looks_that_could_not_probe_it() {
     assert!(is_dead(&decision.observer.decide(&TIMING, ms(20_001), &peers), &peers[0]));
 }
 
-/// Hundreds that were lost long ago are buried at last: who dies in this moment is alone all the same.
+/// Hundreds of pods that were lost long ago are buried at last. A pod that dies in this moment still counts as a single
+/// loss.
 #[test]
 fn the_burial_of_old_losses_makes_no_new_loss_one_of_many() {
     for by_another in [false, true] {
@@ -355,7 +357,8 @@ fn the_burial_of_old_losses_makes_no_new_loss_one_of_many() {
     }
 }
 
-/// A proxy restarts while a look of three seconds is under way: that look shows the second half as lost, the next one all.
+/// A proxy restarts during a probe of three seconds. That probe shows the second half of the pods as lost, and the next
+/// one shows all.
 #[test]
 fn the_losses_of_two_long_looks_count_together() {
     let mut peers = fleet(6);
@@ -367,7 +370,7 @@ fn the_losses_of_two_long_looks_count_together() {
     peers[..3].iter_mut().for_each(kill);
     let second = first.observer.decide(&long, ms(9000), &peers);
     assert!(peers.iter().all(|p| matches!(verdict(&second, p), Verdict::Wait(WaitFor::ManyLost, _))));
-    // The window of short looks does not reach back to the first look: living pods would be dead.
+    // The window of short probes does not reach back to the first probe, so living pods would be judged dead.
     let short = first.observer.decide(&TIMING, ms(9000), &peers);
     assert!(peers[3..].iter().all(|p| is_dead(&short, p)));
 }

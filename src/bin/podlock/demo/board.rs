@@ -1,4 +1,4 @@
-//! What the demo knows, from what the pods write and the server announces, and how it looks.
+//! The demo's knowledge, from what the pods write and the server announces, and how it is shown.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use podlock::{Incarnation, RunId};
 use super::fleet::{LogLine, News, What};
 use super::screen::{Screen, Tone};
 
-/// How many lines the table takes at most: a terminal of 24 must hold it, or it cannot be redrawn in place.
+/// The most lines of the table. It must fit into a terminal of 24 lines, or it cannot be redrawn in place.
 const LINES: usize = 22;
 const BAR: usize = 30;
-/// More pods than this are counted, not named, in a line.
+/// If a line would name more pods than this, it shows their number.
 const NAMED: usize = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,24 +34,24 @@ pub(super) struct PodView {
 
 pub(super) struct RunView {
     pub(super) id: RunId,
-    /// The pod that executes it, by what the pods say.
+    /// The pod that executes the run, as the pods report it.
     pub(super) pod: usize,
     pub(super) attempt: i32,
     pub(super) fence: i64,
     pub(super) done: u32,
     pub(super) made: bool,
-    /// Where it went on after the strike.
+    /// Where the run continued after the strike.
     pub(super) moved: Option<Moved>,
 }
 
-/// A run that went on elsewhere.
+/// A run that continued on another pod.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     pub(super) to: usize,
     pub(super) attempt: i32,
     pub(super) fence: i64,
     pub(super) after: Duration,
-    /// The chunk that it went on with.
+    /// The chunk at which it continued.
     pub(super) from: u32,
 }
 
@@ -64,21 +64,21 @@ pub(super) struct Heard {
     pub(super) after: Duration,
 }
 
-/// The strike, and what came of it.
+/// The strike, and its consequences.
 pub(super) struct Strike {
     pub(super) pod: usize,
     pub(super) at: Instant,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) heard: Vec<Heard>,
-    /// Its process has ended, after so long.
+    /// How long after the strike its process ended.
     pub(super) ended: Option<Duration>,
-    /// The incarnation as which it came back, after so long.
+    /// The incarnation as which the pod came back, and how long after the strike.
     pub(super) back: Option<(Incarnation, Duration)>,
-    /// When it was woken.
+    /// When the pod was woken.
     pub(super) woken: Option<Instant>,
-    /// Runs that its own clock, or the news of a claim, told to stop after it was woken.
+    /// Runs that were told to stop after the pod was woken, by the pod's own clock or because of a claim.
     pub(super) told_to_stop: usize,
-    /// Writes of it that were refused after it was woken.
+    /// Writes of the pod that were refused after it was woken.
     pub(super) refused: usize,
 }
 
@@ -109,7 +109,7 @@ impl Board {
         self.runs.push(RunView { id, pod, attempt: 1, fence, done: 0, made: false, moved: None });
     }
 
-    /// The pod that has the most runs left to do, and how many.
+    /// The pod with the most unfinished runs, and their number.
     pub(super) fn busiest(&self) -> (usize, usize) {
         let count = |pod| self.runs.iter().filter(|run| run.pod == pod && !run.made).count();
         let counts = (0..self.pods.len()).map(|pod| (pod, count(pod)));
@@ -132,7 +132,7 @@ impl Board {
         });
     }
 
-    /// Takes in what a pod wrote. Returns a sentence if it is worth one.
+    /// Takes in a line that a pod wrote. Returns a sentence if the line is interesting.
     pub(super) fn take(&mut self, news: &News) -> Option<String> {
         match &news.what {
             What::Ready(_) => {
@@ -186,7 +186,7 @@ impl Board {
         }
     }
 
-    /// Takes in an event of the log, of which the server's notification came `at`.
+    /// Takes in an event of the log. The server's notification of it came `at`.
     pub(super) fn hear(&mut self, at: Instant, event: EventRow) -> Option<String> {
         let EventRow { kind, pod_id: pod, incarnation, by_pod: by, detail, .. } = event;
         let index = self.pods.iter().position(|view| view.name == pod)?;
@@ -211,12 +211,12 @@ impl Board {
         sentence
     }
 
-    /// The runs that the struck pod had, and those of them that went on elsewhere.
+    /// The runs of the struck pod that continued on another pod.
     pub(super) fn moved(&self) -> impl Iterator<Item = (usize, &RunView, &Moved)> {
         self.runs.iter().enumerate().filter_map(|(i, run)| run.moved.as_ref().map(|moved| (i + 1, run, moved)))
     }
 
-    /// One line for where there is no terminal.
+    /// A summary in one line, for outputs that are no terminal.
     pub(super) fn summary(&self) -> String {
         let made = self.runs.iter().filter(|run| run.made).count();
         let chunks: u32 = self.runs.iter().map(|run| run.done).sum();
@@ -293,7 +293,7 @@ impl PodState {
     }
 }
 
-/// A time for people: milliseconds, or seconds where those say more.
+/// A time for people: milliseconds, or seconds if the time is long.
 pub(super) fn ms(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1000.0;
     if ms < 9_999.5 { format!("{ms:.1} ms") } else { format!("{:.1} s", ms / 1000.0) }

@@ -1,4 +1,4 @@
-//! Did every run finish exactly once? The database is asked, not the pods.
+//! Checks that every run finished exactly once, by asking the database and not the pods.
 
 use podlock::Operator;
 use podlock::operator::RunDetail;
@@ -8,7 +8,7 @@ use super::Args;
 use super::board::Board;
 use crate::failure::Failure;
 
-/// One thing that must hold, and what does not hold it up.
+/// A condition that must hold, and its counterexamples.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     pub(super) what: String,
@@ -16,7 +16,7 @@ pub(super) struct Check {
     pub(super) faults: Vec<String>,
 }
 
-/// What a `demo` run returns.
+/// The result of a `demo` run.
 #[derive(Deserialize)]
 struct Made {
     chunks: u32,
@@ -77,8 +77,8 @@ fn rising(run: &RunDetail) -> Option<String> {
     (!fine).then(|| format!("its attempts are {numbers:?} under fences {fences:?}"))
 }
 
-/// Each chunk was accepted once, from the attempt that the log of attempts names. A late write of an old owner would
-/// show as a segment of its attempt after one of a newer.
+/// Checks that each chunk was accepted once, from the attempt that the log of attempts names. A late write of an old
+/// owner would show as a segment of its attempt after a segment of a newer attempt.
 fn whole(run: &RunDetail, chunks: u32) -> Option<String> {
     let result = run.output.result.clone().unwrap_or_default();
     let Ok(made) = serde_json::from_value::<Made>(result.clone()) else {

@@ -1,7 +1,7 @@
-//! The pods: real processes of this very program, and what they write.
+//! The pods: real processes of this program, and their output.
 //!
-//! None outlives the demo: each is killed and reaped at the end, and each ends by itself when its stdin closes, which
-//! happens however the demo dies.
+//! No pod outlives the demo. Each is killed and reaped at the end. Each also ends by itself when its stdin closes, and
+//! that happens however the demo dies.
 
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -17,9 +17,9 @@ use tokio::task::JoinSet;
 
 use crate::failure::Failure;
 
-/// How many of its last lines a pod's failure is explained with.
+/// How many of a pod's last lines explain its failure.
 const TAIL: usize = 12;
-/// What is said once a pod is registered: `podlock pod NAME listening on URL`.
+/// The text that a pod prints once it is registered: `podlock pod NAME listening on URL`.
 const READY: &str = " listening on ";
 
 /// One pod.
@@ -28,12 +28,12 @@ pub(super) struct Member {
     pub(super) pid: Pid,
     pub(super) url: Option<String>,
     child: Child,
-    /// Its end is the pod's end.
+    /// The pod ends when this end of its stdin closes.
     _stdin: Option<ChildStdin>,
     tail: VecDeque<String>,
 }
 
-/// All of them, and what they say.
+/// All pods, and their output.
 pub(super) struct Fleet {
     pub(super) members: Vec<Member>,
     news: mpsc::UnboundedReceiver<News>,
@@ -41,7 +41,7 @@ pub(super) struct Fleet {
     readers: JoinSet<()>,
 }
 
-/// Something that a pod wrote, stamped when it was read.
+/// A piece of a pod's output, stamped when it was read.
 #[derive(Debug)]
 pub(super) struct News {
     pub(super) pod: usize,
@@ -51,16 +51,16 @@ pub(super) struct News {
 
 #[derive(Debug)]
 pub(super) enum What {
-    /// It is registered and serves here.
+    /// The pod is registered and serves at this address.
     Ready(String),
     Log(LogLine),
-    /// A line that is no JSON.
+    /// A line that is not JSON.
     Text(String),
-    /// It has closed its log: it has ended.
+    /// The pod has closed its log, so it has ended.
     End,
 }
 
-/// A line of a pod's log, as far as the demo needs it.
+/// The part of a log line that the demo needs.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LogLine {
@@ -76,7 +76,7 @@ pub(super) struct LogLine {
     pub(super) reason: String,
 }
 
-/// What every pod is started with.
+/// The settings that every pod is started with.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
     pub(super) database_url: String,
@@ -91,7 +91,7 @@ impl Fleet {
         Self { members: Vec::new(), news, sender, readers: JoinSet::new() }
     }
 
-    /// Starts a pod and returns at once; it says [`What::Ready`] when it is.
+    /// Starts a pod and returns at once. The pod reports [`What::Ready`] when it is ready.
     ///
     /// Must run on the main thread: the kernel ends the pods with the thread that started them.
     pub(super) fn start(&mut self, name: &str, recipe: &Recipe) -> Result<(), Failure> {
@@ -105,9 +105,9 @@ impl Fleet {
             }
         }
         command.env_remove("POD_NAME").env("PODLOCK_SCHEMA", &recipe.schema).env("PODLOCK_LOG", "info");
-        // In the environment, where other users of the machine cannot see the password.
+        // The URL goes into the environment, so that other users of the machine cannot see the password.
         command.env("DATABASE_URL", &recipe.database_url);
-        // In a group of its own, so that Ctrl-C reaches the demo alone.
+        // The pod gets its own process group, so that Ctrl-C reaches the demo alone.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -126,14 +126,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// The next thing that a pod wrote. Cancel safe.
+    /// The next piece of a pod's output. Cancel safe.
     pub(super) async fn news(&mut self) -> News {
         match self.news.recv().await {
             Some(news) => {
                 self.keep(&news);
                 news
             }
-            // Never: a sender is kept here.
+            // Never reached: this struct keeps a sender.
             None => std::future::pending().await,
         }
     }
@@ -153,7 +153,7 @@ impl Fleet {
         }
     }
 
-    /// Sends a signal; returns the moment just before.
+    /// Sends a signal. Returns the moment just before.
     pub(super) fn signal(&self, pod: usize, signal: Signal) -> Result<Instant, Failure> {
         let Some(member) = self.members.get(pod) else {
             return Err(Failure::Failed("there is no such pod".to_owned()));
@@ -165,7 +165,7 @@ impl Fleet {
         Ok(before)
     }
 
-    /// Waits until a pod has ended, and says how: `exit status: 0`.
+    /// Waits until a pod has ended, and returns how: `exit status: 0`.
     pub(super) async fn ended(&mut self, pod: usize) -> Result<std::process::ExitStatus, Failure> {
         match self.members.get_mut(pod) {
             Some(member) => Ok(member.child.wait().await?),
@@ -178,10 +178,10 @@ impl Fleet {
         self.members.get(pod).map_or_else(String::new, |m| m.tail.iter().map(|line| format!("\n  {line}")).collect())
     }
 
-    /// Kills what is left and reaps it.
+    /// Kills and reaps the remaining pods.
     pub(super) async fn end(mut self) {
         for member in &mut self.members {
-            // It may have ended already, which is what is wanted.
+            // The pod may have ended already, which is fine.
             let _ = member.child.start_kill();
         }
         for member in &mut self.members {

@@ -1,8 +1,8 @@
-//! `podlock demo`: a pod is killed, and its work goes on elsewhere. Real processes, a real server, real signals.
+//! `podlock demo`: a pod is killed, and its work continues on another pod. Real processes, a real server, real signals.
 //!
-//! What it says about times it measures itself, on its own monotonic clock: from just before the signal is sent to the
-//! moment that the server's notification of the burial arrives here, and to the moment that a surviving pod's log says
-//! that it executes the run again.
+//! The demo measures times on its own monotonic clock. They begin just before the signal is sent. One ends when the
+//! server's notification of the burial arrives here. The other ends when the log of a surviving pod says that it
+//! executes the run again.
 
 mod board;
 mod checks;
@@ -66,7 +66,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     if args.delay > Duration::from_secs(600) {
         return Err(Failure::Usage("--delay can be 600s at most".to_owned()));
     }
-    // From here on a signal does not end this process by itself: everything that was begun is ended first.
+    // From here on, a signal does not end this process by itself. The demo first ends everything that it began.
     let mut signals = EndSignals::listen()?;
     let mut stage = Stage::new(global.url());
     let outcome = tokio::select! {

@@ -1,4 +1,4 @@
-//! What happened, in words and as JSON.
+//! The results of a demo, in words and as JSON.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::screen::{Screen, Tone};
 use super::{Args, Fate};
 use crate::failure::Failure;
 
-/// How many runs are listed.
+/// How many runs the report lists.
 const ROWS: usize = 16;
 
 /// The figures of one demo, as `-o json` prints them. Times are in milliseconds from just before the signal.
@@ -20,7 +20,7 @@ pub(super) struct Report {
     pods: u8,
     runs: u16,
     struck: String,
-    /// When the burial was announced.
+    /// When the server announced the burial.
     noticed_ms: Option<f64>,
     noticed_by: Option<String>,
     reason: Option<String>,
@@ -29,7 +29,7 @@ pub(super) struct Report {
     back_ms: Option<f64>,
     told_to_stop: usize,
     late_writes_refused: usize,
-    /// Each run that went on elsewhere.
+    /// Each run that continued on another pod.
     moved: Vec<MovedRun>,
     executing_ms: Spread,
     checks: Vec<Check>,
@@ -103,7 +103,7 @@ impl Spread {
     }
 }
 
-/// Says what happened.
+/// Prints the results.
 pub(super) fn tell(screen: &mut Screen, board: &Board, report: &Report) -> Result<(), Failure> {
     let signal = match report.kill {
         "kill" => "kill",

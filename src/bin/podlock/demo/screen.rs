@@ -1,4 +1,4 @@
-//! What the audience sees: sentences that stay, and on a terminal a table below them that is redrawn in place.
+//! What the audience sees: sentences that stay, and below them, on a terminal, a table that is redrawn in place.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -9,11 +9,11 @@ pub(super) struct Screen {
     to_stderr: bool,
     live: bool,
     colour: bool,
-    /// How many lines of the table stand below the last sentence.
+    /// How many lines of the table are below the last sentence.
     drawn: usize,
 }
 
-/// What a word means, for its colour.
+/// The meaning of a word, which decides its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tone {
     Good,
@@ -23,7 +23,7 @@ pub(super) enum Tone {
 }
 
 impl Screen {
-    /// With `-o json` the story goes to stderr, so that stdout is the result alone.
+    /// With `-o json`, the story goes to stderr, so that stdout contains only the result.
     pub(super) fn new(format: Format) -> Self {
         let to_stderr = format != Format::Table;
         let terminal = if to_stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
@@ -36,13 +36,13 @@ impl Screen {
         self.live
     }
 
-    /// Says a line that stays.
+    /// Prints a line that stays.
     pub(super) fn say(&mut self, line: &str) -> io::Result<()> {
         let erase = self.erase();
         self.write(&format!("{erase}{line}\n"))
     }
 
-    /// Shows the table in place of the one before. Nothing where there is no terminal.
+    /// Redraws the table in place. Does nothing if there is no terminal.
     pub(super) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         if !self.live {
             return Ok(());
@@ -56,7 +56,7 @@ impl Screen {
         self.write(&text)
     }
 
-    /// Lets the table stand as it is.
+    /// Leaves the table on the screen as it is.
     pub(super) fn keep(&mut self) {
         self.drawn = 0;
     }

@@ -1,4 +1,4 @@
-//! What the demo puts up, and how all of it is taken down again, whatever happened.
+//! Sets up the demo, and clears it all away, whatever happened.
 
 use podlock::throwaway::{Server, ThrowawayError};
 use podlock::{Config, Operator};
@@ -10,11 +10,11 @@ use crate::failure::{Failure, note};
 /// The database and the pods.
 pub(super) struct Stage {
     given_url: Option<String>,
-    /// A server that is being started: it must be waited for before it can be taken down.
+    /// A server that is starting. The demo must wait for it before it can shut it down.
     starting: Option<JoinHandle<Result<Server, ThrowawayError>>>,
     server: Option<Server>,
     schema: String,
-    /// Set once there may be something to drop.
+    /// Set once there may be a schema to drop.
     to_drop: Option<Config>,
     pub(super) fleet: Fleet,
 }
@@ -25,7 +25,7 @@ impl Stage {
         Self { given_url, starting: None, server: None, schema, to_drop: None, fleet: Fleet::new() }
     }
 
-    /// Whether the database is one that was given.
+    /// Whether the database was given by the user.
     pub(super) fn is_given(&self) -> bool {
         self.given_url.is_some()
     }
@@ -34,7 +34,7 @@ impl Stage {
         &self.schema
     }
 
-    /// Starts a server if none was given, and returns where it is.
+    /// Starts a server if no URL was given. Returns the database's URL.
     pub(super) async fn database(&mut self) -> Result<String, Failure> {
         if let Some(url) = &self.given_url {
             return Ok(url.clone());
@@ -49,14 +49,14 @@ impl Stage {
         Ok(url)
     }
 
-    /// From here on the schema is dropped at the end, if the database is not gone anyway.
+    /// From here on, the schema is dropped at the end, unless the database is gone anyway.
     pub(super) fn will_fill(&mut self, config: &Config) {
         if self.is_given() {
             self.to_drop = Some(config.clone());
         }
     }
 
-    /// Ends every process and removes every trace. Says what it could not.
+    /// Ends every process and removes every trace. Reports what it could not remove.
     pub(super) async fn clear(self) {
         self.fleet.end().await;
         if let Some(config) = self.to_drop
@@ -77,7 +77,7 @@ impl Stage {
 async fn drop_schema(config: &Config, schema: &str) -> podlock::Result<()> {
     match Operator::connect(config).await {
         Ok(operator) => operator.drop_schema(schema).await,
-        // Nothing was made yet.
+        // Nothing was created yet.
         Err(error) if error.kind() == podlock::ErrorKind::SchemaMissing => Ok(()),
         Err(error) => Err(error),
     }

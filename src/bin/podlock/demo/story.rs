@@ -1,4 +1,4 @@
-//! What happens on the stage, one step after the other, each announced by a sentence.
+//! The steps of the demo in order. A sentence announces each.
 
 use std::time::{Duration, Instant};
 
@@ -23,19 +23,19 @@ use crate::output::Format;
 const BOOT: Duration = Duration::from_secs(60);
 /// How often the table is redrawn.
 const REDRAW: Duration = Duration::from_millis(100);
-/// How often a line is printed where there is no table.
+/// How often a line is printed if there is no table.
 const SUMMARY: Duration = Duration::from_secs(1);
 /// How long the audience watches the runs before a pod is struck.
 const PROLOGUE: Duration = Duration::from_millis(1500);
-/// What is added to every wait for something that has a time of its own.
+/// Added to every wait for an event that has a duration of its own.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// The event log, and who says when to read it.
+/// The event log, and the notices that say when to read it.
 struct Log {
     operator: Operator,
     notices: Notices,
     seen: i64,
-    /// A read that failed is due again: for the notification of then.
+    /// When to repeat a read that failed: for the notification of that moment.
     due: Option<Instant>,
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn tell(stage: &mut Stage, args: &Args) -> Result<(), Failure> 
 }
 
 impl Story<'_> {
-    /// A server, the pods, and the wait until they may bury.
+    /// Starts a server and the pods, and waits until the pods may bury.
     async fn set_up(&mut self) -> Result<Operator, Failure> {
         let Args { pods, runs, .. } = *self.args;
         self.heading(&format!(
@@ -133,7 +133,7 @@ impl Story<'_> {
         Ok(operator)
     }
 
-    /// The runs, spread over the pods through their HTTP interfaces.
+    /// Starts the runs, spread over the pods through their HTTP interfaces.
     async fn start_runs(&mut self) -> Result<(), Failure> {
         let Args { runs, chunks, delay, .. } = *self.args;
         self.say(&format!(
@@ -159,7 +159,7 @@ impl Story<'_> {
         self.for_a_while(PROLOGUE.min(delay * chunks / 4)).await
     }
 
-    /// The signal.
+    /// Sends the signal.
     async fn strike(&mut self) -> Result<(), Failure> {
         let (pod, left) = self.board.busiest();
         let member = &self.stage.fleet.members[pod];
@@ -186,7 +186,8 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Until the struck pod's end is known, its runs go on elsewhere, and, if it was only frozen, it is back.
+    /// Waits until the end of the struck pod is known and its runs continue on other pods. If it was only frozen, also
+    /// until it is back.
     async fn aftermath(&mut self) -> Result<(), Failure> {
         let Args { lease, kill, .. } = *self.args;
         let Some((pod, name)) = self.board.strike.as_ref().map(|s| (s.pod, self.board.pods[s.pod].name.clone())) else {
@@ -264,7 +265,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Follows what goes on until `holds`, at most for `limit`.
+    /// Follows the demo until `holds`, for at most `limit`.
     async fn until(&mut self, what: &str, limit: Duration, holds: impl Fn(&Board) -> bool) -> Result<(), Failure> {
         if self.follow(limit, holds).await? {
             return Ok(());
@@ -281,7 +282,7 @@ impl Story<'_> {
         self.follow(time, |_| false).await.map(drop)
     }
 
-    /// Takes in what the pods write and what the server announces. False if the time is over.
+    /// Takes in what the pods write and what the server announces. Returns `false` if the time is over.
     async fn follow(&mut self, limit: Duration, holds: impl Fn(&Board) -> bool) -> Result<bool, Failure> {
         let end = tokio::time::sleep(limit);
         tokio::pin!(end);
@@ -315,7 +316,7 @@ impl Story<'_> {
         Ok(true)
     }
 
-    /// Takes in the events of which a notification came `at`. A busy database is asked again at the next redraw.
+    /// Reads the events whose notification came `at`. A busy database is asked again at the next redraw.
     async fn read_log(&mut self, at: Instant) -> Result<(), Failure> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let at = log.due.unwrap_or(at);

@@ -1,4 +1,4 @@
-//! What a held command has brought forth, found and killed.
+//! Finds and kills the descendants of a held command.
 
 use std::io;
 use std::time::Duration;
@@ -6,15 +6,16 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process, set_child_subreaper, wait, waitpid};
 
-/// How long between two looks at who is left.
+/// The pause between two checks for remaining descendants.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// From here on, whoever is left behind by a descendant's death becomes a child of this process.
+/// From here on, a descendant whose parent dies becomes a child of this process.
 pub(super) fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// A child that ended or stopped since the last call; `None` where none did. False: there are no children any more.
+/// Reaps a child that ended or stopped since the last call; `None`: no child did. [`NoChildren`]: there are no
+/// children.
 pub(super) fn reap(also: WaitOptions) -> io::Result<Result<Option<(Pid, WaitStatus)>, NoChildren>> {
     loop {
         match wait(WaitOptions::NOHANG | also) {
@@ -26,13 +27,13 @@ pub(super) fn reap(also: WaitOptions) -> io::Result<Result<Option<(Pid, WaitStat
     }
 }
 
-/// Reaps the ended children that this process did not start. It adopts some as PID 1 of a container or as a
-/// subreaper. Others were there before a shell became this process (`sleep 1 & exec podlock hold …`). Leaves `own`
-/// alone: another caller waits for its exit code.
+/// Reaps the ended children that this process did not start. It adopts some as PID 1 of a container or as a subreaper.
+/// Others existed before a shell became this process (`sleep 1 & exec podlock hold …`). Leaves `own` alone, because
+/// another caller waits for its exit code.
 pub(super) fn reap_others(own: Option<Pid>) -> io::Result<()> {
     for child in children()?.into_iter().filter(|child| Some(*child) != own) {
         match waitpid(Some(child), WaitOptions::NOHANG) {
-            // Where it is gone, another has reaped it.
+            // If the child is gone, another caller has reaped it.
             Ok(_) | Err(Errno::CHILD | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -40,14 +41,15 @@ pub(super) fn reap_others(own: Option<Pid>) -> io::Result<()> {
     Ok(())
 }
 
-/// There is nobody to wait for.
+/// There are no children to wait for.
 #[derive(Debug)]
 pub(super) struct NoChildren;
 
-/// Kills every descendant, and returns when none is left.
+/// Kills every descendant. Returns when none is left.
 ///
-/// Only children are killed: nobody else can reap them, so that their numbers cannot have become others'. A grandchild
-/// becomes a child when its parent is dead, wherever it went. A process that the kernel does not let go is waited for.
+/// Only children are killed. Only their parent can reap them, so their process ids cannot belong to other processes. A
+/// grandchild becomes a child when its parent is dead, even if it changed its process group or session. A process that
+/// the kernel does not let die is waited for.
 pub(super) fn kill_all(mut ended: impl FnMut(Pid, WaitStatus)) -> io::Result<()> {
     loop {
         loop {
@@ -58,7 +60,7 @@ pub(super) fn kill_all(mut ended: impl FnMut(Pid, WaitStatus)) -> io::Result<()>
             }
         }
         for child in children()? {
-            // One that has ended meanwhile is still there to be reaped.
+            // A child that has ended meanwhile still exists until it is reaped.
             let _ = kill_process(child, Signal::KILL);
         }
         std::thread::sleep(LOOK);
@@ -74,7 +76,7 @@ pub(super) fn children() -> io::Result<Vec<Pid>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
         };
-        // One that ends between these lines was nobody's child that is left.
+        // A process that ends between these lines is no child that is left.
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue };
         if parent(&stat) == Some(own) {
             children.push(pid);
@@ -83,7 +85,7 @@ pub(super) fn children() -> io::Result<Vec<Pid>> {
     Ok(children)
 }
 
-/// The parent in the text of `/proc/PID/stat`: `PID (NAME) STATE PARENT …`, where the name may contain anything.
+/// The parent from the text of `/proc/PID/stat`: `PID (NAME) STATE PARENT …`. The name may contain anything.
 fn parent(stat: &[u8]) -> Option<i32> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()

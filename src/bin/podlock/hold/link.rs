@@ -1,5 +1,5 @@
-//! The line from podlock to the supervisor: a socket pair that keeps messages apart. Its end, which the kernel sees to
-//! whatever becomes of podlock, is the order to kill.
+//! The line from podlock to the supervisor: a socket pair that keeps messages apart. The end of the line is the order
+//! to kill. The kernel closes it however podlock ends.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,12 +14,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::rule::Limits;
 
-/// What a message stands for that has a number, and a number that is none.
+/// Stands for an absent number in a message.
 const NONE: u64 = u64::MAX;
 const ORDERS: usize = 4 * size_of::<u64>();
 const WORD: usize = 1 + size_of::<u64>();
 
-/// The first message; podlock's stdin goes along with it.
+/// The first message. podlock's stdin is sent along with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Orders {
     pub(super) limits: Limits,
@@ -33,20 +33,20 @@ pub(super) enum Word {
     Answered(Duration),
     /// A signal to pass on.
     Signal(i32),
-    /// Stop the command: its pod drains.
+    /// Stop the command, because its pod drains.
     Drain,
-    /// Stop the command: ownership is lost.
+    /// Stop the command, because ownership is lost.
     Lost,
 }
 
-/// Now, on the clock that all moments here are read from. It counts suspended time, and is the same for every process of
-/// the host.
+/// The current time of the clock that all moments here use. The clock counts suspended time, and is the same for every
+/// process of the host.
 pub(super) fn now() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// podlock's end and the supervisor's.
+/// The two ends of the line: podlock's and the supervisor's.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
@@ -67,7 +67,7 @@ impl Orders {
         Ok(())
     }
 
-    /// `None`: podlock is gone already.
+    /// `None`: podlock is gone.
     pub(super) fn receive(from: impl AsFd) -> io::Result<Option<(Self, OwnedFd)>> {
         let mut message = [0; ORDERS];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -101,12 +101,12 @@ impl Word {
         };
         let mut message = [tag; WORD];
         message[1..].copy_from_slice(&value.to_le_bytes());
-        // A supervisor that does not read must not hold up the pod.
+        // A supervisor that does not read must not block the pod.
         send(to, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())
     }
 
-    /// `None`: podlock is gone. `WouldBlock`: it has said nothing more.
+    /// `None`: podlock is gone. `WouldBlock`: no further message has come.
     pub(super) fn receive(from: impl AsFd) -> io::Result<Option<Self>> {
         let mut message = [0; WORD];
         let (_, bytes) = recv(from, &mut message, RecvFlags::DONTWAIT)?;

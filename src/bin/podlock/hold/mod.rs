@@ -1,7 +1,7 @@
-//! `podlock hold`: a pod's lock around a command that links nothing of podlock.
+//! `podlock hold`: holds a pod's lock while a command runs that does not link podlock.
 //!
-//! Three processes: podlock, which holds the pod; its supervisor, which alone deals with the command; the command. What
-//! each does when another one dies or freezes stands in [`supervisor`].
+//! There are three processes: podlock, which holds the pod; its supervisor, which alone controls the command; and the
+//! command. [`supervisor`] describes what each does when another one dies or freezes.
 
 mod family;
 mod link;
@@ -30,16 +30,16 @@ use rule::Limits;
 
 pub(crate) use supervisor::{ExecArgs, SupervisorArgs, exec, run as supervise};
 
-/// Ownership was lost, and the command was stopped for it.
+/// Exit code: ownership was lost, and the command was stopped because of that.
 const LOST: u8 = 124;
-/// The command was not started: the name is taken, the database cannot be reached, ...
+/// Exit code: the command was not started, because the name is taken, the database cannot be reached, ...
 const NOT_STARTED: u8 = 125;
-/// There is such a program, and it cannot be run.
+/// Exit code: the program exists but cannot be run.
 const NOT_RUN: u8 = 126;
-/// There is no such program.
+/// Exit code: the program does not exist.
 const NOT_FOUND: u8 = 127;
 
-/// How long it may take to say that the end is a clean one.
+/// How long it may take to record that the end is a clean one.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -75,10 +75,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
-    // The command's own stderr: podlock speaks up where something is amiss.
+    // The log shares stderr with the command, so podlock logs only warnings and errors.
     args.logs.start("warn")?;
     let mut signals = Passed::listen()?;
-    // No signal tells of children that ended before somebody listened.
+    // No signal reports children that ended before this process listened for signals.
     family::reap_others(None)?;
     let config = args.config(global).map_err(not_started)?;
     let starting = Pod::builder(config).start();
@@ -92,14 +92,15 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
                 }
                 Signal::TSTP => stop_self(),
                 Signal::CHILD => family::reap_others(None)?,
-                // There is nobody yet whom the others could mean.
+                // There is no command yet that the other signals could be meant for.
                 _ => {}
             },
         }
     };
     let outcome = hold(&pod, &args, &mut signals).await;
     let name = pod.pod_id().clone();
-    // The command is dead: the name may go. That this could not be recorded as clean is not the command's failure.
+    // The command is dead, so the lock may be released. It is no failure of the command if the clean end could not be
+    // recorded.
     if let Err(error) = pod.shutdown(FAREWELL).await {
         note_error(&format!("pod {name}"), &error);
     }
@@ -107,7 +108,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 }
 
 impl Args {
-    /// The environment's settings, with the command line's on top.
+    /// The environment's settings, overridden by the command line.
     fn config(&self, global: &Global) -> Result<Config, Failure> {
         let mut config = global.config()?;
         if let Some(name) = &self.name {
@@ -130,7 +131,7 @@ impl Args {
     }
 }
 
-/// Runs the command under the pod's present incarnation, until nothing of it is left.
+/// Runs the command under the pod's current incarnation, until neither it nor a descendant is left.
 async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failure> {
     let incarnation = pod.incarnation();
     let mut held = Held::start(pod, incarnation, args).map_err(|e| not_started(e.into()))?;
@@ -165,26 +166,27 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
     held.end(status)
 }
 
-/// When the last answered ping was sent. The clock is read first: never later than it was.
+/// When the last answered ping was sent. The clock is read first, so the result is never later than the real moment.
 fn answered(pod: &Pod) -> Duration {
     let now = now();
     now.saturating_sub(pod.silent_for())
 }
 
-/// Ctrl-Z: the shell that waits for us takes the terminal back. The supervisor goes on, and keeps the deadline.
+/// Ctrl-Z: stops podlock, so that the shell that waits for it takes the terminal back. The supervisor keeps running and
+/// keeps the deadline.
 fn stop_self() {
     let _ = kill_process(getpid(), Signal::STOP);
 }
 
 struct Held {
     supervisor: Child,
-    /// `None` once the supervisor does not read: then the end of the line is the last word.
+    /// `None` once the supervisor does not read: then the end of the line is the last message.
     line: Option<OwnedFd>,
 }
 
 impl Held {
     fn start(pod: &Pod, incarnation: Incarnation, args: &Args) -> io::Result<Self> {
-        // Should the supervisor be killed, what it leaves behind comes to us.
+        // If the supervisor is killed, its descendants become children of this process.
         family::adopt_orphans()?;
         let settings = pod.settings();
         let limits = Limits {
@@ -194,7 +196,7 @@ impl Held {
         };
         let (line, theirs) = link::pair()?;
         Orders { limits, answered: answered(pod) }.send(&line, io::stdin())?;
-        // Also where the program's file was replaced since we began.
+        // This path works even if the program's file was replaced after the start.
         let mut command = std::process::Command::new("/proc/self/exe");
         command.arg0("podlock").args(["hold-supervisor", "--"]).args(&args.command).stdin(Stdio::from(theirs));
         command.env("PODLOCK_POD", pod.pod_id().as_str()).env("PODLOCK_INCARNATION", incarnation.to_string());
@@ -208,8 +210,8 @@ impl Held {
     fn say(&mut self, word: Word) {
         let Some(line) = &self.line else { return };
         match word.send(line) {
-            // One that has ended is waited for already. One that is stopped finds what it missed in the next word; but
-            // what is said once must not be missed.
+            // A supervisor that has ended is being waited for already. A stopped supervisor learns from the next
+            // message what it missed. But `Lost` and `Drain` are sent only once, so they must not be missed.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if matches!(word, Word::Lost | Word::Drain) {
                     self.line = None;
@@ -219,7 +221,7 @@ impl Held {
         }
     }
 
-    /// What became of the command.
+    /// The result of the command, from the supervisor's exit status.
     fn end(self, supervisor: ExitStatus) -> Result<(), Failure> {
         match supervisor.code() {
             Some(0) => Ok(()),
@@ -233,19 +235,19 @@ impl Held {
     }
 }
 
-/// Says what is missing in `podlock hold sleep 1`.
+/// Tells what is missing in `podlock hold sleep 1`.
 pub(crate) fn hint(mut words: impl Iterator<Item = OsString>) {
     if words.any(|word| word == "hold") && !words.any(|word| word == "--") {
         note("the command stands after `--`: podlock hold [OPTIONS] -- COMMAND [ARGUMENTS]");
     }
 }
 
-/// As shells have it.
+/// The exit code that shells use for a process that a signal ended.
 fn status_of_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
-/// Bad usage stays what it is; everything else is told apart from what the command could have ended with.
+/// Bad usage keeps its exit code. Every other failure gets one that the command would not use.
 fn not_started(failure: Failure) -> Failure {
     match failure {
         Failure::Usage(text) => Failure::Usage(text),

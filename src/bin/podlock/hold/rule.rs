@@ -1,35 +1,35 @@
-//! When a held command has to stop: pure rules, whose moments are readings of one clock of the host.
+//! When a held command must stop. The rules are pure; their moments are readings of one clock of the host.
 
 use std::time::Duration;
 
-/// What the rules rest on.
+/// The times that the rules depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// How long the pod may be silent before the command is told to stop (L7); `None` with `on_detach = continue`.
+    /// How long the pod may be silent before the command is told to stop (L7). `None` with `on_detach = continue`.
     pub(super) self_fence: Option<Duration>,
-    /// How long it may be silent until nothing of the command may run: short of the lease, at which the server may free
-    /// the lock.
+    /// How long the pod may be silent before every process of the command must be dead. It is shorter than the lease,
+    /// after which the server may free the lock.
     pub(super) last: Duration,
-    /// From SIGTERM to SIGKILL.
+    /// The time from SIGTERM to SIGKILL.
     pub(super) grace: Duration,
 }
 
-/// That the command was told to stop.
+/// When and why the command was told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     pub(super) at: Duration,
-    /// Because the pod's ownership is lost, and not because it drains.
+    /// True: the pod's ownership is lost. False: the pod drains.
     pub(super) lost: bool,
 }
 
 impl Limits {
-    /// When the command is told to stop, unless the server answers again. `answered` is when the last answered ping was
-    /// sent.
+    /// When the command is told to stop, unless the server answers again. `answered` is the moment at which the last
+    /// answered ping was sent.
     pub(super) fn term_at(&self, answered: Duration) -> Option<Duration> {
         Some(answered.saturating_add(self.self_fence?))
     }
 
-    /// When what was told to stop is killed.
+    /// When a command that was told to stop is killed.
     pub(super) fn kill_at(&self, told: Told, answered: Duration) -> Duration {
         let patient = told.at.saturating_add(self.grace);
         match self.self_fence {

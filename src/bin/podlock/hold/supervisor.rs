@@ -1,14 +1,16 @@
-//! The process between podlock and a held command, and the step from it to the command.
+//! The process between podlock and a held command, and the step from the supervisor to the command.
 //!
-//! * **Authority.** It alone signals the command. podlock says what to do; what it must not depend on podlock for, it does
-//!   by itself: it stops the command when podlock has been silent for too long (L7), and kills it when podlock is gone.
-//! * **States.** The command runs; was told to stop; is dead, and with it all that it brought forth. Then it ends.
-//! * **Failures.** podlock dies in whatever way: the line between them ends, and everything is killed. podlock is frozen: no
-//!   word extends the deadline. The supervisor dies: the kernel kills the command, podlock inherits and kills the rest.
-//! * **Not promised.** Anything if both are killed at the same instant: then the command dies, and what it brought forth
-//!   may not. Nor if this process alone is stopped (SIGSTOP).
+//! * **Authority.** Only the supervisor signals the command. podlock says what to do. Two things must not depend on
+//!   podlock, so the supervisor does them by itself. It stops the command when podlock has been silent for too long
+//!   (L7), and kills the command when podlock is gone.
+//! * **States.** The command runs; it was told to stop; it is dead, with all its descendants. Then the supervisor ends.
+//! * **Failures.** If podlock dies in any way, the line between the two ends, and everything is killed. If podlock is
+//!   frozen, no message extends the deadline. If the supervisor dies, the kernel kills the command, and podlock
+//!   inherits and kills its descendants.
+//! * **Not promised.** If both are killed at the same instant, the command dies, but its descendants may not. Nothing
+//!   is promised if this process alone is stopped (SIGSTOP).
 //!
-//! It has one thread: the kernel ties a child to the *thread* that made it.
+//! The supervisor has one thread, because the kernel ties a child to the *thread* that made it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +36,7 @@ use super::rule::Told;
 use super::{LOST, NOT_FOUND, NOT_RUN, NOT_STARTED, status_of_signal};
 use crate::failure::note;
 
-/// The longest sleep: a host that was suspended wakes in the middle of one.
+/// The longest sleep. A host that was suspended wakes in the middle of a sleep.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
@@ -50,15 +52,16 @@ pub(crate) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-/// The last step before the command: tied to the supervisor, in a process group of its own.
+/// The last step before the command: ties this process to the supervisor and replaces it by the command, in a process
+/// group of its own.
 pub(crate) fn exec(args: &ExecArgs) -> ExitCode {
     let tied = set_parent_process_death_signal(Some(Signal::KILL));
-    // A supervisor that died before that sends no signal any more.
+    // If the supervisor died before this call, it sends no signal any more.
     if tied.is_err() || getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(args.parent) {
         note("the command was not started: its supervisor is gone");
         return ExitCode::from(NOT_STARTED);
     }
-    // The supervisor blocks them all, and a child inherits that.
+    // The supervisor blocks all signals, and a child inherits that.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         note(&format!("the command was not started: {error}"));
         return ExitCode::from(NOT_STARTED);
@@ -69,7 +72,7 @@ pub(crate) fn exec(args: &ExecArgs) -> ExitCode {
     ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_RUN })
 }
 
-/// The supervisor's whole life. Its stdin is the line from podlock.
+/// Runs the supervisor. Its stdin is the line from podlock.
 pub(crate) fn run(args: &SupervisorArgs) -> ExitCode {
     match supervise(args) {
         Ok(code) => ExitCode::from(code),
@@ -82,7 +85,7 @@ pub(crate) fn run(args: &SupervisorArgs) -> ExitCode {
 }
 
 fn supervise(args: &SupervisorArgs) -> io::Result<u8> {
-    // None of them ends or stops this process, wherever they come from: a Ctrl-C goes to podlock, which says what to do.
+    // No signal ends or stops this process, wherever it comes from. A Ctrl-C goes to podlock, which says what to do.
     let all = SigSet::all();
     all.thread_block()?;
     let signals = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
@@ -101,11 +104,11 @@ fn supervise(args: &SupervisorArgs) -> io::Result<u8> {
     Supervisor { orders, line, signals, child, told: None, terminal: None }.watch()
 }
 
-/// Why the watching ended.
+/// Why the watch over the command ended.
 enum CommandEnd {
-    /// The command ended by itself, or after it was told to.
+    /// The command ended, either by itself or after it was told to.
     Ended(u8),
-    /// It has to be killed.
+    /// The command must be killed.
     Kill,
 }
 
@@ -115,18 +118,18 @@ struct Supervisor {
     signals: SignalFd,
     child: Pid,
     told: Option<Told>,
-    /// The terminal, once the command was let have it.
+    /// The terminal, once the command was given its foreground.
     terminal: Option<File>,
 }
 
 impl Supervisor {
-    /// Returns the exit code when the command and all that it brought forth are dead.
+    /// Returns the exit code when the command and all its descendants are dead.
     fn watch(mut self) -> io::Result<u8> {
         let mut code = None;
         if let CommandEnd::Ended(ended) = self.until_the_end()? {
             code = Some(ended);
         } else {
-            // Most of it in one stroke. The group's number is taken as long as its leader is not reaped.
+            // Kills most of them at once. The group's number stays in use as long as its leader is not reaped.
             let _ = kill_process_group(self.child, Signal::KILL);
         }
         family::kill_all(|pid, status| {
@@ -174,7 +177,7 @@ impl Supervisor {
         }
     }
 
-    /// Sleeps until something happens, or for so long.
+    /// Sleeps until something happens, or for at most `most`.
     fn sleep(&self, most: Duration) -> io::Result<()> {
         let most = most.min(LONGEST_SLEEP);
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(most.subsec_nanos()) };
@@ -184,12 +187,13 @@ impl Supervisor {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // That there was one is all that matters: SIGCHLD says to look, and the others are podlock's to pass on.
+        // Only the fact that a signal came matters. SIGCHLD means that there is a child to reap; podlock passes on the
+        // others.
         while self.signals.read_signal()?.is_some() {}
         Ok(())
     }
 
-    /// Does what podlock has said. False: it is gone.
+    /// Follows the messages from podlock. Returns `false` if podlock is gone.
     fn listen(&mut self) -> io::Result<bool> {
         loop {
             match Word::receive(&self.line) {
@@ -210,15 +214,16 @@ impl Supervisor {
         }
     }
 
-    /// To the command alone, as if podlock were not there; but stopping and going on is for all of its group, as a
-    /// terminal has it.
+    /// Sends a signal to the command alone, as if podlock were not there. Stop and continue go to its whole group, as
+    /// from a terminal.
     fn pass_on(&self, signal: Signal) {
         let sent = if signal == Signal::TSTP || signal == Signal::CONT {
             kill_process_group(self.child, signal)
         } else {
             kill_process(self.child, signal)
         };
-        // It has not been reaped, so it is there; the kernel may still refuse if it changed its user.
+        // The command has not been reaped, so it still exists. The kernel may still refuse if the command changed its
+        // user.
         if let Err(error) = sent {
             note(&format!("signal {} could not be sent to the command: {error}", signal.as_raw()));
         }
@@ -226,18 +231,19 @@ impl Supervisor {
 
     fn tell_to_stop(&mut self, lost: bool) {
         match &mut self.told {
-            // Told for a drain, and then lost as well: the time that it has does not begin anew.
+            // The command was told for a drain, and now ownership is lost as well. Its time does not begin again.
             Some(told) => told.lost |= lost,
             None => {
                 self.told = Some(Told { at: now(), lost });
                 self.pass_on(Signal::TERM);
-                // One that is stopped cannot act on it.
+                // A stopped command cannot act on SIGTERM.
                 self.pass_on(Signal::CONT);
             }
         }
     }
 
-    /// The command was stopped. Where that was for want of the terminal, and podlock has it, the command gets it.
+    /// Handles a stop of the command. If it stopped because it lacks the terminal, and podlock has the terminal, the
+    /// command gets it.
     fn has_stopped(&mut self, signal: i32) {
         let signal = Signal::from_named_raw(signal);
         if matches!(signal, Some(Signal::TTIN | Signal::TTOU)) {
@@ -256,7 +262,7 @@ impl Supervisor {
             && self.terminal.as_ref().is_some_and(|terminal| tcgetpgrp(terminal) == Ok(self.child))
             && let Some(podlock) = getppid()
         {
-            // Ctrl-Z: the shell waits for podlock, which must stop as well.
+            // Ctrl-Z: the shell waits for podlock, so podlock must stop as well.
             let _ = kill_process(podlock, Signal::TSTP);
         }
     }
@@ -265,7 +271,7 @@ impl Supervisor {
         if let Some(terminal) = &self.terminal
             && tcgetpgrp(terminal) == Ok(self.child)
         {
-            // A terminal that is gone needs nobody in its foreground.
+            // A terminal that is gone needs no foreground process.
             let _ = tcsetpgrp(terminal, getpgrp());
         }
     }

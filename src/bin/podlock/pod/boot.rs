@@ -1,4 +1,4 @@
-//! From nothing to a pod that is in the roster.
+//! From nothing to a pod in the roster.
 
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::failure::{Failure, note};
 use crate::pod::{Args, Server, kind};
 use crate::signals::EndSignals;
 
-/// Ends this process when the other end of stdin is closed, and, where the kernel can, when the thread that started us
-/// ends: a process that is stopped cannot read.
+/// Ends this process when the other end of stdin is closed. If the kernel supports it, also when the thread that
+/// started this process ends, because a stopped process cannot read.
 pub(super) fn exit_with_stdin() -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
     std::thread::Builder::new().name("stdin".to_owned()).spawn(|| {
@@ -40,8 +40,8 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|e| Failure::Failed(format!("cannot listen on {address}: {e}")))
 }
 
-/// Starts the pod. Meanwhile, which may take as long as a predecessor of the same name takes to die, the probes are
-/// answered: alive, not ready. `None` if a signal came first.
+/// Starts the pod. That may take as long as a predecessor of the same name takes to die. Meanwhile the probes are
+/// answered: alive, not ready. `None`: a signal came first.
 pub(super) async fn start(
     listener: &TcpListener,
     args: &Args,
@@ -61,13 +61,13 @@ pub(super) async fn start(
     Ok(pod?)
 }
 
-/// The same socket once more: it stays open, and connections queue, when the first server ends.
+/// A second handle on the same socket. It stays open when the first server ends, and connections queue.
 fn another(listener: &TcpListener) -> io::Result<TcpListener> {
     let descriptor = rustix::io::dup(listener)?;
     TcpListener::from_std(descriptor.into())
 }
 
-/// What is served until there is a pod.
+/// The router that answers until the pod exists.
 fn starting() -> Router {
     let not_ready = || async {
         let body = json!({ "error": "this pod is starting: it is not registered yet", "kind": "starting" });

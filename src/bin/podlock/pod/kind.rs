@@ -1,5 +1,5 @@
-//! Kind `demo`: makes one chunk after the other, each bearing its number, attempt and fence (`chunk-3 a1 f17`), appends it
-//! to the run's stream and saves with it how far it is, so that another pod can go on from there.
+//! Kind `demo`: makes one chunk after another. Each chunk contains its number, attempt and fence (`chunk-3 a1 f17`).
+//! Appends each to the run's stream together with a checkpoint, so that another pod can continue from there.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 pub(super) const NAME: &str = "demo";
 
-/// What a run of this kind is started with.
+/// The input of a run of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Input {
     chunks: u32,
@@ -23,14 +23,14 @@ enum Resume {
     Continue,
 }
 
-/// How far a run is. Its size grows with the number of owners, not with the number of chunks.
+/// The progress of a run. Its size grows with the number of owners, not with the number of chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Progress {
     done: u32,
     segments: Vec<Segment>,
 }
 
-/// Chunks in a row that one attempt made.
+/// Consecutive chunks of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Segment {
     from: u32,
@@ -39,7 +39,7 @@ struct Segment {
     fence: Fence,
 }
 
-/// Says what is wrong with the input of a run, if anything is. Kinds that are not ours are none of our business.
+/// Checks the input of a run of this kind. Accepts any input of other kinds.
 pub(super) fn validate(kind: &str, input: &Value) -> Result<(), String> {
     if kind == NAME { Input::read(input).map(drop) } else { Ok(()) }
 }
@@ -74,8 +74,8 @@ pub(super) async fn run(run: Run) -> Result<Outcome, HandlerError> {
     Ok(Outcome::Done(progress.result()))
 }
 
-/// Writes the chunk and the checkpoint under the fence, both or neither. An outage of the database is waited out inside of
-/// the call; what comes back as an error is final.
+/// Writes the chunk and the checkpoint under the fence, both or neither. The call waits out an outage of the database.
+/// An error is final.
 async fn save(run: &Run, made: &str, progress: &Progress) -> Result<(), HandlerError> {
     run.append_with_checkpoint(made, serde_json::to_value(progress)?).await.inspect_err(|error| {
         if error.is_fenced() {
@@ -88,7 +88,7 @@ async fn save(run: &Run, made: &str, progress: &Progress) -> Result<(), HandlerE
     Ok(())
 }
 
-/// Gives the run back as it is; whoever takes it up goes on from the checkpoint, or starts anew.
+/// Releases the run. The pod that claims it continues from the checkpoint, or starts again if there is none.
 fn stop(run: &Run, reason: StopReason, done: u32) -> Outcome {
     tracing::info!(
         target: "podlock::demo", event = "told_to_stop", run_id = %run.id(), fence = run.fence().get(), n = done,

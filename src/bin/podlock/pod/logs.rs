@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::failure::Failure;
 use crate::output;
 
-/// The variables that say what is logged; the first that is set counts.
+/// The variables that choose what is logged. The first one that is set counts.
 const FILTERS: [&str; 2] = ["PODLOCK_LOG", "RUST_LOG"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -29,7 +29,7 @@ pub(crate) struct LogArgs {
 }
 
 impl LogArgs {
-    /// Starts logging for the whole process: `level` and above, where the environment says nothing.
+    /// Starts logging for the whole process: `level` and above, unless the environment chooses something else.
     pub(crate) fn start(self, level: &str) -> Result<(), Failure> {
         let logs = tracing_subscriber::fmt()
             .with_env_filter(filter(level)?)
@@ -43,7 +43,7 @@ impl LogArgs {
     }
 }
 
-/// Stderr, to which the subscriber writes each event in one piece: one line, even if its texts have line breaks.
+/// Stderr. The subscriber writes each event in one piece. Each becomes one line, even if its texts have line breaks.
 struct Lines(LogFormat);
 
 impl Write for Lines {
@@ -51,7 +51,7 @@ impl Write for Lines {
         let text = String::from_utf8_lossy(event);
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let mut line = match self.0 {
-            // Of ESC there are the colours alone: in texts the subscriber has escaped it.
+            // The only ESC characters are the subscriber's colours. It has escaped those in texts.
             LogFormat::Text => output::printable_but(Some('\x1b'), line),
             LogFormat::Json => output::escape_json(line),
         };

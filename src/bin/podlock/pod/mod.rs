@@ -1,8 +1,9 @@
-//! `podlock pod`: the reference pod. It links the library as any service would, and does nothing that a service
-//! could not do.
+//! `podlock pod`: the reference pod. It links the library as any service would, and does nothing that a service could
+//! not do.
 //!
-//! Its life: bind the address, serve the probes while the pod starts, say that it is ready, serve; on SIGTERM, SIGINT,
-//! SIGHUP or a drain request stop the pod within `--grace` while HTTP still answers, and only then end the listener.
+//! It binds the address, serves the probes while the pod starts, prints that it is ready, and serves. On SIGTERM,
+//! SIGINT, SIGHUP or a drain request, it stops the pod within `--grace` while HTTP still answers. Only then it ends the
+//! listener.
 
 mod boot;
 mod kind;
@@ -24,7 +25,7 @@ use crate::signals::EndSignals;
 
 use logs::LogArgs;
 
-/// How long requests that are being answered may take when the listener ends.
+/// How long requests in progress may take when the listener ends.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -91,7 +92,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found), &args);
 
     let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
-    // Whoever started us may not care to read it.
+    // The program that started this process may not read it.
     let _ = output::line(&ready);
 
     let outcome = live(pod, args.grace, &mut signals).await;
@@ -100,7 +101,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 }
 
 impl Args {
-    /// The environment's settings, with the command line's on top.
+    /// The environment's settings, overridden by the command line.
     fn config(&self, global: &Global) -> Result<Config, Failure> {
         let mut config = global.config()?;
         if let Some(name) = &self.name {
@@ -129,7 +130,7 @@ impl Args {
     }
 }
 
-/// Waits until the pod is to end, and ends it.
+/// Waits until the pod should end, then ends it.
 async fn live(pod: Pod, grace: Duration, signals: &mut EndSignals) -> Result<(), Failure> {
     let why = tokio::select! {
         signal = signals.next() => signal,
@@ -144,8 +145,8 @@ async fn live(pod: Pod, grace: Duration, signals: &mut EndSignals) -> Result<(),
     let report = tokio::select! {
         report = pod.shutdown(grace) => report?,
         signal = signals.next() => {
-            // Destructors would wait for what the sender of a second signal does not want to wait for. The server
-            // frees the lock when the sockets close, and a peer takes the runs.
+            // Destructors would wait, and the sender of a second signal wants no wait. The server frees the lock when
+            // the sockets close, and a peer takes over the runs.
             tracing::warn!(target: "podlock::pod", event = "cut_short", pod = %name, signal, "ending at once");
             crate::failure::note(&format!("a second signal, {signal}, cut the drain of pod {name} short"));
             std::process::exit(1);
@@ -158,7 +159,7 @@ async fn live(pod: Pod, grace: Duration, signals: &mut EndSignals) -> Result<(),
     Ok(())
 }
 
-/// The HTTP server's task, which ends last: while the pod drains, probes and reads are still answered.
+/// The task of the HTTP server. It ends last: while the pod drains, probes and reads are still answered.
 struct Server {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -174,7 +175,7 @@ impl Server {
         Self { stop, task }
     }
 
-    /// Takes no more requests, and waits a moment for those that are being answered.
+    /// Takes no more requests, and waits a moment for those in progress.
     async fn end(self) {
         self.stop.cancel();
         match self.task.await {
@@ -189,7 +190,7 @@ impl Server {
     }
 }
 
-/// There is no authentication: whoever reaches the address may start, read and cancel runs.
+/// Warns that there is no authentication: anyone who reaches the address may start, read and cancel runs.
 fn warn_of_the_open_door(address: SocketAddr) {
     let warning = format!(
         "listening on {address}, which is not loopback: there is no authentication, and whoever reaches it may start, \
@@ -198,7 +199,7 @@ fn warn_of_the_open_door(address: SocketAddr) {
     if tracing::enabled!(target: "podlock::pod", tracing::Level::WARN) {
         tracing::warn!(target: "podlock::pod", event = "no_authentication", %address, "{warning}");
     } else {
-        // Who filters the log is told nevertheless.
+        // A user who filters the log is warned on stderr nevertheless.
         crate::failure::note(&warning);
     }
 }
@@ -207,7 +208,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-// The library checks settings again. Here they are words on the command line, and the library's bounds refuse them.
+// The library checks the settings again. The checks here use the same bounds, so that a bad word on the command line is
+// a usage error.
 
 pub(crate) fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|e| e.to_string())?;
@@ -247,7 +249,7 @@ fn within_its_bound(config: Config) -> Result<(), String> {
     config.validate().map(|_| ()).map_err(|e| e.to_string())
 }
 
-/// A name as it stands in a URL, without the port.
+/// A host name as in a URL, without the port.
 fn host(text: &str) -> Result<String, String> {
     let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     let address = text.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
@@ -258,7 +260,7 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// An origin as browsers send it.
+/// An origin, as browsers send it.
 fn origin(text: &str) -> Result<String, String> {
     let is_origin = text.split_once("://").is_some_and(|(scheme, rest)| {
         !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', ' '])
