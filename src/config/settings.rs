@@ -230,6 +230,7 @@ fn refuse(config: &Config, names: &[&str], mut what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DECLARED;
 
     /// The longest of all times but the lease and the `keep_*`: the server takes its time-outs in milliseconds of 31
     /// bits, which are 24.8 days. Up to it no sum or product of settings comes near to what a `Duration` can hold.
@@ -371,20 +372,28 @@ mod tests {
             }
         }
         assert!(accepted > 10 && refused > 40, "{accepted} accepted, {refused} refused");
-        let counts: &[fn(&mut Config)] = &[
-            |c| c.stall_cycles = u32::MAX,
-            |c| c.capacity = usize::MAX,
-            |c| c.pool_size = usize::MAX,
-            |c| c.max_crashes = u32::MAX,
-            |c| c.result_max_bytes = usize::MAX,
-            |c| c.stderr_max_bytes = usize::MAX,
-            |c| _ = c.capacity_of.insert("k".into(), usize::MAX),
+        type SetMost = (&'static str, fn(&mut Config));
+        let counts: &[SetMost] = &[
+            ("stall_cycles", |c| c.stall_cycles = u32::MAX),
+            ("capacity", |c| c.capacity = usize::MAX),
+            ("capacity_of", |c| _ = c.capacity_of.insert("k".into(), usize::MAX)),
+            ("max_crashes", |c| c.max_crashes = u32::MAX),
+            ("pool_size", |c| c.pool_size = usize::MAX),
+            ("result_max_bytes", |c| c.result_max_bytes = usize::MAX),
+            ("stderr_max_bytes", |c| c.stderr_max_bytes = usize::MAX),
+            ("checkpoint_max_bytes", |c| c.checkpoint_max_bytes = usize::MAX),
+            ("input_max_bytes", |c| c.input_max_bytes = usize::MAX),
         ];
-        for (i, set) in counts.iter().enumerate() {
+        for (name, set) in counts {
             let mut config = config();
             set(&mut config);
-            config.validate().map(|_| ()).expect_err(&format!("count {i}"));
+            let error = config.validate().expect_err(name).to_string();
+            assert!(error.contains(name), "{name}: {error}");
         }
+        let tried: BTreeSet<_> =
+            times.iter().map(|(name, _)| *name).chain(counts.iter().map(|(name, _)| *name)).collect();
+        let bounded = DECLARED.iter().filter(|setting| setting.bound.is_some()).map(|setting| setting.name).collect();
+        assert_eq!(tried, bounded, "each setting with a bound is tried");
         let all = config().with(|c| {
             (c.beat_interval, c.stall_cycles) = (Some(TIME_MAX), STALL_CYCLES_MAX);
             (c.settle, c.reconnect_grace, c.stall_after) = (Some(TIME_MAX), Some(TIME_MAX), Some(TIME_MAX));

@@ -68,7 +68,7 @@ pub enum PodEvent {
         pod: PodId,
         /// The pod's registration.
         incarnation: Incarnation,
-        /// `shutdown`, `lost`, `stalled` or `evicted`.
+        /// Why it ended, as `studio_pod_sessions.reason` says it: `lost`, `shutdown`, or how it was evicted.
         reason: String,
     },
     /// A pod runs but makes no progress: its beats have stopped.

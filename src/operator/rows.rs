@@ -312,11 +312,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// `joined`, `draining`, `detached`, `returned`, `suspected`, `evicted`, `held`, `buried`, `claimed` or
-    /// `quarantined`. `run_failed`: runs of a kind failed on a pod. `foreign_lock`: a backend that belongs to no pod
-    /// holds or wants a lock of the pod. `snapshot`: it replaces all events up to its position, which were deleted; a
-    /// reader that was that far behind misses them. [`EventKind`](super::EventKind) lists the kinds that this version
-    /// knows.
+    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds a
+    /// `snapshot` and was behind it misses the events that the snapshot replaces.
     pub kind: String,
     /// The pod in question.
     pub pod_id: String,

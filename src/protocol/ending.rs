@@ -31,11 +31,25 @@ impl Reason {
         }
     }
 
+    /// Whether somebody evicted the incarnation. The reason is then the mark in its row: `studio_pods.evicted`.
+    #[must_use]
+    pub const fn is_eviction(self) -> bool {
+        match self {
+            Self::Stalled | Self::Evicted => true,
+            Self::Shutdown | Self::Lost | Self::Replaced | Self::Detached => false,
+        }
+    }
+
+    /// The reasons that are marks.
+    pub fn evictions() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|reason| reason.is_eviction())
+    }
+
     /// Why an incarnation was evicted, from the mark in its row. `None`: a newer version wrote the mark, and this
     /// version ignores it.
     #[must_use]
     pub fn of_eviction(mark: &str) -> Option<Self> {
-        Self::parse(mark).filter(|reason| matches!(reason, Self::Stalled | Self::Evicted))
+        Self::parse(mark).filter(|reason| reason.is_eviction())
     }
 }
 
@@ -69,7 +83,7 @@ mod tests {
     #[test]
     fn why_an_incarnation_ended_follows_from_its_row_and_from_who_ends_it() {
         assert_eq!((buried(false, None).as_str(), buried(true, None).as_str()), ("lost", "shutdown"));
-        for put_out in [Reason::Stalled, Reason::Evicted] {
+        for put_out in Reason::evictions() {
             assert_eq!(Reason::of_eviction(put_out.as_str()), Some(put_out));
             for (draining, gave_up) in [(false, false), (false, true), (true, false), (true, true)] {
                 assert_eq!(buried(draining, Some(put_out)), put_out);

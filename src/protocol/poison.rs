@@ -160,6 +160,7 @@ mod tests {
             (Reason::Stalled, true),
             (Reason::Replaced, true),
         ];
+        assert_eq!(all.len(), Reason::ALL.len(), "each reason is here");
         for (reason, counts) in all {
             assert_eq!(reason.is_crash(), counts, "{reason:?}");
         }

@@ -17,7 +17,7 @@ use crate::pg::session::{Backend, Session};
 use crate::pg::statement::sql;
 use crate::pg::txn::{Param, Txn};
 use crate::protocol::cause::Cause;
-use crate::protocol::ending;
+use crate::protocol::ending::{self, Reason};
 use crate::protocol::patience::Stated;
 
 /// The data that a pod registers.
@@ -198,8 +198,10 @@ pub(crate) async fn come_back(
 /// been buried since.
 pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
     const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
-         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason IN ('stalled', 'evicted')) AS put_out";
-    let row = session.query_one("looking whether it was put out", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
+         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason = ANY($2)) AS put_out";
+    let evictions: Vec<&str> = Reason::evictions().map(Reason::as_str).collect();
+    let params: [Param<'_>; 2] = [(&incarnation.as_uuid(), Type::UUID), (&evictions, Type::TEXT_ARRAY)];
+    let row = session.query_one("looking whether it was put out", SQL, &params).await?;
     row.at("put_out")
 }
 

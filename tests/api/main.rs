@@ -4,8 +4,10 @@
 
 mod documented;
 mod imports;
+mod pages;
 mod replies;
 mod rust_version;
 mod source;
+mod statements;
 mod summary;
 mod threads;

@@ -95,6 +95,13 @@ async fn a_superuser_who_migrates_the_tables_of_another_role_stops_no_retention(
             .batch_execute("SELECT FROM app.studio_pod_status; SELECT FROM app.studio_foreign_locks")
             .await
             .unwrap();
+        let others = "SELECT relname::text FROM pg_class WHERE relnamespace = 'app'::regnamespace AND relowner <> $1::text::regrole \
+                      UNION ALL SELECT oid::regprocedure::text FROM pg_proc \
+                                 WHERE pronamespace = 'app'::regnamespace AND proowner <> $1::text::regrole";
+        let quoted = format!("\"{owner}\"");
+        let others: Vec<String> =
+            db.client.query(others, &[&quoted]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        assert_eq!(others, [""; 0], "give these to the owner of the tables at the end of their migration");
     })
     .await;
 }

@@ -136,9 +136,10 @@ async fn an_incompatible_schema_is_refused_by_name_older_or_newer() {
 async fn each_column_of_kinds_takes_the_names_that_the_library_knows_and_no_other() {
     timed(async {
         let db = Db::new().await;
-        let columns: [(&str, Vec<&str>); 5] = [
+        let columns: [(&str, Vec<&str>); 6] = [
             ("studio_pod_events_kind_check", EventKind::ALL.map(EventKind::as_str).to_vec()),
             ("studio_pod_sessions_reason_check", Reason::ALL.map(Reason::as_str).to_vec()),
+            ("studio_pods_evicted_check", Reason::evictions().map(Reason::as_str).collect()),
             ("studio_pod_sessions_cause_check", Cause::ALL.map(Cause::as_str).to_vec()),
             ("studio_runs_state_check", RunState::ALL.map(RunState::as_str).to_vec()),
             ("studio_pods_state_check", PodState::ALL.map(PodState::as_str).to_vec()),
@@ -150,6 +151,44 @@ async fn each_column_of_kinds_takes_the_names_that_the_library_knows_and_no_othe
             taken.sort_unstable();
             known.sort_unstable();
             assert_eq!(taken, known, "{name}: {check}");
+        }
+    })
+    .await;
+}
+
+/// What `\d+` shows to people. `studio_schema_history` is refinery's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds_names_each() {
+    timed(async {
+        let db = Db::new().await;
+        let bare = "SELECT c.relname || COALESCE('.' || a.attname, '') FROM pg_class c \
+                      LEFT JOIN LATERAL (SELECT NULL::name AS attname, 0 AS attnum UNION ALL SELECT a.attname, a.attnum \
+                                           FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) a \
+                        ON true \
+                     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND c.relname LIKE 'studio\\_%' \
+                       AND c.relname <> 'studio_schema_history' \
+                       AND NOT EXISTS (SELECT FROM pg_description d WHERE d.classoid = 'pg_class'::regclass \
+                                          AND d.objoid = c.oid AND d.objsubid = a.attnum) \
+                     ORDER BY 1";
+        let bare: Vec<String> = db.client.query(bare, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        // Version 27 has landed without them. Their names say it all.
+        let of_version_27 =
+            ["application", "incarnation", "pod_id", "prepared", "role"].map(|c| format!("studio_foreign_locks.{c}"));
+        assert_eq!(bare, of_version_27, "COMMENT ON these");
+        let columns: [(&str, &str, Vec<&str>); 6] = [
+            ("studio_pod_events", "kind", EventKind::ALL.map(EventKind::as_str).to_vec()),
+            ("studio_pod_sessions", "reason", Reason::ALL.map(Reason::as_str).to_vec()),
+            ("studio_pods", "evicted", Reason::evictions().map(Reason::as_str).collect()),
+            ("studio_pod_sessions", "cause", Cause::ALL.map(Cause::as_str).to_vec()),
+            ("studio_runs", "state", RunState::ALL.map(RunState::as_str).to_vec()),
+            ("studio_pods", "state", PodState::ALL.map(PodState::as_str).to_vec()),
+        ];
+        for (table, column, names) in columns {
+            let comment = "SELECT col_description(attrelid, attnum) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2";
+            let comment: String = db.client.scalar(comment, &[&table, &column]).await;
+            let words: Vec<&str> = comment.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let forgotten: Vec<_> = names.into_iter().filter(|name| !words.contains(name)).collect();
+            assert_eq!(forgotten, [""; 0], "{table}.{column}: {comment}");
         }
     })
     .await;
@@ -285,21 +324,17 @@ async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
         db.client.batch_execute(&migrate::grants("public", &reader, Access::Read)).await.unwrap();
         let url = format!("postgresql://{reader}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
         let as_reader = sql::connect(&url).await;
-        for readable in [
-            "studio_pods",
-            "studio_pod_status",
-            "studio_orphans",
-            "studio_pod_events",
-            "studio_pod_sessions",
-            "studio_runs",
-            "studio_run_attempts",
-            "studio_schema_history",
-            "studio_schema_compat",
-        ] {
+        // But for the tables that are only locked.
+        let relations = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') \
+                         AND relname LIKE 'studio\\_%' AND relname NOT IN ('studio_log_order', 'studio_prune_order')";
+        let relations: Vec<String> =
+            db.client.query(relations, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        assert!(relations.len() >= 11, "the tables and views are found: {relations:?}");
+        for readable in relations {
             as_reader
                 .query(&format!("SELECT * FROM {readable}"), &[])
                 .await
-                .unwrap_or_else(|e| panic!("{readable}: {e:?}"));
+                .unwrap_or_else(|e| panic!("the script gives readers nothing on {readable}: {e:?}"));
         }
         for statement in
             ["DELETE FROM studio_pods", "SELECT studio_drain('a')", "UPDATE studio_runs SET state = 'failed'"]

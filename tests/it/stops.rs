@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use podlock::{NewRun, Outcome, Pod, Run};
 
-use crate::patience::slack;
-use crate::support::{Db, lease, timed};
+use crate::patience::{SOON, slack};
+use crate::support::{Db, lease, start, timed, trace};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_under_a_stalled_database_tells_its_runs_at_once_and_ends() {
@@ -47,6 +47,20 @@ async fn a_shutdown_under_a_stalled_database_tells_its_runs_at_once_and_ends() {
         stuck.await.unwrap().expect_err("the pod has ended");
         let resuming = Arc::clone(&server);
         tokio::task::spawn_blocking(move || resuming.resume().unwrap()).await.unwrap();
+    })
+    .await;
+}
+
+/// A part that does not end when the pod does would be waited for, and left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_clean_stop_no_part_of_the_pod_is_left() {
+    timed(async {
+        let db = Db::new().await;
+        let pod = start(db.config("stops-whole")).await;
+        pod.shutdown(SOON).await.unwrap();
+        let logged = trace::events("stops-whole");
+        let named = |event: &str| logged.iter().filter(|e| e.get("event").is_some_and(|e| e == event)).count();
+        assert_eq!((named("drained"), named("tasks_left")), (1, 0), "{logged:?}");
     })
     .await;
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use podlock::operator::{Released, RunFilter};
+use podlock::protocol::ending::Reason;
 use podlock::protocol::poison::{self, Suspicion};
 use podlock::{
     Cancelled, Config, ErrorKind, Incarnation, NewRun, OnDetach, Operator, Outcome, Pod, PodEvent, Run, RunId,
@@ -112,7 +113,7 @@ async fn the_third_owner_that_crashes_in_a_row_has_the_run_quarantined_and_it_sa
 async fn the_claim_quarantines_what_the_rule_calls_poison_and_nothing_else() {
     timed(async {
         let db = Db::new().await;
-        let reasons = ["shutdown", "lost", "stalled", "evicted", "replaced", "detached"];
+        let reasons = Reason::ALL.map(Reason::as_str);
         for max_crashes in [0, 1, 2, 3] {
             let stage = Stage::new();
             let mut expected = Vec::new();
