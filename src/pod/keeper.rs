@@ -290,7 +290,13 @@ impl<'a> Keeper<'a> {
             match pinged {
                 Ok(()) => self.answered(sent),
                 Err(e) if e.kind() == ErrorKind::PooledLock => return LivenessEnd::Fatal(e),
-                Err(e) => return LivenessEnd::Lost(loss_of(session, &e), e.to_string()),
+                Err(e) => {
+                    // A ping may fail a moment before the session's driver says why the connection ended.
+                    let ended = async { if e.is_session_lost() { Some(session.ended().await) } else { None } };
+                    let cause = tokio::time::timeout(SHORTEST_TICK, ended).await.ok().flatten();
+                    let cause = cause.map_or_else(|| e.to_string(), |cause| cause.to_string());
+                    return LivenessEnd::Lost(loss_of(session, &e), cause);
+                }
             }
         }
     }

@@ -476,6 +476,11 @@ async fn last_of_three(db: &Db, stage: &Stage) -> (RunId, Pod) {
     }
     // They may bury then, and have seen one another.
     tokio::time::sleep(lease() + Duration::from_millis(500)).await;
+    eventually(SOON, "the third has counted the pods", || async {
+        let counted = trace::events("max_crashes_high").iter().any(|e| e["pod"] == "fleet-c");
+        if counted { Ok(()) } else { Err("it has not".to_owned()) }
+    })
+    .await;
     let run_id = pods[0].start(act()).await.unwrap().run_id;
     for _ in 0..2 {
         let begun = stage.act().await;
