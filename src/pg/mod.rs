@@ -1,4 +1,5 @@
-//! Connections to PostgreSQL. Nothing here is specific to podlock: this folder could be a crate of its own.
+//! Connections to PostgreSQL. No code here depends on podlock's tables or settings: this folder could become a crate of
+//! its own, once its messages no longer speak of podlock and `statement` is told the prefix `studio_`.
 //!
 //! `conninfo` reads libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
 //! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `pooler` proves that a
@@ -6,7 +7,7 @@
 //! session, `statement` reads statements from files, `schema` puts the schema's name into them, and `reply` reads the
 //! returned rows.
 //!
-//! Invariant: nothing here names a table, a pod or a run. A caller passes its own facts as [`limits::Limits`],
+//! Invariant: nothing here runs a statement on a table of podlock's. A caller passes its own facts as [`limits::Limits`],
 //! [`session::Purpose`] and [`session::ApplicationName`].
 
 pub(crate) mod conninfo;

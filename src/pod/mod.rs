@@ -140,7 +140,7 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let engine = Engine::new(Arc::clone(&member), db, self.handlers);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, self.handlers);
         let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
@@ -152,7 +152,7 @@ impl PodBuilder {
                 .help("look for its panic on stderr")
         })??;
         shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&engine)));
-        shared.spawn("recovery", runs::recover::run(Arc::clone(&engine)));
+        shared.spawn("recovery", runs::recover::run(Arc::clone(&engine), from_burials));
         shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&engine)));
         shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&engine), opener.clone()));
         shared.spawn("the failures", runs::failures::run(Arc::clone(&engine)));

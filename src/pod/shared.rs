@@ -53,8 +53,8 @@ impl Shared {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Runs a part of the pod as a tracked task. Without it the pod would be half of one: should it panic, the pod
-    /// ends.
+    /// Runs a part of the pod as a tracked task. If the part panics, the pod ends, because it cannot do its work without
+    /// the part.
     pub(crate) fn spawn(self: &Arc<Self>, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::clone(self);
         let watched = async move {
@@ -70,7 +70,7 @@ impl Shared {
         self.member.tracker.spawn_on(watched, &self.member.runtime);
     }
 
-    /// Ends the pod for a reason that it cannot mend.
+    /// Ends the pod for a reason that it cannot repair.
     pub(crate) fn fail(&self, error: &Error) {
         tracing::error!(
             target: "podlock", event = "failed", pod = %self.member.pod_id, incarnation = %self.member.incarnation(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 use super::failures::Failures;
 use super::recover::Loaded;
@@ -37,7 +37,7 @@ pub(crate) struct Engine {
     /// Orphans that a burial has already loaded. The next recovery pass takes them instead of querying. The channel has
     /// room for one value. A value that finds it full is dropped: after the pass that takes the earlier value, another
     /// pass follows and queries.
-    loaded: (mpsc::Sender<Loaded>, Mutex<mpsc::Receiver<Loaded>>),
+    loaded: mpsc::Sender<Loaded>,
     /// How many attempts here have ended their run, and how many have yielded it. Attempts increment them; the shutdown
     /// reads them.
     finished: AtomicUsize,
@@ -45,10 +45,15 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(member: Arc<Membership>, db: Database, handlers: HashMap<String, Arc<dyn Handler>>) -> Arc<Self> {
+    /// The engine, and the other end of `loaded`, for `recover::run`.
+    pub(crate) fn new(
+        member: Arc<Membership>,
+        db: Database,
+        handlers: HashMap<String, Arc<dyn Handler>>,
+    ) -> (Arc<Self>, mpsc::Receiver<Loaded>) {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
-        let (loaded, taken) = mpsc::channel(1);
-        Arc::new(Self {
+        let (loaded, received) = mpsc::channel(1);
+        let engine = Self {
             member,
             db,
             handlers,
@@ -58,24 +63,20 @@ impl Engine {
             failures: Failures::default(),
             recover_now: Notify::new(),
             recover_hinted: Notify::new(),
-            loaded: (loaded, Mutex::new(taken)),
+            loaded,
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
-        })
+        };
+        (Arc::new(engine), received)
     }
 
     /// Passes on the orphans that a burial has loaded, if any, and makes the next recovery pass begin now.
     pub(crate) fn recover_with(&self, loaded: Option<Loaded>) {
         if let Some(loaded) = loaded {
             // If the channel is full, the value is dropped. The field `loaded` says why that loses nothing.
-            let _ = self.loaded.0.try_send(loaded);
+            let _ = self.loaded.try_send(loaded);
         }
         self.recover_now.notify_one();
-    }
-
-    /// The orphans that a burial has loaded since the last call.
-    pub(super) async fn take_loaded(&self) -> Option<Loaded> {
-        self.loaded.1.lock().await.try_recv().ok()
     }
 
     /// The kinds for which this pod has a handler, sorted.

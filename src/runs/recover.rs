@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::StopReason;
@@ -108,7 +109,7 @@ struct Report {
 
 /// Makes passes until the pod ends: on every sweep, whenever the pod is woken, and when room frees after a pass was
 /// short of it.
-pub(crate) async fn run(engine: Arc<Engine>) {
+pub(crate) async fn run(engine: Arc<Engine>, mut from_burials: mpsc::Receiver<Loaded>) {
     let mut passes = Passes::default();
     let mut nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
     let mut at = Instant::now();
@@ -141,7 +142,7 @@ pub(crate) async fn run(engine: Arc<Engine>) {
         let passed = tokio::select! {
             biased;
             () = engine.member.root.cancelled() => return,
-            passed = pass(&engine, incarnation, &mut passes) => passed,
+            passed = pass(&engine, incarnation, &mut passes, from_burials.try_recv().ok()) => passed,
         };
         hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
@@ -189,8 +190,12 @@ fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
     }
 }
 
-async fn pass(engine: &Arc<Engine>, own: Incarnation, passes: &mut Passes) -> Result<Report> {
-    let from_a_burial = engine.take_loaded().await;
+async fn pass(
+    engine: &Arc<Engine>,
+    own: Incarnation,
+    passes: &mut Passes,
+    from_a_burial: Option<Loaded>,
+) -> Result<Report> {
     // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load of
     // its own.
     let (loaded, may_be_old) = match from_a_burial {

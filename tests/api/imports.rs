@@ -1,7 +1,9 @@
 //! The rooms of the house: which folder or file of `src` imports which. `ARCHITECTURE.md` has the table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::source;
 
 /// A room's name, and the rooms that it may import.
 type Table = Vec<(String, BTreeSet<String>)>;
@@ -19,17 +21,6 @@ fn allowed() -> Table {
     let cells = |line: &str| line.trim_matches('|').split('|').map(str::to_owned).collect::<Vec<_>>();
     let rows = rows.map(cells).map(|cells| (names(&cells[0]).remove(0), names(cells.last().unwrap())));
     rows.map(|(room, may)| (room, may.into_iter().collect())).collect()
-}
-
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 /// The room of a file: the first folder below `src`, or the file's own name.
@@ -88,8 +79,7 @@ fn exports() -> BTreeMap<String, String> {
 fn each_import_is_one_that_the_table_allows() {
     let (allowed, exports) = (allowed(), exports());
     let rooms: BTreeSet<&str> = allowed.iter().map(|(room, _)| room.as_str()).collect();
-    let mut files = Vec::new();
-    sources(&root().join("src"), &mut files);
+    let files = source::files(&root().join("src"));
     let (mut forbidden, mut seen) = (Vec::new(), BTreeMap::<String, BTreeSet<String>>::new());
     for file in files.iter().filter(|file| !file.starts_with(root().join("src/bin")) && !file.ends_with("src/lib.rs")) {
         let room = room_of(file);

@@ -1,11 +1,13 @@
 //! Pages name what the code has: verbs, kinds, log events, parts of a pod. A name that one of them forgets fails here.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use podlock::protocol::cause::Cause;
 use podlock::protocol::ending::Reason;
 use podlock::protocol::event::EventKind;
+
+use crate::source;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -14,19 +16,6 @@ fn root() -> &'static Path {
 fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// The sources of a folder, each with its path.
-fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let text = std::fs::read_to_string(&path).unwrap();
-            found.push((path, text));
-        }
-    }
 }
 
 /// What stands between `before` and the next `"`, at each place.
@@ -122,10 +111,10 @@ fn the_page_on_operations_has_a_row_for_each_kind_of_event_each_reason_and_each_
 /// What `podlock::pod` logs, the reference pod, is no part of the page.
 #[test]
 fn the_page_on_tracing_has_exactly_the_events_that_the_library_logs() {
-    let mut files = Vec::new();
-    sources(&root().join("src"), &mut files);
-    files.retain(|(path, _)| !path.starts_with(root().join("src/bin")));
-    let logged: BTreeSet<&str> = files.iter().flat_map(|(_, text)| quoted(text, "event = \"")).collect();
+    let files = source::files(&root().join("src")).into_iter();
+    let files = files.filter(|path| !path.starts_with(root().join("src/bin")));
+    let texts: Vec<String> = files.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let logged: BTreeSet<&str> = texts.iter().flat_map(|text| quoted(text, "event = \"")).collect();
     let page = read("docs/tracing.md");
     let named = first_cells(&page);
     assert!(logged.len() > 40, "the events are found: {logged:?}");
@@ -153,7 +142,8 @@ fn every_file_and_test_that_the_page_on_changes_names_is_there() {
     let page = read("CHANGING.md");
     let mut texts = Vec::new();
     for folder in ["src", "tests"] {
-        sources(&root().join(folder), &mut texts);
+        let files = source::files(&root().join(folder)).into_iter();
+        texts.extend(files.map(|path| std::fs::read_to_string(path).unwrap()));
     }
     let words: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
     let is_path = |word: &str| {
@@ -167,7 +157,7 @@ fn every_file_and_test_that_the_page_on_changes_names_is_there() {
     let names = |test: &str| test.rsplit([':', ' ']).next().unwrap_or_default().to_owned();
     let is_there = |test: &str| {
         let (function, literal) = (format!("fn {}(", names(test)), format!("{}\"", names(test)));
-        texts.iter().any(|(_, text)| text.contains(&function) || text.contains(&literal))
+        texts.iter().any(|text| text.contains(&function) || text.contains(&literal))
     };
     let gone: Vec<_> = tests.iter().filter(|test| !is_there(test)).collect();
     assert!(paths.len() > 20 && tests.len() > 10, "the page was read: {paths:?} {tests:?}");

@@ -1,17 +1,8 @@
 //! No reply of the server may be a panic: a column may be NULL where the server hides it, or of another type behind a proxy.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
+use crate::source;
 
 /// The lines that call the driver's `Row::get`, which panics: by a number, with the column's type named, or on a `row`.
 fn panics_in(text: &str) -> Vec<String> {
@@ -30,7 +21,7 @@ fn no_reply_of_the_server_can_be_a_panic() {
     let mut files = Vec::new();
     // The command and the HTTP interface read no rows.
     for folder in ["pg", "store", "operator", "pod", "runs", "history", "membership"] {
-        sources(&root.join(folder), &mut files);
+        files.extend(source::files(&root.join(folder)));
     }
     assert!(files.len() > 40, "{files:?}");
     for file in files {

@@ -5,6 +5,20 @@ use std::path::{Path, PathBuf};
 
 use syn::{Attribute, ImplItem, Item, ReturnType, Signature, Type, TypeParamBound, Visibility};
 
+/// The Rust files below a folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
 /// A public function or method.
 #[derive(Debug)]
 pub(crate) struct Function {

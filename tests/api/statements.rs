@@ -2,21 +2,12 @@
 //! where a test runs the statement.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::source;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 /// The names of the files of a folder.
@@ -42,9 +33,8 @@ fn included(text: &str) -> Vec<String> {
 #[test]
 fn each_call_names_the_parts_that_its_file_includes_and_each_file_is_used() {
     let folder = root().join("src/store/sql");
-    let (mut files, mut wrong, mut used) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-    sources(&root().join("src/store"), &mut files);
-    for file in files {
+    let (mut wrong, mut used) = (BTreeMap::new(), BTreeSet::new());
+    for file in source::files(&root().join("src/store")) {
         for call in calls(&std::fs::read_to_string(&file).unwrap()) {
             let text = std::fs::read_to_string(folder.join(format!("{}.sql", call[0]))).unwrap();
             let parts = included(&text);
