@@ -1,10 +1,11 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
 //! stored. `write` has the handler's calls. `flush` stores the chunks of all streams of the pod. `readers` queries for
-//! the attached readers. `attach` is the reader's handle.
+//! the attached readers, and `listening` hears when. `attach` is the reader's handle.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
 pub(crate) mod large;
+pub(crate) mod listening;
 pub(crate) mod readers;
 mod write;
 
