@@ -13,6 +13,7 @@ use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
+use crate::protocol::neighbours::Neighbours;
 use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerProbe, Verdict};
 use crate::runs::recover::Load;
@@ -126,6 +127,28 @@ pub(crate) async fn survey(
         );
     }
     Ok(look)
+}
+
+/// Probes the neighbours of this pod. `None`: the server's lock table is full, so that only a whole probe, which cuts
+/// its portions, can tell.
+pub(crate) async fn survey_neighbours(
+    local: &Local,
+    session: &Session,
+    lock: &LivenessLock,
+) -> Result<Option<(RosterProbe, Neighbours)>> {
+    let mut neighbours = Neighbours::begin(local.keys.lock.get());
+    let mut look = RosterProbe::default();
+    while let Some(portion) = neighbours.next() {
+        match burials::look(session, lock.incarnation, portion).await {
+            Ok(part) => {
+                neighbours.returned(&part.keys());
+                look.extend(part);
+            }
+            Err(e) if burials::met_a_full_table(&e) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some((look, neighbours)))
 }
 
 /// Probes and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was

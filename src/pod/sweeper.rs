@@ -232,7 +232,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
             if now >= next_beat {
                 next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
-                let beats = beats::beats(session, standing.incarnation).await?;
+                let beats = beats::beats(session, standing.incarnation, &local.neighbours()).await?;
                 look_for_stalled(local, session, &standing, &beats).await?;
                 strangers::look(local, session, &standing, &beats).await?;
             }
@@ -241,9 +241,13 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                     local.note_hint("look");
                 }
                 hints.look.begin(clock::now());
-                let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
                 let began = Instant::now();
-                sweep(local, session, &standing, expects_a_loss).await?;
+                if local.is_whole_due() || !probe_neighbours(local, session, &standing).await? {
+                    let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
+                    sweep(local, session, &standing, expects_a_loss).await?;
+                    local.plan_whole();
+                    hints.suit(local.peers());
+                }
                 tell_waits(local, session).await;
                 // With a long roster, a probe may take long. At most half of the time goes into probes.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
@@ -348,10 +352,23 @@ fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
     let delay = match local.hold_delay() {
         Some(delay) => delay,
-        None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
+        None if local.is_report_open() || local.has_untold_dead() => local.probe_interval(),
         None => settings.jittered_sweep(fastrand::f64()),
     };
-    local.take_bury_delay().map_or(delay, |left| left.min(delay))
+    local.take_bury_delay().map_or(delay, |left| left.min(delay)).min(settings.jittered_sweep(fastrand::f64()))
+}
+
+/// One sweep of a pod in a large fleet: probe the neighbours → report whether that was enough. `false`: the whole
+/// roster must be probed now.
+async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock) -> Result<bool> {
+    let Some((look, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
+    if check_own_row(local, lock, &look) {
+        if local.must_look_at_all(&look) {
+            return Ok(false);
+        }
+        local.note_neighbours(&look, &neighbours);
+    }
+    Ok(true)
 }
 
 /// One sweep: probe the roster → decide → bury or tell → report. If a loss is expected, the burial pass probes the

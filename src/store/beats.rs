@@ -35,17 +35,18 @@ pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, sou
 pub(crate) struct Beats {
     /// Our own index. `None` if we are not in the roster.
     pub(crate) own: Option<i64>,
-    /// The peers that hold both of their locks. Other peers are not counted, so the statement leaves them out: there
-    /// can be many rows of dead pods.
+    /// Those of the peers whose locks are both held. Other peers are not counted.
     pub(crate) peers: Vec<stall::Beat>,
     /// The required sources that make no progress, as their pods recorded them.
     pub(crate) standing: BTreeMap<Incarnation, String>,
 }
 
-/// Reads the event indices of the pods that hold both of their locks, and our own.
-pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> {
-    const SQL: &str = sql!("read_beats", "advisory_lock", "lock_key");
-    let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
+/// Reads the event indices of those of `peers` whose locks are both held, and our own.
+pub(crate) async fn beats(session: &Session, own: Incarnation, peers: &[Incarnation]) -> Result<Beats> {
+    const SQL: &str = sql!("read_beats");
+    let peers: Vec<Uuid> = peers.iter().map(Incarnation::as_uuid).collect();
+    let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&peers, Type::UUID_ARRAY)];
+    let rows = session.query("looking at the peers' beats", SQL, &params).await?;
     let mut beats = Beats::default();
     for row in rows {
         let (incarnation, index) = (Incarnation::from(row.at::<Uuid>("incarnation")?), row.at("event_index")?);

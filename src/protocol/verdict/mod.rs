@@ -265,6 +265,16 @@ impl LossObserver {
         }
     }
 
+    /// Notes rows that were read since the last complete probe: the sightings of peers that returned end, as a complete
+    /// probe would end them. Decides nothing else.
+    pub fn note_returns(&mut self, rows: &[PeerProbe]) {
+        for peer in rows.iter().filter(|peer| !peer.liveness_free) {
+            if self.sightings.get(&peer.incarnation).is_some_and(|old| peer.session > old.session) {
+                self.sightings.remove(&peer.incarnation);
+            }
+        }
+    }
+
     fn was_lost_long_ago(&self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) -> bool {
         self.sightings.get(&incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) >= timing.window)
     }
