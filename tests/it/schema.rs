@@ -171,10 +171,7 @@ async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds
                                           AND d.objoid = c.oid AND d.objsubid = a.attnum) \
                      ORDER BY 1";
         let bare: Vec<String> = db.client.query(bare, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-        // Version 27 has landed without them. Their names say it all.
-        let of_version_27 =
-            ["application", "incarnation", "pod_id", "prepared", "role"].map(|c| format!("studio_foreign_locks.{c}"));
-        assert_eq!(bare, of_version_27, "COMMENT ON these");
+        assert_eq!(bare, [""; 0], "COMMENT ON these");
         let columns: [(&str, &str, Vec<&str>); 6] = [
             ("studio_pod_events", "kind", EventKind::ALL.map(EventKind::as_str).to_vec()),
             ("studio_pod_sessions", "reason", Reason::ALL.map(Reason::as_str).to_vec()),
@@ -190,6 +187,31 @@ async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds
             let forgotten: Vec<_> = names.into_iter().filter(|name| !words.contains(name)).collect();
             assert_eq!(forgotten, [""; 0], "{table}.{column}: {comment}");
         }
+    })
+    .await;
+}
+
+/// What `\df+`, `\ds+` and `\dT+` show to people. The sequence of a column belongs to that column.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_function_sequence_and_type_has_a_comment() {
+    timed(async {
+        let db = Db::new().await;
+        let all = "SELECT p.oid::regprocedure::text AS name, obj_description(p.oid, 'pg_proc') IS NOT NULL AS has_comment \
+                     FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'studio\\_%' \
+                   UNION ALL \
+                   SELECT c.relname, obj_description(c.oid, 'pg_class') IS NOT NULL FROM pg_class c \
+                    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND c.relname LIKE 'studio\\_%' \
+                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
+                                         AND d.deptype IN ('a', 'i')) \
+                   UNION ALL \
+                   SELECT t.typname, obj_description(t.oid, 'pg_type') IS NOT NULL FROM pg_type t \
+                     JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c' \
+                    WHERE t.typnamespace = 'public'::regnamespace AND t.typname LIKE 'studio\\_%'";
+        let all: Vec<(String, bool)> =
+            db.client.query(all, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+        assert!(all.len() > 25, "the objects are found: {all:?}");
+        let bare: Vec<_> = all.iter().filter(|(_, has_comment)| !has_comment).map(|(name, _)| name).collect();
+        assert_eq!(bare, [""; 0], "COMMENT ON these");
     })
     .await;
 }
