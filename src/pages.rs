@@ -1,5 +1,5 @@
-//! Pages of the documentation that are made from the code, so that page and code always agree. Their prose is in templates
-//! beside the code.
+//! Pages of the documentation that are made from the code, so that page and code always agree. Their prose is in
+//! templates beside the code.
 
 use std::path::Path;
 
@@ -29,7 +29,8 @@ pub(crate) fn filled(template: &str, places: &[(&str, &str)]) -> String {
         let Some((before, after)) = rest.split_once(&format!("\n{{{name}}}\n")) else {
             panic!("the template has no place {{{name}}}, or not in this order");
         };
-        assert!(!before.contains('{') && text.ends_with('\n'), "a place before {{{name}}} is not filled, or it ends early");
+        assert!(!before.contains('{'), "a place before {{{name}}} is not filled");
+        assert!(text.ends_with('\n'), "the text for {{{name}}} ends in the middle of a line");
         page.extend([before, "\n", text]);
         rest = after;
     }

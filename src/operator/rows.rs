@@ -312,8 +312,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds a
-    /// `snapshot` and was behind it misses the events that the snapshot replaces.
+    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds
+    /// a `snapshot` and was behind it misses the events that the snapshot replaces.
     pub kind: String,
     /// The pod in question.
     pub pod_id: String,

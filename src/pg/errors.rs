@@ -116,8 +116,8 @@ pub(crate) fn pooled(evidence: &str) -> Error {
 pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     let Limits { pool, dedicated, .. } = *limits;
     let advice = format!(
-        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up to \
-         {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
+        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up \
+         to {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
          (PgBouncer: pool_size, default_pool_size)",
         dedicated + pool
     );

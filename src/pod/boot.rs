@@ -212,14 +212,12 @@ fn held_by_stranger(holder: &Holder, pod: &PodId, waited: Duration) -> Error {
     };
     Error::new(
         ErrorKind::NameTaken,
-        format!(
-            "the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"
-        ),
+        format!("the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"),
     )
     .state("nothing was registered")
     .help(format!(
-        "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of pods \
-         out of this database (REVOKE CONNECT), as SECURITY.md says"
+        "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of \
+         pods out of this database (REVOKE CONNECT), as SECURITY.md says"
     ))
 }
 

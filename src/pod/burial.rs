@@ -122,7 +122,8 @@ pub(crate) async fn survey(
     if !look.unknown.is_empty() {
         tracing::warn!(
             target: "podlock", event = "partly_blind", pod = %local.shared.member.pod_id, unknown = look.unknown.len(),
-            "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; raise max_locks_per_transaction"
+            "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; \
+             raise max_locks_per_transaction"
         );
     }
     Ok(look)
@@ -189,7 +190,8 @@ async fn bury_all(
                     left.extend([other, one]);
                 } else if let Some((peer, _)) = portion.first() {
                     tracing::warn!(
-                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id, incarnation = %peer.look.incarnation,
+                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id,
+                        incarnation = %peer.look.incarnation,
                         by = %local.shared.member.pod_id, error = %e, "a dead pod could not be buried; the others are"
                     );
                 }
@@ -278,9 +280,11 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
             continue;
         };
         tracing::warn!(
-            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation, by = %local.shared.member.pod_id,
+            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation,
+            by = %local.shared.member.pod_id,
             held_ms = u64::try_from(held_for.as_millis()).unwrap_or(u64::MAX),
-            "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: end that transaction, see pg_stat_activity and pg_prepared_xacts"
+            "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: \
+             end that transaction, see pg_stat_activity and pg_prepared_xacts"
         );
     }
 }
@@ -354,13 +358,16 @@ pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
     for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
         tracing::warn!(
             target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.member.pod_id, why,
-            "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it from studio_pods"
+            "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it \
+             from studio_pods"
         );
     }
     for (pod, (setting, ours, theirs)) in local.note_differences(look) {
         tracing::warn!(
-            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.member.pod_id, setting, ours = ?ours,
-            theirs = ?theirs, "a pod of this fleet has another value of a setting: each waits for the longer of the two; give all pods the same"
+            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.member.pod_id, setting,
+            ours = ?ours, theirs = ?theirs,
+            "a pod of this fleet has another value of a setting: each waits for the longer of the \
+                               two; give all pods the same"
         );
     }
     let before = local.in_sight();
@@ -374,7 +381,8 @@ pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
         if let Some(peer) = peers.get(incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
-                by = %local.shared.member.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
+                by = %local.shared.member.pod_id, reason = reason.as_str(),
+                "a peer's lock is free; waiting before it counts as dead"
             );
         }
     }

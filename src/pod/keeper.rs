@@ -396,7 +396,8 @@ impl<'a> Keeper<'a> {
         self.remember(liveness.backend());
         self.shared.member.publish(PodEvent::Detached);
         tracing::warn!(
-            target: "podlock", event = "detached", pod = %self.shared.member.pod_id, incarnation = %self.shared.member.incarnation(), cause,
+            target: "podlock", event = "detached", pod = %self.shared.member.pod_id,
+            incarnation = %self.shared.member.incarnation(), cause,
             "lost the liveness session; trying to come back"
         );
     }
@@ -575,7 +576,8 @@ impl<'a> Keeper<'a> {
         self.shared.member.publish(PodEvent::Returned);
         tracing::info!(
             target: "podlock", event = "returned", pod = %self.shared.member.pod_id, incarnation = %incarnation,
-            session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX), "holds its lock again; no run was disturbed"
+            session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
+            "holds its lock again; no run was disturbed"
         );
         self.shared.engine.recover_now.notify_one();
         self.shared.look_now.notify_one();
@@ -592,7 +594,8 @@ impl<'a> Keeper<'a> {
         let runs = self.shared.engine.stop_all_runs(reason) + self.shared.engine.registry.take_lost();
         self.shared.member.publish(PodEvent::SelfFenced);
         tracing::warn!(
-            target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation, runs,
+            target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation,
+            runs,
             reason = %reason, "gave this incarnation up and told its runs to stop"
         );
     }

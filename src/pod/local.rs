@@ -231,8 +231,8 @@ impl Local {
         if poison::outnumbers(max_crashes, pods) {
             tracing::warn!(
                 target: "podlock", event = "max_crashes_high", pod = %self.shared.member.pod_id, max_crashes, pods,
-                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
-                 but the last of them; lower max_crashes, or run more pods"
+                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take \
+                 down all but the last of them; lower max_crashes, or run more pods"
             );
         }
     }

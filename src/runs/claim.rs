@@ -238,7 +238,8 @@ impl<'a> Claiming<'a> {
             runs::claim(&self.engine.db, claimer, self.own, &wanted, self.max_crashes, floor).await?;
         for run in &quarantined {
             tracing::error!(
-                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %self.engine.member.pod_id,
+                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind,
+                by = %self.engine.member.pod_id,
                 error = run.error, "a run that takes its owners down with it was quarantined"
             );
         }

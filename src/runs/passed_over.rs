@@ -75,8 +75,10 @@ impl PassedOver {
             seen.said = true;
             let hidden_ms = u64::try_from(now.saturating_sub(seen.since).as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
-                target: "podlock", event = "run_hidden", pod = %engine.member.pod_id, run = %run.run_id, hidden_ms, holders = run.holders,
-                "no pod can claim a run while another transaction has its row locked, as a guard has: end that transaction"
+                target: "podlock", event = "run_hidden", pod = %engine.member.pod_id, run = %run.run_id, hidden_ms,
+                holders = run.holders,
+                "no pod can claim a run while another transaction has its row locked, as a guard has: end that \
+                 transaction"
             );
         }
     }

@@ -457,7 +457,8 @@ impl Run {
 
     pub(super) fn report(&self, error: Error) -> Error {
         tracing::info!(
-            target: "podlock", event = "fenced", pod = %self.engine.member.pod_id, incarnation = %self.owner.incarnation,
+            target: "podlock", event = "fenced", pod = %self.engine.member.pod_id,
+            incarnation = %self.owner.incarnation,
             run = %self.owner.run_id, fence = self.owner.fence.get(), error = %error, "a write was refused"
         );
         error

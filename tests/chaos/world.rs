@@ -330,8 +330,8 @@ impl World {
 
     /// Waits until these pods hold both their locks; returns when.
     pub(crate) async fn whole(&self, pods: &[&str], limit: Duration) -> u64 {
-        let sql = "SELECT n, s.alive, s.witness FROM unnest($1::text[]) AS n LEFT JOIN studio_pod_status s ON s.pod_id = n \
-                   WHERE (s.alive AND s.witness) IS NOT TRUE";
+        let sql = "SELECT n, s.alive, s.witness FROM unnest($1::text[]) AS n LEFT \
+                   JOIN studio_pod_status s ON s.pod_id = n WHERE (s.alive AND s.witness) IS NOT TRUE";
         self.until(limit, "the pods hold both their locks", async |client| {
             let rows = client.query(sql, &[&pods]).await.map_err(|e| e.to_string())?;
             let seen: Vec<(String, Option<bool>, Option<bool>)> =

@@ -1,4 +1,5 @@
-//! What is said of an end: its cause, by the pod itself where it can tell, else by its burier; and what the log says of it.
+//! What is said of an end: its cause, by the pod itself where it can tell, else by its burier; and what the log says of
+//! it.
 
 use std::time::Duration;
 
@@ -199,8 +200,8 @@ async fn a_pod_whose_runtime_is_blocked_writes_it_before_it_ends_its_sessions() 
     .await;
 }
 
-/// An end that the pod itself brings about is told before its sessions end: dropped without a shutdown. A clean stop has
-/// no cause, its reason says it all.
+/// An end that the pod itself brings about is told before its sessions end: dropped without a shutdown. A clean stop
+/// has no cause, its reason says it all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_dropped_says_so_and_a_clean_stop_needs_no_cause() {
     timed(async {

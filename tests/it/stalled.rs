@@ -136,8 +136,8 @@ async fn a_pod_one_of_whose_busy_sources_moves_is_not_suspected() {
     .await;
 }
 
-/// A required source alone makes the pod suspect, whatever else moves, and event, row and log name it; while it is idle, it
-/// does not.
+/// A required source alone makes the pod suspect, whatever else moves, and event, row and log name it; while it is
+/// idle, it does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_required_source_that_stands_still_makes_the_pod_suspect_and_is_named() {
     timed(async {
@@ -228,14 +228,15 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
     .await;
 }
 
-/// Several peers find the same pod stalled. The second one comes when the first has committed and the backends have not ended
-/// yet: here they are stopped, so that they cannot. It writes nothing, and an operator may still evict.
+/// Several peers find the same pod stalled. The second one comes when the first has committed and the backends have not
+/// ended yet: here they are stopped, so that they cannot. It writes nothing, and an operator may still evict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_pod_is_evicted_once_although_a_second_peer_finds_its_locks_held() {
     timed(async {
         let db = Db::new().await;
         let a = start(config(&db, "a", OnStall::Report)).await;
-        let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' AND control_pid IS NOT NULL";
+        let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' \
+                    AND control_pid IS NOT NULL";
         let row = eventually(SOON, "both sessions are recorded", || async {
             db.client.query_opt(of_a, &[]).await.unwrap().ok_or("not yet".to_owned())
         })

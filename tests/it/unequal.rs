@@ -16,8 +16,8 @@ use crate::support::{Db, eventually, sql, start, timed, trace};
 /// The shortest lease that there is.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the end of
-/// the observers' wait lies a tenth of it, so a slow machine gets a longer one.
+/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the
+/// end of the observers' wait lies a tenth of it, so a slow machine gets a longer one.
 fn long() -> Duration {
     slack(Duration::from_secs(15)).min(Duration::from_secs(60))
 }

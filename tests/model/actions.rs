@@ -239,8 +239,8 @@ impl Podlock {
         }
     }
 
-    /// L2: the next of the times has passed after which this process may bury one peer or another. Within such a time those
-    /// whom it is for came back, or passed their deadlines.
+    /// L2: the next of the times has passed after which this process may bury one peer or another. Within such a time
+    /// those whom it is for came back, or passed their deadlines.
     fn settle(&self, s: &mut State, p: ProcId) {
         let name = s.procs[p].name;
         let Some(next) = self.settles(name).filter(|time| Some(*time) > s.procs[p].settled).min() else { return };
@@ -254,8 +254,9 @@ impl Podlock {
         }
     }
 
-    /// An observer's own clock reaches the moment at which it is due to look again. A hold as long as `settle`, or as long as
-    /// the peer may run on, outlasts the peer's deadline: it is not over while somebody in its sight neither came back nor passed its own.
+    /// An observer's own clock reaches the moment at which it is due to look again. A hold as long as `settle`, or as
+    /// long as the peer may run on, outlasts the peer's deadline: it is not over while somebody in its sight neither
+    /// came back nor passed its own.
     fn wait(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         let Some(due) = proc.due.filter(|due| *due > proc.clock && proc.phase == Phase::Attached) else { return };

@@ -59,8 +59,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         None => match unheld {
             Some((then, runs)) if then == incarnation => {
                 return Err(Failure::Failed(format!(
-                    "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with {runs} running runs, \
-                     or on its way back; --wait tells which"
+                    "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with \
+                     {runs} running runs, or on its way back; --wait tells which"
                 )));
             }
             _ => false,
@@ -106,7 +106,8 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
             Some(true) => return Ok(()),
             Some(false) => {
                 return Err(Failure::Failed(format!(
-                    "{pod:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a peer takes over"
+                    "{pod:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a \
+                     peer takes over"
                 )));
             }
             None if began.elapsed() >= most => {

@@ -261,7 +261,10 @@ proptest! {
     /// more than half. No burial waits past the longest wait once the lock reads free.
     #[test]
     fn no_series_of_looks_buries_a_holder_or_holds_for_ever(
-        looks in proptest::collection::vec(proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6), 1..30),
+        looks in proptest::collection::vec(
+            proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6),
+            1..30,
+        ),
         step in 1_u64..2_000,
     ) {
         let mut peers = fleet(6);

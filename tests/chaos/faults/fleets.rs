@@ -113,8 +113,8 @@ async fn fifty() -> Vec<Figure> {
     world.conclude(&Excused::ended(&KILLED)).await
 }
 
-/// Four of five are killed in one go. It could as well be the survivor that was cut off: it gives them time to come back
-/// before it buries them.
+/// Four of five are killed in one go. It could as well be the survivor that was cut off: it gives them time to come
+/// back before it buries them.
 async fn all_but_one() -> Vec<Figure> {
     const KILLED: [&str; 4] = ["a", "b", "c", "d"];
     let mut world = World::shared().await;
@@ -164,8 +164,8 @@ async fn all_lost() -> Vec<Figure> {
     world.conclude(&Excused::ended(&PODS)).await
 }
 
-/// Scaled to nothing and up again: whoever stopped gave its runs back, so that the first pod has all of them at once, and
-/// none counts as crashed.
+/// Scaled to nothing and up again: whoever stopped gave its runs back, so that the first pod has all of them at once,
+/// and none counts as crashed.
 async fn all_stopped() -> Vec<Figure> {
     const PODS: [&str; 3] = ["a", "b", "c"];
     let mut world = World::shared().await;
@@ -219,9 +219,10 @@ fn later_version() -> String {
          SELECT pg_advisory_xact_lock(hashtextextended('public', 3)); \
          DO $later$ DECLARE name text; BEGIN \
              IF EXISTS (SELECT FROM studio_schema_history WHERE version = {version}) THEN RETURN; END IF; \
-             FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'studio\\_%' ORDER BY 1 LOOP \
-                 EXECUTE format('ALTER TABLE %I ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7', name); \
-             END LOOP; \
+             FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'studio\\_%' \
+             ORDER BY 1 LOOP \
+                 EXECUTE format('ALTER TABLE %I ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7', \
+                 name); END LOOP; \
              CREATE TABLE studio_later (n integer); \
              INSERT INTO studio_schema_history (version, name) VALUES ({version}, 'later'); \
          END $later$; COMMIT"
@@ -269,8 +270,9 @@ async fn rolling_upgrade() -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a", "b", "c"])).await
 }
 
-/// In the middle of a rollout that makes the lease five times as long, the database restarts. The first pod of the longer
-/// lease cannot log in again, and its runs go on until its own deadline. The pods of the shorter lease are up long before.
+/// In the middle of a rollout that makes the lease five times as long, the database restarts. The first pod of the
+/// longer lease cannot log in again, and its runs go on until its own deadline. The pods of the shorter lease are up
+/// long before.
 async fn unequal_leases() -> Vec<Figure> {
     let mut world = World::own(&[]).await;
     world.settled(&["a", "b"]).await;
@@ -350,7 +352,8 @@ async fn tables_locked() -> Vec<Figure> {
     let bounds = world.worst_case();
     let mut other = connect(&world.server.socket_url(&world.database)).await;
     let migrating = other.transaction().await.unwrap();
-    let all = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP \
+    let all = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT tablename FROM pg_tables \
+               WHERE schemaname = 'public' LOOP \
                EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', name); END LOOP; END $$";
     migrating.batch_execute(all).await.expect("every table's lock");
     let locked = now_ns();

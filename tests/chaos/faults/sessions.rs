@@ -35,7 +35,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Pods a, b and c, settled, with runs on a that go on for longer than a peer would wait for a pod that does not return.
+/// Pods a, b and c, settled, with runs on a that go on for longer than a peer would wait for a pod that does not
+/// return.
 async fn settled() -> (World, Standing) {
     let mut world = World::shared().await;
     world.settled(&["a", "b", "c"]).await;
@@ -109,7 +110,8 @@ async fn watch_terminated() -> Vec<Figure> {
         assert_eq!(world.terminate("a", &["watch"]).await, 1);
         let watches = "SELECT pid FROM pg_stat_activity a WHERE datname = current_database() \
                        AND application_name = 'podlock/a/watch' AND pid <> ALL($1) \
-                       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted AND l.locktype = 'advisory')";
+                       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted \
+                       AND l.locktype = 'advisory')";
         world
             .until(SOON, "another session of a watches", async |client| {
                 let rows = client.query(watches, &[&former]).await.map_err(|e| e.to_string())?;
@@ -166,8 +168,8 @@ async fn pool_terminated() -> Vec<Figure> {
     nobody_noticed(world, &was, 0).await
 }
 
-/// Both witnesses end, and the rest with them: for its peers, until it is back, the pod is dead. Which of them is quicker
-/// is chance. Where it is the peers, its runs go on elsewhere, and whatever it writes still is refused.
+/// Both witnesses end, and the rest with them: for its peers, until it is back, the pod is dead. Which of them is
+/// quicker is chance. Where it is the peers, its runs go on elsewhere, and whatever it writes still is refused.
 async fn all_terminated() -> Vec<Figure> {
     const TRIES: i64 = 10;
     let (mut world, was) = settled().await;
@@ -211,8 +213,8 @@ async fn buried_alive(world: World) -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
 }
 
-/// Somebody ends every session of the database: no pod is settled when it is back, and nobody is buried, unless it was one
-/// whose sessions ended before those of the peer that looked.
+/// Somebody ends every session of the database: no pod is settled when it is back, and nobody is buried, unless it was
+/// one whose sessions ended before those of the peer that looked.
 async fn everybodys_terminated() -> Vec<Figure> {
     const PODS: [&str; 4] = ["a", "b", "c", "d"];
     let mut world = World::shared().await;

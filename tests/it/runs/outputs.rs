@@ -25,7 +25,8 @@ async fn over(pod: &Pod) {
 
 async fn columns(client: &Client, run_id: RunId) -> Value {
     let sql = "SELECT jsonb_build_object('result', result, 'none', result IS NULL, 'stdout', stdout, 'stderr', stderr, \
-               'exit_code', exit_code, 'escaped', output_escaped, 'parsed', parse_error IS NULL) FROM studio_runs WHERE run_id = $1";
+               'exit_code', exit_code, 'escaped', output_escaped, 'parsed', parse_error IS NULL) FROM studio_runs \
+               WHERE run_id = $1";
     client.scalar(sql, &[&run_id.as_uuid()]).await
 }
 
@@ -311,8 +312,8 @@ async fn a_finish_by_the_handler_whose_reply_was_lost_is_read_back() {
     .await;
 }
 
-/// A handler that gives a finish up half way, and ends in another way: what was accepted first stands, and no later call
-/// is told that its own output was stored.
+/// A handler that gives a finish up half way, and ends in another way: what was accepted first stands, and no later
+/// call is told that its own output was stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_dropped_finish_the_first_accepted_end_stands_and_nobody_is_told_otherwise() {
     timed(async {

@@ -173,8 +173,8 @@ impl Story<'_> {
             Fate::Kill => "Nothing in it can say goodbye.".to_owned(),
             Fate::Term => "It is asked to stop, and hands its runs over.".to_owned(),
             Fate::Stop => format!(
-                "It freezes with its connections open. What tells is the lease: the server ends a session that has been \
-                 silent for {}.",
+                "It freezes with its connections open. What tells is the lease: the server ends a session that has \
+                 been silent for {}.",
                 humantime::format_duration(self.args.lease)
             ),
         };
@@ -238,8 +238,9 @@ impl Story<'_> {
         let since = after.saturating_sub(woken.duration_since(strike.at));
         let (told, refused) = (strike.told_to_stop, strike.refused);
         self.say(&format!(
-            "{name} found that it had been buried: {told} of its runs were told to stop before they wrote anything, {refused} \
-             late writes were refused by the fence. It is back as a new incarnation, {incarnation}, {} after waking.",
+            "{name} found that it had been buried: {told} of its runs were told to stop before they wrote anything, \
+             {refused} late writes were refused by the fence. It is back as a new incarnation, {incarnation}, {} after \
+             waking.",
             ms(since)
         ))
     }
