@@ -9,12 +9,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pg::limits::{Keepalives, Limits};
 use crate::protocol::patience::Stated;
 
+/// The longest name of a schema. The names of the channels contain it, and PostgreSQL takes 63 bytes for a name, of
+/// which `podstream_` leaves 53.
 const SCHEMA_MAX_BYTES: usize = 48;
-/// What is younger is never deleted: `studio_may_prune` holds it too. The bound of the `keep_*` begins here.
+/// What is younger is never deleted: `studio_may_prune` holds it too. The bound of the `keep_*` begins here. A mistaken
+/// setting or call so never deletes what people still look at or a client asks for again.
 pub(crate) const KEEP_MIN: Duration = Duration::from_secs(3600);
 /// A thousand years, which an interval of the server's can hold. The bound of the `keep_*` ends here.
 pub(crate) const KEEP_MAX: Duration = Duration::from_secs(1000 * 365 * 86400);
-/// A sweep comes at most this much later than its interval.
+/// The share of its interval by which a sweep comes earlier or later, at random. Without it, pods that started together
+/// would sweep together. More would lengthen each bound that a sweep has.
 const SWEEP_JITTER: f64 = 0.1;
 
 /// How long each kind of death takes at most to be noticed, counted from the fault, while the server answers our

@@ -44,9 +44,11 @@ pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
-/// How many of a pod's incarnations and events [`Operator::pod`] returns.
+/// How many of a pod's incarnations and events [`Operator::pod`] returns: what fits on a screen.
+/// [`Operator::events`] returns all.
 const POD_HISTORY: i64 = 20;
-/// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile.
+/// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile. That rarely
+/// happens even once. The limit ends the loop where short runs of that key follow one another.
 const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";

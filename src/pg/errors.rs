@@ -92,7 +92,8 @@ pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
 
 /// PgBouncer's answer in statement mode, and to a client that waited too long for a backend.
 const PROTOCOL_VIOLATION: &str = "08P01";
-/// How many connections hold transactions open while the check for a pooler tests another one.
+/// How many connections hold transactions open while the check for a pooler tests another one. With more, a pooler more
+/// surely gives the tested connection another backend. But each needs a free place in the pooler and on the server.
 pub(super) const OTHERS: usize = 3;
 
 pub(super) fn refuses_transactions(error: Error) -> Error {

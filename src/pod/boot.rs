@@ -26,7 +26,12 @@ use crate::store::role::Role;
 
 /// SQLSTATE: a wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// How often a registration is repeated that could not lock the event log in time. Each try waits for
+/// `statement_timeout`. Fewer: a start fails in a crowd of pods that start at once. More: a start that cannot succeed
+/// takes longer to say so.
 const REGISTER_TRIES: u32 = 10;
+/// The bounds of [`lock_slice`]. Shorter slices are all round trips. Longer ones come near the server's default
+/// `deadlock_timeout` of 1 s.
 const SLICE_MIN: Duration = Duration::from_millis(5);
 const SLICE_MAX: Duration = Duration::from_millis(500);
 

@@ -50,8 +50,11 @@ use crate::store::role::Role;
 /// rarely, a lost lock is noticed later.
 const CHECK_EVERY: u32 = 5;
 /// How many former backends of ours a return ends, if the server still has them. Older ones are forgotten; their
-/// sessions end with their lease.
+/// sessions end with their lease. Fewer: after a burst of broken connections, the pod waits for the lease of a session
+/// that it forgot. More: the statement that ends them is longer.
 const FORMER_BACKENDS: usize = 8;
+/// The shortest time between two ticks of the keeper. With the shortest leases, ticks would follow so fast that they
+/// only cost processor time. Longer: the deadline (L7) is seen later.
 const SHORTEST_TICK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. The result of the boot comes through `booted`. If nobody waits for it any more, the boot is

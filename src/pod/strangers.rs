@@ -9,7 +9,8 @@ use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
-/// How many are reported at a time.
+/// How many strangers are reported at a time. Each is an event and a line in the log, and any role can take any number
+/// of locks. The next check reports the others.
 const AT_ONCE: usize = 16;
 
 /// Checks the locks of the whole roster, and records the strangers that no pod has recorded yet.

@@ -19,7 +19,8 @@ use std::mem;
 /// entries that the server's defaults provide. More rows disturb the service if the table is small. Fewer rows cost
 /// more round trips in a fleet of a thousand pods.
 pub const ROWS_MOST: usize = 64;
-/// Rows that one statement reads without probing. It takes no locks, so only the size of the reply counts.
+/// Rows that one statement reads without probing: 1,024. It takes no locks, so only the size of the reply counts. More:
+/// larger replies. Fewer: more round trips where thousands of rows are only read.
 const READ_MOST: usize = 16 * ROWS_MOST;
 
 /// What an observer remembers from one roster probe to the next.

@@ -20,7 +20,8 @@ use std::time::Duration;
 use super::Moment;
 use crate::id::Incarnation;
 
-/// How many leases an evicted pod waits at most for its application to make progress.
+/// How many leases an evicted pod waits at most for its application to make progress. Fewer: a pod that still hangs
+/// comes back and is evicted again and again. More: a pod whose sources only runs can move stays away needlessly.
 const LEASES_AWAY: u32 = 10;
 
 /// The times of the stall rule.

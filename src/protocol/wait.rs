@@ -16,7 +16,8 @@ use super::Moment;
 use super::verdict::{Decision, Verdict, WaitFor};
 use crate::id::Incarnation;
 
-/// How many waits one roster probe reports at most.
+/// How many waits one roster probe reports at most. Each is an event. If a whole fleet is lost, some examples say as
+/// much as all of them, and the log is locked for less time.
 pub const MOST: usize = 16;
 
 /// How many waits one observer reports while none of them is over. The first ones then speak for the others.

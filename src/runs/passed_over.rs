@@ -14,10 +14,11 @@ use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::store::holders;
 
-/// The most runs that are checked for a locked row in one pass. It bounds that statement. Further runs are checked in
-/// later passes.
+/// The most runs that are checked for a locked row in one pass. The check reads the server's lock table, and its time
+/// grows with the number. Further runs are checked in later passes, so fewer only means that they are named later.
 const LOOKED_AT: usize = 64;
-/// The most runs that are remembered. Further runs are remembered when some of these have been claimed.
+/// The most runs that are remembered, to bound the memory to about 1 MB. Further runs are remembered when some of these
+/// have been claimed.
 const REMEMBERED: usize = 10_000;
 
 /// Runs that each pass wanted and none could claim, and since when.

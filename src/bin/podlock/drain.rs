@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::global::Global;
 use crate::output::{self, OutputArgs};
 
-/// How often to check whether the pod is gone.
+/// How often to check whether the pod is gone. Each check is one query. A person notices no shorter delay.
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]

@@ -183,7 +183,8 @@ pub(super) const WORDS: &[Word] = &[
     word("oauth_scope", None, Refused(NO_OAUTH)),
 ];
 
-/// The longest name that an error repeats, if it looks like a word at all.
+/// The longest name that an error repeats, if it looks like a word at all. Every word of libpq is shorter. A longer one
+/// may be a piece of a password.
 const NAME_MAX: usize = 40;
 
 /// Words and their values. Never shown: a value may be a password.

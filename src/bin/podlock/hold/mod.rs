@@ -39,7 +39,8 @@ const NOT_RUN: u8 = 126;
 /// Exit code: the program does not exist.
 const NOT_FOUND: u8 = 127;
 
-/// How long it may take to record that the end is a clean one.
+/// How long it may take to record that the end is a clean one. The command has ended by then, so whoever waits for
+/// podlock waits for this. Without the record, the log says that the pod was lost.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]

@@ -25,7 +25,8 @@ use crate::signals::EndSignals;
 
 use logs::LogArgs;
 
-/// How long requests in progress may take when the listener ends.
+/// How long requests in progress may take when the listener ends. The pod has drained by then. Longer delays the end of
+/// the process; shorter cuts answers off that were about to be sent.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
