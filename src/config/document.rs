@@ -56,7 +56,7 @@ fn the_page_on_bounds_says_what_the_code_does() {
 fn verdict_on(killed: usize, pods: usize) -> &'static str {
     let timing = VerdictTiming {
         window: Duration::from_secs(1),
-        second_look: Duration::from_millis(250),
+        second_probe: Duration::from_millis(250),
         reconnect_grace: Duration::from_secs(10),
         settle: Duration::from_secs(10),
     };
@@ -69,8 +69,8 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         witness_free: n < killed,
         stated: None,
     };
-    let look: Vec<_> = (0..pods - 1).map(peer).collect();
-    let verdicts = LossObserver::default().decide(&timing, Duration::ZERO, &look).verdicts;
+    let probe: Vec<_> = (0..pods - 1).map(peer).collect();
+    let verdicts = LossObserver::default().decide(&timing, Duration::ZERO, &probe).verdicts;
     let of_the_dead = verdicts[0].1;
     assert!(verdicts[..killed].iter().all(|(_, verdict)| *verdict == of_the_dead), "{verdicts:?}");
     assert!(verdicts[killed..].iter().all(|(_, verdict)| *verdict == Verdict::Alive), "{verdicts:?}");
@@ -81,7 +81,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
             "yes: buried after `settle`"
         }
         Verdict::Wait(WaitFor::SecondLoss, until) => {
-            assert_eq!(until, timing.second_look);
+            assert_eq!(until, timing.second_probe);
             "no: buried after a second probe, a lease / 40 later"
         }
         other => panic!("{killed} of {pods}: {other:?}"),

@@ -62,7 +62,7 @@ pub enum OnDetach {
     Continue,
 }
 
-/// What a pod does about a peer that runs and gets nowhere.
+/// What a pod does about a peer that runs and makes no progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

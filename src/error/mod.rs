@@ -217,7 +217,7 @@ kinds! {
     TooLarge = "too_large", lasting, here, 413 {
         means: "A value is larger than its limit.",
         state: "Nothing was written. A run whose handler returned it is `failed`.",
-        help: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
+        help: "Store it elsewhere and output its location, or raise the limit that the message names.",
     }
     TooSlow = "too_slow", lasting, here, 500 {
         means: "A write did not end in time, several times, while a small write of the same run did each time: it is \

@@ -335,7 +335,7 @@ impl PodRow {
             witness: get(row, "witness")?,
             draining: PodState::Draining.is(&state),
             drain_requested: get::<Option<String>>(row, "drain_requested")?.is_some(),
-            put_out: get::<Option<String>>(row, "evicted")?.is_some(),
+            evicted: get::<Option<String>>(row, "evicted")?.is_some(),
             lags: get(row, "lags")?,
             waits: wait_reason.is_some(),
         });

@@ -240,7 +240,7 @@ impl Output {
             if size > most {
                 let what =
                     format!("the {what} has {size} bytes as it would be stored, and {most} ({setting}) is the most");
-                let todo = "keep it elsewhere and put out where it is, or raise the limit";
+                let todo = "store it elsewhere and output its location, or raise the limit";
                 return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }

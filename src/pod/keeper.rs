@@ -434,9 +434,9 @@ impl<'a> Keeper<'a> {
         tracing::warn!(
             target: "podlock", event = "put_out", pod = %self.shared.member.pod_id,
             incarnation = %self.shared.member.incarnation(),
-            "was put out; stays away until the application makes progress"
+            "was evicted; stays away until the application makes progress"
         );
-        self.local.away.send_replace(Some(Away::PutOut));
+        self.local.away.send_replace(Some(Away::Evicted));
         let moved = async {
             let began = clock::now();
             while self.shared.member.progress().since(&before) != Moved::Yes {

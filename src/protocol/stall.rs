@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_put_out_is_tried_again_after_ten_leases() {
+    fn an_evicted_pod_is_tried_again_after_ten_leases() {
         let lease = Duration::from_secs(3);
         assert!(!was_away_for_long(Duration::from_secs(30), lease));
         assert!(was_away_for_long(Duration::from_millis(30_001), lease));

@@ -515,7 +515,7 @@ fn events_follow_skips_none_and_repeats_none() {
 }
 
 #[test]
-fn a_dead_pod_is_not_said_to_have_drained_and_is_not_put_out() {
+fn a_dead_pod_is_not_said_to_have_drained_and_is_not_evicted() {
     within(TEST, async {
         let db = Db::new().await;
         let mut pod = db.pod("pod", &[]).await;

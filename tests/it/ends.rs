@@ -295,7 +295,7 @@ async fn the_log_of_a_healthy_pod_that_was_evicted_says_nothing_false() {
         assert_eq!(fenced["incarnation"], was.to_string());
         assert_eq!(fenced["runs"], "1", "one run was stopped: {fenced:?}");
         logged("healthy", "put_out").await;
-        // Both of its sessions were ended; whichever ends after that, ends because it was put out.
+        // Both of its sessions were ended; whichever ends after that, ends because it was evicted.
         let causes: Vec<String> = trace::events("healthy")
             .iter()
             .filter(|e| e.get("event").is_some_and(|kind| kind == "control_lost"))
@@ -309,7 +309,7 @@ async fn the_log_of_a_healthy_pod_that_was_evicted_says_nothing_false() {
         .await;
         let all = format!("{:?}", trace::events("healthy"));
         assert!(!all.contains("runtime is blocked"), "its runtime ran: {all}");
-        assert!(all.contains("the pod was put out"), "{all}");
+        assert!(all.contains("the pod was evicted"), "{all}");
         ended(&db, was, "evicted", None).await;
         for pod in [a, b] {
             pod.shutdown(SOON).await.unwrap();

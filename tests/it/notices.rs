@@ -183,7 +183,7 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         operator.release(poison).await.unwrap();
         stage.act_of(poison).await.done(json!(null));
 
-        // One is asked to drain, one is put out; a run of it is claimed.
+        // One is asked to drain, one is evicted; a run of it is claimed.
         first.start(act()).await.unwrap();
         let left = stage.act().await;
         operator.drain("pod-second").await.unwrap();

@@ -6,7 +6,7 @@
 //!   deadline: `settle` is longer than the deadline, and begins later. For a pod of a longer lease it settles later
 //!   than for its equals.
 //! * A hold as long as a lease is over once every living pod that it covers came back or passed its deadline, for the
-//!   same reason; the lease is the longer one, its own or the peer's. The short times, `window` and `second_look`, may
+//!   same reason; the lease is the longer one, its own or the peer's. The short times, `window` and `second_probe`, may
 //!   pass at any moment: they promise nothing.
 //! * The server ends a silent session only after its pod passed its deadline (L7): the lease is longer.
 //! * A frozen process is one whose session ends while it goes on: what matters is what it believes when it acts again.

@@ -122,7 +122,7 @@ pub(crate) struct Proc {
     pub(crate) observer: LossObserver,
     /// Its own clock, from the first sighting that it has.
     pub(crate) clock: u16,
-    /// When it is due to look again at a peer that it holds.
+    /// When it is due to probe a peer again that it holds.
     pub(crate) due: Option<u16>,
     /// For the mistake of probing and deleting in two transactions: whom it found dead.
     pub(crate) doomed: Option<Name>,

@@ -80,8 +80,8 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
         let held = there.alive || there.witness;
         let lease = there.lease_ms.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
         let (clean, down_after) = (there.state == "draining", DOWN.max(lease / 10));
-        let standing = if held { DrainStatus::Alive } else { DrainStatus::Unheld { clean, down_after } };
-        return Ok((standing, there.runs));
+        let status = if held { DrainStatus::Alive } else { DrainStatus::Unheld { clean, down_after } };
+        return Ok((status, there.runs));
     }
     let session = there.sessions.iter().find(|s| s.incarnation == incarnation);
     Ok((DrainStatus::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
@@ -91,8 +91,8 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
 async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
     let (began, mut unheld_since) = (Instant::now(), None);
     loop {
-        let (standing, runs) = look(operator, pod, incarnation).await?;
-        let clean = match standing {
+        let (status, runs) = look(operator, pod, incarnation).await?;
+        let clean = match status {
             DrainStatus::Alive => {
                 unheld_since = None;
                 None

@@ -283,7 +283,7 @@ async fn unequal_leases() -> Vec<Figure> {
     world.pod_by("c", command).await;
     world.start("c", 3, 600, 50).await;
     let bounds = world.worst_case();
-    let was = world.standing("c").await.expect("it is in the roster").incarnation;
+    let was = world.status("c").await.expect("it is in the roster").incarnation;
     // A server that has no room for it.
     let full = |limit: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
     world.admin.batch_execute(&full(0)).await.expect("no room");
@@ -322,7 +322,7 @@ async fn index_concurrently() -> Vec<Figure> {
     world.settled(&["a", "b", "c", "d"]).await;
     let mut was = Vec::new();
     for pod in ["a", "b", "c", "d"] {
-        was.push(world.standing(pod).await.expect("it is in the roster").incarnation);
+        was.push(world.status(pod).await.expect("it is in the roster").incarnation);
     }
     indices(&mut world, ["idle pods: on studio_runs", "idle pods: on a table of the service"], Some(bound)).await;
     for pod in ["a", "b", "c", "d"] {
@@ -332,7 +332,7 @@ async fn index_concurrently() -> Vec<Figure> {
     assert_eq!(running(&world).await, 24, "they were busy to the end");
     world.all_runs_ended(SOON).await;
     for (pod, was) in ["a", "b", "c", "d"].iter().zip(&was) {
-        let now = world.standing(pod).await.expect("it is in the roster");
+        let now = world.status(pod).await.expect("it is in the roster");
         assert_eq!((now.whole, &now.incarnation, now.session), (true, was, 1), "{pod} noticed nothing");
     }
     assert_eq!((world.takeovers().await, world.ends().await), (0, vec![]));
@@ -348,7 +348,7 @@ async fn tables_locked() -> Vec<Figure> {
     for pod in ["a", "b", "c"] {
         world.start(pod, 4, 240, 25).await;
     }
-    let (a, b) = (world.standing("a").await.unwrap(), world.standing("b").await.unwrap());
+    let (a, b) = (world.status("a").await.unwrap(), world.status("b").await.unwrap());
     let bounds = world.worst_case();
     let mut other = connect(&world.server.socket_url(&world.database)).await;
     let migrating = other.transaction().await.unwrap();
@@ -377,7 +377,7 @@ async fn tables_locked() -> Vec<Figure> {
     world.figure("it is over: runs go on", over, now_ns(), Some(bounds.process_killed));
     world.all_runs_ended(SOON).await;
     for (pod, was) in [("a", a), ("b", b)] {
-        let now = world.standing(pod).await.expect("it is in the roster");
+        let now = world.status(pod).await.expect("it is in the roster");
         assert_eq!((now.whole, now.incarnation, now.session), (true, was.incarnation, was.session), "{pod}");
     }
     let ends = world.ends().await;

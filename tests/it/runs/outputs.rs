@@ -1,4 +1,4 @@
-//! What runs put out, stored once: a result or a text, written under the fence, by the handler's word or its return.
+//! The output of runs, stored once: a result or a text, written under the fence, by the handler's word or its return.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn an_output_is_stored_once_and_the_api_shows_what_the_row_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_returned_output_ends_the_run_and_a_failed_one_keeps_what_it_put_out() {
+async fn a_returned_output_ends_the_run_and_a_failed_one_keeps_its_output() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let a = stage.pod(db.config("a")).await;

@@ -158,7 +158,7 @@ async fn a_clean_stop_a_yield_and_an_eviction_by_an_operator_count_nothing() {
         }
         stage.act().await.give_back();
         let begun = stage.act().await;
-        pod.operator().evict("a").await.expect("put out");
+        pod.operator().evict("a").await.expect("evicted");
         let again = stage.act().await;
         drop(begun);
         assert_eq!((again.run.id(), again.run.attempt()), (run_id, 5));

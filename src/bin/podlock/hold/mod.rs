@@ -147,7 +147,7 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
             }
             () = pod.over(incarnation), if !lost => {
                 lost = true;
-                let why = pod.failure().unwrap_or("it was silent for too long, put out or buried");
+                let why = pod.failure().unwrap_or("it was silent for too long, evicted or buried");
                 note(&format!("pod {} ({incarnation}) is over: {why}; stopping the command", pod.pod_id()));
                 held.say(Word::Lost);
             }
