@@ -7,8 +7,8 @@
 //! runs statements and transactions on a session, `statement` reads statements from files, `schema` puts the schema's
 //! name into them, and `reply` reads the returned rows.
 //!
-//! Invariant: nothing here runs a statement on a table of podlock's. A caller passes its own facts as [`limits::Limits`],
-//! [`session::Purpose`] and [`session::ApplicationName`].
+//! Invariant: nothing here runs a statement on a table of podlock's. A caller passes its own facts as
+//! [`limits::Limits`], [`session::Purpose`] and [`session::ApplicationName`].
 
 pub(crate) mod conninfo;
 pub(crate) mod credentials;

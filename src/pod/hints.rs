@@ -126,7 +126,7 @@ impl Hints {
             // The same runs may be found again until their handlers have stopped.
             self.runs.end(clock::now(), false);
         }
-        let mut look = None;
+        let mut probe = None;
         if self.log.is_due(clock::now()) {
             self.log.begin(clock::now());
             local.note_hint("log");
@@ -137,10 +137,10 @@ impl Hints {
             }
             for event in told {
                 local.log_read.set(event.idx);
-                look = act_on(local, event).or(look);
+                probe = act_on(local, event).or(probe);
             }
         }
-        Ok(look)
+        Ok(probe)
     }
 }
 
@@ -183,7 +183,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         );
         return None;
     };
-    let look = match kind {
+    let probe = match kind {
         EventKind::Buried => {
             recover_within(local, BURIER_GOES_FIRST + spread(local, EACH));
             if !is_ours {
@@ -210,7 +210,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         | EventKind::ForeignLock => None,
     };
     publish(local, kind, told);
-    look
+    probe
 }
 
 /// A random part of the time in which all pods of the fleet do the same because of one notice.

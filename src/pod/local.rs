@@ -52,7 +52,7 @@ pub(crate) enum Away {
     /// The application's runtime is blocked.
     RuntimeBlocked,
     /// The pod was evicted, and waits for its application to make progress.
-    PutOut,
+    Evicted,
 }
 
 impl Away {
@@ -60,7 +60,7 @@ impl Away {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::RuntimeBlocked => "the application's runtime is blocked",
-            Self::PutOut => "the pod was put out, and stays away until its application makes progress",
+            Self::Evicted => "the pod was evicted, and stays away until its application makes progress",
         }
     }
 }
@@ -116,7 +116,7 @@ pub(crate) struct Local {
     held_up: RefCell<BTreeMap<Incarnation, (Moment, bool)>>,
     /// How long the last two roster probes took, the newest last.
     looks_took: Cell<[Duration; 2]>,
-    next_look: Cell<Option<Moment>>,
+    next_probe: Cell<Option<Moment>>,
     /// When a pod of a large fleet probes the whole roster next. `None`: now. A pod of a small fleet always does.
     next_whole: Cell<Option<Moment>>,
     /// The peers in sight whose witness lock was held at the last whole probe: they may have died since.
@@ -150,7 +150,7 @@ impl Local {
         let settings = &shared.member.settings;
         let timing = VerdictTiming {
             window: settings.lease / 10,
-            second_look: settings.hold_probe_interval,
+            second_probe: settings.hold_probe_interval,
             reconnect_grace: settings.reconnect_grace,
             settle: settings.settle,
         };
@@ -176,7 +176,7 @@ impl Local {
             bury_from: Cell::new(i64::MIN),
             held_up: RefCell::default(),
             looks_took: Cell::default(),
-            next_look: Cell::new(None),
+            next_probe: Cell::new(None),
             next_whole: Cell::new(None),
             half_free: RefCell::default(),
             may_bury_at: Cell::new(None),
@@ -243,8 +243,8 @@ impl Local {
         if poison::outnumbers(max_crashes, pods) {
             tracing::warn!(
                 target: "podlock", event = "max_crashes_high", pod = %self.shared.member.pod_id, max_crashes, pods,
-                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
-                 but the last of them; lower max_crashes, or run more pods"
+                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take \
+                 down all but the last of them; lower max_crashes, or run more pods"
             );
         }
     }
@@ -254,22 +254,22 @@ impl Local {
     }
 
     /// Notes that a roster probe is complete, and how long it took.
-    pub(crate) fn note_look(&self, took: Duration) {
+    pub(crate) fn note_probe(&self, took: Duration) {
         let [_, last] = self.looks_took.get();
         self.looks_took.set([last, took]);
     }
 
     /// Decides on a roster probe and remembers it.
-    pub(crate) fn decide(&self, look: &RosterProbe) -> Decision {
+    pub(crate) fn decide(&self, probe: &RosterProbe) -> Decision {
         let buried = self.buried.borrow();
-        let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
+        let shown: Vec<&PeerRow> = probe.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
         let peers: Vec<PeerProbe> = shown.iter().map(|p| p.look.clone()).collect();
         let now = clock::now();
-        let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
+        let alive = peers.iter().filter(|peer| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
         let timing = self.timing.over(&self.looks_took.get());
-        let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
+        let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &probe.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
         // The dead that this pod may not bury yet are probed again when it may. A pod that may bury other pods probes
@@ -281,14 +281,14 @@ impl Local {
         let due = to_wait_for.filter_map(|peer| lock.map(|lock| self.may_bury_from(&lock, peer)));
         let due = due.filter(|due| *due > now).min();
         let settled = lock.is_some_and(|lock| self.is_settled(&lock));
-        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.next_probe.set(decision.next_probe().into_iter().chain(due.filter(|_| settled)).min());
         self.may_bury_at.set(due.filter(|_| !settled));
         let half_free = peers.iter().filter(|peer| peer.liveness_free && !peer.witness_free);
         self.half_free.replace(half_free.map(|peer| peer.incarnation).collect());
         let mut roster: Vec<_> = shown.iter().copied().map(place).collect();
         // Sorted, so that the same roster reads the same wherever the probe began.
         roster.sort_unstable_by_key(|place| place.lock_key);
-        self.roster_version.set(look.version.unwrap_or_default());
+        self.roster_version.set(probe.version.unwrap_or_default());
         let present: BTreeSet<_> = peers.iter().map(|p| p.incarnation).collect();
         self.told.borrow_mut().retain(|i| present.contains(i));
         let same_sight = before.in_sight() == decision.observer.in_sight();
@@ -351,11 +351,11 @@ impl Local {
 
     /// The settings in which peers differ from this pod and that the log has not named, at most [`DIFFERENCES_MOST`]
     /// per roster probe. Forgets those of peers that are gone.
-    pub(crate) fn note_differences<'a>(&self, look: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
+    pub(crate) fn note_differences<'a>(&self, probe: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
         let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
         let mut told = self.differences.borrow_mut();
-        let names: BTreeSet<_> = look.peers.iter().map(|peer| &peer.look.pod_id).collect();
+        let names: BTreeSet<_> = probe.peers.iter().map(|peer| &peer.look.pod_id).collect();
         told.retain(|(pod, ..)| names.contains(pod));
         let of_peer = |peer: &'a PeerRow| {
             let theirs = Comparable { stated: peer.look.stated, beat_interval: peer.beat_interval };
@@ -363,7 +363,7 @@ impl Local {
         };
         let is_new =
             |(pod, (setting, _, theirs)): &(&PodId, Difference)| !told.contains(&((*pod).clone(), *setting, *theirs));
-        let new: Vec<_> = look.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
+        let new: Vec<_> = probe.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
         told.extend(new.iter().map(|(pod, (setting, _, theirs))| ((*pod).clone(), *setting, *theirs)));
         new
     }
@@ -477,7 +477,7 @@ impl Local {
         let (now, peers) = (clock::now(), self.peers());
         let sweep = neighbours::rarer(self.shared.member.settings.jittered_sweep(fastrand::f64()), peers);
         // A wait may end for many peers at once, and for all pods that saw their losses.
-        let due = self.next_look.get().into_iter().chain(self.may_bury_at.get()).min();
+        let due = self.next_probe.get().into_iter().chain(self.may_bury_at.get()).min();
         let late = neighbours::spread(WHOLE_SPREAD, self.observer.borrow().in_sight().len(), fastrand::f64());
         let due = due.map_or(now + sweep, |due| due + late);
         self.next_whole.set(Some(due.min(now + sweep)));
@@ -536,7 +536,7 @@ impl Local {
 
     /// How soon a peer whose burial waits must be probed again. `None`: no burial waits.
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
-        self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, self.probe_interval()))
+        self.next_probe.get().map(|due| verdict::probe_delay(clock::now(), due, self.probe_interval()))
     }
 
     /// How often peers in sight are probed. In a large fleet, many peers in sight are probed more rarely: all pods see
@@ -574,7 +574,7 @@ impl Local {
     /// this pod can tell: no peer has gone since shortly before the report.
     pub(crate) fn is_report_open(&self) -> bool {
         let Some(reported) = self.reported.get() else { return false };
-        let since = reported.saturating_sub(self.timing.second_look);
+        let since = reported.saturating_sub(self.timing.second_probe);
         clock::now() < reported + BURIER_MAY_FREEZE && self.departed.get().is_none_or(|departed| departed < since)
     }
 

@@ -199,9 +199,11 @@ impl Heard {
 /// with each read that found nothing, up to [`GAP_MOST`]. Shorter gaps cost statements in a flood; longer ones delay
 /// the reaction.
 pub const GAP_LEAST: Duration = Duration::from_millis(12);
-/// The longest such gap: 100 ms. See [`GAP_LEAST`].
+/// The longest such gap: 100 ms. In a flood of foreign notices, a pod makes ten reads a second of each kind. Longer: a
+/// real notice in the flood is heard later. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
-/// The longest gap after a slow read that found nothing.
+/// The longest gap after a slow read that found nothing: nine times what the read took, but never more than this. With
+/// longer gaps, notices would hardly be heard before the next sweep.
 const GAP_AFTER_SLOW: Duration = Duration::from_secs(1);
 
 /// When the rows that one kind of notice points to are read next.

@@ -89,7 +89,14 @@ pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool
     session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at("was_granted")
 }
 
-/// The pid of the backend that answers on this session, and whether that backend still holds `key` in `pg_locks`.
+/// Takes a lock that this session holds a second time. [`ping_and_check`] needs that.
+pub(crate) async fn lock_again(session: &Session, key: LockKey) -> Result<()> {
+    const SQL: &str = sql!("lock_again");
+    session.query_one("taking the pod's lock again", SQL, &[(&key.get(), Type::INT8)]).await.map(drop)
+}
+
+/// The pid of the backend that answers on this session, and whether that backend still holds `key`, which it took
+/// twice: by [`lock`] and [`lock_again`].
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
     const SQL: &str = sql!("ping_and_check");
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;

@@ -1,5 +1,5 @@
-//! Each call of `sql!` names the parts that its file includes, and each file is used. PostgreSQL would find the first only
-//! where a test runs the statement.
+//! Each call of `sql!` names the parts that its file includes, and each file is used. PostgreSQL would find the first
+//! only where a test runs the statement.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
