@@ -90,7 +90,8 @@ async fn look(db: &Client, thread: &str) -> Result<(), HandlerError> {
     Ok(())
 }
 
-/// The service's own connection, with the pod's settings: TLS, hosts, passwords. It ends with the client; a pool does as well.
+/// The service's own connection, with the pod's settings: TLS, hosts, passwords. It ends with the client; a pool does
+/// as well.
 async fn connect() -> Result<Client, HandlerError> {
     Ok(podlock::connect(&Config::from_env()?).await?)
 }

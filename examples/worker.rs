@@ -26,7 +26,8 @@ async fn main() -> Result<(), HandlerError> {
         pod.shutdown(GRACE).await?;
         return Err(e);
     }
-    // SIGTERM, Ctrl-C, `podlock drain` or SELECT public.studio_drain('a'::pg_catalog.text). A second signal ends the process at once.
+    // SIGTERM, Ctrl-C, `podlock drain` or SELECT public.studio_drain('a'::pg_catalog.text). A second signal ends the
+    // process at once.
     let stopped = pod.until_stopped(GRACE).await?;
     let report = stopped.report;
     tracing::info!(cause = %stopped.cause, report.finished, report.yielded, report.aborted, "stopped");

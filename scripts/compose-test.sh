@@ -30,7 +30,7 @@ clean_up() {
             $COMPOSE logs --no-color --tail=60 >&2 || true
         fi
         $COMPOSE down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 ||
-            echo "compose-test: could not remove all of $COMPOSE_PROJECT_NAME, see docker ps -a and docker volume ls" >&2
+            echo "compose-test: $COMPOSE_PROJECT_NAME is not all removed, see docker ps -a and docker volume ls" >&2
     fi
     if [ -n "$made" ]; then
         docker image rm "$made" >/dev/null 2>&1 || true

@@ -1,14 +1,14 @@
 #!/bin/sh
-# `test-summary.sh DIRECTORY SUITE...` prints one summary of the suites that scripts/test.sh ran, and fails unless each of
-# them passed. The last line is `N passed, N failed, N skipped`.
+# `test-summary.sh DIRECTORY SUITE...` prints one summary of the suites that scripts/test.sh ran, and fails unless each
+# of them passed. The last line is `N passed, N failed, N skipped`.
 #
-# For each suite the directory has three files: SUITE.log, what cargo and the test program printed; SUITE.status, the exit
-# status of cargo, 124 or 137 for one that was stopped because it took too long; SUITE.seconds, how long it took. A suite
-# that never ran has none of them, and has failed.
+# For each suite the directory has three files: SUITE.log, what cargo and the test program printed; SUITE.status, the
+# exit status of cargo, 124 or 137 for one that was stopped because it took too long; SUITE.seconds, how long it took. A
+# suite that never ran has none of them, and has failed.
 #
-# Both libtest and libtest-mimic print `test NAME ... ok`, `FAILED`, or `ignored` with a reason, and a line `test result:`
-# at their end. The counts are those of the `test result:` lines. A program that crashed or was stopped prints no such
-# line: then the lines of single tests are counted, and the suite itself counts as one more failure.
+# Both libtest and libtest-mimic print `test NAME ... ok`, `FAILED`, or `ignored` with a reason, and a line
+# `test result:` at their end. The counts are those of the `test result:` lines. A program that crashed or was stopped
+# prints no such line: then the lines of single tests are counted, and the suite itself counts as one more failure.
 set -eu
 
 directory=$1

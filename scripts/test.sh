@@ -4,15 +4,16 @@
 #   test.sh            every suite: the documentation, the library, the commands, and each directory of tests/
 #   test.sh SUITE...   these alone: doc, lib, bins, or the name of a directory of tests/
 #
-# A suite is one test program; `doc` is the documentation's examples. They run in two lanes: the longest of them mostly waits
-# (for a lease to end), so the others run beside it. Each line of the output begins with its suite's name; the same output,
-# without that, is kept in target/test-logs. It fails if a test failed, or a suite crashed, did not compile, or took longer
-# than TEST_LIMIT (45m: three times what all suites take together).
+# A suite is one test program; `doc` is the documentation's examples. They run in two lanes: the longest of them mostly
+# waits (for a lease to end), so the others run beside it. Each line of the output begins with its suite's name; the
+# same output, without that, is kept in target/test-logs. It fails if a test failed, or a suite crashed, did not
+# compile, or took longer than TEST_LIMIT (45m: three times what all suites take together).
 set -eu
 cd "$(dirname "$0")/.."
 
 : "${CARGO:=cargo}"
-# What a suite may take, in the words of timeout(1). More is a suite that hangs: on a machine ten times slower, raise it.
+# What a suite may take, in the words of timeout(1). More is a suite that hangs: on a machine ten times slower, raise
+# it.
 : "${TEST_LIMIT:=45m}"
 # Tests at a time in each program but chaos, which has a number of its own.
 : "${TEST_THREADS:=6}"
@@ -71,8 +72,8 @@ fi
 rm -rf "$logs"
 mkdir -p "$logs"
 
-# Everything is built first, so that no time limit of a test covers a build. What does not compile shows here, and again in
-# its suite, which fails; the others run. The tests of the command start the examples.
+# Everything is built first, so that no time limit of a test covers a build. What does not compile shows here, and again
+# in its suite, which fails; the others run. The tests of the command start the examples.
 set --
 for suite in $all; do
     if [ "$suite" != doc ]; then
@@ -99,7 +100,8 @@ for suite in $all; do
 done
 
 lanes=''
-# The suites' processes are in groups of their own, so a Ctrl-C reaches this script alone. timeout(1) passes the signal on.
+# The suites' processes are in groups of their own, so a Ctrl-C reaches this script alone. timeout(1) passes the signal
+# on.
 stop() {
     trap '' HUP INT TERM
     # shellcheck disable=SC2086 # Words.

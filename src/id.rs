@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The longest pod name, in characters.
+/// The longest pod name, in characters. Host names and names of Kubernetes pods are mostly far shorter. A name is in
+/// every log line, event and row of a run, so that longer ones would make these large.
 pub const POD_ID_MAX_CHARS: usize = 128;
 
 /// A pod's name (`POD_NAME`): 1 to 128 characters, none of them a control character.

@@ -1,6 +1,7 @@
 //! podlock: when a pod dies, its peers know within milliseconds and resume its runs, each under a fence.
 #![doc = include_str!("../docs/promises.md")]
 
+mod background;
 mod backoff;
 pub mod config;
 mod connect;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the cluster on the first start, then becomes the server. POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB and PGDATA
-# mean what they mean to the official image.
+# Makes the cluster on the first start, then becomes the server. POSTGRES_PASSWORD, POSTGRES_USER, POSTGRES_DB and
+# PGDATA mean what they mean to the official image.
 set -eu
 
 if [ "$(id -u)" -eq 0 ]; then

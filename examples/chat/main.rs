@@ -1,13 +1,13 @@
-//! A chat service of three pods whose answers survive them: a page asks, a pod streams the answer of a (mock) model, and
-//! the page can kill that pod in the middle of it. Another one answers, and the page shows one whole answer, once.
+//! A chat service of three pods whose answers survive them: a page asks, a pod streams the answer of a (mock) model,
+//! and the page can kill that pod in the middle of it. Another one answers, and the page shows one whole answer, once.
 //!
 //! ```sh
 //! cargo run --example chat --all-features        # then open the address that it prints
 //! ```
 //!
 //! It brings its own PostgreSQL. The pods are this program, started again; all listen on one port, as behind a load
-//! balancer, so that a page whose pod has gone comes back to another by itself. A pod that ended is started anew after a
-//! while, as a deployment would.
+//! balancer, so that a page whose pod has gone comes back to another by itself. A pod that ended is started anew after
+//! a while, as a deployment would.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -62,8 +62,8 @@ async fn serve(address: SocketAddr) -> Result<(), HandlerError> {
     Ok(())
 }
 
-/// One answer. A model cannot go on in the middle of another's sentence, so a later attempt begins it anew: what was said
-/// before is taken back when its first word is appended, and whoever listens is told.
+/// One answer. A model cannot go on in the middle of another's sentence, so a later attempt begins it anew: what was
+/// said before is taken back when its first word is appended, and whoever listens is told.
 async fn answer(run: Run) -> Result<Outcome, HandlerError> {
     let question = run.input().as_str().ok_or("a question is a text")?.to_owned();
     let mut words = std::pin::pin!(model(&question));
@@ -86,11 +86,11 @@ async fn answer(run: Run) -> Result<Outcome, HandlerError> {
 /// Stands for a language model: it says its words one by one.
 fn model(question: &str) -> impl Stream<Item = String> + use<> {
     let said = format!(
-        "You ask: {question} Let me think. A pod that answers you may be killed at any moment: it runs out of memory, its \
-         node goes, somebody deploys. Its lock in the database is then free within milliseconds, a neighbour that waited \
-         for that lock buries it, and one of the living takes its runs over, under a new fence. What the dead one said \
-         is taken back, so that you read one answer and not two halves. Even if it were only frozen, and woke up now, \
-         nothing that it says would be accepted any more. That is the whole of my answer."
+        "You ask: {question} Let me think. A pod that answers you may be killed at any moment: it runs out of memory, \
+         its node goes, somebody deploys. Its lock in the database is then free within milliseconds, a neighbour that \
+         waited for that lock buries it, and one of the living takes its runs over, under a new fence. What the dead \
+         one said is taken back, so that you read one answer and not two halves. Even if it were only frozen, and woke \
+         up now, nothing that it says would be accepted any more. That is the whole of my answer."
     );
     let words: Vec<String> = said.split_inclusive(' ').map(str::to_owned).collect();
     stream::iter(words).then(async |word| {

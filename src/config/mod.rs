@@ -30,15 +30,22 @@ pub use declared::{Config, Settings};
 pub use settings::WorstCase;
 pub(crate) use settings::{KEEP_MAX, KEEP_MIN};
 
-/// The server frees a burier's or watcher's transaction that fell silent after this time.
+/// The server ends a transaction of a burier or watcher that was silent for this time: the process may be frozen, and
+/// holds the dead pod's lock. Longer: a burial waits longer for a frozen burier. Shorter: a pod that is only slow loses
+/// its session in the middle of a burial.
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(1);
 /// The dedicated sessions of a pod: liveness, control, watch, and one that listens for the readers of streams.
 pub(crate) const DEDICATED_SESSIONS: usize = 4;
-/// How long a granted watcher waits for the witness lock in the same statement.
+/// How long a granted watcher waits for the witness lock in the same statement. The two backends of a killed pod end
+/// within 1 ms of each other on a quiet server (measured). Shorter: the first probe after a death finds the witness
+/// lock still held, and proves nothing. Longer: where only one connection broke, the watcher holds the liveness lock
+/// for longer.
 pub(crate) const WITNESS_WAIT: Duration = Duration::from_millis(25);
-/// Below this a watch slice costs more than the push is worth, and push turns itself off.
+/// The shortest slice of a watch. Each slice is a round trip of each pod, so shorter ones cost the server more than a
+/// burial a few seconds earlier is worth. Then push turns itself off.
 pub(crate) const SHORTEST_WATCH_SLICE: Duration = Duration::from_millis(100);
-/// The first delay of the reconnect back-off.
+/// The first delay of the reconnect back-off. A dropped connection is usually opened again at once. Shorter: a server
+/// that is coming back is hit harder. Longer: a pod is without its lock for longer.
 pub(crate) const RECONNECT_BACKOFF_MIN: Duration = Duration::from_millis(20);
 
 /// What a pod does with its runs when it has been silent for `self_fence` (L7).
@@ -55,7 +62,7 @@ pub enum OnDetach {
     Continue,
 }
 
-/// What a pod does about a peer that runs and gets nowhere.
+/// What a pod does about a peer that runs and makes no progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

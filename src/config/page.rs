@@ -1,4 +1,4 @@
-//! `docs/settings.md`, made from the declaration of the settings.
+//! Makes `docs/settings.md` from the declaration of the settings and the template `page.md`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -11,41 +11,7 @@ use super::{Config, KEEP_MAX, KEEP_MIN, OnDetach, OnStall, RECONNECT_BACKOFF_MIN
 use crate::pages;
 use crate::protocol::patience::LEASE_MAX;
 
-const INTRODUCTION: &str = "\
-# Settings
-
-Every setting of a pod. You choose one, `lease`; the other times follow from it. This page is made from
-`src/config/declared.rs`: change it there, then run `make docs`.
-
-A setting comes from one of three places:
-
-- **Code.** `Config::new(url).lease(…)`, or `Config::with(|c| c.push = false)` for any field.
-- **The environment.** `Config::from_env()` reads the variables below. A `PODLOCK_` variable that is no setting is
-  logged (`unknown_setting`) and ignored: Kubernetes makes such variables for a service called podlock.
-- **A file, by serde.** The names of the fields are the names below. An unknown name is an error.
-
-| type | in the environment | in a file |
-| --- | --- | --- |
-| a time | a number and a unit: `10s`, `2500ms`, `1m 30s`, `2h`, `30days` | the same text |
-| a switch | `true` or `false` | a boolean |
-| a number, of bytes too | digits: `100` | a number |
-| names with values | `a=1,b=2` | the same text, or a map |
-
-`Config::validate()` checks each bound, and then the [orders](#orders). A pod that starts does so too. The error names
-the setting, and the variable if one set it.
-
-| group | settings |
-| --- | --- |
-";
-
-const ORDERS: &str = "
-## Orders
-
-These hold between settings, whichever of them you set. If you set `lease` alone, all of them hold.
-
-| this | must be | this |
-| --- | --- | --- |
-";
+const TEMPLATE: &str = include_str!("page.md");
 
 /// `docs/name.md` in code becomes a link to that page.
 fn with_links(line: &str) -> String {
@@ -59,30 +25,28 @@ fn with_links(line: &str) -> String {
 }
 
 fn document() -> String {
-    let mut groups: Vec<&str> = DECLARED.iter().map(|setting| setting.group).collect();
-    groups.dedup();
-    let mut text = INTRODUCTION.to_owned();
-    for group in &groups {
-        let names = DECLARED.iter().filter(|setting| setting.group == *group);
-        let names: Vec<_> = names.map(|s| format!("[`{0}`](#{0})", s.name)).collect();
-        writeln!(text, "| [{group}](#{}) | {} |", group.to_lowercase(), names.join(", ")).unwrap();
-    }
-    for group in &groups {
-        writeln!(text, "\n## {group}").unwrap();
-        for setting in DECLARED.iter().filter(|setting| setting.group == *group) {
+    let mut names: Vec<&str> = DECLARED.iter().map(|setting| setting.group).collect();
+    names.dedup();
+    let (mut groups, mut settings, mut orders) = (String::new(), String::new(), String::new());
+    for group in names {
+        let of_group = || DECLARED.iter().filter(|setting| setting.group == group);
+        let links: Vec<_> = of_group().map(|s| format!("[`{0}`](#{0})", s.name)).collect();
+        writeln!(groups, "| [{group}](#{}) | {} |", group.to_lowercase(), links.join(", ")).unwrap();
+        let between = if settings.is_empty() { "" } else { "\n" };
+        writeln!(settings, "{between}## {group}").unwrap();
+        for setting in of_group() {
             let bound = setting.bound.map_or_else(String::new, |bound| format!(" Bound: {bound}."));
-            writeln!(text, "\n### {}\n", setting.name).unwrap();
-            writeln!(text, "Default: {}.{bound} Environment: `{}`.\n", setting.default, setting.variable).unwrap();
+            writeln!(settings, "\n### {}\n", setting.name).unwrap();
+            writeln!(settings, "Default: {}.{bound} Environment: `{}`.\n", setting.default, setting.variable).unwrap();
             for line in setting.text.lines() {
-                writeln!(text, "{}", with_links(line.trim())).unwrap();
+                writeln!(settings, "{}", with_links(line.trim())).unwrap();
             }
         }
     }
-    text.push_str(ORDERS);
     for order in Config::new("host=h").validate().unwrap().orders() {
-        writeln!(text, "| {} | {} | {} |", order.small, order.words(), order.large).unwrap();
+        writeln!(orders, "| {} | {} | {} |", order.small, order.words(), order.large).unwrap();
     }
-    text
+    pages::filled(TEMPLATE, &[("groups", &groups), ("settings", &settings), ("orders", &orders)])
 }
 
 #[test]

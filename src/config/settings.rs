@@ -9,12 +9,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pg::limits::{Keepalives, Limits};
 use crate::protocol::patience::Stated;
 
+/// The longest name of a schema. The names of the channels contain it, and PostgreSQL takes 63 bytes for a name, of
+/// which `podstream_` leaves 53.
 const SCHEMA_MAX_BYTES: usize = 48;
-/// What is younger is never deleted: `studio_may_prune` holds it too. The bound of the `keep_*` begins here.
+/// What is younger is never deleted: `studio_may_prune` holds it too. The bound of the `keep_*` begins here. A mistaken
+/// setting or call so never deletes what people still look at or a client asks for again.
 pub(crate) const KEEP_MIN: Duration = Duration::from_secs(3600);
 /// A thousand years, which an interval of the server's can hold. The bound of the `keep_*` ends here.
 pub(crate) const KEEP_MAX: Duration = Duration::from_secs(1000 * 365 * 86400);
-/// A sweep comes at most this much later than its interval.
+/// The share of its interval by which a sweep comes earlier or later, at random. Without it, pods that started together
+/// would sweep together. More would lengthen each bound that a sweep has.
 const SWEEP_JITTER: f64 = 0.1;
 
 /// How long each kind of death takes at most to be noticed, counted from the fault, while the server answers our
@@ -32,7 +36,7 @@ pub struct WorstCase {
     pub frozen: Duration,
     /// A pod whose application runtime is blocked: `stall_after`, a ping interval, then as `process_killed`.
     pub runtime_blocked: Duration,
-    /// A pod that runs and gets nowhere, from its last progress until it is suspected: a beat that was still written,
+    /// A pod that runs and makes no progress, from its last progress until it is suspected: a beat that was still written,
     /// and `stall_cycles` + 1 looks. Where it is evicted, then as `process_killed`.
     pub stalled: Duration,
     /// A pod whose liveness connection broke and that lives, but does not come back: a sweep, `reconnect_grace`, a

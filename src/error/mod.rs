@@ -99,8 +99,8 @@ kinds! {
     Unreachable = "unreachable", transient, here, 503 {
         means: "No server could be reached.",
         state: "No statement was sent.",
-        help: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again by \
-               itself.",
+        help: "See whether the server runs and whether `DATABASE_URL` names its address. A pod that is up tries again \
+               by itself.",
     }
     Tls = "tls", lasting, here, 500 {
         means: "The TLS handshake failed, or a certificate was refused.",
@@ -158,7 +158,8 @@ kinds! {
     TooManyConnections = "too_many_connections", transient, here, 503 {
         means: "The server has no connection left for us.",
         state: "No statement was sent.",
-        help: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its streams are read, and its pool.",
+        help: "Raise `max_connections`, or lower `pool_size`: a pod needs three connections, one more while its \
+               streams are read, and its pool.",
     }
     Unsupported = "unsupported", lasting, here, 500 {
         means: "The server is too old, or it or the system lacks something that podlock needs.",
@@ -168,8 +169,8 @@ kinds! {
     SessionLost = "session_lost", transient, here, 503 {
         means: "A connection ended in the middle of a statement.",
         state: "A read changed nothing; a write may have been done or not.",
-        help: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: what \
-               holds for a dropped call holds here.",
+        help: "Nothing by hand: the connection is made again. Before repeating a write, see its `# Cancel safety`: \
+               what holds for a dropped call holds here.",
     }
     Fenced = "fenced", lasting, here, 409 {
         means: "The run is not this attempt's any more: another claimed it, or it was ended.",
@@ -190,7 +191,8 @@ kinds! {
     Stopped = "stopped", lasting, elsewhere, 503 {
         means: "The pod has ended.",
         state: "No run was started, unless the message says otherwise.",
-        help: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, if it did.",
+        help: "Start it on another pod (`Error::retry_elsewhere`); `Pod::failure` says why this one ended by itself, \
+               if it did.",
     }
     KeyBusy = "key_busy", lasting, here, 409 {
         means: "A run of this kind and key is running already.",
@@ -215,13 +217,13 @@ kinds! {
     TooLarge = "too_large", lasting, here, 413 {
         means: "A value is larger than its limit.",
         state: "Nothing was written. A run whose handler returned it is `failed`.",
-        help: "Keep it elsewhere and put out where it is, or raise the limit that the message names.",
+        help: "Store it elsewhere and output its location, or raise the limit that the message names.",
     }
     TooSlow = "too_slow", lasting, here, 500 {
-        means: "A write did not end in time, several times, while a small write of the same run did each time: it is too \
-                large for the link or the server.",
-        state: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The run \
-               goes on.",
+        means: "A write did not end in time, several times, while a small write of the same run did each time: it is \
+                too large for the link or the server.",
+        state: "The write may have been done where `Error::may_have_been_done` says so; else nothing was written. The \
+                run goes on.",
         help: "Write less at once, or raise `statement_timeout`.",
     }
     NotFound = "not_found", lasting, here, 404 {

@@ -44,12 +44,14 @@ pub(crate) const RULES: &[Rule] = rules![
     (
         TOO_MANY_CONNECTIONS,
         TooManyConnections,
-        "raise max_connections, or lower pool_size: a pod needs three connections, one more while its streams are read, and its pool"
+        "raise max_connections, or lower pool_size: a pod needs three connections, one more while its streams are \
+         read, and its pool"
     ),
     (
         INSUFFICIENT_PRIVILEGE,
         Forbidden,
-        "grant the role its rights (`podlock migrate grants ROLE`, with `--read-only` for one that only reads), or run `podlock migrate up` as the owner of the schema"
+        "grant the role its rights (`podlock migrate grants ROLE`, with `--read-only` for one that only reads), or run \
+         `podlock migrate up` as the owner of the schema"
     ),
     (UNDEFINED_TABLE, SchemaMissing, MIGRATE),
     (UNDEFINED_FUNCTION, SchemaMissing, MIGRATE),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::background::part::{Next, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::keep::{By, Retention};
 use crate::history::walk::{Step, Walk};
@@ -83,32 +84,38 @@ impl Pruned {
 }
 
 /// Prunes as long as the pod lives.
-pub(crate) async fn run(member: Arc<Membership>, db: Database) {
-    let mut walks = Walk::all_of(&Retention::of(&member.settings));
-    if walks.is_empty() {
-        return;
+pub(crate) struct Pruning {
+    member: Arc<Membership>,
+    db: Database,
+    /// Empty if everything is kept.
+    walks: Vec<Walk>,
+    named: Named,
+}
+
+impl Pruning {
+    pub(crate) fn new(member: Arc<Membership>, db: Database) -> Self {
+        let walks = Walk::all_of(&Retention::of(&member.settings));
+        Self { member, db, walks, named: Named::default() }
     }
-    let interval = member.settings.prune_interval;
-    let mut due = interval.mul_f64(0.5 + fastrand::f64());
-    let mut named = Named::default();
-    loop {
-        tokio::select! {
-            biased;
-            () = member.root.cancelled() => return,
-            () = tokio::time::sleep(due) => {}
-        }
-        due = interval.mul_f64(0.5 + fastrand::f64());
-        let Ok(incarnation) = member.may_take_work() else { continue };
-        let by = By { pod: Some((member.pod_id.as_str(), incarnation)) };
-        let done = tokio::select! {
-            biased;
-            () = member.root.cancelled() => return,
-            done = round(&db, by, &mut walks) => done,
-        };
-        if done.more {
-            due = due.min(PACE);
-        }
-        report(&member, &done, &mut named);
+}
+
+impl Part for Pruning {
+    const NAME: &'static str = "retention";
+
+    fn first(&self) -> Next {
+        if self.walks.is_empty() { Next::Never } else { Next::Wait }
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(self.member.settings.prune_interval.mul_f64(0.5 + fastrand::f64()))
+    }
+
+    async fn work(&mut self) -> Next {
+        let Ok(incarnation) = self.member.may_take_work() else { return Next::Wait };
+        let by = By { pod: Some((self.member.pod_id.as_str(), incarnation)) };
+        let done = round(&self.db, by, &mut self.walks).await;
+        report(&self.member, &done, &mut self.named);
+        if done.more { Next::Within(PACE) } else { Next::Wait }
     }
 }
 

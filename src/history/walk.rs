@@ -19,9 +19,10 @@ use crate::store::history::{self as statements, Handled, Place};
 /// The most rows of a kind that one transaction deletes. Larger transactions hold their locks longer. Smaller ones need
 /// more rounds.
 const BATCH: usize = 200;
-/// A snapshot replaces at least two events.
+/// A snapshot replaces at least two events. Replacing one would not shorten the log.
 const EVENTS_MIN: usize = 2;
-/// The most chunks of streams that one transaction deletes.
+/// The most chunks of streams that one transaction deletes. A run may have millions. Larger transactions hold their
+/// locks longer and may run into the statement time-out. Smaller ones need more rounds.
 const CHUNKS: i32 = 10_000;
 
 /// The kind of rows in a walk.

@@ -11,7 +11,7 @@ use crate::Pod;
 use crate::http::api::Api;
 use crate::http::{probes as answers, problem, runs, sse};
 
-/// The largest body that is read, in bytes.
+/// The largest body that is read, in bytes. A larger one is refused: every open request may hold that much memory.
 pub const BODY_LIMIT: usize = 1024 * 1024;
 
 /// Returns the routes of the [module's table](crate::http) for this pod. Any input is accepted.

@@ -14,7 +14,8 @@ use crate::http::problem::Problem;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::{Cancelled, NewRun};
 
-/// The longest kind and key, in bytes. Services choose both, and an index holds them.
+/// The longest kind and key, in bytes. Services choose both, and one entry of an index holds both: PostgreSQL refuses
+/// entries of more than about 2,700 bytes.
 const WORD_LIMIT: usize = 512;
 
 /// The body of `POST /v1/runs`.

@@ -16,9 +16,9 @@ use crate::nag::Nag;
 /// How long an idle connection keeps its seat while others wait. That is enough time for a client that has just
 /// connected to send a request.
 const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
-/// The time between two warnings that requests take all seats.
+/// The time between two warnings that requests take all seats. That is often enough to see that it goes on.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
-/// How long all seats must have been taken by requests before that is logged.
+/// How long all seats must have been taken by requests before that is logged. A short burst is no news.
 const SAY_AFTER: Duration = Duration::from_secs(5);
 
 pub(super) struct Seats {

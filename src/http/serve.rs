@@ -36,7 +36,8 @@ use crate::http::problem::Problem;
 use crate::http::seats::{Seat, Seats};
 use crate::nag::Nag;
 
-/// The most connections at a time, if the limit of descriptors allows them.
+/// The most connections at a time, if the limit of descriptors allows them. Each may take about 200 KiB of buffers, so
+/// more could exhaust the memory of a small container.
 const CONNECTIONS_MAX: u64 = 1024;
 /// The fewest connections, however low the limit is: enough for a probe and a few clients.
 const CONNECTIONS_MIN: u64 = 4;
@@ -46,11 +47,13 @@ const DESCRIPTORS_KEPT: u64 = 64;
 /// The buffer that hyper has for each connection: a request's head, and data to be written, without a frame of the
 /// body. A larger head is refused.
 const BUFFER: usize = 64 * 1024;
-/// How many unsent bytes the kernel buffers for a connection. The kernel's own limit is several megabytes.
+/// How many unsent bytes the kernel buffers for a connection. The kernel's own limit is several megabytes, which slow
+/// readers of streams would fill. Fewer: a fast reader waits for the process more often.
 const UNSENT: u32 = 128 * 1024;
 /// The least and the longest wait before the next `accept` after one that failed for lack of descriptors or memory.
+/// Shorter: the loop burns processor time while nothing is free. Longer: clients wait after it is free again.
 const ACCEPT_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// The time between two warnings while `accept` keeps failing.
+/// The time between two warnings while `accept` keeps failing, which may be many times a second.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// The limits of a [server](serve).

@@ -29,7 +29,8 @@ use progress::Sources;
 pub use progress::ProgressSource;
 pub use status::{Phase, PodEvent, PodStatus};
 
-/// How many events wait for a slow receiver before it misses some.
+/// How many events wait for a slow receiver before it misses some. A restart of a large fleet makes two or three events
+/// a pod. More only costs memory, once per pod.
 const EVENTS: usize = 256;
 
 /// How many incarnations that were seen alive a pod remembers. Far fewer die before their runs are claimed. The oldest

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::protocol::stall::Source;
 
-/// How many bytes of a source's name are kept. The name goes into the pod's row and into an event.
+/// How many bytes of a source's name are kept. The name goes into the pod's row and into an event, which pods read
+/// often.
 const NAME_MAX_BYTES: usize = 128;
 
 /// A part of the application that makes progress: a queue's loop, a device, a model.

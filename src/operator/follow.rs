@@ -14,13 +14,16 @@ use crate::store::listener::Listener;
 use crate::store::queries;
 use crate::store::role::Role;
 
-/// How long an event whose notification was lost may stay unseen.
+/// How long an event whose notification was lost may stay unseen. Each follower makes a query so often. Longer: such an
+/// event comes late.
 const LOOK_ANYWAY: Duration = Duration::from_millis(1000);
-/// The same while there is no connection that listens.
+/// The same while there is no connection that listens. It is shorter because each event comes that late then.
 const LOOK_WITHOUT: Duration = Duration::from_millis(200);
-/// The least time between two queries that notifications cause. Any role can send a notification.
+/// The least time between two queries that notifications cause. Any role can send notifications, so without this a
+/// flood of them would make a flood of queries. Longer: events in quick succession come late.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// The time between two tries to open a connection that listens.
+/// The time between two checks that the connection still listens. Shorter costs statements; longer, a lost connection
+/// is noticed later.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// Events as they are committed; see [`Operator::follow`].

@@ -44,9 +44,11 @@ pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 
-/// How many of a pod's incarnations and events [`Operator::pod`] returns.
+/// How many of a pod's incarnations and events [`Operator::pod`] returns: what fits on a screen.
+/// [`Operator::events`] returns all.
 const POD_HISTORY: i64 = 20;
-/// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile.
+/// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile. That rarely
+/// happens even once. The limit ends the loop where short runs of that key follow one another.
 const RESTART_TRIES: usize = 5;
 /// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
@@ -318,8 +320,8 @@ impl Operator {
         match error.sqlstate() {
             Some(NO_DATA_FOUND) => Ok(Released::NotFound),
             Some(NOT_IN_THAT_STATE) => {
-                let standing = runs::status(&self.database, run_id).await?;
-                Ok(standing.map_or(Released::NotFound, |now| Released::NotQuarantined { state: now.state }))
+                let status = runs::status(&self.database, run_id).await?;
+                Ok(status.map_or(Released::NotFound, |now| Released::NotQuarantined { state: now.state }))
             }
             Some(UNIQUE_VIOLATION) => Err(self.key_of_released_busy(run_id, error).await),
             _ => Err(error.about_run(run_id).in_doubt("the run may be released or not; releasing again is safe")),
@@ -434,10 +436,10 @@ impl Operator {
     pub async fn evict(&self, name: &str) -> Result<Incarnation> {
         let row = queries::evict(&self.database, name).await.map_err(|e| {
             if e.sqlstate() != Some(NO_DATA_FOUND) {
-                return e.in_doubt("the pod may have been put out or not; `podlock events` shows which");
+                return e.in_doubt("the pod may have been evicted or not; `podlock events` shows which");
             }
             Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .state("nobody was put out")
+                .state("nobody was evicted")
                 .help("`podlock pods list` shows who is there")
         })?;
         rows::incarnation(row.as_ref())

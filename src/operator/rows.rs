@@ -312,8 +312,8 @@ pub struct EventRow {
     pub idx: i64,
     /// The server's time.
     pub at: Timestamp,
-    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds a
-    /// `snapshot` and was behind it misses the events that the snapshot replaces.
+    /// Its kind: the name of an [`EventKind`](super::EventKind), or one that a newer version added. A reader that finds
+    /// a `snapshot` and was behind it misses the events that the snapshot replaces.
     pub kind: String,
     /// The pod in question.
     pub pod_id: String,
@@ -335,7 +335,7 @@ impl PodRow {
             witness: get(row, "witness")?,
             draining: PodState::Draining.is(&state),
             drain_requested: get::<Option<String>>(row, "drain_requested")?.is_some(),
-            put_out: get::<Option<String>>(row, "evicted")?.is_some(),
+            evicted: get::<Option<String>>(row, "evicted")?.is_some(),
             lags: get(row, "lags")?,
             waits: wait_reason.is_some(),
         });

@@ -19,7 +19,8 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How deep arrays and objects may be nested. A deeper value could be stored, but not read again.
+/// How deep arrays and objects may be nested: what serde_json reads. A deeper value could be stored, but not read
+/// again.
 const DEPTH: usize = 127;
 
 /// The format of a program's output.
@@ -239,7 +240,7 @@ impl Output {
             if size > most {
                 let what =
                     format!("the {what} has {size} bytes as it would be stored, and {most} ({setting}) is the most");
-                let todo = "keep it elsewhere and put out where it is, or raise the limit";
+                let todo = "store it elsewhere and output its location, or raise the limit";
                 return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }
@@ -341,7 +342,8 @@ pub(crate) fn storable(value: &Value) -> Result<(), String> {
     look(value, DEPTH)
 }
 
-/// The most bytes of the text that says why a run failed.
+/// The most bytes of the text that says why a run failed. It has room for a long backtrace. More would make the rows of
+/// failed runs slow to list.
 pub const ERROR_LIMIT: usize = 64 * 1024;
 
 /// The reason why a run failed, cut if it is longer than [`ERROR_LIMIT`]. Its end then says how much is missing.

@@ -187,7 +187,8 @@ fn yaml_is_read_by_its_core_schema() {
         Yaml,
         text,
         json!({
-            "a": "1", "b": "true", "c": "two\nlines\n", "d": "2026-11-22", "e": "1_000", "f": "12:30", "g": ".", "i": "1e"
+            "a": "1", "b": "true", "c": "two\nlines\n", "d": "2026-11-22",
+            "e": "1_000", "f": "12:30", "g": ".", "i": "1e"
         }),
     );
     kept(
@@ -414,7 +415,10 @@ proptest! {
             let columns = output.columns(LIMITS).expect("it can be stored");
             prop_assert!(columns.result.is_none() || columns.stdout.is_empty());
             prop_assert!(!columns.stdout.contains('\0') && !columns.parse_error.is_some_and(|why| why.contains('\0')));
-            let back = if columns.escaped { unescape(&columns.stdout).expect("escaped") } else { columns.stdout.as_bytes().to_vec() };
+            let back = match columns.escaped {
+                true => unescape(&columns.stdout).expect("escaped"),
+                false => columns.stdout.as_bytes().to_vec(),
+            };
             prop_assert_eq!(back, output.stdout());
         }
     }

@@ -92,7 +92,8 @@ pub(crate) fn is_io(error: &tokio_postgres::Error) -> bool {
 
 /// PgBouncer's answer in statement mode, and to a client that waited too long for a backend.
 const PROTOCOL_VIOLATION: &str = "08P01";
-/// How many connections hold transactions open while the check for a pooler tests another one.
+/// How many connections hold transactions open while the check for a pooler tests another one. With more, a pooler more
+/// surely gives the tested connection another backend. But each needs a free place in the pooler and on the server.
 pub(super) const OTHERS: usize = 3;
 
 pub(super) fn refuses_transactions(error: Error) -> Error {
@@ -116,8 +117,8 @@ pub(crate) fn pooled(evidence: &str) -> Error {
 pub(crate) fn name_full_pool(error: Error, limits: &Limits) -> Error {
     let Limits { pool, dedicated, .. } = *limits;
     let advice = format!(
-        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up to \
-         {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
+        "see whether the server is overloaded, stopped or unreachable; a pooler in between may be full: a pod needs up \
+         to {} connections ({dedicated} sessions of its own and its pool of {pool}), and {OTHERS} more while it starts \
          (PgBouncer: pool_size, default_pool_size)",
         dedicated + pool
     );

@@ -15,7 +15,7 @@ use super::dial::Dialer;
 use super::errors;
 use super::limits::Limits;
 use super::schema::Schema;
-use super::session::CONFIRM;
+use super::session::CONFIRM_COMMITS;
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// Statements that each new connection of the pool runs before its first use. They must leave the connection as it was.
@@ -247,8 +247,8 @@ impl Manager {
         });
         let client = ClientWrapper::new(dialled.client, task);
         let step = format!("setting up a connection to {target}");
-        let set_up =
-            format!("{}{} {CONFIRM} SELECT pg_catalog.pg_is_in_recovery()", self.sets, no_transaction_timeout(version));
+        let (sets, timeout, confirm) = (&self.sets, no_transaction_timeout(version), self.schema.sql(CONFIRM_COMMITS));
+        let set_up = format!("{sets}{timeout} {confirm}; SELECT pg_catalog.pg_is_in_recovery()");
         let answers = errors::within(&step, self.limit, client.simple_query(&set_up)).await?;
         let is_standby = answers
             .iter()

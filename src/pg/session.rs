@@ -15,9 +15,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
+use super::facts::{self, ServerFacts};
 use super::limits::Limits;
 use super::reply::Reply;
 use super::schema::Schema;
+use super::statement::sql;
 use super::txn::{BACKEND_PID, BEGIN_IMPATIENTLY, Param, Prepared, Statements, Txn, commit_patience, one};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::timestamp::Timestamp;
@@ -29,6 +31,9 @@ const PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// How long a clean close may take before the socket is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 const WHO: &str = "asking the server who it is";
+const IDENTIFY: &str = sql!("identify", "server_facts");
+/// Every connection of podlock's runs it, so that a confirmed commit survives a crash.
+pub(super) const CONFIRM_COMMITS: &str = sql!("confirm_commits");
 /// The server truncates a longer `application_name`.
 const APPLICATION_NAME_MAX: usize = 63;
 
@@ -81,16 +86,6 @@ pub(crate) type OnNotice = Arc<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Backend {
     pub(crate) pid: i32,
     pub(crate) started: Timestamp,
-}
-
-/// What the server says about itself, as far as the protocol depends on it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ServerFacts {
-    pub(crate) deadlock_timeout: Duration,
-    /// `None` if slow statements are not logged.
-    pub(crate) log_min_duration: Option<Duration>,
-    /// The server sees the same port that we use, so nothing that could pool stands in between.
-    pub(crate) direct: bool,
 }
 
 /// A dedicated connection.
@@ -169,35 +164,6 @@ impl Opener {
     }
 }
 
-/// `deadlock_timeout` in ms, whatever the session's `search_path` is.
-macro_rules! deadlock_timeout {
-    () => {
-        "(SELECT s.setting::bigint FROM pg_catalog.pg_settings s WHERE s.name OPERATOR(pg_catalog.=) 'deadlock_timeout')"
-    };
-}
-
-/// The duration in ms from which the server or auto_explain logs a statement. NULL: no statement is logged for its
-/// duration.
-macro_rules! logged_from {
-    () => {
-        "LEAST((SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
-                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_statement'), \
-               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
-                 WHERE s.name OPERATOR(pg_catalog.=) 'log_min_duration_sample'), \
-               (SELECT NULLIF(s.setting::bigint, -1) FROM pg_catalog.pg_settings s \
-                 WHERE s.name OPERATOR(pg_catalog.=) 'auto_explain.log_min_duration'))"
-    };
-}
-
-fn facts(deadlock_timeout: Option<i64>, logged_from: Option<i64>) -> ServerFacts {
-    let duration = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
-    ServerFacts {
-        deadlock_timeout: duration(deadlock_timeout).unwrap_or(Duration::from_secs(1)),
-        log_min_duration: duration(logged_from),
-        direct: false,
-    }
-}
-
 impl Session {
     async fn identified(
         dialled: Dialled,
@@ -212,7 +178,7 @@ impl Session {
             let cause = drive(connection, on_notice.as_deref()).await;
             ended_tx.send_replace(Some(cause.into()));
         }));
-        let facts = ServerFacts { deadlock_timeout: Duration::from_secs(1), log_min_duration: None, direct: false };
+        let facts = ServerFacts::DEFAULT;
         // The server's own limit is shorter, and leaves the session usable. Ours is for a server that does not answer.
         let limit = opener.limits.statement + (opener.limits.statement / 4).min(PATIENCE_MAX);
         let schema = opener.schema.clone();
@@ -229,6 +195,7 @@ impl Session {
     pub(crate) async fn set_up(&self, opener: &Opener) -> Result<()> {
         let step = self.step_name("setting the session's time-outs");
         let mut sets = set_statements(&opener.limits, self.purpose, self.version);
+        sets.push_str(&format!("{};", opener.schema.sql(CONFIRM_COMMITS)));
         if self.is_hidden {
             let name = opener.name.stamped(self.purpose.label, self.backend.started);
             sets.push_str(&format!("SET application_name = '{}';", name.replace('\'', "''")));
@@ -238,22 +205,12 @@ impl Session {
 
     /// Reads again the facts that an administrator may change by a reload while the session lives.
     pub(crate) async fn read_facts_again(&mut self) -> Result<ServerFacts> {
-        const SQL: &str = concat!("SELECT ", deadlock_timeout!(), ", ", logged_from!());
-        let row = self.query_one("reading the server's settings", SQL, &[]).await?;
-        self.facts = ServerFacts { direct: self.facts.direct, ..facts(row.at(0)?, row.at(1)?) };
+        let row = self.query_one("reading the server's settings", facts::READ, &[]).await?;
+        self.facts = ServerFacts::read(&row, self.facts.direct)?;
         Ok(self.facts)
     }
 
     async fn identify(&mut self, target: &Target, local_port: Option<u16>) -> Result<()> {
-        const IDENTIFY: &str = concat!(
-            "SELECT a.pid, a.backend_start, pg_catalog.pg_is_in_recovery(), \
-             pg_catalog.current_setting('server_version_num')::int, ",
-            deadlock_timeout!(),
-            ", ",
-            logged_from!(),
-            ", pg_catalog.inet_client_port(), pg_catalog.inet_server_port() \
-             FROM pg_catalog.pg_stat_activity a WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
-        );
         // The role's own time-outs may be shorter than this statement takes. And nothing may be left on a backend that
         // may be a pooler's. So our time-outs hold for this transaction only.
         let ms = self.limit.as_millis();
@@ -264,25 +221,23 @@ impl Session {
         self.execute_batch(WHO, &begin).await.map_err(errors::refuses_transactions)?;
         let row = self.query_one(WHO, IDENTIFY, &[]).await?;
         self.execute_batch(WHO, "ROLLBACK").await?;
-        if row.at::<bool>(2)? {
+        if row.at::<bool>("is_standby")? {
             return Err(errors::standby(target));
         }
-        let version: i32 = row.at(3)?;
+        let version: i32 = row.at("version")?;
         if version < OLDEST_SERVER {
             return Err(Error::new(ErrorKind::Unsupported, format!("{target} runs PostgreSQL {}", version / 10_000))
                 .state("the connection was closed")
                 .help("use PostgreSQL 14 or newer: its idle_session_timeout is what makes a lock a lease"));
         }
-        let seen_port = row.at::<Option<i32>>(6)?;
-        self.backend = match row.at(1)? {
-            Some(started) => Backend { pid: row.at(0)?, started },
+        self.backend = match row.at("backend_start")? {
+            Some(started) => Backend { pid: row.at("pid")?, started },
             None => self.identify_hidden().await?,
         };
-        self.facts = ServerFacts {
-            direct: local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
-                && target.tcp_port() == row.at(7)?,
-            ..facts(row.at(4)?, row.at(5)?)
-        };
+        let seen_port = row.at::<Option<i32>>("client_port")?;
+        let direct = local_port.is_some_and(|port| seen_port == Some(i32::from(port)))
+            && target.tcp_port() == row.at("server_port")?;
+        self.facts = ServerFacts::read(&row, direct)?;
         self.version = version;
         Ok(())
     }
@@ -290,12 +245,10 @@ impl Session {
     /// The server hides from the current role when the login role's backends began (`ALTER ROLE … SET role`). The login
     /// role itself may know. The session's name then tells it to roles that cannot see it.
     async fn identify_hidden(&mut self) -> Result<Backend> {
-        const IDENTIFY: &str = "SELECT a.pid, a.backend_start FROM pg_catalog.pg_stat_activity a \
-             WHERE a.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()";
         let txn = self.begin_as_login_role(WHO).await?;
         let row = txn.query_one(WHO, IDENTIFY, &[]).await?;
         txn.rollback(WHO).await?;
-        let (pid, started): (_, Option<Timestamp>) = (row.at(0)?, row.at(1)?);
+        let (pid, started): (_, Option<Timestamp>) = (row.at("pid")?, row.at("backend_start")?);
         let started = started.ok_or_else(|| {
             Error::new(ErrorKind::Forbidden, format!("{WHO}: it hides when its own backend began (pg_stat_activity)"))
                 .state("the connection was closed")
@@ -516,15 +469,8 @@ fn set_statements(limits: &Limits, purpose: Purpose, version: i32) -> String {
     if version >= 170_000 {
         sets.insert(1, ("transaction_timeout", "0".to_owned()));
     }
-    let sets = sets.iter().map(|(name, value)| format!("SET {name} = {value};"));
-    sets.chain([CONFIRM.to_owned()]).collect()
+    sets.iter().map(|(name, value)| format!("SET {name} = {value};")).collect()
 }
-
-/// A confirmed commit must survive a crash. If the role or the database has `synchronous_commit` off, our sessions turn
-/// it on. Settings that are stronger or weaker than `on` are about standbys, and stay as they are.
-pub(super) const CONFIRM: &str = "SELECT pg_catalog.set_config('synchronous_commit'::pg_catalog.text, 'on'::pg_catalog.text, \
-     false::pg_catalog.bool) WHERE pg_catalog.current_setting('synchronous_commit'::pg_catalog.text) \
-     OPERATOR(pg_catalog.=) 'off'::pg_catalog.text;";
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::str::Chars;
 
-/// The text of a statement: the parts that it includes, then the file `store/sql/NAME.sql`.
+/// The text of a statement: the parts that it includes, then the file `sql/NAME.sql` beside the caller's own file.
 macro_rules! sql {
     ($name:literal $(, $part:literal)* $(,)?) => {
         concat!(

@@ -255,8 +255,8 @@ pub(crate) fn advice(fault: &rustls::Error) -> &'static str {
     match fault {
         InvalidCertificate(certificate) => match certificate {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "name the authority that signed the server's certificate by sslrootcert; a certificate that signed itself \
-                 proves nothing, so give the server one of an authority's"
+                "name the authority that signed the server's certificate by sslrootcert; a certificate that signed \
+                 itself proves nothing, so give the server one of an authority's"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "connect by a name that the certificate is made out to (a subject alternative name; a common name does \

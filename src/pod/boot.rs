@@ -26,7 +26,12 @@ use crate::store::role::Role;
 
 /// SQLSTATE: a wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// How often a registration is repeated that could not lock the event log in time. Each try waits for
+/// `statement_timeout`. Fewer: a start fails in a crowd of pods that start at once. More: a start that cannot succeed
+/// takes longer to say so.
 const REGISTER_TRIES: u32 = 10;
+/// The bounds of [`lock_slice`]. Shorter slices are all round trips. Longer ones come near the server's default
+/// `deadlock_timeout` of 1 s.
 const SLICE_MIN: Duration = Duration::from_millis(5);
 const SLICE_MAX: Duration = Duration::from_millis(500);
 
@@ -146,7 +151,7 @@ pub(crate) async fn acquire(
         let left = give_up.saturating_duration_since(Instant::now());
         let slice = lock_slice(session).min(left);
         if locks::lock(session, key, slice).await? {
-            return Ok(());
+            return locks::lock_again(session, key).await;
         }
         if Instant::now() >= give_up {
             return Err(taken(session, key, pod, timeout).await);
@@ -212,14 +217,12 @@ fn held_by_stranger(holder: &Holder, pod: &PodId, waited: Duration) -> Error {
     };
     Error::new(
         ErrorKind::NameTaken,
-        format!(
-            "the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"
-        ),
+        format!("the lock of pod {pod} is held by somebody who is no pod: {who} still holds it after {waited:?}"),
     )
     .state("nothing was registered")
     .help(format!(
-        "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of pods \
-         out of this database (REVOKE CONNECT), as SECURITY.md says"
+        "end it as its own role or a superuser ({end}), and the pod can start; keep roles that might take the locks of \
+         pods out of this database (REVOKE CONNECT), as SECURITY.md says"
     ))
 }
 

@@ -13,6 +13,7 @@ use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
+use crate::protocol::neighbours::Neighbours;
 use crate::protocol::portions::{Portion, Portions};
 use crate::protocol::verdict::{Decision, Evidence, PeerProbe, Verdict};
 use crate::runs::recover::Load;
@@ -60,14 +61,14 @@ pub(crate) async fn hold(
     first: Option<LockKey>,
 ) -> Result<RosterProbe> {
     if let Some(whole) = local.whole_roster()
-        && let Some(look) = hold_in_one(local, session, lock, trigger, whole).await?
+        && let Some(probe) = hold_in_one(local, session, lock, trigger, whole).await?
     {
-        return Ok(look);
+        return Ok(probe);
     }
-    let look = survey(local, session, lock, first).await?;
-    let decision = decide(local, &look);
-    bury_all(local, session, lock, trigger, &to_bury(local, lock, &decision, &look.peers)).await?;
-    Ok(look)
+    let probe = survey(local, session, lock, first).await?;
+    let decision = decide(local, &probe);
+    bury_all(local, session, lock, trigger, &to_bury(local, lock, &decision, &probe.peers)).await?;
+    Ok(probe)
 }
 
 /// Buries the pods that a roster probe found dead.
@@ -76,13 +77,13 @@ pub(crate) async fn hold_after(
     session: &mut Session,
     lock: &LivenessLock,
     trigger: Trigger,
-    look: &RosterProbe,
+    probe: &RosterProbe,
     decision: &Decision,
 ) -> Result<()> {
     if local.whole_roster().is_some() {
         return hold(local, session, lock, trigger, None).await.map(drop);
     }
-    bury_all(local, session, lock, trigger, &to_bury(local, lock, decision, &look.peers)).await
+    bury_all(local, session, lock, trigger, &to_bury(local, lock, decision, &probe.peers)).await
 }
 
 /// Probes the whole roster, portion by portion.
@@ -99,12 +100,12 @@ pub(crate) async fn survey(
     };
     let began = clock::now();
     let mut portions = Portions::begin(pace);
-    let mut look = RosterProbe::default();
+    let mut probe = RosterProbe::default();
     while let Some(portion) = portions.next() {
         match burials::look(session, lock.incarnation, portion).await {
             Ok(part) => {
                 portions.returned(&part.keys());
-                look.extend(part);
+                probe.extend(part);
             }
             Err(e) if portion.probe && burials::met_a_full_table(&e) => {
                 tracing::debug!(
@@ -118,14 +119,37 @@ pub(crate) async fn survey(
         }
     }
     local.pace.set(portions.pace());
-    local.note_look(clock::now().saturating_sub(began));
-    if !look.unknown.is_empty() {
+    local.note_probe(clock::now().saturating_sub(began));
+    if !probe.unknown.is_empty() {
         tracing::warn!(
-            target: "podlock", event = "partly_blind", pod = %local.shared.member.pod_id, unknown = look.unknown.len(),
-            "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; raise max_locks_per_transaction"
+            target: "podlock", event = "partly_blind", pod = %local.shared.member.pod_id, unknown = probe.unknown.len(),
+            "the server's lock table is full: some peers could not be looked at, and nothing was concluded of them; \
+             raise max_locks_per_transaction"
         );
     }
-    Ok(look)
+    Ok(probe)
+}
+
+/// Probes the neighbours of this pod. `None`: the server's lock table is full, so that only a whole probe, which cuts
+/// its portions, can tell.
+pub(crate) async fn survey_neighbours(
+    local: &Local,
+    session: &Session,
+    lock: &LivenessLock,
+) -> Result<Option<(RosterProbe, Neighbours)>> {
+    let mut neighbours = Neighbours::begin(local.keys.lock.get());
+    let mut look = RosterProbe::default();
+    while let Some(portion) = neighbours.next() {
+        match burials::look(session, lock.incarnation, portion).await {
+            Ok(part) => {
+                neighbours.returned(&part.keys());
+                look.extend(part);
+            }
+            Err(e) if burials::met_a_full_table(&e) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some((look, neighbours)))
 }
 
 /// Probes and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was
@@ -138,25 +162,25 @@ async fn hold_in_one(
     whole: Portion,
 ) -> Result<Option<RosterProbe>> {
     let began = clock::now();
-    let (txn, look) = match burials::begin_look(session, lock.incarnation, whole).await {
+    let (txn, probe) = match burials::begin_look(session, lock.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
     };
-    if look.keys().len() >= whole.most {
+    if probe.keys().len() >= whole.most {
         txn.rollback("looking at the peers").await?;
         return Ok(None);
     }
-    local.note_look(clock::now().saturating_sub(began));
-    let decision = decide(local, &look);
-    let dead = to_bury(local, lock, &decision, &look.peers);
+    local.note_probe(clock::now().saturating_sub(began));
+    let decision = decide(local, &probe);
+    let dead = to_bury(local, lock, &decision, &probe.peers);
     if dead.is_empty() {
         txn.rollback("burying").await?;
-        return Ok(Some(look));
+        return Ok(Some(probe));
     }
     match bury(local, txn, lock, trigger, &dead).await {
         // The error does not say which pod is at fault, so each is tried alone.
         Err(e) if refused(&e) && dead.len() > 1 => Ok(None),
-        buried => buried.map(|_| Some(look)),
+        buried => buried.map(|_| Some(probe)),
     }
 }
 
@@ -189,7 +213,8 @@ async fn bury_all(
                     left.extend([other, one]);
                 } else if let Some((peer, _)) = portion.first() {
                     tracing::warn!(
-                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id, incarnation = %peer.look.incarnation,
+                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id,
+                        incarnation = %peer.look.incarnation,
                         by = %local.shared.member.pod_id, error = %e, "a dead pod could not be buried; the others are"
                     );
                 }
@@ -278,9 +303,11 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
             continue;
         };
         tracing::warn!(
-            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation, by = %local.shared.member.pod_id,
+            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation,
+            by = %local.shared.member.pod_id,
             held_ms = u64::try_from(held_for.as_millis()).unwrap_or(u64::MAX),
-            "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: end that transaction, see pg_stat_activity and pg_prepared_xacts"
+            "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: \
+             end that transaction, see pg_stat_activity and pg_prepared_xacts"
         );
     }
 }
@@ -325,8 +352,8 @@ pub(crate) async fn tell(
     successor: Option<Incarnation>,
 ) -> Result<()> {
     tell_news(local, session, successor.into_iter().collect()).await?;
-    let look = survey(local, session, lock, None).await?;
-    let decision = decide(local, &look);
+    let probe = survey(local, session, lock, None).await?;
+    let decision = decide(local, &probe);
     tell_of(local, session, &decision).await
 }
 
@@ -349,23 +376,26 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
 }
 
 /// Decides on a roster probe, remembers it, and reports the waits that begin with it.
-pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
-    let new = local.note_misnamed(&look.misnamed);
-    for (incarnation, why) in look.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
+pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
+    let new = local.note_misnamed(&probe.misnamed);
+    for (incarnation, why) in probe.misnamed.iter().filter(|(incarnation, _)| new.contains(incarnation)) {
         tracing::warn!(
             target: "podlock", event = "misnamed", incarnation = %incarnation, by = %local.shared.member.pod_id, why,
-            "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it from studio_pods"
+            "a row of the roster has a name that no pod can have; the row is passed over and never buried: delete it \
+             from studio_pods"
         );
     }
-    for (pod, (setting, ours, theirs)) in local.note_differences(look) {
+    for (pod, (setting, ours, theirs)) in local.note_differences(probe) {
         tracing::warn!(
-            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.member.pod_id, setting, ours = ?ours,
-            theirs = ?theirs, "a pod of this fleet has another value of a setting: each waits for the longer of the two; give all pods the same"
+            target: "podlock", event = "settings_differ", pod = %pod, by = %local.shared.member.pod_id, setting,
+            ours = ?ours, theirs = ?theirs,
+            "a pod of this fleet has another value of a setting: each waits for the longer of the \
+                               two; give all pods the same"
         );
     }
     let before = local.in_sight();
-    let decision = local.decide(look);
-    let peers: BTreeMap<_, _> = look.peers.iter().map(|p| (p.look.incarnation, p)).collect();
+    let decision = local.decide(probe);
+    let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.look.incarnation, p)).collect();
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Wait(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
@@ -374,7 +404,8 @@ pub(crate) fn decide(local: &Local, look: &RosterProbe) -> Decision {
         if let Some(peer) = peers.get(incarnation) {
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
-                by = %local.shared.member.pod_id, reason = reason.as_str(), "a peer's lock is free; waiting before it counts as dead"
+                by = %local.shared.member.pod_id, reason = reason.as_str(),
+                "a peer's lock is free; waiting before it counts as dead"
             );
         }
     }

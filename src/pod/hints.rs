@@ -14,6 +14,7 @@ use crate::membership::clock;
 use crate::pg::session::Session;
 use crate::protocol::Moment;
 use crate::protocol::event::EventKind;
+use crate::protocol::neighbours;
 use crate::protocol::notices::{Gate, Heard, Word};
 use crate::runs::StopReason;
 use crate::store::notices::{self, EVENTS_MOST, LoggedEvent};
@@ -21,6 +22,11 @@ use crate::store::notices::{self, EVENTS_MOST, LoggedEvent};
 /// Events that come in a burst (fifty pods boot at once) lead to one roster probe. Longer delays the reaction; shorter
 /// costs more probes.
 const GATHER: Duration = Duration::from_millis(50);
+/// Of a large fleet, the pods make a probe of their neighbours, and a recovery pass, within so much time for each pod.
+/// So the server sees about one per millisecond, however many pods there are.
+const EACH: Duration = Duration::from_millis(1);
+/// The same for a probe of the whole roster, which costs more.
+const EACH_WHOLE: Duration = Duration::from_millis(20);
 /// How long the other pods leave a dead pod's runs to its burier, which has read them already and takes its share
 /// first.
 const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
@@ -51,6 +57,7 @@ impl Hints {
         if words.has(Word::Look) {
             self.look.ask(now, Duration::ZERO);
             self.told_of_a_loss = true;
+            local.whole_within(spread(local, EACH_WHOLE));
         }
         if words.has(Word::Free) {
             // The pod that was granted the lock is about to bury. Probe when that should be done, and leave that pod
@@ -69,6 +76,13 @@ impl Hints {
         }
         if words.has(Word::Asked) {
             self.asked.ask(now, Duration::ZERO);
+        }
+    }
+
+    /// Makes the gaps between reads suit the size of the fleet.
+    pub(super) fn suit(&mut self, peers: usize) {
+        for gate in [&mut self.look, &mut self.log, &mut self.runs, &mut self.asked] {
+            gate.suit(peers);
         }
     }
 
@@ -112,7 +126,7 @@ impl Hints {
             // The same runs may be found again until their handlers have stopped.
             self.runs.end(clock::now(), false);
         }
-        let mut look = None;
+        let mut probe = None;
         if self.log.is_due(clock::now()) {
             self.log.begin(clock::now());
             local.note_hint("log");
@@ -123,10 +137,10 @@ impl Hints {
             }
             for event in told {
                 local.log_read.set(event.idx);
-                look = act_on(local, event).or(look);
+                probe = act_on(local, event).or(probe);
             }
         }
-        Ok(look)
+        Ok(probe)
     }
 }
 
@@ -169,19 +183,22 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         );
         return None;
     };
-    let look = match kind {
+    let probe = match kind {
         EventKind::Buried => {
-            recover_within(local, BURIER_GOES_FIRST);
-            Some(GATHER)
+            recover_within(local, BURIER_GOES_FIRST + spread(local, EACH));
+            if !is_ours {
+                local.note_burials(&[told.incarnation]);
+            }
+            Some(GATHER + spread(local, EACH))
         }
         EventKind::Joined | EventKind::Draining => {
             // The pod replaced an incarnation whose runs are orphans now. It goes first, and the others soon after.
             if told.reason.is_some() && !is_ours {
                 recover_within(local, shared.member.settings.hold_probe_interval);
             }
-            Some(GATHER)
+            Some(GATHER + spread(local, EACH))
         }
-        EventKind::Returned => Some(GATHER),
+        EventKind::Returned => Some(GATHER + spread(local, EACH)),
         EventKind::Detached
         | EventKind::Suspected
         | EventKind::Evicted
@@ -193,7 +210,12 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         | EventKind::ForeignLock => None,
     };
     publish(local, kind, told);
-    look
+    probe
+}
+
+/// A random part of the time in which all pods of the fleet do the same because of one notice.
+fn spread(local: &Local, each: Duration) -> Duration {
+    neighbours::spread(each, local.peers(), fastrand::f64())
 }
 
 /// Makes a recovery pass due after `wait` at the latest.

@@ -50,8 +50,11 @@ use crate::store::role::Role;
 /// rarely, a lost lock is noticed later.
 const CHECK_EVERY: u32 = 5;
 /// How many former backends of ours a return ends, if the server still has them. Older ones are forgotten; their
-/// sessions end with their lease.
+/// sessions end with their lease. Fewer: after a burst of broken connections, the pod waits for the lease of a session
+/// that it forgot. More: the statement that ends them is longer.
 const FORMER_BACKENDS: usize = 8;
+/// The shortest time between two ticks of the keeper. With the shortest leases, ticks would follow so fast that they
+/// only cost processor time. Longer: the deadline (L7) is seen later.
 const SHORTEST_TICK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. The result of the boot comes through `booted`. If nobody waits for it any more, the boot is
@@ -396,7 +399,8 @@ impl<'a> Keeper<'a> {
         self.remember(liveness.backend());
         self.shared.member.publish(PodEvent::Detached);
         tracing::warn!(
-            target: "podlock", event = "detached", pod = %self.shared.member.pod_id, incarnation = %self.shared.member.incarnation(), cause,
+            target: "podlock", event = "detached", pod = %self.shared.member.pod_id,
+            incarnation = %self.shared.member.incarnation(), cause,
             "lost the liveness session; trying to come back"
         );
     }
@@ -430,9 +434,9 @@ impl<'a> Keeper<'a> {
         tracing::warn!(
             target: "podlock", event = "put_out", pod = %self.shared.member.pod_id,
             incarnation = %self.shared.member.incarnation(),
-            "was put out; stays away until the application makes progress"
+            "was evicted; stays away until the application makes progress"
         );
-        self.local.away.send_replace(Some(Away::PutOut));
+        self.local.away.send_replace(Some(Away::Evicted));
         let moved = async {
             let began = clock::now();
             while self.shared.member.progress().since(&before) != Moved::Yes {
@@ -575,7 +579,8 @@ impl<'a> Keeper<'a> {
         self.shared.member.publish(PodEvent::Returned);
         tracing::info!(
             target: "podlock", event = "returned", pod = %self.shared.member.pod_id, incarnation = %incarnation,
-            session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX), "holds its lock again; no run was disturbed"
+            session = number, away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
+            "holds its lock again; no run was disturbed"
         );
         self.shared.engine.recover_now.notify_one();
         self.shared.look_now.notify_one();
@@ -592,7 +597,8 @@ impl<'a> Keeper<'a> {
         let runs = self.shared.engine.stop_all_runs(reason) + self.shared.engine.registry.take_lost();
         self.shared.member.publish(PodEvent::SelfFenced);
         tracing::warn!(
-            target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation, runs,
+            target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation,
+            runs,
             reason = %reason, "gave this incarnation up and told its runs to stop"
         );
     }

@@ -15,6 +15,7 @@ use crate::pg::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
+use crate::protocol::neighbours::{self, NEIGHBOURS, Neighbours};
 use crate::protocol::patience::{Comparable, Difference, differences, may_bury_from};
 use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
@@ -31,7 +32,12 @@ use crate::store::strangers::{self, ForeignLock};
 /// burier within 1 s. Shorter: no pod probes right after that. Longer: needless probes.
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
-/// How many of its own burials a pod remembers: more than can overlap with one roster probe, which may go on while the
+/// After a wait that many peers have in common, a pod of a large fleet makes its whole probe within so much time for
+/// each of them. The pods then do not probe all at the same moment. Longer delays the burials; shorter costs the server
+/// more at a time.
+const WHOLE_SPREAD: Duration = Duration::from_millis(10);
+
+/// How many burials a pod remembers: more than can overlap with one roster probe, which may go on while the
 /// other session buries thousands. A burial that is forgotten too early counts as a loss for the length of the window,
 /// and delays other burials. More only costs memory.
 const REMEMBERED_BURIALS: usize = 1 << 14;
@@ -46,7 +52,7 @@ pub(crate) enum Away {
     /// The application's runtime is blocked.
     RuntimeBlocked,
     /// The pod was evicted, and waits for its application to make progress.
-    PutOut,
+    Evicted,
 }
 
 impl Away {
@@ -54,7 +60,7 @@ impl Away {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::RuntimeBlocked => "the application's runtime is blocked",
-            Self::PutOut => "the pod was put out, and stays away until its application makes progress",
+            Self::Evicted => "the pod was evicted, and stays away until its application makes progress",
         }
     }
 }
@@ -98,8 +104,8 @@ pub(crate) struct Local {
     misnamed: RefCell<BTreeSet<Incarnation>>,
     /// Peers with a differing setting and its value, and that the log has named.
     differences: RefCell<BTreeSet<(PodId, &'static str, Duration)>>,
-    /// The incarnations that this pod buried, in order and as a set. A roster probe that began before a burial may
-    /// still show the buried incarnation.
+    /// The incarnations that were buried, as far as this pod knows, in order and as a set. A roster probe that began
+    /// before a burial may still show the buried incarnation.
     buried: RefCell<(VecDeque<Incarnation>, BTreeSet<Incarnation>)>,
     /// The portions of the next roster probe. Both sessions that probe write it.
     pub(crate) pace: Cell<Pace>,
@@ -110,7 +116,11 @@ pub(crate) struct Local {
     held_up: RefCell<BTreeMap<Incarnation, (Moment, bool)>>,
     /// How long the last two roster probes took, the newest last.
     looks_took: Cell<[Duration; 2]>,
-    next_look: Cell<Option<Moment>>,
+    next_probe: Cell<Option<Moment>>,
+    /// When a pod of a large fleet probes the whole roster next. `None`: now. A pod of a small fleet always does.
+    next_whole: Cell<Option<Moment>>,
+    /// The peers in sight whose witness lock was held at the last whole probe: they may have died since.
+    half_free: RefCell<BTreeSet<Incarnation>>,
     /// When this pod, which may bury no pod yet, may bury the first of the dead that the last roster probe showed. The
     /// sweeper takes the value when it plans its next probe.
     may_bury_at: Cell<Option<Moment>>,
@@ -140,7 +150,7 @@ impl Local {
         let settings = &shared.member.settings;
         let timing = VerdictTiming {
             window: settings.lease / 10,
-            second_look: settings.hold_probe_interval,
+            second_probe: settings.hold_probe_interval,
             reconnect_grace: settings.reconnect_grace,
             settle: settings.settle,
         };
@@ -166,7 +176,9 @@ impl Local {
             bury_from: Cell::new(i64::MIN),
             held_up: RefCell::default(),
             looks_took: Cell::default(),
-            next_look: Cell::new(None),
+            next_probe: Cell::new(None),
+            next_whole: Cell::new(None),
+            half_free: RefCell::default(),
             may_bury_at: Cell::new(None),
             alive: Cell::new(0),
             beats_since_turn: Cell::new(0),
@@ -231,8 +243,8 @@ impl Local {
         if poison::outnumbers(max_crashes, pods) {
             tracing::warn!(
                 target: "podlock", event = "max_crashes_high", pod = %self.shared.member.pod_id, max_crashes, pods,
-                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take down all \
-                 but the last of them; lower max_crashes, or run more pods"
+                "max_crashes is not below the number of pods: a run that takes down each pod that claims it can take \
+                 down all but the last of them; lower max_crashes, or run more pods"
             );
         }
     }
@@ -242,22 +254,22 @@ impl Local {
     }
 
     /// Notes that a roster probe is complete, and how long it took.
-    pub(crate) fn note_look(&self, took: Duration) {
+    pub(crate) fn note_probe(&self, took: Duration) {
         let [_, last] = self.looks_took.get();
         self.looks_took.set([last, took]);
     }
 
     /// Decides on a roster probe and remembers it.
-    pub(crate) fn decide(&self, look: &RosterProbe) -> Decision {
+    pub(crate) fn decide(&self, probe: &RosterProbe) -> Decision {
         let buried = self.buried.borrow();
-        let shown: Vec<&PeerRow> = look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
+        let shown: Vec<&PeerRow> = probe.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
         let peers: Vec<PeerProbe> = shown.iter().map(|p| p.look.clone()).collect();
         let now = clock::now();
-        let alive = peers.iter().filter(|peer| !peer.liveness_free && !look.unknown.contains(&peer.incarnation));
+        let alive = peers.iter().filter(|peer| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
         let timing = self.timing.over(&self.looks_took.get());
-        let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &look.unknown);
+        let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &probe.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
         // The dead that this pod may not bury yet are probed again when it may. A pod that may bury other pods probes
@@ -269,17 +281,14 @@ impl Local {
         let due = to_wait_for.filter_map(|peer| lock.map(|lock| self.may_bury_from(&lock, peer)));
         let due = due.filter(|due| *due > now).min();
         let settled = lock.is_some_and(|lock| self.is_settled(&lock));
-        self.next_look.set(decision.next_look().into_iter().chain(due.filter(|_| settled)).min());
+        self.next_probe.set(decision.next_probe().into_iter().chain(due.filter(|_| settled)).min());
         self.may_bury_at.set(due.filter(|_| !settled));
-        let place = |p: &&PeerRow| RingPlace {
-            incarnation: p.look.incarnation,
-            lock_key: p.keys.lock,
-            witness_key: p.keys.witness,
-        };
-        let mut roster: Vec<_> = shown.iter().map(place).collect();
+        let half_free = peers.iter().filter(|peer| peer.liveness_free && !peer.witness_free);
+        self.half_free.replace(half_free.map(|peer| peer.incarnation).collect());
+        let mut roster: Vec<_> = shown.iter().copied().map(place).collect();
         // Sorted, so that the same roster reads the same wherever the probe began.
         roster.sort_unstable_by_key(|place| place.lock_key);
-        self.roster_version.set(look.version.unwrap_or_default());
+        self.roster_version.set(probe.version.unwrap_or_default());
         let present: BTreeSet<_> = peers.iter().map(|p| p.incarnation).collect();
         self.told.borrow_mut().retain(|i| present.contains(i));
         let same_sight = before.in_sight() == decision.observer.in_sight();
@@ -342,11 +351,11 @@ impl Local {
 
     /// The settings in which peers differ from this pod and that the log has not named, at most [`DIFFERENCES_MOST`]
     /// per roster probe. Forgets those of peers that are gone.
-    pub(crate) fn note_differences<'a>(&self, look: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
+    pub(crate) fn note_differences<'a>(&self, probe: &'a RosterProbe) -> Vec<(&'a PodId, Difference)> {
         let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
         let mut told = self.differences.borrow_mut();
-        let names: BTreeSet<_> = look.peers.iter().map(|peer| &peer.look.pod_id).collect();
+        let names: BTreeSet<_> = probe.peers.iter().map(|peer| &peer.look.pod_id).collect();
         told.retain(|(pod, ..)| names.contains(pod));
         let of_peer = |peer: &'a PeerRow| {
             let theirs = Comparable { stated: peer.look.stated, beat_interval: peer.beat_interval };
@@ -354,7 +363,7 @@ impl Local {
         };
         let is_new =
             |(pod, (setting, _, theirs)): &(&PodId, Difference)| !told.contains(&((*pod).clone(), *setting, *theirs));
-        let new: Vec<_> = look.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
+        let new: Vec<_> = probe.peers.iter().flat_map(of_peer).filter(is_new).take(DIFFERENCES_MOST).collect();
         told.extend(new.iter().map(|(pod, (setting, _, theirs))| ((*pod).clone(), *setting, *theirs)));
         new
     }
@@ -374,10 +383,21 @@ impl Local {
         stalled
     }
 
-    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index` and these peers.
-    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, peers: &[Beat]) -> bool {
+    /// The peers whose beats this pod checks: its neighbours in the ring, and all of them in a small fleet.
+    pub(crate) fn neighbours(&self) -> Vec<Incarnation> {
+        let roster = self.roster.borrow();
+        let behind = roster.partition_point(|place| place.lock_key <= self.keys.lock);
+        let (before, behind) = roster.split_at(behind);
+        behind.iter().chain(before).map(|place| place.incarnation).take(NEIGHBOURS).collect()
+    }
+
+    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index`.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64) -> bool {
         let since_turn = self.beats_since_turn.get().saturating_add(1);
-        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, peers.iter().map(|peer| peer.incarnation));
+        let in_sight = self.in_sight();
+        let roster = self.roster.borrow();
+        let alive = roster.iter().map(|place| place.incarnation).filter(|peer| !in_sight.contains(peer));
+        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, alive);
         self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
         is_turn
     }
@@ -415,14 +435,16 @@ impl Local {
         long
     }
 
+    /// Notes burials, by this pod or by another: these incarnations are gone for good.
     pub(crate) fn note_burials(&self, gone: &[Incarnation]) {
         let (now, timing) = (clock::now(), self.timing.over(&self.looks_took.get()));
         let mut buried = self.buried.borrow_mut();
         let (order, all) = &mut *buried;
         for incarnation in gone {
             self.observer.borrow_mut().note_burial(&timing, now, *incarnation);
-            order.push_back(*incarnation);
-            all.insert(*incarnation);
+            if all.insert(*incarnation) {
+                order.push_back(*incarnation);
+            }
         }
         while order.len() > REMEMBERED_BURIALS {
             let forgotten = order.pop_front();
@@ -438,6 +460,61 @@ impl Local {
     pub(crate) fn whole_roster(&self) -> Option<Portion> {
         let pace = self.pace.get();
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
+    }
+
+    /// How many peers the roster had, as this pod last saw it.
+    pub(crate) fn peers(&self) -> usize {
+        self.roster.borrow().len()
+    }
+
+    /// Whether the next sweep probes the whole roster, and not only this pod's neighbours.
+    pub(crate) fn is_whole_due(&self) -> bool {
+        neighbours::are_all(self.peers()) || self.next_whole.get().is_none_or(|at| at <= clock::now())
+    }
+
+    /// Plans the next whole probe, after one that was just made and decided on.
+    pub(crate) fn plan_whole(&self) {
+        let (now, peers) = (clock::now(), self.peers());
+        let sweep = neighbours::rarer(self.shared.member.settings.jittered_sweep(fastrand::f64()), peers);
+        // A wait may end for many peers at once, and for all pods that saw their losses.
+        let due = self.next_probe.get().into_iter().chain(self.may_bury_at.get()).min();
+        let late = neighbours::spread(WHOLE_SPREAD, self.observer.borrow().in_sight().len(), fastrand::f64());
+        let due = due.map_or(now + sweep, |due| due + late);
+        self.next_whole.set(Some(due.min(now + sweep)));
+    }
+
+    /// Makes a whole probe due within `delay`.
+    pub(crate) fn whole_within(&self, delay: Duration) {
+        let at = clock::now() + delay;
+        self.next_whole.set(Some(self.next_whole.get().map_or(at, |whole| whole.min(at))));
+    }
+
+    /// Whether a probe of the neighbours shows something that a whole probe must decide on: a free lock of a peer that
+    /// was not in sight, or the witness lock of a peer in sight that was held before.
+    pub(crate) fn must_look_at_all(&self, look: &RosterProbe) -> bool {
+        let (buried, observer, half_free) = (self.buried.borrow(), self.observer.borrow(), self.half_free.borrow());
+        let free = look.peers.iter().map(|peer| &peer.look).filter(|peer| peer.liveness_free);
+        free.filter(|peer| !buried.1.contains(&peer.incarnation)).any(|peer| {
+            observer.sighting(peer.incarnation).is_none()
+                || (peer.witness_free && half_free.contains(&peer.incarnation))
+        })
+    }
+
+    /// Notes which neighbours this pod has now, and which of them have returned.
+    pub(crate) fn note_neighbours(&self, look: &RosterProbe, neighbours: &Neighbours) {
+        let buried = self.buried.borrow();
+        let probes: Vec<PeerProbe> = look.peers.iter().map(|peer| peer.look.clone()).collect();
+        let in_sight = self.in_sight();
+        self.observer.borrow_mut().note_returns(&probes);
+        let same_sight = in_sight == self.in_sight();
+        let mut roster = self.roster.borrow().clone();
+        roster.retain(|place| !neighbours.covers(place.lock_key.get()));
+        roster.extend(look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).map(place));
+        roster.sort_unstable_by_key(|place| place.lock_key);
+        self.roster_version.set(look.version.unwrap_or_default());
+        if self.roster.replace(roster.clone()) != roster || !same_sight {
+            self.roster_changed.notify_one();
+        }
     }
 
     /// Returns the misnamed rows that this pod sees for the first time. Forgets those that are gone from the roster.
@@ -459,8 +536,18 @@ impl Local {
 
     /// How soon a peer whose burial waits must be probed again. `None`: no burial waits.
     pub(crate) fn hold_delay(&self) -> Option<Duration> {
+        self.next_probe.get().map(|due| verdict::probe_delay(clock::now(), due, self.probe_interval()))
+    }
+
+    /// How often peers in sight are probed. In a large fleet, many peers in sight are probed more rarely: all pods see
+    /// them, and each of them costs all pods.
+    pub(crate) fn probe_interval(&self) -> Duration {
         let probe = self.shared.member.settings.hold_probe_interval;
-        self.next_look.get().map(|due| verdict::probe_delay(clock::now(), due, probe))
+        if neighbours::are_all(self.peers()) {
+            return probe;
+        }
+        let in_sight = self.observer.borrow().in_sight().len();
+        probe.saturating_mul(u32::try_from(in_sight.div_ceil(4)).unwrap_or(u32::MAX).max(1))
     }
 
     /// How soon this pod may bury a dead peer of the last roster probe. `None`: it waits for no such moment. Returns
@@ -487,7 +574,7 @@ impl Local {
     /// this pod can tell: no peer has gone since shortly before the report.
     pub(crate) fn is_report_open(&self) -> bool {
         let Some(reported) = self.reported.get() else { return false };
-        let since = reported.saturating_sub(self.timing.second_look);
+        let since = reported.saturating_sub(self.timing.second_probe);
         clock::now() < reported + BURIER_MAY_FREEZE && self.departed.get().is_none_or(|departed| departed < since)
     }
 
@@ -508,4 +595,9 @@ impl Local {
     pub(crate) fn roster_version(&self) -> i64 {
         self.roster_version.get()
     }
+}
+
+/// The place of this peer in the ring.
+fn place(peer: &PeerRow) -> RingPlace {
+    RingPlace { incarnation: peer.look.incarnation, lock_key: peer.keys.lock, witness_key: peer.keys.witness }
 }

@@ -151,13 +151,14 @@ impl PodBuilder {
                 .state("its connections are closed; what it had registered, a survivor buries")
                 .help("look for its panic on stderr")
         })??;
-        shared.spawn("the pulse", runs::recover::pulse(Arc::clone(&engine)));
-        shared.spawn("recovery", runs::recover::run(Arc::clone(&engine), from_burials));
-        shared.spawn("the flusher of streams", runs::stream::flush::run(Arc::clone(&engine)));
-        shared.spawn("the readers of streams", runs::stream::readers::run(Arc::clone(&engine), opener.clone()));
-        shared.spawn("the failures", runs::failures::run(Arc::clone(&engine)));
-        shared.spawn("the drain", shutdown::drain_on_request(Arc::clone(&shared)));
-        shared.spawn("retention", history::retention::run(member, engine.db.clone()));
+        shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
+        shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), from_burials));
+        shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
+        shared.spawn(runs::stream::readers::Looking::new(Arc::clone(&engine)));
+        shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
+        shared.spawn(runs::failures::Telling::new(Arc::clone(&engine)));
+        shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
+        shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         Ok(Pod { shared, opener, signals, _guard: guard })
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::background::part::{self, Part};
 use crate::error::{Error, ErrorKind};
 use crate::membership::{Membership, PodStatus};
 use crate::runs::StopReason;
@@ -53,21 +53,19 @@ impl Shared {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Runs a part of the pod as a tracked task. If the part panics, the pod ends, because it cannot do its work without
+    /// Runs a part of the pod in the background. If the part panics, the pod ends, because it cannot do its work without
     /// the part.
-    pub(crate) fn spawn(self: &Arc<Self>, part: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn<P: Part>(self: &Arc<Self>, part: P) {
         let shared = Arc::clone(self);
-        let watched = async move {
-            if std::panic::AssertUnwindSafe(work).catch_unwind().await.is_err() {
-                let what = format!("pod {}: {part} panicked", shared.member.pod_id);
-                shared.fail(
-                    &Error::new(ErrorKind::Stopped, what)
-                        .state("its runs were told to stop; survivors take them over")
-                        .help("look for the panic on stderr, and report it"),
-                );
-            }
+        let panicked = move |part| {
+            let what = format!("pod {}: {part} panicked", shared.member.pod_id);
+            shared.fail(
+                &Error::new(ErrorKind::Stopped, what)
+                    .state("its runs were told to stop; survivors take them over")
+                    .help("look for the panic on stderr, and report it"),
+            );
         };
-        self.member.tracker.spawn_on(watched, &self.member.runtime);
+        part::spawn(part, &self.member.tracker, &self.member.runtime, self.member.root.clone(), panicked);
     }
 
     /// Ends the pod for a reason that it cannot repair.

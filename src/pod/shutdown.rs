@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::shared::Shared;
+use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
@@ -87,38 +88,61 @@ fn in_time(time: Duration) -> Instant {
     now.checked_add(time.min(LONGEST)).unwrap_or(now)
 }
 
-/// Records in the row that the pod drains. A failure does not keep the pod from stopping; its end is then recorded as a
-/// loss.
+/// Records in the row that the pod drains, however often it takes. A failure that does not pass does not keep the pod
+/// from stopping; its end is then recorded as a loss.
 async fn mark(shared: &Shared) {
-    let mut backoff = Backoff::new(RECONNECT_BACKOFF_MIN, shared.member.settings.reconnect_backoff_max);
-    loop {
-        match pods::mark_draining(&shared.engine.db, shared.member.incarnation()).await {
-            Ok(_) => return,
-            Err(e) if e.is_transient() => tokio::time::sleep(backoff.delay()).await,
-            Err(e) => return report_unmarked(shared, &e),
+    let mut backoff = mark_backoff(shared);
+    while let Marked::NotYet = try_to_mark(shared).await {
+        tokio::time::sleep(backoff.delay()).await;
+    }
+}
+
+fn mark_backoff(shared: &Shared) -> Backoff {
+    Backoff::new(RECONNECT_BACKOFF_MIN, shared.member.settings.reconnect_backoff_max)
+}
+
+/// The result of one try to mark the row.
+enum Marked {
+    /// The row is marked, or cannot be.
+    Settled,
+    NotYet,
+}
+
+async fn try_to_mark(shared: &Shared) -> Marked {
+    match pods::mark_draining(&shared.engine.db, shared.member.incarnation()).await {
+        Ok(_) => Marked::Settled,
+        Err(e) if e.is_transient() => Marked::NotYet,
+        Err(e) => {
+            tracing::warn!(
+                target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %e,
+                "the row could not be marked as draining"
+            );
+            Marked::Settled
         }
     }
 }
 
-fn report_unmarked(shared: &Shared, error: &Error) {
-    tracing::warn!(
-        target: "podlock", event = "drain_unmarked", pod = %shared.member.pod_id, error = %error,
-        "the row could not be marked as draining"
-    );
+/// Drains as soon as a drain is requested. The service shuts the pod down when it is ready.
+pub(crate) struct Drain {
+    pub(crate) shared: Arc<Shared>,
 }
 
-/// Drains as soon as a drain is requested. The service shuts the pod down when it is ready.
-pub(crate) async fn drain_on_request(shared: Arc<Shared>) {
-    tokio::select! {
-        biased;
-        () = shared.member.root.cancelled() => {}
-        () = shared.member.drain_requested.cancelled() => {
-            shared.member.set_draining();
-            tokio::select! {
-                biased;
-                () = shared.member.root.cancelled() => {}
-                () = mark(&shared) => {}
-            }
+impl Part for Drain {
+    const NAME: &'static str = "the drain";
+
+    async fn woken(&mut self) {
+        self.shared.member.drain_requested.cancelled().await;
+    }
+
+    fn backoff(&self) -> Backoff {
+        mark_backoff(&self.shared)
+    }
+
+    async fn work(&mut self) -> Next {
+        self.shared.member.set_draining();
+        match try_to_mark(&self.shared).await {
+            Marked::Settled => Next::Never,
+            Marked::NotYet => Next::BackOff,
         }
     }
 }

@@ -9,7 +9,8 @@ use crate::store::beats::Beats;
 use crate::store::locks;
 use crate::store::strangers::{self, ForeignLock};
 
-/// How many are reported at a time.
+/// How many strangers are reported at a time. Each is an event and a line in the log, and any role can take any number
+/// of locks. The next check reports the others.
 const AT_ONCE: usize = 16;
 
 /// Checks the locks of the whole roster, and records the strangers that no pod has recorded yet.
@@ -18,7 +19,7 @@ const AT_ONCE: usize = 16;
 /// one check in each beat interval, however many they are (`protocol::turns`).
 pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let Some(index) = beats.own else { return Ok(()) };
-    if !local.is_turn(lock.incarnation, index, &beats.peers) {
+    if !local.is_turn(lock.incarnation, index) {
         return Ok(());
     }
     match tell(local, session).await {
@@ -66,11 +67,13 @@ pub(super) async fn say_who_keeps_out(local: &Local, session: &Session) -> Resul
     };
     let (pod, address) = (&local.shared.member.pod_id, holder.address.map(tracing::field::display));
     tracing::warn!(
-        target: "podlock", event = "foreign_lock", pod = %pod, incarnation = %local.shared.member.incarnation(), by = %pod,
-        key = "witness", granted = true, pid = holder.pid, role = holder.role, application = holder.application, address,
+        target: "podlock", event = "foreign_lock", pod = %pod, incarnation = %local.shared.member.incarnation(),
+        by = %pod,
+        key = "witness", granted = true, pid = holder.pid, role = holder.role, application = holder.application,
+        address,
         prepared = holder.prepared,
-        "somebody who is no pod holds the witness lock of this pod, which opens no control session until that ends; end it \
-         with pg_terminate_backend"
+        "somebody who is no pod holds the witness lock of this pod, which opens no control session until that ends; \
+         end it with pg_terminate_backend"
     );
     Ok(())
 }
@@ -83,9 +86,10 @@ fn say(local: &Local, lock: &ForeignLock) {
         (false, _) => ("waits for", "end it with pg_terminate_backend"),
     };
     tracing::warn!(
-        target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key, granted, pid,
+        target: "podlock", event = "foreign_lock", pod = %pod_id, %incarnation, by = %local.shared.member.pod_id, key,
+        granted, pid,
         role, application, address, prepared,
-        "{who} is no pod's and {does} the {key} lock of pod {pod_id}: while it holds the liveness lock, that pod cannot be \
-         buried and no other can start under its name; {remedy}"
+        "{who} is no pod's and {does} the {key} lock of pod {pod_id}: while it holds the liveness lock, that pod \
+         cannot be buried and no other can start under its name; {remedy}"
     );
 }

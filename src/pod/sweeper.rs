@@ -1,5 +1,6 @@
 //! The control session: it holds the witness lock, hears the other pods, and sweeps, so that nothing depends on a push.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,9 +10,10 @@ use super::burial::{self, Trigger};
 use super::hints::Hints;
 use super::local::{Away, LivenessLock, Local};
 use super::strangers;
+use crate::background::session::{self, End, Kept};
 use crate::backoff::Backoff;
 use crate::config::{OnStall, RECONNECT_BACKOFF_MIN};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::membership::clock;
 use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
@@ -28,121 +30,148 @@ use crate::store::role::Role;
 const FORMER_BACKENDS: usize = 8;
 /// How often to check whether a silent session may be closed.
 const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
-/// Keeps a control session until the pod stops, and sweeps on it.
+
+/// Keeps a control session until the pod stops, and sweeps on it. The boot has opened the first one.
 pub(crate) async fn run(local: &Local, first: Listener) {
-    let mut session = Some(first);
-    let mut silent = None;
-    let mut former = Vec::new();
-    let mut backoff = backoff(local);
-    loop {
-        if local.shared.member.root.is_cancelled() {
-            break;
+    let control =
+        Control { local, first: RefCell::new(Some(first)), silent: RefCell::default(), former: RefCell::default() };
+    session::keep(&control, &local.shared.member.root).await;
+}
+
+/// What outlives a control session.
+struct Control<'a> {
+    local: &'a Local,
+    /// The session that the boot has opened, until it is served.
+    first: RefCell<Option<Listener>>,
+    /// A session that failed and is not closed yet: it may only be silent, and still hold the witness lock on the
+    /// server.
+    silent: RefCell<Option<Listener>>,
+    /// The backends that the next session ends, if the server still has them.
+    former: RefCell<Vec<Backend>>,
+}
+
+impl Kept for Control<'_> {
+    type Session = Listener;
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(RECONNECT_BACKOFF_MIN, self.local.shared.member.settings.reconnect_backoff_max)
+    }
+
+    /// A pod that is away holds no lock, so a session that is at hand or only silent is closed at once.
+    async fn wanted(&self) {
+        let mut away = self.local.away.subscribe();
+        while away.borrow_and_update().is_some() {
+            self.first.take();
+            self.silent.take();
+            self.local.control.set(None);
+            // The sender lives as long as `local`.
+            let _ = away.changed().await;
         }
-        let mut away = local.away.subscribe();
-        if away.borrow_and_update().is_some() {
-            session = None;
-            silent = None;
-            local.control.set(None);
-            tokio::select! {
-                () = local.shared.member.root.cancelled() => {}
-                _ = away.changed() => {}
-            }
-            continue;
+    }
+
+    async fn unwanted(&self) -> String {
+        let mut away = self.local.away.subscribe();
+        // The sender lives as long as `local`.
+        let _ = away.changed().await;
+        let why = away.borrow().map_or("the keeper asks for it", Away::as_str);
+        why.to_owned()
+    }
+
+    async fn open(&self) -> Result<Listener> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
         }
-        let Some(mut open) = session.take() else {
-            let delay = backoff.delay();
-            let opened = tokio::select! {
-                biased;
-                () = local.shared.member.root.cancelled() => continue,
-                _ = away.changed() => continue,
-                opened = async { tokio::time::sleep(delay).await; arm(local, &mut former, &mut silent).await } => opened,
-            };
-            match opened {
-                Ok(opened) => {
-                    session = Some(opened);
-                    silent = None;
-                }
-                // Without a control session, the pod has no witness lock and does not sweep. An error that does not
-                // pass by itself needs a person.
-                Err(e) if !e.is_transient() => {
-                    tracing::warn!(
-                        target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e,
-                        "no control session, and it needs a hand"
-                    )
-                }
-                Err(e) => {
-                    tracing::debug!(
-                        target: "podlock", event = "control_failed", pod = %local.shared.member.pod_id, error = %e,
-                        "no control session yet"
-                    )
-                }
-            }
-            continue;
-        };
-        former = vec![open.backend()];
-        let ended = tokio::select! {
-            biased;
-            () = local.shared.member.root.cancelled() => { open.close().await; break; }
-            _ = away.changed() => away.borrow().map_or("the keeper asks for it", Away::as_str).to_owned(),
-            e = serve(local, &mut open, &mut backoff) => e.to_string(),
-        };
-        // A session that is only silent may still hold the witness lock on the server.
-        local.control_answers.set(false);
-        silent = Some(open);
-        let_go_if_due(local, &mut silent);
+        let session = self.arm().await?;
+        self.silent.take();
+        Ok(session)
+    }
+
+    /// Without a control session, the pod has no witness lock and does not sweep.
+    fn failed(&self, error: &Error) {
+        let pod = &self.local.shared.member.pod_id;
+        if error.is_transient() {
+            tracing::debug!(
+                target: "podlock", event = "control_failed", pod = %pod, error = %error, "no control session yet"
+            );
+        } else {
+            tracing::warn!(
+                target: "podlock", event = "control_failed", pod = %pod, error = %error,
+                "no control session, and it needs a hand"
+            );
+        }
+    }
+
+    async fn serve(&self, session: &mut Listener, backoff: &mut Backoff) -> End {
+        self.former.replace(vec![session.backend()]);
+        End::Lost(serve(self.local, session, backoff).await)
+    }
+
+    async fn ended(&self, session: Listener, end: &End) {
+        if matches!(end, End::Stopped) {
+            return session.close().await;
+        }
+        self.local.control_answers.set(false);
+        self.silent.replace(Some(session));
+        self.let_go_if_due();
         tracing::info!(
-            target: "podlock", event = "control_lost", pod = %local.shared.member.pod_id, cause = ended,
+            target: "podlock", event = "control_lost", pod = %self.local.shared.member.pod_id, cause = %end,
             "lost the control session; opening another"
         );
     }
 }
 
-fn backoff(local: &Local) -> Backoff {
-    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
-}
-
-/// Closes a silent session once it has ended or the runs were told to stop.
-fn let_go_if_due(local: &Local, silent: &mut Option<Listener>) {
-    if silent.as_ref().is_none_or(|session: &Listener| session.has_ended() || local.may_let_go()) {
-        *silent = None;
-        local.control.set(None);
-    }
-}
-
-/// Opens a new control session: ends the former one, takes the witness lock, and listens.
-async fn arm(local: &Local, former: &mut Vec<Backend>, silent: &mut Option<Listener>) -> Result<Listener> {
-    let mut session = Listener::open(&local.opener, Role::Control).await?;
-    loop {
-        let_go_if_due(local, silent);
-        if silent.is_none() || local.may_end_control() {
-            break;
-        }
-        tokio::time::sleep(LOOK_AT_SILENT).await;
-    }
-    locks::end_own_backends(&mut session, local.keys.witness, former).await?;
-    // Remembered before it takes the lock, so that the next session ends it if it goes silent half-way.
-    former.push(session.backend());
-    let surplus = former.len().saturating_sub(FORMER_BACKENDS);
-    former.drain(..surplus);
-    let began = Instant::now();
-    let mut said = false;
-    while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {
-        // A former backend of ours is gone after a lease.
-        if !said && began.elapsed() >= local.shared.member.settings.lease {
-            said = true;
-            strangers::say_who_keeps_out(local, &session).await?;
+impl Control<'_> {
+    /// Closes a silent session once it has ended or the runs were told to stop (L7).
+    fn let_go_if_due(&self) {
+        let has_ended = self.silent.borrow().as_ref().is_none_or(|session| session.has_ended());
+        if has_ended || self.local.may_let_go() {
+            self.silent.take();
+            self.local.control.set(None);
         }
     }
-    let last = notices::listen(&session).await?;
-    // The events of the time without a session are read now. After a failover the log may be shorter than before.
-    local.log_read.set(local.log_read.get().min(last));
-    local.control.set(Some(session.backend()));
-    local.control_answers.set(true);
-    Ok(session)
+
+    /// Opens a new control session: ends the former one, takes the witness lock, and listens.
+    async fn arm(&self) -> Result<Listener> {
+        let local = self.local;
+        let mut session = Listener::open(&local.opener, Role::Control).await?;
+        loop {
+            self.let_go_if_due();
+            if self.silent.borrow().is_none() || local.may_end_control() {
+                break;
+            }
+            tokio::time::sleep(LOOK_AT_SILENT).await;
+        }
+        let former = self.former.borrow().clone();
+        locks::end_own_backends(&mut session, local.keys.witness, &former).await?;
+        // Remembered before it takes the lock, so that the next session ends it if it goes silent half-way.
+        self.remember(session.backend());
+        let began = Instant::now();
+        let mut said = false;
+        while !locks::lock(&session, local.keys.witness, boot::lock_slice(&session)).await? {
+            // A former backend of ours is gone after a lease.
+            if !said && began.elapsed() >= local.shared.member.settings.lease {
+                said = true;
+                strangers::say_who_keeps_out(local, &session).await?;
+            }
+        }
+        let last = notices::listen(&session).await?;
+        // The events of the time without a session are read now. After a failover the log may be shorter than before.
+        local.log_read.set(local.log_read.get().min(last));
+        local.control.set(Some(session.backend()));
+        local.control_answers.set(true);
+        Ok(session)
+    }
+
+    fn remember(&self, backend: Backend) {
+        let mut former = self.former.borrow_mut();
+        former.push(backend);
+        let surplus = former.len().saturating_sub(FORMER_BACKENDS);
+        former.drain(..surplus);
+    }
 }
 
 /// Sweeps, hears and beats on one session until the session fails.
-async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Backoff) -> crate::Error {
+async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> Error {
     if let Err(e) = burial::warm_up(local, session).await {
         return e;
     }
@@ -159,7 +188,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
         let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
         tokio::select! {
             biased;
-            cause = ended => return crate::Error::new(crate::ErrorKind::SessionLost, cause.to_string()),
+            cause = ended => return Error::new(ErrorKind::SessionLost, cause.to_string()),
             () = local.shared.look_now.notified() => next_look = Instant::now(),
             _ = lock.changed() => {}
             () = tokio::time::sleep_until(next_look) => {}
@@ -203,7 +232,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
             if now >= next_beat {
                 next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
-                let beats = beats::beats(session, standing.incarnation).await?;
+                let beats = beats::beats(session, standing.incarnation, &local.neighbours()).await?;
                 look_for_stalled(local, session, &standing, &beats).await?;
                 strangers::look(local, session, &standing, &beats).await?;
             }
@@ -212,9 +241,13 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
                     local.note_hint("look");
                 }
                 hints.look.begin(clock::now());
-                let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
                 let began = Instant::now();
-                sweep(local, session, &standing, expects_a_loss).await?;
+                if local.is_whole_due() || !probe_neighbours(local, session, &standing).await? {
+                    let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
+                    sweep(local, session, &standing, expects_a_loss).await?;
+                    local.plan_whole();
+                    hints.suit(local.peers());
+                }
                 tell_waits(local, session).await;
                 // With a long roster, a probe may take long. At most half of the time goes into probes.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
@@ -226,7 +259,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff_to_reset: &mut Bac
         }
         .await;
         match done {
-            Ok(()) => *backoff_to_reset = backoff(local),
+            Ok(()) => backoff.reset(),
             // The server refused a statement: unknown is not dead (L10), and the session is sound.
             Err(e) if refused(&e) => {
                 tracing::warn!(
@@ -319,10 +352,23 @@ fn sweep_delay(local: &Local) -> Duration {
     let settings = &local.shared.member.settings;
     let delay = match local.hold_delay() {
         Some(delay) => delay,
-        None if local.is_report_open() || local.has_untold_dead() => settings.hold_probe_interval,
+        None if local.is_report_open() || local.has_untold_dead() => local.probe_interval(),
         None => settings.jittered_sweep(fastrand::f64()),
     };
-    local.take_bury_delay().map_or(delay, |left| left.min(delay))
+    local.take_bury_delay().map_or(delay, |left| left.min(delay)).min(settings.jittered_sweep(fastrand::f64()))
+}
+
+/// One sweep of a pod in a large fleet: probe the neighbours → report whether that was enough. `false`: the whole
+/// roster must be probed now.
+async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock) -> Result<bool> {
+    let Some((look, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
+    if check_own_row(local, lock, &look) {
+        if local.must_look_at_all(&look) {
+            return Ok(false);
+        }
+        local.note_neighbours(&look, &neighbours);
+    }
+    Ok(true)
 }
 
 /// One sweep: probe the roster → decide → bury or tell → report. If a loss is expected, the burial pass probes the

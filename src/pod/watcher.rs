@@ -5,88 +5,98 @@
 //! blocked backend does not notice that its client is gone. A grant is only a signal. The session releases the lock at
 //! the end of the slice, and the burial proves the death again.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::burial::{self, Trigger};
 use super::local::Local;
+use crate::background::session::{self, End, Kept};
 use crate::backoff::Backoff;
 use crate::config::{RECONNECT_BACKOFF_MIN, SHORTEST_WATCH_SLICE, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
 use crate::pg::errors::refused;
-use crate::pg::session::{ServerFacts, Session};
+use crate::pg::facts::ServerFacts;
+use crate::pg::session::Session;
 use crate::store::burials::{self, Slice};
 use crate::store::locks::Keys;
 use crate::store::role::Role;
 
 /// Keeps a watch session until the pod stops. Returns at once if push is off.
 pub(crate) async fn run(local: &Local) {
-    let shared = &local.shared;
-    if !shared.member.settings.push {
-        return;
-    }
-    let mut backoff = backoff(local);
-    let mut said = false;
-    while !shared.member.root.is_cancelled() {
-        let mut away = local.away.subscribe();
-        if away.borrow_and_update().is_some() {
-            tokio::select! {
-                () = shared.member.root.cancelled() => {}
-                _ = away.changed() => {}
-            }
-            continue;
-        }
-        let delay = backoff.delay();
-        let watched = async {
-            let mut session = local.opener.open(Role::Watch).await?;
-            watch(local, &mut session, &mut backoff).await?;
-            session.close().await;
-            Ok(())
-        };
-        let ended: Result<()> = tokio::select! {
-            biased;
-            () = shared.member.root.cancelled() => return,
-            _ = away.changed() => continue,
-            ended = watched => ended,
-        };
-        match ended {
-            Ok(()) => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!(
-                    target: "podlock", event = "push_off", pod = %shared.member.pod_id,
-                    "the server's deadlock_timeout, or what it or auto_explain logs as slow, leaves no room for a watch of 100 ms: deaths are found by the sweep alone"
-                    );
-                }
-                tokio::select! {
-                    () = shared.member.root.cancelled() => {}
-                    () = tokio::time::sleep(OFF_FOR.mul_f64(0.5 + fastrand::f64())) => {}
-                }
-                continue;
-            }
-            Err(e) if !e.is_transient() => {
-                tracing::warn!(
-                    target: "podlock", event = "watch_failed", pod = %shared.member.pod_id, error = %e,
-                    "no watch session, and it needs a hand; deaths are found by the sweep"
-                )
-            }
-            Err(e) => {
-                tracing::info!(
-                    target: "podlock", event = "watch_lost", pod = %shared.member.pod_id, cause = %e,
-                    "lost the watch session; opening another"
-                )
-            }
-        }
-        tokio::select! {
-            () = shared.member.root.cancelled() => {}
-            () = tokio::time::sleep(delay) => {}
-        }
+    if local.shared.member.settings.push {
+        session::keep(&Watcher { local, said: Cell::new(false) }, &local.shared.member.root).await;
     }
 }
 
-fn backoff(local: &Local) -> Backoff {
-    Backoff::new(RECONNECT_BACKOFF_MIN, local.shared.member.settings.reconnect_backoff_max)
+struct Watcher<'a> {
+    local: &'a Local,
+    /// The log says that there is no room for a watch.
+    said: Cell<bool>,
+}
+
+impl Kept for Watcher<'_> {
+    type Session = Session;
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(RECONNECT_BACKOFF_MIN, self.local.shared.member.settings.reconnect_backoff_max)
+    }
+
+    async fn wanted(&self) {
+        // The sender lives as long as `local`.
+        let _ = self.local.away.subscribe().wait_for(Option::is_none).await;
+    }
+
+    async fn unwanted(&self) -> String {
+        // The sender lives as long as `local`.
+        let _ = self.local.away.subscribe().changed().await;
+        "the pod is away".to_owned()
+    }
+
+    async fn open(&self) -> Result<Session> {
+        self.local.opener.open(Role::Watch).await
+    }
+
+    fn failed(&self, error: &Error) {
+        let pod = &self.local.shared.member.pod_id;
+        if error.is_transient() {
+            tracing::info!(
+                target: "podlock", event = "watch_lost", pod = %pod, cause = %error,
+                "lost the watch session; opening another"
+            );
+        } else {
+            tracing::warn!(
+                target: "podlock", event = "watch_failed", pod = %pod, error = %error,
+                "no watch session, and it needs a hand; deaths are found by the sweep"
+            );
+        }
+    }
+
+    async fn serve(&self, session: &mut Session, backoff: &mut Backoff) -> End {
+        match watch(self.local, session, backoff).await {
+            Ok(()) => End::Done(OFF_FOR.mul_f64(0.5 + fastrand::f64())),
+            Err(e) => End::Lost(e),
+        }
+    }
+
+    async fn ended(&self, session: Session, end: &End) {
+        match end {
+            End::Lost(e) => self.failed(e),
+            End::Done(_) => {
+                session.close().await;
+                if !self.said.replace(true) {
+                    tracing::warn!(
+                        target: "podlock", event = "push_off", pod = %self.local.shared.member.pod_id,
+                        "the server's deadlock_timeout, or what it or auto_explain logs as slow, leaves no room for a \
+                         watch of 100 ms: deaths are found by the sweep alone"
+                    );
+                }
+            }
+            End::Unwanted(_) | End::Stopped => {}
+        }
+    }
 }
 
 /// How long a slice may wait, so that the deadlock check, `log_lock_waits` and the log of slow statements never see it.
@@ -113,7 +123,7 @@ const OFF_FOR: Duration = Duration::from_secs(30);
 const FREE_AGAIN: Duration = Duration::from_millis(2);
 
 /// Watches until the session is lost (an error), or the server's settings leave no room for a watch (no error).
-async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Backoff) -> Result<()> {
+async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> Result<()> {
     let settings = &local.shared.member.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
     let mut read = Instant::now();
@@ -154,7 +164,7 @@ async fn watch(local: &Local, session: &mut Session, backoff_to_reset: &mut Back
             watched => watched?,
         };
         failed = false;
-        *backoff_to_reset = backoff(local);
+        backoff.reset();
         spoken = Instant::now();
         if version != local.roster_version() {
             local.shared.look_now.notify_one();

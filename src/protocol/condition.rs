@@ -18,7 +18,7 @@ pub struct Seen {
     /// Somebody asked it to drain.
     pub drain_requested: bool,
     /// It was evicted.
-    pub put_out: bool,
+    pub evicted: bool,
     /// Its event index has not changed for two of its beat intervals.
     pub lags: bool,
     /// The event log says that its burial waits.
@@ -44,7 +44,7 @@ pub enum Condition {
     Stopped,
     /// It holds its locks but its beats have stopped: it is frozen, or it makes no progress.
     Lagging,
-    /// It was evicted, and will be buried.
+    /// It was evicted, and will be buried. The name is that of `studio_pod_status.condition`, `put_out`.
     PutOut,
     /// Both of its locks are free. It will be buried.
     Dead,
@@ -59,7 +59,7 @@ impl Condition {
     #[must_use]
     pub const fn of(seen: &Seen) -> Self {
         match *seen {
-            Seen { put_out: true, .. } => Self::PutOut,
+            Seen { evicted: true, .. } => Self::PutOut,
             Seen { alive: false, witness: false, draining: true, .. } => Self::Stopped,
             Seen { alive: false, witness: false, waits: true, .. } => Self::DeadWaiting,
             Seen { alive: false, witness: false, .. } => Self::Dead,
@@ -101,7 +101,7 @@ impl Condition {
             Self::Draining => "draining",
             Self::Stopped => "stopped, to be buried",
             Self::Lagging => "frozen? no beat",
-            Self::PutOut => "put out, to be buried",
+            Self::PutOut => "evicted, to be buried",
             Self::Dead => "dead, to be buried",
             Self::DeadWaiting => "dead, waiting",
             Self::Gone => "gone",
@@ -114,7 +114,7 @@ impl Condition {
     pub const fn says_while_a_stranger_holds_its_lock(self) -> &'static str {
         match self {
             Self::Stopped => "stopped",
-            Self::PutOut => "put out",
+            Self::PutOut => "evicted",
             Self::Dead | Self::DeadWaiting => "dead",
             other => other.says(),
         }
@@ -196,7 +196,7 @@ mod tests {
             witness: true,
             draining: false,
             drain_requested: false,
-            put_out: false,
+            evicted: false,
             lags: false,
             waits: false,
         };
@@ -209,11 +209,11 @@ mod tests {
             (Seen { drain_requested: true, ..fine }, Condition::DrainRequested),
             (Seen { drain_requested: true, draining: true, ..fine }, Condition::Draining),
             (Seen { lags: true, ..fine }, Condition::Lagging),
-            (Seen { put_out: true, ..fine }, Condition::PutOut),
+            (Seen { evicted: true, ..fine }, Condition::PutOut),
             (dead, Condition::Dead),
             (Seen { waits: true, ..dead }, Condition::DeadWaiting),
             (Seen { draining: true, waits: true, ..dead }, Condition::Stopped),
-            (Seen { draining: true, put_out: true, ..dead }, Condition::PutOut),
+            (Seen { draining: true, evicted: true, ..dead }, Condition::PutOut),
         ];
         for (seen, condition) in cases {
             assert_eq!(Condition::of(&seen), condition, "{seen:?}");
@@ -239,7 +239,7 @@ mod tests {
             (Condition::Dead, "dead"),
             (Condition::DeadWaiting, "dead"),
             (Condition::Stopped, "stopped"),
-            (Condition::PutOut, "put out"),
+            (Condition::PutOut, "evicted"),
             (Condition::Reconnecting, "reconnecting: many lost, 1 s left"),
         ] {
             let expected = format!("{says}; a stranger holds its lock: end that session");

@@ -55,8 +55,8 @@ impl Reason {
 
 /// Why a buried incarnation ended. An eviction is the reason even if the pod was draining.
 #[must_use]
-pub const fn buried(draining: bool, put_out: Option<Reason>) -> Reason {
-    match put_out {
+pub const fn buried(draining: bool, evicted: Option<Reason>) -> Reason {
+    match evicted {
         Some(reason) => reason,
         None if draining => Reason::Shutdown,
         None => Reason::Lost,
@@ -66,8 +66,8 @@ pub const fn buried(draining: bool, put_out: Option<Reason>) -> Reason {
 /// Why an incarnation ended whose name registers again. `gave_up`: the process that registers is the one that gave the
 /// incarnation up.
 #[must_use]
-pub const fn replaced(draining: bool, gave_up: bool, put_out: Option<Reason>) -> Reason {
-    match (put_out, draining, gave_up) {
+pub const fn replaced(draining: bool, gave_up: bool, evicted: Option<Reason>) -> Reason {
+    match (evicted, draining, gave_up) {
         (Some(reason), _, _) => reason,
         // A clean stop that has begun stays a clean stop, whatever happened to the pod before it was done.
         (None, true, _) => Reason::Shutdown,
@@ -83,11 +83,11 @@ mod tests {
     #[test]
     fn why_an_incarnation_ended_follows_from_its_row_and_from_who_ends_it() {
         assert_eq!((buried(false, None).as_str(), buried(true, None).as_str()), ("lost", "shutdown"));
-        for put_out in Reason::evictions() {
-            assert_eq!(Reason::of_eviction(put_out.as_str()), Some(put_out));
+        for evicted in Reason::evictions() {
+            assert_eq!(Reason::of_eviction(evicted.as_str()), Some(evicted));
             for (draining, gave_up) in [(false, false), (false, true), (true, false), (true, true)] {
-                assert_eq!(buried(draining, Some(put_out)), put_out);
-                assert_eq!(replaced(draining, gave_up, Some(put_out)), put_out);
+                assert_eq!(buried(draining, Some(evicted)), evicted);
+                assert_eq!(replaced(draining, gave_up, Some(evicted)), evicted);
             }
         }
         for no_mark in ["lost", "of a newer version", ""] {

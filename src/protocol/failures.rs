@@ -18,10 +18,11 @@ use crate::id::RunId;
 /// Longer: people who follow the log see a failure late. Shorter: a large fleet whose runs all fail is busy with its
 /// log. With this value, a hundred pods append ten times a second.
 pub const GAP: Duration = Duration::from_secs(10);
-/// The most kinds in one append; the database accepts 32. Further kinds wait for the next append.
+/// The most kinds in one append: what the database accepts (`studio_note_failures`), so that one event stays small.
+/// Further kinds wait for the next append.
 pub const KINDS_AT_ONCE: usize = 32;
-/// How many characters of an error a log line, an event, a list and the end of a stream show. The run's row has the
-/// whole error.
+/// How many characters of an error a log line, an event, a list and the end of a stream show: a long sentence with its
+/// causes. More would fill these with backtraces. The run's row has the whole error.
 pub const ERROR_CHARS: usize = 1000;
 
 /// What an event reports about the failed runs of one kind.

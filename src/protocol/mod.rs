@@ -18,6 +18,7 @@ pub mod failures;
 pub mod fences;
 pub mod fold;
 mod names;
+pub mod neighbours;
 pub mod notices;
 pub mod patience;
 pub mod poison;

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use super::Moment;
+use super::{Moment, neighbours};
 use crate::id::RunId;
 
 /// Which rows a notice asks a pod to read.
@@ -199,9 +199,11 @@ impl Heard {
 /// with each read that found nothing, up to [`GAP_MOST`]. Shorter gaps cost statements in a flood; longer ones delay
 /// the reaction.
 pub const GAP_LEAST: Duration = Duration::from_millis(12);
-/// The longest such gap: 100 ms. See [`GAP_LEAST`].
+/// The longest such gap: 100 ms. In a flood of foreign notices, a pod makes ten reads a second of each kind. Longer: a
+/// real notice in the flood is heard later. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
-/// The longest gap after a slow read that found nothing.
+/// The longest gap after a slow read that found nothing: nine times what the read took, but never more than this. With
+/// longer gaps, notices would hardly be heard before the next sweep.
 const GAP_AFTER_SLOW: Duration = Duration::from_secs(1);
 
 /// When the rows that one kind of notice points to are read next.
@@ -213,16 +215,26 @@ pub struct Gate {
     began: Option<Moment>,
     /// No read begins before this moment.
     opens: Moment,
+    /// The shortest gap.
+    least: Duration,
     gap: Duration,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { asked: None, began: None, opens: Moment::ZERO, gap: GAP_LEAST }
+        Self { asked: None, began: None, opens: Moment::ZERO, least: GAP_LEAST, gap: GAP_LEAST }
     }
 }
 
 impl Gate {
+    /// Makes the shortest gap as long as suits a fleet in which a pod has so many peers. All pods read because of the
+    /// same notices. So a burst of notices, such as that of many pods that start at once, is read in fewer steps the
+    /// more pods there are.
+    pub fn suit(&mut self, peers: usize) {
+        self.least = neighbours::rarer(GAP_LEAST, peers);
+        self.gap = self.gap.max(self.least);
+    }
+
     /// A notice came at `now`. The read is due after `wait`, or together with an earlier notice.
     pub fn ask(&mut self, now: Moment, wait: Duration) {
         let at = now + wait;
@@ -252,7 +264,8 @@ impl Gate {
     pub fn end(&mut self, now: Moment, came_to_something: bool) {
         let Some(began) = self.began.take() else { return };
         let was_quiet = began.saturating_sub(self.opens) >= GAP_MOST;
-        self.gap = if came_to_something || was_quiet { GAP_LEAST } else { (self.gap * 2).min(GAP_MOST) };
+        let most = self.least.max(GAP_MOST);
+        self.gap = if came_to_something || was_quiet { self.least } else { (self.gap * 2).min(most) };
         let slow = (now.saturating_sub(began) * 9).min(GAP_AFTER_SLOW);
         self.opens = now + if came_to_something { self.gap } else { self.gap.max(slow) };
     }
@@ -354,6 +367,19 @@ mod tests {
         assert!((75..=90).contains(&effects(second, MS / 10, true)), "{}", effects(second, MS / 10, true));
         let slow = effects(second * 10, MS * 50, false);
         assert!((18..=21).contains(&slow), "{slow}");
+    }
+
+    /// Looks that many pods ask for are merged, and a burst of joins is read once.
+    #[test]
+    fn in_a_large_fleet_the_first_notice_is_read_at_once_and_a_burst_in_fewer_steps() {
+        let mut gate = Gate::default();
+        gate.suit(200);
+        gate.ask(MS * 500, Duration::ZERO);
+        assert!(gate.is_due(MS * 500));
+        gate.begin(MS * 500);
+        gate.end(MS * 501, true);
+        gate.ask(MS * 502, Duration::ZERO);
+        assert_eq!(gate.due(), Some(MS * 501 + GAP_LEAST * 13));
     }
 
     #[test]

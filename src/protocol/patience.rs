@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use super::Moment;
 
-/// The longest lease that `Config::validate` accepts.
+/// The longest lease that `Config::validate` accepts: 1 h. A row that states a longer one is not believed, so that a
+/// wrong row holds burials up for an hour at most.
 pub const LEASE_MAX: Duration = Duration::from_secs(3600);
 
 /// The settings that the row of a pod states.

@@ -41,7 +41,8 @@ use super::ending::Reason;
 /// the dead pods again.
 const ALONE: u32 = 3;
 
-/// After how many owners in a row crashed under a run the last pod of a fleet no longer takes it.
+/// After how many owners in a row crashed under a run the last pod of a fleet no longer takes it. The text above says
+/// why one is too few. With three, the default `max_crashes` would apply anyway.
 pub const LAST_POD_BEARS: u32 = 2;
 
 /// The reasons that count as a crash of the run ([`Reason::is_crash`]).

@@ -19,7 +19,8 @@ use std::mem;
 /// entries that the server's defaults provide. More rows disturb the service if the table is small. Fewer rows cost
 /// more round trips in a fleet of a thousand pods.
 pub const ROWS_MOST: usize = 64;
-/// Rows that one statement reads without probing. It takes no locks, so only the size of the reply counts.
+/// Rows that one statement reads without probing: 1,024. It takes no locks, so only the size of the reply counts. More:
+/// larger replies. Fewer: more round trips where thousands of rows are only read.
 const READ_MOST: usize = 16 * ROWS_MOST;
 
 /// What an observer remembers from one roster probe to the next.
@@ -137,7 +138,7 @@ mod tests {
 
     /// Probes rows with these keys on a server that has room for `room` probes at a time. Returns the keys that were
     /// probed, the keys that were only read, the number of statements, and the pace to remember.
-    fn look(pace: Pace, keys: &[i64], room: usize) -> (Vec<i64>, Vec<i64>, usize, Pace) {
+    fn probe(pace: Pace, keys: &[i64], room: usize) -> (Vec<i64>, Vec<i64>, usize, Pace) {
         let (mut probed, mut read, mut statements) = (Vec::new(), Vec::new(), 0);
         let mut portions = Portions::begin(pace);
         while let Some(Portion { from, upto, most, probe }) = portions.next() {
@@ -169,7 +170,7 @@ mod tests {
     fn each_row_is_probed_once_wherever_a_look_begins() {
         for n in [0, 1, 61, 62, 63, 500] {
             for start in [i64::MIN, i64::MIN + 1, -300, -1, 0, 7, i64::MAX] {
-                let (probed, read, statements, pace) = look(Pace::default().from(start), &keys(n), 1000);
+                let (probed, read, statements, pace) = probe(Pace::default().from(start), &keys(n), 1000);
                 assert_eq!(
                     probed.first().copied(),
                     keys(n).into_iter().filter(|k| *k >= start).min(),
@@ -184,25 +185,25 @@ mod tests {
 
     #[test]
     fn a_small_roster_takes_one_statement() {
-        assert_eq!(look(Pace::default(), &keys(61), 1000).2, 1);
+        assert_eq!(probe(Pace::default(), &keys(61), 1000).2, 1);
         assert_eq!(Portions::begin(Pace::default()).next(), Some(Pace::default().whole()));
     }
 
     #[test]
     fn a_portion_that_meets_a_full_table_is_halved_and_all_rows_are_reached_all_the_same() {
-        let (probed, read, _, pace) = look(Pace::default(), &keys(500), 20);
+        let (probed, read, _, pace) = probe(Pace::default(), &keys(500), 20);
         assert_eq!((sorted(probed), read), (sorted(keys(500)), vec![]));
         assert_eq!(pace.size(), 16);
         // The portion grows again with each roster probe once there is room.
-        let pace = (0..2).fold(pace, |pace, _| look(pace, &keys(500), 1000).3);
+        let pace = (0..2).fold(pace, |pace, _| probe(pace, &keys(500), 1000).3);
         assert_eq!(pace, Pace::default());
     }
 
     /// L10: rows that could not be probed are reported as such, and the roster probe ends.
     #[test]
-    fn where_nothing_can_be_probed_the_rest_is_read_and_the_next_look_begins_behind() {
+    fn where_nothing_can_be_probed_the_rest_is_read_and_the_next_probe_begins_behind() {
         let all = keys(5000);
-        let (probed, read, statements, pace) = look(Pace::default().from(-300), &all, 0);
+        let (probed, read, statements, pace) = probe(Pace::default().from(-300), &all, 0);
         assert_eq!((probed, sorted(read)), (vec![], sorted(all.clone())));
         assert!(statements <= 7 + 5000 / READ_MOST + 2, "{statements}");
         assert_eq!(pace, Pace { size: 1, start: -299 });
@@ -210,7 +211,7 @@ mod tests {
         let begun: Vec<_> = (0..3)
             .scan(pace, |pace, _| {
                 let portions = Portions::begin(*pace);
-                *pace = look(*pace, &all, 0).3;
+                *pace = probe(*pace, &all, 0).3;
                 portions.next().map(|portion| portion.from)
             })
             .collect();

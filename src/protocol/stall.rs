@@ -20,7 +20,8 @@ use std::time::Duration;
 use super::Moment;
 use crate::id::Incarnation;
 
-/// How many leases an evicted pod waits at most for its application to make progress.
+/// How many leases an evicted pod waits at most for its application to make progress. Fewer: a pod that still hangs
+/// comes back and is evicted again and again. More: a pod whose sources only runs can move stays away needlessly.
 const LEASES_AWAY: u32 = 10;
 
 /// The times of the stall rule.
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_put_out_is_tried_again_after_ten_leases() {
+    fn an_evicted_pod_is_tried_again_after_ten_leases() {
         let lease = Duration::from_secs(3);
         assert!(!was_away_for_long(Duration::from_secs(30), lease));
         assert!(was_away_for_long(Duration::from_millis(30_001), lease));

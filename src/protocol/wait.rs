@@ -16,7 +16,8 @@ use super::Moment;
 use super::verdict::{Decision, Verdict, WaitFor};
 use crate::id::Incarnation;
 
-/// How many waits one roster probe reports at most.
+/// How many waits one roster probe reports at most. Each is an event. If a whole fleet is lost, some examples say as
+/// much as all of them, and the log is locked for less time.
 pub const MOST: usize = 16;
 
 /// How many waits one observer reports while none of them is over. The first ones then speak for the others.
@@ -148,12 +149,12 @@ mod tests {
     const PROBE: Duration = Duration::from_millis(250);
     const TIMING: VerdictTiming = VerdictTiming {
         window: Duration::from_secs(1),
-        second_look: PROBE,
+        second_probe: PROBE,
         reconnect_grace: Duration::from_secs(10),
         settle: Duration::from_secs(10),
     };
 
-    fn look(lost: &[(bool, bool)]) -> Vec<PeerProbe> {
+    fn probe(lost: &[(bool, bool)]) -> Vec<PeerProbe> {
         let peer = |(n, (liveness_free, witness_free)): (usize, &(bool, bool))| PeerProbe {
             pod_id: PodId::new(format!("p{n}")).expect("a name"),
             incarnation: Incarnation::from(uuid::Uuid::from_u128(n as u128 + 1)),
@@ -172,7 +173,7 @@ mod tests {
         let mut told = Vec::new();
         for ms in at_ms {
             let now = Duration::from_millis(*ms);
-            let decision = observer.decide(&TIMING, now, &look(lost));
+            let decision = observer.decide(&TIMING, now, &probe(lost));
             told = waits(&decision, now, |_| may_bury_at, PROBE);
             observer = decision.observer;
         }
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn l12_of_a_whole_roster_that_is_lost_a_bounded_number_is_told_a_few_at_a_look() {
-        let lost = look(&vec![(true, true); 1000]);
+        let lost = probe(&vec![(true, true); 1000]);
         let first = LossObserver::default().decide(&TIMING, Duration::ZERO, &lost);
         let now = PROBE * 4;
         let decision = first.observer.decide(&TIMING, now, &lost);

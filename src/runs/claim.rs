@@ -33,18 +33,21 @@ use crate::store::runs::{self, Claimed, Claimer, Claims, Ending, Owner, Unreadab
 /// cut. Smaller batches need more round trips.
 const BATCH: usize = 500;
 /// How many bytes of inputs and checkpoints one statement reads, in the size that the server stores. A larger payload
-/// is read in pieces.
+/// is read in pieces. More: a slow link may not carry it within the statement time-out. Less: more round trips.
 const READ_BYTES: i64 = 1 << 20;
 /// The most doublings of the wait before a run that could not be claimed is tried again. The first wait is one lease.
-/// The wait doubles only if the fault is the run's own and the run cannot be quarantined either.
+/// The wait doubles only if the fault is the run's own and the run cannot be quarantined either. Six doublings are 64
+/// leases: eleven minutes by default. More: a run that was repaired by hand waits longer. Fewer: a statement that fails
+/// is sent more often.
 const DOUBLINGS: u32 = 6;
-/// The most runs at fault that a pod remembers. When this number is reached, the pod forgets all of them and counts
-/// again.
+/// The most runs at fault that a pod remembers, in less than 1 MB. When this number is reached, the pod forgets all of
+/// them and counts again. Fewer: where many runs are at fault, their waits never double. More: only memory.
 const BLAMED_MOST: usize = 10_000;
 /// How many sweeps pass between two reads of the sequence of fences while there is nothing to claim. Then a read only
 /// finds a wrong CACHE, and each statement that takes a fence checks the CACHE as well.
 const SWEEPS_WITHOUT_A_CLAIM: u32 = 10;
-/// The least time between two warnings that claims fail in part.
+/// The least time between two warnings that claims fail in part. Passes follow one another while runs are waiting, and
+/// each would warn.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the claims of one pass teach the next pass.
@@ -238,7 +241,8 @@ impl<'a> Claiming<'a> {
             runs::claim(&self.engine.db, claimer, self.own, &wanted, self.max_crashes, floor).await?;
         for run in &quarantined {
             tracing::error!(
-                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind, by = %self.engine.member.pod_id,
+                target: "podlock", event = "quarantined", run = %run.run_id, kind = run.kind,
+                by = %self.engine.member.pod_id,
                 error = run.error, "a run that takes its owners down with it was quarantined"
             );
         }

@@ -28,8 +28,8 @@ pub(crate) struct Engine {
     pub(crate) readers: Readers,
     /// Runs that failed on this pod, until they are written to the event log.
     pub(crate) failures: Failures,
-    /// Makes the next recovery pass begin now. A boot, a regained lock, a sweep and a burial notify it; the loop in
-    /// `recover::run` waits for it. `Notify` keeps one wake that comes during a pass, so none is lost.
+    /// Makes the next recovery pass begin now. A boot, a regained lock, a sweep and a burial notify it; `recover` waits
+    /// for it. `Notify` keeps one wake that comes during a pass, so none is lost.
     pub(crate) recover_now: Notify,
     /// A notice says that there are orphans. `pod::hints` notifies it; the next recovery pass begins soon, at a limited
     /// rate (L11). If a wake is lost, the next sweep finds the orphans.
@@ -45,7 +45,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// The engine, and the other end of `loaded`, for `recover::run`.
+    /// The engine, and the other end of `loaded`, for `recover`.
     pub(crate) fn new(
         member: Arc<Membership>,
         db: Database,

@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::engine::Engine;
+use crate::background::part::{Next, Part};
 use crate::membership::clock;
+use crate::protocol::Moment;
 use crate::protocol::failures::{GAP, Tally, beginning};
 use crate::protocol::stream::send_at;
 use crate::store::history;
 use crate::store::runs::Owner;
 
-/// The failures of this pod. Each task that ends a run as failed adds to the tally and wakes [`run`]. [`run`] takes
-/// from the tally; so does the shutdown, once. `Notify` keeps one wake for a task that does not wait yet, so no wake
+/// The failures of this pod. Each task that ends a run as failed adds to the tally and wakes [`Telling`], which
+/// takes from the tally; so does the shutdown, once. `Notify` keeps one wake for a task that does not wait yet, so no wake
 /// is lost.
 #[derive(Default)]
 pub(crate) struct Failures {
@@ -36,29 +38,36 @@ pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, erro
     engine.failures.failed.notify_one();
 }
 
-/// Writes failures to the event log until the pod ends: at once after a quiet time, otherwise when the gap has passed.
-pub(crate) async fn run(engine: Arc<Engine>) {
-    tokio::select! {
-        biased;
-        () = engine.member.root.cancelled() => {}
-        () = rounds(&engine) => {}
+/// Writes failures to the event log: at once after a quiet time, otherwise when the gap has passed.
+pub(crate) struct Telling {
+    engine: Arc<Engine>,
+    last: Option<Moment>,
+}
+
+impl Telling {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, last: None }
     }
 }
 
-async fn rounds(engine: &Engine) {
-    let mut last = None;
-    loop {
-        if engine.failures.tally().is_empty() {
-            engine.failures.failed.notified().await;
-            continue;
+impl Part for Telling {
+    const NAME: &'static str = "the failures";
+
+    async fn woken(&mut self) {
+        while self.engine.failures.tally().is_empty() {
+            self.engine.failures.failed.notified().await;
         }
         let now = clock::now();
-        let at = send_at(now, last, false, GAP);
+        let at = send_at(now, self.last, false, GAP);
         if at > now {
             tokio::time::sleep(at - now).await;
         }
-        last = Some(clock::now());
-        tell(engine).await;
+    }
+
+    async fn work(&mut self) -> Next {
+        self.last = Some(clock::now());
+        tell(&self.engine).await;
+        Next::Wait
     }
 }
 

@@ -39,13 +39,13 @@ pub(super) async fn take(
     }
     // The error has the same words as the error of other writes. The run is certainly fenced, even if its row cannot be
     // read now.
-    let Ok(standing) = runs::status(&engine.db, owner.run_id).await else {
+    let Ok(status) = runs::status(&engine.db, owner.run_id).await else {
         stop.fire(StopReason::Fenced);
         return Err(error);
     };
-    let cancelled = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
+    let cancelled = status.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
     stop.fire(if cancelled { StopReason::Cancelled } else { StopReason::Fenced });
     let sqlstate = error.sqlstate().map(str::to_owned).unwrap_or_default();
-    let fenced = runs::fenced("a guard", owner, standing.as_ref()).state(ABORTED).with_sqlstate(&sqlstate);
+    let fenced = runs::fenced("a guard", owner, status.as_ref()).state(ABORTED).with_sqlstate(&sqlstate);
     Err(fenced.caused_by(error))
 }

@@ -6,6 +6,7 @@ pub(crate) mod execute;
 pub(crate) mod failures;
 mod guard;
 mod passed_over;
+pub(crate) mod pulse;
 pub(crate) mod recover;
 pub(crate) mod registry;
 pub(crate) mod run;

@@ -14,10 +14,11 @@ use crate::membership::clock;
 use crate::protocol::Moment;
 use crate::store::holders;
 
-/// The most runs that are checked for a locked row in one pass. It bounds that statement. Further runs are checked in
-/// later passes.
+/// The most runs that are checked for a locked row in one pass. The check reads the server's lock table, and its time
+/// grows with the number. Further runs are checked in later passes, so fewer only means that they are named later.
 const LOOKED_AT: usize = 64;
-/// The most runs that are remembered. Further runs are remembered when some of these have been claimed.
+/// The most runs that are remembered, to bound the memory to about 1 MB. Further runs are remembered when some of these
+/// have been claimed.
 const REMEMBERED: usize = 10_000;
 
 /// Runs that each pass wanted and none could claim, and since when.
@@ -75,8 +76,10 @@ impl PassedOver {
             seen.said = true;
             let hidden_ms = u64::try_from(now.saturating_sub(seen.since).as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
-                target: "podlock", event = "run_hidden", pod = %engine.member.pod_id, run = %run.run_id, hidden_ms, holders = run.holders,
-                "no pod can claim a run while another transaction has its row locked, as a guard has: end that transaction"
+                target: "podlock", event = "run_hidden", pod = %engine.member.pod_id, run = %run.run_id, hidden_ms,
+                holders = run.holders,
+                "no pod can claim a run while another transaction has its row locked, as a guard has: end that \
+                 transaction"
             );
         }
     }

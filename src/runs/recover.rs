@@ -2,17 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::StopReason;
 use super::claim::{self, Pace};
 use super::engine::Engine;
 use super::passed_over::PassedOver;
 use super::registry::RegistrySnapshot;
+use crate::background::part::{Next, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
 use crate::membership::clock;
@@ -107,65 +106,78 @@ struct Report {
     again: Option<Duration>,
 }
 
-/// Makes passes until the pod ends: on every sweep, whenever the pod is woken, and when room frees after a pass was
-/// short of it.
-pub(crate) async fn run(engine: Arc<Engine>, mut from_burials: mpsc::Receiver<Loaded>) {
-    let mut passes = Passes::default();
-    let mut nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
-    let mut at = Instant::now();
-    let mut hints = Gate::default();
-    loop {
-        let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
-        tokio::select! {
-            biased;
-            () = engine.member.root.cancelled() => return,
-            () = engine.recover_now.notified() => {}
-            () = engine.registry.freed.notified(), if passes.short_of_room => {}
-            () = tokio::time::sleep_until(at) => {}
-            () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
-            // Hints are the last branch, so a flood of them delays nothing else.
-            () = engine.recover_hinted.notified() => {
-                hints.ask(clock::now(), Duration::ZERO);
-                continue;
+/// Makes passes: on every sweep, whenever the pod is woken, and when room frees after a pass was short of it.
+pub(crate) struct Recovery {
+    engine: Arc<Engine>,
+    from_burials: mpsc::Receiver<Loaded>,
+    passes: Passes,
+    /// When to say again that passes fail.
+    nag: Nag,
+    /// When notices of orphans make a pass begin.
+    hints: Gate,
+}
+
+impl Recovery {
+    pub(crate) fn new(engine: Arc<Engine>, from_burials: mpsc::Receiver<Loaded>) -> Self {
+        let nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
+        Self { engine, from_burials, passes: Passes::default(), nag, hints: Gate::default() }
+    }
+}
+
+impl Part for Recovery {
+    const NAME: &'static str = "recovery";
+
+    fn first(&self) -> Next {
+        Next::Within(Duration::ZERO)
+    }
+
+    async fn woken(&mut self) {
+        loop {
+            let hinted = self.hints.due().map(|due| due.saturating_sub(clock::now()));
+            tokio::select! {
+                biased;
+                () = self.engine.recover_now.notified() => return,
+                () = self.engine.registry.freed.notified(), if self.passes.short_of_room => return,
+                () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => return,
+                // Hints are the last branch, so a flood of them delays nothing else.
+                () = self.engine.recover_hinted.notified() => self.hints.ask(clock::now(), Duration::ZERO),
             }
         }
+    }
+
+    fn period(&self) -> Option<Duration> {
+        Some(self.engine.member.settings.jittered_sweep(fastrand::f64()))
+    }
+
+    async fn work(&mut self) -> Next {
+        let Self { engine, from_burials, passes, nag, hints } = self;
         if hints.is_due(clock::now()) {
             engine.member.note_hint("recover");
         }
         hints.begin(clock::now());
-        let mut due = engine.member.settings.jittered_sweep(fastrand::f64());
-        at = Instant::now() + due;
         let Ok(incarnation) = engine.member.may_take_work() else {
             hints.end(clock::now(), false);
-            continue;
+            return Next::Wait;
         };
-        let passed = tokio::select! {
-            biased;
-            () = engine.member.root.cancelled() => return,
-            passed = pass(&engine, incarnation, &mut passes, from_burials.try_recv().ok()) => passed,
-        };
+        let passed = pass(engine, incarnation, passes, from_burials.try_recv().ok()).await;
         hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
             Ok(report) => {
                 nag.passed();
-                if let Some(again) = report.again {
-                    due = due.min(again);
-                }
                 if report.claimed + report.adopted > 0 {
                     tracing::info!(
                         target: "podlock", event = "claimed", pod = %engine.member.pod_id, incarnation = %incarnation,
                         runs = report.claimed, adopted = report.adopted, "took runs up"
                     );
                 }
+                report.again.map_or(Next::Wait, Next::Within)
             }
+            // A wake makes a pass begin at once even after a failure. So this is no back-off.
             Err(e) => {
-                report_failure(&engine, &e, &mut nag);
-                if e.is_transient() {
-                    due = due.min(engine.member.settings.reconnect_backoff_max);
-                }
+                report_failure(engine, &e, nag);
+                if e.is_transient() { Next::Within(engine.member.settings.reconnect_backoff_max) } else { Next::Wait }
             }
         }
-        at = Instant::now() + due;
     }
 }
 
@@ -284,17 +296,4 @@ async fn check(engine: &Engine, own: Incarnation, run_ids: &[RunId]) -> Result<(
         engine.stop_run(*run_id, Some(fence), reason);
     }
     Ok(())
-}
-
-/// Increments the pulse. The keeper reads it to see that the application's runtime still runs tasks.
-pub(crate) async fn pulse(engine: Arc<Engine>) {
-    let interval = (engine.member.settings.stall_after / 8).min(Duration::from_millis(500));
-    loop {
-        engine.member.runtime_pulse.fetch_add(1, Ordering::AcqRel);
-        tokio::select! {
-            biased;
-            () = engine.member.root.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
-        }
-    }
 }

@@ -52,7 +52,8 @@ impl StopSignal {
     }
 }
 
-/// The most lost runs that are remembered, for a count in the log. A pod executes fewer at a time.
+/// The most lost runs that are remembered, for a count in the log. A pod executes fewer at a time, so the count is
+/// right. It only bounds the memory of a pod that loses its runs again and again.
 const REMEMBERED_LOSSES: usize = 10_000;
 
 enum RunEntry {

@@ -371,13 +371,13 @@ impl Run {
                     return Ok(written);
                 }
                 Ok(None) => match runs::status(&self.engine.db, self.owner.run_id).await {
-                    Ok(standing) => {
-                        if let Some(written) = standing.as_ref().and_then(&was_done) {
+                    Ok(status) => {
+                        if let Some(written) = status.as_ref().and_then(&was_done) {
                             return Ok(written);
                         }
-                        let ended = standing.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
+                        let ended = status.as_ref().is_some_and(|s| RunState::Cancelled.is(&s.state));
                         self.stop.fire(if ended { StopReason::Cancelled } else { StopReason::Fenced });
-                        let fenced = runs::fenced(what, self.owner, standing.as_ref());
+                        let fenced = runs::fenced(what, self.owner, status.as_ref());
                         return Err(self.report(told(fenced, in_doubt)));
                     }
                     Err(e) => e,
@@ -457,7 +457,8 @@ impl Run {
 
     pub(super) fn report(&self, error: Error) -> Error {
         tracing::info!(
-            target: "podlock", event = "fenced", pod = %self.engine.member.pod_id, incarnation = %self.owner.incarnation,
+            target: "podlock", event = "fenced", pod = %self.engine.member.pod_id,
+            incarnation = %self.owner.incarnation,
             run = %self.owner.run_id, fence = self.owner.fence.get(), error = %error, "a write was refused"
         );
         error

@@ -13,7 +13,8 @@ use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
 /// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
-/// The delay between two tries.
+/// The delay between two tries. A failover takes longer, but a dropped connection is over by then. Shorter: the tries
+/// are used up at once. Longer: the caller waits.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Starts a run that this pod owns, and begins it.

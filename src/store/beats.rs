@@ -16,16 +16,14 @@ use crate::protocol::stall;
 
 /// Writes the next event index into the pod's row. A pod beats only while every source that it requires makes progress.
 pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
-    const SQL: &str = "UPDATE @.studio_pods SET event_index = nextval('@.studio_beat'::regclass), \
-         beat_at = now(), standing = NULL WHERE incarnation = $1";
+    const SQL: &str = sql!("beat");
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
 }
 
 /// Instead of a beat, records which required source makes no progress, or that none is stuck. Returns false if the row
 /// said so before.
 pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, source: Option<&str>) -> Result<bool> {
-    const SQL: &str = "UPDATE @.studio_pods SET standing = $2 \
-         WHERE incarnation = $1 AND standing IS DISTINCT FROM $2 RETURNING pod_id";
+    const SQL: &str = sql!("record_standing");
     let params: [Param<'_>; 2] = [(&incarnation.as_uuid(), Type::UUID), (&source, Type::TEXT)];
     Ok(!session.query("saying what stands still", SQL, &params).await?.is_empty())
 }
@@ -35,17 +33,18 @@ pub(crate) async fn stand_still(session: &Session, incarnation: Incarnation, sou
 pub(crate) struct Beats {
     /// Our own index. `None` if we are not in the roster.
     pub(crate) own: Option<i64>,
-    /// The peers that hold both of their locks. Other peers are not counted, so the statement leaves them out: there
-    /// can be many rows of dead pods.
+    /// Those of the peers whose locks are both held. Other peers are not counted.
     pub(crate) peers: Vec<stall::Beat>,
     /// The required sources that make no progress, as their pods recorded them.
     pub(crate) standing: BTreeMap<Incarnation, String>,
 }
 
-/// Reads the event indices of the pods that hold both of their locks, and our own.
-pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> {
-    const SQL: &str = sql!("read_beats", "advisory_lock", "lock_key");
-    let rows = session.query("looking at the peers' beats", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
+/// Reads the event indices of those of `peers` whose locks are both held, and our own.
+pub(crate) async fn beats(session: &Session, own: Incarnation, peers: &[Incarnation]) -> Result<Beats> {
+    const SQL: &str = sql!("read_beats");
+    let peers: Vec<Uuid> = peers.iter().map(Incarnation::as_uuid).collect();
+    let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&peers, Type::UUID_ARRAY)];
+    let rows = session.query("looking at the peers' beats", SQL, &params).await?;
     let mut beats = Beats::default();
     for row in rows {
         let (incarnation, index) = (Incarnation::from(row.at::<Uuid>("incarnation")?), row.at("event_index")?);
@@ -62,7 +61,7 @@ pub(crate) async fn beats(session: &Session, own: Incarnation) -> Result<Beats> 
 /// Records that a peer is suspected, once for each index at which its beats stopped. Returns false if another pod
 /// recorded it, or if the peer's index changed.
 pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<bool> {
-    const SQL: &str = "SELECT @.studio_suspect($1::uuid, $2::bigint, $3::text, $4::integer) AS suspected";
+    const SQL: &str = sql!("suspect_peer");
     let looks = i32::try_from(stalled.looks).unwrap_or(i32::MAX);
     let params: [Param<'_>; 4] = [
         (&stalled.incarnation.as_uuid(), Type::UUID),
@@ -76,7 +75,7 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
 
 /// Evicts a peer whose index is still the one at which it was suspected. Returns how many of its backends were ended.
 pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_end_backends($1::uuid, $2::bigint, 'stalled'::text, $3::text) AS ended";
+    const SQL: &str = sql!("evict_stalled_peer");
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];
     let step = "putting a peer out";

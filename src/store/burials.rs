@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::candidates::{CANDIDATES, Wanted};
 use super::evictions;
 use super::locks::{Keys, millis};
-use super::pods::{WARM_UP_LOG, interval};
+use super::pods::{interval, warm_up_log};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::pg::reply::Reply;
@@ -203,8 +203,7 @@ fn name(name: String) -> Result<PodId, String> {
     PodId::new(name.clone()).map_err(|e| format!("{name:?}: {e}"))
 }
 
-const WATCH: &str =
-    "SELECT w.answer, w.roster_version FROM @.studio_watch($1::bigint, $2::bigint, $3::integer, $4::integer) AS w";
+const WATCH: &str = sql!("watch_peer");
 
 /// Waits one slice for a peer's locks, and keeps none. Also returns the roster's version, as in [`RosterProbe`].
 pub(crate) async fn watch_slice(
@@ -306,7 +305,7 @@ pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     ];
     let step = "preparing for burials";
     session.prepare(step, &STATEMENTS).await?;
-    if let Err(e) = session.execute_batch(step, &session.schema().sql(WARM_UP_LOG)).await {
+    if let Err(e) = session.execute_batch(step, &warm_up_log(session.schema())).await {
         session.execute_batch(step, "ROLLBACK").await?;
         return Err(e);
     }

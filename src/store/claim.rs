@@ -8,7 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::crashes::crash_reasons;
-use super::pods::WARM_UP_LOG;
+use super::pods::warm_up_log;
 use super::runs::{Claimed, Claims, Owner, Quarantined, Unreadable};
 use crate::error::{Result, chain};
 use crate::id::{Fence, Incarnation};
@@ -120,7 +120,7 @@ pub(crate) fn warm_up_claim<'a>(
         let claimed = async { client.query(&client.prepare_cached(&schema.sql(CLAIM)).await?, &params).await }.await;
         client.batch_execute("ROLLBACK").await?;
         claimed?;
-        let warmed_up = client.batch_execute(&schema.sql(WARM_UP_LOG)).await;
+        let warmed_up = client.batch_execute(&warm_up_log(schema)).await;
         if warmed_up.is_err() {
             client.batch_execute("ROLLBACK").await?;
         }

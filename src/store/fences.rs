@@ -9,6 +9,7 @@ use crate::id::Fence;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::session::Session;
+use crate::pg::statement::sql;
 use crate::protocol::fences::JUMP;
 
 /// How long the first read of all fences may take.
@@ -24,10 +25,10 @@ pub(crate) struct Sequence {
     pub(crate) cache: i64,
 }
 
+const SEQUENCE: &str = sql!("read_fence_sequence");
+
 pub(crate) async fn sequence(db: &Database) -> Result<Sequence> {
-    const SQL: &str = "SELECT COALESCE(pg_sequence_last_value(q.seqrelid::regclass), 0::int8) AS last, \
-               q.seqcache FROM pg_sequence q WHERE q.seqrelid = '@.studio_fence'::regclass";
-    let row = db.query_opt("reading the sequence of fences", SQL, &[]).await?;
+    let row = db.query_opt("reading the sequence of fences", SEQUENCE, &[]).await?;
     let row = row.ok_or_else(|| Error::new(ErrorKind::SchemaMissing, "studio_fence is no sequence"))?;
     Ok(Sequence { last: row.at::<i64>("last")?.into(), cache: row.at("seqcache")? })
 }
@@ -60,11 +61,9 @@ fn say_raised(floor: Fence, last: i64) {
 /// copied by logical replication, or by `pg_dump` of single tables, come without their sequences. If a fence was given
 /// already, nothing is read: a run whose fence is above the sequence raises it when the run is claimed.
 pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
-    const IS_UNUSED: &str = "SELECT pg_sequence_last_value('@.studio_fence'::regclass) IS NULL AS is_unused";
-    // Fences that were set by hand are ignored here: see `protocol::fences`.
-    const HIGHEST: &str = "SELECT max(r.fence) AS highest FROM @.studio_runs r WHERE r.fence BETWEEN 1 AND $1";
+    const HIGHEST: &str = sql!("find_highest_fence");
     let step = "looking at the fences that are there";
-    if !session.query_one(step, IS_UNUSED, &[]).await?.at::<bool>("is_unused")? {
+    if session.query_one(step, SEQUENCE, &[]).await?.at::<i64>("last")? != 0 {
         return Ok(());
     }
     // The statement reads the whole table, once in the life of a database. If that takes longer than the limit, because

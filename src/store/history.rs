@@ -19,8 +19,7 @@ use crate::timestamp::Timestamp;
 
 /// Appends failures of this pod to the event log.
 pub(crate) async fn note_failures(db: &Database, pod: &PodId, by: Incarnation, failed: &[Failed]) -> Result<()> {
-    const SQL: &str = "SELECT @.studio_note_failures($1::text, $2::uuid, $3::text[], $4::bigint[], $5::uuid[], $6::text[]) \
-         AS noted";
+    const SQL: &str = sql!("note_failures");
     let kinds: Vec<&str> = failed.iter().map(|f| f.kind.as_str()).collect();
     let counts: Vec<i64> = failed.iter().map(|f| f.runs).collect();
     let runs: Vec<Uuid> = failed.iter().map(|f| f.run.as_uuid()).collect();
@@ -76,15 +75,13 @@ pub(crate) async fn prune_runs(
     keep: Duration,
     chunks_max: i32,
 ) -> Result<Option<Handled>> {
-    const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_runs($1::uuid[], make_interval(secs => $2), $3::integer) AS p";
+    const SQL: &str = sql!("prune_runs");
     handled(db.query_opt("pruning runs", SQL, &[&runs, &keep.as_secs_f64(), &chunks_max]).await?)
 }
 
 /// Deletes those of these incarnations that ended longer ago than `keep`. `None`: another session is pruning.
 pub(crate) async fn prune_sessions(db: &Database, incarnations: &[Uuid], keep: Duration) -> Result<Option<Handled>> {
-    const SQL: &str = "SELECT p.gone, p.handled, p.kept, p.reasons, p.codes \
-         FROM @.studio_prune_named_sessions($1::uuid[], make_interval(secs => $2)) AS p";
+    const SQL: &str = sql!("prune_sessions");
     handled(db.query_opt("pruning sessions", SQL, &[&incarnations, &keep.as_secs_f64()]).await?)
 }
 
@@ -131,8 +128,7 @@ pub(crate) async fn prune_events(
     snapshot: &RosterSnapshot,
     by: Option<(&str, Incarnation)>,
 ) -> Result<Option<i32>> {
-    const SQL: &str = "SELECT @.studio_prune_events(make_interval(secs => $1), $2::bigint, $3::bigint, $4::jsonb, \
-         COALESCE($5, SESSION_USER::text)::text, $6::uuid) AS gone";
+    const SQL: &str = sql!("prune_events");
     let detail: Value = serde_json::to_value(snapshot).map_err(|e| {
         Error::new(ErrorKind::Database, format!("a snapshot of the log cannot be written as JSON: {e}"))
             .state("no event was deleted")

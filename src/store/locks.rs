@@ -49,7 +49,7 @@ impl Holder {
 }
 
 pub(crate) async fn keys(session: &Session, pod: &PodId) -> Result<Keys> {
-    const SQL: &str = "SELECT @.studio_lock_key($1::text) AS lock, @.studio_witness_key($1::text) AS witness";
+    const SQL: &str = sql!("read_lock_keys");
     let row = session.query_one("reading the pod's lock keys", SQL, &[(&pod.as_str(), Type::TEXT)]).await?;
     Ok(Keys { lock: row.at::<i64>("lock")?.into(), witness: row.at::<i64>("witness")?.into() })
 }
@@ -85,14 +85,20 @@ pub(crate) async fn holder(session: &Session, key: LockKey) -> Result<Option<Hol
 /// The canary: tries to take a key on this session while another session of ours holds it. Returns true if the server
 /// allowed that. Then its session locks protect nothing. The lock that was taken is released.
 pub(crate) async fn lock_is_fake(session: &Session, key: LockKey) -> Result<bool> {
-    const SQL: &str =
-        "SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END AS was_granted";
+    const SQL: &str = sql!("try_held_lock");
     session.query_one("checking that the lock is real", SQL, &[(&key.get(), Type::INT8)]).await?.at("was_granted")
 }
 
-/// The pid of the backend that answers on this session, and whether that backend still holds `key` in `pg_locks`.
+/// Takes a lock that this session holds a second time. [`ping_and_check`] needs that.
+pub(crate) async fn lock_again(session: &Session, key: LockKey) -> Result<()> {
+    const SQL: &str = sql!("lock_again");
+    session.query_one("taking the pod's lock again", SQL, &[(&key.get(), Type::INT8)]).await.map(drop)
+}
+
+/// The pid of the backend that answers on this session, and whether that backend still holds `key`, which it took
+/// twice: by [`lock`] and [`lock_again`].
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
-    const SQL: &str = "SELECT pg_backend_pid() AS pid, @.studio_holds($1::bigint, pg_backend_pid()) AS holds";
+    const SQL: &str = sql!("ping_and_check");
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?;
     Ok((row.at("pid")?, row.at("holds")?))

@@ -64,6 +64,7 @@ files!(
     "V25__unequal_settings",
     "V26__keys_of_slashed_schemas",
     "V27__foreign_locks",
+    "V28__comments",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";

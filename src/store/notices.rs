@@ -14,12 +14,14 @@ use crate::pg::txn::Param;
 /// How many events one read of the log returns.
 pub(crate) const EVENTS_MOST: usize = 256;
 
+/// The position of the last event.
+pub(super) const LOG_POSITION: &str = sql!("read_log_position");
+
 /// LISTENs on the schema's channel, and returns the position of the last event. Every later event is announced.
 pub(crate) async fn listen(session: &Session) -> Result<i64> {
-    const SQL: &str = "SELECT COALESCE(max(e.idx), 0) AS idx FROM @.studio_pod_events e";
     let channel = crate::pg::schema::quote_identifier(&session.schema().channel());
     session.execute_batch("listening", &format!("LISTEN {channel}")).await?;
-    session.query_one("reading the position of the event log", SQL, &[]).await?.at("idx")
+    session.query_one("reading the position of the event log", LOG_POSITION, &[]).await?.at("idx")
 }
 
 /// Asks every pod to probe the roster now.
@@ -42,8 +44,7 @@ pub(crate) struct LoggedEvent {
 
 /// Reads the events after a position, at most [`EVENTS_MOST`].
 pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<LoggedEvent>> {
-    const SQL: &str = "SELECT e.idx, e.kind, e.pod_id, e.incarnation, e.detail->>'reason' AS reason, e.detail->>'run' AS run \
-         FROM @.studio_pod_events e WHERE e.idx > $1 ORDER BY e.idx LIMIT $2";
+    const SQL: &str = sql!("read_events_after");
     let most = i64::try_from(EVENTS_MOST).unwrap_or(i64::MAX);
     let params: [Param<'_>; 2] = [(&idx, Type::INT8), (&most, Type::INT8)];
     let rows = session.query("reading the event log", SQL, &params).await?;
@@ -62,7 +63,7 @@ pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Logg
 
 /// Whether somebody asked this incarnation to drain.
 pub(crate) async fn is_asked_to_drain(session: &Session, own: Incarnation) -> Result<bool> {
-    const SQL: &str = "SELECT FROM @.studio_pods p WHERE p.incarnation = $1 AND p.drain_requested IS NOT NULL";
+    const SQL: &str = sql!("find_drain_request");
     let rows = session.query("looking whether it is to drain", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
     Ok(!rows.is_empty())
 }

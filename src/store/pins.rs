@@ -8,8 +8,9 @@
 //!   migrated database. Each function has this `search_path`, or was bound to its objects when it was created. Views
 //!   and CHECK constraints, whose operators are bound at creation, use only the server's operators.
 //! - Statements on our own connections. These have the same `search_path`, so the same rules hold.
-//! - Statements under the user's `search_path`: on the user's own connection, and those that the pages show.
-//!   [`unpinned`] requires a schema for every operator, function and type, and a type for every literal and NULL.
+//! - Statements under another `search_path`: on the user's own connection, those that the pages show, and those that a
+//!   session of ours runs before it has set its `search_path` (`src/pg/sql`). [`unpinned`] requires a schema for every
+//!   operator, function and type, and a type for every literal and NULL.
 
 use std::path::{Path, PathBuf};
 
@@ -292,6 +293,20 @@ fn calls_in_the_librarys_statements_are_typed() {
         }
     }
     assert!(calls > 100, "the statements are found: {calls}");
+}
+
+/// These run before the session has a `search_path` of ours.
+#[test]
+fn the_statements_of_connections_are_pinned() {
+    let mut all = Vec::new();
+    files(&root().join("src/pg/sql"), "sql", &mut all);
+    assert!(all.len() >= 4, "the statements are found: {all:?}");
+    for (path, sql) in &all {
+        // The lines that only psql reads, and the places of the parts, each of which is a file of its own.
+        let is_sql = |line: &&str| !line.starts_with('\\') && !line.trim_start().starts_with(':');
+        let sql: String = sql.lines().filter(is_sql).map(|line| format!("{line}\n")).collect();
+        assert_eq!(unpinned(&sql), Vec::<String>::new(), "{}", path.display());
+    }
 }
 
 /// Checks every call of our functions in a page or an example. Readers may try it under any `search_path`.

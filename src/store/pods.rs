@@ -13,9 +13,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
+use crate::pg::schema::Schema;
 use crate::pg::session::{Backend, Session};
 use crate::pg::statement::sql;
-use crate::pg::txn::{Param, Txn};
+use crate::pg::txn::{BEGIN_IMPATIENTLY, Param, Txn};
 use crate::protocol::cause::Cause;
 use crate::protocol::ending::{self, Reason};
 use crate::protocol::patience::Stated;
@@ -50,16 +51,14 @@ pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). This ends a former
 /// incarnation of the same name. Returns the incarnation that was replaced.
 pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
-    const PREVIOUS: &str = "SELECT incarnation, state = 'draining' AS draining, evicted \
-         FROM @.studio_pods WHERE pod_id = $1 FOR UPDATE";
-    const END: &str = "UPDATE @.studio_pod_sessions SET ended_at = clock_timestamp(), reason = $2 \
-         WHERE incarnation = $1 AND ended_at IS NULL";
+    const FORMER: &str = sql!("read_former_row");
+    const END: &str = sql!("end_replaced_session");
     const REGISTER: &str = sql!("register_pod");
-    const BEGAN: &str = "INSERT INTO @.studio_pod_sessions (incarnation, pod_id) VALUES ($1, $2)";
+    const BEGIN: &str = sql!("begin_session");
     let incarnation = new.incarnation.as_uuid();
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
-    let former = txn.query("registering", PREVIOUS, &[(&pod, Type::TEXT)]).await?;
+    let former = txn.query("registering", FORMER, &[(&pod, Type::TEXT)]).await?;
     let former = match former.first() {
         Some(row) => {
             let (incarnation, draining) = (row.at::<Uuid>("incarnation")?, row.at::<bool>("draining")?);
@@ -112,7 +111,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         .state("nothing was registered")
         .help("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
-    txn.query("registering", BEGAN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
+    txn.query("registering", BEGIN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
     Ok(former.map(|(replaced, ..)| replaced.into()))
@@ -164,8 +163,7 @@ pub(crate) async fn come_back(
     away: Duration,
 ) -> Result<Returned> {
     const SQL: &str = sql!("come_back");
-    const NOT_ENDED: &str = "UPDATE @.studio_pod_sessions SET cause = NULL \
-         WHERE incarnation = $1 AND ended_at IS NULL AND cause IS NOT NULL";
+    const FORGET_CAUSE: &str = sql!("forget_cause");
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
@@ -183,7 +181,7 @@ pub(crate) async fn come_back(
         return Ok(Returned::Gone);
     };
     // The pod is back, so the end that it recorded before did not happen.
-    txn.query(step, NOT_ENDED, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
+    txn.query(step, FORGET_CAUSE, &[(&incarnation.as_uuid(), Type::UUID)]).await?;
     let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
     let event = |kind, detail| Event { kind, pod, incarnation, by: pod, detail };
     let events = [
@@ -197,8 +195,7 @@ pub(crate) async fn come_back(
 /// Whether this incarnation was evicted, because it made no progress or because an operator asked for it. It may have
 /// been buried since.
 pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
-    const SQL: &str = "SELECT EXISTS (SELECT FROM @.studio_pods WHERE incarnation = $1 AND evicted IS NOT NULL) \
-         OR EXISTS (SELECT FROM @.studio_pod_sessions WHERE incarnation = $1 AND reason = ANY($2)) AS put_out";
+    const SQL: &str = sql!("find_own_eviction");
     let evictions: Vec<&str> = Reason::evictions().map(Reason::as_str).collect();
     let params: [Param<'_>; 2] = [(&incarnation.as_uuid(), Type::UUID), (&evictions, Type::TEXT_ARRAY)];
     let row = session.query_one("looking whether it was put out", SQL, &params).await?;
@@ -207,18 +204,19 @@ pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> 
 
 /// Records the control session's backend in the pod's row.
 pub(crate) async fn set_control(session: &Session, incarnation: Incarnation) -> Result<()> {
-    const SQL: &str = "UPDATE @.studio_pods SET control_pid = $2, control_started = $3 WHERE incarnation = $1";
+    const SQL: &str = sql!("record_control_session");
     let backend = session.backend();
     let params: [Param<'_>; 3] =
         [(&incarnation.as_uuid(), Type::UUID), (&backend.pid, Type::INT4), (&backend.started, Type::TIMESTAMPTZ)];
     session.query("recording the control session", SQL, &params).await.map(drop)
 }
 
-/// Appends to the event log and rolls back, so that the server has compiled and planned its function. The rollback
-/// leaves a gap in the log's numbers, as every rollback does. It waits for a lock only for 20 ms, and commits nothing
-/// under that time-out.
-pub(crate) const WARM_UP_LOG: &str = "BEGIN; SET LOCAL lock_timeout = '20ms'; \
-     SELECT @.studio_append_event('claimed'::text, ''::text, gen_random_uuid(), ''::text, '{}'::jsonb) AS idx; ROLLBACK";
+/// A batch that appends to the event log and rolls back, so that the server has compiled and planned its function. The
+/// rollback leaves a gap in the log's numbers, as every rollback does. It waits for a lock only for 20 ms, and commits
+/// nothing under that time-out.
+pub(super) fn warm_up_log(schema: &Schema) -> String {
+    format!("{BEGIN_IMPATIENTLY}; {}; ROLLBACK", schema.sql(sql!("append_no_event")))
+}
 
 /// An entry for the event log.
 #[derive(Clone, Debug, Serialize)]

@@ -7,13 +7,14 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::crashes::crash_reasons;
+use super::notices::LOG_POSITION;
 use crate::error::Result;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
-use crate::store::crashes::crash_reasons;
 use crate::timestamp::Timestamp;
 
 /// Lists the roster with the locks, by name.
@@ -36,8 +37,7 @@ pub(crate) async fn sessions(db: &Database, pod: &str, limit: i64) -> Result<Vec
 
 /// One incarnation; `None` if it is not in the history.
 pub(crate) async fn session(db: &Database, incarnation: Uuid) -> Result<Option<Row>> {
-    const SQL: &str = "SELECT s.incarnation, s.pod_id, s.began_at, s.ended_at, s.reason, s.buried_by, s.cause \
-         FROM @.studio_pod_sessions s WHERE s.incarnation = $1";
+    const SQL: &str = sql!("describe_session");
     db.query_opt("describing an incarnation", SQL, &[&incarnation]).await
 }
 
@@ -107,8 +107,7 @@ pub(crate) async fn events_newest(
 
 /// The position of the log's last event; 0 if the log is empty.
 pub(crate) async fn last_event(db: &Database) -> Result<i64> {
-    const SQL: &str = "SELECT COALESCE(max(e.idx), 0) AS idx FROM @.studio_pod_events e";
-    let rows = db.query("reading podlock's tables", SQL, &[]).await?;
+    let rows = db.query("reading podlock's tables", LOG_POSITION, &[]).await?;
     rows.first().map_or(Ok(0), |row| row.at("idx"))
 }
 

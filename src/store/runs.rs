@@ -168,8 +168,7 @@ pub enum Cancelled {
 
 /// Finds another running run with the kind and key of this one.
 pub(crate) async fn holder_of_key(db: &Database, run_id: RunId) -> Result<Option<RunId>> {
-    const SQL: &str = "SELECT h.run_id FROM @.studio_runs r JOIN @.studio_runs h ON h.kind = r.kind AND h.key = r.key \
-         WHERE r.run_id = $1 AND h.run_id <> $1 AND h.state = 'running'";
+    const SQL: &str = sql!("find_rival_of_key");
     let row = db.query_opt("looking who has the key", SQL, &[&run_id.as_uuid()]).await?;
     row.map(|row| Ok(row.at::<Uuid>("run_id")?.into())).transpose()
 }
@@ -182,8 +181,12 @@ pub(crate) async fn latest(db: &Database, kind: &str, key: &str) -> Result<Optio
 
 /// Reads the state of a run.
 pub(crate) async fn status(db: &Database, run_id: RunId) -> Result<Option<RunStatus>> {
-    const SQL: &str = "SELECT state, owner_pod, owner_incarnation, fence FROM @.studio_runs WHERE run_id = $1";
-    let row = db.query_opt("reading where a run stands", SQL, &[&run_id.as_uuid()]).await?;
+    status_for("reading where a run stands", db, run_id).await
+}
+
+/// The same as [`status`], as a part of the step that an error names.
+pub(super) async fn status_for(step: &str, db: &Database, run_id: RunId) -> Result<Option<RunStatus>> {
+    let row = db.query_opt(step, sql!("read_run_status"), &[&run_id.as_uuid()]).await?;
     let read = |row: Row| {
         Ok(RunStatus {
             state: row.at("state")?,

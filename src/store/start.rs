@@ -5,7 +5,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::fences;
-use super::runs::{Holder, Insert, Inserted};
+use super::runs::{Holder, Insert, Inserted, status_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::pg::errors;
@@ -13,6 +13,7 @@ use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
 use crate::pg::statement::sql;
+use crate::protocol::state::RunState;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
@@ -117,12 +118,9 @@ pub(crate) async fn insert_in_txn(
 /// Finds the row that was in the way of an insert: its own, from a try whose reply was lost, or another run with the
 /// same key. `None`: the row is gone by now.
 async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &Insert<'_>) -> Result<Option<Inserted>> {
-    const OWN: &str =
-        "SELECT fence, owner_incarnation, state = 'running' AS is_running FROM @.studio_runs WHERE run_id = $1";
-    if let Some(row) = db.query_opt(step, OWN, &[&new.run_id.as_uuid()]).await? {
-        let now = row.at::<Option<Uuid>>("owner_incarnation")?.map(Incarnation::from);
-        if owner.is_none() || (now == owner && row.at("is_running")?) {
-            return Ok(Some(Inserted::Yes(row.at::<i64>("fence")?.into())));
+    if let Some(own) = status_for(step, db, new.run_id).await? {
+        if owner.is_none() || (own.owner == owner && RunState::Running.is(&own.state)) {
+            return Ok(Some(Inserted::Yes(own.fence)));
         }
         return Err(Error::new(
             ErrorKind::Fenced,

@@ -20,7 +20,7 @@ const OWNER_LOCK: &str = "owner.lock";
 /// The script that ends a server and removes its directory when its standard input ends. Its first lines say more.
 const WATCHDOG: &str = include_str!("watchdog.sh");
 
-/// How much of a log an error quotes, in bytes.
+/// How much of a log an error quotes, in bytes: the last thirty lines or so. The cause is at the end.
 const QUOTED: usize = 4096;
 
 /// A server's directory. Dropping it ends all processes that still run there, and removes it.

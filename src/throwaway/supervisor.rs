@@ -20,20 +20,22 @@ use super::directory::{Directory, end_of_log, io_error};
 use super::install::{Account, Installation};
 use super::process::{Process, processes, send, tethered_program};
 
-/// How long a server may take before it accepts connections.
+/// How long a server may take before it accepts connections. It takes about a second; a machine that is busy with tests
+/// takes many. Longer only delays the report of a server that hangs.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a fast shutdown may take. Also how long the backends of a killed postmaster may take to notice.
 const END_WITHIN: Duration = Duration::from_secs(5);
 /// How long an immediate shutdown may take. After 5 s of it the postmaster itself kills its children, so this must be
 /// longer.
 const IMMEDIATE_END_WITHIN: Duration = Duration::from_secs(8);
-/// How long SIGKILL and SIGSTOP may take to have an effect.
+/// How long SIGKILL and SIGSTOP may take to have an effect. A process that waits for a disk may take seconds.
 const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
-/// How long a restart waits for its port to become free.
+/// How long a restart waits for its port to become free. A killed server's last backends may keep it for some seconds.
 const PORT_WITHIN: Duration = Duration::from_secs(10);
-/// How many ports the first start tries.
+/// How many ports the first start tries. Another process can take a free port before the server does. That happens
+/// rarely, so eight failures in a row have another cause.
 const PORTS_TRIED: u32 = 8;
-/// The time between two checks of a condition.
+/// The time between two checks of a condition. Longer delays every start and stop; shorter costs processor time.
 const POLL: Duration = Duration::from_millis(5);
 
 /// The server to start.

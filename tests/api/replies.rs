@@ -1,4 +1,5 @@
-//! No reply of the server may be a panic: a column may be NULL where the server hides it, or of another type behind a proxy.
+//! No reply of the server may be a panic: a column may be NULL where the server hides it, or of another type behind a
+//! proxy.
 
 use std::path::Path;
 

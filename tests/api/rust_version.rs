@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-/// The packages that are built for this platform with all features, but for those that only tests need: the name, and the
-/// oldest Rust that it says it can do with.
+/// The packages that are built for this platform with all features, but for those that only tests need: the name, and
+/// the oldest Rust that it says it can do with.
 fn built(metadata: &Value) -> Vec<(String, Option<String>)> {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let list = |value: &Value| value.as_array().expect("a list").clone();
@@ -75,7 +75,9 @@ fn a_rust_version_too_low_is_found_wherever_it_is_needed_but_in_tests() {
             package("silent", None), package("older", Some("1.9")),
         ],
         "resolve": { "root": "ours", "nodes": [
-            { "id": "ours", "deps": [dep("a", &[Some("dev"), None]), dep("tests", &[Some("dev")]), dep("builds", &[Some("build")])] },
+            { "id": "ours", "deps": [
+                dep("a", &[Some("dev"), None]), dep("tests", &[Some("dev")]), dep("builds", &[Some("build")])
+            ] },
             { "id": "a", "deps": [dep("b", &[None]), dep("silent", &[None])] },
             { "id": "b", "deps": [dep("a", &[None]), dep("older", &[None])] },
             { "id": "tests", "deps": [dep("of-tests", &[None])] },

@@ -7,7 +7,10 @@ use std::process::Command;
 
 /// Plays what suites do, in the words of libtest and libtest-mimic: pass, fail, skip, crash, hang, not compile.
 const CARGO: &str = r#"#!/bin/sh
-result() { echo; echo "test result: $1. $2 passed; $3 failed; $4 ignored; 0 measured; 0 filtered out; finished in 0.01s"; }
+result() {
+    echo
+    echo "test result: $1. $2 passed; $3 failed; $4 ignored; 0 measured; 0 filtered out; finished in 0.01s"
+}
 case "$*" in
     *--no-run*) echo 'error: could not compile `podlock` (test "model") due to 1 previous error' >&2; exit 101 ;;
     'build '*) ;;

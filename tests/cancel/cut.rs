@@ -45,9 +45,9 @@ pub(crate) async fn at_each_poll_of<P, T, F: Future<Output = T>>(
     panic!("{what} has not completed in 2000 polls");
 }
 
-/// Drops the future after 0 ms, another after 1 ms, and so on until three in a row complete. Beyond 40 ms every fifth, and
-/// beyond 200 ms each a tenth later than the one before: what takes so long takes long because the machine is slow, and with
-/// even steps the whole would take longer by the square of that.
+/// Drops the future after 0 ms, another after 1 ms, and so on until three in a row complete. Beyond 40 ms every fifth,
+/// and beyond 200 ms each a tenth later than the one before: what takes so long takes long because the machine is slow,
+/// and with even steps the whole would take longer by the square of that.
 pub(crate) async fn after_each_delay<T, F: Future<Output = T>>(what: &str, mut make: impl FnMut() -> F) {
     let mut completed = 0;
     let slow = std::iter::successors(Some(210_u64), |ms| Some(ms + ms / 10));

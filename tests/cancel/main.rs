@@ -1,5 +1,5 @@
-//! What a dropped future leaves behind: nothing. Every public future is polled so many times, or for so long, and dropped,
-//! for each number until it completes.
+//! What a dropped future leaves behind: nothing. Every public future is polled so many times, or for so long, and
+//! dropped, for each number until it completes.
 //!
 //! A binary of its own, whose tests run one after the other, because it counts what belongs to the whole process:
 //! threads, file descriptors, memory.
@@ -26,9 +26,11 @@ use patience::CONNECT;
 
 /// Short, so that what is to be buried soon may be; long enough for a loaded machine.
 const LEASE: Duration = Duration::from_secs(3);
-/// Each of these tests makes some thousand calls, one after the other: minutes on a quiet machine, more next to other suites.
+/// Each of these tests makes some thousand calls, one after the other: minutes on a quiet machine, more next to other
+/// suites.
 const TEST: Duration = Duration::from_secs(40 * 60);
-/// What pools, name resolution and the like may hold or let go of meanwhile. They were never seen to differ by more than one.
+/// What pools, name resolution and the like may hold or let go of meanwhile. They were never seen to differ by more
+/// than one.
 const SLACK: usize = 4;
 /// How often a call is cut at each of its polls: what it leaves behind at one of them alone is beyond the slack.
 const TIMES: usize = 2 * SLACK;
@@ -215,8 +217,8 @@ fn a_dropped_start_shutdown_or_migration_leaves_nothing_behind() {
     });
 }
 
-/// How much more memory the process may hold after 448 more pods: 9 KiB for each. The allocator keeps what it had at its
-/// peak.
+/// How much more memory the process may hold after 448 more pods: 9 KiB for each. The allocator keeps what it had at
+/// its peak.
 const MEMORY_SLACK_KIB: usize = 4 * 1024;
 
 /// So many pods, four at a time, each under the name of one before it.

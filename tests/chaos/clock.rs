@@ -1,5 +1,5 @@
-//! A wall clock that a test sets, for a program and its children (`clock.c`). The monotonic clocks stay what they are, as
-//! they do on a host whose time is stepped.
+//! A wall clock that a test sets, for a program and its children (`clock.c`). The monotonic clocks stay what they are,
+//! as they do on a host whose time is stepped.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

@@ -37,8 +37,8 @@ use libtest_mimic::Arguments;
 
 use crate::scenario::Scenario;
 
-/// Scenarios at a time for each core. Most of a scenario is a wait for a lease to end, so several share a core; more than
-/// a core carries disturb each other, and what they measure.
+/// Scenarios at a time for each core. Most of a scenario is a wait for a lease to end, so several share a core; more
+/// than a core carries disturb each other, and what they measure.
 const FOR_EACH_CORE: usize = 2;
 /// Each scenario has up to fifty processes and a server.
 const AT_MOST: usize = 8;

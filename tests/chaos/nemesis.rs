@@ -1,5 +1,5 @@
-//! Faults at random, several at a time, for a seed and a time. The seed draws the faults; how long each takes, and so what
-//! it meets, it does not fix. A seed that found something is kept, and so is a test of its own for what it found.
+//! Faults at random, several at a time, for a seed and a time. The seed draws the faults; how long each takes, and so
+//! what it meets, it does not fix. A seed that found something is kept, and so is a test of its own for what it found.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -149,8 +149,8 @@ async fn play(seed: u64, time: Duration) -> Vec<Figure> {
     }
     let Nemesis { world, faults, long_outage, .. } = nemesis;
     world.all_runs_ended(Duration::from_secs(120)).await;
-    let sums = "SELECT (SELECT count(*) FROM studio_runs), (SELECT count(*) FROM studio_run_attempts WHERE attempt > 1), \
-                (SELECT count(*) FROM chaos.history)";
+    let sums = "SELECT (SELECT count(*) FROM studio_runs), (SELECT count(*) FROM studio_run_attempts \
+                WHERE attempt > 1), (SELECT count(*) FROM chaos.history)";
     let row = world.admin.query_one(sums, &[]).await.expect("sums");
     let (runs, takeovers, writes): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     println!("nemesis: seed {seed}: {faults} faults, {runs} runs, {takeovers} taken over, {writes} rows written");

@@ -26,7 +26,8 @@ impl PgBouncer {
         let dir = tempfile::Builder::new().prefix("podlock-chaos-").tempdir().expect("a directory");
         give_to_account(dir.path().to_owned());
         let (port, server_port) = (free_port(), world.server.port());
-        // The secret as the server keeps it, as in production: with a password it would compute one for each connection.
+        // The secret as the server keeps it, as in production: with a password it would compute one for each
+        // connection.
         let secret = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
         let secret: String = world.admin.query_one(secret, &[&world.role]).await.expect("the role").get(0);
         let users = dir.path().join("users");

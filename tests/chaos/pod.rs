@@ -118,9 +118,9 @@ async fn live() -> i32 {
     tell(json!({ "ev": "stopping" }));
     match pod.shutdown(GRACE).await {
         Ok(report) => {
-            tell(
-                json!({ "ev": "stopped", "finished": report.finished, "yielded": report.yielded, "aborted": report.aborted }),
-            );
+            tell(json!({
+                "ev": "stopped", "finished": report.finished, "yielded": report.yielded, "aborted": report.aborted,
+            }));
             0
         }
         Err(e) => {
@@ -204,7 +204,10 @@ async fn read(pod: Pod, run: RunId) {
 }
 
 async fn count(run: Run) -> Result<Outcome, HandlerError> {
-    let of = |what: &str| json!({ "ev": what, "run": run.id(), "attempt": run.attempt(), "fence": run.fence(), "by": run.incarnation() });
+    let of = |what: &str| {
+        let (id, attempt, fence, by) = (run.id(), run.attempt(), run.fence(), run.incarnation());
+        json!({ "ev": what, "run": id, "attempt": attempt, "fence": fence, "by": by })
+    };
     let input: Input = serde_json::from_value(run.input().clone())?;
     let saved: Option<Mark> = run.saved().map(|saved| serde_json::from_value(saved.clone())).transpose()?;
     tell(with(of("begin"), "saved", json!(saved.as_ref().map(|s| s.n))));

@@ -73,7 +73,7 @@ impl std::fmt::Display for Figure {
 
 /// How a pod stands, by its row and by the locks that are really held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct PodStatus {
     pub(crate) incarnation: String,
     /// How many liveness sessions the incarnation has had.
     pub(crate) session: i64,
@@ -330,8 +330,8 @@ impl World {
 
     /// Waits until these pods hold both their locks; returns when.
     pub(crate) async fn whole(&self, pods: &[&str], limit: Duration) -> u64 {
-        let sql = "SELECT n, s.alive, s.witness FROM unnest($1::text[]) AS n LEFT JOIN studio_pod_status s ON s.pod_id = n \
-                   WHERE (s.alive AND s.witness) IS NOT TRUE";
+        let sql = "SELECT n, s.alive, s.witness FROM unnest($1::text[]) AS n LEFT \
+                   JOIN studio_pod_status s ON s.pod_id = n WHERE (s.alive AND s.witness) IS NOT TRUE";
         self.until(limit, "the pods hold both their locks", async |client| {
             let rows = client.query(sql, &[&pods]).await.map_err(|e| e.to_string())?;
             let seen: Vec<(String, Option<bool>, Option<bool>)> =
@@ -425,11 +425,11 @@ impl World {
     }
 
     /// A pod as its row and the locks show it; `None` if it is not in the roster.
-    pub(crate) async fn standing(&self, pod: &str) -> Option<Standing> {
+    pub(crate) async fn status(&self, pod: &str) -> Option<PodStatus> {
         let sql = "SELECT s.incarnation::text, s.session, p.liveness_pid, p.control_pid, s.alive AND s.witness, s.runs \
                    FROM studio_pod_status s JOIN studio_pods p USING (pod_id) WHERE s.pod_id = $1";
         let row = self.admin.query_opt(sql, &[&pod]).await.expect("the pod's status")?;
-        Some(Standing {
+        Some(PodStatus {
             incarnation: row.get(0),
             session: row.get(1),
             liveness: row.get(2),
@@ -439,12 +439,17 @@ impl World {
         })
     }
 
-    /// Waits until a pod holds both of its locks and `is` takes how it stands; returns that, and when it was seen.
-    pub(crate) async fn whole_as(&self, pod: &str, limit: Duration, is: impl Fn(&Standing) -> bool) -> (u64, Standing) {
+    /// Waits until a pod holds both of its locks and `is` accepts its status. Returns when it was seen, and the status.
+    pub(crate) async fn whole_as(
+        &self,
+        pod: &str,
+        limit: Duration,
+        is: impl Fn(&PodStatus) -> bool,
+    ) -> (u64, PodStatus) {
         let began = Instant::now();
         loop {
-            let standing = self.standing(pod).await;
-            match standing {
+            let status = self.status(pod).await;
+            match status {
                 Some(now) if now.whole && is(&now) => return (now_ns(), now),
                 seen => assert!(began.elapsed() < limit, "pod {pod} is not whole within {limit:?}: {seen:?}"),
             }

@@ -1,5 +1,5 @@
-//! "Every duration, count and size from outside has an upper bound or saturates": each verb with the most extreme values ends
-//! well, or with a sentence, and never with a panic.
+//! "Every duration, count and size from outside has an upper bound or saturates": each verb with the most extreme
+//! values ends well, or with a sentence, and never with a panic.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,8 +14,8 @@ const DURATIONS: [&str; 7] =
 const COUNTS: [&str; 7] =
     ["0", "1", "-1", "4294967295", "9223372036854775807", "-9223372036854775808", "99999999999999999999999999"];
 
-/// Runs the command to its end, and ends it as an orchestrator does if it goes on. Fails at a panic, or a failure that says
-/// nothing.
+/// Runs the command to its end, and ends it as an orchestrator does if it goes on. Fails at a panic, or a failure that
+/// says nothing.
 async fn ends_well(db: &Db, variables: &[(&str, &str)], args: &[&str]) {
     let mut command = db.command(args);
     command.envs(variables.iter().copied()).env("PODLOCK_LOG", "warn");

@@ -213,8 +213,8 @@ fn no_zombie_is_left_of_what_podlock_adopts() {
     });
 }
 
-/// As PID 1 podlock is the parent of whatever loses its own: of what a shell left it that became it, and of what `kubectl exec`
-/// and its like put into the container. Needs root.
+/// As PID 1 podlock is the parent of whatever loses its own: of what a shell left it that became it, and of what
+/// `kubectl exec` and its like put into the container. Needs root.
 #[test]
 fn as_pid_1_of_a_container_it_leaves_no_zombie() {
     let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -231,7 +231,8 @@ fn as_pid_1_of_a_container_it_leaves_no_zombie() {
             "echo $$ > main.pid; for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &); done; sleep 600",
         );
         let mut command = clean(Path::new("unshare"));
-        // The shell becomes flock, which becomes podlock once it has the lock: its children are podlock's, and have ended then.
+        // The shell becomes flock, which becomes podlock once it has the lock: its children are podlock's, and have
+        // ended then.
         let gate = stage.files.path().join("gate");
         let closed = std::fs::File::create(&gate).unwrap();
         closed.lock().unwrap();
@@ -614,7 +615,8 @@ fn a_stop_from_the_terminal_stops_both_and_both_go_on() {
         let state = |pid: u32| stat(pid).map(|(state, _)| state);
         let program = env!("CARGO_BIN_EXE_podlock");
         let inner = format!(
-            "exec {program} hold --lease 60s --name w -- sh -c 'echo $$ >main.pid; read x; echo had-$x; read y; echo got-$y'"
+            "exec {program} hold --lease 60s --name w -- sh -c 'echo $$ >main.pid; read x; echo had-$x; read y; echo \
+             got-$y'"
         );
         let mut script = clean(Path::new("script"));
         script.args(["-qec", &inner, "/dev/null"]).env("DATABASE_URL", &stage.db.url).env("SHELL", "/bin/sh");
@@ -667,7 +669,8 @@ fn the_pages_worker_completes_what_a_killed_one_had_taken() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let mut victim = stage.start("victim", &[], &worker);
         let taken = wait_for("the victim has taken a job", || async {
-            let sql = "SELECT j.id FROM jobs j JOIN studio_pods p ON p.incarnation = j.owner AND p.pod_id = 'victim' WHERE NOT done";
+            let sql = "SELECT j.id FROM jobs j JOIN studio_pods p ON p.incarnation = j.owner AND p.pod_id = 'victim' \
+                       WHERE NOT done";
             client.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, i64>(0)).ok_or_else(|| "none".to_owned())
         })
         .await;

@@ -5,8 +5,8 @@ use tokio::process::Command;
 use crate::harness::{Done, finish, within};
 use crate::patience::TEST;
 
-/// Tests whose processes are sent signals, have a terminal, or print for people; and one that uses the environment of libpq,
-/// a proxy or the locale, if anything does.
+/// Tests whose processes are sent signals, have a terminal, or print for people; and one that uses the environment of
+/// libpq, a proxy or the locale, if anything does.
 const TESTS: [&str; 5] = [
     "hold::signals_are_passed_on_and_end_only_what_they_would_have_ended",
     "hold::a_stop_from_the_terminal_stops_both_and_both_go_on",

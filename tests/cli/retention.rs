@@ -11,7 +11,8 @@ fn prune_says_what_it_would_delete_deletes_it_and_keeps_what_is_not_named() {
         db.ok(&["migrate", "up"]).await;
         let client = db.client().await;
         let old = "INSERT INTO studio_runs (run_id, kind, state, finished_at) \
-                   SELECT gen_random_uuid(), 'old', s, now() - interval '8 days' FROM unnest(ARRAY['succeeded', 'cancelled', 'failed']) s, \
+                   SELECT gen_random_uuid(), 'old', s, now() - interval '8 days' \
+                   FROM unnest(ARRAY['succeeded', 'cancelled', 'failed']) s, \
                    generate_series(1, 2); \
                    SELECT studio_append_event(k, 'x', '00000000-0000-0000-0000-000000000001', 'x', '{}') \
                    FROM unnest(ARRAY['joined', 'draining', 'buried']) k; \

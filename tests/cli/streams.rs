@@ -17,7 +17,8 @@ fn a_stream_is_sent_by_any_pod_and_resumed_by_the_id_of_the_last_event() {
         let events = Reader::attach(&b.url, &run, None).await.rest().await;
         assert_eq!(numbers(&events), [1, 2, 3, 4, 5]);
         let fence = events[0].data["fence"].as_i64().expect("a fence");
-        let first = json!({"event": "chunk", "generation": 1, "seq": 0, "fence": fence, "body": format!("chunk-1 a1 f{fence}")});
+        let body = format!("chunk-1 a1 f{fence}");
+        let first = json!({"event": "chunk", "generation": 1, "seq": 0, "fence": fence, "body": body});
         assert_eq!((events[0].name.as_str(), &events[0].data), ("chunk", &first));
         let last = &events[5];
         assert_eq!((last.name.as_str(), &last.data), ("end", &json!({"event": "end", "state": "succeeded"})));
@@ -39,8 +40,8 @@ fn a_stream_is_sent_by_any_pod_and_resumed_by_the_id_of_the_last_event() {
     });
 }
 
-/// After its `end` an EventSource would reconnect for ever: the end has an id of its own, and a client that comes with it
-/// gets 204.
+/// After its `end` an EventSource would reconnect for ever: the end has an id of its own, and a client that comes with
+/// it gets 204.
 #[test]
 fn an_event_source_has_each_event_once_and_stops_behind_the_end() {
     within(TEST, async {

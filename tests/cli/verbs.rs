@@ -338,7 +338,8 @@ fn migrations_are_applied_once_listed_and_printed() {
     });
 }
 
-/// Of a killed pod the lists say that it is dead and what is waited for, and the watch how it ended, by whom, and the cause.
+/// Of a killed pod the lists say that it is dead and what is waited for, and the watch how it ended, by whom, and the
+/// cause.
 #[test]
 fn a_foreign_object_of_podlocks_name_stops_a_first_migration_and_the_advice_is_to_remove_it() {
     within(TEST, async {
@@ -514,7 +515,7 @@ fn events_follow_skips_none_and_repeats_none() {
 }
 
 #[test]
-fn a_dead_pod_is_not_said_to_have_drained_and_is_not_put_out() {
+fn a_dead_pod_is_not_said_to_have_drained_and_is_not_evicted() {
     within(TEST, async {
         let db = Db::new().await;
         let mut pod = db.pod("pod", &[]).await;
@@ -589,13 +590,15 @@ fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
     within(TEST, async {
         let db = Db::migrated().await;
         let client = db.client().await;
-        let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, key, owner_pod, owner_incarnation, fence, attempt, crashes, input) \
-                     VALUES (gen_random_uuid(), 'demo', 'k', 'web-9', gen_random_uuid(), nextval('studio_fence'), 2, 2, \
-                             '{\"chunks\": 1}') RETURNING *), \
+        let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, key, owner_pod, owner_incarnation, fence, \
+                     attempt, crashes, input) \
+                     VALUES (gen_random_uuid(), 'demo', 'k', 'web-9', gen_random_uuid(), nextval('studio_fence'), 2, \
+                     2, '{\"chunks\": 1}') RETURNING *), \
                    ended AS (INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason) \
                      SELECT owner_incarnation, 'web-9', '2026-01-02T03:04:05.678Z', 'lost' FROM run) \
                    INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
-                   SELECT run_id, 2, owner_pod, owner_incarnation, fence FROM run RETURNING run_id::text, incarnation::text";
+                   SELECT run_id, 2, owner_pod, owner_incarnation, fence FROM run \
+                   RETURNING run_id::text, incarnation::text";
         let row = client.query_one(sql, &[]).await.unwrap();
         let (run, owner): (String, String) = (row.get(0), row.get(1));
         let refused = db.run(&["runs", "release", &run]).await;
@@ -607,7 +610,9 @@ fn a_quarantined_run_names_the_owners_that_died_with_it_until_it_is_released() {
             if state == "quarantined" { Ok(()) } else { Err(state.to_string()) }
         })
         .await;
-        let died_with = json!([{ "pod_id": "web-9", "incarnation": owner, "reason": "lost", "ended_at": "2026-01-02T03:04:05.678Z" }]);
+        let died_with = json!([
+            { "pod_id": "web-9", "incarnation": owner, "reason": "lost", "ended_at": "2026-01-02T03:04:05.678Z" },
+        ]);
         let listed = db.json(&["runs", "list", "--state", "quarantined"]).await;
         assert_eq!((&listed[0]["run_id"], &listed[0]["died_with"]), (&json!(run), &died_with));
         let (status, shown) = pod.get(&format!("/v1/runs/{run}")).await;

@@ -21,9 +21,10 @@ const BY_RUST: i32 = 13;
 
 /// Undoes what this process inherited, once.
 ///
-/// A signal that is ignored would be ignored by all children. A signal that is caught is not: `exec` gives it its default
-/// again. So what is ignored is caught here, by a handler that does nothing: for this process nothing changes. The handlers
-/// stay for the life of the process. SIGCHLD is one of them: where it is ignored, no child can be waited for.
+/// A signal that is ignored would be ignored by all children. A signal that is caught is not: `exec` gives it its
+/// default again. So what is ignored is caught here, by a handler that does nothing: for this process nothing changes.
+/// The handlers stay for the life of the process. SIGCHLD is one of them: where it is ignored, no child can be waited
+/// for.
 pub(crate) fn reset() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,12 +1,13 @@
 //! How long tests wait: on a machine that is ten times slower than usual they take longer, and hold.
 //!
-//! A wait for a condition ends when the condition holds, so its deadline costs nothing and is generous: [`SOON`]. What must
-//! happen within a bound is given what a machine with nothing else to do may add to it, times [`slowness`].
+//! A wait for a condition ends when the condition holds, so its deadline costs nothing and is generous: [`SOON`]. What
+//! must happen within a bound is given what a machine with nothing else to do may add to it, times [`slowness`].
 #![allow(dead_code, reason = "no test program uses all of it")]
 
 use std::time::Duration;
 
-/// How long a condition may take to come true that nothing stands in the way of. A test that passes never waits so long.
+/// How long a condition may take to come true that nothing stands in the way of. A test that passes never waits so
+/// long.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 /// How long a test may take. A test that passes takes seconds.
 pub(crate) const TEST: Duration = Duration::from_secs(600);

@@ -136,8 +136,8 @@ async fn ask(client: &reqwest::Client, url: &str, last_id: Option<&str>) -> reqw
     request.send().await
 }
 
-/// What an `EventSource` of a browser does, by the rules of the HTML standard: when a connection ends or cannot be made, it
-/// waits and comes back with the last id that it saw; any answer but 200 with the right type ends it for good.
+/// What an `EventSource` of a browser does, by the rules of the HTML standard: when a connection ends or cannot be
+/// made, it waits and comes back with the last id that it saw; any answer but 200 with the right type ends it for good.
 #[allow(dead_code, reason = "not every program that shares this file comes back by itself")]
 pub(crate) struct EventSource {
     client: reqwest::Client,

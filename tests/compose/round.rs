@@ -160,8 +160,8 @@ fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_else(|| panic!("no {field}: {value}")).to_owned()
 }
 
-/// The run has succeeded, once; each other attempt ended as its pod did; and its result holds each chunk once, made under
-/// the fences of its attempts.
+/// The run has succeeded, once; each other attempt ended as its pod did; and its result holds each chunk once, made
+/// under the fences of its attempts.
 fn ended_once(run: &RunRecord, started: &Started, killed: &str, stopped: &str) {
     assert_eq!(run.state, "succeeded", "{run:#?}");
     let (last, others) = run.attempts.split_last().unwrap_or_else(|| panic!("it has no attempt: {run:#?}"));

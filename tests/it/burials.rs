@@ -71,15 +71,24 @@ async fn a_replacement_of_the_same_name_boots_while_the_old_one_is_being_buried(
         assert_eq!(burier, "b");
         let booting = tokio::spawn(async move { start(config).await });
         eventually(SOON, "the replacement waits for the lock", || async {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'podlock/a/liveness' AND wait_event_type = 'Lock'";
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'podlock/a/liveness' \
+                       AND wait_event_type = 'Lock'";
             if eyes.scalar::<i64>(sql, &[]).await == 1 { Ok(()) } else { Err("not".to_owned()) }
         })
         .await;
         log.rollback().await.unwrap();
         let replacement: Pod = booting.await.unwrap();
-        assert_eq!(eyes.session_end(dead).await, Some(("lost".to_owned(), Some("b".to_owned()))), "buried, not replaced");
+        assert_eq!(
+            eyes.session_end(dead).await,
+            Some(("lost".to_owned(), Some("b".to_owned()))),
+            "buried, not replaced"
+        );
         let kinds: Vec<(String, bool)> = eyes
-            .query("SELECT kind, incarnation = $1 FROM studio_pod_events WHERE pod_id = 'a' AND kind IN ('joined', 'buried') ORDER BY idx", &[&dead.as_uuid()])
+            .query(
+                "SELECT kind, incarnation = $1 FROM studio_pod_events WHERE pod_id = 'a' \
+                    AND kind IN ('joined', 'buried') ORDER BY idx",
+                &[&dead.as_uuid()],
+            )
             .await
             .unwrap()
             .iter()
@@ -144,7 +153,8 @@ async fn two_of_three_pods_lost_at_once_are_buried_after_settle_and_not_before()
         drop((a, b));
         let eyes = sql::connect(&db.url).await;
         eventually(SOON, "all locks of both are free", || async {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '^podlock/[ab]/'";
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name ~ '^podlock/[ab]/'";
             let n: i64 = eyes.scalar(sql, &[]).await;
             if n == 0 { Ok(()) } else { Err(format!("{n} sessions of theirs")) }
         })
@@ -156,7 +166,11 @@ async fn two_of_three_pods_lost_at_once_are_buried_after_settle_and_not_before()
         assert!(took > lease().mul_f64(0.9), "buried after {took:?}, and settle is {:?}", lease());
         let losses: Vec<i64> = db
             .client
-            .query("SELECT (detail->'evidence'->>'in_sight_ms')::bigint FROM studio_pod_events WHERE kind = 'buried'", &[])
+            .query(
+                "SELECT (detail->'evidence'->>'in_sight_ms')::bigint FROM studio_pod_events \
+                    WHERE kind = 'buried'",
+                &[],
+            )
             .await
             .unwrap()
             .iter()
@@ -196,7 +210,8 @@ async fn a_burier_that_freezes_after_its_grant_delays_the_burial_by_no_more_than
         a.signal(Signal::KILL);
         let burier: String = eventually(SOON, "a watch is granted and looks", || async {
             let sql = "SELECT split_part(application_name, '/', 2) FROM pg_stat_activity \
-                       WHERE application_name LIKE '%/watch' AND wait_event_type = 'Lock' AND query LIKE 'WITH roster%'";
+                       WHERE application_name LIKE '%/watch' AND wait_event_type = 'Lock' \
+                       AND query LIKE 'WITH roster%'";
             eyes.query_opt(sql, &[]).await.unwrap().map(|row| row.get(0)).ok_or("nobody".to_owned())
         })
         .await;
@@ -224,8 +239,10 @@ async fn after_1000_probes_one_of_them_cancelled_no_backend_holds_a_peers_key() 
         let db = Db::new().await;
         let [a, b, c] = db.settled_pods().await;
         // A dead pod among them that stays in the roster, so that each probe really takes its locks for a moment.
-        let ghost = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
-                     VALUES ('ghost', '', 0, gen_random_uuid(), studio_lock_key('ghost'), studio_witness_key('ghost'), 0, now())";
+        let ghost = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+                     liveness_pid, liveness_started) \
+                     VALUES ('ghost', '', 0, gen_random_uuid(), studio_lock_key('ghost'), studio_witness_key('ghost'), \
+                     0, now())";
         db.client.execute("UPDATE studio_pods SET liveness_started = now() - interval '1 day'", &[]).await.unwrap();
         db.client.execute(ghost, &[]).await.unwrap();
         let before: i64 = probes(&db).await;
@@ -245,11 +262,17 @@ async fn after_1000_probes_one_of_them_cancelled_no_backend_holds_a_peers_key() 
             if done >= 1000 { Ok(()) } else { Err(format!("{done}")) }
         })
         .await;
-        assert_eq!(db.client.roster().await, ["a", "b", "c", "ghost"], "nobody can prove that it lives, so nobody buries");
+        assert_eq!(
+            db.client.roster().await,
+            ["a", "b", "c", "ghost"],
+            "nobody can prove that it lives, so nobody buries"
+        );
         eventually(SOON, "nobody holds a key that is not its own", || async {
             let sql = "SELECT string_agg(s.application_name, ', ') FROM pg_stat_activity s, studio_pods p \
-                       WHERE studio_holds(p.lock_key, s.pid) AND s.application_name <> 'podlock/' || p.pod_id || '/liveness' \
-                          OR studio_holds(p.witness_key, s.pid) AND s.application_name <> 'podlock/' || p.pod_id || '/control'";
+                       WHERE studio_holds(p.lock_key, s.pid) \
+                       AND s.application_name <> 'podlock/' || p.pod_id || '/liveness' \
+                          OR studio_holds(p.witness_key, s.pid) \
+                          AND s.application_name <> 'podlock/' || p.pod_id || '/control'";
             match db.client.scalar::<Option<String>>(sql, &[]).await {
                 None => Ok(()),
                 Some(holders) => Err(holders),
@@ -277,8 +300,8 @@ async fn probes(db: &Db) -> i64 {
         .await
 }
 
-/// Two are to be buried in one transaction, and somebody holds the row of one of them, in the roster or in the history. The other is
-/// buried, no burial waits for a row, and the log stays free.
+/// Two are to be buried in one transaction, and somebody holds the row of one of them, in the roster or in the history.
+/// The other is buried, no burial waits for a row, and the log stays free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burial_passes_over_a_row_that_somebody_holds() {
     timed(async {

@@ -1,5 +1,5 @@
-//! No short time-out of ours is in force at COMMIT. A transaction that notified waits there behind the commits of all others
-//! that did; here one of those hangs, since it waits for a standby that does not exist.
+//! No short time-out of ours is in force at COMMIT. A transaction that notified waits there behind the commits of all
+//! others that did; here one of those hangs, since it waits for a standby that does not exist.
 
 use std::time::Duration;
 
@@ -29,7 +29,8 @@ impl Foreign {
         client.batch_execute("CREATE TABLE IF NOT EXISTS of_the_service (n int)").await.unwrap();
         let pid: i32 = client.scalar("SELECT pg_backend_pid()", &[]).await;
         let committing = tokio::spawn(async move {
-            let sql = "SET synchronous_commit = on; BEGIN; INSERT INTO of_the_service VALUES (1); NOTIFY of_the_service; COMMIT";
+            let sql = "SET synchronous_commit = on; BEGIN; INSERT INTO of_the_service \
+                       VALUES (1); NOTIFY of_the_service; COMMIT";
             client.batch_execute(sql).await.expect("its commit");
             client
         });
@@ -49,11 +50,11 @@ impl Foreign {
     }
 }
 
-/// Waits until somebody, of an application that is like this, has been waiting in a COMMIT for so long; returns its pid and
-/// since when.
+/// Waits until somebody, of an application that is like this, has been waiting in a COMMIT for so long; returns its pid
+/// and since when.
 async fn waits_in_its_commit(db: &Db, application: &str, long: Duration) -> (i32, f64) {
-    let sql = "SELECT l.pid, extract(epoch FROM l.waitstart)::float8, extract(epoch FROM clock_timestamp() - l.waitstart)::float8 \
-                 FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+    let sql = "SELECT l.pid, extract(epoch FROM l.waitstart)::float8, extract(epoch \
+                 FROM clock_timestamp() - l.waitstart)::float8 FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                 WHERE l.locktype = 'object' AND l.database = 0 AND NOT l.granted AND a.application_name LIKE $1";
     eventually(SOON, &format!("{application} waits in its COMMIT for {long:?}"), || async {
         let rows = db.client.query(sql, &[&application]).await.unwrap();
@@ -129,7 +130,8 @@ async fn the_functions_that_wait_put_the_callers_lock_timeout_back() {
     .await;
 }
 
-/// A death while a foreign commit hangs: the watch's notice waits behind it, and the burial is pushed once it goes through.
+/// A death while a foreign commit hangs: the watch's notice waits behind it, and the burial is pushed once it goes
+/// through.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_death_beside_a_foreign_commit_is_pushed_once_that_goes_through() {
     timed(async {
@@ -154,7 +156,8 @@ async fn a_death_beside_a_foreign_commit_is_pushed_once_that_goes_through() {
 }
 
 /// The same for the burial's own COMMIT: a wait that is longer than any warm-up's, and one that is longer than
-/// `statement_timeout`, after which the server answers, nothing was done, and the burial is repeated on the same session.
+/// `statement_timeout`, after which the server answers, nothing was done, and the burial is repeated on the same
+/// session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burial_whose_commit_waits_behind_a_foreign_one_goes_through_or_is_repeated() {
     timed(async {

@@ -49,8 +49,10 @@ async fn the_view_and_the_operator_say_the_same_of_every_combination() {
         let db = Db::new().await;
         let pid: i32 = db.client.scalar("SELECT pg_backend_pid()", &[]).await;
         let insert = "WITH bits AS (SELECT n, n & 1 > 0 AS alive, n & 2 > 0 AS witness, n & 4 > 0 AS draining, \
-                          n & 8 > 0 AS requested, n & 16 > 0 AS evicted, n & 32 > 0 AS lags FROM generate_series(0, 127) n) \
-                      INSERT INTO studio_pods (pod_id, state, version, event_index, beat_at, drain_requested, incarnation, \
+                          n & 8 > 0 AS requested, n & 16 > 0 AS evicted, n & 32 > 0 AS lags \
+                          FROM generate_series(0, 127) n) \
+                      INSERT INTO studio_pods (pod_id, state, version, event_index, beat_at, drain_requested, \
+                      incarnation, \
                           lock_key, witness_key, liveness_pid, liveness_started, control_pid, evicted, beat_ms) \
                       SELECT 'p' || n, CASE WHEN draining THEN 'draining' ELSE 'active' END, '', 0, \
                           now() - CASE WHEN lags THEN interval '1 hour' ELSE interval '0' END, \
@@ -68,10 +70,8 @@ async fn the_view_and_the_operator_say_the_same_of_every_combination() {
             rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
         let operator = Operator::connect(&db.config("x")).await.unwrap();
         let pods = operator.pods(Default::default()).await.unwrap();
-        let mut in_rust: Vec<_> = pods
-            .into_iter()
-            .map(|pod| (pod.pod_id, pod.condition.as_str().to_owned(), pod.wait_reason))
-            .collect();
+        let mut in_rust: Vec<_> =
+            pods.into_iter().map(|pod| (pod.pod_id, pod.condition.as_str().to_owned(), pod.wait_reason)).collect();
         in_sql.sort();
         in_rust.sort();
         assert_eq!(in_sql, in_rust);
@@ -81,7 +81,8 @@ async fn the_view_and_the_operator_say_the_same_of_every_combination() {
     .await;
 }
 
-/// Three of five at once: their burial waits, the log says so once for each although two observe it, and so do the lists.
+/// Three of five at once: their burial waits, the log says so once for each although two observe it, and so do the
+/// lists.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_lost_at_once_the_wait_is_an_event_once_and_their_condition_says_how_long() {
     timed(async {
@@ -108,8 +109,8 @@ async fn of_many_lost_at_once_the_wait_is_an_event_once_and_their_condition_says
         is_in(&operator, "d", Condition::Fine).await;
         eyes.roster_is(&["d", "e"], lease() * 2 + SOON).await;
         let told = waits(&eyes).await;
-        // Of two observers that look in the same moment, each finds free what the other does not just probe. So one of the
-        // three may be seen alone and be buried at once; the others are many all the same.
+        // Of two observers that look in the same moment, each finds free what the other does not just probe. So one of
+        // the three may be seen alone and be buried at once; the others are many all the same.
         let mut about: Vec<_> = told.iter().map(|(pod, ..)| pod.as_str()).collect();
         assert!(about.len() >= 2, "{told:?}");
         about.dedup();
@@ -178,7 +179,8 @@ async fn a_broken_connection_is_reconnecting_and_leaves_an_event_only_where_it_l
     .await;
 }
 
-/// The README: a pod may bury once it has been up for `settle`. Until then the log and the lists say what is waited for.
+/// The README: a pod may bury once it has been up for `settle`. Until then the log and the lists say what is waited
+/// for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_fresh_pods_one_that_dies_is_dead_and_waits_for_the_other_to_settle() {
     timed(async {
@@ -202,8 +204,8 @@ async fn of_two_fresh_pods_one_that_dies_is_dead_and_waits_for_the_other_to_sett
     .await;
 }
 
-/// The event `held` says how long a wait takes at most. When the wait of an unsettled pod ends, its burial follows, and does not
-/// wait for the sweep after that.
+/// The event `held` says how long a wait takes at most. When the wait of an unsettled pod ends, its burial follows, and
+/// does not wait for the sweep after that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_for_settle_ends_when_the_log_says_so_and_not_with_the_next_sweep() {
     timed(async {
@@ -220,7 +222,8 @@ async fn a_wait_for_settle_ends_when_the_log_says_so_and_not_with_the_next_sweep
         let settles = tokio::time::Instant::now() + settle;
         db.client.armed("a", SOON).await;
         db.client.armed("b", SOON).await;
-        // For 3 s after the report of a loss a pod probes often. The wait goes on after that, for less than a sweep interval.
+        // For 3 s after the report of a loss a pod probes often. The wait goes on after that, for less than a sweep
+        // interval.
         tokio::time::sleep_until(settles - Duration::from_millis(3100) - lease().mul_f64(0.2)).await;
         drop(a);
         db.client.roster_is(&["b"], lease() * 2 + SOON).await;
@@ -245,11 +248,13 @@ async fn a_wait_for_settle_ends_when_the_log_says_so_and_not_with_the_next_sweep
 async fn l12_telling_of_a_wait_waits_for_nobody_and_tells_at_most_sixteen_at_a_time() {
     timed(async {
         let mut db = Db::new().await;
-        let ghosts = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, \
-                          liveness_started) SELECT 'g' || n, '', 0, gen_random_uuid(), n, -n, 0, now() FROM generate_series(1, 40) n";
+        let ghosts = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+                          liveness_pid, liveness_started) SELECT 'g' || n, '', 0, gen_random_uuid(), n, -n, 0, now() \
+                          FROM generate_series(1, 40) n";
         db.client.execute(ghosts, &[]).await.unwrap();
         let eyes = sql::connect(&db.url).await;
-        let note = "SELECT studio_note_waits((SELECT jsonb_agg(jsonb_build_object('incarnation', incarnation, 'session', 1, \
+        let note = "SELECT studio_note_waits((SELECT jsonb_agg(jsonb_build_object('incarnation', incarnation, \
+                        'session', 1, \
                         'reason', 'many_lost', 'wait_ms', 1000, 'in_sight', 40, 'others', 40)) FROM studio_pods), 'x')";
         let log = db.client.transaction().await.unwrap();
         log.execute("LOCK TABLE studio_log_order IN EXCLUSIVE MODE", &[]).await.unwrap();

@@ -1,4 +1,5 @@
-//! What is said of an end: its cause, by the pod itself where it can tell, else by its burier; and what the log says of it.
+//! What is said of an end: its cause, by the pod itself where it can tell, else by its burier; and what the log says of
+//! it.
 
 use std::time::Duration;
 
@@ -199,8 +200,8 @@ async fn a_pod_whose_runtime_is_blocked_writes_it_before_it_ends_its_sessions() 
     .await;
 }
 
-/// An end that the pod itself brings about is told before its sessions end: dropped without a shutdown. A clean stop has
-/// no cause, its reason says it all.
+/// An end that the pod itself brings about is told before its sessions end: dropped without a shutdown. A clean stop
+/// has no cause, its reason says it all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_dropped_says_so_and_a_clean_stop_needs_no_cause() {
     timed(async {
@@ -294,7 +295,7 @@ async fn the_log_of_a_healthy_pod_that_was_evicted_says_nothing_false() {
         assert_eq!(fenced["incarnation"], was.to_string());
         assert_eq!(fenced["runs"], "1", "one run was stopped: {fenced:?}");
         logged("healthy", "put_out").await;
-        // Both of its sessions were ended; whichever ends after that, ends because it was put out.
+        // Both of its sessions were ended; whichever ends after that, ends because it was evicted.
         let causes: Vec<String> = trace::events("healthy")
             .iter()
             .filter(|e| e.get("event").is_some_and(|kind| kind == "control_lost"))
@@ -308,7 +309,7 @@ async fn the_log_of_a_healthy_pod_that_was_evicted_says_nothing_false() {
         .await;
         let all = format!("{:?}", trace::events("healthy"));
         assert!(!all.contains("runtime is blocked"), "its runtime ran: {all}");
-        assert!(all.contains("the pod was put out"), "{all}");
+        assert!(all.contains("the pod was evicted"), "{all}");
         ended(&db, was, "evicted", None).await;
         for pod in [a, b] {
             pod.shutdown(SOON).await.unwrap();

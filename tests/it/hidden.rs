@@ -12,7 +12,8 @@ use crate::support::{Db, eventually, lease, server, start, timed};
 async fn masked(db: &Db) -> String {
     let role = format!("masked_{}", db.name);
     let create = format!(
-        "CREATE ROLE {role} LOGIN NOINHERIT PASSWORD 'hunter2secret' IN ROLE podlock_pod; ALTER ROLE {role} SET role = podlock_pod"
+        "CREATE ROLE {role} LOGIN NOINHERIT PASSWORD 'hunter2secret' IN ROLE podlock_pod; ALTER ROLE {role} \
+         SET role = podlock_pod"
     );
     db.client.batch_execute(&create).await.unwrap();
     let url = format!("postgresql://{role}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
@@ -26,8 +27,8 @@ fn config(url: &str, pod: &str) -> Config {
     Config::new(url).name(pod).lease(lease()).with(|c| c.connect_timeout = Some(lease()))
 }
 
-/// L2: the burial's proof holds where the start of the burier's own backend is hidden from the burier, in both directions
-/// of a fleet in which it is hidden from some.
+/// L2: the burial's proof holds where the start of the burier's own backend is hidden from the burier, in both
+/// directions of a fleet in which it is hidden from some.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l2_pods_under_a_masked_role_start_bury_and_are_buried() {
     timed(async {

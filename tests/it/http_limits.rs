@@ -1,5 +1,5 @@
-//! What clients that send or take too little, or too many of them, can do to a server of `podlock::http::serve`: nothing to
-//! others.
+//! What clients that send or take too little, or too many of them, can do to a server of `podlock::http::serve`:
+//! nothing to others.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -311,10 +311,14 @@ async fn http_2_is_not_spoken() {
 async fn a_foreign_host_and_a_foreign_origin_are_refused_before_the_router() {
     timed(async {
         let served = Served::of(hello(), |_| {}).await;
-        let (status, answer) = served.asked("GET /hello HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
+        let (status, answer) =
+            served.asked("GET /hello HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").await;
         assert!(status == 421 && answer.contains("\"kind\":\"foreign_host\""), "{answer}");
         let post = |origin: &str| {
-            format!("POST /size HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            format!(
+                "POST /size HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 0\r\nConnection: \
+                 close\r\n\r\n"
+            )
         };
         let (status, answer) = served.asked(&post("http://evil.example")).await;
         assert!(status == 403 && answer.contains("\"kind\":\"foreign_origin\""), "{answer}");

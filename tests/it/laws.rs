@@ -265,7 +265,8 @@ async fn writer(db: &Db) -> (Pod, tokio::sync::mpsc::Sender<()>, tokio::sync::mp
 async fn l5_a_write_needs_both_the_owners_incarnation_and_its_fence() {
     timed(async {
         let changes = [
-            "UPDATE studio_runs SET owner_incarnation = gen_random_uuid()", // a lagging failover handed the same number out twice
+            "UPDATE studio_runs SET owner_incarnation = \
+             gen_random_uuid()", // a lagging failover handed the same number out twice
             "UPDATE studio_runs SET fence = fence + 1",
             "UPDATE studio_runs SET fence = fence - 1",
             "UPDATE studio_runs SET owner_incarnation = NULL, owner_pod = NULL",
@@ -302,7 +303,8 @@ async fn l6_an_orphan_that_nobody_was_told_of_is_found() {
         let pod = db.pod("a").await;
         eventually(SOON, "the passes that a boot brings about are over", || async {
             let sql = "SELECT min(extract(epoch FROM clock_timestamp() - state_change))::float8 FROM pg_stat_activity \
-                       WHERE datname = current_database() AND application_name LIKE 'podlock/%/pool' AND state = 'idle'";
+                       WHERE datname = current_database() AND application_name LIKE 'podlock/%/pool' \
+                       AND state = 'idle'";
             match db.client.scalar::<Option<f64>>(sql, &[]).await {
                 Some(idle) if idle > 0.4 => Ok(()),
                 idle => Err(format!("idle for {idle:?} s")),
@@ -380,7 +382,8 @@ async fn l8_no_time_in_the_tables_decides_anything() {
                 .batch_execute(&format!(
                     "UPDATE studio_pods SET started_at = '{at}', beat_at = '{at}'; \
                      UPDATE studio_pod_sessions SET began_at = '{at}'; UPDATE studio_pod_events SET at = '{at}'; \
-                     UPDATE studio_runs SET created_at = created_at {shift}; UPDATE studio_run_attempts SET began_at = '{at}'"
+                     UPDATE studio_runs SET created_at = created_at {shift}; UPDATE studio_run_attempts \
+                     SET began_at = '{at}'"
                 ))
                 .await
                 .unwrap();

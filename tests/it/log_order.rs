@@ -60,9 +60,11 @@ async fn only_roles_with_rights_can_lock_the_log_and_only_the_owner_retention() 
         assert_eq!(attempt(&as_reader, "SELECT studio_may_prune('1 day')").await, denied);
         // Nor may anyone hang the function that locks the log on a table of their own.
         let hung = "CREATE TEMP TABLE mine (a int); \
-                    CREATE TRIGGER locks BEFORE INSERT ON mine FOR EACH STATEMENT EXECUTE FUNCTION studio_order_events()";
+                    CREATE TRIGGER locks BEFORE INSERT ON mine FOR EACH STATEMENT \
+                    EXECUTE FUNCTION studio_order_events()";
         assert_eq!(attempt(&as_reader, hung).await, denied);
-        let open = "SELECT oid::regprocedure::text FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND prosecdef \
+        let open = "SELECT oid::regprocedure::text FROM pg_proc p WHERE pronamespace = 'public'::regnamespace \
+                    AND prosecdef \
                     AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) a WHERE a.grantee = 0))";
         let open: Vec<String> = db.client.query(open, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
         assert_eq!(open, [""; 0], "functions that run as their owner, for everybody");
@@ -95,8 +97,8 @@ async fn a_superuser_who_migrates_the_tables_of_another_role_stops_no_retention(
             .batch_execute("SELECT FROM app.studio_pod_status; SELECT FROM app.studio_foreign_locks")
             .await
             .unwrap();
-        let others = "SELECT relname::text FROM pg_class WHERE relnamespace = 'app'::regnamespace AND relowner <> $1::text::regrole \
-                      UNION ALL SELECT oid::regprocedure::text FROM pg_proc \
+        let others = "SELECT relname::text FROM pg_class WHERE relnamespace = 'app'::regnamespace \
+                      AND relowner <> $1::text::regrole UNION ALL SELECT oid::regprocedure::text FROM pg_proc \
                                  WHERE pronamespace = 'app'::regnamespace AND proowner <> $1::text::regrole";
         let quoted = format!("\"{owner}\"");
         let others: Vec<String> =
@@ -131,8 +133,8 @@ async fn roles_that_may_append_before_the_migration_may_lock_after_it() {
     .await;
 }
 
-/// An insert gets its position only once the log is free, by whatever statement it comes: older versions of the functions
-/// know nothing of this lock.
+/// An insert gets its position only once the log is free, by whatever statement it comes: older versions of the
+/// functions know nothing of this lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_gets_its_position_only_when_the_log_is_free() {
     timed(async {
@@ -157,8 +159,8 @@ async fn an_event_gets_its_position_only_when_the_log_is_free() {
     .await;
 }
 
-/// Twelve appenders, each with statements before its append, and a reader that looks as often as it can: it never sees a
-/// position appear below one that it has seen.
+/// Twelve appenders, each with statements before its append, and a reader that looks as often as it can: it never sees
+/// a position appear below one that it has seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_appear_in_order() {
     const EACH: i64 = 40;
@@ -169,7 +171,8 @@ async fn positions_appear_in_order() {
             let client = sql::connect(&db.pod_url).await;
             appenders.push(tokio::spawn(async move {
                 let append = if n % 3 == 0 {
-                    "INSERT INTO studio_pod_events (kind, pod_id, incarnation, by_pod) VALUES ('joined', 'p', gen_random_uuid(), 'p')"
+                    "INSERT INTO studio_pod_events (kind, pod_id, incarnation, by_pod) \
+                     VALUES ('joined', 'p', gen_random_uuid(), 'p')"
                 } else {
                     "SELECT studio_append_event('joined'::text, 'p'::text, gen_random_uuid(), 'p'::text, '{}'::jsonb)"
                 };

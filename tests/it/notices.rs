@@ -38,7 +38,8 @@ impl Stranger {
         let url = format!("postgresql://{role}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
         let client = sql::connect(&url).await;
         let sql = "SELECT has_database_privilege(current_database(), 'CONNECT') \
-                   AND NOT has_schema_privilege('app', 'USAGE') AND NOT rolsuper FROM pg_roles WHERE rolname = current_user";
+                   AND NOT has_schema_privilege('app', 'USAGE') AND NOT rolsuper FROM pg_roles \
+                   WHERE rolname = current_user";
         assert!(client.scalar::<bool>(sql, &[]).await);
         client.query("SELECT FROM app.studio_pods", &[]).await.expect_err("it may not look");
         Self { db, url }
@@ -182,7 +183,7 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         operator.release(poison).await.unwrap();
         stage.act_of(poison).await.done(json!(null));
 
-        // One is asked to drain, one is put out; a run of it is claimed.
+        // One is asked to drain, one is evicted; a run of it is claimed.
         first.start(act()).await.unwrap();
         let left = stage.act().await;
         operator.drain("pod-second").await.unwrap();
@@ -296,8 +297,8 @@ async fn l11_whatever_a_stranger_sends_two_leases_later_nothing_has_changed() {
     .await;
 }
 
-/// Sends notices from several connections until it is dropped: in each transaction each word, and garbage that the server
-/// cannot merge.
+/// Sends notices from several connections until it is dropped: in each transaction each word, and garbage that the
+/// server cannot merge.
 struct Flood {
     over: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,

@@ -22,8 +22,8 @@ async fn is_ended(eyes: &sql::Client, backend: i32) {
     .await;
 }
 
-/// An operator opens a transaction as psql does with AUTOCOMMIT off, calls a function, and leaves. Deaths are buried, runs
-/// claimed and pods registered within what the function allows, and the server ends the session.
+/// An operator opens a transaction as psql does with AUTOCOMMIT off, calls a function, and leaves. Deaths are buried,
+/// runs claimed and pods registered within what the function allows, and the server ends the session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operators_open_transaction_holds_up_no_burial_claim_or_start_for_long() {
     timed(async {
@@ -68,7 +68,8 @@ async fn a_shorter_limit_stays_and_none_outlives_the_transaction() {
         let db = Db::new().await;
         let pod = start(db.config("a")).await;
         let shown = async |client: &sql::Client| {
-            let sql = "SELECT concat(current_setting('idle_in_transaction_session_timeout'), ' ', current_setting('statement_timeout'))";
+            let sql = "SELECT concat(current_setting('idle_in_transaction_session_timeout'), ' ', \
+                       current_setting('statement_timeout'))";
             client.scalar::<String>(sql, &[]).await
         };
         for (before, during) in [("0", "3s 3s"), ("'1min'", "3s 3s"), ("700", "700ms 700ms"), ("'3s'", "3s 3s")] {
@@ -108,8 +109,8 @@ async fn a_peer_that_evicts_passes_over_a_row_that_somebody_holds() {
     .await;
 }
 
-/// Somebody holds the row of an attempt that a claim ends. The claim waits for it, and nobody waits for the claim: it has not
-/// got the log.
+/// Somebody holds the row of an attempt that a claim ends. The claim waits for it, and nobody waits for the claim: it
+/// has not got the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_waits_for_the_row_of_an_attempt_does_not_hold_the_log() {
     timed(async {
@@ -136,8 +137,8 @@ async fn a_claim_that_waits_for_the_row_of_an_attempt_does_not_hold_the_log() {
     .await;
 }
 
-/// A guard that is kept busy, shared, or prepared hides its run from claims for as long as it likes. It is named, once, with
-/// who has it; the other runs are claimed; and the run goes on when it ends.
+/// A guard that is kept busy, shared, or prepared hides its run from claims for as long as it likes. It is named, once,
+/// with who has it; the other runs are claimed; and the run goes on when it ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_a_transaction_hides_is_named_with_who_hides_it() {
     timed(async {
@@ -151,8 +152,11 @@ async fn a_run_that_a_transaction_hides_is_named_with_who_hides_it() {
             let run = a.start(NewRun::new("wait")).await.unwrap();
             let other = a.start(NewRun::new("wait")).await.unwrap();
             let guard = format!(
-                "SET application_name = 'the guard'; BEGIN; SELECT public.studio_fence_check('{}'::uuid, '{}'::uuid, {}::bigint, 600000::integer)",
-                run.run_id, a.incarnation(), run.fence
+                "SET application_name = 'the guard'; BEGIN; SELECT public.studio_fence_check('{}'::uuid, '{}'::uuid, \
+                 {}::bigint, 600000::integer)",
+                run.run_id,
+                a.incarnation(),
+                run.fence
             );
             let mut guards = Vec::new();
             for _ in 0..holders {
@@ -175,7 +179,8 @@ async fn a_run_that_a_transaction_hides_is_named_with_who_hides_it() {
             .await;
             assert_eq!((said["level"].as_str(), &said["pod"]), ("WARN", &name), "{said:?}");
             let who = &said["holders"];
-            let expected = if kind == "prepared" { "prepared transaction 'it''s mine'" } else { "application the guard" };
+            let expected =
+                if kind == "prepared" { "prepared transaction 'it''s mine'" } else { "application the guard" };
             assert!(who.contains(expected), "{kind}: {who}");
             assert_eq!(who.starts_with("one of: "), kind == "shared", "{kind}: {who}");
             tokio::time::sleep(lease()).await;

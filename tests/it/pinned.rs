@@ -1,7 +1,7 @@
 //! Names are pinned: what others create in podlock's schema is not used by podlock (SECURITY.md).
 //!
-//! Each attack is made by a role that may create objects in the schema and nothing more. Its functions count their calls
-//! in a sequence, which a rollback does not undo.
+//! Each attack is made by a role that may create objects in the schema and nothing more. Its functions count their
+//! calls in a sequence, which a rollback does not undo.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -172,8 +172,8 @@ async fn a_strangers_operators_are_used_by_no_view_that_is_migrated_to() {
     .await;
 }
 
-/// Attack 4: `studio_evict` passed a bare NULL on, for which a function of texts is the better fit; under the rights of the
-/// superuser who evicts.
+/// Attack 4: `studio_evict` passed a bare NULL on, for which a function of texts is the better fit; under the rights of
+/// the superuser who evicts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overload_of_what_evict_calls_gets_no_superusers_rights() {
     timed(async {
@@ -201,7 +201,8 @@ async fn an_overload_of_what_evict_calls_gets_no_superusers_rights() {
     .await;
 }
 
-/// Attack 5: every new connection of a pod's pool appends to the log and rolls back; what a stranger's function does need not be.
+/// Attack 5: every new connection of a pod's pool appends to the log and rolls back; what a stranger's function does
+/// need not be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overload_of_append_event_is_run_by_no_connection() {
     timed(async {
@@ -224,15 +225,19 @@ async fn an_overload_of_append_event_is_run_by_no_connection() {
     .await;
 }
 
-/// The lint of a migrated database: each function of ours runs under a pinned `search_path`, or was bound when it was created;
-/// and what is bound, as views and CHECK constraints are, is bound to the server's own and to ours.
+/// The lint of a migrated database: each function of ours runs under a pinned `search_path`, or was bound when it was
+/// created; and what is bound, as views and CHECK constraints are, is bound to the server's own and to ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_function_is_pinned_and_all_that_is_bound_is_bound_to_the_servers_own() {
     timed(async {
         let db = Db::new().await;
         let ours: i64 = db
             .client
-            .scalar("SELECT count(*) FROM pg_proc WHERE proname LIKE 'studio\\_%' AND pronamespace = 'public'::regnamespace", &[])
+            .scalar(
+                "SELECT count(*) FROM pg_proc WHERE proname LIKE 'studio\\_%' \
+                     AND pronamespace = 'public'::regnamespace",
+                &[],
+            )
             .await;
         assert!(ours >= 24, "the functions are found: {ours}");
         let open = "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace \
@@ -245,18 +250,19 @@ async fn every_function_is_pinned_and_all_that_is_bound_is_bound_to_the_servers_
                            || pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid) \
                          FROM pg_depend d \
                         WHERE pg_describe_object(d.classid, d.objid, d.objsubid) NOT LIKE '%information_schema%' \
-                          AND d.classid IN ('pg_rewrite'::regclass, 'pg_constraint'::regclass, 'pg_proc'::regclass, 'pg_attrdef'::regclass) \
-                          AND (d.refclassid = 'pg_operator'::regclass \
+                          AND d.classid IN ('pg_rewrite'::regclass, 'pg_constraint'::regclass, 'pg_proc'::regclass, \
+                          'pg_attrdef'::regclass) AND (d.refclassid = 'pg_operator'::regclass \
                                OR d.refclassid = 'pg_proc'::regclass AND d.deptype = 'n' \
-                                  AND (SELECT p.proname NOT LIKE 'studio\\_%' OR p.pronamespace <> 'public'::regnamespace \
-                                         FROM pg_proc p WHERE p.oid = d.refobjid))";
+                                  AND (SELECT p.proname NOT LIKE 'studio\\_%' OR p.pronamespace <> \
+                                  'public'::regnamespace FROM pg_proc p WHERE p.oid = d.refobjid))";
         let strange: Vec<String> = db.client.query(strange, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
         assert_eq!(strange, [""; 0], "bound to what is not the server's");
     })
     .await;
 }
 
-/// Whoever may create objects in the schema is named at a start and by `migrate`; the owner, superusers and nobody are not.
+/// Whoever may create objects in the schema is named at a start and by `migrate`; the owner, superusers and nobody are
+/// not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_that_may_create_objects_in_the_schema_are_named() {
     timed(async {

@@ -1,4 +1,5 @@
-//! Rosters with many dead rows: looks and burials take a bounded number of locks, and make progress whatever else fails.
+//! Rosters with many dead rows: looks and burials take a bounded number of locks, and make progress whatever else
+//! fails.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::support::{Db, eventually, lease, start, trace, within};
 /// Rows of pods that are dead, as short-lived `hold`s under new names leave them.
 async fn dead_rows(db: &Db, n: i32) {
     let sql = "WITH dead AS ( \
-          INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
+          INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, \
+          liveness_started) \
           SELECT d, '', 0, gen_random_uuid(), studio_lock_key(d), studio_witness_key(d), 0, now() - interval '1 day' \
             FROM (SELECT 'dead-' || n AS d FROM generate_series(1, $1) n) AS dead RETURNING pod_id, incarnation) \
         , began AS (INSERT INTO studio_pod_sessions (incarnation, pod_id) SELECT incarnation, pod_id FROM dead) \
@@ -30,8 +32,8 @@ async fn among_the_dead(server: &OwnServer, names: [&str; 2], dead: i32) -> (Db,
 
 /// Kills one of two pods while the dead are in sight: it is buried long before them, and then all of them are.
 ///
-/// Where looks are `short`, the death does not wait because many are lost. Losses of two looks that take long count together,
-/// so that a death next to thousands of rows that came just now may wait.
+/// Where looks are `short`, the death does not wait because many are lost. Losses of two looks that take long count
+/// together, so that a death next to thousands of rows that came just now may wait.
 async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patience: Duration, short: bool) {
     let (db, [survivor, dying]) = among_the_dead(server, names, dead).await;
     let seen = usize::try_from(dead).unwrap();
@@ -48,7 +50,8 @@ async fn one_dies_among(server: &OwnServer, names: [&str; 2], dead: i32, patienc
         db.client.session_end(incarnation).await.ok_or("it is not".to_owned())
     })
     .await;
-    let sql = "SELECT (detail->'evidence'->>'in_sight_ms')::int8 FROM studio_pod_events WHERE kind = 'buried' AND pod_id = $1";
+    let sql = "SELECT (detail->'evidence'->>'in_sight_ms')::int8 FROM studio_pod_events WHERE kind = 'buried' \
+               AND pod_id = $1";
     let in_sight: i64 = db.client.scalar(sql, &[&names[1]]).await;
     assert!(!short || in_sight < 1000, "it was held for {in_sight} ms, as one of many");
     db.client.roster_is(&[names[0]], patience).await;
@@ -68,7 +71,8 @@ async fn l12_600_dead_rows_on_a_small_lock_table_stop_no_burial_and_vanish() {
     .await;
 }
 
-/// A quarter of the server's default lock table, and more dead rows than it has room for: at the defaults it is 8,200 of them.
+/// A quarter of the server's default lock table, and more dead rows than it has room for: at the defaults it is 8,200
+/// of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_2200_dead_rows_on_a_larger_lock_table_stop_no_burial_and_vanish() {
     within(Duration::from_secs(400), async {
@@ -78,7 +82,8 @@ async fn l12_2200_dead_rows_on_a_larger_lock_table_stop_no_burial_and_vanish() {
     .await;
 }
 
-/// L10, L12: somebody else fills the lock table but for a little. Looks and burials take portions that fit into what is left.
+/// L10, L12: somebody else fills the lock table but for a little. Looks and burials take portions that fit into what is
+/// left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_while_others_fill_the_lock_table_looks_and_burials_take_what_is_left() {
     within(Duration::from_secs(180), async {
@@ -100,14 +105,15 @@ async fn l12_while_others_fill_the_lock_table_looks_and_burials_take_what_is_lef
     .await;
 }
 
-/// L12: a row that cannot be deleted is passed over, and so is one that somebody holds, or whose row in the history somebody
-/// holds. All others are buried.
+/// L12: a row that cannot be deleted is passed over, and so is one that somebody holds, or whose row in the history
+/// somebody holds. All others are buried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other() {
     within(Duration::from_secs(180), async {
         for dead in [20, 200] {
             let mut db = Db::new().await;
-            let bad = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$; \
+            let bad = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ \
+                       BEGIN RAISE 'not this one'; END $$; \
                        CREATE TRIGGER refuse BEFORE DELETE ON studio_pods FOR EACH ROW WHEN (old.pod_id = 'dead-7') \
                        EXECUTE FUNCTION refuse()";
             db.client.batch_execute(bad).await.unwrap();
@@ -124,7 +130,8 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
             eyes.roster_is(&["dead-7", &name], SOON).await;
             let named = trace::events("dead-7").iter().any(|e| e.get("by") == Some(&name) && e["level"] == "WARN");
             assert!(named, "the log names the one that could not be buried");
-            let waited = trace::events("dead-11").iter().any(|e| e["event"] == "burial_failed" && e.get("by") == Some(&name));
+            let waited =
+                trace::events("dead-11").iter().any(|e| e["event"] == "burial_failed" && e.get("by") == Some(&name));
             assert!(!waited, "a burial waited for a row that somebody held, instead of passing it over");
             eyes.assert_fold_is_roster().await;
             a.shutdown(SOON).await.unwrap();
@@ -133,8 +140,8 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
     .await;
 }
 
-/// L12: more dead rows than a pass tries, none of which can be buried, come first in the order of the keys. The next pass
-/// begins behind those that this one tried, so that all others are buried.
+/// L12: more dead rows than a pass tries, none of which can be buried, come first in the order of the keys. The next
+/// pass begins behind those that this one tried, so that all others are buried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_hundred_rows_that_cannot_be_buried_hold_up_none_behind_them() {
     within(Duration::from_secs(300), async {
@@ -142,7 +149,8 @@ async fn l12_a_hundred_rows_that_cannot_be_buried_hold_up_none_behind_them() {
         let bad = "CREATE TABLE refused AS SELECT 'dead-' || n AS pod_id FROM generate_series(1, 200) n \
                    ORDER BY studio_lock_key('dead-' || n) LIMIT 100; \
                    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN \
-                     IF EXISTS (SELECT FROM public.refused r WHERE r.pod_id = old.pod_id) THEN RAISE 'not this one'; END IF; \
+                     IF EXISTS (SELECT FROM public.refused r \
+                     WHERE r.pod_id = old.pod_id) THEN RAISE 'not this one'; END IF; \
                      RETURN old; END $$; \
                    CREATE TRIGGER refuse BEFORE DELETE ON studio_pods FOR EACH ROW EXECUTE FUNCTION refuse()";
         db.client.batch_execute(bad).await.unwrap();
@@ -170,9 +178,10 @@ async fn l12_a_row_with_a_name_that_no_pod_can_have_ends_no_look() {
         let bad = "DO $$ DECLARE c text; BEGIN FOR c IN SELECT conname FROM pg_constraint \
                      WHERE conrelid = 'studio_pods'::regclass AND contype = 'c' LOOP \
                      EXECUTE format('ALTER TABLE studio_pods DROP CONSTRAINT %I', c); END LOOP; END $$; \
-                   INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
-                   SELECT E'bad\\n' || n, '', 0, gen_random_uuid(), -9223372036854775808 + 2 * n, -9223372036854775807 + 2 * n, 0, now() \
-                     FROM generate_series(0, 2) n";
+                   INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+                   liveness_pid, liveness_started) \
+                   SELECT E'bad\\n' || n, '', 0, gen_random_uuid(), -9223372036854775808 + 2 * n, -9223372036854775807 \
+                   + 2 * n, 0, now() FROM generate_series(0, 2) n";
         db.client.batch_execute(bad).await.unwrap();
         dead_rows(&db, 200).await;
         let roster = ["bad\n0", "bad\n1", "bad\n2", "beside-a-bad-name"];

@@ -27,7 +27,8 @@ async fn in_a_rolling_upgrade_the_pods_from_before_and_after_take_over_each_othe
     timed(async {
         let db = Db::new().await;
         let [old, other] = db.settled_pods().await;
-        // It makes progress: one that two deaths in a row found without any, the last pod leaves alone (`protocol::poison`).
+        // It makes progress: one that two deaths in a row found without any, the last pod leaves alone
+        // (`protocol::poison`).
         let steps = NewRun::new("steps").input(serde_json::json!({ "steps": 1_000_000, "pause_ms": 100 }));
         let run = old.start(steps).await.expect("started").run_id;
         let later = newest(&db).await + 1;
@@ -70,7 +71,8 @@ async fn migrate_to_a_later_schema(db: &Db, version: i32) {
         ));
     }
     script.push_str(&format!("INSERT INTO studio_schema_history (version, name) VALUES ({version}, 'later'); COMMIT"));
-    // All tables in one transaction, under pods that write to several: the server ends one of two that wait for each other.
+    // All tables in one transaction, under pods that write to several: the server ends one of two that wait for each
+    // other.
     while let Err(error) = db.client.batch_execute(&script).await {
         assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{error:?}");
         db.client.batch_execute("ROLLBACK").await.unwrap();
@@ -162,19 +164,16 @@ async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds
     timed(async {
         let db = Db::new().await;
         let bare = "SELECT c.relname || COALESCE('.' || a.attname, '') FROM pg_class c \
-                      LEFT JOIN LATERAL (SELECT NULL::name AS attname, 0 AS attnum UNION ALL SELECT a.attname, a.attnum \
-                                           FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) a \
-                        ON true \
-                     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND c.relname LIKE 'studio\\_%' \
-                       AND c.relname <> 'studio_schema_history' \
+                      LEFT JOIN LATERAL (SELECT NULL::name AS attname, 0 AS attnum UNION ALL \
+                      SELECT a.attname, a.attnum FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+                                           AND NOT a.attisdropped) a ON true \
+                     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') \
+                     AND c.relname LIKE 'studio\\_%' AND c.relname <> 'studio_schema_history' \
                        AND NOT EXISTS (SELECT FROM pg_description d WHERE d.classoid = 'pg_class'::regclass \
                                           AND d.objoid = c.oid AND d.objsubid = a.attnum) \
                      ORDER BY 1";
         let bare: Vec<String> = db.client.query(bare, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-        // Version 27 has landed without them. Their names say it all.
-        let of_version_27 =
-            ["application", "incarnation", "pod_id", "prepared", "role"].map(|c| format!("studio_foreign_locks.{c}"));
-        assert_eq!(bare, of_version_27, "COMMENT ON these");
+        assert_eq!(bare, [""; 0], "COMMENT ON these");
         let columns: [(&str, &str, Vec<&str>); 6] = [
             ("studio_pod_events", "kind", EventKind::ALL.map(EventKind::as_str).to_vec()),
             ("studio_pod_sessions", "reason", Reason::ALL.map(Reason::as_str).to_vec()),
@@ -184,12 +183,38 @@ async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds
             ("studio_pods", "state", PodState::ALL.map(PodState::as_str).to_vec()),
         ];
         for (table, column, names) in columns {
-            let comment = "SELECT col_description(attrelid, attnum) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attname = $2";
+            let comment = "SELECT col_description(attrelid, attnum) FROM pg_attribute \
+                           WHERE attrelid = $1::text::regclass AND attname = $2";
             let comment: String = db.client.scalar(comment, &[&table, &column]).await;
             let words: Vec<&str> = comment.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
             let forgotten: Vec<_> = names.into_iter().filter(|name| !words.contains(name)).collect();
             assert_eq!(forgotten, [""; 0], "{table}.{column}: {comment}");
         }
+    })
+    .await;
+}
+
+/// What `\df+`, `\ds+` and `\dT+` show to people. The sequence of a column belongs to that column.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_function_sequence_and_type_has_a_comment() {
+    timed(async {
+        let db = Db::new().await;
+        let all = "SELECT p.oid::regprocedure::text AS name, obj_description(p.oid, 'pg_proc') IS NOT NULL AS has_comment \
+                     FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'studio\\_%' \
+                   UNION ALL \
+                   SELECT c.relname, obj_description(c.oid, 'pg_class') IS NOT NULL FROM pg_class c \
+                    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND c.relname LIKE 'studio\\_%' \
+                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
+                                         AND d.deptype IN ('a', 'i')) \
+                   UNION ALL \
+                   SELECT t.typname, obj_description(t.oid, 'pg_type') IS NOT NULL FROM pg_type t \
+                     JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c' \
+                    WHERE t.typnamespace = 'public'::regnamespace AND t.typname LIKE 'studio\\_%'";
+        let all: Vec<(String, bool)> =
+            db.client.query(all, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+        assert!(all.len() > 25, "the objects are found: {all:?}");
+        let bare: Vec<_> = all.iter().filter(|(_, has_comment)| !has_comment).map(|(name, _)| name).collect();
+        assert_eq!(bare, [""; 0], "COMMENT ON these");
     })
     .await;
 }
@@ -269,11 +294,13 @@ async fn the_owner_of_a_schema_needs_nothing_of_the_database() {
 
 /// Every column, constraint, index, function and recorded version.
 async fn shape(db: &Db) -> Vec<String> {
-    let sql = "SELECT 'column ' || table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || coalesce(column_default, '') \
-                 FROM information_schema.columns WHERE table_schema = 's' \
-               UNION ALL SELECT 'constraint ' || conname || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 's'::regnamespace \
+    let sql = "SELECT 'column ' || table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || \
+                 coalesce(column_default, '') FROM information_schema.columns WHERE table_schema = 's' \
+               UNION ALL SELECT 'constraint ' || conname || pg_get_constraintdef(oid) FROM pg_constraint \
+               WHERE connamespace = 's'::regnamespace \
                UNION ALL SELECT 'index ' || indexdef FROM pg_indexes WHERE schemaname = 's' \
-               UNION ALL SELECT 'function ' || pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 's'::regnamespace \
+               UNION ALL SELECT 'function ' || pg_get_functiondef(oid) FROM pg_proc \
+               WHERE pronamespace = 's'::regnamespace \
                UNION ALL SELECT 'version ' || version || name || checksum FROM s.studio_schema_history ORDER BY 1";
     db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
@@ -308,14 +335,14 @@ async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
             denied(&as_pod, statement).await;
         }
         // Not the service's own functions, of whatever kind and whoever's they are.
-        let others = "CREATE FUNCTION secret() RETURNS text LANGUAGE sql SECURITY DEFINER AS $$ SELECT current_user::text $$; \
-                      REVOKE ALL ON FUNCTION secret() FROM PUBLIC";
+        let others = "CREATE FUNCTION secret() RETURNS text LANGUAGE sql SECURITY DEFINER AS $$ \
+                      SELECT current_user::text $$; REVOKE ALL ON FUNCTION secret() FROM PUBLIC";
         db.client.batch_execute(others).await.unwrap();
         db.client.batch_execute(&migrate::grants("public", "podlock_pod", Access::Pod)).await.unwrap();
         denied(&as_pod, "SELECT secret()").await;
         let ours = "SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace \
-                    AND p.proname LIKE 'studio_%' AND p.prorettype <> 'trigger'::regtype AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) a \
-                    WHERE a.grantee = 'podlock_pod'::regrole)";
+                    AND p.proname LIKE 'studio_%' AND p.prorettype <> 'trigger'::regtype AND NOT EXISTS (SELECT \
+                    FROM aclexplode(p.proacl) a WHERE a.grantee = 'podlock_pod'::regrole)";
         let forgotten: Vec<String> = db.client.query(ours, &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
         assert_eq!(forgotten, [""; 0], "the script names every function of podlock's");
         let reader = format!("reader_{}", db.name);
@@ -325,7 +352,8 @@ async fn the_roles_of_pods_and_of_readers_have_the_least_rights() {
         let url = format!("postgresql://{reader}:hunter2secret@127.0.0.1:{}/{}", server().port(), db.name);
         let as_reader = sql::connect(&url).await;
         // But for the tables that are only locked.
-        let relations = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') \
+        let relations = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace \
+                         AND relkind IN ('r', 'v') \
                          AND relname LIKE 'studio\\_%' AND relname NOT IN ('studio_log_order', 'studio_prune_order')";
         let relations: Vec<String> =
             db.client.query(relations, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
@@ -389,9 +417,10 @@ async fn keys_change_under_no_living_pod() {
         let version = "SELECT max(version) FROM public.studio_schema_history WHERE name = 'keys_of_slashed_schemas'";
         migrate::up(&db.config("x")).await.unwrap();
         let before = Some(db.client.scalar::<i32>(version, &[]).await - 1);
-        let living = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started) \
-             SELECT 'p/q', '', 0, gen_random_uuid(), studio_lock_key('p/q'), studio_witness_key('p/q'), pg_backend_pid(), now(); \
-             SELECT pg_advisory_lock(lock_key) FROM studio_pods";
+        let living = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+             liveness_pid, liveness_started) \
+             SELECT 'p/q', '', 0, gen_random_uuid(), studio_lock_key('p/q'), studio_witness_key('p/q'), \
+             pg_backend_pid(), now(); SELECT pg_advisory_lock(lock_key) FROM studio_pods";
         for (schema, changes) in [("plain", false), ("with/slash", true), ("with\\backslash", true)] {
             let config = db.config("x").schema(schema);
             migrate::up(&config.clone().with(|c| c.schema_knows = before)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Pods that run and get nowhere.
+//! Pods that run and make no progress.
 
 use std::time::Duration;
 
@@ -136,8 +136,8 @@ async fn a_pod_one_of_whose_busy_sources_moves_is_not_suspected() {
     .await;
 }
 
-/// A required source alone makes the pod suspect, whatever else moves, and event, row and log name it; while it is idle, it
-/// does not.
+/// A required source alone makes the pod suspect, whatever else moves, and event, row and log name it; while it is
+/// idle, it does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_required_source_that_stands_still_makes_the_pod_suspect_and_is_named() {
     timed(async {
@@ -186,7 +186,7 @@ async fn a_required_source_that_stands_still_makes_the_pod_suspect_and_is_named(
 /// The policy: hung is turned into dead, the one burial path does the rest, and the pod stays away until it gets
 /// somewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_it_moves() {
+async fn a_stalled_pod_is_evicted_where_that_is_the_policy_and_stays_away_until_it_moves() {
     timed(async {
         let db = Db::new().await;
         let [a, b, c] = three(&db, OnStall::Evict).await;
@@ -194,7 +194,7 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
         let run = a.start(NewRun::new("wait")).await.unwrap().run_id;
         let stalled = a.incarnation();
         source.tick();
-        let end = eventually(a.settings().worst_case().stalled + SOON, "it was put out and buried", || async {
+        let end = eventually(a.settings().worst_case().stalled + SOON, "it was evicted and buried", || async {
             db.client.session_end(stalled).await.ok_or("not yet".to_owned())
         })
         .await;
@@ -228,14 +228,15 @@ async fn a_stalled_pod_is_put_out_where_that_is_the_policy_and_stays_away_until_
     .await;
 }
 
-/// Several peers find the same pod stalled. The second one comes when the first has committed and the backends have not ended
-/// yet: here they are stopped, so that they cannot. It writes nothing, and an operator may still evict.
+/// Several peers find the same pod stalled. The second one comes when the first has committed and the backends have not
+/// ended yet: here they are stopped, so that they cannot. It writes nothing, and an operator may still evict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_pod_is_evicted_once_although_a_second_peer_finds_its_locks_held() {
     timed(async {
         let db = Db::new().await;
         let a = start(config(&db, "a", OnStall::Report)).await;
-        let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' AND control_pid IS NOT NULL";
+        let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' \
+                    AND control_pid IS NOT NULL";
         let row = eventually(SOON, "both sessions are recorded", || async {
             db.client.query_opt(of_a, &[]).await.unwrap().ok_or("not yet".to_owned())
         })
@@ -304,8 +305,8 @@ async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_doe
         .await;
         let error = operator.evict("nobody").await.unwrap_err();
         assert_eq!(error.kind(), podlock::ErrorKind::NotFound);
-        let put_out: Option<String> = db.client.scalar("SELECT evicted FROM studio_pods WHERE pod_id = 'a'", &[]).await;
-        assert_eq!(put_out, None, "the mark went with the incarnation");
+        let evicted: Option<String> = db.client.scalar("SELECT evicted FROM studio_pods WHERE pod_id = 'a'", &[]).await;
+        assert_eq!(evicted, None, "the mark went with the incarnation");
         db.client.assert_fold_is_roster().await;
         for pod in [a, b, c] {
             pod.shutdown(SOON).await.unwrap();
@@ -314,9 +315,9 @@ async fn an_operators_eviction_ends_the_two_sessions_and_the_one_burial_path_doe
     .await;
 }
 
-/// Put out while it is cut off, a pod gives itself up before it can learn of it: it stays away all the same.
+/// Evicted while it is cut off, a pod gives itself up before it can learn of it: it stays away all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_that_was_put_out_while_it_was_cut_off_stays_away_until_it_moves() {
+async fn a_pod_that_was_evicted_while_it_was_cut_off_stays_away_until_it_moves() {
     timed(async {
         let db = Db::new().await;
         let (proxy, through) = behind_proxy(&db, "a").await;

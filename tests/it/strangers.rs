@@ -85,7 +85,8 @@ async fn column(db: &Db, pod: &str) -> Option<String> {
     db.client.scalar("SELECT foreign_lock FROM studio_pod_status WHERE pod_id = $1", &[&pod]).await
 }
 
-/// A pod that cannot start says who holds its lock and how to end it, however the lock is held, and starts when that is done.
+/// A pod that cannot start says who holds its lock and how to end it, however the lock is held, and starts when that is
+/// done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_whose_lock_a_stranger_holds_is_not_called_a_living_pod() {
     timed(async {
@@ -116,8 +117,8 @@ async fn a_name_whose_lock_a_stranger_holds_is_not_called_a_living_pod() {
     .await;
 }
 
-/// A stranger waits for the lock of a living pod: it is told of. The pod dies, and the stranger is granted the lock: nobody is
-/// buried on it (L10), and it is told of again, once. When it is gone, the burial and the claim go on.
+/// A stranger waits for the lock of a living pod: it is told of. The pod dies, and the stranger is granted the lock:
+/// nobody is buried on it (L10), and it is told of again, once. When it is gone, the burial and the claim go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_it_is_gone_all_goes_on() {
     timed(async {
@@ -203,8 +204,8 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
     .await;
 }
 
-/// Dead pods whose locks strangers hold look alive to a look at the locks alone. They have no turn to look for strangers: the
-/// living look as often as if the dead were not there.
+/// Dead pods whose locks strangers hold look alive to a look at the locks alone. They have no turn to look for
+/// strangers: the living look as often as if the dead were not there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_pods_whose_locks_a_stranger_holds_delay_no_look_for_strangers() {
     timed(async {
@@ -216,10 +217,10 @@ async fn dead_pods_whose_locks_a_stranger_holds_delay_no_look_for_strangers() {
         let (holder, _) = connect(&db, &role, "holder").await;
         let keys = "SELECT pg_advisory_lock(studio_lock_key('g' || n)) FROM generate_series(1, $1::bigint) n";
         holder.query(keys, &[&i64::try_from(DEAD).unwrap()]).await.unwrap();
-        let rows = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, \
-                        liveness_started) \
-                    SELECT 'g' || n, '', 0, gen_random_uuid(), studio_lock_key('g' || n), studio_witness_key('g' || n), 0, \
-                        now() FROM generate_series(1, $1::bigint) n";
+        let rows = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+                        liveness_pid, liveness_started) \
+                    SELECT 'g' || n, '', 0, gen_random_uuid(), studio_lock_key('g' || n), studio_witness_key('g' || \
+                    n), 0, now() FROM generate_series(1, $1::bigint) n";
         db.client.execute(rows, &[&i64::try_from(DEAD).unwrap()]).await.unwrap();
         // Every pod has looked at the dead by the time that it looks for strangers at one of them.
         tokio::time::sleep(lease() / 2).await;
@@ -244,8 +245,9 @@ async fn many_strangers_at_one_pod_are_at_most_sixteen_events() {
     timed(async {
         let db = Db::new().await;
         let pod = start(db.config("crowded")).await;
-        let note = "SELECT studio_note_foreign_locks((SELECT jsonb_agg(jsonb_build_object('nth', n, 'incarnation', $1::uuid, \
-                        'key', 'witness', 'granted', true, 'pid', $2::int + n)) FROM generate_series(0, 9) n), 'x'::text)";
+        let note = "SELECT studio_note_foreign_locks((SELECT jsonb_agg(jsonb_build_object('nth', n, 'incarnation', \
+                        $1::uuid, 'key', 'witness', 'granted', true, 'pid', $2::int + n)) \
+                        FROM generate_series(0, 9) n), 'x'::text)";
         let client = sql::connect(&db.pod_url).await;
         let mut noted = Vec::new();
         for from in [100, 100, 105, 200, 300] {
@@ -291,11 +293,14 @@ async fn a_prepared_transaction_that_holds_a_pods_lock_is_named() {
         db.client.batch_execute("ROLLBACK PREPARED 'it''s'").await.unwrap();
         let pod = start(db.config("a")).await;
         // A shared one beside the pod's own is no more possible; one on a dead pod's key is.
-        let row = "INSERT INTO studio_pods (pod_id, state, version, event_index, beat_at, incarnation, lock_key, witness_key, \
-                       liveness_pid, liveness_started) \
+        let row = "INSERT INTO studio_pods (pod_id, state, version, event_index, beat_at, incarnation, lock_key, \
+                       witness_key, liveness_pid, liveness_started) \
                    VALUES ('d', 'active', '', 0, now(), gen_random_uuid(), studio_lock_key('d'::text), \
                        studio_witness_key('d'::text), 0, now())";
-        let take = format!("BEGIN; SELECT pg_advisory_xact_lock(studio_lock_key('d'::text)); {row}; PREPARE TRANSACTION 'd'");
+        let take = format!(
+            "BEGIN; SELECT pg_advisory_xact_lock(studio_lock_key('d'::text)); {row}; PREPARE \
+                            TRANSACTION 'd'"
+        );
         // The row is made by the same transaction, and another takes the lock before it is committed.
         let hold = "BEGIN; SELECT pg_advisory_xact_lock_shared(studio_lock_key('d'::text)); PREPARE TRANSACTION 'gone'";
         db.client.batch_execute(&take.replace("xact_lock(", "xact_lock_shared(")).await.unwrap();

@@ -16,8 +16,8 @@ use crate::support::{Db, eventually, sql, start, timed, trace};
 /// The shortest lease that there is.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the end of
-/// the observers' wait lies a tenth of it, so a slow machine gets a longer one.
+/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the
+/// end of the observers' wait lies a tenth of it, so a slow machine gets a longer one.
 fn long() -> Duration {
     slack(Duration::from_secs(15)).min(Duration::from_secs(60))
 }
@@ -162,7 +162,7 @@ async fn a_pod_that_no_observer_has_been_up_for_long_enough_to_bury_is_told_as_w
     .await;
 }
 
-/// Its beats are rarer than the looks of its observer, whose policy it is to put out who gets nowhere.
+/// Its beats are rarer than the looks of its observer, whose policy is to evict a pod that makes no progress.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_beats_less_often_than_its_observer_looks_is_not_suspected() {
     timed(async {

@@ -162,8 +162,8 @@ async fn is_draining(db: &Db) {
     .await;
 }
 
-/// "Ctrl-C on the README's sample leaves a run that nobody resumes for 10 s": it is handed over, whether the signal comes
-/// while the service waits, or before it does.
+/// "Ctrl-C on the README's sample leaves a run that nobody resumes for 10 s": it is handed over, whether the signal
+/// comes while the service waits, or before it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_and_ctrl_c_hand_the_runs_over_and_end_the_service_cleanly() {
     timed(async {

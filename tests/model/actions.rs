@@ -23,7 +23,7 @@ pub(crate) enum Action {
     Notice(ProcId),
     PassDeadline(ProcId),
     Expire(ProcId),
-    Look(ProcId),
+    Probe(ProcId),
     DeleteDoomed(ProcId),
     Wait(ProcId),
     Settle(ProcId),
@@ -56,7 +56,7 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
             Action::Notice(p),
             Action::PassDeadline(p),
             Action::Expire(p),
-            Action::Look(p),
+            Action::Probe(p),
             Action::DeleteDoomed(p),
         ]);
         out.extend([Action::Wait(p), Action::Settle(p), Action::Exit(p)]);
@@ -107,7 +107,7 @@ impl Podlock {
             Notice(p) => self.notice(s, p),
             PassDeadline(p) => pass_deadline(&mut s.procs[p]),
             Expire(p) => self.expire(s, p),
-            Look(p) => self.look(s, p),
+            Probe(p) => self.probe(s, p),
             DeleteDoomed(p) => self.delete_doomed(s, p),
             Wait(p) => self.wait(s, p),
             Settle(p) => self.settle(s, p),
@@ -239,8 +239,8 @@ impl Podlock {
         }
     }
 
-    /// L2: the next of the times has passed after which this process may bury one peer or another. Within such a time those
-    /// whom it is for came back, or passed their deadlines.
+    /// L2: the next of the times has passed after which this process may bury one peer or another. Within such a time
+    /// those whom it is for came back, or passed their deadlines.
     fn settle(&self, s: &mut State, p: ProcId) {
         let name = s.procs[p].name;
         let Some(next) = self.settles(name).filter(|time| Some(*time) > s.procs[p].settled).min() else { return };
@@ -254,8 +254,9 @@ impl Podlock {
         }
     }
 
-    /// An observer's own clock reaches the moment at which it is due to look again. A hold as long as `settle`, or as long as
-    /// the peer may run on, outlasts the peer's deadline: it is not over while somebody in its sight neither came back nor passed its own.
+    /// An observer's own clock reaches the moment at which it is due to probe again. A hold as long as `settle`, or as
+    /// long as the peer may run on, outlasts the peer's deadline: it is not over while somebody in its sight neither
+    /// came back nor passed its own.
     fn wait(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         let Some(due) = proc.due.filter(|due| *due > proc.clock && proc.phase == Phase::Attached) else { return };

@@ -1,4 +1,4 @@
-//! The transactions on the roster, each as one step: register, come back, mark draining, look and bury.
+//! The transactions on the roster, each as one step: register, come back, mark draining, probe and bury.
 //!
 //! The functions of `src/protocol` decide here what they decide in the library: who is dead, why an incarnation ended,
 //! and what the log folds to.
@@ -50,7 +50,7 @@ impl Podlock {
     /// The times by which a pod of this name decides, in the proportions that the library has by default.
     pub(crate) fn timing(&self, name: Name) -> VerdictTiming {
         let lease = self.lease(name);
-        VerdictTiming { window: lease / 10, second_look: lease / 40, reconnect_grace: lease, settle: lease }
+        VerdictTiming { window: lease / 10, second_probe: lease / 40, reconnect_grace: lease, settle: lease }
     }
 
     /// What its row says.
@@ -156,7 +156,7 @@ impl Podlock {
     }
 
     /// One transaction: take the locks of the whole roster, decide, prove, delete, record (L2, L3).
-    pub(crate) fn look(&self, s: &mut State, p: ProcId) {
+    pub(crate) fn probe(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         let Some(inc) = proc.inc.filter(|_| proc.phase == Phase::Attached) else { return };
         let peers: Vec<PeerProbe> =
@@ -216,7 +216,7 @@ impl Podlock {
                 }
             }
         }
-        let due = decision.next_look().map(millis);
+        let due = decision.next_probe().map(millis);
         let proc = &mut s.procs[p];
         // Nobody in sight any more: what else it remembers could only make it hold longer, and ages within a window.
         let empty = observer.in_sight().is_empty();

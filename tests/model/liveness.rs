@@ -1,8 +1,8 @@
 //! Whether every run can always still be finished, from the whole graph.
 //!
-//! stateright's `eventually` sees no cycles, and a pass that runs for ever without getting anywhere is one. So this asks
-//! of each reachable state whether an end can be reached from it by the steps of processes alone. A scheduler that is
-//! fair takes that way some day.
+//! stateright's `eventually` sees no cycles, and a pass that runs for ever without getting anywhere is one. So this
+//! asks of each reachable state whether an end can be reached from it by the steps of processes alone. A scheduler that
+//! is fair takes that way some day.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -75,7 +75,8 @@ pub(crate) fn search(model: &Podlock) -> Graph {
     Graph { states: parents.len(), stuck }
 }
 
-/// A state by its hash, as stateright knows it too: of a million states, two are taken for one once in ten million times.
+/// A state by its hash, as stateright knows it too: of a million states, two are taken for one once in ten million
+/// times.
 fn fingerprint(s: &State) -> u64 {
     let mut hasher = DefaultHasher::new();
     s.hash(&mut hasher);

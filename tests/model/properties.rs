@@ -74,7 +74,9 @@ impl Rule {
 
     fn property(self) -> Property<Podlock> {
         macro_rules! checked {
-            ($($rule:ident),*) => { match self { $(Self::$rule => |m: &Podlock, s: &State| Self::$rule.holds(m, s)),* } };
+            ($($rule:ident),*) => {
+                match self { $(Self::$rule => |m: &Podlock, s: &State| Self::$rule.holds(m, s)),* }
+            };
         }
         let condition: fn(&Podlock, &State) -> bool = checked!(
             OneWriter,

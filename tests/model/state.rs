@@ -104,8 +104,8 @@ pub(crate) struct Proc {
     pub(crate) inc: Option<Inc>,
     /// The incarnation that it gave up last.
     pub(crate) given_up: Option<Inc>,
-    /// L2: for how long it has held its lock without a break: the longest of the times after which it may bury some peer
-    /// ([`Podlock::settles`](crate::model::Podlock)); `None` before the first of them.
+    /// L2: for how long it has held its lock without a break: the longest of the times after which it may bury some
+    /// peer ([`Podlock::settles`](crate::model::Podlock)); `None` before the first of them.
     pub(crate) settled: Option<u16>,
     pub(crate) draining: bool,
     pub(crate) lost: Option<Loss>,
@@ -122,7 +122,7 @@ pub(crate) struct Proc {
     pub(crate) observer: LossObserver,
     /// Its own clock, from the first sighting that it has.
     pub(crate) clock: u16,
-    /// When it is due to look again at a peer that it holds.
+    /// When it is due to probe a peer again that it holds.
     pub(crate) due: Option<u16>,
     /// For the mistake of probing and deleting in two transactions: whom it found dead.
     pub(crate) doomed: Option<Name>,

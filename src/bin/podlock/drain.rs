@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::global::Global;
 use crate::output::{self, OutputArgs};
 
-/// How often to check whether the pod is gone.
+/// How often to check whether the pod is gone. Each check is one query. A person notices no shorter delay.
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
@@ -59,8 +59,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         None => match unheld {
             Some((then, runs)) if then == incarnation => {
                 return Err(Failure::Failed(format!(
-                    "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with {runs} running runs, \
-                     or on its way back; --wait tells which"
+                    "{name:?} ({incarnation}) was asked to drain, but holds neither of its locks: it is down with \
+                     {runs} running runs, or on its way back; --wait tells which"
                 )));
             }
             _ => false,
@@ -80,8 +80,8 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
         let held = there.alive || there.witness;
         let lease = there.lease_ms.and_then(|ms| u64::try_from(ms).ok()).map_or(Duration::ZERO, Duration::from_millis);
         let (clean, down_after) = (there.state == "draining", DOWN.max(lease / 10));
-        let standing = if held { DrainStatus::Alive } else { DrainStatus::Unheld { clean, down_after } };
-        return Ok((standing, there.runs));
+        let status = if held { DrainStatus::Alive } else { DrainStatus::Unheld { clean, down_after } };
+        return Ok((status, there.runs));
     }
     let session = there.sessions.iter().find(|s| s.incarnation == incarnation);
     Ok((DrainStatus::Gone { clean: session.is_some_and(|s| s.reason.as_deref() == Some("shutdown")) }, 0))
@@ -91,8 +91,8 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
 async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
     let (began, mut unheld_since) = (Instant::now(), None);
     loop {
-        let (standing, runs) = look(operator, pod, incarnation).await?;
-        let clean = match standing {
+        let (status, runs) = look(operator, pod, incarnation).await?;
+        let clean = match status {
             DrainStatus::Alive => {
                 unheld_since = None;
                 None
@@ -106,7 +106,8 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
             Some(true) => return Ok(()),
             Some(false) => {
                 return Err(Failure::Failed(format!(
-                    "{pod:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a peer takes over"
+                    "{pod:?} ({incarnation}) is dead, and did not drain: it ended with {runs} running runs, which a \
+                     peer takes over"
                 )));
             }
             None if began.elapsed() >= most => {

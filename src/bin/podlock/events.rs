@@ -9,7 +9,8 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief, millis, or_dash};
 
-/// How long to wait before the next try to reach the database.
+/// How long to wait before the next try to reach the database. Shorter: many tries at a server that is down. Longer:
+/// the first events after an outage are shown late.
 const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]

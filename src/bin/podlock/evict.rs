@@ -22,8 +22,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     Ok(output::object(args.output.format, &answer, |out, _| {
         writeln!(
             out,
-            "{} ({incarnation}) was put out: a living peer buries it and takes its runs over; where there is none, the next pod \
-             that starts does",
+            "{} ({incarnation}) was evicted: a living peer buries it and takes its runs over; where there is none, the \
+             next pod that starts does",
             output::printable(&args.pod)
         )
     })?)

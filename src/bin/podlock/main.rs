@@ -50,7 +50,7 @@ enum Verb {
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
     Drain(drain::Args),
-    /// Put a pod out that runs and gets nowhere: its runs go on elsewhere
+    /// Evict a pod that runs and makes no progress: its runs go on elsewhere
     Evict(evict::Args),
     /// Delete what has ended and is old, as pods do by themselves where their settings say so
     Prune(prune::Args),

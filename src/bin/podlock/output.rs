@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// How many rows a table shows by default. JSON shows all.
+/// How many rows a table shows by default: what a person may read. JSON shows all.
 pub(crate) const TABLE_LIMIT: i64 = 100;
-/// How many rows are fetched at a time.
+/// How many rows are fetched at a time. It bounds the memory of a long list. Smaller pages need more round trips.
 pub(crate) const PAGE: i64 = 1000;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

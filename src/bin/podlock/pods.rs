@@ -12,7 +12,7 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, Tabular, brief, or_dash, seconds};
 
-/// How many pods that left are shown below the roster.
+/// How many pods that left are shown below the roster: the last deploy of a small fleet. `podlock events` shows all.
 const LEFT_SHOWN: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]

@@ -8,7 +8,8 @@ use crate::failure::{Failure, note};
 use crate::global::Global;
 use crate::output::{self, Format, List, OutputArgs, PAGE, TABLE_LIMIT, Tabular, brief_text, or_dash, seconds};
 
-/// How many characters of an error a list shows; `describe` and `-o json` show more.
+/// How many characters of an error a list shows, so that a row stays on one line of a wide terminal. `describe` and
+/// `-o json` show more.
 const ERROR_WIDTH: usize = 60;
 
 #[derive(Debug, clap::Subcommand)]

@@ -14,7 +14,8 @@ use serde_json::{Number, Value};
 
 use super::{DEPTH, digits, json, shown};
 
-/// How much anchors and aliases may copy: the number of nodes plus the bytes of their texts.
+/// How much anchors and aliases may copy: the number of nodes plus the bytes of their texts. A few lines of aliases to
+/// aliases could otherwise fill the memory. A document that people write copies far less.
 const COPIES: usize = 1 << 20;
 
 pub(super) fn parse(text: &str) -> Result<Value, String> {

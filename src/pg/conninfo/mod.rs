@@ -309,7 +309,8 @@ fn require_primary(values: &Values) -> Result<()> {
         None | Some("any" | "read-write" | "primary") => Ok(()),
         Some("read-only" | "standby" | "prefer-standby") => Err(Error::new(
             ErrorKind::Config,
-            "the connection string's target_session_attrs asks for a standby, and only a primary's locks mean something",
+            "the connection string's target_session_attrs asks for a standby, and only a primary's locks mean \
+             something",
         )
         .state("nothing was started")
         .help("remove it, or write primary")),
@@ -378,7 +379,8 @@ fn tls_words(values: &Values, environment: &Environment, spoken: bool) -> Result
     let refuse = |what: &str, todo: &str| Error::new(ErrorKind::Config, what).state("nothing was started").help(todo);
     if system && mode < SslMode::VerifyFull {
         return Err(refuse(
-            "the connection string's sslrootcert=system trusts every public authority, which proves nothing under a weaker sslmode",
+            "the connection string's sslrootcert=system trusts every public authority, which proves nothing under a \
+             weaker sslmode",
             "write sslmode=verify-full, or leave sslmode out",
         ));
     }

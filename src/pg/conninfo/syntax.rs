@@ -123,5 +123,8 @@ fn value(text: &str) -> Result<(String, &str)> {
 fn fault(what: &str) -> Error {
     Error::new(ErrorKind::Config, format!("DATABASE_URL cannot be read: {what} (its text is kept out of this message)"))
         .state("nothing was started")
-        .help("write postgres://user:password@host:5432/database, with special characters percent-encoded, or host=… user=…")
+        .help(
+            "write postgres://user:password@host:5432/database, with special characters percent-encoded, or host=… \
+             user=…",
+        )
 }

@@ -53,7 +53,8 @@ pub(super) const WORDS: &[Word] = &[
         "passfile",
         Some("PGPASSFILE"),
         Honoured(
-            "by default `~/.pgpass`; read anew for each connection; one that is named is refused if others may read it, the usual one passed over",
+            "by default `~/.pgpass`; read anew for each connection; one that is named is refused if others may read \
+             it, the usual one passed over",
         ),
     ),
     word("service", Some("PGSERVICE"), Honoured("a section of the service file")),
@@ -66,7 +67,8 @@ pub(super) const WORDS: &[Word] = &[
         "connect_timeout",
         Some("PGCONNECT_TIMEOUT"),
         Honoured(
-            "seconds for one host, handshake included; `Config::connect_timeout` wins over it; 0 leaves podlock's default",
+            "seconds for one host, handshake included; `Config::connect_timeout` wins over it; 0 leaves podlock's \
+             default",
         ),
     ),
     word(
@@ -86,7 +88,8 @@ pub(super) const WORDS: &[Word] = &[
         "target_session_attrs",
         Some("PGTARGETSESSIONATTRS"),
         Honoured(
-            "`any`, `read-write`, `primary`: podlock takes the primary in each case, since only its locks mean something; a standby is refused",
+            "`any`, `read-write`, `primary`: podlock takes the primary in each case, since only its locks mean \
+             something; a standby is refused",
         ),
     ),
     word(
@@ -108,7 +111,8 @@ pub(super) const WORDS: &[Word] = &[
         "sslmode",
         Some("PGSSLMODE"),
         Honoured(
-            "`disable`, `allow`, `prefer` (default), `require`, `verify-ca`, `verify-full`; as in libpq, `require` checks the authority where a root certificate is there; a unix socket never has TLS",
+            "`disable`, `allow`, `prefer` (default), `require`, `verify-ca`, `verify-full`; as in libpq, `require` \
+             checks the authority where a root certificate is there; a unix socket never has TLS",
         ),
     ),
     word(
@@ -120,7 +124,8 @@ pub(super) const WORDS: &[Word] = &[
         "sslrootcert",
         Some("PGSSLROOTCERT"),
         Honoured(
-            "a file of PEM certificates, by default `~/.postgresql/root.crt`; `system` for the system's authorities, which implies `verify-full`",
+            "a file of PEM certificates, by default `~/.postgresql/root.crt`; `system` for the system's authorities, \
+             which implies `verify-full`",
         ),
     ),
     word("sslcert", Some("PGSSLCERT"), Honoured("a client certificate, by default `~/.postgresql/postgresql.crt`")),
@@ -178,7 +183,8 @@ pub(super) const WORDS: &[Word] = &[
     word("oauth_scope", None, Refused(NO_OAUTH)),
 ];
 
-/// The longest name that an error repeats, if it looks like a word at all.
+/// The longest name that an error repeats, if it looks like a word at all. Every word of libpq is shorter. A longer one
+/// may be a piece of a password.
 const NAME_MAX: usize = 40;
 
 /// Words and their values. Never shown: a value may be a password.

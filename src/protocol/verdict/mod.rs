@@ -6,7 +6,7 @@
 //! * **States.** A peer is alive, or *in sight* ([`Sighting`]) since its liveness lock was first seen free. A sighting
 //!   ends when the peer's row shows that the peer returned, or when the row is gone. It does not end because a probe
 //!   found the lock held: another prober may hold it for a moment.
-//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_look` if it
+//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_probe` if it
 //!   is the second loss within the window, after `reconnect_grace` if only the connection broke, and after `settle` if
 //!   many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
 //!   longer than the observer's own settings say, the last two times are that long ([`patience`](super::patience)).
@@ -33,7 +33,7 @@ pub struct VerdictTiming {
     /// Losses within this time of each other count together: lease / 10.
     pub window: Duration,
     /// After a second loss within the window, the next probe comes after this time: lease / 40.
-    pub second_look: Duration,
+    pub second_probe: Duration,
     /// How long to wait if only a connection broke.
     pub reconnect_grace: Duration,
     /// How long to wait if many pods were lost.
@@ -171,7 +171,7 @@ impl Decision {
 
     /// The earliest moment at which a peer that waits for its burial should be probed again.
     #[must_use]
-    pub fn next_look(&self) -> Option<Moment> {
+    pub fn next_probe(&self) -> Option<Moment> {
         let until = |verdict: &Verdict| match verdict {
             Verdict::Wait(_, until) => Some(*until),
             Verdict::Alive | Verdict::Dead(_) => None,
@@ -206,8 +206,8 @@ impl LossObserver {
     /// Decides on one complete roster probe, made at `now`. Does not change `self`: the decision contains what to
     /// remember.
     #[must_use]
-    pub fn decide(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Decision {
-        self.decide_in_part(timing, now, look, &BTreeSet::new())
+    pub fn decide(&self, timing: &VerdictTiming, now: Moment, probe: &[PeerProbe]) -> Decision {
+        self.decide_in_part(timing, now, probe, &BTreeSet::new())
     }
 
     /// Like [`LossObserver::decide`], for a roster probe that read all peers but could not probe the locks of the peers
@@ -217,22 +217,22 @@ impl LossObserver {
         &self,
         timing: &VerdictTiming,
         now: Moment,
-        look: &[PeerProbe],
+        probe: &[PeerProbe],
         unknown: &BTreeSet<Incarnation>,
     ) -> Decision {
-        let mut next = self.remember(timing, now, look);
-        let losses_now = look.iter().filter(|p| !p.draining && next.lost_lately(timing, now, p)).count();
+        let mut next = self.remember(timing, now, probe);
+        let losses_now = probe.iter().filter(|p| !p.draining && next.lost_lately(timing, now, p)).count();
         let losses = losses_now + next.buried.len();
-        let others = look.iter().filter(|p| !p.draining).count() + next.buried.len();
+        let others = probe.iter().filter(|p| !p.draining).count() + next.buried.len();
         let is_many = |losses: usize| losses >= 2 && losses * 2 > others;
         // For a peer that was in sight before, it is known when it was lost. The others may have been lost just now.
         let may_be_lost = |p: &&PeerProbe| {
             !p.draining && unknown.contains(&p.incarnation) && !next.sightings.contains_key(&p.incarnation)
         };
-        let losses_at_most = losses + look.iter().filter(may_be_lost).count();
+        let losses_at_most = losses + probe.iter().filter(may_be_lost).count();
         let (many, may_be_many) = (is_many(losses), is_many(losses_at_most));
-        let mut verdicts = Vec::with_capacity(look.len());
-        for peer in look {
+        let mut verdicts = Vec::with_capacity(probe.len());
+        for peer in probe {
             let Some(sighting) = next.sightings.get_mut(&peer.incarnation) else {
                 verdicts.push((peer.incarnation, Verdict::Alive));
                 continue;
@@ -265,15 +265,25 @@ impl LossObserver {
         }
     }
 
+    /// Notes rows that were read since the last complete probe: the sightings of peers that returned end, as a complete
+    /// probe would end them. Decides nothing else.
+    pub fn note_returns(&mut self, rows: &[PeerProbe]) {
+        for peer in rows.iter().filter(|peer| !peer.liveness_free) {
+            if self.sightings.get(&peer.incarnation).is_some_and(|old| peer.session > old.session) {
+                self.sightings.remove(&peer.incarnation);
+            }
+        }
+    }
+
     fn was_lost_long_ago(&self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) -> bool {
         self.sightings.get(&incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) >= timing.window)
     }
 
     /// Updates the memory with this probe. Removes what left the window or the roster, notes burials by other pods,
     /// ends the sightings of returned peers, and begins new sightings.
-    fn remember(&self, timing: &VerdictTiming, now: Moment, look: &[PeerProbe]) -> Self {
-        let present: BTreeSet<_> = look.iter().map(|p| p.incarnation).collect();
-        let names: BTreeSet<_> = look.iter().map(|p| &p.pod_id).collect();
+    fn remember(&self, timing: &VerdictTiming, now: Moment, probe: &[PeerProbe]) -> Self {
+        let present: BTreeSet<_> = probe.iter().map(|p| p.incarnation).collect();
+        let names: BTreeSet<_> = probe.iter().map(|p| &p.pod_id).collect();
         let mut buried: Vec<_> = self.buried.clone();
         // The row is gone and no other incarnation took the name: another pod buried it.
         let gone = self
@@ -284,7 +294,7 @@ impl LossObserver {
         buried.extend(gone.map(|(incarnation, _)| (now, *incarnation)));
         buried.retain(|(at, _)| now.saturating_sub(*at) < timing.window);
         let mut sightings = BTreeMap::new();
-        for peer in look {
+        for peer in probe {
             let fresh = Sighting { first_seen: now, session: peer.session, many: false };
             let sighting = match self.sightings.get(&peer.incarnation) {
                 // The peer returned and was lost again: a new sighting.
@@ -296,7 +306,7 @@ impl LossObserver {
                 sightings.insert(peer.incarnation, sighting);
             }
         }
-        let roster = look.iter().map(|p| (p.incarnation, (p.pod_id.clone(), p.draining))).collect();
+        let roster = probe.iter().map(|p| (p.incarnation, (p.pod_id.clone(), p.draining))).collect();
         Self { sightings, roster, buried }
     }
 
@@ -324,7 +334,7 @@ fn hold_of(
     } else if !peer.witness_free {
         Some((WaitFor::ConnectionBroken, after(patience.reconnect_grace)))
     } else if losses_at_most >= 2 && !peer.draining {
-        Some((WaitFor::SecondLoss, after(timing.second_look)))
+        Some((WaitFor::SecondLoss, after(timing.second_probe)))
     } else {
         None
     }

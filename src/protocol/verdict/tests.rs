@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const TIMING: VerdictTiming =
-    VerdictTiming { window: ms(1000), second_look: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
+    VerdictTiming { window: ms(1000), second_probe: ms(250), reconnect_grace: ms(10_000), settle: ms(10_000) };
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -65,7 +65,7 @@ fn all_held_is_alive() {
     let peers = fleet(3);
     let decision = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert!(peers.iter().all(|p| verdict(&decision, p) == Verdict::Alive));
-    assert_eq!(decision.next_look(), None);
+    assert_eq!(decision.next_probe(), None);
 }
 
 #[test]
@@ -168,12 +168,12 @@ fn a_mass_loss_hold_stays_although_the_others_came_back() {
 }
 
 #[test]
-fn half_of_the_others_is_not_many_but_gets_a_second_look() {
+fn half_of_the_others_is_not_many_but_gets_a_second_probe() {
     let mut peers = fleet(4);
     peers[..2].iter_mut().for_each(kill);
     let first = LossObserver::default().decide(&TIMING, ms(0), &peers);
     assert_eq!(verdict(&first, &peers[0]), Verdict::Wait(WaitFor::SecondLoss, ms(250)));
-    assert_eq!(first.next_look(), Some(ms(250)));
+    assert_eq!(first.next_probe(), Some(ms(250)));
     let second = first.observer.decide(&TIMING, ms(250), &peers);
     assert!(is_dead(&second, &peers[0]) && is_dead(&second, &peers[1]));
 }
@@ -261,7 +261,10 @@ proptest! {
     /// more than half. No burial waits past the longest wait once the lock reads free.
     #[test]
     fn no_series_of_looks_buries_a_holder_or_holds_for_ever(
-        looks in proptest::collection::vec(proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6), 1..30),
+        looks in proptest::collection::vec(
+            proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 6),
+            1..30,
+        ),
         step in 1_u64..2_000,
     ) {
         let mut peers = fleet(6);

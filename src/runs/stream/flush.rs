@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Stream;
+use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::id::RunId;
@@ -177,45 +178,79 @@ impl Batch {
     }
 }
 
-/// Stores chunks and notifies readers until the pod ends.
-pub(crate) async fn run(engine: Arc<Engine>) {
-    tokio::select! {
-        biased;
-        () = engine.member.root.cancelled() => {}
-        () = rounds(&engine) => {}
+/// Stores chunks and notifies readers.
+pub(crate) struct Flushing {
+    engine: Arc<Engine>,
+    /// When the last statement with chunks and the last notification were begun.
+    sent: Option<Moment>,
+    told: Option<Moment>,
+    /// After chunks were put back, the next statement waits for the gap, even if a batch is full.
+    patient: bool,
+    /// The round that waits for the database.
+    begun: Option<Round>,
+}
+
+impl Flushing {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, sent: None, told: None, patient: false, begun: None }
+    }
+
+    /// Takes what is due from the queue.
+    fn begin(&mut self) -> Round {
+        let flusher = &self.engine.flusher;
+        let now = clock::now();
+        let batch =
+            if is_due_to_send(flusher, self.sent, now, self.patient) { flusher.take() } else { Batch::default() };
+        // A notification names only chunks that the same statement stores, or that were stored before.
+        let tells = tell_at(now, self.told, GAP) <= now;
+        let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
+        if tells && (!untold.is_empty() || !batch.is_empty()) {
+            self.told = Some(now);
+        }
+        if !batch.is_empty() {
+            self.sent = Some(now);
+        }
+        Round::new(&self.engine, batch, untold, tells)
     }
 }
 
-async fn rounds(engine: &Engine) {
-    let flusher = &engine.flusher;
-    let (mut sent, mut told) = (None, None);
-    // After chunks were put back, the next statement waits for the gap, even if a batch is full.
-    let mut patient = false;
-    loop {
-        let Some(at) = due(flusher, sent, told, patient) else {
-            flusher.wake.notified().await;
-            continue;
-        };
-        let now = clock::now();
-        if at > now {
+impl Part for Flushing {
+    const NAME: &'static str = "the flusher of streams";
+
+    async fn woken(&mut self) {
+        let flusher = &self.engine.flusher;
+        loop {
+            let Some(at) = due(flusher, self.sent, self.told, self.patient) else {
+                flusher.wake.notified().await;
+                continue;
+            };
+            let now = clock::now();
+            if at <= now {
+                return;
+            }
             // If a batch fills meanwhile, it is sent at once.
             tokio::select! {
-                () = tokio::time::sleep(at - now) => {}
-                () = flusher.wake.notified() => continue,
+                () = tokio::time::sleep(at - now) => return,
+                () = flusher.wake.notified() => {}
             }
         }
-        let now = clock::now();
-        let batch = if is_due_to_send(flusher, sent, now, patient) { flusher.take() } else { Batch::default() };
-        // A notification names only chunks that the same statement stores, or that were stored before.
-        let tells = tell_at(now, told, GAP) <= now;
-        let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
-        if tells && (!untold.is_empty() || !batch.is_empty()) {
-            told = Some(now);
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(RETRY_MIN, RETRY_MAX)
+    }
+
+    async fn work(&mut self) -> Next {
+        let mut round = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.begin(),
+        };
+        if round.store(&self.engine).await == Reached::No {
+            self.begun = Some(round);
+            return Next::BackOff;
         }
-        if !batch.is_empty() {
-            sent = Some(now);
-        }
-        patient = round(engine, batch, untold, tells).await;
+        self.patient = round.end(&self.engine).await;
+        Next::Wait
     }
 }
 
@@ -236,76 +271,103 @@ fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient:
     !queue.streams.is_empty() && send_at(now, sent, queue.is_full() && !patient, GAP) <= now
 }
 
-/// Stores one batch and notifies readers, or only notifies. Waits while the database cannot be reached. Returns true if
-/// chunks were put back.
-async fn round(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> bool {
-    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-    let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
-    let by = engine.readers.by();
-    told.extend(untold);
-    let what = Some(told.iter()).filter(|_| tells && !told.is_empty()).map(|runs| StreamNotice::new(by, runs));
-    let what = what.map(|what| what.to_string());
-    let mut waiting: VecDeque<Batch> = VecDeque::from([batch]);
-    let (mut what, mut put_back) = (what.as_deref(), false);
-    while let Some(mut batch) = waiting.pop_front() {
-        batch.drop_what_is_over(engine);
-        if batch.is_empty() {
-            continue;
-        }
-        match streams::append(&engine.db, &batch.chunks, what).await {
-            Ok(stored) => {
-                // If the statement found no row at all, it sent no notification.
-                what = what.filter(|_| stored.iter().all(|stored| *stored == Stored::No));
-                put_back |= settle(engine, batch, &stored).await;
+/// One batch to store and the readers to notify, or only the latter.
+struct Round {
+    waiting: VecDeque<Batch>,
+    /// The runs whose readers are notified, and the notice for them. No notice: one was sent, or it is too early.
+    told: BTreeSet<RunId>,
+    notice: Option<String>,
+    tells: bool,
+    /// Chunks were put back.
+    put_back: bool,
+}
+
+/// Whether the database could be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    Yes,
+    No,
+}
+
+impl Round {
+    fn new(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> Self {
+        let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
+        told.extend(untold);
+        let by = engine.readers.by();
+        let notice = (tells && !told.is_empty()).then(|| StreamNotice::new(by, told.iter()).to_string());
+        Self { waiting: VecDeque::from([batch]), told, notice, tells, put_back: false }
+    }
+
+    /// Stores the batches that wait, until the database cannot be reached.
+    async fn store(&mut self, engine: &Engine) -> Reached {
+        while let Some(mut batch) = self.waiting.pop_front() {
+            batch.drop_what_is_over(engine);
+            if batch.is_empty() {
+                continue;
             }
-            // A batch that did not end in time is tried in smaller parts: stream by stream, then half of a stream's
-            // chunks.
-            Err(e) if e.is_slow() && !batch.is_one_chunk() => {
-                tracing::debug!(
-                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
-                    "chunks did not fit in time; trying with fewer"
-                );
-                if batch.streams.len() > 1 {
-                    waiting.extend(batch.apart());
-                } else {
-                    batch.halve(engine);
-                    waiting.push_front(batch);
+            match streams::append(&engine.db, &batch.chunks, self.notice.as_deref()).await {
+                Ok(stored) => {
+                    // If the statement found no row at all, it sent no notification.
+                    if stored.iter().any(|stored| *stored != Stored::No) {
+                        self.notice = None;
+                    }
+                    self.put_back |= settle(engine, batch, &stored).await;
                 }
-            }
-            Err(e) if waits_for_it(&e) || is_under_way(&e) => {
-                tracing::debug!(
-                    target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
-                    "trying again to store chunks"
-                );
-                tokio::time::sleep(backoff.delay()).await;
-                waiting.push_front(batch);
-            }
-            // The server refused one chunk. Each stream is tried alone, so that this chunk does not stop the others.
-            Err(_) if batch.streams.len() > 1 => waiting.extend(batch.apart()),
-            Err(e) => {
-                for stream in &batch.streams {
-                    tracing::warn!(
-                        target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e,
-                        "chunks were refused: the stream has a gap"
+                // A batch that did not end in time is tried in smaller parts: stream by stream, then half of a
+                // stream's chunks.
+                Err(e) if e.is_slow() && !batch.is_one_chunk() => {
+                    tracing::debug!(
+                        target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                        "chunks did not fit in time; trying with fewer"
                     );
-                    engine.flusher.forget(stream.refuse(e.for_another()));
+                    if batch.streams.len() > 1 {
+                        self.waiting.extend(batch.apart());
+                    } else {
+                        batch.halve(engine);
+                        self.waiting.push_front(batch);
+                    }
+                }
+                Err(e) if waits_for_it(&e) || is_under_way(&e) => {
+                    tracing::debug!(
+                        target: "podlock", event = "write_retried", runs = batch.streams.len(), error = %e,
+                        "trying again to store chunks"
+                    );
+                    self.waiting.push_front(batch);
+                    return Reached::No;
+                }
+                // The server refused one chunk. Each stream is tried alone, so that this chunk does not stop the
+                // others.
+                Err(_) if batch.streams.len() > 1 => self.waiting.extend(batch.apart()),
+                Err(e) => {
+                    for stream in &batch.streams {
+                        tracing::warn!(
+                            target: "podlock", event = "chunks_refused", run = %stream.owner().run_id, error = %e,
+                            "chunks were refused: the stream has a gap"
+                        );
+                        engine.flusher.forget(stream.refuse(e.for_another()));
+                    }
                 }
             }
         }
+        Reached::Yes
     }
-    if let Some(what) = what
-        && let Err(e) = streams::tell(&engine.db, what).await
-    {
-        tracing::debug!(
-            target: "podlock", event = "untold", error = %e,
-            "readers were not told; they look by themselves"
-        );
+
+    /// Notifies the readers. Returns true if chunks were put back.
+    async fn end(self, engine: &Engine) -> bool {
+        if let Some(notice) = self.notice
+            && let Err(e) = streams::tell(&engine.db, &notice).await
+        {
+            tracing::debug!(
+                target: "podlock", event = "untold", error = %e,
+                "readers were not told; they look by themselves"
+            );
+        }
+        engine.readers.stir(self.told.iter());
+        if !self.tells {
+            engine.flusher.queue().untold.extend(self.told);
+        }
+        self.put_back
     }
-    engine.readers.stir(told.iter());
-    if !tells {
-        engine.flusher.queue().untold.extend(told);
-    }
-    put_back
 }
 
 /// Handles the result of a batch. Chunks that were not stored belong to a run that another attempt has by now, or whose

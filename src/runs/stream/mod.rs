@@ -1,10 +1,11 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
 //! stored. `write` has the handler's calls. `flush` stores the chunks of all streams of the pod. `readers` queries for
-//! the attached readers. `attach` is the reader's handle.
+//! the attached readers, and `listening` hears when. `attach` is the reader's handle.
 
 pub(crate) mod attach;
 pub(crate) mod flush;
 pub(crate) mod large;
+pub(crate) mod listening;
 pub(crate) mod readers;
 mod write;
 
@@ -18,12 +19,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::runs::Owner;
 use crate::store::streams::Appended;
 
-/// The largest chunk, in bytes.
+/// The largest chunk, in bytes. A chunk is one row, and every reader has it in memory. Larger ones would hold up the
+/// other runs of the same statement.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
 /// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the memory
 /// of a run while the database is slow. A lower limit would make a fast handler wait more often.
 const HELD_BYTES: usize = 512 * 1024;
-/// The same limit in chunks: a chunk costs more than its bytes.
+/// The same limit in chunks, an average of 64 bytes each. A chunk costs more than its bytes, so that a run of tiny
+/// chunks would otherwise take many times [`HELD_BYTES`].
 const HELD_CHUNKS: usize = 8192;
 
 /// A run's stream, as its attempt writes it.

@@ -10,17 +10,15 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::large::{LargeChunks, SharedPage};
+use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
-use crate::pg::session::Opener;
 use crate::protocol::notices::{Heard, group};
 use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
 use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
-use crate::store::listener::Listener;
-use crate::store::role::Role;
 use crate::store::streams;
 
 /// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
@@ -28,11 +26,6 @@ use crate::store::streams;
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 /// The same while there is no session that listens.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
-/// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
-/// more often for nothing: each pod notifies at most once in 21 ms, and each run has one pod.
-const HEAR_AGAIN: Duration = Duration::from_millis(10);
-/// How long the session stays open after the last reader has gone. The next reader may come soon.
-const LINGER: Duration = Duration::from_secs(5);
 /// The most readers for which one statement queries.
 const LOOK_FOR: usize = 256;
 
@@ -41,16 +34,16 @@ pub(super) type Seat = u64;
 
 /// The readers that are attached on this pod.
 pub(crate) struct Readers {
-    /// Readers, the flusher and the two loops in [`run`] write and read it. Never held across an await.
+    /// Readers, the flusher, [`Looking`] and the listening session write and read it. Never held across an await.
     seats: Mutex<Seats>,
-    /// Notified when a reader must be queried for. Wakes the loop in `looks`.
+    /// Notified when a reader must be queried for. Wakes [`Looking`].
     asked: Notify,
-    /// How many readers are attached. Readers change it. The loop in `listens` is woken, and opens or closes its
+    /// How many readers are attached. Readers change it. A change wakes `super::listening`, which opens or closes its
     /// session.
-    count: watch::Sender<usize>,
-    /// Whether the listening session is open, so that notifications arrive. The loop in `listens` sets it. The loop in
-    /// `looks` is woken, and queries more often without a session.
-    listening: watch::Sender<bool>,
+    pub(super) count: watch::Sender<usize>,
+    /// Whether the listening session is open, so that notifications arrive. `super::listening` sets it. A change wakes
+    /// [`Looking`], which queries more often without a session.
+    pub(super) listening: watch::Sender<bool>,
     /// Large chunks that several readers share.
     pub(super) large: Arc<LargeChunks>,
     /// The number by which this process knows its own notices.
@@ -146,7 +139,7 @@ impl Readers {
     }
 
     /// Marks the readers whose run's group is in a notice, so that they are queried for.
-    fn hear(&self, heard: &Heard) {
+    pub(super) fn hear(&self, heard: &Heard) {
         // This process has already marked its own readers.
         let mut told = heard.told.iter().filter(|told| told.by != self.by);
         if heard.all || told.clone().any(|told| told.groups.is_none()) {
@@ -172,6 +165,18 @@ impl Readers {
             }
         }
         found
+    }
+
+    /// Whether a reader must be queried for.
+    fn has_fresh(&self) -> bool {
+        let mut seats = self.seats();
+        while let Some(seat) = seats.fresh.front() {
+            if seats.waiting.get(seat).is_some_and(|waiting| waiting.fresh) {
+                return true;
+            }
+            seats.fresh.pop_front();
+        }
+        false
     }
 
     fn again(&self, seats_again: impl Iterator<Item = Seat>) {
@@ -236,74 +241,101 @@ impl Seats {
 }
 
 /// Queries for the readers until the pod ends. A question that is still open then gets no answer.
-pub(crate) async fn run(engine: Arc<Engine>, opener: Opener) {
-    tokio::select! {
-        biased;
-        () = engine.member.root.cancelled() => {}
-        () = looks(&engine) => {}
-        () = listens(&engine, &opener) => {}
-    }
-    engine.readers.close();
+pub(crate) struct Looking {
+    engine: Arc<Engine>,
+    listening: watch::Receiver<bool>,
+    /// When all readers were last marked although nothing was heard.
+    looked_anyway: Instant,
+    /// The bytes and places that one statement reads. Both shrink after a statement that did not end in time.
+    bytes: i64,
+    most: usize,
 }
 
-async fn looks(engine: &Engine) {
-    let readers = &engine.readers;
-    let mut listening = readers.listening.subscribe();
-    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-    let mut looked_anyway = Instant::now();
-    // The bytes and places that one statement reads. Both shrink after a statement that did not end in time.
-    let (mut bytes, mut most) = (streams::LOOK_BYTES, usize::MAX);
-    loop {
-        let anyway = looked_anyway + if *listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT };
-        // This happens however busy the loop is, because some changes send no notification.
-        if Instant::now() >= anyway {
+/// The readers to query for. Those at the same place of the same run are queried for once.
+type Places = HashMap<(RunId, Position), Vec<Seat>>;
+
+impl Looking {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        let listening = engine.readers.listening.subscribe();
+        Self { engine, listening, looked_anyway: Instant::now(), bytes: streams::LOOK_BYTES, most: usize::MAX }
+    }
+
+    /// When all readers are queried for although nothing was heard.
+    fn anyway(&self) -> Instant {
+        self.looked_anyway + if *self.listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT }
+    }
+
+    /// Takes the readers to query for. At most `most` places: readers at other places are marked again.
+    fn take(&mut self) -> Places {
+        let readers = &self.engine.readers;
+        // This happens however busy the part is, because some changes send no notification.
+        if Instant::now() >= self.anyway() {
             readers.stir_all();
-            looked_anyway = Instant::now();
+            self.looked_anyway = Instant::now();
         }
-        let fresh = readers.fresh();
-        if fresh.is_empty() {
-            tokio::select! {
-                biased;
-                () = readers.asked.notified() => {}
-                _ = listening.changed() => readers.stir_all(),
-                () = tokio::time::sleep_until(anyway), if *readers.count.borrow() > 0 => {}
-            }
-            continue;
-        }
-        // Readers at the same place of the same run are queried for once.
-        let mut places: HashMap<(RunId, Position), Vec<Seat>> = HashMap::new();
+        let mut places = Places::new();
         let mut later = Vec::new();
-        for (seat, run_id, position) in fresh {
-            let is_full = places.len() >= most;
+        for (seat, run_id, position) in readers.fresh() {
+            let is_full = places.len() >= self.most;
             match places.entry((run_id, position)) {
                 Entry::Vacant(_) if is_full => later.push(seat),
                 place => place.or_default().push(seat),
             }
         }
         readers.again(later.into_iter());
-        let (wanted, seats): (Vec<_>, Vec<_>) = places.into_iter().unzip();
-        match streams::pages(&engine.db, &wanted, bytes).await {
+        places
+    }
+}
+
+impl Part for Looking {
+    const NAME: &'static str = "the readers of streams";
+
+    async fn woken(&mut self) {
+        while !self.engine.readers.has_fresh() {
+            let anyway = self.anyway();
+            let readers = &self.engine.readers;
+            tokio::select! {
+                biased;
+                () = readers.asked.notified() => {}
+                _ = self.listening.changed() => readers.stir_all(),
+                () = tokio::time::sleep_until(anyway), if *readers.count.borrow() > 0 => return,
+            }
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(RETRY_MIN, RETRY_MAX)
+    }
+
+    async fn work(&mut self) -> Next {
+        let (wanted, seats): (Vec<_>, Vec<_>) = self.take().into_iter().unzip();
+        if wanted.is_empty() {
+            return Next::Wait;
+        }
+        let readers = &self.engine.readers;
+        match streams::pages(&self.engine.db, &wanted, self.bytes).await {
             Ok(pages) => {
-                (bytes, most) = ((bytes * 2).min(streams::LOOK_BYTES), most.saturating_mul(2));
-                backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+                (self.bytes, self.most) = ((self.bytes * 2).min(streams::LOOK_BYTES), self.most.saturating_mul(2));
                 for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
                     let page = page.map(|page| readers.large.share(run_id, page));
                     for seat in seats {
                         readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
                     }
                 }
+                Next::Wait
             }
             // Readers wait for the database as writers do.
             Err(e) if waits_for_it(&e) => {
                 tracing::debug!(
-                    target: "podlock", event = "stream_unread", places = wanted.len(), bytes, error = %e,
+                    target: "podlock", event = "stream_unread", places = wanted.len(), bytes = self.bytes, error = %e,
                     "looking again for chunks"
                 );
                 if e.is_slow() {
-                    (bytes, most) = ((bytes / 2).max(1), most.min(wanted.len()).div_ceil(2).max(1));
+                    let fewer = self.most.min(wanted.len()).div_ceil(2).max(1);
+                    (self.bytes, self.most) = ((self.bytes / 2).max(1), fewer);
                 }
                 readers.again(seats.into_iter().flatten());
-                tokio::time::sleep(backoff.delay()).await;
+                Next::BackOff
             }
             Err(e) => {
                 tracing::warn!(target: "podlock", event = "stream_unread", error = %e, "streams cannot be read");
@@ -312,8 +344,13 @@ async fn looks(engine: &Engine) {
                         readers.answer(seat, position, Err(e.for_another()));
                     }
                 }
+                Next::Wait
             }
         }
+    }
+
+    fn stopped(&mut self) {
+        self.engine.readers.close();
     }
 }
 
@@ -322,68 +359,4 @@ pub(super) fn gone(run_id: RunId) -> Error {
         .about_run(run_id)
         .state("nothing was attached")
         .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
-}
-
-/// Keeps a listening session open while a reader is attached, and for [`LINGER`] after that.
-async fn listens(engine: &Engine, opener: &Opener) {
-    let readers = &engine.readers;
-    let mut count = readers.count.subscribe();
-    let mut backoff = Backoff::new(RETRY_MIN, engine.member.settings.reconnect_backoff_max);
-    loop {
-        if count.wait_for(|count| *count > 0).await.is_err() {
-            return;
-        }
-        match listen(opener).await {
-            Ok(session) => {
-                backoff = Backoff::new(RETRY_MIN, engine.member.settings.reconnect_backoff_max);
-                // All waiting readers are queried for again, because notifications from before this session were not
-                // heard.
-                readers.listening.send_replace(true);
-                hear(engine, &session, &mut count).await;
-                readers.listening.send_replace(false);
-                session.close().await;
-            }
-            Err(e) => {
-                tracing::debug!(
-                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, error = %e,
-                    "no session to hear of chunks; looking for them more often"
-                );
-            }
-        }
-        tokio::time::sleep(backoff.delay()).await;
-    }
-}
-
-async fn listen(opener: &Opener) -> Result<Listener> {
-    let session = Listener::open(opener, Role::Stream).await?;
-    streams::listen(&session).await?;
-    Ok(session)
-}
-
-/// Handles notifications until the session ends, or no reader has been attached for [`LINGER`].
-async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<usize>) {
-    let mut quiet_until = None;
-    loop {
-        let is_idle = *count.borrow_and_update() == 0;
-        let is_quiet = quiet_until.is_some();
-        let ended = session.ended();
-        tokio::select! {
-            biased;
-            cause = ended => {
-                tracing::debug!(
-                    target: "podlock", event = "stream_unheard", pod = %engine.member.pod_id, cause = %cause,
-                    "lost the session that hears of chunks"
-                );
-                return;
-            }
-            () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
-            heard = session.heard(), if !is_quiet => {
-                engine.member.note_hint("streams");
-                engine.readers.hear(&heard);
-                quiet_until = Some(Instant::now() + HEAR_AGAIN);
-            }
-            changed = count.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LINGER), if is_idle => return,
-        }
-    }
 }

@@ -34,7 +34,7 @@ WITH
                       AND :lock_key = :'key'::int8)
        -- A pid can be reused, so the backend must also have begun at that time. If the server hides the time, the name
        -- of the session has it.
-       AND EXISTS (SELECT FROM pg_stat_activity a
+       AND EXISTS (SELECT FROM pg_stat_get_activity(:'pid'::int4) a
                     WHERE a.pid = :'pid'::int4
                       AND (a.backend_start = :'started'::timestamptz
                            OR a.application_name

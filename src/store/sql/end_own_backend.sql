@@ -12,10 +12,11 @@
 \set advisory_lock `cat part/advisory_lock.sql`
 \set lock_key `cat part/lock_key.sql`
 SELECT pg_terminate_backend(a.pid) AS ended
-  FROM pg_stat_activity a
+  -- One row, where the view pg_stat_activity makes a row for each backend of the server first.
+  FROM pg_stat_get_activity(:'pid'::int4) a
  WHERE a.pid = :'pid'::int4
    AND a.backend_start = :'started'::timestamptz
-   AND a.usename = SESSION_USER
+   AND pg_get_userbyid(a.usesysid) = SESSION_USER
    AND a.pid <> pg_backend_pid()
    AND EXISTS (SELECT FROM pg_locks l
                 WHERE l.pid = a.pid

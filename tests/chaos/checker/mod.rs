@@ -72,7 +72,8 @@ pub(crate) enum Rule {
     StopsBeforeReplaced,
     /// L6: in the end no run is left.
     NoneForgotten,
-    /// The stream of a run that succeeded has the chunk of each step once, in order; so has every reader that saw its end.
+    /// The stream of a run that succeeded has the chunk of each step once, in order; so has every reader that saw its
+    /// end.
     StreamsAreWhole,
 }
 

@@ -56,7 +56,8 @@ async fn by(clock: &Clock) -> World {
     World::on(OwnServer::start(clock.server(&like)).await).await
 }
 
-/// The server's time-outs read its wall clock, so that a jump may end many sessions at once. At most one pod is buried for it.
+/// The server's time-outs read its wall clock, so that a jump may end many sessions at once. At most one pod is buried
+/// for it.
 async fn the_servers_clock_jumps_forward() -> Vec<Figure> {
     let clock = Clock::new();
     let mut world = by(&clock).await;

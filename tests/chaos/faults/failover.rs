@@ -227,8 +227,8 @@ async fn primary_dies_meanwhile() -> Vec<Figure> {
 }
 
 /// Two primaries at once. Whoever is connected to the old one cannot know of the new one, where it is buried for dead:
-/// both compute, and each of the two databases accepts what it must by its own roster. When the old one has ended, those
-/// that were on it find themselves buried.
+/// both compute, and each of the two databases accepts what it must by its own roster. When the old one has ended,
+/// those that were on it find themselves buried.
 async fn old_primary_still_up() -> Vec<Figure> {
     let (mut world, standby) = fleet(world::LEASE).await;
     for pod in PODS {

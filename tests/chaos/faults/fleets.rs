@@ -113,8 +113,8 @@ async fn fifty() -> Vec<Figure> {
     world.conclude(&Excused::ended(&KILLED)).await
 }
 
-/// Four of five are killed in one go. It could as well be the survivor that was cut off: it gives them time to come back
-/// before it buries them.
+/// Four of five are killed in one go. It could as well be the survivor that was cut off: it gives them time to come
+/// back before it buries them.
 async fn all_but_one() -> Vec<Figure> {
     const KILLED: [&str; 4] = ["a", "b", "c", "d"];
     let mut world = World::shared().await;
@@ -164,8 +164,8 @@ async fn all_lost() -> Vec<Figure> {
     world.conclude(&Excused::ended(&PODS)).await
 }
 
-/// Scaled to nothing and up again: whoever stopped gave its runs back, so that the first pod has all of them at once, and
-/// none counts as crashed.
+/// Scaled to nothing and up again: whoever stopped gave its runs back, so that the first pod has all of them at once,
+/// and none counts as crashed.
 async fn all_stopped() -> Vec<Figure> {
     const PODS: [&str; 3] = ["a", "b", "c"];
     let mut world = World::shared().await;
@@ -219,9 +219,10 @@ fn later_version() -> String {
          SELECT pg_advisory_xact_lock(hashtextextended('public', 3)); \
          DO $later$ DECLARE name text; BEGIN \
              IF EXISTS (SELECT FROM studio_schema_history WHERE version = {version}) THEN RETURN; END IF; \
-             FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'studio\\_%' ORDER BY 1 LOOP \
-                 EXECUTE format('ALTER TABLE %I ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7', name); \
-             END LOOP; \
+             FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE 'studio\\_%' \
+             ORDER BY 1 LOOP \
+                 EXECUTE format('ALTER TABLE %I ADD later_text text, ADD later_number integer NOT NULL DEFAULT 7', \
+                 name); END LOOP; \
              CREATE TABLE studio_later (n integer); \
              INSERT INTO studio_schema_history (version, name) VALUES ({version}, 'later'); \
          END $later$; COMMIT"
@@ -269,8 +270,9 @@ async fn rolling_upgrade() -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a", "b", "c"])).await
 }
 
-/// In the middle of a rollout that makes the lease five times as long, the database restarts. The first pod of the longer
-/// lease cannot log in again, and its runs go on until its own deadline. The pods of the shorter lease are up long before.
+/// In the middle of a rollout that makes the lease five times as long, the database restarts. The first pod of the
+/// longer lease cannot log in again, and its runs go on until its own deadline. The pods of the shorter lease are up
+/// long before.
 async fn unequal_leases() -> Vec<Figure> {
     let mut world = World::own(&[]).await;
     world.settled(&["a", "b"]).await;
@@ -281,7 +283,7 @@ async fn unequal_leases() -> Vec<Figure> {
     world.pod_by("c", command).await;
     world.start("c", 3, 600, 50).await;
     let bounds = world.worst_case();
-    let was = world.standing("c").await.expect("it is in the roster").incarnation;
+    let was = world.status("c").await.expect("it is in the roster").incarnation;
     // A server that has no room for it.
     let full = |limit: i32| format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
     world.admin.batch_execute(&full(0)).await.expect("no room");
@@ -320,7 +322,7 @@ async fn index_concurrently() -> Vec<Figure> {
     world.settled(&["a", "b", "c", "d"]).await;
     let mut was = Vec::new();
     for pod in ["a", "b", "c", "d"] {
-        was.push(world.standing(pod).await.expect("it is in the roster").incarnation);
+        was.push(world.status(pod).await.expect("it is in the roster").incarnation);
     }
     indices(&mut world, ["idle pods: on studio_runs", "idle pods: on a table of the service"], Some(bound)).await;
     for pod in ["a", "b", "c", "d"] {
@@ -330,7 +332,7 @@ async fn index_concurrently() -> Vec<Figure> {
     assert_eq!(running(&world).await, 24, "they were busy to the end");
     world.all_runs_ended(SOON).await;
     for (pod, was) in ["a", "b", "c", "d"].iter().zip(&was) {
-        let now = world.standing(pod).await.expect("it is in the roster");
+        let now = world.status(pod).await.expect("it is in the roster");
         assert_eq!((now.whole, &now.incarnation, now.session), (true, was, 1), "{pod} noticed nothing");
     }
     assert_eq!((world.takeovers().await, world.ends().await), (0, vec![]));
@@ -346,11 +348,12 @@ async fn tables_locked() -> Vec<Figure> {
     for pod in ["a", "b", "c"] {
         world.start(pod, 4, 240, 25).await;
     }
-    let (a, b) = (world.standing("a").await.unwrap(), world.standing("b").await.unwrap());
+    let (a, b) = (world.status("a").await.unwrap(), world.status("b").await.unwrap());
     let bounds = world.worst_case();
     let mut other = connect(&world.server.socket_url(&world.database)).await;
     let migrating = other.transaction().await.unwrap();
-    let all = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP \
+    let all = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT tablename FROM pg_tables \
+               WHERE schemaname = 'public' LOOP \
                EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', name); END LOOP; END $$";
     migrating.batch_execute(all).await.expect("every table's lock");
     let locked = now_ns();
@@ -374,7 +377,7 @@ async fn tables_locked() -> Vec<Figure> {
     world.figure("it is over: runs go on", over, now_ns(), Some(bounds.process_killed));
     world.all_runs_ended(SOON).await;
     for (pod, was) in [("a", a), ("b", b)] {
-        let now = world.standing(pod).await.expect("it is in the roster");
+        let now = world.status(pod).await.expect("it is in the roster");
         assert_eq!((now.whole, now.incarnation, now.session), (true, was.incarnation, was.session), "{pod}");
     }
     let ends = world.ends().await;

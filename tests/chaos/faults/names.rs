@@ -33,7 +33,7 @@ async fn duplicate() -> Vec<Figure> {
     let mut world = World::shared().await;
     world.settled(&["a", "b"]).await;
     world.start("a", 6, 480, 25).await;
-    let was = world.standing("a").await;
+    let was = world.status("a").await;
     // It connects, and then it waits.
     let limit = world.settings().acquire_timeout + world.settings().connect_timeout;
     let at = now_ns();
@@ -44,7 +44,7 @@ async fn duplicate() -> Vec<Figure> {
     let holder = was.as_ref().map(|a| format!("server process {} from 127.0.0.1", a.liveness)).unwrap();
     let text = said.text.unwrap_or_default();
     assert!(text.contains(&holder) && text.contains("pod a"), "{text:?} has no {holder:?}");
-    assert_eq!(world.standing("a").await, was, "the first is undisturbed");
+    assert_eq!(world.status("a").await, was, "the first is undisturbed");
     assert_eq!((world.takeovers().await, world.ends().await), (0, vec![]));
     world.locks_are_of(&["a", "b"]).await;
     let bound = world.worst_case().process_killed;
@@ -74,7 +74,7 @@ async fn two_at_once() -> Vec<Figure> {
     let incarnation = there.ready(SOON).await;
     world.pods.insert("a".to_owned(), there);
     world.start("a", 3, 20, 25).await;
-    assert_eq!(world.standing("a").await.map(|a| (a.incarnation, a.session)), Some((incarnation, 1)));
+    assert_eq!(world.status("a").await.map(|a| (a.incarnation, a.session)), Some((incarnation, 1)));
     world.locks_are_of(&["a"]).await;
     assert_eq!(world.ends().await, [], "there never was another");
     world.conclude(&Excused::default()).await
@@ -140,7 +140,7 @@ async fn replacement_of_a_frozen_one() -> Vec<Figure> {
     world.spawn("another a", replacement);
     world.process("another a").ready(bound + slack()).await;
     world.figure("the replacement is there", at, now_ns(), Some(bound));
-    let now = world.standing("a").await;
+    let now = world.status("a").await;
     let resumed = world.resumed(at, SOON).await;
     world.figure("first run goes on", at, resumed, Some(bound));
     world.process("a").thaw();
@@ -149,7 +149,7 @@ async fn replacement_of_a_frozen_one() -> Vec<Figure> {
         .heard("it is told", SOON, |s| (s.t > at && s.what.as_deref() == Some("self_fenced")).then_some(()))
         .await;
     tokio::time::sleep(world.lease).await;
-    assert_eq!(world.standing("a").await.map(|a| a.incarnation), now.map(|a| a.incarnation), "it keeps its name");
+    assert_eq!(world.status("a").await.map(|a| a.incarnation), now.map(|a| a.incarnation), "it keeps its name");
     let told = now_ns();
     world.process("a").signal(Signal::TERM);
     assert_eq!(world.process("a").ended(SOON).await, 0, "a clean stop");
@@ -168,7 +168,7 @@ async fn key_collision() -> Vec<Figure> {
     world.admin.batch_execute(one_key).await.expect("a superuser may");
     world.pod("a").await;
     world.start("a", 6, 400, 25).await;
-    let was = world.standing("a").await;
+    let was = world.status("a").await;
     let limit = world.settings().acquire_timeout + world.settings().connect_timeout;
     let at = now_ns();
     let twin = world.command("twin");
@@ -176,7 +176,7 @@ async fn key_collision() -> Vec<Figure> {
     world.figure("refused while the other lives", at, said.t, Some(limit));
     assert_eq!(said.kind.as_deref(), Some("key_collision"), "{said:?}");
     assert!(said.text.as_ref().is_some_and(|t| t.contains("the same lock key as pod a, which lives")), "{said:?}");
-    assert_eq!(world.standing("a").await, was, "the first is undisturbed");
+    assert_eq!(world.status("a").await, was, "the first is undisturbed");
     world.locks_are_of(&["a"]).await;
 
     world.kill("a").await;

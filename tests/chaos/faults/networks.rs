@@ -14,16 +14,27 @@ const BAD: Weather = Weather { delay: Duration::from_millis(500), loss: 0.1 };
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("networks::cut_in_both_directions", NEEDS, || cut_off(Link::cut, 25)).promises("The pod tells its runs to stop before the server frees its lock; it is buried, and comes back as another."),
-        Scenario::new("networks::cut_to_the_server", NEEDS, || cut_off(|l| l.weather(Weather::CUT, Weather::FAIR), 25)).promises("The same where only what the pod sends is lost."),
+        Scenario::new("networks::cut_in_both_directions", NEEDS, || cut_off(Link::cut, 25)).promises(
+            "The pod tells its runs to stop before the server frees its lock; it is buried, and comes back as another.",
+        ),
+        Scenario::new("networks::cut_to_the_server", NEEDS, || cut_off(|l| l.weather(Weather::CUT, Weather::FAIR), 25))
+            .promises("The same where only what the pod sends is lost."),
         Scenario::new("networks::cut_from_the_server", NEEDS, || {
             cut_off(|l| l.weather(Weather::FAIR, Weather::CUT), 25)
-        }).promises("The same where only what the server sends is lost."),
-        Scenario::new("networks::cut_with_data_in_flight", NEEDS, || cut_off(Link::cut, 0)).promises("The same in the middle of writes and replies that nobody acknowledged."),
-        Scenario::new("networks::cut_for_a_moment", NEEDS, cut_for_a_moment).promises("An outage shorter than `outage_tolerated` disturbs no run."),
-        Scenario::new("networks::everybody_is_cut_off", NEEDS, everybody_is_cut_off).promises("Every pod gives its runs up; nobody buries anybody before the network is back."),
-        Scenario::new("networks::delay_of_500_ms_and_loss_of_10_percent", NEEDS, delay_and_loss).promises("On a link that a pod can hardly live on, for four leases, nothing is lost or done twice."),
-        Scenario::new("networks::rst_on_both_witnesses", &[Need::Root, Need::Tun, Need::Ss], reset).promises("A peer may take the pod for dead before it knows; if so its writes are refused, and it comes back as another."),
+        })
+        .promises("The same where only what the server sends is lost."),
+        Scenario::new("networks::cut_with_data_in_flight", NEEDS, || cut_off(Link::cut, 0))
+            .promises("The same in the middle of writes and replies that nobody acknowledged."),
+        Scenario::new("networks::cut_for_a_moment", NEEDS, cut_for_a_moment)
+            .promises("An outage shorter than `outage_tolerated` disturbs no run."),
+        Scenario::new("networks::everybody_is_cut_off", NEEDS, everybody_is_cut_off)
+            .promises("Every pod gives its runs up; nobody buries anybody before the network is back."),
+        Scenario::new("networks::delay_of_500_ms_and_loss_of_10_percent", NEEDS, delay_and_loss)
+            .promises("On a link that a pod can hardly live on, for four leases, nothing is lost or done twice."),
+        Scenario::new("networks::rst_on_both_witnesses", &[Need::Root, Need::Tun, Need::Ss], reset).promises(
+            "A peer may take the pod for dead before it knows; if so its writes are refused, and it comes back as \
+             another.",
+        ),
     ]
 }
 
@@ -57,7 +68,8 @@ async fn cut_off(cut: impl Fn(&Link), pause_ms: u64) -> Vec<Figure> {
 /// A cut that is shorter than the outage that disturbs no run disturbs none.
 async fn cut_for_a_moment() -> Vec<Figure> {
     let mut world = World::networked(&[]).await;
-    // Twice the suite's lease: a first packet that is lost is sent again after a second, which is most of what is left of 4 s.
+    // Twice the suite's lease: a first packet that is lost is sent again after a second, which is most of what is left
+    // of 4 s.
     world.lease = LEASE * 2;
     world.settled(&["a", "b", "c"]).await;
     world.start("a", 6, 400, 25).await;

@@ -107,7 +107,7 @@ async fn restarted() -> Vec<Figure> {
     }
     let mut was = Vec::new();
     for pod in PODS {
-        was.push(world.standing(pod).await.expect("it is in the roster"));
+        was.push(world.status(pod).await.expect("it is in the roster"));
     }
     let at = now_ns();
     pooler.kill().await;

@@ -56,7 +56,8 @@ async fn sigterm() -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a"])).await
 }
 
-/// A stopped process is buried when its lease is over. Woken, it finds itself replaced, and not one of its writes lands.
+/// A stopped process is buried when its lease is over. Woken, it finds itself replaced, and not one of its writes
+/// lands.
 async fn frozen_for_long() -> Vec<Figure> {
     let mut world = World::shared().await;
     world.settled(&["a", "b", "c"]).await;

@@ -7,7 +7,7 @@ use crate::checker::Excused;
 use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::scenario::Scenario;
-use crate::world::{Figure, LEASE, Standing, World, slack};
+use crate::world::{Figure, LEASE, PodStatus, World, slack};
 
 /// Between two steps of a run.
 const PAUSE_MS: u64 = 25;
@@ -35,24 +35,25 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Pods a, b and c, settled, with runs on a that go on for longer than a peer would wait for a pod that does not return.
-async fn settled() -> (World, Standing) {
+/// Pods a, b and c, settled, with runs on a that go on for longer than a peer would wait for a pod that does not
+/// return.
+async fn settled() -> (World, PodStatus) {
     let mut world = World::shared().await;
     world.settled(&["a", "b", "c"]).await;
     let last = world.worst_case().connection_broken + Duration::from_secs(1);
     let steps = u64::try_from(last.as_millis()).unwrap() / PAUSE_MS;
     world.start("a", 6, steps, PAUSE_MS).await;
-    let was = world.standing("a").await.expect("it is in the roster");
+    let was = world.status("a").await.expect("it is in the roster");
     (world, was)
 }
 
 /// To the end of the runs nobody noticed: no run moved, nobody was buried, and the pod is who it was.
-async fn nobody_noticed(world: World, was: &Standing, sessions: i64) -> Vec<Figure> {
+async fn nobody_noticed(world: World, was: &PodStatus, sessions: i64) -> Vec<Figure> {
     world.all_runs_ended(SOON).await;
     assert_eq!(world.takeovers().await, 0, "nobody took its runs");
     assert_eq!(world.ends().await, [], "nobody was buried");
     assert_eq!(world.roster().await, ["a", "b", "c"]);
-    let now = world.standing("a").await.expect("it is in the roster");
+    let now = world.status("a").await.expect("it is in the roster");
     assert_eq!((now.whole, &now.incarnation, now.session), (true, &was.incarnation, was.session + sessions));
     world.conclude(&Excused::default()).await
 }
@@ -101,7 +102,7 @@ async fn watch_terminated() -> Vec<Figure> {
     let b = seldom(&mut world, "b");
     world.pod_by("b", b).await;
     world.settle().await;
-    let was = world.standing("a").await.expect("it is in the roster");
+    let was = world.status("a").await.expect("it is in the roster");
     for _ in 0..ROUNDS {
         world.start("b", 3, 40, PAUSE_MS).await;
         let former = world.backends("a", "watch").await;
@@ -109,7 +110,8 @@ async fn watch_terminated() -> Vec<Figure> {
         assert_eq!(world.terminate("a", &["watch"]).await, 1);
         let watches = "SELECT pid FROM pg_stat_activity a WHERE datname = current_database() \
                        AND application_name = 'podlock/a/watch' AND pid <> ALL($1) \
-                       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted AND l.locktype = 'advisory')";
+                       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted \
+                       AND l.locktype = 'advisory')";
         world
             .until(SOON, "another session of a watches", async |client| {
                 let rows = client.query(watches, &[&former]).await.map_err(|e| e.to_string())?;
@@ -129,10 +131,7 @@ async fn watch_terminated() -> Vec<Figure> {
     let triggers: Vec<String> = world.admin.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
     // A sweep may by chance be quicker, but not each time.
     assert!(triggers.len() == ROUNDS && triggers.iter().any(|t| t == "push"), "{triggers:?}");
-    assert_eq!(
-        world.standing("a").await.map(|now| (now.incarnation, now.session)),
-        Some((was.incarnation, was.session))
-    );
+    assert_eq!(world.status("a").await.map(|now| (now.incarnation, now.session)), Some((was.incarnation, was.session)));
     world.conclude(&Excused::ended(&["b"])).await
 }
 
@@ -166,8 +165,8 @@ async fn pool_terminated() -> Vec<Figure> {
     nobody_noticed(world, &was, 0).await
 }
 
-/// Both witnesses end, and the rest with them: for its peers, until it is back, the pod is dead. Which of them is quicker
-/// is chance. Where it is the peers, its runs go on elsewhere, and whatever it writes still is refused.
+/// Both witnesses end, and the rest with them: for its peers, until it is back, the pod is dead. Which of them is
+/// quicker is chance. Where it is the peers, its runs go on elsewhere, and whatever it writes still is refused.
 async fn all_terminated() -> Vec<Figure> {
     const TRIES: i64 = 10;
     let (mut world, was) = settled().await;
@@ -176,7 +175,7 @@ async fn all_terminated() -> Vec<Figure> {
         let at = now_ns();
         let ended = world.terminate("a", &["liveness", "control", "watch", "pool"]).await;
         assert!(ended >= 3, "{ended} sessions were ended");
-        let anew = |now: &Standing| now.incarnation != was.incarnation || now.session > was.session + returns;
+        let anew = |now: &PodStatus| now.incarnation != was.incarnation || now.session > was.session + returns;
         let (back, now) = world.whole_as("a", SOON, anew).await;
         if now.incarnation == was.incarnation {
             world.figure("it was quicker: back as itself", at, back, Some(bounds.outage_tolerated));
@@ -211,8 +210,8 @@ async fn buried_alive(world: World) -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
 }
 
-/// Somebody ends every session of the database: no pod is settled when it is back, and nobody is buried, unless it was one
-/// whose sessions ended before those of the peer that looked.
+/// Somebody ends every session of the database: no pod is settled when it is back, and nobody is buried, unless it was
+/// one whose sessions ended before those of the peer that looked.
 async fn everybodys_terminated() -> Vec<Figure> {
     const PODS: [&str; 4] = ["a", "b", "c", "d"];
     let mut world = World::shared().await;
@@ -224,7 +223,7 @@ async fn everybodys_terminated() -> Vec<Figure> {
     let mut was = Vec::new();
     for pod in PODS {
         world.start(pod, 3, steps, PAUSE_MS).await;
-        was.push(world.standing(pod).await.expect("it is in the roster"));
+        was.push(world.status(pod).await.expect("it is in the roster"));
     }
     let at = now_ns();
     let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \

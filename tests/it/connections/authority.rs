@@ -155,7 +155,8 @@ impl TlsServer {
     pub(crate) async fn end_all_of(&self, pod: &Pod) {
         let name = pod.status().pod_id.to_string();
         // The second argument has the server wait until each is gone, so that none of them is taken for a new one.
-        let sql = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name LIKE 'podlock/' || $1 || '/%'";
+        let sql = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity \
+                   WHERE application_name LIKE 'podlock/' || $1 || '/%'";
         self.db.client.query(sql, &[&name]).await.unwrap();
         self.db.client.armed(&name, SOON).await;
         // The server knows of the new sessions a moment before the pod knows that it is back.

@@ -13,10 +13,12 @@ use crate::support::{Db, eventually, lease, server, start, timed};
 
 const CONNECT: Duration = Duration::from_millis(700);
 
-/// Waits until a second liveness session of pod `a` waits for the lock. Each slice of the wait is a statement of its own.
+/// Waits until a second liveness session of pod `a` waits for the lock. Each slice of the wait is a statement of its
+/// own.
 async fn second_waits(db: &Db) {
     let sql = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE NOT l.granted \
-               AND l.locktype = 'advisory' AND a.application_name = 'podlock/a/liveness' AND a.datname = current_database()";
+               AND l.locktype = 'advisory' AND a.application_name = 'podlock/a/liveness' \
+               AND a.datname = current_database()";
     eventually(SOON, "a second pod waits for the lock", || async {
         match db.client.scalar::<i64>(sql, &[]).await {
             1 => Ok(()),

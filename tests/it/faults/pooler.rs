@@ -51,7 +51,8 @@ async fn pgbouncer_in_transaction_mode_is_refused_every_time_and_no_lock_is_left
             other.abort();
         }
         no_lock_is_left(&db.client).await;
-        // A backend that saw nothing of the pod but its name, in a statement in between, is the pooler's for as long as it likes.
+        // A backend that saw nothing of the pod but its name, in a statement in between, is the pooler's for as long as
+        // it likes.
         drop(pooler);
         nothing_is_left_of(&db.client, "a").await;
         let sessions: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_sessions", &[]).await;
@@ -143,8 +144,8 @@ async fn a_pod_that_returns_through_a_session_pooler_ends_no_other_pods_backend(
     .await;
 }
 
-/// Operators, migrations and pods that are refused leave every setting of a transaction pooler's backends as it was: the
-/// application that shares them still finds its tables.
+/// Operators, migrations and pods that are refused leave every setting of a transaction pooler's backends as it was:
+/// the application that shares them still finds its tables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_by_a_transaction_pooler_leaves_no_setting_on_its_backends() {
     within(Duration::from_secs(120), async {
@@ -167,7 +168,8 @@ async fn what_is_refused_by_a_transaction_pooler_leaves_no_setting_on_its_backen
                 }
                 for client in &clients {
                     let sql = "SELECT pg_backend_pid()::text || ' ' || name || '=' || setting FROM pg_settings \
-                               WHERE name NOT IN ('application_name', 'transaction_isolation', 'transaction_read_only')";
+                               WHERE name NOT IN ('application_name', 'transaction_isolation', \
+                               'transaction_read_only')";
                     for message in client.simple_query(sql).await.unwrap() {
                         let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
                         let (pid, setting) = row.get(0).unwrap().split_once(' ').unwrap();

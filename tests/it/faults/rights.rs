@@ -169,10 +169,12 @@ const HOSTILE: &[&str] = &[
 const EVIL: &str = r"
     CREATE SCHEMA evil;
     CREATE FUNCTION evil.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'evil was called'; END $$;
-    CREATE FUNCTION evil.hashtextextended(text, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint FROM evil.trap()';
+    CREATE FUNCTION evil.hashtextextended(text, bigint) RETURNS bigint LANGUAGE sql
+        AS 'SELECT 1::bigint FROM evil.trap()';
     CREATE FUNCTION evil.pg_advisory_lock(bigint) RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
     CREATE FUNCTION evil.pg_try_advisory_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true FROM evil.trap()';
-    CREATE FUNCTION evil.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true FROM evil.trap()';
+    CREATE FUNCTION evil.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE sql
+        AS 'SELECT true FROM evil.trap()';
     CREATE FUNCTION evil.pg_backend_pid() RETURNS integer LANGUAGE sql AS 'SELECT 1 FROM evil.trap()';
     CREATE FUNCTION evil.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true FROM evil.trap()';
     CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT NULL::timestamptz FROM evil.trap()';

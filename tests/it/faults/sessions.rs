@@ -186,8 +186,8 @@ async fn a_living_pod_that_loses_both_witnesses_at_once_is_buried_and_comes_back
     .await;
 }
 
-/// "A role's `statement_timeout` of a few ms: our own settings come first": a pod starts although the first statement that
-/// takes a moment takes longer than that.
+/// "A role's `statement_timeout` of a few ms: our own settings come first": a pod starts although the first statement
+/// that takes a moment takes longer than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_roles_own_time_outs_end_no_statement_of_a_pod() {
     timed(async {
@@ -203,7 +203,8 @@ async fn a_roles_own_time_outs_end_no_statement_of_a_pod() {
         let config = db.config("a");
         let starting = tokio::spawn(async move { start(config).await });
         eventually(SOON, "the pod's first session waits", || async {
-            let sql = "SELECT count(*) FROM pg_locks l WHERE NOT l.granted AND l.relation = 'pg_catalog.pg_settings'::regclass";
+            let sql = "SELECT count(*) FROM pg_locks l WHERE NOT l.granted \
+                       AND l.relation = 'pg_catalog.pg_settings'::regclass";
             let waits: i64 = db.client.scalar(sql, &[]).await;
             if waits > 0 { Ok(()) } else { Err("nobody waits".to_owned()) }
         })
@@ -218,21 +219,23 @@ async fn a_roles_own_time_outs_end_no_statement_of_a_pod() {
     .await;
 }
 
-/// "`synchronous_commit` off by role lost 3 of 40 confirmed runs": every write of a pod waits for the disk; what is weaker
-/// about standbys alone stays as it is.
+/// "`synchronous_commit` off by role lost 3 of 40 confirmed runs": every write of a pod waits for the disk; what is
+/// weaker about standbys alone stays as it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_pod_confirms_is_on_the_disk_whatever_its_role_says() {
     timed(async {
         for (set, expected) in [("off", "on"), ("local", "local")] {
             let db = Db::new().await;
             let record = format!(
-                "ALTER DATABASE \"{}\" SET synchronous_commit = {set}; CREATE TABLE seen (table_name text, setting text); \
-                 GRANT INSERT ON seen TO PUBLIC; \
+                "ALTER DATABASE \"{}\" SET synchronous_commit = {set}; CREATE TABLE seen (table_name text, setting \
+                 text); GRANT INSERT ON seen TO PUBLIC; \
                  CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                    INSERT INTO public.seen VALUES (TG_TABLE_NAME, pg_catalog.current_setting('synchronous_commit')); \
                    RETURN NULL; END $$; \
-                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_runs FOR EACH STATEMENT EXECUTE FUNCTION record(); \
-                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_pods FOR EACH STATEMENT EXECUTE FUNCTION record()",
+                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_runs FOR EACH STATEMENT \
+                 EXECUTE FUNCTION record(); \
+                 CREATE TRIGGER record AFTER INSERT OR UPDATE ON studio_pods FOR EACH STATEMENT \
+                 EXECUTE FUNCTION record()",
                 db.name
             );
             db.client.batch_execute(&record).await.unwrap();
@@ -240,17 +243,17 @@ async fn what_a_pod_confirms_is_on_the_disk_whatever_its_role_says() {
             let run_id = pod.start(NewRun::new("echo")).await.unwrap().run_id;
             db.client.run_in_state(run_id, "succeeded", SOON).await;
             pod.shutdown(SOON).await.unwrap();
-            let sql = "SELECT table_name || ' ' || setting FROM (SELECT DISTINCT table_name, setting FROM seen) s ORDER BY 1";
-            let seen: Vec<String> =
-                db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+            let sql = "SELECT table_name || ' ' || setting FROM (SELECT DISTINCT table_name, setting FROM seen) s \
+                       ORDER BY 1";
+            let seen: Vec<String> = db.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
             assert_eq!(seen, [format!("studio_pods {expected}"), format!("studio_runs {expected}")]);
         }
     })
     .await;
 }
 
-/// "Our client gives up at the same moment as the server's `statement_timeout` and drops its witness session for it": the
-/// server ends the statement first, and the session, with its witness lock, is kept.
+/// "Our client gives up at the same moment as the server's `statement_timeout` and drops its witness session for it":
+/// the server ends the statement first, and the session, with its witness lock, is kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_statement_that_the_server_ends_for_its_time_out_costs_no_session() {
     timed(async {
@@ -277,8 +280,9 @@ async fn a_statement_that_the_server_ends_for_its_time_out_costs_no_session() {
     .await;
 }
 
-/// An administrator lowers `log_min_duration_statement` under living pods: each slice of each watch would be a line of the
-/// log. The slices become shorter; where no room is left there is no watch, and when there is room again, there is one.
+/// An administrator lowers `log_min_duration_statement` under living pods: each slice of each watch would be a line of
+/// the log. The slices become shorter; where no room is left there is no watch, and when there is room again, there is
+/// one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_reload_that_logs_slow_statements_the_watch_stays_below_it() {
     timed(async {

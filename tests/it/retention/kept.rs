@@ -11,11 +11,13 @@ const FREE: i32 = 250;
 /// What may keep a run, and what the report says of it.
 const KEEPERS: [(&str, &str); 9] = [
     (
-        "CREATE TABLE answers (run_id uuid REFERENCES studio_runs (run_id)); INSERT INTO answers SELECT run_id FROM oldest",
+        "CREATE TABLE answers (run_id uuid REFERENCES studio_runs (run_id)); INSERT INTO answers SELECT run_id \
+         FROM oldest",
         "answers_run_id_fkey",
     ),
     (
-        "CREATE TABLE answers (run_id uuid REFERENCES studio_runs (run_id) ON DELETE RESTRICT); INSERT INTO answers SELECT run_id FROM oldest",
+        "CREATE TABLE answers (run_id uuid REFERENCES studio_runs (run_id) ON DELETE RESTRICT); INSERT INTO answers \
+         SELECT run_id FROM oldest",
         "answers_run_id_fkey",
     ),
     // This one would fail at COMMIT.
@@ -31,35 +33,38 @@ const KEEPERS: [(&str, &str); 9] = [
     ),
     (
         "INSERT INTO studio_run_chunks (run_id, generation, seq, fence, body) SELECT run_id, 1, 0, 1, 'x' FROM oldest; \
-         CREATE TABLE quotes (run_id uuid, generation int, seq bigint, FOREIGN KEY (run_id, generation, seq) REFERENCES studio_run_chunks); \
+         CREATE TABLE quotes (run_id uuid, generation int, seq bigint, FOREIGN KEY (run_id, generation, seq) \
+         REFERENCES studio_run_chunks); \
          INSERT INTO quotes SELECT run_id, 1, 0 FROM oldest",
         "quotes_run_id_generation_seq_fkey",
     ),
     (
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RAISE EXCEPTION 'needed for the audit'; END IF; \
-           RETURN OLD; END $$; \
+           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RAISE EXCEPTION 'needed for the \
+           audit'; END IF; RETURN OLD; END $$; \
          CREATE TRIGGER refuse BEFORE DELETE ON studio_runs FOR EACH ROW EXECUTE FUNCTION refuse()",
         "needed for the audit",
     ),
     (
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RAISE EXCEPTION 'needed at the end'; END IF; \
-           RETURN NULL; END $$; \
-         CREATE CONSTRAINT TRIGGER refuse AFTER DELETE ON studio_runs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()",
+           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RAISE EXCEPTION 'needed at the \
+           end'; END IF; RETURN NULL; END $$; \
+         CREATE CONSTRAINT TRIGGER refuse AFTER DELETE ON studio_runs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW \
+         EXECUTE FUNCTION refuse()",
         "needed at the end",
     ),
     (
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RETURN NULL; END IF; RETURN OLD; END $$; \
+           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN RETURN NULL; END \
+           IF; RETURN OLD; END $$; \
          CREATE TRIGGER refuse BEFORE DELETE ON studio_runs FOR EACH ROW EXECUTE FUNCTION refuse()",
         "a trigger kept the row",
     ),
     // One that asks for what the schema's owner may not do.
     (
         "CREATE TABLE secrets (x int); CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN INSERT INTO public.secrets VALUES (1); END IF; \
-           RETURN OLD; END $$; \
+           IF EXISTS (SELECT FROM public.oldest o WHERE o.run_id = OLD.run_id) THEN INSERT INTO public.secrets \
+           VALUES (1); END IF; RETURN OLD; END $$; \
          CREATE TRIGGER refuse BEFORE DELETE ON studio_runs FOR EACH ROW EXECUTE FUNCTION refuse()",
         "permission denied for table secrets",
     ),
@@ -76,7 +81,8 @@ async fn with_oldest(db: &Db) {
 
 async fn old_session(client: &Client, days: f64) -> uuid::Uuid {
     let sql = "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason) \
-               VALUES (gen_random_uuid(), 'x', now() - make_interval(secs => $1), now() - make_interval(secs => $1), 'lost') RETURNING incarnation";
+               VALUES (gen_random_uuid(), 'x', now() - make_interval(secs => $1), now() - make_interval(secs => $1), \
+               'lost') RETURNING incarnation";
     client.scalar(sql, &[&(days * 86_400.0)]).await
 }
 
@@ -114,7 +120,8 @@ async fn l12_what_keeps_some_runs_is_named_once_and_the_rest_is_pruned() {
     .await;
 }
 
-/// A reference to an incarnation keeps that one; of the log, all before the event that is referred to goes. The other kinds go on.
+/// A reference to an incarnation keeps that one; of the log, all before the event that is referred to goes. The other
+/// kinds go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_session_or_an_event_that_is_referenced_stops_neither_its_kind_nor_the_others() {
     timed(async {
@@ -227,8 +234,8 @@ async fn l12_a_pod_prunes_what_is_behind_and_warns_once() {
     .await;
 }
 
-/// Rows that take their time, as where a reference has no index: what does not fit into one statement goes in several, and
-/// a single one that does not fit is passed over.
+/// Rows that take their time, as where a reference has no index: what does not fit into one statement goes in several,
+/// and a single one that does not fit is passed over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_batch_that_does_not_fit_into_the_time_of_a_statement_is_made_smaller() {
     timed(async {
@@ -236,7 +243,8 @@ async fn l12_a_batch_that_does_not_fit_into_the_time_of_a_statement_is_made_smal
         ended(&db.client, "succeeded", 1, 9.0).await;
         let slow = "CREATE TABLE endless AS SELECT run_id FROM studio_runs; GRANT SELECT ON endless TO PUBLIC; \
                     CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                      PERFORM pg_sleep(CASE WHEN EXISTS (SELECT FROM public.endless e WHERE e.run_id = OLD.run_id) THEN 30 ELSE 0.05 END); \
+                      PERFORM pg_sleep(CASE WHEN EXISTS (SELECT FROM public.endless e \
+                      WHERE e.run_id = OLD.run_id) THEN 30 ELSE 0.05 END); \
                       RETURN OLD; END $$; \
                     CREATE TRIGGER slow BEFORE DELETE ON studio_runs FOR EACH ROW EXECUTE FUNCTION slow()";
         db.client.batch_execute(slow).await.unwrap();
@@ -284,7 +292,8 @@ async fn a_reference_that_cascades_or_sets_null_keeps_nothing() {
         ended(&db.client, "succeeded", 4, 8.0).await;
         let own = "CREATE TABLE drafts (run_id uuid REFERENCES studio_runs (run_id) ON DELETE CASCADE); \
                    CREATE TABLE letters (run_id uuid REFERENCES studio_runs (run_id) ON DELETE SET NULL); \
-                   INSERT INTO drafts SELECT run_id FROM studio_runs; INSERT INTO letters SELECT run_id FROM studio_runs";
+                   INSERT INTO drafts SELECT run_id FROM studio_runs; INSERT INTO letters SELECT run_id \
+                   FROM studio_runs";
         db.client.batch_execute(own).await.unwrap();
         let pruned = operator(&db).await.prune(&Retention::new().runs(7 * DAY)).await.unwrap();
         assert_eq!((pruned.runs, pruned.kept.len()), (4, 0), "{pruned:?}");
@@ -305,13 +314,25 @@ async fn the_pods_role_can_name_nothing_that_runs_or_is_young() {
         ended(&db.client, "failed", 1, 2.0).await;
         let as_pod = sql::connect(&db.pod_url).await;
         let runs = "(SELECT array_agg(run_id) FROM studio_runs)";
-        let gone: i32 = as_pod.scalar(&format!("SELECT gone FROM studio_prune_named_runs({runs}, '1 hour', 9)"), &[]).await;
+        let gone: i32 = as_pod
+            .scalar(
+                &format!(
+                    "SELECT gone FROM studio_prune_named_runs({runs}, '1 hour', \
+                                                9)"
+                ),
+                &[],
+            )
+            .await;
         assert_eq!(gone, 1, "the failed one");
-        let sessions = "SELECT gone FROM studio_prune_named_sessions((SELECT array_agg(incarnation) FROM studio_pod_sessions), '1 hour')";
+        let sessions = "SELECT gone FROM studio_prune_named_sessions((SELECT array_agg(incarnation) \
+                        FROM studio_pod_sessions), '1 hour')";
         assert_eq!(as_pod.scalar::<i32>(sessions, &[]).await, 0, "it lives");
         assert_eq!(states(&db.client).await, json!({"running": 1, "succeeded": 1}));
         for age in ["interval '59 minutes'", "NULL", "interval '-1 day'"] {
-            for call in [format!("studio_prune_named_runs({runs}, {age}, 9)"), format!("studio_prune_named_sessions(NULL, {age})")] {
+            for call in [
+                format!("studio_prune_named_runs({runs}, {age}, 9)"),
+                format!("studio_prune_named_sessions(NULL, {age})"),
+            ] {
                 let refusal = as_pod.query(&format!("SELECT {call}"), &[]).await.expect_err(&call);
                 assert_eq!(refusal.code().map(|c| c.code()), Some("22023"), "{call}");
             }

@@ -24,8 +24,8 @@ async fn operator(db: &Db) -> Operator {
 /// Runs that ended so many days ago.
 async fn ended(client: &Client, state: &str, count: i32, days: f64) {
     let sql = "WITH new AS (INSERT INTO studio_runs (run_id, kind, state, created_at, finished_at) \
-                 SELECT gen_random_uuid(), 'old', $1, now() - make_interval(secs => $3), now() - make_interval(secs => $3) \
-                 FROM generate_series(1, $2) RETURNING run_id) \
+                 SELECT gen_random_uuid(), 'old', $1, now() - make_interval(secs => $3), now() - make_interval(secs => \
+                 $3) FROM generate_series(1, $2) RETURNING run_id) \
                INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence, ended_at, reason) \
                  SELECT n.run_id, a, 'x', gen_random_uuid(), a, now(), $1 FROM new n, generate_series(1, 2) a";
     client.execute(sql, &[&state, &count, &(days * 86_400.0)]).await.expect("ended runs");
@@ -37,7 +37,8 @@ async fn count(client: &Client, table: &str) -> i64 {
 
 /// How many runs there are in each state.
 async fn states(client: &Client) -> Value {
-    let sql = "SELECT coalesce(jsonb_object_agg(state, n), '{}') FROM (SELECT state, count(*) AS n FROM studio_runs GROUP BY 1) s";
+    let sql = "SELECT coalesce(jsonb_object_agg(state, n), '{}') FROM (SELECT state, count(*) AS n \
+               FROM studio_runs GROUP BY 1) s";
     client.scalar(sql, &[]).await
 }
 
@@ -45,7 +46,8 @@ async fn states(client: &Client) -> Value {
 async fn record_deletions(client: &Client, table: &str) {
     let sql = format!(
         "CREATE TABLE deletions (rows bigint, xact xid8); \
-         CREATE FUNCTION record_deletion() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$ BEGIN \
+         CREATE FUNCTION record_deletion() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
+         SET search_path = public AS $$ BEGIN \
            INSERT INTO deletions SELECT count(*), pg_current_xact_id() FROM gone; RETURN NULL; END $$; \
          CREATE TRIGGER record_deletion AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone \
            FOR EACH STATEMENT EXECUTE FUNCTION record_deletion()"
@@ -62,7 +64,8 @@ async fn streams_go_with_their_runs_in_small_transactions() {
         ended(&db.client, "succeeded", 1, 1.0).await;
         let chunks = "INSERT INTO studio_run_chunks (run_id, generation, seq, fence, body) \
                       SELECT r.run_id, 1, n, 1, 'x' FROM studio_runs r, generate_series(0, 9999) n";
-        let resets = "INSERT INTO studio_run_resets (run_id, reset, generation, from_seq, fence) SELECT run_id, 1, 1, 0, 1 FROM studio_runs";
+        let resets = "INSERT INTO studio_run_resets (run_id, reset, generation, from_seq, fence) \
+                      SELECT run_id, 1, 1, 0, 1 FROM studio_runs";
         db.client.batch_execute(&format!("{chunks}; {resets}")).await.unwrap();
         record_deletions(&db.client, "studio_run_chunks").await;
         assert_eq!(operator(&db).await.prune(&Retention::new().runs(7 * DAY)).await.unwrap().runs, 3);
@@ -83,7 +86,8 @@ async fn ten_thousand_runs_go_in_many_small_transactions_and_nothing_else_goes()
         ended(&db.client, "succeeded", 3, 6.0).await;
         ended(&db.client, "failed", 5, 8.0).await;
         ended(&db.client, "quarantined", 7, 40.0).await;
-        let running = "INSERT INTO studio_runs (run_id, kind, created_at) SELECT gen_random_uuid(), 'old', now() - interval '1 year' \
+        let running = "INSERT INTO studio_runs (run_id, kind, created_at) \
+                       SELECT gen_random_uuid(), 'old', now() - interval '1 year' \
                        FROM generate_series(1, 11)";
         db.client.batch_execute(running).await.unwrap();
         record_deletions(&db.client, "studio_runs").await;
@@ -96,10 +100,11 @@ async fn ten_thousand_runs_go_in_many_small_transactions_and_nothing_else_goes()
         let left = json!({"succeeded": 3, "failed": 5, "quarantined": 7, "running": 11});
         assert_eq!(states(&db.client).await, left);
         assert_eq!(count(&db.client, "studio_run_attempts").await, 2 * 15, "their attempts went with them");
-        let sql = "SELECT max(rows), sum(rows)::bigint, count(DISTINCT xact), (SELECT max(n) FROM (SELECT sum(rows) AS n FROM deletions \
-                   GROUP BY xact) x)::bigint FROM deletions";
+        let sql = "SELECT max(rows), sum(rows)::bigint, count(DISTINCT xact), (SELECT max(n) \
+                   FROM (SELECT sum(rows) AS n FROM deletions GROUP BY xact) x)::bigint FROM deletions";
         let row = db.client.query_one(sql, &[]).await.unwrap();
-        let (most, all, transactions, most_at_once): (i64, i64, i64, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (most, all, transactions, most_at_once): (i64, i64, i64, i64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         assert_eq!((most, all, most_at_once), (BATCH, 10_000, BATCH));
         assert!(transactions >= 10_000 / BATCH, "{transactions}");
         // Failed runs have a time of their own.
@@ -208,9 +213,13 @@ async fn a_session_that_a_running_run_names_is_kept_until_it_has_ended() {
         drop(rare);
         drop(a);
         for gone in [dead, other] {
-            eventually(SOON, "they are buried", || async { db.client.session_end(gone).await.ok_or("not yet".to_owned()) }).await;
+            eventually(SOON, "they are buried", || async {
+                db.client.session_end(gone).await.ok_or("not yet".to_owned())
+            })
+            .await;
         }
-        let aged = "UPDATE studio_pod_sessions SET ended_at = ended_at - interval '2 years', began_at = began_at - interval '2 years'";
+        let aged = "UPDATE studio_pod_sessions SET ended_at = ended_at - interval '2 years', began_at = began_at - \
+                    interval '2 years'";
         db.client.batch_execute(aged).await.unwrap();
         let operator = operator(&db).await;
         let keep = Retention::new().runs(DAY).failed_runs(DAY).events(DAY);
@@ -378,7 +387,8 @@ async fn who_follows_across_prunes_sees_each_event_once_and_misses_none() {
 async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor_burials_nor_other_prunes() {
     timed(async {
         let db = Db::new().await;
-        let eager = |c: &mut Config| (c.keep_runs, c.keep_events, c.prune_interval) = (DAY, DAY, Duration::from_millis(20));
+        let eager =
+            |c: &mut Config| (c.keep_runs, c.keep_events, c.prune_interval) = (DAY, DAY, Duration::from_millis(20));
         let a = start(db.config("a").with(eager)).await;
         let b = start(db.config("b").with(eager)).await;
         tokio::time::sleep(lease() + Duration::from_millis(200)).await;
@@ -401,7 +411,8 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
         let old = "INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason) \
                    VALUES (gen_random_uuid(), 'x', now() - interval '2 days', 'lost')";
         db.client.batch_execute(old).await.unwrap();
-        let events = "SELECT studio_prune_events('1 day', min(idx), max(idx), '{}', 'x', gen_random_uuid()) FROM studio_pod_events";
+        let events = "SELECT studio_prune_events('1 day', min(idx), max(idx), '{}', 'x', gen_random_uuid()) \
+                      FROM studio_pod_events";
         for (sql, rows) in [(events, 3), ("SELECT studio_prune_sessions('1 day', 9)", 1)] {
             assert_eq!(hung.query_one(sql, &[]).await.expect("pruned").get::<_, Option<i32>>(0), Some(rows), "{sql}");
         }
@@ -413,8 +424,8 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
         db.client.run_owned_by(run, b.incarnation(), SOON).await;
         assert!(db.client.session_end(dead).await.is_some());
         // Other prunes go without, and wait for nobody.
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
-                       AND query LIKE '%prune%'";
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND wait_event_type = 'Lock' AND query LIKE '%prune%'";
         assert_eq!(db.client.scalar::<i64>(waiting, &[]).await, 0);
         let elsewhere: Option<i32> = db.client.scalar("SELECT studio_prune_sessions('1 day', 9)", &[]).await;
         assert_eq!(elsewhere, None);
@@ -584,17 +595,18 @@ async fn an_ended_run_can_be_started_again_with_what_it_was_started_with() {
         let db = Db::new().await;
         let operator = operator(&db).await;
         let input = "{\"n\": 123456789012345678901234567890.5, \"b\": [null]}";
-        let sql = "INSERT INTO studio_runs (run_id, kind, key, state, finished_at, input, checkpoint, error, crashes, attempt) \
-                   VALUES ($1, 'act', 'k', 'quarantined', now(), $2::text::jsonb, '1', 'poison', 3, 4)";
+        let sql = "INSERT INTO studio_runs (run_id, kind, key, state, finished_at, input, checkpoint, error, crashes, \
+                   attempt) VALUES ($1, 'act', 'k', 'quarantined', now(), $2::text::jsonb, '1', 'poison', 3, 4)";
         let old = RunId::generate();
         db.client.execute(sql, &[&old.as_uuid(), &input]).await.unwrap();
         let new = operator.restart(old).await.unwrap();
-        let sql = "SELECT jsonb_build_object('kind', kind, 'key', key, 'state', state, 'checkpoint', checkpoint, 'error', error, \
-                     'crashes', crashes, 'attempt', attempt, 'owner', owner_incarnation, \
-                     'same', input = (SELECT o.input FROM studio_runs o WHERE o.run_id = $2)) FROM studio_runs WHERE run_id = $1";
+        let sql = "SELECT jsonb_build_object('kind', kind, 'key', key, 'state', state, 'checkpoint', checkpoint, \
+                     'error', error, 'crashes', crashes, 'attempt', attempt, 'owner', owner_incarnation, \
+                     'same', input = (SELECT o.input FROM studio_runs o WHERE o.run_id = $2)) \
+                   FROM studio_runs WHERE run_id = $1";
         let made: Value = db.client.scalar(sql, &[&new.as_uuid(), &old.as_uuid()]).await;
-        let expected = json!({"kind": "act", "key": "k", "state": "running", "checkpoint": null, "error": null, "crashes": 0,
-                              "attempt": 0, "owner": null, "same": true});
+        let expected = json!({"kind": "act", "key": "k", "state": "running", "checkpoint": null, "error": null,
+                              "crashes": 0, "attempt": 0, "owner": null, "same": true});
         assert_eq!(made, expected);
         assert_eq!(db.client.run(old).await.state, "quarantined", "the old one stays as it is");
         let error = operator.restart(old).await.unwrap_err();
@@ -608,13 +620,21 @@ async fn an_ended_run_can_be_started_again_with_what_it_was_started_with() {
         let failed = a.start(NewRun::new("fail")).await.unwrap().run_id;
         db.client.run_in_state(failed, "failed", SOON).await;
         let page = include_str!("../../../docs/handlers.md");
-        let by_hand = page.split("```sql\n").find(|part| part.starts_with("INSERT INTO studio_runs")).expect("an example");
+        let mut examples = page.split("```sql\n");
+        let by_hand = examples.find(|part| part.starts_with("INSERT INTO studio_runs")).expect("an example");
         let by_hand = by_hand.split("```").next().unwrap();
         assert_eq!(db.client.execute(by_hand, &[&failed.as_uuid()]).await.unwrap(), 1);
         let again = operator.restart(failed).await.unwrap();
         db.client.run_in_state(again, "failed", SOON).await;
         eventually(SOON, "both ran", || async {
-            let n: i64 = db.client.scalar("SELECT count(*) FROM studio_runs WHERE kind = 'fail' AND state = 'failed' AND attempt = 1", &[]).await;
+            let n: i64 = db
+                .client
+                .scalar(
+                    "SELECT count(*) FROM studio_runs WHERE kind = 'fail' AND state = 'failed' \
+                                           AND attempt = 1",
+                    &[],
+                )
+                .await;
             if n == 3 { Ok(()) } else { Err(format!("{n}")) }
         })
         .await;

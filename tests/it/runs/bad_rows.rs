@@ -23,8 +23,8 @@ async fn set(db: &Db, run_id: RunId, change: &str) {
     assert_eq!(db.client.execute(&sql, &[]).await.unwrap(), 1);
 }
 
-/// "`attempt` = 0 or 2147483647 by hand leaves 20 sound orphans beside it unclaimed for ever", and every other number that
-/// makes a claim of the whole batch fail.
+/// "`attempt` = 0 or 2147483647 by hand leaves 20 sound orphans beside it unclaimed for ever", and every other number
+/// that makes a claim of the whole batch fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_run_whose_numbers_no_claim_can_take_is_quarantined_and_20_sound_ones_go_on() {
     timed(async {
@@ -44,7 +44,8 @@ async fn l12_a_run_whose_numbers_no_claim_can_take_is_quarantined_and_20_sound_o
             set(&db, run_id, change).await;
             bad.push((run_id, change, why));
         }
-        // This one made the look for orphans fail. A pod that is alone leaves it for later, as one that brings pods down.
+        // This one made the look for orphans fail. A pod that is alone leaves it for later, as one that brings pods
+        // down.
         let (crashed, _) = orphan(&db.client, "act").await;
         set(&db, crashed, "crashes = 2147483647").await;
         let mut sound = Vec::new();
@@ -78,8 +79,8 @@ async fn l12_a_run_whose_numbers_no_claim_can_take_is_quarantined_and_20_sound_o
     .await;
 }
 
-/// What cannot be claimed alone is passed over, and no run is ended for a fault that may be elsewhere: every claim fails
-/// as long as the table of attempts refuses rows.
+/// What cannot be claimed alone is passed over, and no run is ended for a fault that may be elsewhere: every claim
+/// fails as long as the table of attempts refuses rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_where_no_claim_passes_no_run_is_quarantined() {
     timed(async {
@@ -113,8 +114,8 @@ async fn l12_where_no_claim_passes_no_run_is_quarantined() {
 async fn l12_a_row_of_the_roster_whose_name_no_pod_can_have_is_named_once_and_breaks_no_session() {
     timed(async {
         let db = from_before_the_bounds().await;
-        let bad = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, liveness_pid, \
-                     liveness_started) \
+        let bad = "INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
+                     liveness_pid, liveness_started) \
                    SELECT n, '', 0, gen_random_uuid(), length(n), -length(n), 1, now() \
                      FROM unnest(ARRAY[E'bad\\nname', E'worse\\u0085name!']) AS n";
         db.client.batch_execute(bad).await.unwrap();

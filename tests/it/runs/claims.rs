@@ -136,8 +136,8 @@ async fn two_survivors_claim_the_same_200_orphans_at_once_and_each_is_claimed_on
     .await;
 }
 
-/// The same, with the first one's claim committed before the second one picks by what it saw earlier. The first one takes
-/// its half and, as the second one does not come for long, what it has room for.
+/// The same, with the first one's claim committed before the second one picks by what it saw earlier. The first one
+/// takes its half and, as the second one does not come for long, what it has room for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_survivor_that_comes_late_claims_what_the_first_one_left() {
     timed(async {

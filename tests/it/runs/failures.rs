@@ -114,8 +114,8 @@ fn trace_of_failure(run_id: RunId) -> Option<trace::Event> {
     trace::events(&run_id.to_string()).into_iter().find(|e| e.get("event").is_some_and(|kind| kind == "run_failed"))
 }
 
-/// Thousands of failing runs must not wait for the log: it is held here, and they end all the same. When it is free, they
-/// are a few events that count each run once.
+/// Thousands of failing runs must not wait for the log: it is held here, and they end all the same. When it is free,
+/// they are a few events that count each run once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_failing_runs_wait_for_no_event_and_are_a_few_events_that_count_each_once() {
     const RUNS: usize = 200;

@@ -34,8 +34,8 @@ async fn write_guarded(client: &mut Client, run: &Run) -> Result<(), podlock::Er
 }
 
 /// Makes somebody else the owner of a run, as a claim does.
-const TAKE: &str = "UPDATE studio_runs SET owner_pod = 'other', owner_incarnation = $2, fence = nextval('studio_fence'), \
-                    attempt = attempt + 1 WHERE run_id = $1";
+const TAKE: &str = "UPDATE studio_runs SET owner_pod = 'other', owner_incarnation = $2, fence = \
+                    nextval('studio_fence'), attempt = attempt + 1 WHERE run_id = $1";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_passes_over_a_guarded_run_and_takes_it_when_the_transaction_is_over() {
@@ -346,7 +346,8 @@ async fn a_checkpoint_inside_of_its_own_guard_ends_with_the_idle_transaction() {
     .await;
 }
 
-/// Pods hand runs to and fro while each attempt guards, checkpoints, and ends or gives back, some beside others' guards.
+/// Pods hand runs to and fro while each attempt guards, checkpoints, and ends or gives back, some beside others'
+/// guards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn guards_claims_checkpoints_and_ends_never_deadlock() {
     const RUNS: usize = 6;

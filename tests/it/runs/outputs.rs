@@ -1,4 +1,4 @@
-//! What runs put out, stored once: a result or a text, written under the fence, by the handler's word or its return.
+//! The output of runs, stored once: a result or a text, written under the fence, by the handler's word or its return.
 
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ async fn over(pod: &Pod) {
 
 async fn columns(client: &Client, run_id: RunId) -> Value {
     let sql = "SELECT jsonb_build_object('result', result, 'none', result IS NULL, 'stdout', stdout, 'stderr', stderr, \
-               'exit_code', exit_code, 'escaped', output_escaped, 'parsed', parse_error IS NULL) FROM studio_runs WHERE run_id = $1";
+               'exit_code', exit_code, 'escaped', output_escaped, 'parsed', parse_error IS NULL) FROM studio_runs \
+               WHERE run_id = $1";
     client.scalar(sql, &[&run_id.as_uuid()]).await
 }
 
@@ -78,7 +79,7 @@ async fn an_output_is_stored_once_and_the_api_shows_what_the_row_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_returned_output_ends_the_run_and_a_failed_one_keeps_what_it_put_out() {
+async fn a_returned_output_ends_the_run_and_a_failed_one_keeps_its_output() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let a = stage.pod(db.config("a")).await;
@@ -311,8 +312,8 @@ async fn a_finish_by_the_handler_whose_reply_was_lost_is_read_back() {
     .await;
 }
 
-/// A handler that gives a finish up half way, and ends in another way: what was accepted first stands, and no later call
-/// is told that its own output was stored.
+/// A handler that gives a finish up half way, and ends in another way: what was accepted first stands, and no later
+/// call is told that its own output was stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_dropped_finish_the_first_accepted_end_stands_and_nobody_is_told_otherwise() {
     timed(async {

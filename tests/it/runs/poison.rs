@@ -26,8 +26,8 @@ use crate::support::{Db, eventually, lease, start, timed, trace};
 /// Makes an orphan by hand, and tells nobody: `crashes` were counted, and its last owner ended for `reason`.
 async fn orphan_after(client: &Client, crashes: i32, reason: Option<&str>) -> RunId {
     let (run_id, ghost) = (RunId::generate(), Incarnation::generate());
-    let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt, crashes) \
-                 VALUES ($1, 'act', 'ghost', $2, nextval('studio_fence'), 1, $3) RETURNING *), \
+    let sql = "WITH run AS (INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt, \
+                 crashes) VALUES ($1, 'act', 'ghost', $2, nextval('studio_fence'), 1, $3) RETURNING *), \
                ended AS (INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason) \
                  SELECT $2, 'ghost', now(), $4::text WHERE $4::text IS NOT NULL) \
                INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence) \
@@ -158,7 +158,7 @@ async fn a_clean_stop_a_yield_and_an_eviction_by_an_operator_count_nothing() {
         }
         stage.act().await.give_back();
         let begun = stage.act().await;
-        pod.operator().evict("a").await.expect("put out");
+        pod.operator().evict("a").await.expect("evicted");
         let again = stage.act().await;
         drop(begun);
         assert_eq!((again.run.id(), again.run.attempt()), (run_id, 5));
@@ -171,8 +171,8 @@ async fn a_clean_stop_a_yield_and_an_eviction_by_an_operator_count_nothing() {
     .await;
 }
 
-/// Where no run makes progress between two kills, three kills are the end of it: that is the rule. Whatever does, goes on
-/// for ever: "a kill every 20 s for ten minutes" is thirty kills, made here one after the other.
+/// Where no run makes progress between two kills, three kills are the end of it: that is the rule. Whatever does, goes
+/// on for ever: "a kill every 20 s for ten minutes" is thirty kills, made here one after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thirty_kills_quarantine_nothing_that_saves_something_between_them() {
     timed(async {
@@ -344,7 +344,8 @@ async fn a_run_that_is_cancelled_before_it_is_quarantined_stays_cancelled_and_th
     .await;
 }
 
-/// `a` is buried but alive, with a run under which two others crashed; `b` has read that, and is about to quarantine it.
+/// `a` is buried but alive, with a run under which two others crashed; `b` has read that, and is about to quarantine
+/// it.
 struct Late {
     db: Db,
     stage: Stage,

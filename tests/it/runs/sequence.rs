@@ -42,8 +42,8 @@ async fn l9_the_sequence_is_raised_for_a_run_whose_fence_is_far_above_it() {
     .await;
 }
 
-/// "`ALTER SEQUENCE studio_fence CACHE 50` makes fences fall": a session that took numbers in advance hands out low ones
-/// after others handed out high ones. Starts and claims refuse such numbers, and set CACHE back.
+/// "`ALTER SEQUENCE studio_fence CACHE 50` makes fences fall": a session that took numbers in advance hands out low
+/// ones after others handed out high ones. Starts and claims refuse such numbers, and set CACHE back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l9_numbers_that_sessions_hold_in_advance_are_thrown_away() {
     timed(async {
@@ -72,8 +72,8 @@ async fn l9_numbers_that_sessions_hold_in_advance_are_thrown_away() {
     .await;
 }
 
-/// Many take numbers while others raise the sequence by less and by more: no number comes twice, and what begins after a
-/// raise has returned is above it.
+/// Many take numbers while others raise the sequence by less and by more: no number comes twice, and what begins after
+/// a raise has returned is above it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l9_a_raise_never_lowers_the_sequence_whoever_takes_numbers_meanwhile() {
     timed(async {

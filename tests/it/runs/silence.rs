@@ -54,8 +54,8 @@ async fn l7_a_silent_pod_stops_its_runs_within_self_fence() {
     .await;
 }
 
-/// A pod that is not answered lets neither of its locks go while its runs may go on: the server would free both at once,
-/// and a peer would begin the runs beside it.
+/// A pod that is not answered lets neither of its locks go while its runs may go on: the server would free both at
+/// once, and a peer would begin the runs beside it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l7_a_pod_that_is_not_answered_keeps_both_locks_until_its_runs_were_told() {
     timed(async {

@@ -73,10 +73,10 @@ async fn l5_a_run_that_is_taken_away_before_its_checkpoint_was_read_does_not_beg
         let row = db.client.run(second).await;
         assert_eq!(row.owner, Some(pod.incarnation().as_uuid()), "it is claimed, and being read");
         // Another takes it: here a pod of which nothing else is known.
-        let take = "UPDATE studio_runs SET fence = nextval('studio_fence'), attempt = attempt + 1, owner_pod = 'other', \
-                    owner_incarnation = (SELECT incarnation FROM other) WHERE run_id = $1";
-        let other = "WITH other AS (INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, witness_key, \
-                       liveness_pid, liveness_started) \
+        let take = "UPDATE studio_runs SET fence = nextval('studio_fence'), attempt = attempt + 1, owner_pod = \
+                    'other', owner_incarnation = (SELECT incarnation FROM other) WHERE run_id = $1";
+        let other = "WITH other AS (INSERT INTO studio_pods (pod_id, version, event_index, incarnation, lock_key, \
+                       witness_key, liveness_pid, liveness_started) \
                      VALUES ('other', '', 0, gen_random_uuid(), 1, 2, 1, now()) RETURNING incarnation)";
         db.client.execute(&format!("{other} {take}"), &[&second.as_uuid()]).await.unwrap();
         proxy.all(&["pool"], Flow::Pass);

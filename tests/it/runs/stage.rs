@@ -11,7 +11,8 @@ pub(crate) use crate::patience::{SOON, slack};
 use crate::support::sql::{self, Client};
 use crate::support::{Db, eventually, server, start_of, with_kinds};
 
-/// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is aborted.
+/// An attempt that has begun. The test acts as its handler, and says how it ends; dropped, it hangs until it is
+/// aborted.
 pub(crate) struct Act {
     pub(crate) run: Run,
     pub(crate) at: Instant,
@@ -145,8 +146,8 @@ pub(crate) fn told(parts: &[(&str, Option<&str>)]) -> Vec<(String, Option<String
 /// The whole row of a run, to show that nothing changed.
 pub(crate) async fn whole_run(client: &Client, run_id: RunId) -> Value {
     let sql = "SELECT jsonb_build_object('run', to_jsonb(r), 'attempts', \
-                 (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM studio_run_attempts a WHERE a.run_id = r.run_id)) \
-               FROM studio_runs r WHERE run_id = $1";
+                 (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM studio_run_attempts a \
+                 WHERE a.run_id = r.run_id)) FROM studio_runs r WHERE run_id = $1";
     client.scalar(sql, &[&run_id.as_uuid()]).await
 }
 

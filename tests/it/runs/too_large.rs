@@ -1,5 +1,5 @@
-//! "A write that is too large or too slow": it is refused by a limit, or given up while smaller ones pass, and its handler
-//! hears of it.
+//! "A write that is too large or too slow": it is refused by a limit, or given up while smaller ones pass, and its
+//! handler hears of it.
 
 use std::time::Duration;
 
@@ -57,8 +57,8 @@ async fn a_checkpoint_or_an_input_above_its_limit_is_refused_and_an_error_text_i
     .await;
 }
 
-/// "A checkpoint of 100 MiB is sent again for ever and its handler never hears": here 8 MiB over a link that passes 1.5 MB
-/// in the time of a statement. The run can go on with less.
+/// "A checkpoint of 100 MiB is sent again for ever and its handler never hears": here 8 MiB over a link that passes 1.5
+/// MB in the time of a statement. The run can go on with less.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_checkpoint_that_does_not_fit_in_time_is_given_up_while_small_writes_pass() {
     timed(async {

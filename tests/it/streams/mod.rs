@@ -1,5 +1,5 @@
-//! Streams: what a run says reaches whoever is attached, on any pod, whole, in order, each chunk once; what was taken back
-//! is told of; and nothing of a former owner comes in.
+//! Streams: what a run says reaches whoever is attached, on any pod, whole, in order, each chunk once; what was taken
+//! back is told of; and nothing of a former owner comes in.
 
 mod faults;
 mod load;
@@ -98,7 +98,7 @@ async fn stored(client: &Client, run_id: RunId) -> Vec<(i32, i64, String)> {
 
 /// Gives the run to nobody in the roster, under a new fence: what a claim does, without a pod.
 async fn take_away(client: &Client, run_id: RunId) {
-    let sql = "UPDATE studio_runs SET fence = nextval('studio_fence'), owner_incarnation = gen_random_uuid(), written = 0 \
-               WHERE run_id = $1";
+    let sql = "UPDATE studio_runs SET fence = nextval('studio_fence'), owner_incarnation = gen_random_uuid(), written \
+               = 0 WHERE run_id = $1";
     client.execute(sql, &[&run_id.as_uuid()]).await.expect("taken");
 }

@@ -42,8 +42,9 @@ fn cut_off(proxy: &Proxy, flow: Flow) {
     proxy.all(&["stream"], flow);
 }
 
-/// Proxies buffer (nginx by its defaults: all at once at the end). Each chunk is awaited before the next is said, so that
-/// only what is passed on as it comes can be read. That this nginx does buffer where it is not told, shows the other port.
+/// Proxies buffer (nginx by its defaults: all at once at the end). Each chunk is awaited before the next is said, so
+/// that only what is passed on as it comes can be read. That this nginx does buffer where it is not told, shows the
+/// other port.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_chunk_comes_through_a_proxy_that_buffers_before_the_next_is_said() {
     timed(async {

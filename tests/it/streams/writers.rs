@@ -306,7 +306,8 @@ async fn a_cut_or_a_restart_that_arrives_late_takes_nothing_back() {
     .await;
 }
 
-/// The call is dropped while its statement waits for the row; the next one looks where the stream is before it has ended.
+/// The call is dropped while its statement waits for the row; the next one looks where the stream is before it has
+/// ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_chunk_is_lost_behind_a_dropped_append_with_checkpoint_that_is_under_way() {
     timed(async {

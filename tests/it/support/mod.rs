@@ -21,8 +21,8 @@ use serde_json::json;
 use crate::inherited;
 use crate::patience::{CONNECT, SOON, slowness};
 
-/// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out. Four seconds;
-/// longer where four tasks or more wanted each core when the tests began.
+/// The lease of most tests: long enough that a loaded machine does not break it, short enough to be waited out. Four
+/// seconds; longer where four tasks or more wanted each core when the tests began.
 pub(crate) fn lease() -> Duration {
     static LEASE: LazyLock<Duration> =
         LazyLock::new(|| Duration::from_secs(4).mul_f64((slowness() / 4.0).clamp(1.0, 4.0)));
@@ -108,8 +108,8 @@ impl Db {
     }
 }
 
-/// A start that a slow machine defeats is tried again, as a service's is by what restarts it: the server's time limits on
-/// what a pod does there are parts of the lease, and do not grow with the load.
+/// A start that a slow machine defeats is tried again, as a service's is by what restarts it: the server's time limits
+/// on what a pod does there are parts of the lease, and do not grow with the load.
 pub(crate) async fn start(config: Config) -> Pod {
     start_of(|| with_kinds(Pod::builder(config.clone()))).await
 }

@@ -22,7 +22,10 @@ impl Nginx {
         let binary = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/bin/nginx"]
             .into_iter()
             .find(|path| std::path::Path::new(path).exists())
-            .expect("no nginx on this system: sh scripts/ensure-daemon.sh nginx nginx-light, or apt-get install nginx-light");
+            .expect(
+                "no nginx on this system: sh scripts/ensure-daemon.sh nginx nginx-light, or apt-get install \
+                 nginx-light",
+            );
         let dir = account_dir();
         let (port, heedless) = (free_port(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -35,7 +38,8 @@ impl Nginx {
             format!("server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {upstream}; {more} }} }}\n")
         };
         let config = format!(
-            "daemon off; master_process off; pid {}; error_log {};\nevents {{}}\nhttp {{\naccess_log off;\ngzip on;\n{temporary}{}{}}}\n",
+            "daemon off; master_process off; pid {}; error_log {};\nevents {{}}\nhttp {{\naccess_log off;\ngzip \
+             on;\n{temporary}{}{}}}\n",
             at("pid"),
             at("log"),
             server(port, ""),

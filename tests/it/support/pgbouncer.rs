@@ -25,7 +25,10 @@ impl PgBouncer {
         let binary = ["/usr/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/usr/bin/pgbouncer"]
             .into_iter()
             .find(|path| std::path::Path::new(path).exists())
-            .expect("no pgbouncer on this system: sh scripts/ensure-daemon.sh pgbouncer pgbouncer, or apt-get install pgbouncer");
+            .expect(
+                "no pgbouncer on this system: sh scripts/ensure-daemon.sh pgbouncer pgbouncer, or apt-get install \
+                 pgbouncer",
+            );
         let dir = account_dir();
         let port = free_port();
         let write = |name: &str, text: String| {

@@ -11,8 +11,9 @@ use super::screen::{Screen, Tone};
 
 /// The most lines of the table. It must fit into a terminal of 24 lines, or it cannot be redrawn in place.
 const LINES: usize = 22;
+/// The width of a run's bar, in characters. With the other columns, a line takes at most 80.
 const BAR: usize = 30;
-/// If a line would name more pods than this, it shows their number.
+/// If a line would name more pods than this, it shows their number. Six names with their states take up to 120 columns.
 const NAMED: usize = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 
 use crate::failure::Failure;
 
-/// How many of a pod's last lines explain its failure.
+/// How many of a pod's last lines explain its failure: an error with its causes and help takes fewer. More would push
+/// the demo's own words off the screen.
 const TAIL: usize = 12;
 /// The text that a pod prints once it is registered: `podlock pod NAME listening on URL`.
 const READY: &str = " listening on ";

@@ -35,9 +35,7 @@ pub(crate) enum Fate {
 }
 
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "\
-Uses a PostgreSQL server of its own, which is gone afterwards. With DATABASE_URL it uses that database instead, in a
-schema of its own that is dropped at the end. Exits with 1 if a run did not finish exactly once.")]
+#[command(after_help = include_str!("help.txt").trim_end())]
 pub(crate) struct Args {
     /// How many pods
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=20))]

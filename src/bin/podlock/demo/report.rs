@@ -10,7 +10,7 @@ use super::screen::{Screen, Tone};
 use super::{Args, Fate};
 use crate::failure::Failure;
 
-/// How many runs the report lists.
+/// How many runs the report lists. With the figures and checks around them, the report fits on one screen.
 const ROWS: usize = 16;
 
 /// The figures of one demo, as `-o json` prints them. Times are in milliseconds from just before the signal.

@@ -19,15 +19,18 @@ use super::{Args, Fate};
 use crate::failure::Failure;
 use crate::output::Format;
 
-/// How long the pods may take to register.
+/// How long the pods may take to register. On a quiet machine they take about a second; a slow one must not fail the
+/// demo.
 const BOOT: Duration = Duration::from_secs(60);
-/// How often the table is redrawn.
+/// How often the table is redrawn. That looks smooth, and costs little beside what the pods do.
 const REDRAW: Duration = Duration::from_millis(100);
-/// How often a line is printed if there is no table.
+/// How often a line is printed if there is no table. More often fills a log; more rarely, the demo seems to hang.
 const SUMMARY: Duration = Duration::from_secs(1);
-/// How long the audience watches the runs before a pod is struck.
+/// How long the audience watches the runs before a pod is struck: long enough to see them move. With short runs it is
+/// less, so that some are left to lose their pod.
 const PROLOGUE: Duration = Duration::from_millis(1500);
-/// Added to every wait for an event that has a duration of its own.
+/// Added to every wait for an event that has a duration of its own. It is for slow machines: a shorter one fails the
+/// demo there, a longer one only delays the report of a real failure.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// The event log, and the notices that say when to read it.
@@ -173,8 +176,8 @@ impl Story<'_> {
             Fate::Kill => "Nothing in it can say goodbye.".to_owned(),
             Fate::Term => "It is asked to stop, and hands its runs over.".to_owned(),
             Fate::Stop => format!(
-                "It freezes with its connections open. What tells is the lease: the server ends a session that has been \
-                 silent for {}.",
+                "It freezes with its connections open. What tells is the lease: the server ends a session that has \
+                 been silent for {}.",
                 humantime::format_duration(self.args.lease)
             ),
         };
@@ -238,8 +241,9 @@ impl Story<'_> {
         let since = after.saturating_sub(woken.duration_since(strike.at));
         let (told, refused) = (strike.told_to_stop, strike.refused);
         self.say(&format!(
-            "{name} found that it had been buried: {told} of its runs were told to stop before they wrote anything, {refused} \
-             late writes were refused by the fence. It is back as a new incarnation, {incarnation}, {} after waking.",
+            "{name} found that it had been buried: {told} of its runs were told to stop before they wrote anything, \
+             {refused} late writes were refused by the fence. It is back as a new incarnation, {incarnation}, {} after \
+             waking.",
             ms(since)
         ))
     }

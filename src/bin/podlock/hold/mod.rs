@@ -39,18 +39,12 @@ const NOT_RUN: u8 = 126;
 /// Exit code: the program does not exist.
 const NOT_FOUND: u8 = 127;
 
-/// How long it may take to record that the end is a clean one.
+/// How long it may take to record that the end is a clean one. The command has ended by then, so whoever waits for
+/// podlock waits for this. Without the record, the log says that the pod was lost.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-The command finds the pod's name and incarnation in PODLOCK_POD and PODLOCK_INCARNATION. Signals are passed on to it. It
-is stopped (SIGTERM, then SIGKILL) when ownership is lost, before the server can give the name to another where that is
-possible, and by `podlock drain`. Neither it nor what it starts outlives podlock.
-
-Exit codes: the command's; 128+n where signal n ended it; 124 ownership was lost and the command was stopped for it;
-125 podlock failed and the command was not started: the name is taken, the database cannot be reached; 126 the command
-cannot be run; 127 it is not found; 2 bad usage.")]
+#[command(after_help = include_str!("help.txt").trim_end())]
 pub(crate) struct Args {
     /// The pod's name [env: POD_NAME] [default: a random one, but not where PODLOCK_ENV=production]
     #[arg(long)]
@@ -153,7 +147,7 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
             }
             () = pod.over(incarnation), if !lost => {
                 lost = true;
-                let why = pod.failure().unwrap_or("it was silent for too long, put out or buried");
+                let why = pod.failure().unwrap_or("it was silent for too long, evicted or buried");
                 note(&format!("pod {} ({incarnation}) is over: {why}; stopping the command", pod.pod_id()));
                 held.say(Word::Lost);
             }

@@ -36,7 +36,8 @@ use super::rule::Told;
 use super::{LOST, NOT_FOUND, NOT_RUN, NOT_STARTED, status_of_signal};
 use crate::failure::note;
 
-/// The longest sleep. A host that was suspended wakes in the middle of a sleep.
+/// The longest sleep. A host that was suspended wakes in the middle of a sleep, and the time limits are checked only
+/// after it. Longer: such a command runs on for longer after its limit. Shorter: the supervisor wakes more often.
 const LONGEST_SLEEP: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]

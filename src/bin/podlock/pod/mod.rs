@@ -25,15 +25,12 @@ use crate::signals::EndSignals;
 
 use logs::LogArgs;
 
-/// How long requests in progress may take when the listener ends.
+/// How long requests in progress may take when the listener ends. The pod has drained by then. Longer delays the end of
+/// the process; shorter cuts answers off that were about to be sent.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Ends with 0 after a drain (SIGTERM, SIGINT, SIGHUP, or `podlock drain`), with 1 if the start was refused, the pod ended
-by itself, or a second signal cut the drain short. A SIGINT or SIGHUP that it was started to ignore (`nohup`, a script's
-`&`) stays ignored. Kind `demo` takes
-  {\"chunks\": 1..100000, \"delay_ms\": 0..600000, \"resume\": \"restart\" or \"continue\"}")]
+#[command(after_help = include_str!("help.txt").trim_end())]
 pub(crate) struct Args {
     /// The pod's name [env: POD_NAME] [default: a random one, but not where PODLOCK_ENV=production]
     #[arg(long)]

@@ -1,5 +1,5 @@
-//! The server runs out of something, or takes long. Whatever cannot be looked at is unknown, and nobody is buried on it;
-//! when there is enough again, everything goes on by itself.
+//! The server runs out of something, or takes long. Whatever cannot be looked at is unknown, and nobody is buried on
+//! it; when there is enough again, everything goes on by itself.
 
 mod disk;
 

@@ -1,0 +1,130 @@
+//! The session that hears of chunks, for the readers of this pod. It is open while a reader is attached, and for
+//! [`LINGER`] after that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::background::part::{Next, Part};
+use crate::background::session::{self, End, Kept};
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pg::session::Opener;
+use crate::runs::engine::Engine;
+use crate::runs::run::RETRY_MIN;
+use crate::store::listener::Listener;
+use crate::store::role::Role;
+use crate::store::streams;
+
+/// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
+/// more often for nothing: each pod notifies at most once in 21 ms, and each run has one pod.
+const HEAR_AGAIN: Duration = Duration::from_millis(10);
+/// How long the session stays open after the last reader has gone. The next reader may come soon.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Keeps the session.
+pub(crate) struct Listening {
+    kept: Hearing,
+}
+
+impl Listening {
+    pub(crate) fn new(engine: Arc<Engine>, opener: Opener) -> Self {
+        Self { kept: Hearing { engine, opener } }
+    }
+}
+
+impl Part for Listening {
+    const NAME: &'static str = "the listener of streams";
+
+    fn first(&self) -> Next {
+        Next::Within(Duration::ZERO)
+    }
+
+    /// One round is the whole life of the pod. The stop drops it, and the session with it.
+    async fn work(&mut self) -> Next {
+        session::keep(&self.kept, &self.kept.engine.member.root).await;
+        Next::Never
+    }
+}
+
+struct Hearing {
+    engine: Arc<Engine>,
+    opener: Opener,
+}
+
+impl Kept for Hearing {
+    type Session = Listener;
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(RETRY_MIN, self.engine.member.settings.reconnect_backoff_max)
+    }
+
+    async fn wanted(&self) {
+        // The sender lives as long as the engine.
+        let _ = self.engine.readers.count.subscribe().wait_for(|count| *count > 0).await;
+    }
+
+    async fn open(&self) -> Result<Listener> {
+        let session = Listener::open(&self.opener, Role::Stream).await?;
+        streams::listen(&session).await?;
+        Ok(session)
+    }
+
+    fn failed(&self, error: &Error) {
+        tracing::debug!(
+            target: "podlock", event = "stream_unheard", pod = %self.engine.member.pod_id, error = %error,
+            "no session to hear of chunks; looking for them more often"
+        );
+    }
+
+    async fn serve(&self, session: &mut Listener, backoff: &mut Backoff) -> End {
+        let began = Instant::now();
+        let readers = &self.engine.readers;
+        let mut count = readers.count.subscribe();
+        // All waiting readers are queried for again, because notifications from before this session were not heard.
+        readers.listening.send_replace(true);
+        let end = hear(&self.engine, session, &mut count, backoff).await;
+        // On a quiet channel, the work is to stand there.
+        if began.elapsed() >= self.engine.member.settings.reconnect_backoff_max {
+            backoff.reset();
+        }
+        end
+    }
+
+    async fn ended(&self, session: Listener, end: &End) {
+        self.engine.readers.listening.send_replace(false);
+        if let End::Lost(cause) = end {
+            tracing::debug!(
+                target: "podlock", event = "stream_unheard", pod = %self.engine.member.pod_id, cause = %cause,
+                "lost the session that hears of chunks"
+            );
+        }
+        session.close().await;
+    }
+}
+
+/// Handles notifications until the session ends, or no reader has been attached for [`LINGER`].
+async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<usize>, backoff: &mut Backoff) -> End {
+    let mut quiet_until = None;
+    loop {
+        let is_idle = *count.borrow_and_update() == 0;
+        let is_quiet = quiet_until.is_some();
+        let ended = session.ended();
+        tokio::select! {
+            biased;
+            cause = ended => return End::Lost(Error::new(ErrorKind::SessionLost, cause.to_string())),
+            () = tokio::time::sleep_until(quiet_until.unwrap_or_else(Instant::now)), if is_quiet => quiet_until = None,
+            heard = session.heard(), if !is_quiet => {
+                backoff.reset();
+                engine.member.note_hint("streams");
+                engine.readers.hear(&heard);
+                quiet_until = Some(Instant::now() + HEAR_AGAIN);
+            }
+            // The sender lives as long as the engine.
+            _ = count.changed() => {}
+            () = tokio::time::sleep(LINGER), if is_idle => return End::Done(Duration::ZERO),
+        }
+    }
+}
