@@ -363,7 +363,7 @@ fn sweep_delay(local: &Local) -> Duration {
 async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock) -> Result<bool> {
     let Some((look, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
     if check_own_row(local, lock, &look) {
-        if local.must_look_at_all(&look) {
+        if local.must_look_at_all(lock, &look) {
             return Ok(false);
         }
         local.note_neighbours(&look, &neighbours);
