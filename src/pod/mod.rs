@@ -1,5 +1,6 @@
 //! A pod's life: boot, hold the lock, watch, sweep, stop.
 
+mod admission;
 mod boot;
 mod burial;
 mod canary;

@@ -67,6 +67,12 @@ impl Kept for Control<'_> {
             // The sender lives as long as `local`.
             let _ = away.changed().await;
         }
+        if self.first.borrow().is_none() {
+            // If both sessions are lost, the liveness session comes first. A witness without it is better than none.
+            let mut lock = self.local.lock.subscribe();
+            let wait = self.local.shared.member.settings.lease / 10;
+            let _ = tokio::time::timeout(wait, lock.wait_for(Option::is_some)).await;
+        }
     }
 
     async fn unwanted(&self) -> String {

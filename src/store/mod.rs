@@ -6,6 +6,7 @@
 //! function, type and operator. So the user's `search_path` cannot change what the statement means (`pins` checks
 //! that).
 
+pub(crate) mod admission;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
