@@ -28,11 +28,12 @@ use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
+use crate::protocol::state::Cancelled;
 use crate::runs::engine::Engine;
 use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
 use crate::store::migrate::Policy;
-use crate::store::runs::{self as statements, Cancelled};
+use crate::store::runs as statements;
 use shared::Shared;
 use until_stopped::Signals;
 

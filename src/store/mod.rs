@@ -31,6 +31,7 @@ pub(crate) mod pods;
 pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
+mod rows;
 pub(crate) mod runs;
 mod start;
 pub(crate) mod strangers;
