@@ -561,7 +561,7 @@ impl Local {
         self.observer.borrow().in_sight()
     }
 
-    /// Counts a read of rows because of a notice.
+    /// Counts a read that a notice caused.
     pub(crate) fn note_hint(&self, kind: &'static str) {
         self.shared.member.note_hint(kind);
     }
