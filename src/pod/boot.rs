@@ -97,7 +97,7 @@ pub(crate) async fn register(
         keys: local.keys,
         version: identity.version.clone(),
         labels: identity.labels.clone(),
-        kinds: shared.engine.kinds(),
+        kinds: shared.engine.kinds.clone(),
         capacity: i32::try_from(shared.member.settings.capacity).unwrap_or(i32::MAX),
         liveness: liveness.backend(),
         control: local.control.get(),
