@@ -1,5 +1,5 @@
--- The columns of studio_foreign_locks that have no comment get one. So every table, view, column and function of podlock's
--- says what it is (`\d+`, `\df+`).
+-- The columns of studio_foreign_locks that have no comment get one. So every table, view, column and function of
+-- podlock's says what it is (`\d+`, `\df+`).
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

@@ -60,10 +60,10 @@ pub use output::{ERROR_LIMIT, Output, OutputFormat};
 pub use pod::{
     Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
 };
+pub use protocol::state::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
-pub use store::runs::Cancelled;
 pub use timestamp::Timestamp;
 
 /// The whole program of the quick start compiles as it stands there.

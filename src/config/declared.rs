@@ -50,8 +50,8 @@ settings! {
     group "Timing" {
         /// The lease: how long the server lets a silent liveness session live. A shorter lease finds frozen and
         /// cut-off pods sooner, and tolerates shorter outages only. A killed process is found within
-        /// milliseconds whatever the lease is. Give all pods of a service the same. While you change it, pods
-        /// wait for each other for as long as the longer lease says (`docs/bounds.md`).
+        /// milliseconds whatever the lease is. Give all pods of a service the same lease. While you change it,
+        /// pods wait for each other for as long as the longer lease says (`docs/bounds.md`).
         lease: Duration => Duration = [10 s] in [from 2 s to 1 h] env "PODLOCK_LEASE";
         /// How often the liveness session is pinged. More often notices a lost connection sooner, and costs
         /// statements.
@@ -75,7 +75,7 @@ settings! {
         /// How often a pod probes the peers whose burial waits.
         hold_probe_interval: Option<Duration> => Duration = [lease / 40] in [from 10 ms to 24 days]
             env "PODLOCK_HOLD_PROBE_INTERVAL";
-        /// How often a pod looks at all its peers and at all orphans, jittered by a tenth. This is how long a
+        /// How often a pod probes all its peers and looks for orphans, jittered by a tenth. This is how long a
         /// death goes unnoticed if its push is lost.
         sweep_interval: Option<Duration> => Duration = [min(5 s, lease / 3)] in [from 10 ms to 24 days]
             env "PODLOCK_SWEEP_INTERVAL";
@@ -84,11 +84,12 @@ settings! {
         watch_slice: Option<Duration> => Duration = [lease / 10] in [from 10 ms to 24 days] env "PODLOCK_WATCH_SLICE";
         /// How long a starting pod waits for the lock of a predecessor of its name that is still dying.
         acquire_timeout: Option<Duration> => Duration = [lease * 2] in [at most 24 days] env "PODLOCK_ACQUIRE_TIMEOUT";
-        /// How often the pod writes the next beat (heartbeat), if it made progress, and looks at the beats of
-        /// its peers. A pod that beats less often than its peers look is given as many of its own intervals.
+        /// How often the pod writes the next beat (heartbeat), if it made progress, and checks the beats of its
+        /// peers. A pod that beats less often than its peers check is suspected after as many of its own
+        /// intervals.
         beat_interval: Option<Duration> => Duration = [lease] in [from 10 ms to 24 days] env "PODLOCK_BEAT_INTERVAL";
-        /// After how many looks, a `beat_interval` apart, a peer is suspected whose beats have stopped. Fewer
-        /// finds a stalled pod sooner, and suspects a slow one.
+        /// After how many checks, a `beat_interval` apart, a peer whose beats have stopped is suspected. Fewer
+        /// finds a stalled pod sooner, and may suspect a slow one.
         stall_cycles: u32 => u32 = [3] in [from 1 to 1000000] env "PODLOCK_STALL_CYCLES";
         /// What a pod does about a suspected peer. `report` says so in the log and the events. `evict` also
         /// ends the peer's sessions and buries it, so that its runs go on elsewhere. That is right if the fence
@@ -99,8 +100,8 @@ settings! {
     }
 
     group "Runs" {
-        /// The most runs that this pod executes at a time. What a pod has no room for waits for another pod, or
-        /// for room.
+        /// The most runs that this pod executes at a time. Further runs wait until another pod takes them, or
+        /// until this pod has room.
         capacity: usize => usize = [100] in [from 1 to 1000000] env "PODLOCK_CAPACITY";
         /// The most runs of a kind at a time, if that is fewer than `capacity`: `big=1,small=5`. The bound
         /// holds for each kind.
@@ -111,22 +112,22 @@ settings! {
         claim_delay: Duration => Duration = [0 s] in [at most 24 days] env "PODLOCK_CLAIM_DELAY";
         /// What a pod that was silent for `self_fence` does with its runs. `cancel` stops them before the
         /// server can free the lock: right for runs with effects outside of the database. With `continue` they
-        /// go on, and no write of theirs is accepted unless the lock and the row are still there. Then a
-        /// failover of the database disturbs no run.
+        /// go on, and their writes are accepted only if the lock and the row are still there. Then a failover
+        /// of the database disturbs no run.
         on_detach: OnDetach => OnDetach = [cancel] env "PODLOCK_ON_DETACH";
-        /// After how many owners in a row that crashed under a run, without a checkpoint in between, the run is
-        /// quarantined instead of claimed. Lower keeps a run that kills its pods from more of them. Higher
-        /// spares runs that make no progress for long on pods that are killed often. Keep it below the number
-        /// of pods: the last pod that can take such a run gives it up after two. With 0 no run is quarantined,
-        /// not even by the last pod. Give all pods of a service the same.
+        /// A run under which this many owners in a row crashed, without a checkpoint in between, is quarantined
+        /// instead of claimed. If it is lower, a run that kills its pods kills fewer. If it is higher, runs
+        /// that make no progress for a long time survive on pods that are killed often. Keep it below the
+        /// number of pods: the last pod that can take such a run gives it up after two. With 0 no run is
+        /// quarantined, not even by the last pod. Give all pods of a service the same.
         max_crashes: u32 => u32 = [3] in [at most 1000000] env "PODLOCK_MAX_CRASHES";
     }
 
     group "Retention" {
         /// How long runs are kept that have succeeded or were cancelled, with their attempts. 0 keeps them for
-        /// ever. After this time, by the server's clock, a pod deletes them in small batches. What a run put
-        /// out is the service's own: say how long it is needed. Of pods with different settings the shortest
-        /// time wins (`docs/retention.md`).
+        /// ever. After this time, by the server's clock, a pod deletes them in small batches. The output of a
+        /// run belongs to your service, and only you know how long you need it. If pods have different
+        /// settings, the shortest time wins (`docs/retention.md`).
         keep_runs: Duration => Duration = [0 s] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_RUNS";
         /// How long runs are kept that have failed or were quarantined. 0 keeps them for ever. Operators want
         /// to see such runs for longer than those that succeeded.
@@ -135,7 +136,7 @@ settings! {
         /// deletion the log begins with a snapshot of the roster. An incarnation that a running run names is
         /// kept.
         keep_events: Duration => Duration = [30 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_EVENTS";
-        /// How often a pod looks for what need not be kept any more, jittered by a half.
+        /// How often a pod deletes what is older than the `keep_…` settings say, jittered by a half.
         prune_interval: Duration => Duration = [10 min] in [from 10 ms to 24 days] env "PODLOCK_PRUNE_INTERVAL";
     }
 
@@ -148,7 +149,7 @@ settings! {
         stderr_max_bytes: usize => usize = [1 MiB] in [at most 128 MiB] env "PODLOCK_STDERR_MAX_BYTES";
         /// The most bytes of a checkpoint, as JSON text. A larger one is refused as `too_large`. Each
         /// checkpoint replaces the one before it, whole, and the next attempt reads it before it begins. So a
-        /// larger one costs the database and every takeover. Keep what is large elsewhere, and its place here.
+        /// larger one costs the database and every takeover. Store large data elsewhere, and its location here.
         checkpoint_max_bytes: usize => usize = [16 MiB] in [at most 128 MiB] env "PODLOCK_CHECKPOINT_MAX_BYTES";
         /// The most bytes of the input that a run is started with, as JSON text. A larger one is refused as
         /// `too_large`.

@@ -36,8 +36,8 @@ pub struct WorstCase {
     pub frozen: Duration,
     /// A pod whose application runtime is blocked: `stall_after`, a ping interval, then as `process_killed`.
     pub runtime_blocked: Duration,
-    /// A pod that runs and makes no progress, from its last progress until it is suspected: a beat that was still written,
-    /// and `stall_cycles` + 1 looks. Where it is evicted, then as `process_killed`.
+    /// A pod that runs and makes no progress, from its last progress until it is suspected: a beat that was still
+    /// written, and `stall_cycles` + 1 checks. If it is evicted, then as `process_killed`.
     pub stalled: Duration,
     /// A pod whose liveness connection broke and that lives, but does not come back: a sweep, `reconnect_grace`, a
     /// probe.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::admission::Admission;
 use super::canary;
 use super::local::{LivenessLock, Local};
 use super::shared::Shared;
@@ -59,21 +60,23 @@ impl Identity {
 pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identity, policy: Policy) -> Result<Booted> {
     let pod = shared.member.pod_id.clone();
     let in_boot = |e: Error| e.during(&format!("pod {pod} cannot start"));
-    bring_schema(&opener, policy).await.map_err(in_boot)?;
+    let mut admission = admit(&opener, &pod).await.map_err(in_boot)?;
+    bring_schema(admission.session(), policy).await.map_err(in_boot)?;
     let mut liveness = opener.open(Role::Liveness).await.map_err(in_boot)?;
     let keys = locks::keys(&liveness, &pod).await.map_err(in_boot)?;
     let timeout = shared.member.settings.acquire_timeout;
-    acquire(&liveness, keys.lock, &pod, timeout, None).await.map_err(in_boot)?;
+    acquire(&liveness, keys.lock, &pod, timeout, Beside::Admission(&admission)).await.map_err(in_boot)?;
     let since = clock::now();
     let limit = shared.member.settings.statement_timeout;
     let control = beside(&liveness, limit, Listener::open(&opener, Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
-    acquire(&control, keys.witness, &pod, timeout, Some(&liveness)).await.map_err(in_boot)?;
+    acquire(&control, keys.witness, &pod, timeout, Beside::Session(&liveness)).await.map_err(in_boot)?;
     let log_read = notices::listen(&control).await.map_err(in_boot)?;
     let local = Local::new(shared, opener, keys);
     local.log_read.set(log_read);
     local.control.set(Some(control.backend()));
     register(&local, &mut liveness, identity, None, None, since).await.map_err(in_boot)?;
+    admission.end().await;
     Ok(Booted { local, liveness, control })
 }
 
@@ -94,7 +97,7 @@ pub(crate) async fn register(
         keys: local.keys,
         version: identity.version.clone(),
         labels: identity.labels.clone(),
-        kinds: shared.engine.kinds(),
+        kinds: shared.engine.kinds.clone(),
         capacity: i32::try_from(shared.member.settings.capacity).unwrap_or(i32::MAX),
         liveness: liveness.backend(),
         control: local.control.get(),
@@ -138,13 +141,23 @@ async fn beside<T>(session: &Session, limit: Duration, work: impl Future<Output 
     }
 }
 
-/// Waits for a session lock behind a predecessor that is still dying. Keeps the session `beside` from idling meanwhile.
+/// What goes on beside a wait for a lock.
+pub(crate) enum Beside<'a> {
+    /// Nothing.
+    Nothing,
+    /// This session must not idle.
+    Session(&'a Session),
+    /// Other pods start meanwhile.
+    Admission(&'a Admission),
+}
+
+/// Waits for a session lock behind a predecessor that is still dying.
 pub(crate) async fn acquire(
     session: &Session,
     key: LockKey,
     pod: &PodId,
     timeout: Duration,
-    beside: Option<&Session>,
+    beside: Beside<'_>,
 ) -> Result<()> {
     let give_up = Instant::now() + timeout;
     loop {
@@ -156,8 +169,10 @@ pub(crate) async fn acquire(
         if Instant::now() >= give_up {
             return Err(taken(session, key, pod, timeout).await);
         }
-        if let Some(beside) = beside {
-            beside.ping(timeout).await?;
+        match beside {
+            Beside::Nothing => {}
+            Beside::Session(session) => _ = session.ping(timeout).await?,
+            Beside::Admission(admission) => admission.free().await,
         }
     }
 }
@@ -240,16 +255,16 @@ fn age(holder: &Holder) -> String {
     holder.age.map_or_else(|| "of unknown age".to_owned(), |a| format!("{}s old", a.as_secs()))
 }
 
-/// Uses the first session of a boot to migrate the schema. The session first proves, before any lock is taken, that it
-/// is a real session and not a pooler's.
-async fn bring_schema(opener: &Opener, policy: Policy) -> Result<()> {
-    let mut session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
-    let done = async {
-        migrate::prepare(&mut session, policy).await?;
-        creators::warn(&session).await;
-        fences::step_past_what_is_there(&session).await
-    };
-    let done = done.await;
-    session.close().await;
-    done
+/// Opens the first session of a boot, and waits on it for the pod's turn. The session first proves, before any lock is
+/// taken, that it is a real session and not a pooler's.
+async fn admit(opener: &Opener, pod: &PodId) -> Result<Admission> {
+    let session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
+    Admission::wait(session, pod).await
+}
+
+/// Migrates the schema on the first session of a boot, if that is due.
+async fn bring_schema(session: &mut Session, policy: Policy) -> Result<()> {
+    migrate::prepare(session, policy).await?;
+    creators::warn(session).await;
+    fences::step_past_what_is_there(session).await
 }

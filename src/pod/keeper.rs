@@ -536,7 +536,7 @@ impl<'a> Keeper<'a> {
             self.local.keys.lock,
             &self.shared.member.pod_id,
             self.shared.member.settings.acquire_timeout,
-            None,
+            boot::Beside::Nothing,
         )
         .await?;
         let held_since = clock::now();

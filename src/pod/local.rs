@@ -490,13 +490,14 @@ impl Local {
     }
 
     /// Whether a probe of the neighbours shows something that a whole probe must decide on: a free lock of a peer that
-    /// was not in sight, or the witness lock of a peer in sight that was held before.
-    pub(crate) fn must_look_at_all(&self, look: &RosterProbe) -> bool {
+    /// was not in sight, the witness lock of a peer in sight that was held before, or a dead peer whose burial failed.
+    pub(crate) fn must_look_at_all(&self, lock: &LivenessLock, look: &RosterProbe) -> bool {
+        let buries_again = self.next_probe.get().is_none() && self.is_settled(lock);
         let (buried, observer, half_free) = (self.buried.borrow(), self.observer.borrow(), self.half_free.borrow());
         let free = look.peers.iter().map(|peer| &peer.look).filter(|peer| peer.liveness_free);
         free.filter(|peer| !buried.1.contains(&peer.incarnation)).any(|peer| {
             observer.sighting(peer.incarnation).is_none()
-                || (peer.witness_free && half_free.contains(&peer.incarnation))
+                || (peer.witness_free && (buries_again || half_free.contains(&peer.incarnation)))
         })
     }
 
@@ -560,7 +561,7 @@ impl Local {
         self.observer.borrow().in_sight()
     }
 
-    /// Counts a read of rows because of a notice.
+    /// Counts a read that a notice caused.
     pub(crate) fn note_hint(&self, kind: &'static str) {
         self.shared.member.note_hint(kind);
     }

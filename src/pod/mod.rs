@@ -1,5 +1,6 @@
 //! A pod's life: boot, hold the lock, watch, sweep, stop.
 
+mod admission;
 mod boot;
 mod burial;
 mod canary;
@@ -13,7 +14,6 @@ mod sweeper;
 mod until_stopped;
 mod watcher;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +27,13 @@ use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
+use crate::protocol::state::Cancelled;
 use crate::runs::engine::Engine;
-use crate::runs::{self, Attached, Handler, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
+use crate::runs::handlers::Handlers;
+use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
 use crate::store::migrate::Policy;
-use crate::store::runs::{self as statements, Cancelled};
+use crate::store::runs as statements;
 use shared::Shared;
 use until_stopped::Signals;
 
@@ -46,6 +48,7 @@ pub use until_stopped::{StopCause, StopSignal, Stopped};
 #[derive(Clone)]
 pub struct Pod {
     shared: Arc<Shared>,
+    handlers: Arc<Handlers>,
     opener: Opener,
     /// The signals for [`Pod::until_stopped`], if the builder was told to listen.
     signals: Option<Arc<Signals>>,
@@ -57,7 +60,7 @@ pub struct Pod {
 #[must_use]
 pub struct PodBuilder {
     config: Config,
-    handlers: HashMap<String, Arc<dyn Handler>>,
+    handlers: Handlers,
     stop_on_signals: bool,
 }
 
@@ -127,7 +130,8 @@ impl PodBuilder {
 
     async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
-        if let Some(kind) = settings.capacity_of.keys().find(|kind| !self.handlers.contains_key(*kind)) {
+        let kinds = self.handlers.kinds();
+        if let Some(kind) = settings.capacity_of.keys().find(|kind| !kinds.contains(kind)) {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!("capacity_of names kind {kind:?}, which has no handler"),
@@ -140,7 +144,8 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, self.handlers);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
+        let handlers = Arc::new(self.handlers);
         let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
@@ -152,27 +157,27 @@ impl PodBuilder {
                 .help("look for its panic on stderr")
         })??;
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
-        shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), from_burials));
+        shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
-        shared.spawn(runs::stream::readers::Looking::new(Arc::clone(&engine)));
+        shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
         shared.spawn(runs::failures::Telling::new(Arc::clone(&engine)));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
-        Ok(Pod { shared, opener, signals, _guard: guard })
+        Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
 }
 
 impl fmt::Debug for PodBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PodBuilder").field("config", &self.config).field("kinds", &self.handlers.keys()).finish()
+        f.debug_struct("PodBuilder").field("config", &self.config).field("kinds", &self.handlers.kinds()).finish()
     }
 }
 
 impl Pod {
     /// Begins to build a pod.
     pub fn builder(config: Config) -> PodBuilder {
-        PodBuilder { config, handlers: HashMap::new(), stop_on_signals: false }
+        PodBuilder { config, handlers: Handlers::default(), stop_on_signals: false }
     }
 
     /// The pod's name.
@@ -248,7 +253,8 @@ impl Pod {
     /// A dropped call continues in the background: the run may or may not be started. If it is started, it runs.
     pub async fn start(&self, new: NewRun) -> Result<Started> {
         let engine = Arc::clone(&self.shared.engine);
-        self.in_background(async move { runs::start(&engine, new).await }).await
+        let handlers = Arc::clone(&self.handlers);
+        self.in_background(async move { runs::start(&engine, &handlers, new).await }).await
     }
 
     /// Inserts a run without an owner. Any pod with a handler and room claims it, even a pod that starts later.

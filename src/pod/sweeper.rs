@@ -67,6 +67,12 @@ impl Kept for Control<'_> {
             // The sender lives as long as `local`.
             let _ = away.changed().await;
         }
+        if self.first.borrow().is_none() {
+            // If both sessions are lost, the liveness session comes first. A witness without it is better than none.
+            let mut lock = self.local.lock.subscribe();
+            let wait = self.local.shared.member.settings.lease / 10;
+            let _ = tokio::time::timeout(wait, lock.wait_for(Option::is_some)).await;
+        }
     }
 
     async fn unwanted(&self) -> String {
@@ -363,7 +369,7 @@ fn sweep_delay(local: &Local) -> Duration {
 async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock) -> Result<bool> {
     let Some((look, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
     if check_own_row(local, lock, &look) {
-        if local.must_look_at_all(&look) {
+        if local.must_look_at_all(lock, &look) {
             return Ok(false);
         }
         local.note_neighbours(&look, &neighbours);

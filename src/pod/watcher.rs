@@ -20,9 +20,14 @@ use crate::id::Incarnation;
 use crate::pg::errors::refused;
 use crate::pg::facts::ServerFacts;
 use crate::pg::session::Session;
+use crate::protocol::neighbours;
 use crate::store::burials::{self, Slice};
 use crate::store::locks::Keys;
 use crate::store::role::Role;
+
+/// After a loss, the pods of a large fleet open their watch sessions within so much time for each pod. Longer delays
+/// the push of deaths; shorter keeps the server busy while other pods take their locks back.
+const EACH: Duration = Duration::from_millis(5);
 
 /// Keeps a watch session until the pod stops. Returns at once if push is off.
 pub(crate) async fn run(local: &Local) {
@@ -44,9 +49,17 @@ impl Kept for Watcher<'_> {
         Backoff::new(RECONNECT_BACKOFF_MIN, self.local.shared.member.settings.reconnect_backoff_max)
     }
 
+    /// A pod without its lock concludes nothing from a watch, and needs the server for its liveness session first. A pod
+    /// that is away has no lock.
     async fn wanted(&self) {
+        let mut lock = self.local.lock.subscribe();
+        if lock.borrow_and_update().is_some() {
+            return;
+        }
         // The sender lives as long as `local`.
-        let _ = self.local.away.subscribe().wait_for(Option::is_none).await;
+        let _ = lock.wait_for(Option::is_some).await;
+        // Whatever took the lock may have hit the whole fleet.
+        tokio::time::sleep(neighbours::spread(EACH, self.local.peers(), fastrand::f64())).await;
     }
 
     async fn unwanted(&self) -> String {

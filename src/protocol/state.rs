@@ -1,4 +1,4 @@
-//! The states of runs and of rows of the roster, as the tables keep them.
+//! The states of runs and of rows of the roster, as the tables keep them, and what a cancellation does to a run.
 
 use super::names::named;
 
@@ -25,6 +25,21 @@ impl RunState {
     pub fn is(self, name: &str) -> bool {
         self.as_str() == name
     }
+}
+
+/// The result of a cancellation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// This call cancelled the run. Its owner, if there is one, was notified.
+    Now,
+    /// The run had ended before, in this state.
+    AlreadyEnded {
+        /// `succeeded`, `failed`, `cancelled` or `quarantined`.
+        state: String,
+    },
+    /// There is no such run.
+    NotFound,
 }
 
 named! {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::Engine;
+use super::handlers::Handlers;
 use super::registry::Reservation;
 use super::{execute, failures};
 use crate::error::{Error, Result};
@@ -110,6 +111,7 @@ struct Unread<'a> {
 /// The claims of one pass.
 struct Claiming<'a> {
     engine: &'a Arc<Engine>,
+    handlers: &'a Handlers,
     own: Incarnation,
     max_crashes: u32,
     took: Took,
@@ -117,17 +119,24 @@ struct Claiming<'a> {
     unreadable: Vec<Unreadable>,
 }
 
+/// Who claims, and what executes the runs.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) handlers: &'a Handlers,
+    pub(super) own: Incarnation,
+}
+
 /// Claims these runs and begins those that it got. Logs the runs that the claim quarantined because `max_crashes`
 /// owners crashed while they ran them.
 pub(super) async fn claim(
-    engine: &Arc<Engine>,
-    own: Incarnation,
+    By { engine, handlers, own }: By<'_>,
     max_crashes: u32,
     wanted: &[&Candidate],
     pace: &mut Pace,
 ) -> Result<Took> {
-    let mut claiming =
-        Claiming { engine, own, max_crashes, took: Took::default(), unread: Vec::new(), unreadable: Vec::new() };
+    let (unread, unreadable) = (Vec::new(), Vec::new());
+    let mut claiming = Claiming { engine, handlers, own, max_crashes, took: Took::default(), unread, unreadable };
     let wanted = claiming.within_reach(wanted, pace).await?;
     let mut batches = Batches::new(wanted.len(), pace.size);
     let mut claimer = Claimer::default();
@@ -262,7 +271,7 @@ impl<'a> Claiming<'a> {
     }
 
     fn begin(&mut self, place: Reservation<'_>, run: Claimed) {
-        let Some(handler) = self.engine.handlers.get(&run.kind).cloned() else { return };
+        let Some(handler) = self.handlers.of(&run.kind) else { return };
         self.took.begun.push(run.run_id);
         let suspect = poison::judge(run.crashes, false, self.max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };

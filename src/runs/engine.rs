@@ -1,17 +1,19 @@
 //! The engine of runs: the state that the parts of `runs` share.
+//!
+//! Architecture invariant: nothing that the engine is made of knows the engine. What works with the engine (a `Run`, the
+//! parts in the background, the recovery pass) stands above it, and so do the handlers.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::failures::Failures;
-use super::recover::Loaded;
+use super::StopReason;
+use super::failed::Failures;
+use super::loaded::Loaded;
 use super::registry::Registry;
-use super::stream::flush::Flusher;
+use super::stream::queue::Flusher;
 use super::stream::readers::Readers;
-use super::{Handler, StopReason};
 use crate::id::{Fence, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
@@ -19,9 +21,10 @@ use crate::pg::pool::Database;
 pub(crate) struct Engine {
     pub(crate) member: Arc<Membership>,
     pub(crate) db: Database,
-    pub(crate) handlers: HashMap<String, Arc<dyn Handler>>,
-    /// The runs of this process.
-    pub(crate) registry: Registry,
+    /// The kinds for which this pod has a handler, sorted.
+    pub(crate) kinds: Vec<String>,
+    /// The runs of this process. The task of each attempt shares it, to free its place.
+    pub(crate) registry: Arc<Registry>,
     /// Stores the chunks that the runs append to their streams.
     pub(crate) flusher: Flusher,
     /// The readers that are attached to streams on this pod.
@@ -49,15 +52,15 @@ impl Engine {
     pub(crate) fn new(
         member: Arc<Membership>,
         db: Database,
-        handlers: HashMap<String, Arc<dyn Handler>>,
+        kinds: Vec<String>,
     ) -> (Arc<Self>, mpsc::Receiver<Loaded>) {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
         let (loaded, received) = mpsc::channel(1);
         let engine = Self {
             member,
             db,
-            handlers,
-            registry,
+            kinds,
+            registry: Arc::new(registry),
             flusher: Flusher::default(),
             readers: Readers::default(),
             failures: Failures::default(),
@@ -77,13 +80,6 @@ impl Engine {
             let _ = self.loaded.try_send(loaded);
         }
         self.recover_now.notify_one();
-    }
-
-    /// The kinds for which this pod has a handler, sorted.
-    pub(crate) fn kinds(&self) -> Vec<String> {
-        let mut kinds: Vec<_> = self.handlers.keys().cloned().collect();
-        kinds.sort_unstable();
-        kinds
     }
 
     /// Tells every run to stop.

@@ -33,7 +33,7 @@ pub(crate) fn begin(
     let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop));
     let task_engine = Arc::clone(engine);
     let grace = engine.member.settings.stop_grace();
-    let held = place.slot(engine);
+    let held = place.slot(&engine.registry);
     place.begin(fence, Arc::clone(&stop), || {
         let task = task_engine.member.tracker.spawn_on(
             async move {

@@ -1,32 +1,15 @@
 //! Reports runs that failed: each in a line of this process's log, and a batch at a time in the event log.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
+use std::sync::Arc;
 
 use super::engine::Engine;
 use crate::background::part::{Next, Part};
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::failures::{GAP, Tally, beginning};
+use crate::protocol::failures::{GAP, beginning};
 use crate::protocol::stream::send_at;
 use crate::store::history;
 use crate::store::runs::Owner;
-
-/// The failures of this pod. Each task that ends a run as failed adds to the tally and wakes [`Telling`], which
-/// takes from the tally; so does the shutdown, once. `Notify` keeps one wake for a task that does not wait yet, so no wake
-/// is lost.
-#[derive(Default)]
-pub(crate) struct Failures {
-    tally: Mutex<Tally>,
-    failed: Notify,
-}
-
-impl Failures {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Records that a run of this pod was ended as failed.
 pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, error: &str) {
@@ -34,8 +17,7 @@ pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, erro
         target: "podlock", event = "run_failed", pod = %engine.member.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
         kind, fence = owner.fence.get(), attempt, error = &*beginning(error), "a run failed"
     );
-    engine.failures.tally().note(kind, owner.run_id, error);
-    engine.failures.failed.notify_one();
+    engine.failures.note(kind, owner.run_id, error);
 }
 
 /// Writes failures to the event log: at once after a quiet time, otherwise when the gap has passed.
@@ -54,9 +36,7 @@ impl Part for Telling {
     const NAME: &'static str = "the failures";
 
     async fn woken(&mut self) {
-        while self.engine.failures.tally().is_empty() {
-            self.engine.failures.failed.notified().await;
-        }
+        self.engine.failures.some().await;
         let now = clock::now();
         let at = send_at(now, self.last, false, GAP);
         if at > now {
@@ -73,7 +53,7 @@ impl Part for Telling {
 
 /// Writes the failures that the event log does not have yet.
 pub(crate) async fn tell(engine: &Engine) {
-    let failed = engine.failures.tally().take();
+    let failed = engine.failures.take();
     if failed.is_empty() {
         return;
     }
@@ -92,7 +72,7 @@ pub(crate) async fn tell(engine: &Engine) {
             );
         }
         if !e.may_have_been_done() {
-            engine.failures.tally().put_back(failed);
+            engine.failures.put_back(failed);
         }
     }
 }

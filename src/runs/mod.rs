@@ -3,8 +3,11 @@
 mod claim;
 pub(crate) mod engine;
 pub(crate) mod execute;
+mod failed;
 pub(crate) mod failures;
 mod guard;
+pub(crate) mod handlers;
+mod loaded;
 mod passed_over;
 pub(crate) mod pulse;
 pub(crate) mod recover;
@@ -28,7 +31,8 @@ pub(crate) use start::{insert_in_txn, start, submit};
 pub use stream::CHUNK_LIMIT;
 #[cfg(feature = "http")]
 pub(crate) use stream::attach::cut_off;
-pub use stream::attach::{Attached, StreamEvent, StreamPosition};
+pub use stream::attach::{Attached, StreamPosition};
+pub use stream::event::StreamEvent;
 
 /// Any error of a handler.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;

@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 use super::StopReason;
 use super::claim::{self, Pace};
 use super::engine::Engine;
+use super::handlers::Handlers;
+use super::loaded::Loaded;
 use super::passed_over::PassedOver;
 use super::registry::RegistrySnapshot;
 use crate::background::part::{Next, Part};
@@ -44,17 +46,6 @@ struct Passes {
     passed_over: PassedOver,
 }
 
-/// The input of a pass: what this process knew before the load, and the rows that the load returned.
-pub(crate) struct Loaded {
-    own: Incarnation,
-    memory: Memory,
-    /// There may be more orphans than the load returned.
-    more: bool,
-    /// The load did not ask for all orphans. There is no room for some kinds, or a suspect runs here.
-    held_back: bool,
-    seen: Seen,
-}
-
 /// A load that has not been made yet.
 pub(crate) struct Load {
     own: Incarnation,
@@ -75,7 +66,7 @@ impl Load {
         passed_over.extend(engine.registry.yielded_lately(clock::now(), engine.member.settings.sweep_interval));
         passed_over.extend(engine.registry.aside(clock::now()));
         // Kinds without room must not fill the list.
-        let mut kinds = engine.kinds();
+        let mut kinds = engine.kinds.clone();
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));
         let suspect_from = poison::suspect_from(engine.member.settings.max_crashes);
@@ -109,6 +100,7 @@ struct Report {
 /// Makes passes: on every sweep, whenever the pod is woken, and when room frees after a pass was short of it.
 pub(crate) struct Recovery {
     engine: Arc<Engine>,
+    handlers: Arc<Handlers>,
     from_burials: mpsc::Receiver<Loaded>,
     passes: Passes,
     /// When to say again that passes fail.
@@ -118,9 +110,9 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    pub(crate) fn new(engine: Arc<Engine>, from_burials: mpsc::Receiver<Loaded>) -> Self {
+    pub(crate) fn new(engine: Arc<Engine>, handlers: Arc<Handlers>, from_burials: mpsc::Receiver<Loaded>) -> Self {
         let nag = Nag::new(engine.member.settings.lease.max(SAY_AGAIN));
-        Self { engine, from_burials, passes: Passes::default(), nag, hints: Gate::default() }
+        Self { engine, handlers, from_burials, passes: Passes::default(), nag, hints: Gate::default() }
     }
 }
 
@@ -150,7 +142,7 @@ impl Part for Recovery {
     }
 
     async fn work(&mut self) -> Next {
-        let Self { engine, from_burials, passes, nag, hints } = self;
+        let Self { engine, handlers, from_burials, passes, nag, hints } = self;
         if hints.is_due(clock::now()) {
             engine.member.note_hint("recover");
         }
@@ -159,7 +151,7 @@ impl Part for Recovery {
             hints.end(clock::now(), false);
             return Next::Wait;
         };
-        let passed = pass(engine, incarnation, passes, from_burials.try_recv().ok()).await;
+        let passed = pass(engine, handlers, incarnation, passes, from_burials.try_recv().ok()).await;
         hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
             Ok(report) => {
@@ -204,6 +196,7 @@ fn report_failure(engine: &Engine, error: &Error, nag: &mut Nag) {
 
 async fn pass(
     engine: &Arc<Engine>,
+    handlers: &Handlers,
     own: Incarnation,
     passes: &mut Passes,
     from_a_burial: Option<Loaded>,
@@ -240,10 +233,11 @@ async fn pass(
     if engine.member.may_take_work().ok() != Some(own) {
         return Ok(Report { claimed: 0, adopted: 0, again: None });
     }
+    let claimer = claim::By { engine, handlers, own };
     let wanted: Vec<&Candidate> = plan.adopt.iter().chain(&plan.claim).collect();
-    let mut took = claim::claim(engine, own, rules.max_crashes, &wanted, &mut passes.pace).await?;
+    let mut took = claim::claim(claimer, rules.max_crashes, &wanted, &mut passes.pace).await?;
     let given_up: Vec<&Candidate> = plan.give_up.iter().collect();
-    let ended = claim::claim(engine, own, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
+    let ended = claim::claim(claimer, poison::LAST_POD_BEARS, &given_up, &mut passes.pace).await?;
     took.add(ended);
     let adopted = took.begun.iter().filter(|id| plan.adopt.iter().any(|c| c.run_id == **id)).count();
     let taken: BTreeSet<RunId> = took.begun.iter().copied().collect();

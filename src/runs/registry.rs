@@ -341,8 +341,8 @@ impl Reservation<'_> {
     }
 
     /// The slot that the run's task must own.
-    pub(crate) fn slot(&self, engine: &Arc<super::engine::Engine>) -> Slot {
-        Slot { engine: Arc::clone(engine), run_id: self.run_id, limited: self.limited.clone() }
+    pub(crate) fn slot(&self, registry: &Arc<Registry>) -> Slot {
+        Slot { registry: Arc::clone(registry), run_id: self.run_id, limited: self.limited.clone() }
     }
 
     /// Gives the place to the task that `spawn` makes. The task must own a [`Slot`], which frees the place when the
@@ -387,14 +387,14 @@ impl Drop for Reservation<'_> {
 
 /// A task's place in the registry. Drop frees the place, however the task ends.
 pub(crate) struct Slot {
-    engine: Arc<super::engine::Engine>,
+    registry: Arc<Registry>,
     run_id: RunId,
     limited: Option<Arc<str>>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.engine.registry.remove(self.run_id, self.limited.as_deref());
+        self.registry.remove(self.run_id, self.limited.as_deref());
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::engine::Engine;
+use super::handlers::Handlers;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
@@ -18,10 +19,10 @@ const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
 /// Starts a run that this pod owns, and begins it.
-pub(crate) async fn start(engine: &Arc<Engine>, new: NewRun) -> Result<Started> {
+pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun) -> Result<Started> {
     let incarnation = engine.member.may_take_work()?;
     check(engine, &new)?;
-    let handler = engine.handlers.get(&new.kind).cloned().ok_or_else(|| no_handler(engine, &new.kind))?;
+    let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
     let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new)).await };
@@ -60,7 +61,7 @@ pub(crate) async fn insert_in_txn(
 ) -> Result<RunId> {
     check(engine, new)?;
     let owner: Option<Incarnation> = if owned {
-        if !engine.handlers.contains_key(&new.kind) {
+        if !engine.kinds.contains(&new.kind) {
             return Err(no_handler(engine, &new.kind));
         }
         if !engine.registry.has_room(&new.kind) {
@@ -167,14 +168,10 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
 }
 
 fn no_handler(engine: &Engine, kind: &str) -> Error {
-    let mut known: Vec<_> = engine.handlers.keys().map(String::as_str).collect();
-    known.sort_unstable();
-    Error::new(
-        ErrorKind::NoHandler,
-        format!("pod {} has no handler for kind {kind:?}; it has {known:?}", engine.member.pod_id),
-    )
-    .state("no run was started")
-    .help("register a handler for it, or submit it unowned for a pod that has one")
+    let (pod, known) = (&engine.member.pod_id, &engine.kinds);
+    Error::new(ErrorKind::NoHandler, format!("pod {pod} has no handler for kind {kind:?}; it has {known:?}"))
+        .state("no run was started")
+        .help("register a handler for it, or submit it unowned for a pod that has one")
 }
 
 fn full(engine: &Engine, kind: &str) -> Error {

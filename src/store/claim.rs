@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::crashes::crash_reasons;
 use super::pods::warm_up_log;
-use super::runs::{Claimed, Claims, Owner, Quarantined, Unreadable};
+use super::rows::{Claimed, Claims, Owner, Quarantined, Unreadable};
 use crate::error::{Result, chain};
 use crate::id::{Fence, Incarnation};
 use crate::pg::pool::{Database, Planned};

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::runs::Owner;
+use super::rows::Owner;
 use crate::error::Result;
 use crate::pg::errors;
 use crate::pg::schema::Schema;

@@ -6,6 +6,7 @@
 //! function, type and operator. So the user's `search_path` cannot change what the statement means (`pins` checks
 //! that).
 
+pub(crate) mod admission;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
@@ -30,6 +31,7 @@ pub(crate) mod pods;
 pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
+mod rows;
 pub(crate) mod runs;
 mod start;
 pub(crate) mod strangers;

@@ -5,7 +5,7 @@
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
 
-use super::runs::{Ending, Owner};
+use super::rows::{Ending, Owner};
 use crate::error::Result;
 use crate::output::{Columns, cut_error};
 use crate::pg::pool::Database;

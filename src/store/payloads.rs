@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::runs::Owner;
+use super::rows::Owner;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::id::RunId;
 use crate::pg::pool::Database;

@@ -5,7 +5,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::fences;
-use super::runs::{Holder, Insert, Inserted, status_for};
+use super::rows::{Holder, Insert, Inserted};
+use super::runs::status_for;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::pg::errors;

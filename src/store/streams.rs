@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::runs::Owner;
+use super::rows::Owner;
 use crate::error::{Error, Result};
 use crate::id::{Fence, RunId};
 use crate::pg::pool::Database;

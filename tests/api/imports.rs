@@ -1,7 +1,7 @@
 //! The rooms of the house: which folder or file of `src` imports which. `ARCHITECTURE.md` has the table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::source;
 
@@ -113,6 +113,67 @@ fn imports_point_down_the_table() {
         let up: Vec<_> = may.difference(&below).collect();
         assert!(up.is_empty(), "{room} imports {up:?}, which do not stand below it");
     }
+}
+
+/// The paths that a `use` imports, each as its names.
+fn paths_of(tree: &syn::UseTree, before: &[String]) -> Vec<Vec<String>> {
+    let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+    match tree {
+        syn::UseTree::Path(path) => paths_of(&path.tree, &with(&path.ident)),
+        syn::UseTree::Group(group) => group.items.iter().flat_map(|tree| paths_of(tree, before)).collect(),
+        syn::UseTree::Name(name) => vec![with(&name.ident)],
+        syn::UseTree::Rename(name) => vec![with(&name.ident)],
+        syn::UseTree::Glob(_) => vec![before.to_vec()],
+    }
+}
+
+/// The files of the same room that a file imports. A name that no file has stands in the `mod.rs` of the folder.
+fn files_imported_by(file: &Path, room: &Path) -> BTreeSet<PathBuf> {
+    let code = syn::parse_file(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let uses = code.items.iter().filter_map(|item| if let syn::Item::Use(u) = item { Some(&u.tree) } else { None });
+    let folder = file.parent().unwrap();
+    let above = if file.ends_with("mod.rs") { folder.parent().unwrap() } else { folder };
+    let room_name = room.file_name().unwrap().to_string_lossy();
+    let mut found = BTreeSet::new();
+    for path in uses.flat_map(|tree| paths_of(tree, &[])) {
+        let (mut at, rest) = match path.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["super", ref rest @ ..] => (above.to_owned(), rest.to_vec()),
+            ["crate", of, ref rest @ ..] if of == room_name => (room.to_owned(), rest.to_vec()),
+            _ => continue,
+        };
+        let mut last = at.join("mod.rs");
+        for name in rest {
+            let (alone, folder) = (at.join(format!("{name}.rs")), at.join(name).join("mod.rs"));
+            match (alone.exists(), folder.exists()) {
+                (true, _) => last = alone,
+                (_, true) => last = folder,
+                _ => break,
+            }
+            at.push(name);
+        }
+        found.insert(last);
+    }
+    found
+}
+
+/// A `Run` and every part write through the engine, so the engine must not be made of them.
+#[test]
+fn nothing_that_the_engine_of_runs_is_made_of_knows_the_engine() {
+    let room = root().join("src/runs");
+    // The `mod.rs` of the room is its face to the outside, and names everything.
+    let mut reached = BTreeSet::from([room.join("mod.rs")]);
+    let mut next: Vec<_> = files_imported_by(&room.join("engine.rs"), &room).into_iter().collect();
+    while let Some(file) = next.pop() {
+        if !reached.insert(file.clone()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let knows: Vec<_> = code.filter(|line| line.contains("Engine") || line.contains("engine::")).collect();
+        assert!(knows.is_empty(), "{}, of which the engine is made, knows it: {knows:?}", file.display());
+        next.extend(files_imported_by(&file, &room));
+    }
+    assert!(reached.contains(&room.join("stream/queue.rs")) && reached.len() > 5, "{reached:?}");
 }
 
 #[test]

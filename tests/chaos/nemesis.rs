@@ -1,5 +1,6 @@
-//! Faults at random, several at a time, for a seed and a time. The seed draws the faults; how long each takes, and so
-//! what it meets, it does not fix. A seed that found something is kept, and so is a test of its own for what it found.
+//! Random faults, several at a time, from a seed and for a given time. The seed decides which faults come. It does not
+//! decide how long each takes, so what a fault meets differs from run to run. A seed that found a bug is kept, and the
+//! bug has a test of its own.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

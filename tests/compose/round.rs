@@ -8,11 +8,11 @@ use crate::project::{Container, Project, wait_for};
 use crate::records::{self, Attempt, RunRecord, Session};
 use crate::sse::{Reader, numbers};
 
-/// Runs that each pod is given.
+/// How many runs each pod is given.
 const RUNS: usize = 4;
-/// What a run makes, at 100 ms each: still far from done when the second pod is stopped.
+/// How many chunks a run makes, one in 100 ms. So it is far from done when the second pod is stopped.
 const CHUNKS: i64 = 100;
-/// How long a condition may take to come true that takes a moment.
+/// The limit for a condition that usually comes true within a moment.
 const SOON: Duration = Duration::from_secs(30);
 /// How long all runs may take to end, on a machine that does much else.
 const END: Duration = Duration::from_secs(90);

@@ -328,7 +328,7 @@ async fn a_burial_passes_over_a_row_that_somebody_holds() {
                 if end == buried { Ok(()) } else { Err(format!("{end:?}")) }
             })
             .await;
-            // Held for longer than a lease, it is named, once.
+            // A row that is held for longer than a lease is reported once.
             eventually(lease() + SOON, "it is named", || async {
                 assert_eq!(db.client.scalar::<i64>(waits, &[]).await, 0, "{held}: a row is waited for");
                 let named = trace::events(&name).iter().any(|e| e.get("event").is_some_and(|e| e == "burial_held_up"));

@@ -56,7 +56,7 @@ impl Served {
         client
     }
 
-    /// Status and all of the answer to this request, which asks that the connection be closed.
+    /// Sends a request that asks the server to close the connection. Returns the status and the whole answer.
     async fn asked(&self, request: &str) -> (u16, String) {
         let answer = rest(self.sent(request).await).await;
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());

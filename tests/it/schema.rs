@@ -199,13 +199,13 @@ async fn every_table_view_and_column_has_a_comment_and_that_of_a_column_of_kinds
 async fn every_function_sequence_and_type_has_a_comment() {
     timed(async {
         let db = Db::new().await;
-        let all = "SELECT p.oid::regprocedure::text AS name, obj_description(p.oid, 'pg_proc') IS NOT NULL AS has_comment \
+        let all = "SELECT p.oid::regprocedure::text, obj_description(p.oid, 'pg_proc') IS NOT NULL \
                      FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'studio\\_%' \
                    UNION ALL \
                    SELECT c.relname, obj_description(c.oid, 'pg_class') IS NOT NULL FROM pg_class c \
                     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND c.relname LIKE 'studio\\_%' \
-                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
-                                         AND d.deptype IN ('a', 'i')) \
+                      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                                         AND d.objid = c.oid AND d.deptype IN ('a', 'i')) \
                    UNION ALL \
                    SELECT t.typname, obj_description(t.oid, 'pg_type') IS NOT NULL FROM pg_type t \
                      JOIN pg_class c ON c.oid = t.typrelid AND c.relkind = 'c' \

@@ -49,7 +49,7 @@ fn sample(of: &str) -> &'static str {
     }
 }
 
-/// The words behind `:'` that are names of ours.
+/// The psql variables (`:'name'`) that stand for names of podlock's own objects.
 fn names_of_ours(text: &str) -> Vec<&str> {
     let names = text.split(":'").skip(1).filter_map(|rest| rest.split('\'').next());
     names.filter(|name| name.starts_with("studio_")).collect()

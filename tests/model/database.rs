@@ -261,7 +261,7 @@ impl Podlock {
         }
     }
 
-    /// The second transaction of a mistake: whoever bears the name now is deleted.
+    /// The second transaction of the mistake `DeleteByName`: deletes the row that has the name now.
     pub(crate) fn delete_doomed(&self, s: &mut State, p: ProcId) {
         let Some(name) = s.procs[p].doomed.take() else { return };
         if let Some(row) = s.db.roster[name].filter(|_| self.is_proven(s, p)) {

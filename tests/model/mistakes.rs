@@ -47,30 +47,32 @@ impl Mistake {
         match self {
             Self::RowBeforeLock => "a pod writes its row before it takes its lock",
             Self::RowThroughPool => "a pod writes its row through the pool, not on its lock's session",
-            Self::DeleteByName => "a burial probes in one transaction and deletes, by name, in another",
+            Self::DeleteByName => "a burial probes in one transaction, and deletes by name in another",
             Self::NoSettle => "a pod may bury as soon as it is back from a restart",
             Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
             Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
-            Self::NoGrace => "no grace where only the liveness connection broke",
-            Self::OwnSettle => "a pod buries one of a longer lease as soon as it may bury its equals",
-            Self::OwnGrace => "a pod waits for one of a longer lease as long as its own settings say",
+            Self::NoGrace => "a pod has no grace to come back if only its liveness connection broke",
+            Self::OwnSettle => "a pod buries a pod of a longer lease as soon as it may bury its equals",
+            Self::OwnGrace => "a pod waits for a pod of a longer lease only as long as its own settings say",
             Self::LeaseBeforeDeadline => "the lease ends before the pod's deadline",
             Self::LetsGoUnanswered => "a pod closes both of its unanswered sessions before its deadline",
-            Self::BurialInMemory => "what a burial leaves to do is in the memory of the burier alone",
+            Self::BurialInMemory => "only the memory of the burier knows which runs a burial orphaned",
             Self::BurialUnlogged => "a burial appends no event",
             Self::StopDeletesRow => "a clean stop deletes its own row, and recovery waits for burials",
             Self::StopUnmarked => "a clean stop does not mark its row",
             Self::NobodyAdopts => "a restart overwrites the row of its name, and recovery waits for burials",
-            Self::SharedKey => "two names with one lock key are let in",
+            Self::SharedKey => "two names with the same lock key may both register",
             Self::OwnerByName => "the owner of a run is found by name",
-            Self::ClaimUnexpected => "a claim expects no owner",
+            Self::ClaimUnexpected => "a claim does not name the owner that it expects",
             Self::IgnoreLiveOwners => "a sweep ignores live owners",
             Self::ClaimWithoutRow => "a pod that lost its row claims",
-            Self::OrphansWithoutNull => "orphans are those with an owner",
-            Self::OwnRowsForgotten => "own rows without a task are not adopted",
+            Self::OrphansWithoutNull => "a run without an owner does not count as an orphan",
+            Self::OwnRowsForgotten => "a pod does not adopt its own runs that have no task",
             Self::NoFence => "writes check no fence",
-            Self::FenceByNumber => "writes check the number of the fence alone",
-            Self::FenceFromSequence => "a claim takes the sequence's number as it comes",
+            Self::FenceByNumber => "writes check only the number of the fence, not the incarnation",
+            Self::FenceFromSequence => {
+                "a claim takes the next number of the sequence, even if it is not above former fences"
+            }
         }
     }
 

@@ -44,19 +44,19 @@ impl Rule {
     /// What it says, as a failure names it.
     pub(crate) fn says(self) -> &'static str {
         match self {
-            Self::OneWriter => "L5: a write is accepted from the latest claim of its run alone",
+            Self::OneWriter => "L5: only writes of the latest claim of a run are accepted",
             Self::HolderKeepsItsRow => "L1, L3: a pod that holds its lock is neither buried nor replaced",
             Self::OnlyTheLostAreBuried => "L1: a living pod is buried only after its session ended",
             Self::HealthyKeepsItsRuns => "L5: a healthy owner is never robbed",
-            Self::OnlyTheLivingBury => "L2: whoever buries holds its lock and is in the roster",
-            Self::OnlyMembersClaim => "whoever claims is in the roster",
-            Self::RestartBuriesNobody => "L2: a restart of the database buries no pod before its deadline",
-            Self::BrokenConnectionIsNoDeath => "a pod whose witness is held is not buried before its deadline",
+            Self::OnlyTheLivingBury => "L2: a pod that buries holds its own lock and is in the roster",
+            Self::OnlyMembersClaim => "a pod that claims is in the roster",
+            Self::RestartBuriesNobody => "L2: after a restart of the database, no pod is buried before its deadline",
+            Self::BrokenConnectionIsNoDeath => "a pod whose witness lock is held is not buried before its deadline",
             Self::LogFoldsToRoster => "the log folds to the roster",
             Self::CleanStopIsNoCrash => "L4: a clean stop is recorded as one",
-            Self::StopBeforeReplaced => "L7: a run is claimed from a silent pod only after that was told to stop it",
-            Self::EveryRunEnds => "L6: where nothing more happens and a pod survives, every run is finished",
-            Self::EveryRunCanEnd => "L6: from every state, without a further fault, every run can still be finished",
+            Self::StopBeforeReplaced => "L7: a run of a silent pod is claimed only after that pod told the run to stop",
+            Self::EveryRunEnds => "L6: when nothing more can happen and a pod survives, every run is finished",
+            Self::EveryRunCanEnd => "L6: from every state, every run can still be finished if no further fault comes",
         }
     }
 

@@ -68,11 +68,11 @@ pub(crate) enum Phase {
 /// What ended a process's session, until it is attached again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Loss {
-    /// Its liveness connection alone, or both.
+    /// Its liveness connection broke, alone or with its control connection.
     Cut,
-    /// It had fallen silent.
+    /// The server ended it because it was silent for a lease.
     Silence,
-    /// The database restarted or failed over: everybody's.
+    /// The database restarted or failed over, which ends the sessions of every process.
     Restart,
 }
 

@@ -6,9 +6,9 @@
 //! * **States.** A peer is alive, or *in sight* ([`Sighting`]) since its liveness lock was first seen free. A sighting
 //!   ends when the peer's row shows that the peer returned, or when the row is gone. It does not end because a probe
 //!   found the lock held: another prober may hold it for a moment.
-//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_probe` if it
-//!   is the second loss within the window, after `reconnect_grace` if only the connection broke, and after `settle` if
-//!   many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
+//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_probe` if
+//!   it is the second loss within the window, after `reconnect_grace` if only the connection broke, and after `settle`
+//!   if many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
 //!   longer than the observer's own settings say, the last two times are that long ([`patience`](super::patience)).
 //! * **Failures.** A failed probe counts as no probe (L10): nothing changes. Peers whose locks could not be probed are
 //!   unknown, and no peer is buried on that. As long as the unknown peers could make the losses many, the burials of

@@ -377,3 +377,42 @@ fn the_losses_of_two_long_looks_count_together() {
     let short = first.observer.decide(&TIMING, ms(9000), &peers);
     assert!(peers[3..].iter().all(|p| is_dead(&short, p)));
 }
+
+proptest! {
+    /// L2: what a probe of the neighbours ends, the next complete probe would have ended too.
+    #[test]
+    fn noting_returns_ends_no_sighting_that_a_complete_probe_would_keep(
+        first in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..6),
+        then in proptest::collection::vec((0_i64..3, any::<bool>(), any::<bool>()), 6),
+        read in proptest::collection::vec(any::<bool>(), 6),
+    ) {
+        let mut peers = fleet(first.len());
+        for (peer, (liveness, witness)) in peers.iter_mut().zip(&first) {
+            (peer.liveness_free, peer.witness_free) = (*liveness, *liveness && *witness);
+        }
+        let before = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
+        for (peer, (returns, liveness, witness)) in peers.iter_mut().zip(&then) {
+            peer.session += returns;
+            (peer.liveness_free, peer.witness_free) = (*liveness, *liveness && *witness);
+        }
+        let mut noted = before.clone();
+        let rows: Vec<_> = peers.iter().zip(&read).filter(|(_, read)| **read).map(|(peer, _)| peer.clone()).collect();
+        noted.note_returns(&rows);
+        prop_assert_eq!(noted.decide(&TIMING, ms(3000), &peers), before.decide(&TIMING, ms(3000), &peers));
+        prop_assert!(noted.in_sight().is_subset(&before.in_sight()));
+    }
+}
+
+#[test]
+fn a_peer_that_has_returned_is_watched_again_before_the_next_complete_probe() {
+    let mut peers = fleet(2);
+    peers[0].liveness_free = true;
+    let mut observer = LossObserver::default().decide(&TIMING, ms(0), &peers).observer;
+    // Another prober may hold the lock for a moment: only the row shows a return.
+    peers[0].liveness_free = false;
+    observer.note_returns(&peers[..1]);
+    assert_eq!(observer.in_sight().len(), 1);
+    peers[0].session += 1;
+    observer.note_returns(&peers[..1]);
+    assert!(observer.in_sight().is_empty());
+}

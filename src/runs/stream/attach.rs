@@ -6,69 +6,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use futures_util::Stream;
-use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::large::Large;
-use super::large::SharedPage;
-use super::readers::{Seat, gone};
+use super::event::StreamEvent;
+use super::large::{Large, SharedPage};
+use super::readers::Seat;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Fence, RunId};
+use crate::id::RunId;
 use crate::protocol::state::RunState;
 use crate::protocol::stream::{EndMark, Position, Seen, catch_up, knows_the_end};
 use crate::runs::engine::Engine;
 use crate::store::runs;
 use crate::store::streams;
-
-/// An event for a reader of a run's stream. Chunks and resets come in order, and the end comes last.
-///
-/// As JSON an event is an object with the fields that are named here, and with `event`, its [name](StreamEvent::name).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StreamEvent {
-    /// The next chunk. It is stored, and this reader gets it once.
-    Chunk {
-        /// The generation of the stream to which the chunk belongs. The first is 1.
-        generation: i32,
-        /// The chunk's number in its generation. The first is 0, and no number is left out.
-        seq: u64,
-        /// The fence of the attempt that wrote it.
-        fence: Fence,
-        /// The chunk's text.
-        body: Arc<str>,
-    },
-    /// Chunks that this reader has were taken back: forget those from `from_seq` on. If `generation` is a new one,
-    /// forget all.
-    Reset {
-        /// The generation in which the stream continues.
-        generation: i32,
-        /// The number of the next chunk.
-        from_seq: u64,
-    },
-    /// The run has ended, and this reader has all of its chunks.
-    #[non_exhaustive]
-    End {
-        /// `succeeded`, `failed`, `cancelled` or `quarantined`.
-        state: Arc<str>,
-        /// Why a failed run failed. For a quarantined run, which owners died while they ran it. The first 1,000
-        /// characters. As JSON the field is left out if there is no error.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        error: Option<Arc<str>>,
-    },
-}
-
-impl StreamEvent {
-    /// The event's name: `chunk`, `reset` or `end`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Chunk { .. } => "chunk",
-            Self::Reset { .. } => "reset",
-            Self::End { .. } => "end",
-        }
-    }
-}
 
 /// The place of a reader in a stream. A reader that attaches at a position does not get what was read before it.
 ///
@@ -291,6 +240,13 @@ struct Ready {
 
 fn seen(position: Position) -> Seen {
     Seen { position, end: None }
+}
+
+pub(super) fn gone(run_id: RunId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
+        .about_run(run_id)
+        .state("nothing was attached")
+        .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
 }
 
 pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {

@@ -2,13 +2,12 @@
 //! a limited rate, because a NOTIFY delays the commits of all other sessions for a moment.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use super::Stream;
+use super::queue::{Batch, Flusher};
 use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::Result;
@@ -22,162 +21,11 @@ use crate::runs::StopReason;
 use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::runs;
-use crate::store::streams::{self, Appended, Stored, is_under_way};
+use crate::store::streams::{self, Stored, is_under_way};
 
 /// The least time between two notifications, and between two statements that are not full: at most 48 of either in any
 /// second. A shorter gap would delay the commits of others more, and a longer one would delay readers.
 const GAP: Duration = Duration::from_millis(21);
-/// The most chunks and bytes that one statement stores. A larger batch takes longer, and is cut if it does not end in
-/// time. With smaller ones a busy pod needs more statements.
-const BATCH_CHUNKS: usize = 2048;
-const BATCH_BYTES: usize = 1024 * 1024;
-
-/// The streams whose chunks wait to be stored, and the runs whose readers wait for a notification.
-#[derive(Default)]
-pub(crate) struct Flusher {
-    /// Handlers add to it, and the flusher takes from it. Never held across an await.
-    queue: Mutex<Queue>,
-    /// Handlers notify it, and the flusher waits for it. `Notify` keeps one wake while the flusher works, so none is
-    /// lost.
-    wake: Notify,
-}
-
-#[derive(Default)]
-struct Queue {
-    streams: VecDeque<Arc<Stream>>,
-    /// How many chunks the streams of the pod buffer. For a moment it may be too low, when a chunk was taken before it
-    /// was counted.
-    chunks: i64,
-    untold: BTreeSet<RunId>,
-}
-
-impl Queue {
-    fn count(&mut self, chunks: usize, sign: i64) {
-        self.chunks += sign * i64::try_from(chunks).unwrap_or(i64::MAX);
-    }
-
-    fn is_full(&self) -> bool {
-        usize::try_from(self.chunks).is_ok_and(|chunks| chunks >= BATCH_CHUNKS)
-    }
-}
-
-impl Flusher {
-    /// A chunk was appended to `stream`. The stream is queued if `enqueue`. Wakes the flusher if the stream is new in
-    /// the queue or a batch is full.
-    pub(crate) fn note_appended(&self, stream: &Arc<Stream>, enqueue: bool) {
-        let mut queue = self.queue();
-        queue.chunks += 1;
-        if enqueue {
-            queue.streams.push_back(Arc::clone(stream));
-        }
-        let wake = enqueue || queue.is_full();
-        drop(queue);
-        if wake {
-            self.wake.notify_one();
-        }
-    }
-
-    /// The stream changed in another way, so its readers must be notified. Wakes the flusher.
-    pub(crate) fn note_changed(&self, run_id: RunId) {
-        self.queue().untold.insert(run_id);
-        self.wake.notify_one();
-    }
-
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a batch, from the longest waiting streams first.
-    fn take(&self) -> Batch {
-        let mut batch = Batch::default();
-        let (mut chunks, mut bytes) = (0, 0);
-        let mut queue = self.queue();
-        while chunks < BATCH_CHUNKS && bytes < BATCH_BYTES {
-            let Some(stream) = queue.streams.pop_front() else { break };
-            match stream.take(BATCH_CHUNKS - chunks, BATCH_BYTES - bytes) {
-                Ok(None) => {}
-                Ok(Some(taken)) => {
-                    chunks += taken.bodies.len();
-                    bytes += taken.bodies.iter().map(String::len).sum::<usize>();
-                    batch.chunks.push(taken);
-                    batch.streams.push(stream);
-                }
-                Err(dropped) => queue.count(dropped, -1),
-            }
-        }
-        queue.count(chunks, -1);
-        batch
-    }
-
-    /// Queues a stream that still has chunks. `more` of them are not counted yet.
-    fn requeue(&self, stream: Arc<Stream>, more: usize) {
-        let mut queue = self.queue();
-        queue.count(more, 1);
-        queue.streams.push_back(stream);
-    }
-
-    fn forget(&self, chunks: usize) {
-        self.queue().count(chunks, -1);
-    }
-}
-
-/// Chunks on their way to the server, and their streams.
-#[derive(Default)]
-struct Batch {
-    streams: Vec<Arc<Stream>>,
-    chunks: Vec<Appended>,
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.streams.is_empty()
-    }
-
-    /// L7, on the client's side: sends no chunks of runs that were told to stop and may not write any more.
-    fn drop_what_is_over(&mut self, engine: &Engine) {
-        let all_over = engine.member.is_past_deadline();
-        let is_over = |stream: &Stream| {
-            if all_over {
-                stream.stop().fire(StopReason::SelfFenced);
-            }
-            stream.stop().over().is_cancelled()
-        };
-        self.keep(|stream| {
-            let over = is_over(stream);
-            if over {
-                engine.flusher.forget(stream.give_up());
-            }
-            !over
-        });
-    }
-
-    fn keep(&mut self, keep: impl Fn(&Arc<Stream>) -> bool) {
-        let (streams, chunks) = (std::mem::take(&mut self.streams), std::mem::take(&mut self.chunks));
-        for (stream, chunks) in streams.into_iter().zip(chunks).filter(|(stream, _)| keep(stream)) {
-            self.streams.push(stream);
-            self.chunks.push(chunks);
-        }
-    }
-
-    fn is_one_chunk(&self) -> bool {
-        matches!(self.chunks.as_slice(), [one] if one.bodies.len() <= 1)
-    }
-
-    /// Keeps the first half of the chunks of the batch's only stream, and returns the others to the stream.
-    fn halve(&mut self, engine: &Engine) {
-        let (Some(stream), Some(chunks)) = (self.streams.first(), self.chunks.first_mut()) else { return };
-        let rest = chunks.bodies.split_off(chunks.bodies.len().div_ceil(2));
-        engine.flusher.queue().count(rest.len(), 1);
-        stream.take_back(rest);
-    }
-
-    /// Splits into one batch per stream.
-    fn apart(self) -> impl Iterator<Item = Self> {
-        let one = |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks] };
-        self.streams.into_iter().zip(self.chunks).map(one)
-    }
-}
-
 /// Stores chunks and notifies readers.
 pub(crate) struct Flushing {
     engine: Arc<Engine>,
@@ -301,7 +149,7 @@ impl Round {
     /// Stores the batches that wait, until the database cannot be reached.
     async fn store(&mut self, engine: &Engine) -> Reached {
         while let Some(mut batch) = self.waiting.pop_front() {
-            batch.drop_what_is_over(engine);
+            batch.drop_what_is_over(&engine.flusher, engine.member.is_past_deadline());
             if batch.is_empty() {
                 continue;
             }
@@ -323,7 +171,7 @@ impl Round {
                     if batch.streams.len() > 1 {
                         self.waiting.extend(batch.apart());
                     } else {
-                        batch.halve(engine);
+                        batch.halve(&engine.flusher);
                         self.waiting.push_front(batch);
                     }
                 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 #[cfg(feature = "http")]
-use super::attach::StreamEvent;
+use super::event::StreamEvent;
 use crate::id::{Fence, RunId};
 use crate::store::streams::{Chunk, Page};
 

@@ -1,11 +1,14 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
-//! stored. `write` has the handler's calls. `flush` stores the chunks of all streams of the pod. `readers` queries for
-//! the attached readers, and `listening` hears when. `attach` is the reader's handle.
+//! stored. `write` has the handler's calls. The chunks of all streams wait in `queue`, and `flush` stores them. `readers`
+//! has the attached readers, `looking` queries for them, and `listening` hears when. `attach` is the reader's handle.
 
 pub(crate) mod attach;
+pub(crate) mod event;
 pub(crate) mod flush;
 pub(crate) mod large;
 pub(crate) mod listening;
+pub(crate) mod looking;
+pub(crate) mod queue;
 pub(crate) mod readers;
 mod write;
 

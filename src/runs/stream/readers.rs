@@ -1,31 +1,18 @@
 //! The readers of a pod. Each asks for events after its position and waits. One statement queries for all of them. A
 //! slow reader does not ask, so nothing is buffered for it, and writers do not know of it.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::Instant;
 
 use super::large::{LargeChunks, SharedPage};
-use crate::background::part::{Next, Part};
-use crate::backoff::Backoff;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::id::RunId;
 use crate::protocol::notices::{Heard, group};
 use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
-use crate::runs::engine::Engine;
-use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
-use crate::store::streams;
 
-/// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
-/// shorter time would load the database without need.
-const LOOK_ANYWAY: Duration = Duration::from_secs(1);
-/// The same while there is no session that listens.
-const LOOK_WITHOUT: Duration = Duration::from_millis(100);
 /// The most readers for which one statement queries.
 const LOOK_FOR: usize = 256;
 
@@ -34,15 +21,15 @@ pub(super) type Seat = u64;
 
 /// The readers that are attached on this pod.
 pub(crate) struct Readers {
-    /// Readers, the flusher, [`Looking`] and the listening session write and read it. Never held across an await.
+    /// Readers, the flusher, `super::looking` and the listening session write and read it. Never held across an await.
     seats: Mutex<Seats>,
-    /// Notified when a reader must be queried for. Wakes [`Looking`].
-    asked: Notify,
+    /// Notified when a reader must be queried for. Wakes `super::looking`.
+    pub(super) asked: Notify,
     /// How many readers are attached. Readers change it. A change wakes `super::listening`, which opens or closes its
     /// session.
     pub(super) count: watch::Sender<usize>,
     /// Whether the listening session is open, so that notifications arrive. `super::listening` sets it. A change wakes
-    /// [`Looking`], which queries more often without a session.
+    /// `super::looking`, which queries more often without a session.
     pub(super) listening: watch::Sender<bool>,
     /// Large chunks that several readers share.
     pub(super) large: Arc<LargeChunks>,
@@ -125,7 +112,7 @@ impl Readers {
         }
     }
 
-    fn stir_all(&self) {
+    pub(super) fn stir_all(&self) {
         let mut seats = self.seats();
         let all: Vec<Seat> = seats.waiting.keys().copied().collect();
         all.into_iter().for_each(|seat| _ = seats.refresh(seat));
@@ -153,7 +140,7 @@ impl Readers {
     }
 
     /// Takes readers that must be queried for, the longest waiting first, at most [`LOOK_FOR`].
-    fn fresh(&self) -> Vec<(Seat, RunId, Position)> {
+    pub(super) fn fresh(&self) -> Vec<(Seat, RunId, Position)> {
         let mut seats = self.seats();
         let mut found = Vec::new();
         while found.len() < LOOK_FOR {
@@ -168,7 +155,7 @@ impl Readers {
     }
 
     /// Whether a reader must be queried for.
-    fn has_fresh(&self) -> bool {
+    pub(super) fn has_fresh(&self) -> bool {
         let mut seats = self.seats();
         while let Some(seat) = seats.fresh.front() {
             if seats.waiting.get(seat).is_some_and(|waiting| waiting.fresh) {
@@ -179,13 +166,13 @@ impl Readers {
         false
     }
 
-    fn again(&self, seats_again: impl Iterator<Item = Seat>) {
+    pub(super) fn again(&self, seats_again: impl Iterator<Item = Seat>) {
         let mut seats = self.seats();
         seats_again.for_each(|seat| _ = seats.refresh(seat));
     }
 
     /// Answers the reader if `page` has something new. Otherwise the reader keeps waiting.
-    fn answer(&self, seat: Seat, position: Position, page: Result<SharedPage>) {
+    pub(super) fn answer(&self, seat: Seat, position: Position, page: Result<SharedPage>) {
         let mut seats = self.seats();
         if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
             return;
@@ -206,7 +193,7 @@ impl Readers {
         }
     }
 
-    fn close(&self) {
+    pub(super) fn close(&self) {
         let mut seats = self.seats();
         let left = std::mem::take(&mut *seats);
         seats.closed = true;
@@ -238,125 +225,4 @@ impl Seats {
         }
         Some(waiting)
     }
-}
-
-/// Queries for the readers until the pod ends. A question that is still open then gets no answer.
-pub(crate) struct Looking {
-    engine: Arc<Engine>,
-    listening: watch::Receiver<bool>,
-    /// When all readers were last marked although nothing was heard.
-    looked_anyway: Instant,
-    /// The bytes and places that one statement reads. Both shrink after a statement that did not end in time.
-    bytes: i64,
-    most: usize,
-}
-
-/// The readers to query for. Those at the same place of the same run are queried for once.
-type Places = HashMap<(RunId, Position), Vec<Seat>>;
-
-impl Looking {
-    pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        let listening = engine.readers.listening.subscribe();
-        Self { engine, listening, looked_anyway: Instant::now(), bytes: streams::LOOK_BYTES, most: usize::MAX }
-    }
-
-    /// When all readers are queried for although nothing was heard.
-    fn anyway(&self) -> Instant {
-        self.looked_anyway + if *self.listening.borrow() { LOOK_ANYWAY } else { LOOK_WITHOUT }
-    }
-
-    /// Takes the readers to query for. At most `most` places: readers at other places are marked again.
-    fn take(&mut self) -> Places {
-        let readers = &self.engine.readers;
-        // This happens however busy the part is, because some changes send no notification.
-        if Instant::now() >= self.anyway() {
-            readers.stir_all();
-            self.looked_anyway = Instant::now();
-        }
-        let mut places = Places::new();
-        let mut later = Vec::new();
-        for (seat, run_id, position) in readers.fresh() {
-            let is_full = places.len() >= self.most;
-            match places.entry((run_id, position)) {
-                Entry::Vacant(_) if is_full => later.push(seat),
-                place => place.or_default().push(seat),
-            }
-        }
-        readers.again(later.into_iter());
-        places
-    }
-}
-
-impl Part for Looking {
-    const NAME: &'static str = "the readers of streams";
-
-    async fn woken(&mut self) {
-        while !self.engine.readers.has_fresh() {
-            let anyway = self.anyway();
-            let readers = &self.engine.readers;
-            tokio::select! {
-                biased;
-                () = readers.asked.notified() => {}
-                _ = self.listening.changed() => readers.stir_all(),
-                () = tokio::time::sleep_until(anyway), if *readers.count.borrow() > 0 => return,
-            }
-        }
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff::new(RETRY_MIN, RETRY_MAX)
-    }
-
-    async fn work(&mut self) -> Next {
-        let (wanted, seats): (Vec<_>, Vec<_>) = self.take().into_iter().unzip();
-        if wanted.is_empty() {
-            return Next::Wait;
-        }
-        let readers = &self.engine.readers;
-        match streams::pages(&self.engine.db, &wanted, self.bytes).await {
-            Ok(pages) => {
-                (self.bytes, self.most) = ((self.bytes * 2).min(streams::LOOK_BYTES), self.most.saturating_mul(2));
-                for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
-                    let page = page.map(|page| readers.large.share(run_id, page));
-                    for seat in seats {
-                        readers.answer(seat, position, page.clone().ok_or_else(|| gone(run_id)));
-                    }
-                }
-                Next::Wait
-            }
-            // Readers wait for the database as writers do.
-            Err(e) if waits_for_it(&e) => {
-                tracing::debug!(
-                    target: "podlock", event = "stream_unread", places = wanted.len(), bytes = self.bytes, error = %e,
-                    "looking again for chunks"
-                );
-                if e.is_slow() {
-                    let fewer = self.most.min(wanted.len()).div_ceil(2).max(1);
-                    (self.bytes, self.most) = ((self.bytes / 2).max(1), fewer);
-                }
-                readers.again(seats.into_iter().flatten());
-                Next::BackOff
-            }
-            Err(e) => {
-                tracing::warn!(target: "podlock", event = "stream_unread", error = %e, "streams cannot be read");
-                for ((_, position), seats) in wanted.into_iter().zip(seats) {
-                    for seat in seats {
-                        readers.answer(seat, position, Err(e.for_another()));
-                    }
-                }
-                Next::Wait
-            }
-        }
-    }
-
-    fn stopped(&mut self) {
-        self.engine.readers.close();
-    }
-}
-
-pub(super) fn gone(run_id: RunId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no run {run_id}"))
-        .about_run(run_id)
-        .state("nothing was attached")
-        .help("look for it with `podlock runs list`; runs that ended long ago are deleted")
 }

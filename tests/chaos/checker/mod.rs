@@ -321,7 +321,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What is left of each stream, where its run has succeeded.
+    /// Checks that the stream of each run that succeeded is whole.
     fn streams(&mut self) {
         let ended: Vec<_> = self.runs.values().filter(|run| run.state == "succeeded").cloned().collect();
         for run in ended {
@@ -337,7 +337,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What each reader is left with who does as resets say.
+    /// Checks what each reader has, if it forgets what resets tell it to forget.
     fn readers(&mut self, logs: &[PodLog]) {
         let mut has: BTreeMap<&str, Vec<(u64, &str)>> = BTreeMap::new();
         for (pod, said) in logs.iter().flat_map(|log| log.said.iter().map(move |said| (&log.pod, said))) {

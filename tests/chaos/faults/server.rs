@@ -54,7 +54,8 @@ async fn kill_9_of_the_postmaster() -> Vec<Figure> {
     .await
 }
 
-/// The backend is a stranger's. The server cannot know what it left in the shared memory, and resets itself.
+/// SIGKILL ends a backend that is not podlock's. The server cannot know what that backend left in the shared memory, so
+/// it ends all other backends and recovers.
 async fn kill_9_of_one_backend() -> Vec<Figure> {
     disturbs_nobody(own, async |world, ()| {
         let stranger = connect(&world.server.socket_url(&world.database)).await;

@@ -165,8 +165,9 @@ async fn pool_terminated() -> Vec<Figure> {
     nobody_noticed(world, &was, 0).await
 }
 
-/// Both witnesses end, and the rest with them: for its peers, until it is back, the pod is dead. Which of them is
-/// quicker is chance. Where it is the peers, its runs go on elsewhere, and whatever it writes still is refused.
+/// All sessions of a pod are ended at once. Both of its locks are free, so to its peers the pod is dead until it is
+/// back. By chance, the peers or the pod are quicker. If the peers are, its runs go on elsewhere, and its late writes
+/// are refused.
 async fn all_terminated() -> Vec<Figure> {
     const TRIES: i64 = 10;
     let (mut world, was) = settled().await;

@@ -1,4 +1,4 @@
-//! Many at once.
+//! Many pods at once.
 
 use std::time::Duration;
 

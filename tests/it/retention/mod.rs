@@ -440,7 +440,7 @@ async fn a_prune_that_hangs_before_its_commit_blocks_neither_claims_nor_ends_nor
     .await;
 }
 
-/// Pods and operators at once: each row goes once, and none is in the way of another.
+/// Pods and operators prune at once. Each row is deleted once, and no pruner blocks another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_prune_at_once_and_each_row_goes_once() {
     timed(async {

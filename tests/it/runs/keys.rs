@@ -20,11 +20,11 @@ async fn a_key_leads_to_its_running_run_and_else_to_the_newest_that_has_ended() 
         let mut newest = None;
         for n in 0..3 {
             let run_id = a.start(act().key("k")).await.unwrap().run_id;
-            // Of the same kind, of the same key: neither is meant.
+            // A run of the same kind with another key is never returned.
             let other = a.start(act().key("other")).await.unwrap().run_id;
             let acts = stage.acts(2).await;
             assert_eq!(latest().await, Some((run_id, "running".to_owned())), "{n}");
-            // It is the running one also where a later one has ended, as a clock that went back has it.
+            // The running run is found even if it seems older than one that has ended: the clock was set back.
             db.client
                 .execute(
                     "UPDATE studio_runs SET created_at = created_at - interval '1 hour' WHERE run_id = $1",

@@ -15,7 +15,7 @@ async fn output_of(pod: &Pod, run_id: RunId) -> RunOutput {
     pod.operator().run(run_id).await.expect("described").expect("it is there").output
 }
 
-/// The attempt's task has ended.
+/// Waits until the attempt's task has ended.
 async fn over(pod: &Pod) {
     eventually(SOON, "no attempt is left", || async {
         if pod.status().runs == 0 { Ok(()) } else { Err(format!("{:?}", pod.status())) }

@@ -42,8 +42,8 @@ async fn l9_the_sequence_is_raised_for_a_run_whose_fence_is_far_above_it() {
     .await;
 }
 
-/// "`ALTER SEQUENCE studio_fence CACHE 50` makes fences fall": a session that took numbers in advance hands out low
-/// ones after others handed out high ones. Starts and claims refuse such numbers, and set CACHE back.
+/// "`ALTER SEQUENCE studio_fence CACHE 50` makes fences fall": a session takes 50 numbers at once, and may hand out low
+/// ones after other sessions handed out high ones. Starts and claims refuse such numbers, and set CACHE back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l9_numbers_that_sessions_hold_in_advance_are_thrown_away() {
     timed(async {
@@ -113,7 +113,7 @@ async fn l9_a_raise_never_lowers_the_sequence_whoever_takes_numbers_meanwhile() 
     .await;
 }
 
-/// The role of a pod needs no right on the sequence's definition.
+/// A pod's role may raise the sequence, although it has no right to alter it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_with_the_least_rights_raises_the_sequence() {
     timed(async {

@@ -67,7 +67,8 @@ async fn a_pod_at_capacity_claims_nothing_and_a_free_one_takes_all_at_once() {
         let _free = stage.pod(config("free").capacity(100)).await;
         hand_in(&db.client, 50, "act").await;
         nudge(&db.client).await;
-        // Long before anybody takes what the others left: the roster shows who has room.
+        // The limit ends long before pods take runs that others left. So each pod read the shares from the roster,
+        // which shows who has room.
         eventually(lease / 6, "all are taken", || async {
             let owned = owned(&db.client).await;
             let expected = [("free", 45), ("full", 2), ("small", 5)].map(|(pod, n)| (pod.to_owned(), n));

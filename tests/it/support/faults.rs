@@ -72,7 +72,7 @@ pub(crate) struct Refusal {
     secret: Option<String>,
 }
 
-/// Starts a pod that must not start.
+/// Starts a pod, expects that the start fails, and returns what it says.
 pub(crate) async fn refused(config: Config) -> Refusal {
     let parsed: Result<tokio_postgres::Config, _> = config.database_url.expose_secret().parse();
     let secret = parsed.ok().and_then(|c| c.get_password().map(|p| String::from_utf8_lossy(p).into_owned()));

@@ -22,8 +22,7 @@ pub(crate) enum LogFormat {
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct LogArgs {
-    /// How to write the log, which goes to stderr. What is logged: PODLOCK_LOG, else RUST_LOG, else what
-    /// the verb finds worth it
+    /// The format of the log, which goes to stderr. PODLOCK_LOG, else RUST_LOG, chooses what is logged
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }

@@ -1,0 +1,87 @@
+//! The admission of starting pods: of a whole fleet that starts at once, a few pods at a time do what is dear for the
+//! server.
+//!
+//! A start opens sessions and reads the schema's state. Two hundred at once on a small server take so long that they
+//! run into their time-outs, begin again, and keep the server busy with that. So a pod takes one of a few slots, and
+//! waits until one is free.
+//!
+//! * **Authority.** None. A slot is no right: nothing is concluded from it, and no law depends on it. Pods that come
+//!   back after a loss take none, because a living pod must not look dead for want of a slot.
+//! * **Bound.** A pod waits at most [`LONGEST`] and then starts all the same: any role of the database can take the
+//!   slots. A pod whose start itself waits, for the lock of a predecessor, frees its slot.
+//! * **Failures.** A slot is free as soon as the session that took it ends.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::error::Result;
+use crate::id::PodId;
+use crate::pg::session::Session;
+use crate::store::admission::{self, Slot};
+
+/// How many pods start at a time: 8. A start waits for the server most of the time, so fewer leave the server idle.
+/// More make each start slower, and the service's own statements with it.
+const SLOTS: i32 = 8;
+/// The longest wait for a slot. Five hundred pods need about 20 s on two cores. Shorter lets the rest start all at
+/// once; longer lets somebody who takes the slots delay a start for longer.
+const LONGEST: Duration = Duration::from_secs(60);
+/// The delays between two tries. Longer leaves slots unused, shorter costs statements.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
+/// When a pod reports that it waits, and how often again.
+const SAY_AGAIN: Duration = Duration::from_secs(5);
+
+/// A pod's place among those that start.
+pub(super) struct Admission {
+    session: Session,
+    slot: Cell<Option<Slot>>,
+}
+
+impl Admission {
+    /// Waits for a slot on a session that the pod needs for its start anyway.
+    pub(super) async fn wait(session: Session, pod: &PodId) -> Result<Self> {
+        let began = Instant::now();
+        let mut say_at = began + SAY_AGAIN;
+        let mut backoff = Backoff::new(TRY_AGAIN.0, TRY_AGAIN.1);
+        let slot = loop {
+            let slot = admission::take(&session, SLOTS, fastrand::i32(0..SLOTS)).await?;
+            let now = Instant::now();
+            if slot.is_some() || now >= began + LONGEST {
+                break slot;
+            }
+            if now >= say_at {
+                say_at = now + SAY_AGAIN;
+                tracing::info!(
+                    target: "podlock", event = "start_waits", pod = %pod,
+                    waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    "many pods start at once: this one waits for its turn, so that the server can keep up"
+                );
+            }
+            tokio::time::sleep(backoff.delay()).await;
+        };
+        Ok(Self { session, slot: Cell::new(slot) })
+    }
+
+    /// The session that has the slot.
+    pub(super) fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Lets another pod start. A slot that cannot be freed is free when the session ends.
+    pub(super) async fn free(&self) {
+        let Some(slot) = self.slot.take() else { return };
+        if let Err(e) = admission::free(&self.session, slot).await {
+            tracing::debug!(
+                target: "podlock", event = "slot_kept", error = %e, "the slot of a start is freed when its session ends"
+            );
+        }
+    }
+
+    /// Frees the slot and closes the session.
+    pub(super) async fn end(self) {
+        self.free().await;
+        self.session.close().await;
+    }
+}
