@@ -259,15 +259,16 @@ impl Stage<'_> {
     /// Kills a process, and waits for the burial of all its pods. Returns when each was buried, in milliseconds.
     async fn kill(&mut self, host: usize) -> Result<Vec<f64>> {
         let inside = connect(&self.postgres.url(DATABASE)).await?;
-        let left = inside
-            .prepare("SELECT count(*) FROM studio_pods WHERE incarnation = ANY ($1::text[]::uuid[])")
-            .await?;
+        let left =
+            inside.prepare("SELECT count(*) FROM studio_pods WHERE incarnation = ANY ($1::text[]::uuid[])").await?;
         let (dead, killed) = self.hosts.kill(host).await?;
         self.killed += i64::try_from(dead.len())?;
         let mut burials = Vec::new();
         while burials.len() < dead.len() {
             if killed.elapsed() > self.plan.patience {
-                return Err(format!("{} of {} dead pods were not buried", dead.len() - burials.len(), dead.len()).into());
+                return Err(
+                    format!("{} of {} dead pods were not buried", dead.len() - burials.len(), dead.len()).into()
+                );
             }
             let left = usize::try_from(inside.query_one(&left, &[&dead]).await?.get::<_, i64>(0))?;
             burials.resize((dead.len() - left).max(burials.len()), killed.elapsed().as_secs_f64() * 1e3);

@@ -72,7 +72,11 @@ fn row(fleet: &Fleet, m: &Measured) -> [String; 16] {
         m.failed.len().to_string(),
         m.buried_alive.to_string(),
         m.given_up.to_string(),
-        if m.burials.is_empty() { String::new() } else { format!("{} / {}", ms(&m.burials, 0.5), ms(&m.burials, 0.99)) },
+        if m.burials.is_empty() {
+            String::new()
+        } else {
+            format!("{} / {}", ms(&m.burials, 0.5), ms(&m.burials, 0.99))
+        },
         format!("{}, {}", a_pod(m.during.statements), a_pod(m.after.statements)),
         format!("{:.2}, {:.2}", m.during.server_cpu, m.after.server_cpu),
         format!("{:.2}", m.during.hosts_cpu),
@@ -123,14 +127,15 @@ pub(crate) fn goals(fleets: &[Fleet]) {
     let ratio = |what: &str, goal: f64, of: &dyn Fn(&Fleet) -> Option<f64>| {
         if let (Some(few), Some(many)) = (of(small), of(large)) {
             let ratio = many / few;
-            println!("{what}: {ratio:.2} times as much at {} pods as at {}: goal {goal}, {}", large.pods, small.pods, {
-                word(ratio <= goal)
-            });
+            println!(
+                "{what}: {ratio:.2} times as much at {} pods as at {}: goal {goal}, {}",
+                large.pods,
+                small.pods,
+                { word(ratio <= goal) }
+            );
         }
     };
-    let idle = |fleet: &Fleet, what: fn(&Measured) -> f64| {
-        of(fleet, Phase::Idle).map(|m| what(&m) / fleet.pods as f64)
-    };
+    let idle = |fleet: &Fleet, what: fn(&Measured) -> f64| of(fleet, Phase::Idle).map(|m| what(&m) / fleet.pods as f64);
     ratio("statements of an idle pod", IDLE_GOAL, &|fleet| idle(fleet, |m| m.during.statements));
     ratio("the server's processor time for an idle pod", IDLE_GOAL, &|fleet| idle(fleet, |m| m.during.server_cpu));
     ratio("blocks read for an idle pod", IDLE_GOAL, &|fleet| idle(fleet, |m| m.during.blocks));
