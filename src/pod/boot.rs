@@ -30,6 +30,8 @@ pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// How often a registration is repeated that could not lock the event log in time. Each try waits for
 /// `statement_timeout`. Fewer: a start fails in a crowd of pods that start at once. More: a start that cannot succeed
 /// takes longer to say so.
+/// SQLSTATE: a statement ran into its time-out, here in two waits for locks, each shorter than the time-out of one.
+const QUERY_CANCELED: &str = "57014";
 const REGISTER_TRIES: u32 = 10;
 /// The bounds of [`lock_slice`]. Shorter slices are all round trips. Longer ones come near the server's default
 /// `deadlock_timeout` of 1 s.
@@ -111,7 +113,9 @@ pub(crate) async fn register(
         let sent = clock::now();
         match pods::register(liveness, &registration).await {
             // Many pods register at once, or one froze during its registration. The log is locked by one at a time.
-            Err(e) if e.sqlstate() == Some(LOCK_NOT_AVAILABLE) && tries < REGISTER_TRIES => tries += 1,
+            Err(e) if matches!(e.sqlstate(), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED)) && tries < REGISTER_TRIES => {
+                tries += 1;
+            }
             done => break (sent, done?),
         }
     };

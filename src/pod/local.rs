@@ -126,6 +126,8 @@ pub(crate) struct Local {
     may_bury_at: Cell<Option<Moment>>,
     /// How many peers the last roster probe showed alive.
     alive: Cell<usize>,
+    /// How many peers the next check of beats reads at most.
+    check_most: Cell<usize>,
     /// How often this pod has beaten since its last turn to check for strangers.
     beats_since_turn: Cell<usize>,
     /// The foreign locks that the event log reports, of those that the last check found.
@@ -181,6 +183,7 @@ impl Local {
             half_free: RefCell::default(),
             may_bury_at: Cell::new(None),
             alive: Cell::new(0),
+            check_most: Cell::new(NEIGHBOURS),
             beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
@@ -385,19 +388,33 @@ impl Local {
 
     /// The peers whose beats this pod checks: its neighbours in the ring, and all of them in a small fleet.
     pub(crate) fn neighbours(&self) -> Vec<Incarnation> {
-        let roster = self.roster.borrow();
+        let (roster, in_sight) = (self.roster.borrow(), self.in_sight());
         let behind = roster.partition_point(|place| place.lock_key <= self.keys.lock);
         let (before, behind) = roster.split_at(behind);
-        behind.iter().chain(before).map(|place| place.incarnation).take(NEIGHBOURS).collect()
+        let peers = behind.iter().chain(before).map(|place| place.incarnation);
+        peers.filter(|peer| !in_sight.contains(peer)).take(self.check_most.get()).collect()
     }
 
-    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index`.
-    pub(crate) fn is_turn(&self, own: Incarnation, index: i64) -> bool {
+    /// Notes how many of the checked peers hold both of their locks. If they are few, dead pods whose locks strangers
+    /// hold may hide the living behind them, so the next check goes further round the ring.
+    pub(crate) fn note_attached(&self, attached: usize) {
+        let (most, rows) = (self.check_most.get(), self.roster.borrow().len());
+        let wanted = if attached < NEIGHBOURS { most.saturating_mul(2).min(rows) } else { most / 2 };
+        self.check_most.set(wanted.max(NEIGHBOURS));
+    }
+
+    /// Whether it is this pod's turn to check for strangers, at a beat that showed its own `index`, and these peers as
+    /// attached. If they are as many as a pod of a large fleet checks, the roster says who takes turns.
+    pub(crate) fn is_turn(&self, own: Incarnation, index: i64, attached: &[Beat]) -> bool {
         let since_turn = self.beats_since_turn.get().saturating_add(1);
-        let in_sight = self.in_sight();
-        let roster = self.roster.borrow();
-        let alive = roster.iter().map(|place| place.incarnation).filter(|peer| !in_sight.contains(peer));
-        let is_turn = turns::is_turn(&Beaten { own, index, since_turn }, alive);
+        let beaten = Beaten { own, index, since_turn };
+        let is_turn = if attached.len() < NEIGHBOURS {
+            turns::is_turn(&beaten, attached.iter().map(|peer| peer.incarnation))
+        } else {
+            let (roster, in_sight) = (self.roster.borrow(), self.in_sight());
+            let alive = roster.iter().map(|place| place.incarnation).filter(|peer| !in_sight.contains(peer));
+            turns::is_turn(&beaten, alive)
+        };
         self.beats_since_turn.set(if is_turn { 0 } else { since_turn });
         is_turn
     }
@@ -462,9 +479,9 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
-    /// How many peers the roster had, as this pod last saw it.
+    /// How many peers were alive at the last whole probe. Rows of dead pods probe nothing, so they do not count.
     pub(crate) fn peers(&self) -> usize {
-        self.roster.borrow().len()
+        self.alive.get()
     }
 
     /// Whether the next sweep probes the whole roster, and not only this pod's neighbours.

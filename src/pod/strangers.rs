@@ -19,7 +19,7 @@ const AT_ONCE: usize = 16;
 /// one check in each beat interval, however many they are (`protocol::turns`).
 pub(super) async fn look(local: &Local, session: &Session, lock: &LivenessLock, beats: &Beats) -> Result<()> {
     let Some(index) = beats.own else { return Ok(()) };
-    if !local.is_turn(lock.incarnation, index) {
+    if !local.is_turn(lock.incarnation, index, &beats.peers) {
         return Ok(());
     }
     match tell(local, session).await {

@@ -239,6 +239,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                 next_beat = now + local.shared.member.settings.beat_interval;
                 beat(local, session, &standing, &mut beaten).await?;
                 let beats = beats::beats(session, standing.incarnation, &local.neighbours()).await?;
+                local.note_attached(beats.peers.len());
                 look_for_stalled(local, session, &standing, &beats).await?;
                 strangers::look(local, session, &standing, &beats).await?;
             }
