@@ -15,7 +15,7 @@ use crate::pg::session::{Backend, Opener};
 use crate::protocol::Moment;
 use crate::protocol::cause;
 use crate::protocol::deadline::may_end_silent;
-use crate::protocol::neighbours::{self, NEIGHBOURS, Neighbours};
+use crate::protocol::neighbours::{self, NEIGHBOURS, Neighbours, Steady};
 use crate::protocol::patience::{Comparable, Difference, differences, may_bury_from};
 use crate::protocol::poison;
 use crate::protocol::portions::{Pace, Portion};
@@ -33,7 +33,7 @@ use crate::store::strangers::{self, ForeignLock};
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
 /// After a wait that many peers have in common, a pod of a large fleet makes its whole probe within so much time for
-/// each of them. The pods then do not probe all at the same moment. Longer delays the burials; shorter costs the server
+/// each living peer. The pods then do not probe all at the same moment. Longer delays the burials; shorter costs the server
 /// more at a time.
 const WHOLE_SPREAD: Duration = Duration::from_millis(10);
 
@@ -124,6 +124,8 @@ pub(crate) struct Local {
     /// When this pod, which may bury no pod yet, may bury the first of the dead that the last roster probe showed. The
     /// sweeper takes the value when it plans its next probe.
     may_bury_at: Cell<Option<Moment>>,
+    /// The peers that count towards the size of the fleet.
+    steady: RefCell<Steady>,
     /// How many peers the last roster probe showed alive.
     alive: Cell<usize>,
     /// How many peers the next check of beats reads at most.
@@ -182,6 +184,7 @@ impl Local {
             next_whole: Cell::new(None),
             half_free: RefCell::default(),
             may_bury_at: Cell::new(None),
+            steady: RefCell::default(),
             alive: Cell::new(0),
             check_most: Cell::new(NEIGHBOURS),
             beats_since_turn: Cell::new(0),
@@ -270,6 +273,8 @@ impl Local {
         let now = clock::now();
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
+        let is_held = |peer: &PeerProbe| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation);
+        self.steady.borrow_mut().note(peers.iter().map(|peer| (peer.incarnation, is_held(peer))));
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
         let timing = self.timing.over(&self.looks_took.get());
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &probe.unknown);
@@ -479,9 +484,10 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
-    /// How many peers were alive at the last whole probe. Rows of dead pods probe nothing, so they do not count.
+    /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they do
+    /// not count.
     pub(crate) fn peers(&self) -> usize {
-        self.alive.get()
+        self.steady.borrow().count()
     }
 
     /// Whether the next sweep probes the whole roster, and not only this pod's neighbours.
@@ -495,7 +501,7 @@ impl Local {
         let sweep = neighbours::rarer(self.shared.member.settings.jittered_sweep(fastrand::f64()), peers);
         // A wait may end for many peers at once, and for all pods that saw their losses.
         let due = self.next_probe.get().into_iter().chain(self.may_bury_at.get()).min();
-        let late = neighbours::spread(WHOLE_SPREAD, self.observer.borrow().in_sight().len(), fastrand::f64());
+        let late = neighbours::spread(WHOLE_SPREAD, peers, fastrand::f64());
         let due = due.map_or(now + sweep, |due| due + late);
         self.next_whole.set(Some(due.min(now + sweep)));
     }

@@ -11,9 +11,11 @@
 //! * **Not promised.** A whole probe for the sake of the log and of the settings of others comes rarely in a large
 //!   fleet.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::portions::Portion;
+use crate::id::Incarnation;
 
 /// How many rows a pod probes in a sweep: 16. A fleet that is not larger is probed whole. More cost each pod more in
 /// every sweep. With fewer, a run of dead pods more often hides which living pod to watch next, until a whole probe
@@ -42,6 +44,39 @@ pub fn spread(each: Duration, peers: usize, random: f64) -> Duration {
         return Duration::ZERO;
     }
     each.saturating_mul(u32::try_from(peers).unwrap_or(u32::MAX)).mul_f64(random.clamp(0.0, 1.0))
+}
+
+/// Which peers count towards the size of the fleet, by what the last whole probes showed.
+///
+/// While another pod probes, the locks of dead pods look held. So a peer counts once it was held in [`SURE`] whole
+/// probes, and no longer counts once it was free in as many. A restart of the database frees the locks of the whole
+/// fleet for a moment, and does not make a large fleet look small.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steady(BTreeMap<Incarnation, u8>);
+
+/// How many whole probes make sure of a peer: 3. Fewer let two pods that probe at the same time mislead each other; more
+/// keep a new fleet probing whole rosters for longer.
+const SURE: u8 = 3;
+
+impl Steady {
+    /// Notes a whole probe: each peer, and whether its liveness lock was held. Peers that are gone are forgotten.
+    pub fn note(&mut self, probe: impl Iterator<Item = (Incarnation, bool)>) {
+        let next = |before: u8, is_held: bool| match (before, is_held) {
+            (before, true) if before + 1 >= SURE => 2 * SURE,
+            (before, true) => before + 1,
+            // It takes as many free probes to be out again.
+            (before, false) if before > SURE + 1 => before - 1,
+            (_, false) => 0,
+        };
+        let peers = probe.map(|(peer, is_held)| (peer, next(self.0.get(&peer).copied().unwrap_or(0), is_held)));
+        self.0 = peers.collect();
+    }
+
+    /// How many peers count.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.values().filter(|steps| **steps > SURE).count()
+    }
 }
 
 /// A probe of the neighbours in progress: from the pod's own row on, once round the ring at most.
@@ -157,6 +192,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_peer_counts_after_three_probes_and_no_longer_after_three() {
+        let (peer, mut steady) = (Incarnation::generate(), Steady::default());
+        let mut after = |held: &[bool]| {
+            held.iter().for_each(|held| steady.note([(peer, *held)].into_iter()));
+            steady.count()
+        };
+        assert_eq!(after(&[true, true]), 0);
+        assert_eq!(after(&[false, true, true]), 0, "another prober held it for a moment");
+        assert_eq!(after(&[true]), 1);
+        assert_eq!(after(&[false, false]), 1, "a restart of the database");
+        assert_eq!(after(&[true, false, false]), 1);
+        assert_eq!(after(&[false]), 0);
+        steady.note([(peer, true); 1].into_iter());
+        steady.note(std::iter::empty());
+        assert_eq!(steady, Steady::default());
     }
 
     #[test]
