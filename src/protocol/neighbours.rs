@@ -48,7 +48,7 @@ pub fn spread(each: Duration, peers: usize, random: f64) -> Duration {
 
 /// Which peers count towards the size of the fleet, by what the last whole probes showed.
 ///
-/// While another pod probes, the locks of dead pods look held. So a peer counts once it was held in [`SURE`] whole
+/// While another pod probes, the locks of dead pods look held. So a peer counts once it was held in three whole
 /// probes, and no longer counts once it was free in as many. A restart of the database frees the locks of the whole
 /// fleet for a moment, and does not make a large fleet look small.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
