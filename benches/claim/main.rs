@@ -1,8 +1,8 @@
 //! `make bench-claim`: how long four survivors take to claim what one dead pod leaves, beside a floor that is taken in the
 //! same run: the same writes, made by hand in the same batches over as many connections.
 //!
-//! It prints a table and says whether the goal is met. It asserts nothing, and writes nothing but to a private server that
-//! is gone afterwards.
+//! It prints a table and says whether the goal is met. It asserts nothing, and writes nothing but to a private server
+//! that is gone afterwards.
 
 mod by_hand;
 mod survivors;
@@ -111,7 +111,8 @@ pub(crate) async fn leave_orphans(client: &Client, orphans: i64) -> Result<()> {
              INSERT INTO studio_pod_sessions (incarnation, pod_id, ended_at, reason)
                VALUES ('00000000-0000-0000-0000-0000000000ff', 'dead', now(), 'lost');
              INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt)
-               SELECT gen_random_uuid(), 'work', 'dead', '00000000-0000-0000-0000-0000000000ff', nextval('studio_fence'), 1
+               SELECT gen_random_uuid(), 'work', 'dead', '00000000-0000-0000-0000-0000000000ff', nextval('studio_fence'),
+                      1
                  FROM generate_series(1, {orphans});
              INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence)
                SELECT run_id, 1, owner_pod, owner_incarnation, fence FROM studio_runs;

@@ -1,10 +1,11 @@
 //! The floor: what PostgreSQL and the kernel take for the same thing without podlock. A pod is killed that nobody of
 //! podlock's watches; bare SQL waits for the same lock, is granted it, deletes one row and commits.
 //!
-//! The victim is a pod like the others, in a schema of its own, so that both pay for the end of such a process and of its
-//! backends. It has no watch session: that of a pod in the ring waits for a lock, and does not end with its process. The
-//! waiter is as bare as it can be: one connection, no transaction block, statements prepared, one round trip from the
-//! grant to the commit. podlock must also prove that it lives, look at the whole roster and write a history.
+//! The victim is a pod like the others, in a schema of its own, so that both pay for the end of such a process and of
+//! its backends. It has no watch session: that of a pod in the ring waits for a lock, and does not end with its
+//! process. The waiter is as bare as it can be: one connection, no transaction block, statements prepared, one round
+//! trip from the grant to the commit. podlock must also prove that it lives, look at the whole roster and write a
+//! history.
 
 use tokio::sync::mpsc;
 

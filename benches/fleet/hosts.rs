@@ -1,5 +1,5 @@
-//! The processes with the pods, as the measuring process sees them: it starts and kills them, tells them what to do, and
-//! knows from their reports which pods live.
+//! The processes with the pods, as the measuring process sees them: it starts and kills them, tells them what to do,
+//! and knows from their reports which pods live.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;

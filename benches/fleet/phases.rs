@@ -322,8 +322,8 @@ impl Stage<'_> {
         Ok(Work { took: done.then(|| began.elapsed()), ..Work::default() })
     }
 
-    /// How many burials the log has whose pods were neither killed nor draining, and how many incarnations were given up
-    /// by pods that live.
+    /// How many burials the log has whose pods were neither killed nor draining, and how many incarnations were given
+    /// up by pods that live.
     async fn ends(&self) -> Result<(i64, i64)> {
         let inside = connect(&self.postgres.url(DATABASE)).await?;
         let row = inside

@@ -61,7 +61,8 @@ pub(crate) async fn read(client: &Client, postgres: &Postgres, hosts: &[u32]) ->
     const SQL: &str = "SELECT (SELECT COALESCE(sum(s.calls), 0)::float8 FROM pg_stat_statements s \
                                  JOIN pg_database d ON d.oid = s.dbid WHERE d.datname = $1 AND s.toplevel), \
                               pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8, \
-                              (SELECT (b.blks_hit + b.blks_read)::float8 FROM pg_stat_database b WHERE b.datname = $1), \
+                              (SELECT (b.blks_hit + b.blks_read)::float8 FROM pg_stat_database b \
+                                WHERE b.datname = $1), \
                               (SELECT count(*) FROM pg_stat_activity a WHERE a.datname = $1)";
     let row = client.query_one(SQL, &[&DATABASE]).await?;
     let postmaster = postgres.postmaster_pid().ok_or("the server has ended")?;

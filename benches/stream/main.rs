@@ -1,9 +1,9 @@
 //! `make bench-stream`: how many chunks a second pass from one pod to a reader on another, beside a floor of bare INSERTs
-//! of the same batches that is taken in the same run; and how long a chunk takes from append to reader while a hundred runs
-//! talk.
+//! of the same batches that is taken in the same run; and how long a chunk takes from append to reader while a hundred
+//! runs talk.
 //!
-//! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to a private server that is
-//! gone afterwards.
+//! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to a private server that
+//! is gone afterwards.
 
 use std::error::Error;
 use std::time::{Duration, Instant};

@@ -163,8 +163,9 @@ fn report(member: &Membership, Round { pruned, failed, .. }: &Round, named: &mut
     }
     for kept in pruned.kept.iter().filter(|kept| named.is_new(kept)) {
         tracing::warn!(
-            target: "podlock", event = "prune_kept", pod = %pod, kind = kept.what, first = kept.first, count = kept.count,
-            cause = kept.why, "could not be deleted, and stays; the rest is pruned. This is said once"
+            target: "podlock", event = "prune_kept", pod = %pod, kind = kept.what, first = kept.first,
+            count = kept.count, cause = kept.why, "could not be deleted, and stays; the rest is pruned. \
+             This is said once"
         );
     }
     for e in failed {

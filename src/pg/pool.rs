@@ -18,7 +18,8 @@ use super::schema::Schema;
 use super::session::CONFIRM_COMMITS;
 use crate::error::{Error, ErrorKind, Result, chain};
 
-/// Statements that each new connection of the pool runs before its first use. They must leave the connection as it was.
+/// Statements that each new connection of the pool runs before its first use. They must leave the connection as it
+/// was.
 pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<'a, Result<(), tokio_postgres::Error>>;
 
 /// The pool with its schema and its time limits. Cheap to clone.
@@ -71,8 +72,8 @@ impl Database {
     ///
     /// # Cancel safety
     ///
-    /// A dropped write may or may not have happened. If a call is dropped or times out, its connection is closed, since
-    /// it is still busy.
+    /// A dropped write may or may not have happened. If a call is dropped or times out, its connection is closed,
+    /// since it is still busy.
     pub(crate) async fn query(&self, step: &str, template: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.query_as_it_stands(step, &self.schema.sql(template), params).await
     }
@@ -322,10 +323,11 @@ fn set_statements(limits: &Limits) -> String {
     let half = (limits.lease / 2).as_millis();
     let limit = limits.statement.as_millis();
     let keepalives = limits.keepalives;
-    // The time-out comes first, so that the role's own time-out does not end the statements after it. The server counts
-    // it for each statement of a message.
+    // The time-out comes first, so that the role's own time-out does not end the statements after it. The server
+    // counts it for each statement of a message.
     format!(
-        "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; SET default_transaction_isolation = 'read committed'; \
+        "SET statement_timeout = {limit}; SET search_path = pg_catalog, pg_temp; \
+         SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; SET client_min_messages = warning; \
          SET standard_conforming_strings = on; SET idle_session_timeout = 0; SET jit = off; \
          SET plan_cache_mode = force_generic_plan; \

@@ -102,7 +102,7 @@ pub(crate) async fn survey(
     let mut portions = Portions::begin(pace);
     let mut probe = RosterProbe::default();
     while let Some(portion) = portions.next() {
-        match burials::look(session, lock.incarnation, portion).await {
+        match burials::probe(session, lock.incarnation, portion).await {
             Ok(part) => {
                 portions.returned(&part.keys());
                 probe.extend(part);
@@ -140,7 +140,7 @@ pub(crate) async fn survey_neighbours(
     let mut neighbours = Neighbours::begin(local.keys.lock.get());
     let mut look = RosterProbe::default();
     while let Some(portion) = neighbours.next() {
-        match burials::look(session, lock.incarnation, portion).await {
+        match burials::probe(session, lock.incarnation, portion).await {
             Ok(part) => {
                 neighbours.returned(&part.keys());
                 look.extend(part);
@@ -162,7 +162,7 @@ async fn hold_in_one(
     whole: Portion,
 ) -> Result<Option<RosterProbe>> {
     let began = clock::now();
-    let (txn, probe) = match burials::begin_look(session, lock.incarnation, whole).await {
+    let (txn, probe) = match burials::begin_probe(session, lock.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
     };
@@ -213,8 +213,8 @@ async fn bury_all(
                     left.extend([other, one]);
                 } else if let Some((peer, _)) = portion.first() {
                     tracing::warn!(
-                        target: "podlock", event = "burial_failed", pod = %peer.look.pod_id,
-                        incarnation = %peer.look.incarnation,
+                        target: "podlock", event = "burial_failed", pod = %peer.probe.pod_id,
+                        incarnation = %peer.probe.incarnation,
                         by = %local.shared.member.pod_id, error = %e, "a dead pod could not be buried; the others are"
                     );
                 }
@@ -238,11 +238,11 @@ async fn bury_portion(
     portion: &[Dead<'_>],
 ) -> Result<bool> {
     let keys: Vec<_> = portion.iter().map(|(peer, _)| peer.keys.lock.get()).collect();
-    let (txn, again) = burials::begin_looking_again(session, lock.incarnation, &keys).await?;
-    let seen: BTreeMap<_, _> = again.peers.iter().map(|peer| (peer.look.incarnation, peer)).collect();
+    let (txn, again) = burials::begin_probing_again(session, lock.incarnation, &keys).await?;
+    let seen: BTreeMap<_, _> = again.peers.iter().map(|peer| (peer.probe.incarnation, peer)).collect();
     // A peer that changed since the decision, or whose row or lock another session holds, is left to the next probe.
     let same = |(peer, _): &&Dead<'_>| {
-        seen.get(&peer.look.incarnation).is_some_and(|now| now.look == peer.look && now.put_out == peer.put_out)
+        seen.get(&peer.probe.incarnation).is_some_and(|now| now.probe == peer.probe && now.evicted == peer.evicted)
     };
     let (dead, others): (Vec<_>, Vec<_>) = portion.iter().copied().partition(|dead| same(&dead));
     say_held_up(local, &others);
@@ -271,7 +271,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     }
     if buried.proved {
         let left: Vec<_> =
-            dead.iter().filter(|(peer, _)| !buried.gone.contains_key(&peer.look.incarnation)).copied().collect();
+            dead.iter().filter(|(peer, _)| !buried.gone.contains_key(&peer.probe.incarnation)).copied().collect();
         say_held_up(local, &left);
     }
     if buried.gone.is_empty() {
@@ -286,7 +286,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     for ((peer, evidence), burial) in dead.iter().zip(&burials) {
         let Some(cause) = buried.gone.get(&burial.incarnation) else { continue };
         tracing::info!(
-            target: "podlock", event = "buried", pod = %peer.look.pod_id, incarnation = %burial.incarnation, by = %me,
+            target: "podlock", event = "buried", pod = %peer.probe.pod_id, incarnation = %burial.incarnation, by = %me,
             reason = burial.reason, cause, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
             losses = evidence.losses, others = evidence.others, "buried a dead pod"
         );
@@ -297,13 +297,13 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
 
 /// Reports dead pods that burials keep passing over because another transaction holds their rows.
 fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
-    let incarnations: Vec<_> = passed_over.iter().map(|(peer, _)| peer.look.incarnation).collect();
+    let incarnations: Vec<_> = passed_over.iter().map(|(peer, _)| peer.probe.incarnation).collect();
     for (incarnation, held_for) in local.note_held_up(&incarnations) {
-        let Some((peer, _)) = passed_over.iter().find(|(peer, _)| peer.look.incarnation == incarnation) else {
+        let Some((peer, _)) = passed_over.iter().find(|(peer, _)| peer.probe.incarnation == incarnation) else {
             continue;
         };
         tracing::warn!(
-            target: "podlock", event = "burial_held_up", pod = %peer.look.pod_id, %incarnation,
+            target: "podlock", event = "burial_held_up", pod = %peer.probe.pod_id, %incarnation,
             by = %local.shared.member.pod_id,
             held_ms = u64::try_from(held_for.as_millis()).unwrap_or(u64::MAX),
             "a dead pod is not buried while another transaction holds its row in studio_pods or studio_pod_sessions: \
@@ -313,9 +313,9 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
 }
 
 fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Trigger) -> Burial<'a> {
-    let PeerProbe { pod_id, incarnation, session, draining, .. } = &peer.look;
-    let evicted = peer.put_out.map(ending::Reason::as_str);
-    let reason = ending::buried(*draining, peer.put_out);
+    let PeerProbe { pod_id, incarnation, session, draining, .. } = &peer.probe;
+    let evicted = peer.evicted.map(ending::Reason::as_str);
+    let reason = ending::buried(*draining, peer.evicted);
     // The age when the lock was first seen free. The wait since then says nothing about the end.
     let beat_age = peer.beat_age.map(|age| age.saturating_sub(Duration::from_millis(evidence.in_sight_ms)));
     let cause = cause::seen(reason, beat_age, &local.cause_timing(peer)).map(Cause::as_str);
@@ -328,8 +328,8 @@ fn burial<'a>(local: &Local, peer: &'a PeerRow, evidence: Evidence, trigger: Tri
     Burial { pod_id, incarnation: *incarnation, session: *session, draining: *draining, evicted, reason, cause, detail }
 }
 
-/// Prepares the statements of a burial on a session. If the server refuses, the first burial is slower, and reports the
-/// refusal.
+/// Prepares the statements of a burial on a session. If the server refuses, the first burial is slower, and reports
+/// the refusal.
 pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> {
     match burials::warm_up(session).await {
         Err(e) if refused(&e) => {
@@ -395,7 +395,7 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
     }
     let before = local.in_sight();
     let decision = local.decide(probe);
-    let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.look.incarnation, p)).collect();
+    let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.probe.incarnation, p)).collect();
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Wait(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
@@ -403,7 +403,7 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
         }
         if let Some(peer) = peers.get(incarnation) {
             tracing::info!(
-                target: "podlock", event = "held", pod = %peer.look.pod_id, incarnation = %incarnation,
+                target: "podlock", event = "held", pod = %peer.probe.pod_id, incarnation = %incarnation,
                 by = %local.shared.member.pod_id, reason = reason.as_str(),
                 "a peer's lock is free; waiting before it counts as dead"
             );
@@ -420,6 +420,6 @@ pub(crate) fn to_bury<'a>(
     peers: &'a [PeerRow],
 ) -> Vec<Dead<'a>> {
     let dead: BTreeMap<_, _> = decision.dead().collect();
-    let dead = peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.look.incarnation)?)));
-    dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.look)).collect()
+    let dead = peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.probe.incarnation)?)));
+    dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.probe)).collect()
 }

@@ -5,8 +5,6 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::local::Local;
 use crate::error::Result;
 use crate::membership::PodEvent;
@@ -35,7 +33,7 @@ const BURIER_GOES_FIRST: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(super) struct Hints {
     /// A probe of the roster and its locks.
-    pub(super) look: Gate,
+    pub(super) probe: Gate,
     /// A pod that may not bury saw a loss, so the next probe is that of a burial.
     pub(super) told_of_a_loss: bool,
     log: Gate,
@@ -55,7 +53,7 @@ impl Hints {
     pub(super) fn hear(&mut self, local: &Local, heard: &Heard) {
         let (now, words) = (clock::now(), heard.words);
         if words.has(Word::Look) {
-            self.look.ask(now, Duration::ZERO);
+            self.probe.ask(now, Duration::ZERO);
             self.told_of_a_loss = true;
             local.whole_within(spread(local, EACH_WHOLE));
         }
@@ -63,7 +61,7 @@ impl Hints {
             // The pod that was granted the lock is about to bury. Probe when that should be done, and leave that pod
             // alone until then.
             local.note_report();
-            self.look.ask(now, local.shared.member.settings.hold_probe_interval);
+            self.probe.ask(now, local.shared.member.settings.hold_probe_interval);
         }
         if words.has(Word::Roster) {
             self.log.ask(now, Duration::ZERO);
@@ -81,25 +79,25 @@ impl Hints {
 
     /// Makes the gaps between reads suit the size of the fleet.
     pub(super) fn suit(&mut self, peers: usize) {
-        for gate in [&mut self.look, &mut self.log, &mut self.runs, &mut self.asked] {
+        for gate in [&mut self.probe, &mut self.log, &mut self.runs, &mut self.asked] {
             gate.suit(peers);
         }
     }
 
     /// When the next read is due. `None`: no read is due.
     pub(super) fn due(&self) -> Option<Moment> {
-        [&self.look, &self.log, &self.runs, &self.asked].into_iter().filter_map(Gate::due).min()
+        [&self.probe, &self.log, &self.runs, &self.asked].into_iter().filter_map(Gate::due).min()
     }
 
     /// A read that was due failed. The same notices do not start it again; a sweep reads the rows.
     pub(super) fn failed(&mut self) {
-        for gate in [&mut self.look, &mut self.log, &mut self.runs, &mut self.asked] {
+        for gate in [&mut self.probe, &mut self.log, &mut self.runs, &mut self.asked] {
             gate.end(clock::now(), false);
         }
     }
 
     /// A roster probe was made. It also starts the reads that notices start otherwise, in case every notice was lost.
-    pub(super) fn after_a_look(&mut self, local: &Local) {
+    pub(super) fn after_a_probe(&mut self, local: &Local) {
         let now = clock::now();
         if local.roster_version() > local.log_read.get() {
             self.log.ask(now, Duration::ZERO);
@@ -185,7 +183,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     };
     let probe = match kind {
         EventKind::Buried => {
-            recover_within(local, BURIER_GOES_FIRST + spread(local, EACH));
+            shared.engine.recover_within(BURIER_GOES_FIRST + spread(local, EACH));
             if !is_ours {
                 local.note_burials(&[told.incarnation]);
             }
@@ -194,7 +192,7 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         EventKind::Joined | EventKind::Draining => {
             // The pod replaced an incarnation whose runs are orphans now. It goes first, and the others soon after.
             if told.reason.is_some() && !is_ours {
-                recover_within(local, shared.member.settings.hold_probe_interval);
+                shared.engine.recover_within(shared.member.settings.hold_probe_interval);
             }
             Some(GATHER + spread(local, EACH))
         }
@@ -216,14 +214,6 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
 /// A random part of the time in which all pods of the fleet do the same because of one notice.
 fn spread(local: &Local, each: Duration) -> Duration {
     neighbours::spread(each, local.peers(), fastrand::f64())
-}
-
-/// Makes a recovery pass due after `wait` at the latest.
-fn recover_within(local: &Local, wait: Duration) {
-    let at = Instant::now() + wait;
-    if at < local.recover_at() {
-        local.recover_by(Some(at));
-    }
 }
 
 fn publish(local: &Local, kind: EventKind, told: LoggedEvent) {

@@ -426,8 +426,8 @@ impl<'a> Keeper<'a> {
         runs_again
     }
 
-    /// Opens no session until the application makes progress. A pod that was evicted because it stalled would otherwise
-    /// get runs and stall with them. Returns `false` if the pod stops.
+    /// Opens no session until the application makes progress. A pod that was evicted because it stalled would
+    /// otherwise get runs and stall with them. Returns `false` if the pod stops.
     async fn stay_away_until_progress(&self) -> bool {
         self.stayed_away.set(Some(self.shared.member.incarnation()));
         let before = self.shared.member.progress();
@@ -558,7 +558,7 @@ impl<'a> Keeper<'a> {
             }
         }
         // An incarnation that gave itself up first may have been evicted as well.
-        if self.stayed_away.get() != Some(incarnation) && pods::was_put_out(&session, incarnation).await? {
+        if self.stayed_away.get() != Some(incarnation) && pods::was_evicted(&session, incarnation).await? {
             session.close().await;
             return Ok(None);
         }
@@ -583,7 +583,7 @@ impl<'a> Keeper<'a> {
             "holds its lock again; no run was disturbed"
         );
         self.shared.engine.recover_now.notify_one();
-        self.shared.look_now.notify_one();
+        self.shared.probe_now.notify_one();
     }
 
     /// Tells every run to stop, and gives up the current incarnation for good. A run that does not stop in time is

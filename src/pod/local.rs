@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
 use super::shared::Shared;
 use crate::id::{Incarnation, PodId};
@@ -33,8 +32,8 @@ use crate::store::strangers::{self, ForeignLock};
 const BURIER_MAY_FREEZE: Duration = Duration::from_secs(3);
 
 /// After a wait that many peers have in common, a pod of a large fleet makes its whole probe within so much time for
-/// each living peer. The pods then do not probe all at the same moment. Longer delays the burials; shorter costs the server
-/// more at a time.
+/// each living peer. The pods then do not probe all at the same moment. Longer delays the burials; shorter costs the
+/// server more at a time.
 const WHOLE_SPREAD: Duration = Duration::from_millis(10);
 
 /// How many burials a pod remembers: more than can overlap with one roster probe, which may go on while the
@@ -42,8 +41,8 @@ const WHOLE_SPREAD: Duration = Duration::from_millis(10);
 /// and delays other burials. More only costs memory.
 const REMEMBERED_BURIALS: usize = 1 << 14;
 
-/// How many settings of peers that differ one roster probe reports. Each is a line in the log. If a large fleet changes
-/// a setting, later probes report the others.
+/// How many settings of peers that differ one roster probe reports. Each is a line in the log. If a large fleet
+/// changes a setting, later probes report the others.
 const DIFFERENCES_MOST: usize = 16;
 
 /// Why a pod opens no session for now.
@@ -136,7 +135,6 @@ pub(crate) struct Local {
     told_strangers: RefCell<BTreeSet<strangers::Told>>,
     /// Set once this pod has compared `max_crashes` with the number of pods, and warned if the limit is too high.
     fleet_was_weighed: Cell<bool>,
-    recover_at: Cell<Option<Instant>>,
     /// The position in the event log up to which this pod has acted on events.
     pub(crate) log_read: Cell<i64>,
     /// `waits`: what the last roster probe showed and the event log does not report yet. `told_waits`: what the log
@@ -190,7 +188,6 @@ impl Local {
             beats_since_turn: Cell::new(0),
             told_strangers: RefCell::default(),
             fleet_was_weighed: Cell::new(false),
-            recover_at: Cell::new(None),
             log_read: Cell::new(0),
             waits: RefCell::default(),
             told_waits: RefCell::default(),
@@ -204,10 +201,10 @@ impl Local {
         *self.lock.borrow()
     }
 
-    /// L7: whether the runs were told to stop, or the deadline for telling them has passed. Until then, one of the two
-    /// locks must be held at any time: peers that find both free begin the runs a second time. So a silent session is
-    /// kept open, because the server may still hold its lock. Its successor ends it only while the other lock is surely
-    /// held.
+    /// L7: whether the runs were told to stop, or the deadline for telling them has passed. Until then, one of the
+    /// two locks must be held at any time: peers that find both free begin the runs a second time. So a silent
+    /// session is kept open, because the server may still hold its lock. Its successor ends it only while the other
+    /// lock is surely held.
     pub(crate) fn may_let_go(&self) -> bool {
         let shared = &self.shared;
         shared.member.has_given_up(shared.member.incarnation()) || shared.member.is_silent_for_too_long()
@@ -268,8 +265,8 @@ impl Local {
     /// Decides on a roster probe and remembers it.
     pub(crate) fn decide(&self, probe: &RosterProbe) -> Decision {
         let buried = self.buried.borrow();
-        let shown: Vec<&PeerRow> = probe.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).collect();
-        let peers: Vec<PeerProbe> = shown.iter().map(|p| p.look.clone()).collect();
+        let shown: Vec<&PeerRow> = probe.peers.iter().filter(|p| !buried.1.contains(&p.probe.incarnation)).collect();
+        let peers: Vec<PeerProbe> = shown.iter().map(|p| p.probe.clone()).collect();
         let now = clock::now();
         let alive = peers.iter().filter(|peer| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation));
         self.alive.set(alive.clone().count());
@@ -354,7 +351,7 @@ impl Local {
             ping_interval: settings.ping_interval,
             beat_interval: settings.beat_interval,
         }
-        .of_peer(peer.look.stated, peer.beat_interval)
+        .of_peer(peer.probe.stated, peer.beat_interval)
     }
 
     /// The settings in which peers differ from this pod and that the log has not named, at most [`DIFFERENCES_MOST`]
@@ -363,11 +360,11 @@ impl Local {
         let settings = &self.shared.member.settings;
         let own = Comparable { stated: Some(settings.stated()), beat_interval: Some(settings.beat_interval) };
         let mut told = self.differences.borrow_mut();
-        let names: BTreeSet<_> = probe.peers.iter().map(|peer| &peer.look.pod_id).collect();
+        let names: BTreeSet<_> = probe.peers.iter().map(|peer| &peer.probe.pod_id).collect();
         told.retain(|(pod, ..)| names.contains(pod));
         let of_peer = |peer: &'a PeerRow| {
-            let theirs = Comparable { stated: peer.look.stated, beat_interval: peer.beat_interval };
-            differences(own, theirs).into_iter().map(|difference| (&peer.look.pod_id, difference))
+            let theirs = Comparable { stated: peer.probe.stated, beat_interval: peer.beat_interval };
+            differences(own, theirs).into_iter().map(|difference| (&peer.probe.pod_id, difference))
         };
         let is_new =
             |(pod, (setting, _, theirs)): &(&PodId, Difference)| !told.contains(&((*pod).clone(), *setting, *theirs));
@@ -484,8 +481,8 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
-    /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they do
-    /// not count.
+    /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they
+    /// do not count.
     pub(crate) fn peers(&self) -> usize {
         self.steady.borrow().count()
     }
@@ -517,7 +514,7 @@ impl Local {
     pub(crate) fn must_look_at_all(&self, lock: &LivenessLock, look: &RosterProbe) -> bool {
         let buries_again = self.next_probe.get().is_none() && self.is_settled(lock);
         let (buried, observer, half_free) = (self.buried.borrow(), self.observer.borrow(), self.half_free.borrow());
-        let free = look.peers.iter().map(|peer| &peer.look).filter(|peer| peer.liveness_free);
+        let free = look.peers.iter().map(|peer| &peer.probe).filter(|peer| peer.liveness_free);
         free.filter(|peer| !buried.1.contains(&peer.incarnation)).any(|peer| {
             observer.sighting(peer.incarnation).is_none()
                 || (peer.witness_free && (buries_again || half_free.contains(&peer.incarnation)))
@@ -527,13 +524,13 @@ impl Local {
     /// Notes which neighbours this pod has now, and which of them have returned.
     pub(crate) fn note_neighbours(&self, look: &RosterProbe, neighbours: &Neighbours) {
         let buried = self.buried.borrow();
-        let probes: Vec<PeerProbe> = look.peers.iter().map(|peer| peer.look.clone()).collect();
+        let probes: Vec<PeerProbe> = look.peers.iter().map(|peer| peer.probe.clone()).collect();
         let in_sight = self.in_sight();
         self.observer.borrow_mut().note_returns(&probes);
         let same_sight = in_sight == self.in_sight();
         let mut roster = self.roster.borrow().clone();
         roster.retain(|place| !neighbours.covers(place.lock_key.get()));
-        roster.extend(look.peers.iter().filter(|p| !buried.1.contains(&p.look.incarnation)).map(place));
+        roster.extend(look.peers.iter().filter(|p| !buried.1.contains(&p.probe.incarnation)).map(place));
         roster.sort_unstable_by_key(|place| place.lock_key);
         self.roster_version.set(look.version.unwrap_or_default());
         if self.roster.replace(roster.clone()) != roster || !same_sight {
@@ -602,15 +599,6 @@ impl Local {
         clock::now() < reported + BURIER_MAY_FREEZE && self.departed.get().is_none_or(|departed| departed < since)
     }
 
-    /// When a recovery pass is due that nothing else starts. If none is due: a lease from now.
-    pub(crate) fn recover_at(&self) -> Instant {
-        self.recover_at.get().unwrap_or_else(|| Instant::now() + self.shared.member.settings.lease)
-    }
-
-    pub(crate) fn recover_by(&self, at: Option<Instant>) {
-        self.recover_at.set(at);
-    }
-
     pub(crate) fn successor(&self) -> Option<RingPlace> {
         let skip = self.observer.borrow().in_sight();
         ring::successor(self.keys.lock, &self.roster.borrow(), &skip).copied()
@@ -623,5 +611,5 @@ impl Local {
 
 /// The place of this peer in the ring.
 fn place(peer: &PeerRow) -> RingPlace {
-    RingPlace { incarnation: peer.look.incarnation, lock_key: peer.keys.lock, witness_key: peer.keys.witness }
+    RingPlace { incarnation: peer.probe.incarnation, lock_key: peer.keys.lock, witness_key: peer.keys.witness }
 }

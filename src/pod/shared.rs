@@ -18,7 +18,7 @@ pub(crate) struct Shared {
     /// Fires when the thread of the pod's sessions has ended.
     pub(crate) ended: CancellationToken,
     /// Makes the next probe of the roster come now.
-    pub(crate) look_now: Notify,
+    pub(crate) probe_now: Notify,
     /// Our own row is gone although we hold our lock.
     pub(crate) row_gone: Notify,
     /// A stop that could not join its runs: the lock stays until the process ends.
@@ -33,7 +33,7 @@ impl Shared {
             member,
             engine,
             ended: CancellationToken::new(),
-            look_now: Notify::new(),
+            probe_now: Notify::new(),
             row_gone: Notify::new(),
             stuck: AtomicBool::new(false),
             failure: OnceLock::new(),
@@ -53,8 +53,8 @@ impl Shared {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Runs a part of the pod in the background. If the part panics, the pod ends, because it cannot do its work without
-    /// the part.
+    /// Runs a part of the pod in the background. If the part panics, the pod ends, because it cannot do its work
+    /// without the part.
     pub(crate) fn spawn<P: Part>(self: &Arc<Self>, part: P) {
         let shared = Arc::clone(self);
         let panicked = move |part| {

@@ -1,4 +1,5 @@
-//! The control session: it holds the witness lock, hears the other pods, and sweeps, so that nothing depends on a push.
+//! The control session: it holds the witness lock, hears the other pods, and sweeps, so that nothing depends on a
+//! push.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -184,7 +185,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
     let mut lock = local.lock.subscribe();
     let mut recorded = None;
     let mut hints = Hints::of_a_new_session();
-    let mut next_look = Instant::now();
+    let mut next_sweep = Instant::now();
     let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
     let mut beaten = local.shared.member.progress();
     // Events of the time without a control session may have been missed, so a pass of each kind runs.
@@ -195,24 +196,19 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
         tokio::select! {
             biased;
             cause = ended => return Error::new(ErrorKind::SessionLost, cause.to_string()),
-            () = local.shared.look_now.notified() => next_look = Instant::now(),
+            () = local.shared.probe_now.notified() => next_sweep = Instant::now(),
             _ = lock.changed() => {}
-            () = tokio::time::sleep_until(next_look) => {}
+            () = tokio::time::sleep_until(next_sweep) => {}
             () = tokio::time::sleep_until(next_beat), if local.lock().is_some() => {}
-            () = tokio::time::sleep_until(local.recover_at()) => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
             // This branch is last, and due work is done in any case: a flood of notices delays nothing.
             heard = session.heard() => hints.hear(local, &heard),
         }
         let now = Instant::now();
-        if now >= local.recover_at() {
-            local.recover_by(None);
-            local.shared.engine.recover_now.notify_one();
-        }
-        let standing = *lock.borrow_and_update();
+        let own = *lock.borrow_and_update();
         let done = async {
             match hints.follow(local, session).await {
-                Ok(by) => next_look = by.map_or(next_look, |by| next_look.min(Instant::now() + by)),
+                Ok(by) => next_sweep = by.map_or(next_sweep, |by| next_sweep.min(Instant::now() + by)),
                 // Beats and sweeps depend on no notice.
                 Err(e) if refused(&e) => {
                     tracing::debug!(
@@ -223,44 +219,44 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                 }
                 Err(e) => return Err(e),
             }
-            let Some(standing) = standing else {
-                if now >= next_look {
+            let Some(own) = own else {
+                if now >= next_sweep {
                     session.ping(local.shared.member.settings.ping_timeout).await?;
-                    next_look = now + sweep_delay(local);
+                    next_sweep = now + sweep_delay(local);
                 }
                 return Ok(());
             };
-            if recorded != Some(standing.incarnation) {
-                pods::set_control(session, standing.incarnation).await?;
-                recorded = Some(standing.incarnation);
-                next_look = now;
+            if recorded != Some(own.incarnation) {
+                pods::set_control(session, own.incarnation).await?;
+                recorded = Some(own.incarnation);
+                next_sweep = now;
             }
             if now >= next_beat {
                 next_beat = now + local.shared.member.settings.beat_interval;
-                beat(local, session, &standing, &mut beaten).await?;
-                let beats = beats::beats(session, standing.incarnation, &local.neighbours()).await?;
+                beat(local, session, &own, &mut beaten).await?;
+                let beats = beats::beats(session, own.incarnation, &local.neighbours()).await?;
                 local.note_attached(beats.peers.len());
-                look_for_stalled(local, session, &standing, &beats).await?;
-                strangers::look(local, session, &standing, &beats).await?;
+                look_for_stalled(local, session, &own, &beats).await?;
+                strangers::look(local, session, &own, &beats).await?;
             }
-            if now >= next_look || hints.look.is_due(clock::now()) {
-                if now < next_look {
+            if now >= next_sweep || hints.probe.is_due(clock::now()) {
+                if now < next_sweep {
                     local.note_hint("look");
                 }
-                hints.look.begin(clock::now());
+                hints.probe.begin(clock::now());
                 let began = Instant::now();
-                if local.is_whole_due() || !probe_neighbours(local, session, &standing).await? {
+                if local.is_whole_due() || !probe_neighbours(local, session, &own).await? {
                     let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
-                    sweep(local, session, &standing, expects_a_loss).await?;
+                    sweep(local, session, &own, expects_a_loss).await?;
                     local.plan_whole();
                     hints.suit(local.peers());
                 }
                 tell_waits(local, session).await;
                 // With a long roster, a probe may take long. At most half of the time goes into probes.
                 let took = if local.whole_roster().is_some() { Duration::ZERO } else { began.elapsed() };
-                next_look = Instant::now() + sweep_delay(local).max(took);
-                hints.look.end(clock::now(), false);
-                hints.after_a_look(local);
+                next_sweep = Instant::now() + sweep_delay(local).max(took);
+                hints.probe.end(clock::now(), false);
+                hints.after_a_probe(local);
             }
             Ok(())
         }
@@ -273,7 +269,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                     target: "podlock", event = "sweep_failed", pod = %local.shared.member.pod_id, error = %e,
                     "a look failed; nothing was concluded from it"
                 );
-                next_look = Instant::now() + sweep_delay(local);
+                next_sweep = Instant::now() + sweep_delay(local);
                 hints.failed();
             }
             Err(e) => return e,
@@ -343,11 +339,11 @@ async fn tell_of_stalled(
     // Like a burial, an eviction is only for pods that have been up for a while themselves (L2).
     if settings.on_stall == OnStall::Evict
         && local.is_settled(lock)
-        && let Some(backends) = beats::put_out(session, &shared.member.pod_id, stalled).await?
+        && let Some(backends) = beats::evict(session, &shared.member.pod_id, stalled).await?
     {
         tracing::warn!(
-            target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.member.pod_id, backends,
-            "put out a pod that got nowhere"
+            target: "podlock", event = "evicted", incarnation = %stalled.incarnation, by = %shared.member.pod_id,
+            backends, "evicted a pod that made no progress"
         );
     }
     Ok(())

@@ -49,8 +49,8 @@ impl Kept for Watcher<'_> {
         Backoff::new(RECONNECT_BACKOFF_MIN, self.local.shared.member.settings.reconnect_backoff_max)
     }
 
-    /// A pod without its lock concludes nothing from a watch, and needs the server for its liveness session first. A pod
-    /// that is away has no lock.
+    /// A pod without its lock concludes nothing from a watch, and needs the server for its liveness session first. A
+    /// pod that is away has no lock.
     async fn wanted(&self) {
         let mut lock = self.local.lock.subscribe();
         if lock.borrow_and_update().is_some() {
@@ -112,8 +112,8 @@ impl Kept for Watcher<'_> {
     }
 }
 
-/// How long a slice may wait, so that the deadlock check, `log_lock_waits` and the log of slow statements never see it.
-/// `None`: the slice would be too short to be useful.
+/// How long a slice may wait, so that the deadlock check, `log_lock_waits` and the log of slow statements never see
+/// it. `None`: the slice would be too short to be useful.
 fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
     let mut slice = wanted.min(facts.deadlock_timeout.mul_f64(0.9));
     if let Some(logged) = facts.log_min_duration {
@@ -127,8 +127,8 @@ fn slice_for(wanted: Duration, facts: ServerFacts) -> Option<Duration> {
 /// longer.
 const SETTINGS_AGAIN: Duration = Duration::from_secs(20);
 
-/// How long a watch without room stays off: 30 s, times a random factor between 0.5 and 1.5. Only a new session can see
-/// whether there is room again, and every pod of the fleet is in the same state.
+/// How long a watch without room stays off: 30 s, times a random factor between 0.5 and 1.5. Only a new session can
+/// see whether there is room again, and every pod of the fleet is in the same state.
 const OFF_FOR: Duration = Duration::from_secs(30);
 
 /// How soon the watch tries again at a pod whose lock is free and that was not buried. The delay doubles up to
@@ -180,7 +180,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
         backoff.reset();
         spoken = Instant::now();
         if version != local.roster_version() {
-            local.shared.look_now.notify_one();
+            local.shared.probe_now.notify_one();
         }
         if answer == Slice::Held {
             // A wait that ends early must not make the loop spin.
@@ -208,11 +208,11 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
             Ok(()) => {
                 // The sweep continues to probe the peers that this probe left in sight.
                 if local.hold_delay().is_some() {
-                    local.shared.look_now.notify_one();
+                    local.shared.probe_now.notify_one();
                 }
                 // The successor's lock was free, but the successor is neither buried nor in sight. Either another pod
-                // is burying it now, or a transaction holds its row for an unknown time. Each slice that is granted the
-                // lock tells every pod, so the slices become rarer.
+                // is burying it now, or a transaction holds its row for an unknown time. Each slice that is granted
+                // the lock tells every pod, so the slices become rarer.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
                     if free.as_ref().is_none_or(|(who, _)| *who != successor.incarnation) {
                         free = Some((successor.incarnation, Backoff::new(FREE_AGAIN, settings.hold_probe_interval)));
@@ -237,7 +237,8 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
     }
 }
 
-/// Waits for the roster to change while there is no peer to watch. Pings so that the session does not idle for a lease.
+/// Waits for the roster to change while there is no peer to watch. Pings so that the session does not idle for a
+/// lease.
 async fn idle(local: &Local, session: &Session, spoken: &mut Instant) -> Result<()> {
     tokio::select! {
         () = local.roster_changed.notified() => Ok(()),

@@ -36,7 +36,8 @@ pub fn rarer(often: Duration, peers: usize) -> Duration {
     if are_all(peers) { often } else { often.saturating_mul(times) }
 }
 
-/// A delay before something that all pods of a fleet do because of one notice: `each` per pod, times `random` from 0 to
+/// A delay before something that all pods of a fleet do because of one notice: `each` per pod, times `random` from 0
+/// to
 /// 1. So the server sees at most about one of them per `each`. A small fleet does it at once.
 #[must_use]
 pub fn spread(each: Duration, peers: usize, random: f64) -> Duration {
@@ -54,8 +55,8 @@ pub fn spread(each: Duration, peers: usize, random: f64) -> Duration {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steady(BTreeMap<Incarnation, u8>);
 
-/// How many whole probes make sure of a peer: 3. Fewer let two pods that probe at the same time mislead each other; more
-/// keep a new fleet probing whole rosters for longer.
+/// How many whole probes make sure of a peer: 3. Fewer let two pods that probe at the same time mislead each other;
+/// more keep a new fleet probing whole rosters for longer.
 const SURE: u8 = 3;
 
 impl Steady {
@@ -164,7 +165,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_own_row_and_those_that_follow_it_in_the_ring_are_read_once(
-            keys in proptest::collection::btree_set(prop_oneof![any::<i64>(), -40_i64..40, Just(i64::MIN), Just(i64::MAX)], 1..60),
+            keys in proptest::collection::btree_set(
+                prop_oneof![any::<i64>(), -40_i64..40, Just(i64::MIN), Just(i64::MAX)],
+                1..60,
+            ),
             nth in any::<prop::sample::Index>(),
         ) {
             let own = *nth.get(&keys.iter().copied().collect::<Vec<_>>());

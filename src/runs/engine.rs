@@ -1,12 +1,14 @@
 //! The engine of runs: the state that the parts of `runs` share.
 //!
-//! Architecture invariant: nothing that the engine is made of knows the engine. What works with the engine (a `Run`, the
-//! parts in the background, the recovery pass) stands above it, and so do the handlers.
+//! Architecture invariant: nothing that the engine is made of knows the engine. What works with the engine (a `Run`,
+//! the parts in the background, the recovery pass) stands above it, and so do the handlers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
 use super::StopReason;
 use super::failed::Failures;
@@ -31,18 +33,20 @@ pub(crate) struct Engine {
     pub(crate) readers: Readers,
     /// Runs that failed on this pod, until they are written to the event log.
     pub(crate) failures: Failures,
-    /// Makes the next recovery pass begin now. A boot, a regained lock, a sweep and a burial notify it; `recover` waits
-    /// for it. `Notify` keeps one wake that comes during a pass, so none is lost.
+    /// Makes the next recovery pass begin now. A boot, a regained lock, a new control session and a burial notify it;
+    /// `recover` waits for it. `Notify` keeps one wake that comes during a pass, so none is lost.
     pub(crate) recover_now: Notify,
-    /// A notice says that there are orphans. `pod::hints` notifies it; the next recovery pass begins soon, at a limited
-    /// rate (L11). If a wake is lost, the next sweep finds the orphans.
+    /// A notice says that there are orphans. `pod::hints` notifies it; the next recovery pass begins soon, at a
+    /// limited rate (L11). If a wake is lost, the next sweep finds the orphans.
     pub(crate) recover_hinted: Notify,
-    /// Orphans that a burial has already loaded. The next recovery pass takes them instead of querying. The channel has
-    /// room for one value. A value that finds it full is dropped: after the pass that takes the earlier value, another
-    /// pass follows and queries.
+    /// When a recovery pass is due because of an event of another pod. `recover` waits for it, and takes it.
+    recover_by: watch::Sender<Option<Instant>>,
+    /// Orphans that a burial has already loaded. The next recovery pass takes them instead of querying. The channel
+    /// has room for one value. A value that finds it full is dropped: after the pass that takes the earlier value,
+    /// another pass follows and queries.
     loaded: mpsc::Sender<Loaded>,
-    /// How many attempts here have ended their run, and how many have yielded it. Attempts increment them; the shutdown
-    /// reads them.
+    /// How many attempts here have ended their run, and how many have yielded it. Attempts increment them; the
+    /// shutdown reads them.
     finished: AtomicUsize,
     yielded: AtomicUsize,
 }
@@ -66,6 +70,7 @@ impl Engine {
             failures: Failures::default(),
             recover_now: Notify::new(),
             recover_hinted: Notify::new(),
+            recover_by: watch::Sender::new(None),
             loaded,
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
@@ -80,6 +85,36 @@ impl Engine {
             let _ = self.loaded.try_send(loaded);
         }
         self.recover_now.notify_one();
+    }
+
+    /// Makes a recovery pass due after `wait` at the latest. A pass that begins earlier for another reason does not
+    /// replace it: that pass may read the rows before the other pods have acted on them.
+    pub(crate) fn recover_within(&self, wait: Duration) {
+        let at = Instant::now() + wait;
+        self.recover_by.send_if_modified(|by| {
+            let is_earlier = by.is_none_or(|by| at < by);
+            if is_earlier {
+                *by = Some(at);
+            }
+            is_earlier
+        });
+    }
+
+    /// Waits until a pass is due by [`Self::recover_within`], and takes that time back. Cancel safe.
+    pub(super) async fn recovery_is_due(&self) {
+        let mut changed = self.recover_by.subscribe();
+        loop {
+            let by = *changed.borrow_and_update();
+            tokio::select! {
+                biased;
+                // The sender lives as long as this engine.
+                _ = changed.changed() => {}
+                () = tokio::time::sleep_until(by.unwrap_or_else(Instant::now)), if by.is_some() => {
+                    self.recover_by.send_replace(None);
+                    return;
+                }
+            }
+        }
     }
 
     /// Tells every run to stop.

@@ -14,8 +14,8 @@ use crate::store::runs::Owner;
 /// Records that a run of this pod was ended as failed.
 pub(crate) fn note(engine: &Engine, owner: Owner, kind: &str, attempt: i32, error: &str) {
     tracing::warn!(
-        target: "podlock", event = "run_failed", pod = %engine.member.pod_id, incarnation = %owner.incarnation, run = %owner.run_id,
-        kind, fence = owner.fence.get(), attempt, error = &*beginning(error), "a run failed"
+        target: "podlock", event = "run_failed", pod = %engine.member.pod_id, incarnation = %owner.incarnation,
+        run = %owner.run_id, kind, fence = owner.fence.get(), attempt, error = &*beginning(error), "a run failed"
     );
     engine.failures.note(kind, owner.run_id, error);
 }

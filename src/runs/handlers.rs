@@ -1,7 +1,7 @@
 //! The handlers of a pod, by the kind of run that they execute.
 //!
-//! Architecture invariant: the engine does not have them. A handler gets a `Run`, and a `Run` writes through the engine.
-//! So only what begins attempts has the handlers: a start and a claim.
+//! Architecture invariant: the engine does not have them. A handler gets a `Run`, and a `Run` writes through the
+//! engine. So only what begins attempts has the handlers: a start and a claim.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The recovery pass: load → plan → claim → report. It needs no input, can run at any time, and forgets no orphan (L6).
+//! The recovery pass: load → plan → claim → report. It needs no input, can run at any time, and forgets no orphan
+//! (L6).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,8 +27,8 @@ use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
 /// How many orphans one load returns: `AHEAD` times as many as this pod has room for, at most `LOAD`. Pods that share
-/// the orphans can then claim different ones. A load costs as much as a claim, so more is too dear. With shorter lists,
-/// pods try to claim the same runs.
+/// the orphans can then claim different ones. A load costs as much as a claim, so more is too dear. With shorter
+/// lists, pods try to claim the same runs.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
 
@@ -56,8 +57,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so the
-    /// plan does not count it as missing from the rows.
+    /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so
+    /// the plan does not count it as missing from the rows.
     pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
         let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // This pod does not claim runs that are stopping here, or that it released just now.
@@ -129,6 +130,7 @@ impl Part for Recovery {
             tokio::select! {
                 biased;
                 () = self.engine.recover_now.notified() => return,
+                () = self.engine.recovery_is_due() => return,
                 () = self.engine.registry.freed.notified(), if self.passes.short_of_room => return,
                 () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => return,
                 // Hints are the last branch, so a flood of them delays nothing else.
@@ -201,8 +203,8 @@ async fn pass(
     passes: &mut Passes,
     from_a_burial: Option<Loaded>,
 ) -> Result<Report> {
-    // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load of
-    // its own.
+    // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load
+    // of its own.
     let (loaded, may_be_old) = match from_a_burial {
         Some(loaded) if loaded.own == own => (loaded, true),
         _ => (Load::new(engine, own).run(engine).await?, false),

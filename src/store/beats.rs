@@ -14,7 +14,8 @@ use crate::pg::statement::sql;
 use crate::pg::txn::{Param, one};
 use crate::protocol::stall;
 
-/// Writes the next event index into the pod's row. A pod beats only while every source that it requires makes progress.
+/// Writes the next event index into the pod's row. A pod beats only while every source that it requires makes
+/// progress.
 pub(crate) async fn beat(session: &Session, incarnation: Incarnation) -> Result<()> {
     const SQL: &str = sql!("beat");
     session.query("beating", SQL, &[(&incarnation.as_uuid(), Type::UUID)]).await.map(drop)
@@ -74,7 +75,7 @@ pub(crate) async fn suspect(session: &Session, by: &PodId, stalled: &stall::Stal
 }
 
 /// Evicts a peer whose index is still the one at which it was suspected. Returns how many of its backends were ended.
-pub(crate) async fn put_out(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
+pub(crate) async fn evict(session: &Session, by: &PodId, stalled: &stall::Stalled) -> Result<Option<i32>> {
     const SQL: &str = sql!("evict_stalled_peer");
     let params: [Param<'_>; 3] =
         [(&stalled.incarnation.as_uuid(), Type::UUID), (&stalled.index, Type::INT8), (&by.as_str(), Type::TEXT)];

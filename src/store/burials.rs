@@ -63,10 +63,10 @@ impl RosterProbe {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PeerRow {
-    pub(crate) look: PeerProbe,
+    pub(crate) probe: PeerProbe,
     pub(crate) keys: Keys,
     /// Why the pod was evicted, if it was.
-    pub(crate) put_out: Option<ending::Reason>,
+    pub(crate) evicted: Option<ending::Reason>,
     /// The time since the pod's last beat, by the server's clock. It is for people: nothing is decided on it.
     pub(crate) beat_age: Option<Duration>,
     /// The least time between two beats of the pod, if its row says so. A pod without progress does not beat.
@@ -95,23 +95,23 @@ pub(crate) struct Proof {
     pub(crate) liveness: Backend,
 }
 
-const LOOK: Prepared = Prepared {
-    template: sql!("look", "roster_rows", "looked"),
+const PROBE: Prepared = Prepared {
+    template: sql!("probe_portion", "roster_rows", "probed"),
     types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
 };
-const LOOK_AGAIN: &str = sql!("look_again", "roster_rows", "open_session_is_free", "looked");
+const PROBE_AGAIN: &str = sql!("probe_again", "roster_rows", "open_session_is_free", "probed");
 
 /// Probes or reads one portion of the roster, in a statement of its own. Keeps no lock.
-pub(crate) async fn look(session: &Session, own: Incarnation, portion: Portion) -> Result<RosterProbe> {
+pub(crate) async fn probe(session: &Session, own: Incarnation, portion: Portion) -> Result<RosterProbe> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
-    let rows = session.query("looking at the peers", LOOK.template, &params).await?;
-    read_look(own, &rows, portion.probe)
+    let rows = session.query("probing the roster", PROBE.template, &params).await?;
+    read_probe(own, &rows, portion.probe)
 }
 
-/// The same as [`look`], as the first statement of a transaction. The transaction keeps the locks that it got.
-pub(crate) async fn begin_look(
+/// The same as [`probe`], as the first statement of a transaction. The transaction keeps the locks that it got.
+pub(crate) async fn begin_probe(
     session: &mut Session,
     own: Incarnation,
     portion: Portion,
@@ -119,22 +119,22 @@ pub(crate) async fn begin_look(
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
     let params = portion_params(&own_id, &portion, &most);
-    let (txn, rows) = session.begin_with("looking at the peers", LOOK.template, &params).await?;
-    let look = read_look(own, &rows, portion.probe)?;
-    Ok((txn, look))
+    let (txn, rows) = session.begin_with("probing the roster", PROBE.template, &params).await?;
+    let probe = read_probe(own, &rows, portion.probe)?;
+    Ok((txn, probe))
 }
 
 /// Probes the peers with these lock keys again, as the first statement of a transaction. The transaction keeps the
 /// locks that it got.
-pub(crate) async fn begin_looking_again<'a>(
+pub(crate) async fn begin_probing_again<'a>(
     session: &'a mut Session,
     own: Incarnation,
     keys: &[i64],
 ) -> Result<(Txn<'a>, RosterProbe)> {
     let params: [Param<'_>; 2] = [(&own.as_uuid(), Type::UUID), (&keys, Type::INT8_ARRAY)];
-    let (txn, rows) = session.begin_with("looking at the dead again", LOOK_AGAIN, &params).await?;
-    let look = read_look(own, &rows, true)?;
-    Ok((txn, look))
+    let (txn, rows) = session.begin_with("probing the dead again", PROBE_AGAIN, &params).await?;
+    let probe = read_probe(own, &rows, true)?;
+    Ok((txn, probe))
 }
 
 fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64) -> [Param<'a>; 5] {
@@ -152,29 +152,29 @@ pub(crate) fn met_a_full_table(error: &Error) -> bool {
     error.sqlstate() == Some("53200")
 }
 
-fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<RosterProbe> {
-    let mut look = RosterProbe::default();
+fn read_probe(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Result<RosterProbe> {
+    let mut probe = RosterProbe::default();
     for row in rows {
-        look.version = Some(row.at("version")?);
+        probe.version = Some(row.at("version")?);
         let incarnation = Incarnation::from(row.at::<Uuid>("incarnation")?);
         let keys = Keys { lock: row.at::<i64>("lock_key")?.into(), witness: row.at::<i64>("witness_key")?.into() };
         if incarnation == own {
-            look.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at("drain_requested")? });
+            probe.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at("drain_requested")? });
             continue;
         }
         // One bad row must not hide the others.
         let pod_id = match row.try_get::<_, String>("pod_id").map_err(|e| chain(&e)).and_then(name) {
             Ok(pod_id) => pod_id,
             Err(why) => {
-                look.misnamed.push((incarnation, why));
-                look.misnamed_keys.push(keys.lock);
+                probe.misnamed.push((incarnation, why));
+                probe.misnamed_keys.push(keys.lock);
                 continue;
             }
         };
         if !probed {
-            look.unknown.insert(incarnation);
+            probe.unknown.insert(incarnation);
         }
-        let put_out = evictions::mark(row.at("evicted")?);
+        let evicted = evictions::mark(row.at("evicted")?);
         let peer = PeerProbe {
             pod_id,
             incarnation,
@@ -186,9 +186,9 @@ fn read_look(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> Re
         };
         let beat_age = row.at::<Option<f64>>("beat_age_s")?.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let beat_interval = interval(row.at("beat_ms")?);
-        look.peers.push(PeerRow { look: peer, keys, put_out, beat_age, beat_interval });
+        probe.peers.push(PeerRow { probe: peer, keys, evicted, beat_age, beat_interval });
     }
-    Ok(look)
+    Ok(probe)
 }
 
 /// Records the waits that no pod has recorded yet, and returns how many they are. `None`: another transaction has
@@ -264,9 +264,9 @@ pub(crate) struct Buried {
 
 const BURY: &str = sql!("bury", "advisory_lock", "lock_key", "open_session_is_free");
 
-/// L3: deletes the rows of the dead pods and records their ends, while this transaction holds their locks. Then commits
-/// and sends one more statement, which reads what holds after the commit. All of this is one round trip. The burial is
-/// a separate statement after the probe that took the locks, so its snapshot is younger than the locks.
+/// L3: deletes the rows of the dead pods and records their ends, while this transaction holds their locks. Then
+/// commits and sends one more statement, which reads what holds after the commit. All of this is one round trip. The
+/// burial is a separate statement after the probe that took the locks, so its snapshot is younger than the locks.
 pub(crate) async fn commit_burials(
     txn: Txn<'_>,
     proof: &Proof,
@@ -298,7 +298,7 @@ pub(crate) async fn commit_burials(
 pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
     const STATEMENTS: [Prepared; 4] = [
-        LOOK,
+        PROBE,
         Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
         Prepared { template: BURY, types: BURY_TYPES },
         CANDIDATES,

@@ -13,8 +13,8 @@ use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
 
-/// Roles that may create objects in the schema and own neither the schema nor podlock's tables. `PUBLIC` is every role.
-/// Superusers are not listed.
+/// Roles that may create objects in the schema and own neither the schema nor podlock's tables. `PUBLIC` is every
+/// role. Superusers are not listed.
 pub(crate) async fn creators(session: &Session) -> Result<Vec<String>> {
     const SQL: &str = sql!("list_creators");
     let schema = session.schema().name().to_owned();
@@ -32,8 +32,8 @@ pub(crate) fn advice(schema: &str, creators: &[String]) -> Option<String> {
     let roles: Vec<_> = creators.iter().map(quoted).collect();
     let roles = roles.join(", ");
     Some(format!(
-        "{roles} may create objects in schema {schema:?}, and so lay functions there that people call instead of podlock's: \
-         REVOKE CREATE ON SCHEMA {name} FROM {roles}, or give podlock a schema of its own"
+        "{roles} may create objects in schema {schema:?}, and so lay functions there that people call instead of \
+         podlock's: REVOKE CREATE ON SCHEMA {name} FROM {roles}, or give podlock a schema of its own"
     ))
 }
 

@@ -45,29 +45,31 @@ pub(crate) async fn raise(db: &Database, floor: Fence) -> Result<Fence> {
 const RAISE: &str = "SELECT @.studio_raise_fence($1::bigint) AS last";
 
 fn advise(error: Error) -> Error {
-    error
-        .state("the sequence is as it was; what needs a fence above it is not claimed")
-        .help("run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT studio_raise_fence(n::bigint), with the name of the schema before it")
+    error.state("the sequence is as it was; what needs a fence above it is not claimed").help(
+        "run `podlock migrate grants` again for the pods' role, or, as the owner, SELECT \
+             studio_raise_fence(n::bigint), with the name of the schema before it",
+    )
 }
 
 fn say_raised(floor: Fence, last: i64) {
     tracing::warn!(
         target: "podlock", event = "fences_raised", floor = floor.get(), last,
-        "the sequence of fences stood below fences that were given, or handed numbers out in advance; it was raised, with CACHE 1"
+        "the sequence of fences stood below fences that were given, or handed numbers out in advance; \
+         it was raised, with CACHE 1"
     );
 }
 
-/// Before the first fence is given, raises the sequence above the fences that the tables already have. Tables that were
-/// copied by logical replication, or by `pg_dump` of single tables, come without their sequences. If a fence was given
-/// already, nothing is read: a run whose fence is above the sequence raises it when the run is claimed.
+/// Before the first fence is given, raises the sequence above the fences that the tables already have. Tables that
+/// were copied by logical replication, or by `pg_dump` of single tables, come without their sequences. If a fence was
+/// given already, nothing is read: a run whose fence is above the sequence raises it when the run is claimed.
 pub(crate) async fn step_past_what_is_there(session: &Session) -> Result<()> {
     const HIGHEST: &str = sql!("find_highest_fence");
     let step = "looking at the fences that are there";
     if session.query_one(step, SEQUENCE, &[]).await?.at::<i64>("last")? != 0 {
         return Ok(());
     }
-    // The statement reads the whole table, once in the life of a database. If that takes longer than the limit, because
-    // the table is being filled, it fails.
+    // The statement reads the whole table, once in the life of a database. If that takes longer than the limit,
+    // because the table is being filled, it fails.
     let limit = FIRST_LOOK.as_millis();
     session.execute_batch(step, &format!("SET statement_timeout = {limit}")).await?;
     let rows = session.query_limited(step, HIGHEST, &[(&JUMP, Type::INT8)], FIRST_LOOK).await?;

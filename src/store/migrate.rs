@@ -1,14 +1,14 @@
 //! Applies the schema's versions with refinery, under a lock of podlock's own.
 //!
-//! refinery takes no lock, so fifty pods that boot at once would disturb each other. The lock is tried again and again,
-//! and never waited for. A waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration would
-//! wait for that snapshot.
+//! refinery takes no lock, so fifty pods that boot at once would disturb each other. The lock is tried again and
+//! again, and never waited for. A waiting statement holds a snapshot, and `CREATE INDEX CONCURRENTLY` in a migration
+//! would wait for that snapshot.
 //!
-//! Old and new binaries run side by side during a rollout. So a binary works with a schema that is newer than it knows,
-//! unless the schema forbids that (`studio_schema_compat`).
+//! Old and new binaries run side by side during a rollout. So a binary works with a schema that is newer than it
+//! knows, unless the schema forbids that (`studio_schema_compat`).
 //!
-//! The short statements here name the schema of everything that they call. After a migration that failed, the session's
-//! `search_path` still names the schema of the tables.
+//! The short statements here name the schema of everything that they call. After a migration that failed, the
+//! session's `search_path` still names the schema of the tables.
 
 use std::time::Duration;
 
@@ -70,8 +70,8 @@ files!(
 const HISTORY_TABLE: &str = "studio_schema_history";
 /// How long this waits for another session's migration, and how long one of our statements may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long a migration waits for a lock at a time. While it waits, every later session that wants the same table waits
-/// behind it.
+/// How long a migration waits for a lock at a time. While it waits, every later session that wants the same table
+/// waits behind it.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
 /// The SQLSTATE of a lock that was not granted in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -205,23 +205,25 @@ pub fn sql(schema: &str, from: i32) -> String {
         // The script checks first whether the schema exists: its owner need not have the right to create one.
         let literal = quoted.replace('\'', "''");
         script.push_str(&format!(
-            "DO {tag} BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA {quoted};\n    \
-             END IF;\nEND {tag};\nCREATE TABLE {history} (version int4 PRIMARY KEY, name varchar(255), applied_on \
-             varchar(255), checksum varchar(255));\n"
+            "DO {tag} BEGIN\n    IF pg_catalog.to_regnamespace('{literal}') IS NULL THEN\n        CREATE SCHEMA \
+             {quoted};\n    END IF;\nEND {tag};\nCREATE TABLE {history} (version int4 PRIMARY KEY, name \
+             varchar(255), applied_on varchar(255), checksum varchar(255));\n"
         ));
     } else {
         // The roster is locked before the log, in the order in which burials lock them.
         let pods = schema.sql("@.studio_pods");
         script.push_str(&format!(
-            "LOCK TABLE {history};\nLOCK TABLE {pods};\nDO {tag} BEGIN\n    IF (SELECT pg_catalog.max(version) FROM {history}) IS DISTINCT \
-             FROM {from} THEN\n        RAISE EXCEPTION 'the schema is not at version {from}'\n            USING HINT = 'podlock \
-             migrate status shows its versions; give the newest applied one to --from.';\n    END IF;\nEND {tag};\n"
+            "LOCK TABLE {history};\nLOCK TABLE {pods};\nDO {tag} BEGIN\n    IF (SELECT pg_catalog.max(version) FROM \
+             {history}) IS DISTINCT FROM {from} THEN\n        RAISE EXCEPTION 'the schema is not at version {from}'\n\
+             \x20           USING HINT = 'podlock migrate status shows its versions; give the newest applied one \
+             to --from.';\n    END IF;\nEND {tag};\n"
         ));
     }
     for migration in known(i32::MAX, &schema).iter().filter(|m| m.version() > from) {
         script.push_str(&format!(
-            "\nSET LOCAL search_path = {quoted}, pg_temp;\n{}\nINSERT INTO {history} (version, name, applied_on, checksum) \
-             VALUES ({}, '{}', pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+            "\nSET LOCAL search_path = {quoted}, pg_temp;\n{}\nINSERT INTO {history} (version, name, applied_on, \
+             checksum) VALUES ({}, '{}', pg_catalog.to_char(pg_catalog.now() AT TIME ZONE 'UTC', \
+             'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
              '{}');\n",
             migration.sql().unwrap_or_default().trim_end(),
             migration.version(),
@@ -383,7 +385,8 @@ async fn schema_status(session: &Session, knows: i32) -> Result<SchemaStatus> {
     Err(Error::new(
         ErrorKind::SchemaIncompatible,
         format!(
-            "schema {:?} is at version {at} and admits binaries that know version {usable_from} or newer; this one knows {knows}",
+            "schema {:?} is at version {at} and admits binaries that know version {usable_from} or newer; \
+             this one knows {knows}",
             session.schema().name()
         ),
     )

@@ -67,10 +67,10 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         None => None,
     };
     let mut detail = json!({ "version": new.version, "labels": new.labels });
-    if let Some((replaced, draining, put_out)) = &former {
-        let (replaced, put_out) = (*replaced, evictions::mark(put_out.as_deref()));
+    if let Some((replaced, draining, evicted)) = &former {
+        let (replaced, evicted) = (*replaced, evictions::mark(evicted.as_deref()));
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
-        let reason = ending::replaced(*draining, gave_up, put_out).as_str();
+        let reason = ending::replaced(*draining, gave_up, evicted).as_str();
         txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
@@ -194,12 +194,12 @@ pub(crate) async fn come_back(
 
 /// Whether this incarnation was evicted, because it made no progress or because an operator asked for it. It may have
 /// been buried since.
-pub(crate) async fn was_put_out(session: &Session, incarnation: Incarnation) -> Result<bool> {
+pub(crate) async fn was_evicted(session: &Session, incarnation: Incarnation) -> Result<bool> {
     const SQL: &str = sql!("find_own_eviction");
     let evictions: Vec<&str> = Reason::evictions().map(Reason::as_str).collect();
     let params: [Param<'_>; 2] = [(&incarnation.as_uuid(), Type::UUID), (&evictions, Type::TEXT_ARRAY)];
-    let row = session.query_one("looking whether it was put out", SQL, &params).await?;
-    row.at("put_out")
+    let row = session.query_one("reading whether this pod was evicted", SQL, &params).await?;
+    row.at("evicted")
 }
 
 /// Records the control session's backend in the pod's row.

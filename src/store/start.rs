@@ -24,8 +24,9 @@ const START_IN_TXN: &str = sql!("start_run_in_txn");
 const SUBMIT: &str = sql!("submit_run");
 const FIND_KEY_HOLDER: &str = sql!("find_key_holder");
 
-/// How often a start tries to take a key. A try is repeated if the run that had the key ends between the insert and the
-/// query for that run.
+/// How often a start tries to take a key. A try is repeated if the run that had the key ends between the insert and
+/// the query for that run. Each try that fails so means that a run of the key began and ended meanwhile. After five,
+/// the key is contended, and the caller is told so instead of waiting longer.
 const KEY_TRIES: usize = 5;
 
 /// Starts a run that this incarnation owns and runs at once. Repeating it with the same id changes nothing.

@@ -21,7 +21,8 @@ use crate::store::streams;
 /// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
 /// more often for nothing: each pod notifies at most once in 21 ms, and each run has one pod.
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
-/// How long the session stays open after the last reader has gone. The next reader may come soon.
+/// How long the session stays open after the last reader has gone. A browser that reconnects comes back in about three
+/// seconds, and then finds the session open. Longer would keep a connection for nobody.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Keeps the session.

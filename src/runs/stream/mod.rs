@@ -1,6 +1,7 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
-//! stored. `write` has the handler's calls. The chunks of all streams wait in `queue`, and `flush` stores them. `readers`
-//! has the attached readers, `looking` queries for them, and `listening` hears when. `attach` is the reader's handle.
+//! stored. `write` has the handler's calls. The chunks of all streams wait in `queue`, and `flush` stores them.
+//! `readers` has the attached readers, `looking` queries for them, and `listening` hears when. `attach` is the
+//! reader's handle.
 
 pub(crate) mod attach;
 pub(crate) mod event;
@@ -25,8 +26,8 @@ use crate::store::streams::Appended;
 /// The largest chunk, in bytes. A chunk is one row, and every reader has it in memory. Larger ones would hold up the
 /// other runs of the same statement.
 pub const CHUNK_LIMIT: usize = 1024 * 1024;
-/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the memory
-/// of a run while the database is slow. A lower limit would make a fast handler wait more often.
+/// How many bytes of a run may wait to be stored before [`Run::append`](super::Run::append) waits. It bounds the
+/// memory of a run while the database is slow. A lower limit would make a fast handler wait more often.
 const HELD_BYTES: usize = 512 * 1024;
 /// The same limit in chunks, an average of 64 bytes each. A chunk costs more than its bytes, so that a run of tiny
 /// chunks would otherwise take many times [`HELD_BYTES`].
@@ -184,8 +185,8 @@ impl Stream {
         Ok(Some(Appended { owner, generation, number, first_seq, bodies }))
     }
 
-    /// The chunks that were taken are stored. Returns how many chunks are still buffered. If there are none, the stream
-    /// leaves the queue.
+    /// The chunks that were taken are stored. Returns how many chunks are still buffered. If there are none, the
+    /// stream leaves the queue.
     pub(crate) fn stored(&self) -> usize {
         let mut state = self.state();
         state.sent = 0;

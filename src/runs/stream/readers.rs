@@ -13,7 +13,8 @@ use crate::protocol::notices::{Heard, group};
 use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
 
-/// The most readers for which one statement queries.
+/// The most readers for which one statement queries. More would make the statement, and its answer, so large that
+/// every reader waits for the slowest; fewer would cost a round trip more for a pod with hundreds of readers.
 const LOOK_FOR: usize = 256;
 
 /// The number of a reader among the readers of this pod.

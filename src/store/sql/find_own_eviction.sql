@@ -10,4 +10,4 @@ SELECT EXISTS (SELECT FROM :"schema".studio_pods p
                   AND p.evicted IS NOT NULL)
     OR EXISTS (SELECT FROM :"schema".studio_pod_sessions s
                 WHERE s.incarnation = :'own'::uuid
-                  AND s.reason = ANY (:'evictions'::text[])) AS put_out;
+                  AND s.reason = ANY (:'evictions'::text[])) AS evicted;

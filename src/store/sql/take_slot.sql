@@ -9,5 +9,6 @@
 -- Returns the slot, or no row if all are taken.
 SELECT (n + :'first'::int4) % :'slots'::int4 AS slot
   FROM generate_series(0, :'slots'::int4 - 1) AS n
- WHERE pg_try_advisory_lock(hashtextextended('podlock/admission/' || :'schema'::text, (n + :'first'::int4) % :'slots'::int4))
+ WHERE pg_try_advisory_lock(hashtextextended('podlock/admission/' || :'schema'::text,
+                                             (n + :'first'::int4) % :'slots'::int4))
  LIMIT 1;

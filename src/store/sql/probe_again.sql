@@ -6,10 +6,10 @@
 --   own   uuid    the incarnation of this pod, which is not probed
 --   keys  int8[]  the liveness keys of the pods
 --
--- Returns a row for each pod that was not skipped, as `look.sql` does.
+-- Returns a row for each pod that was not skipped, as `probe_portion.sql` does.
 \set roster_rows `cat part/roster_rows.sql`
 \set open_session_is_free `cat part/open_session_is_free.sql`
-\set looked `cat part/looked.sql`
+\set probed `cat part/probed.sql`
 WITH
   roster AS MATERIALIZED (
     :roster_rows
@@ -23,4 +23,4 @@ WITH
            CASE WHEN r.incarnation = :'own'::uuid THEN false ELSE pg_try_advisory_xact_lock(r.lock_key) END AS free
       FROM roster r
   ),
-  :looked;
+  :probed;

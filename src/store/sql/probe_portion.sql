@@ -13,7 +13,7 @@
 -- Returns a row for each pod. `version` is the position of the log's last event. As long as it does not change, the
 -- roster does not change.
 \set roster_rows `cat part/roster_rows.sql`
-\set looked `cat part/looked.sql`
+\set probed `cat part/probed.sql`
 WITH
   roster AS MATERIALIZED (
     :roster_rows
@@ -28,4 +28,4 @@ WITH
            END AS free
       FROM roster r
   ),
-  :looked;
+  :probed;
