@@ -1,7 +1,7 @@
 //! The declaration of every setting. `docs/settings.md` is made from it: `make docs` renews the page.
 //!
 //! To add a setting, declare it here. `Config`, its default, its variable, the check of its bound, `Settings` (if the
-//! declaration says `=>`) and the page follow. An order that it must keep with other settings goes into
+//! declaration says `=>`) and the page follow. If the setting must be less than another one, add that condition to
 //! `Settings::orders`. Bounds are checked in the order of the declarations: the lease first, because other times follow
 //! from it.
 

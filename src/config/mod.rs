@@ -276,7 +276,7 @@ impl Config {
     }
 }
 
-/// The setting that an environment variable sets. What follows `PODLOCK_` may be of any case.
+/// The setting that an environment variable sets. The part after `PODLOCK_` may be upper or lower case.
 fn setting_of(variable: &str) -> Option<&'static str> {
     let of_ours = |name: &str| name.strip_prefix("PODLOCK_").map(str::to_ascii_uppercase);
     let is = |known: &str| known == variable || (of_ours(known).is_some() && of_ours(known) == of_ours(variable));

@@ -143,12 +143,12 @@ impl Settings {
         ]
     }
 
-    /// What the pod's row says of them.
+    /// The settings that the pod's row in the roster states.
     pub(crate) fn stated(&self) -> Stated {
         Stated { lease: self.lease, self_fence: self.self_fence }
     }
 
-    /// Within this time every living pod looks at all orphans.
+    /// The longest delay between two sweeps of a pod. Every living pod checks for orphans within this time.
     pub(crate) fn longest_sweep(&self) -> Duration {
         self.sweep_interval.mul_f64(1.0 + SWEEP_JITTER)
     }

@@ -31,7 +31,7 @@ const REASONS_MAX: usize = 16;
 /// The most reasons that a pod logs. A trigger may give each row a different reason.
 const NAMED_MAX: usize = 64;
 
-/// The rows that were deleted, or would be.
+/// How many rows a prune deleted, or would delete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Pruned {

@@ -333,7 +333,8 @@ impl AsyncWrite for Sending {
     }
 }
 
-/// Answers the requests of one connection, until either side closes it or its seat is needed.
+/// Answers the requests of one connection, until either side closes the connection, or the connection is idle and a new
+/// client needs its seat.
 async fn connection(stream: TcpStream, seat: Arc<Seat>, service: Arc<Service>, closing: CancellationToken) {
     tune(&stream);
     let (head, write) = (service.limits.head, service.limits.write);

@@ -112,9 +112,9 @@ fn respond(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
 
 /// The data for a client, piece by piece, whenever it can take more.
 struct Sending {
-    /// `None`: the last event was taken.
+    /// The reader. `None` once it was cut off: the response ends after `pieces`.
     attached: Option<Attached>,
-    /// The rest of an event.
+    /// The pieces of the current event that were not sent yet.
     pieces: VecDeque<Bytes>,
 }
 

@@ -319,7 +319,7 @@ pub struct EventRow {
     pub pod_id: String,
     /// The pod's incarnation.
     pub incarnation: Incarnation,
-    /// The pod that wrote it.
+    /// The pod that wrote the event.
     pub by_pod: String,
     /// The evidence and the numbers of the event.
     pub detail: Value,

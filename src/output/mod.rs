@@ -271,7 +271,7 @@ pub(crate) struct Columns<'a> {
     pub(crate) stdout: Cow<'a, str>,
     pub(crate) stderr: Cow<'a, str>,
     pub(crate) exit_code: Option<i32>,
-    /// Whether both streams are written as by [`escape`].
+    /// Whether `stdout` and `stderr` were encoded by [`escape`].
     pub(crate) escaped: bool,
     pub(crate) parse_error: Option<&'a str>,
 }

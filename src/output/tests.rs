@@ -9,7 +9,7 @@ fn parse(format: OutputFormat, stdout: impl AsRef<[u8]>) -> Output {
     Output::parse(format, 0, stdout, "noise")
 }
 
-/// Asserts that the output became this value.
+/// Asserts that parsing `stdout` gives the result `value`.
 #[track_caller]
 fn kept(format: OutputFormat, stdout: &str, value: Value) {
     let output = parse(format, stdout);

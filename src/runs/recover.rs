@@ -66,7 +66,7 @@ impl Load {
         passed_over.extend(&pending);
         passed_over.extend(engine.registry.yielded_lately(clock::now(), engine.member.settings.sweep_interval));
         passed_over.extend(engine.registry.aside(clock::now()));
-        // Kinds without room must not fill the list.
+        // Leaves out kinds that this pod has no room for. Otherwise their runs could fill the list, which has a limit.
         let mut kinds = engine.kinds.clone();
         let known = kinds.len();
         kinds.retain(|kind| room_of.get(kind.as_str()) != Some(&0));

@@ -311,7 +311,8 @@ impl Run {
         if let Ending::Failed(why, _) = ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
-        // The stored end may come from the dropped call, with another output.
+        // An earlier call that ended this run may have been dropped. The stored end may be that call's, with another
+        // output.
         if !accepted && was == Written::Perhaps {
             return Err(self.report(self.ended_before().done_before()));
         }
@@ -433,7 +434,8 @@ impl Run {
             .help("write less at once, or raise statement_timeout")
     }
 
-    /// L7, on the client's side: a run that was told to stop, and may not write any more, sends no write.
+    /// Refuses a write if the run must not write any more: it was told to stop for good, or its pod is past its
+    /// deadline. So the client keeps L7 as well, and sends nothing.
     pub(super) fn refuse_if_over(&self, what: &str) -> Result<()> {
         let reason = match self.stop.reason() {
             Some(reason) if reason > StopReason::Draining => reason,

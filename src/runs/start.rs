@@ -193,7 +193,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs `repeat` with inserts that return these answers, one after another.
+    /// Calls `repeat` with an insert that gives these answers, one after another. Asserts that `repeat` used all of
+    /// them.
     async fn repeated(answers: Vec<Result<Inserted>>) -> Result<Inserted> {
         let answers = RefCell::new(answers.into_iter());
         let outcome = repeat(RunId::generate(), || async { answers.borrow_mut().next().expect("not so often") }).await;

@@ -71,21 +71,21 @@ pub(crate) struct ChunkRow {
     pub(crate) body: String,
 }
 
-/// Of a chunk that was stored.
+/// What the trigger checked when a chunk was stored or deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct ChunkProof {
     pub(crate) of_the_owner: bool,
 }
 
-/// Of a claim.
+/// What the trigger checked at a claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct RunProof {
     pub(crate) old_owner_in_roster: bool,
 }
 
-/// Of a burial, a registration or a return. What does not apply is absent.
+/// What the trigger checked at a burial, a registration or a return. A check that does not apply is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct PodProof {

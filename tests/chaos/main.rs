@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// `make chaos` asks for the nemesis alone, by its variables.
+/// The seed and the duration that `make chaos` sets in the environment, to run the nemesis alone.
 fn asked_for() -> Option<(u64, Duration)> {
     let number = |name| {
         std::env::var(name).ok().map(|text: String| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))

@@ -25,7 +25,7 @@ pub(crate) struct Process {
     pid: Pid,
     orders: ChildStdin,
     said: Arc<Mutex<Vec<Said>>>,
-    /// What podlock logged.
+    /// The file that has the process's stderr, with podlock's log.
     pub(crate) stderr: PathBuf,
 }
 

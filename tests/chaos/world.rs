@@ -210,7 +210,8 @@ impl World {
         }
     }
 
-    /// Starts a process that must be refused, called `process` here, and returns what it said when it ended.
+    /// Starts `command` as the process named `process`. podlock must refuse to start that pod. Returns what the process
+    /// said when it ended.
     pub(crate) async fn refused(&mut self, process: &str, command: Command) -> Said {
         self.spawn(process, command);
         let answered = |s: &Said| matches!(s.ev.as_str(), "ready" | "refused").then(|| s.clone());

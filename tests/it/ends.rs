@@ -1,5 +1,5 @@
-//! What is said of an end: its cause, by the pod itself where it can tell, else by its burier; and what the log says of
-//! it.
+//! How the end of an incarnation is recorded: its cause, written by the pod itself if it can, otherwise by its burier;
+//! and the log lines about it.
 
 use std::time::Duration;
 
@@ -145,8 +145,8 @@ async fn a_pod_that_was_cut_off_and_one_whose_sessions_were_ended_say_so_on_thei
     .await;
 }
 
-/// Closed connections that it cannot open again by its deadline: it was cut off, whatever began it. And one that nobody
-/// buried meanwhile tells of itself all the same.
+/// Somebody closes the pod's connections, and the pod cannot open them again by its deadline. The recorded cause is
+/// then `cut_off`, however the loss began. When the pod returns, it records its end even if no peer buried it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_cannot_reconnect_by_its_deadline_was_cut_off_also_where_nobody_buried_it() {
     timed(async {

@@ -358,7 +358,7 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
             let sql = "SELECT min(event_index) FROM studio_pods WHERE pod_id IN ('flooded-a', 'flooded-b')";
             client.scalar::<i64>(sql, &[]).await
         };
-        // Somebody who waits for a stream, so that notices of streams are heard.
+        // A reader waits for a stream, so that its pod hears notices of streams.
         let silent = a.start(act()).await.unwrap().run_id;
         stage.act_of(silent).await.run.append("nothing more").await.unwrap();
         let mut waits = a.attach(silent).await.unwrap();
@@ -375,7 +375,7 @@ async fn l11_in_a_flood_of_notices_pods_beat_bury_and_start_runs_and_look_a_boun
             })
             .await;
         }
-        // A burial, after which a run is claimed; starts; a cancel.
+        // A burial and the claim of the dead pod's run. Then starts, and a cancel.
         drop(c);
         client.roster_is(&["flooded-a", "flooded-b"], SOON).await;
         let again = stage.act_of(orphan).await;
@@ -502,7 +502,7 @@ async fn l6_a_pod_that_missed_all_notices_learns_of_a_drain_and_of_cancelled_run
         db.client.execute(ask, &[]).await.unwrap();
         tokio::time::timeout(SOON, a.drain_requested()).await.expect("asked to drain");
 
-        // A pod that drains claims nothing and so makes no pass; what it runs can be cancelled all the same.
+        // A draining pod claims nothing, so it makes no recovery pass. Its runs can be cancelled all the same.
         let stopping = tokio::spawn(a.shutdown(SOON * 2));
         assert_eq!(draining.run.stopped().await, StopReason::Draining);
         db.client.execute(cancel, &[&draining.run.id().as_uuid()]).await.unwrap();

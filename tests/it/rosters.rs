@@ -140,8 +140,8 @@ async fn l12_a_row_that_cannot_be_buried_and_one_that_is_held_hold_up_no_other()
     .await;
 }
 
-/// L12: more dead rows than a pass tries, none of which can be buried, come first in the order of the keys. The next
-/// pass begins behind those that this one tried, so that all others are buried.
+/// L12: the first rows in the order of the keys are dead and cannot be buried. They are more than one pass tries. The
+/// next pass begins after the rows that this pass tried. So all other dead rows are buried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_hundred_rows_that_cannot_be_buried_hold_up_none_behind_them() {
     within(Duration::from_secs(300), async {

@@ -20,14 +20,14 @@ async fn newest(db: &Db) -> i32 {
     migrate::status(&db.config("x")).await.unwrap().iter().map(|v| v.version).max().expect("there are versions")
 }
 
-/// An older binary works on a newer compatible schema: in a rolling upgrade the schema is migrated under the feet of
-/// pods that live, with statements that they keep prepared; others start on it, and runs go from one to the other.
+/// An older binary works on a newer compatible schema. In a rolling upgrade, the schema is migrated while pods live
+/// that keep prepared statements. Other pods start on the new schema, and runs move between old and new pods.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_rolling_upgrade_the_pods_from_before_and_after_take_over_each_others_runs() {
     timed(async {
         let db = Db::new().await;
         let [old, other] = db.settled_pods().await;
-        // It makes progress: one that two deaths in a row found without any, the last pod leaves alone
+        // The run makes progress. Otherwise the last pod would leave it alone after the deaths of two owners in a row
         // (`protocol::poison`).
         let steps = NewRun::new("steps").input(serde_json::json!({ "steps": 1_000_000, "pause_ms": 100 }));
         let run = old.start(steps).await.expect("started").run_id;
@@ -43,13 +43,13 @@ async fn in_a_rolling_upgrade_the_pods_from_before_and_after_take_over_each_othe
             if run.attempt == 2 { Ok(run) } else { Err(format!("{run:?}")) }
         })
         .await;
-        // By the other old one, or by the new one where so much time has passed that it may bury.
+        // The other old pod buried it, or the new pod did if it has been up long enough to bury.
         let end = db.client.session_end(dead).await;
         assert!(
             matches!(end.as_ref(), Some((reason, Some(by))) if reason == "lost" && by != "a"),
             "{end:?}, {taken:?}"
         );
-        // The new ones are settled; the last of the old ones goes, and what it had goes on.
+        // When the new pod may bury, the last old pod dies. The run goes on, on the new pod.
         tokio::time::sleep(lease() + Duration::from_millis(200)).await;
         drop(other);
         db.client.run_owned_by(run, new.incarnation(), SOON).await;

@@ -117,8 +117,9 @@ async fn a_name_whose_lock_a_stranger_holds_is_not_called_a_living_pod() {
     .await;
 }
 
-/// A stranger waits for the lock of a living pod: it is told of. The pod dies, and the stranger is granted the lock:
-/// nobody is buried on it (L10), and it is told of again, once. When it is gone, the burial and the claim go on.
+/// A stranger waits for the lock of a living pod, and a pod reports this. Then the living pod dies, and the server
+/// grants the lock to the stranger. Nobody buries the dead pod (L10), and a pod reports the stranger once more. When
+/// the stranger is gone, the burial and the claim go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_it_is_gone_all_goes_on() {
     timed(async {
@@ -151,7 +152,7 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
         assert!(field("message").is_some_and(|message| message.contains(text)), "{line:?}");
         assert!(names.contains(&field("by").unwrap()) && line.contains_key("incarnation"), "{line:?}");
 
-        // One that holds the witness lock of the same pod, once it is dead, and is no pod either.
+        // A second stranger takes the witness lock of the same pod when that pod is dead.
         let dead = a.incarnation();
         drop(a);
         let held = told(&db, names[0], pid, "liveness", true).await;
@@ -175,7 +176,7 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
         assert_eq!(db.client.session_end(dead).await, None, "L10: nobody is buried on it");
         assert!(pods.iter().filter(|p| p.pod_id != names[0]).all(|p| p.foreign_lock.is_none()), "{pods:?}");
 
-        // Each once, although two pods look again and again.
+        // Each stranger was reported once, although two pods check again and again.
         let before = db.client.scalar::<i64>("SELECT max(event_index) FROM studio_pods", &[]).await;
         eventually(SOON, "the pods beat some more times", || async {
             let now = db.client.scalar::<i64>("SELECT max(event_index) FROM studio_pods", &[]).await;
@@ -204,8 +205,8 @@ async fn a_stranger_at_a_pods_lock_is_an_event_a_log_line_and_a_column_and_when_
     .await;
 }
 
-/// Dead pods whose locks strangers hold look alive to a look at the locks alone. They have no turn to look for
-/// strangers: the living look as often as if the dead were not there.
+/// Strangers hold the locks of dead pods, so these pods look alive to a probe. Such dead pods take no turn in the check
+/// for strangers. So the living pods check as often as without the dead ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dead_pods_whose_locks_a_stranger_holds_delay_no_look_for_strangers() {
     timed(async {

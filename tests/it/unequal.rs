@@ -16,8 +16,8 @@ use crate::support::{Db, eventually, sql, start, timed, trace};
 /// The shortest lease that there is.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// A lease far longer than the observers' `settle`. Between the moment at which its pod tells its runs to stop and the
-/// end of the observers' wait lies a tenth of it, so a slow machine gets a longer one.
+/// The longer lease, far longer than the observers' `settle`. The observers' wait ends a tenth of this lease after the
+/// pod has told its runs to stop. So a slow machine gets a longer lease.
 fn long() -> Duration {
     slack(Duration::from_secs(15)).min(Duration::from_secs(60))
 }
@@ -78,14 +78,15 @@ impl LongPod {
     }
 }
 
-/// An observer of the shorter lease, which takes the run over.
+/// A pod with the shorter lease. It buries the other pod and takes over its run.
 async fn observer(db: &Db, name: &str) -> Pod {
     let config = db.config(name).lease(SHORT);
     let handler = |run: Run| async move { Ok(Outcome::Done(json!(run.attempt()))) };
     Pod::builder(config).handler("goes_on", handler).start().await.expect("the pod starts")
 }
 
-/// The case of a rollout: the database restarts, and a pod of 30 s was buried 2.2 s later by pods of 2 s.
+/// The bug: while a lease was rolled out, the database restarted. Pods with a lease of 2 s buried a pod with a lease of
+/// 30 s after 2.2 s.
 async fn a_restart_beside(observers: &[&str], long_pod: &str) {
     let server = OwnServer::start(&[]).await;
     let db = Db::on(&server).await;
@@ -94,7 +95,7 @@ async fn a_restart_beside(observers: &[&str], long_pod: &str) {
     for name in observers {
         pods.push(observer(&db, name).await);
     }
-    // Its sessions end with the server. It finds no way back.
+    // The pod's sessions end with the server, and the proxy cuts its new connections.
     long_pod.proxy.future(&ALL, Flow::Cut);
     let since = Instant::now();
     server.suffers(Server::restart_fast).await;
@@ -102,7 +103,7 @@ async fn a_restart_beside(observers: &[&str], long_pod: &str) {
     long_pod.is_buried_after_its_run_was_told_to_stop(&client, since).await;
     let run = client.run_in_state(long_pod.run, "succeeded", SOON).await;
     assert_eq!(run.attempt, 2, "an observer went on with it, once: {run:?}");
-    // When it finds its way back, it does so as somebody new.
+    // When the pod can connect again, it registers as a new incarnation.
     long_pod.proxy.future(&ALL, Flow::Pass);
     eventually(SOON, "it is back", || async {
         let now = (long_pod.pod.status().attached, long_pod.pod.incarnation());
@@ -112,19 +113,20 @@ async fn a_restart_beside(observers: &[&str], long_pod: &str) {
     client.assert_fold_is_roster().await;
 }
 
-/// One observer: to it a single pod is lost, which is dead at once as soon as the observer is settled for that pod.
+/// One observer. It finds a single lost pod, which counts as dead as soon as the observer is settled for that pod.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l2_after_a_restart_a_pod_of_a_longer_lease_is_buried_only_after_its_run_was_told_to_stop() {
     timed(a_restart_beside(&["unequal-a"], "unequal-one")).await;
 }
 
-/// Several observers: they may lose each other as well, and then hold the pod for as long.
+/// Several observers. Each may find the others lost too. Then it holds the burial of the pod for as long as one
+/// observer waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l2_the_same_beside_several_observers() {
     timed(a_restart_beside(&["unequal-b", "unequal-c", "unequal-d"], "unequal-two")).await;
 }
 
-/// Its liveness connection breaks and does not come back, while its witness shows that its process lives.
+/// The pod's liveness connection breaks and does not come back. Its witness lock is still held, so its process lives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l7_a_pod_of_a_longer_lease_with_a_broken_connection_gets_its_own_grace() {
     timed(async {

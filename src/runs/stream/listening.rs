@@ -63,7 +63,7 @@ impl Kept for Hearing {
     }
 
     async fn wanted(&self) {
-        // The sender lives as long as the engine.
+        // `wait_for` does not fail: the engine owns the sender of the count.
         let _ = self.engine.readers.count.subscribe().wait_for(|count| *count > 0).await;
     }
 

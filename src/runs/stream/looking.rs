@@ -21,9 +21,10 @@ use crate::store::streams;
 /// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
 /// shorter time would load the database without need.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
-/// The same while there is no session that listens.
+/// The same period while no session listens for notifications.
 const LOOK_WITHOUT: Duration = Duration::from_millis(100);
-/// Queries for the readers until the pod ends. A question that is still open then gets no answer.
+/// Queries for the readers until the pod ends. The readers of a query that is still in progress then get no answer from
+/// it.
 pub(crate) struct Looking {
     engine: Arc<Engine>,
     listening: watch::Receiver<bool>,

@@ -1,7 +1,7 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
 //! stored. `write` has the handler's calls. The chunks of all streams wait in `queue`, and `flush` stores them.
-//! `readers` has the attached readers, `looking` queries for them, and `listening` hears when. `attach` is the
-//! reader's handle.
+//! `readers` has the attached readers. `listening` hears the notifications of new chunks, and `looking` queries for
+//! these chunks. `attach` is the handle of one reader.
 
 pub(crate) mod attach;
 pub(crate) mod event;
@@ -37,9 +37,9 @@ const HELD_CHUNKS: usize = 8192;
 pub(crate) struct Stream {
     owner: Owner,
     stop: Arc<StopSignal>,
-    /// The handler's calls and the flusher write and read it. Never held across an await.
+    /// The handler's calls and the flusher read and write the state. The lock is never held across an await.
     state: Mutex<StreamState>,
-    /// The flusher notifies it whenever chunks were stored or given up. The handler's calls wait for it.
+    /// Wakes the handler's calls, which wait here. The flusher notifies when it has stored chunks or given them up.
     moved: Notify,
 }
 

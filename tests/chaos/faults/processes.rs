@@ -90,7 +90,8 @@ async fn frozen_for_a_moment() -> Vec<Figure> {
     world.conclude(&Excused::default()).await
 }
 
-/// A pod whose application stands still ends its sessions by itself, and comes back as another when it runs again.
+/// A pod whose application's runtime is blocked ends its own sessions. When the runtime runs again, the pod comes back
+/// as a new incarnation.
 async fn blocked_runtime() -> Vec<Figure> {
     let mut world = World::shared().await;
     world.settled(&["a", "b", "c"]).await;
@@ -103,6 +104,7 @@ async fn blocked_runtime() -> Vec<Figure> {
     let resumed = world.resumed(at, SOON).await;
     world.figure("buried", at, buried, Some(bound));
     world.figure("first run goes on", at, resumed, Some(bound));
-    // A blocked handler cannot be told: it goes on for a moment when the application runs again.
+    // podlock cannot tell a blocked handler to stop. So the handler goes on for a moment when the application runs
+    // again.
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
 }

@@ -37,7 +37,8 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), root, dir }
     }
 
-    /// A list of revocations by this authority, which holds the server's certificate or nothing.
+    /// Writes a certificate revocation list (CRL) of this authority. The list revokes the server's certificate if
+    /// `of_the_server`, and otherwise nothing.
     pub(crate) fn revocations(&self, of_the_server: bool, expired: bool) -> PathBuf {
         let (then, now) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
         let revoked = RevokedCertParams {

@@ -207,7 +207,7 @@ async fn what_is_refused_by_a_transaction_pooler_leaves_no_setting_on_its_backen
 async fn a_full_session_pooler_is_named_with_the_connections_that_a_pod_needs() {
     within(Duration::from_secs(120), async {
         let words = ["a pooler in between may be full", "up to 8 connections", "3 more while it starts", "pool_size"];
-        // It ends the wait itself, or we do.
+        // Either the pooler ends the wait (`query_wait_timeout`), or podlock does (`connect_timeout`).
         for own_limit in ["", "\n[pgbouncer]\nquery_wait_timeout = 1"] {
             let db = Db::new().await;
             let options = format!("dbname={} pool_mode=session pool_size=9{own_limit}", db.name);
@@ -216,7 +216,7 @@ async fn a_full_session_pooler_is_named_with_the_connections_that_a_pod_needs() 
                 |pod: &str| config(&pooler.url("d"), pod).with(|c| c.connect_timeout = Some(Duration::from_secs(3)));
             let a = start(quick("a")).await;
             let mut others = Vec::new();
-            // Fewer places are left than a start takes.
+            // These three sessions leave less room in the pool than a start needs.
             for _ in 0..3 {
                 let (client, connection) = tokio_postgres::connect(&pooler.url("d"), NoTls).await.unwrap();
                 tokio::spawn(connection);

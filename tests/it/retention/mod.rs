@@ -107,7 +107,7 @@ async fn ten_thousand_runs_go_in_many_small_transactions_and_nothing_else_goes()
             (row.get(0), row.get(1), row.get(2), row.get(3));
         assert_eq!((most, all, most_at_once), (BATCH, 10_000, BATCH));
         assert!(transactions >= 10_000 / BATCH, "{transactions}");
-        // Failed runs have a time of their own.
+        // Failed and quarantined runs have a retention time of their own.
         let pruned = operator.prune(&Retention::new().failed_runs(30 * DAY)).await.unwrap();
         assert_eq!(pruned.runs, 7);
         assert_eq!(states(&db.client).await, json!({"succeeded": 3, "failed": 5, "running": 11}));
@@ -266,7 +266,7 @@ async fn eventful(db: &Db) {
     drop(b);
     let d = db.pod("d").await;
     db.client.roster_is(&["d"], lease() * 2 + SOON).await;
-    // Two that stay in the roster, dead.
+    // Two dead pods that stay in the roster, because nobody is left to bury them.
     drop(db.pod("e").await);
     drop(d);
 }

@@ -255,7 +255,8 @@ async fn l5_a_finish_of_a_run_that_is_anothers_or_was_cancelled_writes_nothing()
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
         let a = stage.pod(db.config("a")).await;
-        // It takes up what is made its own, and where it acts nobody looks.
+        // Pod b adopts each run that `to_b` assigns to it, and executes the run on a stage that this test does not
+        // watch.
         let elsewhere = Stage::new();
         let b = elsewhere.pod(db.config("b")).await;
         let to_b = format!(

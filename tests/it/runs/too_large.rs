@@ -57,8 +57,8 @@ async fn a_checkpoint_or_an_input_above_its_limit_is_refused_and_an_error_text_i
     .await;
 }
 
-/// "A checkpoint of 100 MiB is sent again for ever and its handler never hears": here 8 MiB over a link that passes 1.5
-/// MB in the time of a statement. The run can go on with less.
+/// The bug: a checkpoint of 100 MiB was sent again for ever, and its handler got no error. Here 8 MiB go over a link
+/// that passes 1.5 MB before the statement times out. The run can go on with a smaller checkpoint.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l12_a_checkpoint_that_does_not_fit_in_time_is_given_up_while_small_writes_pass() {
     timed(async {
@@ -76,7 +76,8 @@ async fn l12_a_checkpoint_that_does_not_fit_in_time_is_given_up_while_small_writ
         assert!(error.may_have_been_done(), "no reply came: {error}");
         assert_eq!(begun.run.stop_reason(), None, "the run goes on");
         begun.run.checkpoint(json!("smaller")).await.expect("what is smaller passes");
-        // An end that does not fit is a failure that says so, not another attempt with the same end.
+        // A result that is too large to send makes the run fail, and the error says so. podlock starts no other
+        // attempt, because that attempt would end with the same result.
         begun.done("x".repeat(8 << 20));
         db.client.run_in_state(run_id, "failed", LATE).await;
         let error: String = db.client.scalar("SELECT error FROM studio_runs", &[]).await;
@@ -86,7 +87,8 @@ async fn l12_a_checkpoint_that_does_not_fit_in_time_is_given_up_while_small_writ
     .await;
 }
 
-/// Where small writes do not pass either, it is not the write's size: it waits, as for a database that is away.
+/// If small writes do not end in time either, the size of the write is not the reason. So the write waits, as for a
+/// database that is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_whose_row_somebody_holds_waits_however_often_it_times_out() {
     timed(async {

@@ -10,7 +10,7 @@ use crate::runs::stage::{Stage, act, behind_proxy};
 use crate::support::proxy::Flow;
 use crate::support::{Db, timed};
 
-/// Says `count` numbers, a moment apart.
+/// Appends `count` numbers to the run's stream, 5 ms apart.
 async fn count_up(run: &Run, count: usize) {
     for n in 0..count {
         run.append(n.to_string()).await.expect("appended");

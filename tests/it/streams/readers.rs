@@ -48,12 +48,12 @@ async fn a_takeover_that_restarts_is_a_reset_and_then_the_new_owners_chunks() {
         drop(a);
         let second = stage.act().await;
         assert_eq!((second.pod(), second.run.attempt()), ("b", 2));
-        // Nobody said how it goes on.
+        // The second attempt appends without saying where the stream continues. So the stream restarts.
         say(&second.run, &["hello"]).await;
         second.done(json!(null));
         let new = [Seen::Reset(2, 0), chunk(2, 0, "hello"), end("succeeded")];
         assert_eq!(rest(&mut two).await, new);
-        // It has the rest of what it was handed together.
+        // `none` took one chunk of the two that its pod had read together. It still gets the other one first.
         assert_eq!(rest(&mut none).await, [&[chunk(1, 1, "ha")], &new[..]].concat());
         let mut late = attach(&b, run_id).await;
         assert_eq!(rest(&mut late).await, [chunk(2, 0, "hello"), end("succeeded")]);

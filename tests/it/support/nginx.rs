@@ -8,9 +8,10 @@ use super::faults::{Daemon, account_dir, free_port, give_to_account};
 
 /// A running nginx. It ends when this is dropped.
 pub(crate) struct Nginx {
-    /// The service through a proxy that has its defaults.
+    /// The service's URL through an nginx with its default settings.
     pub(crate) url: String,
-    /// The same through one that was told not to heed what the service says of buffering.
+    /// The service's URL through an nginx that ignores the header `X-Accel-Buffering`, with which the service turns
+    /// buffering off.
     pub(crate) heedless_url: String,
     _daemon: Daemon,
     _dir: tempfile::TempDir,
@@ -29,7 +30,8 @@ impl Nginx {
         let dir = account_dir();
         let (port, heedless) = (free_port(), free_port());
         let at = |name: &str| dir.path().join(name).display().to_string();
-        // Where files go, since it runs without rights; of how it passes answers on, nothing.
+        // nginx runs without root rights, so this config names where its files go. It leaves proxying and buffering at
+        // their defaults.
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|what| format!("{what}_temp_path {};\n", at(what)))

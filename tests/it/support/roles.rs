@@ -1,4 +1,5 @@
-//! The roles that a careful administrator makes: one owns the tables and migrates, another is what pods log in as.
+//! The two roles that a careful administrator makes: one owns the tables and runs the migrations, and pods log in as
+//! the other.
 
 use podlock::Config;
 use podlock::migrate::{self, Access};
@@ -41,7 +42,8 @@ async fn make(server: &Server) -> Roles {
     }
     let create = format!("CREATE DATABASE {} OWNER podlock_owner", roles.template);
     admin.batch_execute(&create).await.expect("a database");
-    // As an owner of the database that is no superuser: public belongs to it from version 15 on, and is open before.
+    // Migrates as the owner of the database, who is no superuser. From PostgreSQL 15 on, the schema `public` belongs to
+    // the database's owner. Before that, every role may create objects in it.
     let owner_url = roles.owner_url(roles.template);
     migrate::up(&Config::new(&owner_url)).await.expect("the owner may migrate");
     let owner = sql::connect(&owner_url).await;

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// The pod's name [env: POD_NAME] [default: a random one, but not where PODLOCK_ENV=production]
     #[arg(long)]
     name: Option<PodId>,
-    /// From SIGTERM to SIGKILL, where podlock stops the command; less where the lease leaves less
+    /// The time from SIGTERM to SIGKILL when podlock stops the command; shorter if the lease ends sooner
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     grace: Duration,
     /// How long to wait for a name that another pod holds [env: PODLOCK_ACQUIRE_TIMEOUT] [default: 2 × lease]

@@ -272,7 +272,7 @@ impl Supervisor {
         if let Some(terminal) = &self.terminal
             && tcgetpgrp(terminal) == Ok(self.child)
         {
-            // A terminal that is gone needs no foreground process.
+            // Ignores the error of a terminal that is gone: it needs no foreground process.
             let _ = tcsetpgrp(terminal, getpgrp());
         }
     }

@@ -1,5 +1,5 @@
-//! The server runs out of something, or takes long. Whatever cannot be looked at is unknown, and nobody is buried on
-//! it; when there is enough again, everything goes on by itself.
+//! The server runs out of a resource, or is slow. A pod that cannot be probed is unknown, and nobody buries an unknown
+//! pod. When the resource is back, everything goes on by itself.
 
 mod disk;
 
@@ -44,8 +44,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// A pod that lost its liveness session gets no other: it tells its runs to stop, and is buried when its grace is over.
-/// The others work with what they have. It comes back by itself when there are connections again.
+/// A pod that lost its liveness session cannot open another one. It tells its runs to stop, and is buried when its
+/// grace is over. The other pods work with the connections that they have. When connections are free again, the pod
+/// comes back by itself.
 async fn connections() -> Vec<Figure> {
     let mut world = World::own(&[("max_connections", "40")]).await;
     world.settled(&PODS).await;
