@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::conninfo::{self, ConnInfo, SslMode, Target};
 use super::credentials::{Environment, PasswordSource};
 use super::errors;
+use super::knock::Door;
 use super::tls::{self, Tls};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +34,8 @@ pub(crate) struct Dialled {
     pub(crate) connection: Connection,
     /// Our own port. The server should see the same one if nothing stands in between. `None` over a unix socket.
     pub(crate) local_port: Option<u16>,
+    /// Where the server was reached.
+    pub(crate) door: Door,
 }
 
 /// Opens connections to the servers of one connection string. All four kinds of connections are opened here.
@@ -190,9 +193,9 @@ impl Dialer {
         protection: Protection,
     ) -> Result<Dialled> {
         let Login { driver, connector } = self.prepare(target, application_name, password, protection).await?;
-        let (stream, local_port) = self.connect(target).await?;
+        let (stream, local_port, door) = self.connect(target).await?;
         match driver.connect_raw(stream, connector).await {
-            Ok((client, connection)) => Ok(Dialled { client, connection, local_port }),
+            Ok((client, connection)) => Ok(Dialled { client, connection, local_port, door }),
             Err(e) => {
                 let direct = self.tls.words().direct && errors::is_io(&e);
                 let failed = errors::translate_handshake(step, e);
@@ -242,7 +245,7 @@ impl Dialer {
         })?
     }
 
-    async fn connect(&self, target: &Target) -> Result<(Stream, Option<u16>)> {
+    async fn connect(&self, target: &Target) -> Result<(Stream, Option<u16>, Door)> {
         let unreachable = |e: std::io::Error| {
             Error::new(ErrorKind::Unreachable, format!("connecting to {target}: {e}"))
                 .help("see whether the server runs and whether DATABASE_URL names its address")
@@ -250,8 +253,9 @@ impl Dialer {
         };
         match target {
             Target::Unix { directory, port } => {
-                let stream = UnixStream::connect(Target::socket(directory, *port)).await.map_err(unreachable)?;
-                Ok((Either::Right(stream), None))
+                let socket = Target::socket(directory, *port);
+                let stream = UnixStream::connect(&socket).await.map_err(unreachable)?;
+                Ok((Either::Right(stream), None, Door::Unix(socket.into())))
             }
             Target::Tcp { host, port, address } => {
                 let addresses: Vec<SocketAddr> = match address {
@@ -267,7 +271,7 @@ impl Dialer {
                         Ok(stream) => {
                             self.tune(&stream).map_err(unreachable)?;
                             let port = stream.local_addr().map_err(unreachable)?.port();
-                            return Ok((Either::Left(stream), Some(port)));
+                            return Ok((Either::Left(stream), Some(port), Door::Tcp(address)));
                         }
                         Err(e) => last = e,
                     }

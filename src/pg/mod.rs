@@ -4,7 +4,7 @@
 //! `conninfo` reads libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
 //! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `facts` reads what a server
 //! says about itself. `pooler` proves that a session stays with one backend before anything is set on the session.
-//! `txn` runs statements and transactions on a session, `statement` reads statements from files, `schema` puts the
+//! `knock` asks whether a server accepts connections. `txn` runs statements and transactions on a session, `statement` reads statements from files, `schema` puts the
 //! schema's name into them, and `reply` reads the returned rows.
 //!
 //! Invariant: nothing here runs a statement on a table of podlock's. A caller passes its own facts as
@@ -15,6 +15,7 @@ pub(crate) mod credentials;
 pub(crate) mod dial;
 pub(crate) mod errors;
 pub(crate) mod facts;
+pub(crate) mod knock;
 pub(crate) mod limits;
 pub(crate) mod pool;
 pub(crate) mod pooler;

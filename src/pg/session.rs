@@ -16,6 +16,7 @@ use super::conninfo::Target;
 use super::dial::{Connection, Dialer, Dialled};
 use super::errors::{self, within};
 use super::facts::{self, ServerFacts};
+use super::knock::Door;
 use super::limits::Limits;
 use super::reply::Reply;
 use super::schema::Schema;
@@ -95,6 +96,7 @@ pub(crate) struct Session {
     schema: Schema,
     backend: Backend,
     facts: ServerFacts,
+    door: Door,
     limit: Duration,
     /// Our role may not see when our backend began, so the session's name includes it.
     is_hidden: bool,
@@ -172,7 +174,7 @@ impl Session {
         purpose: Purpose,
         on_notice: Option<OnNotice>,
     ) -> Result<Self> {
-        let Dialled { client, connection, local_port } = dialled;
+        let Dialled { client, connection, local_port, door } = dialled;
         let (ended_tx, ended) = watch::channel(None);
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let cause = drive(connection, on_notice.as_deref()).await;
@@ -186,7 +188,7 @@ impl Session {
         let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
         let (is_hidden, version) = (false, 0);
         let mut session =
-            Self { client, purpose, schema, backend, facts, limit, is_hidden, version, prepared, ended, driver };
+            Self { client, purpose, schema, backend, facts, door, limit, is_hidden, version, prepared, ended, driver };
         session.identify(target, local_port).await?;
         Ok(session)
     }
@@ -268,6 +270,11 @@ impl Session {
 
     pub(crate) fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// Where the server was reached.
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
     }
 
     pub(crate) fn facts(&self) -> ServerFacts {

@@ -15,6 +15,7 @@ use crate::id::{Incarnation, LockKey, PodId};
 use crate::membership::clock;
 use crate::pg::pooler;
 use crate::pg::session::{Opener, Session};
+use crate::protocol::Moment;
 use crate::protocol::cause::Cause;
 use crate::store::creators;
 use crate::store::fences;
@@ -27,12 +28,12 @@ use crate::store::role::Role;
 
 /// SQLSTATE: a wait for a lock ran into its time-out.
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// How often a registration is repeated that could not lock the event log in time. Each try waits for
-/// `statement_timeout`. Fewer: a start fails in a crowd of pods that start at once. More: a start that cannot succeed
-/// takes longer to say so.
 /// SQLSTATE: a statement ran into its time-out, here in two waits for locks, each shorter than the time-out of one.
 const QUERY_CANCELED: &str = "57014";
-const REGISTER_TRIES: u32 = 10;
+/// How often a registration or a return is repeated that could not lock the event log in time. Each try waits for
+/// `statement_timeout`. Fewer: a start fails in a crowd of pods that start at once. More: a start that cannot succeed
+/// takes longer to say so.
+const LOG_TRIES: u32 = 10;
 /// The bounds of [`lock_slice`]. Shorter slices are all round trips. Longer ones come near the server's default
 /// `deadlock_timeout` of 1 s.
 const SLICE_MIN: Duration = Duration::from_millis(5);
@@ -82,15 +83,23 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     Ok(Booted { local, liveness, control })
 }
 
-/// Registers a new incarnation on a session that has held the lock since `since`, and makes it the current one.
+/// Whether a transaction that locks the event log should be made again on the same session: many pods register or
+/// return at once, or one froze half-way. The log is locked by one at a time, and the pod's lock is held meanwhile.
+pub(super) fn is_worth_another_try(error: &Error, tries: &mut u32) -> bool {
+    *tries += 1;
+    matches!(error.sqlstate(), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED)) && *tries <= LOG_TRIES
+}
+
+/// Registers a new incarnation on a session that has held the lock since `since`, and makes it the current one. Returns
+/// when the registration that succeeded was sent.
 pub(crate) async fn register(
     local: &Local,
     liveness: &mut Session,
     identity: &Identity,
     given_up: Option<Incarnation>,
     former: Option<(Incarnation, Cause)>,
-    since: crate::protocol::Moment,
-) -> Result<()> {
+    since: Moment,
+) -> Result<Moment> {
     let shared = &local.shared;
     let incarnation = Incarnation::generate();
     let registration = Registration {
@@ -112,10 +121,7 @@ pub(crate) async fn register(
     let (sent, replaced) = loop {
         let sent = clock::now();
         match pods::register(liveness, &registration).await {
-            // Many pods register at once, or one froze during its registration. The log is locked by one at a time.
-            Err(e) if matches!(e.sqlstate(), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED)) && tries < REGISTER_TRIES => {
-                tries += 1;
-            }
+            Err(e) if is_worth_another_try(&e, &mut tries) => {}
             done => break (sent, done?),
         }
     };
@@ -131,7 +137,7 @@ pub(crate) async fn register(
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
     shared.engine.recover_now.notify_one();
-    Ok(())
+    Ok(sent)
 }
 
 /// Awaits `work` while it keeps `session` from idling for longer than its lease.

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
 use crate::pg::errors::refused;
+use crate::pg::knock::{self, Door};
 use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
@@ -67,7 +68,8 @@ pub(crate) async fn hold(
     }
     let probe = survey(local, session, lock, first).await?;
     let decision = decide(local, &probe);
-    bury_all(local, session, lock, trigger, &to_bury(local, lock, &decision, &probe.peers)).await?;
+    let dead = while_the_door_is_open(local, session.door(), to_bury(local, lock, &decision, &probe.peers)).await;
+    bury_all(local, session, lock, trigger, &dead).await?;
     Ok(probe)
 }
 
@@ -83,7 +85,8 @@ pub(crate) async fn hold_after(
     if local.whole_roster().is_some() {
         return hold(local, session, lock, trigger, None).await.map(drop);
     }
-    bury_all(local, session, lock, trigger, &to_bury(local, lock, decision, &probe.peers)).await
+    let dead = while_the_door_is_open(local, session.door(), to_bury(local, lock, decision, &probe.peers)).await;
+    bury_all(local, session, lock, trigger, &dead).await
 }
 
 /// Probes the whole roster, portion by portion.
@@ -161,7 +164,7 @@ async fn hold_in_one(
     trigger: Trigger,
     whole: Portion,
 ) -> Result<Option<RosterProbe>> {
-    let began = clock::now();
+    let (began, door) = (clock::now(), session.door().clone());
     let (txn, probe) = match burials::begin_probe(session, lock.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
@@ -172,7 +175,7 @@ async fn hold_in_one(
     }
     local.note_probe(clock::now().saturating_sub(began));
     let decision = decide(local, &probe);
-    let dead = to_bury(local, lock, &decision, &probe.peers);
+    let dead = while_the_door_is_open(local, &door, to_bury(local, lock, &decision, &probe.peers)).await;
     if dead.is_empty() {
         txn.rollback("burying").await?;
         return Ok(Some(probe));
@@ -422,4 +425,27 @@ pub(crate) fn to_bury<'a>(
     let dead: BTreeMap<_, _> = decision.dead().collect();
     let dead = peers.iter().filter_map(|peer| Some((peer, *dead.get(&peer.probe.incarnation)?)));
     dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.probe)).collect()
+}
+
+/// Those of the dead that may be buried now. While the server accepts no connection, it may be ending all sessions, and
+/// a pod whose session ended cannot come back. So these peers wait as after the loss of many (L2).
+async fn while_the_door_is_open<'a>(local: &Local, door: &Door, dead: Vec<Dead<'a>>) -> Vec<Dead<'a>> {
+    let timing = &local.timing;
+    let (long_dead, just_lost): (Vec<_>, Vec<_>) =
+        dead.into_iter().partition(|(_, evidence)| evidence.outlasts_a_closed_door(timing));
+    if just_lost.is_empty() {
+        return long_dead;
+    }
+    match knock::knock(door, timing.window / 2).await {
+        Ok(()) => long_dead.into_iter().chain(just_lost).collect(),
+        Err(why) => {
+            local.note_closed_door(just_lost.iter().map(|(peer, _)| peer.probe.incarnation));
+            tracing::warn!(
+                target: "podlock", event = "door_closed", by = %local.shared.member.pod_id, lost = just_lost.len(), why,
+                "peers lost their sessions, and the server accepts no new connection: it may be shutting down, so these \
+                 peers are not buried yet"
+            );
+            long_dead
+        }
+    }
 }

@@ -43,8 +43,9 @@ pub(super) struct Hints {
 
 impl Hints {
     /// The hints of a new session: no notice told it of earlier events, so it reads the log first.
-    pub(super) fn of_a_new_session() -> Self {
+    pub(super) fn of_a_new_session(peers: usize) -> Self {
         let mut hints = Self::default();
+        hints.suit(peers);
         hints.log.ask(clock::now(), Duration::ZERO);
         hints
     }
@@ -55,7 +56,7 @@ impl Hints {
         if words.has(Word::Look) {
             self.probe.ask(now, Duration::ZERO);
             self.told_of_a_loss = true;
-            local.whole_within(spread(local, EACH_WHOLE));
+            local.whole_asked_for(spread(local, EACH_WHOLE));
         }
         if words.has(Word::Free) {
             // The pod that was granted the lock is about to bury. Probe when that should be done, and leave that pod

@@ -542,10 +542,16 @@ impl<'a> Keeper<'a> {
         let held_since = clock::now();
         let incarnation = self.shared.member.incarnation();
         if !self.shared.member.has_given_up(incarnation) {
-            let sent = clock::now();
-            let away = sent.saturating_sub(since);
             let (pod, stated) = (&self.shared.member.pod_id, self.shared.member.settings.stated());
-            let returned = pods::come_back(&mut session, pod, incarnation, stated, cause, away).await?;
+            let mut tries = 0;
+            let (sent, away, returned) = loop {
+                let sent = clock::now();
+                let away = sent.saturating_sub(since);
+                match pods::come_back(&mut session, pod, incarnation, stated, cause, away).await {
+                    Err(e) if boot::is_worth_another_try(&e, &mut tries) => {}
+                    returned => break (sent, away, returned?),
+                }
+            };
             match returned {
                 // The deadline may have passed before the reply came. Then this incarnation is over anyway.
                 Returned::Here(number) if !self.shared.member.has_given_up(incarnation) => {
@@ -562,10 +568,9 @@ impl<'a> Keeper<'a> {
             session.close().await;
             return Ok(None);
         }
-        let sent = clock::now();
         let former = self.cause.get().map(|cause| (incarnation, cause));
-        boot::register(self.local, &mut session, &self.identity, self.shared.member.given_up(), former, held_since)
-            .await?;
+        let given_up = self.shared.member.given_up();
+        let sent = boot::register(self.local, &mut session, &self.identity, given_up, former, held_since).await?;
         self.cause.set(None);
         self.answered(sent);
         Ok(Some(session))

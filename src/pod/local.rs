@@ -125,6 +125,10 @@ pub(crate) struct Local {
     may_bury_at: Cell<Option<Moment>>,
     /// The peers that count towards the size of the fleet.
     steady: RefCell<Steady>,
+    /// When this pod last decided on a whole probe.
+    decided_at: Cell<Moment>,
+    /// Until when the request of another pod for a whole probe stands.
+    whole_asked_until: Cell<Moment>,
     /// How many peers the last roster probe showed alive.
     alive: Cell<usize>,
     /// How many peers the next check of beats reads at most.
@@ -182,6 +186,8 @@ impl Local {
             next_whole: Cell::new(None),
             half_free: RefCell::default(),
             may_bury_at: Cell::new(None),
+            decided_at: Cell::new(Moment::ZERO),
+            whole_asked_until: Cell::new(Moment::ZERO),
             steady: RefCell::default(),
             alive: Cell::new(0),
             check_most: Cell::new(NEIGHBOURS),
@@ -273,7 +279,12 @@ impl Local {
         let is_held = |peer: &PeerProbe| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation);
         self.steady.borrow_mut().note(peers.iter().map(|peer| (peer.incarnation, is_held(peer))));
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
-        let timing = self.timing.over(&self.looks_took.get());
+        let mut timing = self.timing.over(&self.looks_took.get());
+        // In a large fleet, whole probes are rarer than the window. A cause that ends sessions goes on between them.
+        let since_last = now.saturating_sub(self.decided_at.replace(now));
+        if !neighbours::are_all(self.peers()) && !self.observer.borrow().in_sight().is_empty() {
+            timing.window = timing.window.max(since_last.saturating_add(self.timing.window));
+        }
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &probe.unknown);
         self.remember_waits(&decision, now, &peers);
         let before = self.observer.replace(decision.observer.clone());
@@ -499,8 +510,16 @@ impl Local {
         // A wait may end for many peers at once, and for all pods that saw their losses.
         let due = self.next_probe.get().into_iter().chain(self.may_bury_at.get()).min();
         let late = neighbours::spread(WHOLE_SPREAD, peers, fastrand::f64());
-        let due = due.map_or(now + sweep, |due| due + late);
+        // A peer that is past its wait, because somebody holds its lock, has no better moment.
+        let overdue = neighbours::rarer(self.probe_interval(), peers);
+        let due = due.map_or(now + sweep, |due| if due > now { due + late } else { now + overdue });
         self.next_whole.set(Some(due.min(now + sweep)));
+    }
+
+    /// Notes that the server accepted no connection when these peers were about to be buried.
+    pub(crate) fn note_closed_door(&self, lost: impl Iterator<Item = Incarnation>) {
+        let until = lost.filter_map(|peer| self.observer.borrow_mut().note_closed_door(&self.timing, peer)).min();
+        self.next_probe.set(self.next_probe.get().into_iter().chain(until).min());
     }
 
     /// Makes a whole probe due within `delay`.
@@ -509,14 +528,26 @@ impl Local {
         self.next_whole.set(Some(self.next_whole.get().map_or(at, |whole| whole.min(at))));
     }
 
+    /// Makes a whole probe due within `delay`, which is random, because another pod asks for it. A further request
+    /// before that moment changes nothing: requests at a high rate must not make the probe come sooner.
+    pub(crate) fn whole_asked_for(&self, delay: Duration) {
+        let now = clock::now();
+        if self.whole_asked_until.get() > now {
+            return;
+        }
+        self.whole_asked_until.set(now + delay);
+        self.whole_within(delay);
+    }
+
     /// Whether a probe of the neighbours shows something that a whole probe must decide on: a free lock of a peer that
-    /// was not in sight, the witness lock of a peer in sight that was held before, or a dead peer whose burial failed.
+    /// was not in sight or has returned since, the witness lock of a peer in sight that was held before, or a dead peer
+    /// whose burial failed.
     pub(crate) fn must_look_at_all(&self, lock: &LivenessLock, look: &RosterProbe) -> bool {
         let buries_again = self.next_probe.get().is_none() && self.is_settled(lock);
         let (buried, observer, half_free) = (self.buried.borrow(), self.observer.borrow(), self.half_free.borrow());
         let free = look.peers.iter().map(|peer| &peer.probe).filter(|peer| peer.liveness_free);
         free.filter(|peer| !buried.1.contains(&peer.incarnation)).any(|peer| {
-            observer.sighting(peer.incarnation).is_none()
+            observer.sighting(peer.incarnation).is_none_or(|seen| peer.session > seen.session)
                 || (peer.witness_free && (buries_again || half_free.contains(&peer.incarnation)))
         })
     }

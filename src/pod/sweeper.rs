@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::membership::clock;
 use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Session};
+use crate::protocol::neighbours;
 use crate::protocol::stall::{Moved, Progress, Stalled};
 use crate::store::beats::{self, Beats};
 use crate::store::burials::{self, RosterProbe};
@@ -69,9 +70,11 @@ impl Kept for Control<'_> {
             let _ = away.changed().await;
         }
         if self.first.borrow().is_none() {
-            // If both sessions are lost, the liveness session comes first. A witness without it is better than none.
+            // If both sessions are lost, the liveness session comes first. A witness without it is better than none. In
+            // a large fleet that lost its sessions, a witness gains nothing, and the server has enough to do.
             let mut lock = self.local.lock.subscribe();
-            let wait = self.local.shared.member.settings.lease / 10;
+            let lease = self.local.shared.member.settings.lease;
+            let wait = if neighbours::are_all(self.local.peers()) { lease / 10 } else { lease / 2 };
             let _ = tokio::time::timeout(wait, lock.wait_for(Option::is_some)).await;
         }
     }
@@ -184,7 +187,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
     }
     let mut lock = local.lock.subscribe();
     let mut recorded = None;
-    let mut hints = Hints::of_a_new_session();
+    let mut hints = Hints::of_a_new_session(local.peers());
     let mut next_sweep = Instant::now();
     let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
     let mut beaten = local.shared.member.progress();

@@ -36,9 +36,8 @@ pub fn rarer(often: Duration, peers: usize) -> Duration {
     if are_all(peers) { often } else { often.saturating_mul(times) }
 }
 
-/// A delay before something that all pods of a fleet do because of one notice: `each` per pod, times `random` from 0
-/// to
-/// 1. So the server sees at most about one of them per `each`. A small fleet does it at once.
+/// A delay before something that all pods of a fleet do because of one notice: `each` per pod, times `random`, which is
+/// at most one. So the server sees at most about one of them per `each`. A small fleet does it at once.
 #[must_use]
 pub fn spread(each: Duration, peers: usize, random: f64) -> Duration {
     if are_all(peers) {

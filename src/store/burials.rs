@@ -97,15 +97,16 @@ pub(crate) struct Proof {
 
 const PROBE: Prepared = Prepared {
     template: sql!("probe_portion", "roster_rows", "probed"),
-    types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL],
+    types: &[Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::BOOL, Type::BOOL],
 };
 const PROBE_AGAIN: &str = sql!("probe_again", "roster_rows", "open_session_is_free", "probed");
 
-/// Probes or reads one portion of the roster, in a statement of its own. Keeps no lock.
+/// Probes or reads one portion of the roster, in a statement of its own. Keeps no lock, and hides no free lock from
+/// pods that probe at the same time.
 pub(crate) async fn probe(session: &Session, own: Incarnation, portion: Portion) -> Result<RosterProbe> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
-    let params = portion_params(&own_id, &portion, &most);
+    let params = portion_params(&own_id, &portion, &most, &true);
     let rows = session.query("probing the roster", PROBE.template, &params).await?;
     read_probe(own, &rows, portion.probe)
 }
@@ -118,7 +119,7 @@ pub(crate) async fn begin_probe(
 ) -> Result<(Txn<'_>, RosterProbe)> {
     let most = i64::try_from(portion.most).unwrap_or(i64::MAX);
     let own_id = own.as_uuid();
-    let params = portion_params(&own_id, &portion, &most);
+    let params = portion_params(&own_id, &portion, &most, &false);
     let (txn, rows) = session.begin_with("probing the roster", PROBE.template, &params).await?;
     let probe = read_probe(own, &rows, portion.probe)?;
     Ok((txn, probe))
@@ -137,13 +138,14 @@ pub(crate) async fn begin_probing_again<'a>(
     Ok((txn, probe))
 }
 
-fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64) -> [Param<'a>; 5] {
+fn portion_params<'a>(own: &'a Uuid, portion: &'a Portion, most: &'a i64, share: &'a bool) -> [Param<'a>; 6] {
     [
         (own, Type::UUID),
         (&portion.from, Type::INT8),
         (&portion.upto, Type::INT8),
         (most, Type::INT8),
         (&portion.probe, Type::BOOL),
+        (share, Type::BOOL),
     ]
 }
 

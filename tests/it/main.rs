@@ -15,6 +15,7 @@ mod patience;
 mod support;
 
 mod burials;
+mod closed_doors;
 mod commits;
 mod conditions;
 mod connections;

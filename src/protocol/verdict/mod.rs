@@ -6,8 +6,8 @@
 //! * **States.** A peer is alive, or *in sight* ([`Sighting`]) since its liveness lock was first seen free. A sighting
 //!   ends when the peer's row shows that the peer returned, or when the row is gone. It does not end because a probe
 //!   found the lock held: another prober may hold it for a moment.
-//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead after `second_probe` if
-//!   it is the second loss within the window, after `reconnect_grace` if only the connection broke, and after `settle`
+//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead `second_probe` after
+//!   the latest loss if there were several within the window, and at the latest after `settle`; after `reconnect_grace` if only the connection broke, and after `settle`
 //!   if many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
 //!   longer than the observer's own settings say, the last two times are that long ([`patience`](super::patience)).
 //! * **Failures.** A failed probe counts as no probe (L10): nothing changes. Peers whose locks could not be probed are
@@ -121,6 +121,16 @@ pub struct Evidence {
     pub others: usize,
 }
 
+impl Evidence {
+    /// Whether the peer is buried even while the server accepts no connection. A peer that lives could not come back
+    /// meanwhile, so this takes as long as after the loss of many. It ends all the same: a server that never accepts a
+    /// connection again must not keep the dead for ever (L12).
+    #[must_use]
+    pub fn outlasts_a_closed_door(&self, timing: &VerdictTiming) -> bool {
+        u128::from(self.in_sight_ms) >= timing.settle.as_millis()
+    }
+}
+
 /// The verdict on one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -139,7 +149,8 @@ pub struct Sighting {
     pub first_seen: Moment,
     /// The session number in the peer's row at that probe.
     pub session: i64,
-    /// The burial of this peer once waited because many were lost. That reason to wait stays.
+    /// The burial of this peer once waited because many were lost, or because the server accepted no connection. That
+    /// reason to wait stays.
     pub many: bool,
 }
 
@@ -148,7 +159,17 @@ pub struct Sighting {
 pub struct LossObserver {
     sightings: BTreeMap<Incarnation, Sighting>,
     roster: BTreeMap<Incarnation, (PodId, bool)>,
-    buried: Vec<(Moment, Incarnation)>,
+    buried: Vec<Buried>,
+}
+
+/// A peer that was buried lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Buried {
+    incarnation: Incarnation,
+    /// When its lock was first seen free, or its row was first missed.
+    lost: Moment,
+    /// When this observer learned of the burial.
+    noted: Moment,
 }
 
 /// The result of a roster probe.
@@ -224,6 +245,7 @@ impl LossObserver {
         let losses_now = probe.iter().filter(|p| !p.draining && next.lost_lately(timing, now, p)).count();
         let losses = losses_now + next.buried.len();
         let others = probe.iter().filter(|p| !p.draining).count() + next.buried.len();
+        let newest = next.newest_loss(timing, now, probe);
         let is_many = |losses: usize| losses >= 2 && losses * 2 > others;
         // For a peer that was in sight before, it is known when it was lost. The others may have been lost just now.
         let may_be_lost = |p: &&PeerProbe| {
@@ -238,7 +260,7 @@ impl LossObserver {
                 continue;
             };
             sighting.many |= many;
-            let hold = hold_of(timing, sighting, peer, losses_at_most, may_be_many);
+            let hold = hold_of(timing, sighting, peer, losses_at_most, may_be_many, newest);
             let verdict = match hold {
                 Some((reason, until)) if now < until || !peer.liveness_free => Verdict::Wait(reason, until),
                 _ => Verdict::Dead(Evidence {
@@ -256,13 +278,22 @@ impl LossObserver {
     /// Notes that this observer itself buried `incarnation` at `now`.
     pub fn note_burial(&mut self, timing: &VerdictTiming, now: Moment, incarnation: Incarnation) {
         let was_lost_long_ago = self.was_lost_long_ago(timing, now, incarnation);
-        self.sightings.remove(&incarnation);
+        let sighting = self.sightings.remove(&incarnation);
         if let Some((_, draining)) = self.roster.remove(&incarnation)
             && !draining
             && !was_lost_long_ago
         {
-            self.buried.push((now, incarnation));
+            let lost = sighting.map_or(now, |sighting| sighting.first_seen);
+            self.buried.push(Buried { incarnation, lost, noted: now });
         }
+    }
+
+    /// Notes that the server accepted no connection when this peer was about to be buried: it may have ended the peer's
+    /// sessions, and will end others. So the burial waits as after the loss of many. Returns until when.
+    pub fn note_closed_door(&mut self, timing: &VerdictTiming, incarnation: Incarnation) -> Option<Moment> {
+        let sighting = self.sightings.get_mut(&incarnation)?;
+        sighting.many = true;
+        Some(sighting.first_seen.saturating_add(timing.settle))
     }
 
     /// Notes rows that were read since the last complete probe: the sightings of peers that returned end, as a complete
@@ -291,8 +322,11 @@ impl LossObserver {
             .iter()
             .filter(|(i, (name, draining))| !draining && !present.contains(*i) && !names.contains(name));
         let gone = gone.filter(|(incarnation, _)| !self.was_lost_long_ago(timing, now, **incarnation));
-        buried.extend(gone.map(|(incarnation, _)| (now, *incarnation)));
-        buried.retain(|(at, _)| now.saturating_sub(*at) < timing.window);
+        buried.extend(gone.map(|(incarnation, _)| {
+            let lost = self.sightings.get(incarnation).map_or(now, |sighting| sighting.first_seen);
+            Buried { incarnation: *incarnation, lost, noted: now }
+        }));
+        buried.retain(|buried| now.saturating_sub(buried.noted) < timing.window);
         let mut sightings = BTreeMap::new();
         for peer in probe {
             let fresh = Sighting { first_seen: now, session: peer.session, many: false };
@@ -310,6 +344,13 @@ impl LossObserver {
         Self { sightings, roster, buried }
     }
 
+    /// When the latest loss within the window was noticed.
+    fn newest_loss(&self, timing: &VerdictTiming, now: Moment, probe: &[PeerProbe]) -> Moment {
+        let lost = probe.iter().filter(|p| !p.draining && self.lost_lately(timing, now, p));
+        let seen = lost.filter_map(|p| self.sightings.get(&p.incarnation)).map(|s| s.first_seen);
+        seen.chain(self.buried.iter().map(|buried| buried.lost)).max().unwrap_or_default()
+    }
+
     fn lost_lately(&self, timing: &VerdictTiming, now: Moment, peer: &PeerProbe) -> bool {
         self.sightings.get(&peer.incarnation).is_some_and(|s| now.saturating_sub(s.first_seen) < timing.window)
     }
@@ -322,6 +363,7 @@ fn hold_of(
     peer: &PeerProbe,
     losses_at_most: usize,
     may_be_many: bool,
+    newest_loss: Moment,
 ) -> Option<(WaitFor, Moment)> {
     let after = |wait: Duration| sighting.first_seen.saturating_add(wait);
     let patience = patience_for(timing.patience(), peer.stated);
@@ -334,7 +376,9 @@ fn hold_of(
     } else if !peer.witness_free {
         Some((WaitFor::ConnectionBroken, after(patience.reconnect_grace)))
     } else if losses_at_most >= 2 && !peer.draining {
-        Some((WaitFor::SecondLoss, after(timing.second_probe)))
+        // As long as peers are lost one after another, one cause may be ending them all.
+        let quiet = newest_loss.saturating_add(timing.second_probe);
+        Some((WaitFor::SecondLoss, quiet.min(after(patience.settle))))
     } else {
         None
     }

@@ -19,7 +19,7 @@ WITH
        FOR UPDATE SKIP LOCKED
   ),
   probed AS MATERIALIZED (
-    SELECT r.*,
+    SELECT r.*, false AS share,
            CASE WHEN r.incarnation = :'own'::uuid THEN false ELSE pg_try_advisory_xact_lock(r.lock_key) END AS free
       FROM roster r
   ),

@@ -1,5 +1,5 @@
 //! Connections: what TLS, passwords and libpq's words come to on a real server.
 
-mod authority;
+pub(crate) mod authority;
 mod passwords;
 mod tls;

@@ -9,7 +9,10 @@ SELECT r.pod_id, r.incarnation, r.session,
        r.state = 'draining' AS draining,
        r.lock_key, r.witness_key, r.drain_requested,
        r.free AS liveness_free,
-       CASE WHEN r.free THEN pg_try_advisory_xact_lock(r.witness_key) ELSE false END AS witness_free,
+       CASE WHEN NOT r.free THEN false
+            WHEN r.share THEN pg_try_advisory_xact_lock_shared(r.witness_key)
+            ELSE pg_try_advisory_xact_lock(r.witness_key)
+       END AS witness_free,
        n.idx AS version,
        r.evicted,
        EXTRACT(EPOCH FROM clock_timestamp() - r.beat_at)::float8 AS beat_age_s,
