@@ -82,7 +82,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         }
         Verdict::Wait(WaitFor::SecondLoss, until) => {
             assert_eq!(until, timing.second_probe);
-            "no: buried after a second probe, a lease / 40 later"
+            "no: buried a lease / 40 after the last loss"
         }
         other => panic!("{killed} of {pods}: {other:?}"),
     }

@@ -46,7 +46,7 @@ use crate::store::migrate::Policy;
 use crate::store::pods::{self, Returned};
 use crate::store::role::Role;
 
-/// One of this many pings asks `pg_locks` whether the lock is really held. More often costs the server work; more
+/// One of this many pings asks the server whether the lock is really held. More often costs the server work; more
 /// rarely, a lost lock is noticed later.
 const CHECK_EVERY: u32 = 5;
 /// How many former backends of ours a return ends, if the server still has them. Older ones are forgotten; their
@@ -543,11 +543,12 @@ impl<'a> Keeper<'a> {
         let incarnation = self.shared.member.incarnation();
         if !self.shared.member.has_given_up(incarnation) {
             let (pod, stated) = (&self.shared.member.pod_id, self.shared.member.settings.stated());
+            let key = self.local.keys.lock;
             let mut tries = 0;
             let (sent, away, returned) = loop {
                 let sent = clock::now();
                 let away = sent.saturating_sub(since);
-                match pods::come_back(&mut session, pod, incarnation, stated, cause, away).await {
+                match pods::come_back(&mut session, pod, incarnation, key, stated, cause, away).await {
                     Err(e) if boot::is_worth_another_try(&e, &mut tries) => {}
                     returned => break (sent, away, returned?),
                 }

@@ -72,6 +72,11 @@ pub(crate) struct LivenessLock {
     pub(crate) since: Moment,
 }
 
+/// In which part of the time until a pod may bury it prepares to do so: from 30 % to 90 %. Earlier meets the starts and
+/// returns of other pods, later the first burial.
+const WARM_UP_FROM: f64 = 0.3;
+const WARM_UP_UPTO: f64 = 0.9;
+
 pub(crate) struct Local {
     pub(crate) shared: Arc<Shared>,
     pub(crate) opener: Opener,
@@ -240,6 +245,15 @@ impl Local {
     /// L2: whether this pod has held the lock without a break for as long as this peer may need.
     pub(crate) fn is_settled_for(&self, lock: &LivenessLock, peer: &PeerProbe) -> bool {
         clock::now() >= self.may_bury_from(lock, peer)
+    }
+
+    /// How long after a session was opened its statements of a burial should be prepared: now if this pod may bury.
+    /// Otherwise at a random moment before it may. After a start or a restart of the database, the server has enough to
+    /// do for the pods that come in.
+    pub(crate) fn warm_up_delay(&self) -> Duration {
+        let Some(lock) = self.lock() else { return self.timing.settle / 2 };
+        let settled_in = self.timing.settle.saturating_sub(clock::now().saturating_sub(lock.since));
+        settled_in.mul_f64(WARM_UP_FROM + (WARM_UP_UPTO - WARM_UP_FROM) * fastrand::f64())
     }
 
     /// Warns once if one poison run could crash as many pods as there are. Does so when this pod has been up for
@@ -495,7 +509,15 @@ impl Local {
     /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they
     /// do not count.
     pub(crate) fn peers(&self) -> usize {
-        self.steady.borrow().count()
+        let sure = self.steady.borrow().count();
+        // A pod that may not bury yet may take the fleet for larger than it is: others find the dead.
+        let is_settled = self.lock().is_some_and(|lock| self.is_settled(&lock));
+        if is_settled { sure } else { sure.max(self.alive.get()) }
+    }
+
+    /// How many living peers the fleet may have: those that the last whole probe showed, or that count for certain.
+    pub(crate) fn peers_at_most(&self) -> usize {
+        self.peers().max(self.alive.get())
     }
 
     /// Whether the next sweep probes the whole roster, and not only this pod's neighbours.

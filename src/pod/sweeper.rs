@@ -182,12 +182,10 @@ impl Control<'_> {
 
 /// Sweeps, hears and beats on one session until the session fails.
 async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> Error {
-    if let Err(e) = burial::warm_up(local, session).await {
-        return e;
-    }
     let mut lock = local.lock.subscribe();
+    let mut warm_up = Some(Instant::now() + local.warm_up_delay());
     let mut recorded = None;
-    let mut hints = Hints::of_a_new_session(local.peers());
+    let mut hints = Hints::of_a_new_session(local.peers_at_most());
     let mut next_sweep = Instant::now();
     let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
     let mut beaten = local.shared.member.progress();
@@ -203,6 +201,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
             _ = lock.changed() => {}
             () = tokio::time::sleep_until(next_sweep) => {}
             () = tokio::time::sleep_until(next_beat), if local.lock().is_some() => {}
+            () = tokio::time::sleep_until(warm_up.unwrap_or(next_sweep)), if warm_up.is_some() => {}
             () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => {}
             // This branch is last, and due work is done in any case: a flood of notices delays nothing.
             heard = session.heard() => hints.hear(local, &heard),
@@ -210,8 +209,16 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
         let now = Instant::now();
         let own = *lock.borrow_and_update();
         let done = async {
+            if warm_up.is_some_and(|due| now >= due) {
+                warm_up = None;
+                burial::warm_up(local, session).await?;
+            }
             match hints.follow(local, session).await {
-                Ok(by) => next_sweep = by.map_or(next_sweep, |by| next_sweep.min(Instant::now() + by)),
+                Ok(None) => {}
+                Ok(Some(by)) if neighbours::are_all(local.peers_at_most()) => {
+                    next_sweep = next_sweep.min(Instant::now() + by);
+                }
+                Ok(Some(by)) => hints.probe.ask(clock::now(), by),
                 // Beats and sweeps depend on no notice.
                 Err(e) if refused(&e) => {
                     tracing::debug!(
@@ -252,7 +259,7 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                     let expects_a_loss = std::mem::take(&mut hints.told_of_a_loss);
                     sweep(local, session, &own, expects_a_loss).await?;
                     local.plan_whole();
-                    hints.suit(local.peers());
+                    hints.suit(local.peers_at_most());
                 }
                 tell_waits(local, session).await;
                 // With a long roster, a probe may take long. At most half of the time goes into probes.

@@ -140,7 +140,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
     let settings = &local.shared.member.settings;
     let Some(mut slice) = slice_for(settings.watch_slice, session.facts()) else { return Ok(()) };
     let mut read = Instant::now();
-    burial::warm_up(local, session).await?;
+    let mut warm_up = Some(Instant::now() + local.warm_up_delay());
     let mut spoken = Instant::now();
     let mut failed = false;
     // A successor that is found free again and again, and the delay before the next try.
@@ -150,6 +150,10 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
             read = Instant::now();
             let Some(again) = slice_for(settings.watch_slice, session.read_facts_again().await?) else { return Ok(()) };
             slice = again;
+        }
+        if warm_up.is_some_and(|due| Instant::now() >= due) {
+            warm_up = None;
+            burial::warm_up(local, session).await?;
         }
         let Some(successor) = local.successor() else {
             idle(local, session, &mut spoken).await?;
@@ -179,7 +183,8 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
         failed = false;
         backoff.reset();
         spoken = Instant::now();
-        if version != local.roster_version() {
+        // In a large fleet the roster changes often, and each change concerns few pods.
+        if version != local.roster_version() && neighbours::are_all(local.peers_at_most()) {
             local.shared.probe_now.notify_one();
         }
         if answer == Slice::Held {

@@ -199,7 +199,7 @@ impl Heard {
 /// with each read that found nothing, up to [`GAP_MOST`]. Shorter gaps cost statements in a flood; longer ones delay
 /// the reaction.
 pub const GAP_LEAST: Duration = Duration::from_millis(12);
-/// The longest such gap: 100 ms. In a flood of foreign notices, a pod makes ten reads a second of each kind. Longer: a
+/// The longest such gap: 100 ms, and longer in a large fleet. In a flood of foreign notices, a pod makes ten reads a second of each kind. Longer: a
 /// real notice in the flood is heard later. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
 /// The longest gap after a slow read that found nothing: nine times what the read took, but never more than this. With
@@ -217,22 +217,30 @@ pub struct Gate {
     opens: Moment,
     /// The shortest gap.
     least: Duration,
+    /// The longest gap, but for one after a slow read.
+    most: Duration,
     gap: Duration,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { asked: None, began: None, opens: Moment::ZERO, least: GAP_LEAST, gap: GAP_LEAST }
+        Self { asked: None, began: None, opens: Moment::ZERO, least: GAP_LEAST, most: GAP_MOST, gap: GAP_LEAST }
     }
 }
 
 impl Gate {
-    /// Makes the shortest gap as long as suits a fleet in which a pod has so many peers. All pods read because of the
-    /// same notices. So a burst of notices, such as that of many pods that start at once, is read in fewer steps the
-    /// more pods there are.
+    /// Makes the gaps as long as suits a fleet in which a pod has so many peers. All pods read because of the same
+    /// notices. So a burst of notices, such as that of many pods that start at once, is read in fewer steps the more
+    /// pods there are. The first notice after a quiet time is read as soon as in a small fleet.
     pub fn suit(&mut self, peers: usize) {
         self.least = neighbours::rarer(GAP_LEAST, peers);
+        self.most = neighbours::rarer(GAP_MOST, peers);
         self.gap = self.gap.max(self.least);
+    }
+
+    /// Whether the gaps are those of a small fleet.
+    fn is_small(&self) -> bool {
+        self.least == GAP_LEAST
     }
 
     /// A notice came at `now`. The read is due after `wait`, or together with an earlier notice.
@@ -263,9 +271,10 @@ impl Gate {
     /// notices changes no gap.
     pub fn end(&mut self, now: Moment, came_to_something: bool) {
         let Some(began) = self.began.take() else { return };
-        let was_quiet = began.saturating_sub(self.opens) >= GAP_MOST;
-        let most = self.least.max(GAP_MOST);
-        self.gap = if came_to_something || was_quiet { self.least } else { (self.gap * 2).min(most) };
+        let was_quiet = began.saturating_sub(self.opens) >= self.most;
+        // In a large fleet, a burst that goes on is read more and more rarely, even if each read finds something.
+        let starts_over = was_quiet || (came_to_something && self.is_small());
+        self.gap = if starts_over { self.least } else { (self.gap * 2).min(self.most) };
         let slow = (now.saturating_sub(began) * 9).min(GAP_AFTER_SLOW);
         self.opens = now + if came_to_something { self.gap } else { self.gap.max(slow) };
     }
@@ -374,12 +383,25 @@ mod tests {
     fn in_a_large_fleet_the_first_notice_is_read_at_once_and_a_burst_in_fewer_steps() {
         let mut gate = Gate::default();
         gate.suit(200);
-        gate.ask(MS * 500, Duration::ZERO);
-        assert!(gate.is_due(MS * 500));
-        gate.begin(MS * 500);
-        gate.end(MS * 501, true);
-        gate.ask(MS * 502, Duration::ZERO);
-        assert_eq!(gate.due(), Some(MS * 501 + GAP_LEAST * 13));
+        let mut now = MS * 5000;
+        let mut gaps = Vec::new();
+        // A notice comes in each millisecond of ten seconds, and each read finds something.
+        for _ in 0..10_000 {
+            gate.ask(now, Duration::ZERO);
+            if gate.is_due(now) {
+                gaps.push(now);
+                gate.begin(now);
+                gate.end(now, true);
+            }
+            now += MS;
+        }
+        assert_eq!(gaps[0], MS * 5000);
+        let gaps: Vec<_> = gaps.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        assert_eq!(gaps[..5], [156, 312, 624, 1248, 1300]);
+        assert!(gaps.len() <= 11, "{gaps:?}");
+        // After a quiet time, the next notice is read at once.
+        gate.ask(now + MS * 5000, Duration::ZERO);
+        assert!(gate.is_due(now + MS * 5000));
     }
 
     #[test]

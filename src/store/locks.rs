@@ -98,7 +98,7 @@ pub(crate) async fn lock_again(session: &Session, key: LockKey) -> Result<()> {
 /// The pid of the backend that answers on this session, and whether that backend still holds `key`, which it took
 /// twice: by [`lock`] and [`lock_again`].
 pub(crate) async fn ping_and_check(session: &Session, key: LockKey, limit: Duration) -> Result<(i32, bool)> {
-    const SQL: &str = sql!("ping_and_check");
+    const SQL: &str = sql!("ping_and_check", "holds_twice");
     let rows = session.query_limited("ping", SQL, &[(&key.get(), Type::INT8)], limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "ping: the server sent no row"))?;
     Ok((row.at("pid")?, row.at("holds")?))

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::evictions;
 use super::locks::{Keys, millis};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, PodId};
+use crate::id::{Incarnation, LockKey, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
@@ -53,7 +53,7 @@ pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
 pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
     const FORMER: &str = sql!("read_former_row");
     const END: &str = sql!("end_replaced_session");
-    const REGISTER: &str = sql!("register_pod");
+    const REGISTER: &str = sql!("register_pod", "holds_twice");
     const BEGIN: &str = sql!("begin_session");
     let incarnation = new.incarnation.as_uuid();
     let pod = new.pod_id.as_str();
@@ -158,22 +158,24 @@ pub(crate) async fn come_back(
     session: &mut Session,
     pod: &PodId,
     incarnation: Incarnation,
+    lock: LockKey,
     stated: Stated,
     cause: &str,
     away: Duration,
 ) -> Result<Returned> {
-    const SQL: &str = sql!("come_back");
+    const SQL: &str = sql!("come_back", "holds_twice");
     const FORGET_CAUSE: &str = sql!("forget_cause");
     let liveness = session.backend();
     let step = "coming back";
     let txn = session.begin(step).await?;
-    let params: [Param<'_>; 6] = [
+    let params: [Param<'_>; 7] = [
         (&pod.as_str(), Type::TEXT),
         (&incarnation.as_uuid(), Type::UUID),
         (&liveness.pid, Type::INT4),
         (&liveness.started, Type::TIMESTAMPTZ),
         (&millis(stated.lease), Type::INT4),
         (&millis(stated.self_fence), Type::INT4),
+        (&lock.get(), Type::INT8),
     ];
     let rows = txn.query(step, SQL, &params).await?;
     let Some(session_number) = rows.first().map(|row| row.at::<i64>("session")).transpose()? else {

@@ -7,8 +7,10 @@
 --   started        timestamptz  when that backend began
 --   lease_ms       int4         its lease
 --   self_fence_ms  int4         after how long without an answer it stops its runs (L7)
+--   lock_key       int8         its liveness key
 --
 -- Returns one row with the number of the new session, or none if the incarnation was buried or evicted.
+\set holds_twice `cat part/holds_twice.sql`
 UPDATE :"schema".studio_pods p
    -- A pod that read the row before sees by the number that this pod has returned (L2).
    SET session = p.session + 1,
@@ -19,5 +21,7 @@ UPDATE :"schema".studio_pods p
  WHERE p.pod_id = :'pod'::text
    AND p.incarnation = :'own'::uuid
    AND p.evicted IS NULL
-   AND :"schema".studio_holds(p.lock_key, :'pid'::int4)
+   AND p.lock_key = :'lock_key'::int8
+   AND :'pid'::int4 = pg_backend_pid()
+   AND :holds_twice
 RETURNING p.session;

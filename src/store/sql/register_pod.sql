@@ -19,6 +19,7 @@
 --   self_fence_ms     int4         after how long without an answer it stops its runs (L7)
 --
 -- Returns one row, or none if this session does not hold the lock.
+\set holds_twice `cat part/holds_twice.sql`
 INSERT INTO :"schema".studio_pods AS p
        (pod_id, version, labels, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started,
         control_pid, control_started, kinds, capacity, beat_ms, lease_ms, self_fence_ms)
@@ -27,8 +28,8 @@ SELECT :'pod'::text, :'version'::text, :'labels'::jsonb, nextval(:'studio_beat':
        :'control_pid'::int4, :'control_started'::timestamptz, :'kinds'::text[], :'capacity'::int4, :'beat_ms'::int4,
        :'lease_ms'::int4, :'self_fence_ms'::int4
  -- L1: lock before row. The session that registers must hold the lock, and a pooler must not have swapped its backend.
- WHERE :"schema".studio_holds(:'lock_key'::int8, :'liveness_pid'::int4)
-   AND :'liveness_pid'::int4 = pg_backend_pid()
+ WHERE :'liveness_pid'::int4 = pg_backend_pid()
+   AND :holds_twice
 ON CONFLICT (pod_id) DO UPDATE
    SET state = 'active',
        started_at = now(),
