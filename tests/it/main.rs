@@ -23,6 +23,7 @@ mod ends;
 mod faults;
 mod hidden;
 mod http_limits;
+mod large_fleets;
 mod laws;
 mod log_order;
 mod notices;

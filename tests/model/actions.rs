@@ -39,11 +39,15 @@ pub(crate) enum Action {
     Stop(ProcId),
     Spawn(Name),
     Restart,
+    Close,
+    EndSessions(ProcId),
+    Reopen,
     Lag,
     Failover,
 }
 
-/// The steps that a process may try in this state; those that would change nothing are sorted out afterwards.
+/// The steps that a process, or a server that shuts down, may try in this state; those that would change nothing are
+/// sorted out afterwards.
 pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
     for (p, proc) in s.procs.iter().enumerate().filter(|(_, proc)| proc.lives()) {
         for r in 0..s.db.runs.len() {
@@ -60,6 +64,10 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
             Action::DeleteDoomed(p),
         ]);
         out.extend([Action::Wait(p), Action::Settle(p), Action::Exit(p)]);
+    }
+    if s.closing {
+        out.extend((0..s.procs.len()).map(Action::EndSessions));
+        out.push(Action::Reopen);
     }
 }
 
@@ -84,6 +92,9 @@ pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
     }
     if s.left.restarts > 0 {
         out.push(Action::Restart);
+    }
+    if s.left.shutdowns > 0 && !s.closing {
+        out.push(Action::Close);
     }
     if s.left.failovers > 0 {
         out.push(if s.standby.is_none() { Action::Lag } else { Action::Failover });
@@ -145,6 +156,15 @@ impl Podlock {
                 s.left.restarts -= 1;
                 end_every_session(s);
             }
+            Close => {
+                s.left.shutdowns -= 1;
+                s.closing = true;
+            }
+            EndSessions(p) => end_sessions(s, p),
+            Reopen => {
+                let none_is_left = s.liveness.iter().chain(&s.witness).all(Option::is_none);
+                s.closing &= !none_is_left;
+            }
             Lag => s.standby = Some(s.db.clone()),
             Failover => {
                 s.left.failovers -= 1;
@@ -204,7 +224,7 @@ impl Podlock {
         // A return first ends the silent session that is its own.
         let own = phase == Phase::Detached && s.procs[p].silent && s.liveness[key] == Some(p);
         let free = (own || s.liveness[key].is_none()) && (phase == Phase::Detached || s.witness[name].is_none());
-        if !matches!(phase, Phase::Booting | Phase::Detached) || !free {
+        if s.closing || !matches!(phase, Phase::Booting | Phase::Detached) || !free {
             return;
         }
         s.liveness[key] = Some(p);
@@ -319,6 +339,15 @@ fn end_every_session(s: &mut State) {
     }
     liveness.fill(None);
     witness.fill(None);
+}
+
+/// The database ends the sessions of one process.
+fn end_sessions(s: &mut State, p: ProcId) {
+    if s.liveness.contains(&Some(p)) || s.witness.contains(&Some(p)) {
+        s.procs[p].lost = Some(Loss::Restart);
+        s.procs[p].silent = false;
+        release(s, p);
+    }
 }
 
 /// L7: a process whose session is gone passes its deadline, by its own clock.

@@ -16,6 +16,7 @@ const NONE: Faults = Faults {
     cuts: 0,
     silences: 0,
     restarts: 0,
+    shutdowns: 0,
     failovers: 0,
     spawns: 0,
     stops: 0,
@@ -61,6 +62,24 @@ pub(crate) fn silence() -> Exploration {
 pub(crate) fn restart() -> Exploration {
     let config = pods(2, &[Some(0)], Faults { restarts: 1, ..NONE });
     Exploration { config, sights: &[RESTART_WITH_HOLDERS, RETURNED, BURIED_AND_BACK] }
+}
+
+/// A restart whose shutdown ends the sessions of one pod after another.
+pub(crate) fn shutdown() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { shutdowns: 1, ..NONE });
+    Exploration { config, sights: &[RETURNED, BURIED_AND_BACK, HELD, ENDED_FIRST] }
+}
+
+/// The roster alone: two pods see that a third one has lost its sessions, or one sees that of two others.
+pub(crate) fn three_pods_shutdown() -> Exploration {
+    let config = pods(3, &[], Faults { shutdowns: 1, ..NONE });
+    Exploration { config, sights: &[RETURNED, BURIED_AND_BACK, MANY_HELD, ENDED_FIRST] }
+}
+
+/// A pod dies while the server shuts down.
+pub(crate) fn shutdown_and_kill() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { shutdowns: 1, kills: 1, ..NONE });
+    Exploration { config, sights: &[RETURNED, TAKEN_OVER, ENDED_FIRST] }
 }
 
 /// A fleet whose lease is being changed: the owner of the run has the longer one.

@@ -207,7 +207,12 @@ impl Podlock {
                 let stated = peer.and_then(|peer| peer.stated).filter(|_| self.mistake != Some(Mistake::OwnSettle));
                 Duration::from_millis(u64::from(held_for)) >= may_bury_from(Duration::ZERO, timing.patience(), stated)
             };
-            for (dead, _) in decision.dead().filter(|(dead, _)| is_settled_for(dead)) {
+            for (dead, evidence) in decision.dead().filter(|(dead, _)| is_settled_for(dead)) {
+                let knocks = self.mistake != Some(Mistake::BuriesBehindAClosedDoor);
+                if s.closing && knocks && !evidence.outlasts_a_closed_door(&timing) {
+                    observer.note_closed_door(&timing, dead);
+                    continue;
+                }
                 if self.mistake == Some(Mistake::DeleteByName) {
                     s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
                 } else if self.is_proven(s, p) {

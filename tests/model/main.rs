@@ -106,13 +106,13 @@ macro_rules! each {
 mod explored {
     use super::*;
     each!(explore: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover stop lost_reply
-        late_write same_key unequal_restart unequal_cut);
+        late_write same_key unequal_restart unequal_cut shutdown);
 }
 
 mod ends {
     use super::*;
     each!(always_ends: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover stop lost_reply
-        late_write same_key unequal_restart unequal_cut);
+        late_write same_key unequal_restart unequal_cut shutdown);
 }
 
 mod larger {
@@ -121,7 +121,7 @@ mod larger {
         unequal_three_pods_restart two_cuts_and_spawn restart_and_cut restart_and_kill failover_of_a_claim
         failover_of_an_end failover_and_kill
         failover_and_cut failover_and_stop failover_and_lost_reply two_failovers silence_and_cut two_runs stop_and_cut
-        stop_kill_and_cut);
+        stop_kill_and_cut three_pods_shutdown shutdown_and_kill);
 }
 
 mod larger_ends {
@@ -145,6 +145,7 @@ mod caught {
         row_through_the_pool: RowThroughPool,
         probe_and_delete_in_two_transactions_by_name: DeleteByName,
         no_settle_after_a_restart: NoSettle,
+        burial_while_the_server_ends_its_sessions: BuriesBehindAClosedDoor,
         own_key_proof_by_a_failing_try_lock: ProofByTryLock,
         one_that_lost_its_row_still_buries: BuryWithoutRow,
         no_grace_for_a_broken_connection: NoGrace,

@@ -11,6 +11,7 @@ pub(crate) enum Mistake {
     RowThroughPool,
     DeleteByName,
     NoSettle,
+    BuriesBehindAClosedDoor,
     ProofByTryLock,
     BuryWithoutRow,
     NoGrace,
@@ -49,6 +50,7 @@ impl Mistake {
             Self::RowThroughPool => "a pod writes its row through the pool, not on its lock's session",
             Self::DeleteByName => "a burial probes in one transaction, and deletes by name in another",
             Self::NoSettle => "a pod may bury as soon as it is back from a restart",
+            Self::BuriesBehindAClosedDoor => "a pod buries while the server ends its sessions and accepts no connection",
             Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
             Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
             Self::NoGrace => "a pod has no grace to come back if only its liveness connection broke",
@@ -98,6 +100,9 @@ impl Mistake {
                 (Rule::HolderKeepsItsRow, of(2, 2, &[Some(1)], Faults { kills: 1, spawns: 1, ..none }))
             }
             Self::NoSettle => (Rule::RestartBuriesNobody, of(2, 2, &[Some(0)], Faults { restarts: 1, ..none })),
+            Self::BuriesBehindAClosedDoor => {
+                (Rule::RestartBuriesNobody, of(2, 2, &[Some(0)], Faults { shutdowns: 1, ..none }))
+            }
             Self::ProofByTryLock => {
                 (Rule::OnlyTheLivingBury, of(2, 2, &[Some(1)], Faults { cuts: 1, kills: 1, spawns: 1, ..none }))
             }

@@ -79,6 +79,7 @@ impl Model for Podlock {
             next_inc: inc_of(config.pods),
             next_claim: 1,
             left: config.faults,
+            closing: false,
             lost_commits: false,
             broken: 0,
         };

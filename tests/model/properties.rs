@@ -133,6 +133,10 @@ pub(crate) const RETURNED: Sight =
 pub(crate) const RESTART_WITH_HOLDERS: Sight = ("a restart freed the locks of two living pods", |_, s| {
     s.procs.iter().filter(|p| p.lives() && p.lost == Some(Loss::Restart)).count() >= 2
 });
+pub(crate) const ENDED_FIRST: Sight =
+    ("a pod without its sessions is in the sight of one that still has them, during a shutdown", |m, s| {
+        s.closing && s.procs.iter().enumerate().any(|(p, proc)| m.holds(s, p) && !proc.observer.in_sight().is_empty())
+    });
 pub(crate) const SETTLED_FOR_SOME: Sight =
     ("a pod may bury its equals, and not yet a pod of a longer lease", |m, s| {
         s.procs.iter().any(|p| p.settled.is_some() && p.settled < m.settles(p.name).max())

@@ -183,8 +183,10 @@ pub(crate) struct Faults {
     pub(crate) cuts: u8,
     /// Pods whose liveness session falls silent.
     pub(crate) silences: u8,
-    /// Restarts of the database.
+    /// Restarts of the database, which end all sessions at one moment.
     pub(crate) restarts: u8,
+    /// Restarts of the database, which end the sessions of one process after another.
+    pub(crate) shutdowns: u8,
     /// Failovers to a standby that may lag.
     pub(crate) failovers: u8,
     /// Processes that are started, under a name that may be in use.
@@ -211,6 +213,8 @@ pub(crate) struct State {
     pub(crate) next_inc: Inc,
     pub(crate) next_claim: Claim,
     pub(crate) left: Faults,
+    /// The database is ending its sessions, and accepts no connection.
+    pub(crate) closing: bool,
     /// A failover took commits back.
     pub(crate) lost_commits: bool,
     /// Which rules were broken, as bits of [`crate::properties::Rule`].

@@ -1,0 +1,131 @@
+//! Fleets that are so large that pods take turns and look at their neighbours only (`pod::admission`,
+//! `protocol::neighbours`).
+
+use std::time::Duration;
+
+use podlock::{NewRun, Pod};
+use tokio::task::JoinSet;
+
+use crate::patience::SOON;
+use crate::support::{Db, eventually, lease, sql, start, timed, trace};
+
+/// Takes every slot of the admission, as pods that start would.
+async fn take_all_slots(db: &Db) -> sql::Client {
+    let client = sql::connect(&db.url).await;
+    let sql = "SELECT count(*) FROM generate_series(0, 7) n \
+                WHERE pg_try_advisory_lock(hashtextextended('podlock/admission/public', n))";
+    assert_eq!(client.scalar::<i64>(sql, &[]).await, 8, "the slots of a fleet that does not start");
+    client
+}
+
+/// A boot that is rationed: a pod without a slot waits, says so, and does not exit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_without_a_slot_waits_and_says_so_until_one_is_free() {
+    timed(async {
+        let db = Db::new().await;
+        let others = take_all_slots(&db).await;
+        let name = format!("waits-{}", db.name);
+        let starting = tokio::spawn(start(db.config(&name)));
+        eventually(SOON, "the pod says that it waits", || async {
+            let said = trace::events(&name).iter().any(|e| e.get("event").is_some_and(|e| e == "start_waits"));
+            if said { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        assert!(!starting.is_finished());
+        assert_eq!(db.client.roster().await, Vec::<String>::new(), "it is not registered");
+        drop(others);
+        let pod = starting.await.unwrap();
+        db.client.roster_is(&[&name], SOON).await;
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// L2: a return is not rationed. No limit on how many may come back can make a living pod look dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_a_pod_that_comes_back_waits_for_no_slot() {
+    timed(async {
+        let db = Db::new().await;
+        let [a, b] = db.settled_pods().await;
+        let run = a.start(NewRun::new("wait")).await.unwrap();
+        let before = a.incarnation();
+        let others = take_all_slots(&db).await;
+        let liveness = db.client.backend("a", "liveness").await.expect("a session");
+        db.client.execute("SELECT pg_terminate_backend($1)", &[&liveness]).await.unwrap();
+        eventually(SOON, "the pod is back on another session", || async {
+            match db.client.backend("a", "liveness").await {
+                Some(now) if now != liveness => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        db.client.armed("a", SOON).await;
+        assert_eq!(a.incarnation(), before);
+        db.client.run_owned_by(run.run_id, before, SOON).await;
+        drop(others);
+        a.shutdown(SOON).await.unwrap();
+        b.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// Twenty-two pods, so each probes its sixteen neighbours. Five that follow each other in the ring die at once: the one
+/// before them finds them, none but them is buried, and each run goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_in_the_ring_that_die_at_once_are_buried_and_nobody_else_is() {
+    timed(async {
+        let db = Db::new().await;
+        let mut starting = JoinSet::new();
+        for i in 0..22 {
+            let config = db.config(&format!("p{i:02}")).with(|c| c.pool_size = 1);
+            starting.spawn(async move { start(config).await });
+        }
+        let mut pods: Vec<Pod> = starting.join_all().await;
+        // Three whole probes make sure that a fleet is large, and the pods must have been up for `settle`.
+        tokio::time::sleep(lease() * 2).await;
+        let by_key = db
+            .client
+            .query("SELECT pod_id FROM studio_pods ORDER BY lock_key LIMIT 5", &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get::<_, String>(0))
+            .collect::<Vec<_>>();
+        let (dead, living): (Vec<Pod>, Vec<Pod>) =
+            pods.drain(..).partition(|pod| by_key.iter().any(|name| name == pod.pod_id().as_str()));
+        assert_eq!((dead.len(), living.len()), (5, 17));
+        let mut runs = Vec::new();
+        for pod in &dead {
+            runs.push(pod.start(NewRun::new("wait")).await.unwrap().run_id);
+        }
+        let incarnations: Vec<_> = dead.iter().map(|pod| pod.incarnation().as_uuid()).collect();
+        drop(dead);
+        eventually(living[0].settings().worst_case().process_killed + SOON, "the five are buried", || async {
+            let sql = "SELECT count(*) FROM studio_pod_events WHERE kind = 'buried' AND incarnation = ANY ($1)";
+            let buried: i64 = db.client.scalar(sql, &[&incarnations]).await;
+            if buried == 5 { Ok(()) } else { Err(format!("{buried} of 5")) }
+        })
+        .await;
+        for run_id in runs {
+            eventually(SOON, "the run goes on at a pod that lives", || async {
+                let sql = "SELECT owner_incarnation IN (SELECT incarnation FROM studio_pods) FROM studio_runs \
+                            WHERE run_id = $1";
+                let is_owned: Option<bool> = db.client.scalar(sql, &[&run_id.as_uuid()]).await;
+                if is_owned == Some(true) { Ok(()) } else { Err(format!("{is_owned:?}")) }
+            })
+            .await;
+        }
+        let buried: i64 =
+            db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
+        assert_eq!(buried, 5, "only the dead");
+        db.client.assert_fold_is_roster().await;
+        let mut stopping = JoinSet::new();
+        for pod in living {
+            stopping.spawn(pod.shutdown(Duration::from_secs(20)));
+        }
+        for stopped in stopping.join_all().await {
+            stopped.unwrap();
+        }
+    })
+    .await;
+}
