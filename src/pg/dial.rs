@@ -255,7 +255,7 @@ impl Dialer {
             Target::Unix { directory, port } => {
                 let socket = Target::socket(directory, *port);
                 let stream = UnixStream::connect(&socket).await.map_err(unreachable)?;
-                Ok((Either::Right(stream), None, Door::Unix(socket.into())))
+                Ok((Either::Right(stream), None, Door::Unix(socket)))
             }
             Target::Tcp { host, port, address } => {
                 let addresses: Vec<SocketAddr> = match address {

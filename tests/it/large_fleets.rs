@@ -115,8 +115,7 @@ async fn neighbours_in_the_ring_that_die_at_once_are_buried_and_nobody_else_is()
             })
             .await;
         }
-        let buried: i64 =
-            db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
+        let buried: i64 = db.client.scalar("SELECT count(*) FROM studio_pod_events WHERE kind = 'buried'", &[]).await;
         assert_eq!(buried, 5, "only the dead");
         db.client.assert_fold_is_roster().await;
         let mut stopping = JoinSet::new();

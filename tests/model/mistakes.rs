@@ -50,7 +50,9 @@ impl Mistake {
             Self::RowThroughPool => "a pod writes its row through the pool, not on its lock's session",
             Self::DeleteByName => "a burial probes in one transaction, and deletes by name in another",
             Self::NoSettle => "a pod may bury as soon as it is back from a restart",
-            Self::BuriesBehindAClosedDoor => "a pod buries while the server ends its sessions and accepts no connection",
+            Self::BuriesBehindAClosedDoor => {
+                "a pod buries while the server ends its sessions and accepts no connection"
+            }
             Self::ProofByTryLock => "a burier proves its own lock by a try-lock that fails",
             Self::BuryWithoutRow => "a pod that lost its row goes on and buries",
             Self::NoGrace => "a pod has no grace to come back if only its liveness connection broke",
