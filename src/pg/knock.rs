@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-/// Asks for encryption by GSSAPI. Every server answers this one byte before it asks who the client is, and logs nothing
-/// if the client then leaves. (After the request for TLS, a server with TLS logs that the client left.)
+/// Asks for encryption by GSSAPI. A server answers with one byte before it asks who the client is. If the client then
+/// leaves, the server logs nothing, unless it logs every connection. (After the request for TLS, a server with TLS logs that the client left.)
 const GSS_ENCRYPTION_REQUEST: [u8; 8] = {
     let [a, b, c, d] = 80_877_104_u32.to_be_bytes();
     [0, 0, 0, 8, a, b, c, d]
@@ -46,6 +46,6 @@ async fn ask(door: &Door) -> io::Result<()> {
         Door::Unix(socket) => Either::Right(UnixStream::connect(socket).await?),
     };
     stream.write_all(&GSS_ENCRYPTION_REQUEST).await?;
-    // Any answer will do: also a refusal shows that somebody opens.
-    stream.read_u8().await.map(drop)
+    // Any answer will do, also the end of the connection: somebody has taken it. A server that is gone resets it.
+    stream.read(&mut [0]).await.map(drop)
 }

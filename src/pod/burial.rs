@@ -9,13 +9,14 @@ use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
 use crate::pg::errors::refused;
-use crate::pg::knock::{self, Door};
+use crate::pg::knock;
 use crate::pg::session::Session;
 use crate::pg::txn::Txn;
 use crate::protocol::cause::{self, Cause};
 use crate::protocol::ending;
 use crate::protocol::neighbours::Neighbours;
 use crate::protocol::portions::{Portion, Portions};
+use crate::protocol::ring::RingPlace;
 use crate::protocol::verdict::{Decision, Evidence, PeerProbe, Verdict};
 use crate::runs::recover::Load;
 use crate::store::burials::{self, Burial, PeerRow, RosterProbe};
@@ -51,25 +52,31 @@ const FAILURES_MOST: u32 = 32;
 /// Probes the whole roster and buries the dead pods. Returns what the probe showed. After an error the state of the
 /// peers is unknown, and no pod was buried on it (L10).
 ///
+/// `pushed`: the peer whose locks the watch session was granted.
+///
 /// A roster of one portion takes two round trips. The first begins the transaction and takes the locks; the second
-/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the portion that
-/// has the key `first`. Then the dead are locked, probed again and buried, with a transaction for each portion.
+/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the pushed peer's. Then the dead are locked, probed again and buried, with a transaction for each portion.
 pub(crate) async fn hold(
     local: &Local,
     session: &mut Session,
     lock: &LivenessLock,
     trigger: Trigger,
-    first: Option<LockKey>,
+    pushed: Option<RingPlace>,
 ) -> Result<RosterProbe> {
+    // The watch saw this peer lost, so an answer now vouches for its burial. No lock is held meanwhile.
+    let vouched = match pushed {
+        Some(peer) if knock(local, session).await.is_ok() => Some(peer.incarnation),
+        _ => None,
+    };
     if let Some(whole) = local.whole_roster()
-        && let Some(probe) = hold_in_one(local, session, lock, trigger, whole).await?
+        && let Some(probe) = hold_in_one(local, session, lock, trigger, whole, vouched).await?
     {
         return Ok(probe);
     }
-    let probe = survey(local, session, lock, first).await?;
+    let probe = survey(local, session, lock, pushed.map(|peer| peer.lock_key)).await?;
     let decision = decide(local, &probe);
-    let dead = while_the_door_is_open(local, session.door(), to_bury(local, lock, &decision, &probe.peers)).await;
-    bury_all(local, session, lock, trigger, &dead).await?;
+    let dead = to_bury(local, lock, &decision, &probe.peers);
+    bury_if_the_door_is_open(local, session, lock, trigger, &dead, vouched).await?;
     Ok(probe)
 }
 
@@ -85,8 +92,8 @@ pub(crate) async fn hold_after(
     if local.whole_roster().is_some() {
         return hold(local, session, lock, trigger, None).await.map(drop);
     }
-    let dead = while_the_door_is_open(local, session.door(), to_bury(local, lock, decision, &probe.peers)).await;
-    bury_all(local, session, lock, trigger, &dead).await
+    let dead = to_bury(local, lock, decision, &probe.peers);
+    bury_if_the_door_is_open(local, session, lock, trigger, &dead, None).await
 }
 
 /// Probes the whole roster, portion by portion.
@@ -163,8 +170,9 @@ async fn hold_in_one(
     lock: &LivenessLock,
     trigger: Trigger,
     whole: Portion,
+    vouched: Option<Incarnation>,
 ) -> Result<Option<RosterProbe>> {
-    let (began, door) = (clock::now(), session.door().clone());
+    let began = clock::now();
     let (txn, probe) = match burials::begin_probe(session, lock.incarnation, whole).await {
         Err(e) if burials::met_a_full_table(&e) => return Ok(None),
         begun => begun?,
@@ -175,9 +183,16 @@ async fn hold_in_one(
     }
     local.note_probe(clock::now().saturating_sub(began));
     let decision = decide(local, &probe);
-    let dead = while_the_door_is_open(local, &door, to_bury(local, lock, &decision, &probe.peers)).await;
+    let dead = to_bury(local, lock, &decision, &probe.peers);
     if dead.is_empty() {
         txn.rollback("burying").await?;
+        return Ok(Some(probe));
+    }
+    if !dead.iter().all(|dead| is_beyond_doubt(local, dead, vouched)) {
+        // No lock is held while the server is asked: it would hide the loss from the other observers, and keep the peer
+        // from coming back.
+        txn.rollback("burying").await?;
+        bury_if_the_door_is_open(local, session, lock, trigger, &dead, vouched).await?;
         return Ok(Some(probe));
     }
     match bury(local, txn, lock, trigger, &dead).await {
@@ -427,17 +442,38 @@ pub(crate) fn to_bury<'a>(
     dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.probe)).collect()
 }
 
-/// Those of the dead that may be buried now. While the server accepts no connection, it may be ending all sessions, and
-/// a pod whose session ended cannot come back. So these peers wait as after the loss of many (L2).
-async fn while_the_door_is_open<'a>(local: &Local, door: &Door, dead: Vec<Dead<'a>>) -> Vec<Dead<'a>> {
-    let timing = &local.timing;
-    let (long_dead, just_lost): (Vec<_>, Vec<_>) =
-        dead.into_iter().partition(|(_, evidence)| evidence.outlasts_a_closed_door(timing));
+/// Whether a peer may be buried without asking whether the server accepts connections.
+fn is_beyond_doubt(local: &Local, (peer, evidence): &Dead<'_>, vouched: Option<Incarnation>) -> bool {
+    vouched == Some(peer.probe.incarnation) || evidence.outlasts_a_closed_door(&local.timing, peer.probe.stated)
+}
+
+/// Asks whether the server accepts connections. The caller holds no lock and no transaction.
+async fn knock(local: &Local, session: &Session) -> Result<(), String> {
+    knock::knock(session.door(), local.timing.window / 2).await
+}
+
+/// Buries the dead, and those that were lost lately only if the server accepts connections. While it accepts none, it may
+/// be ending all sessions, and a pod whose session ended cannot come back. So these peers wait as after the loss of many
+/// (L2).
+async fn bury_if_the_door_is_open(
+    local: &Local,
+    session: &mut Session,
+    lock: &LivenessLock,
+    trigger: Trigger,
+    dead: &[Dead<'_>],
+    vouched: Option<Incarnation>,
+) -> Result<()> {
+    let (sure, just_lost): (Vec<_>, Vec<_>) =
+        dead.iter().copied().partition(|dead| is_beyond_doubt(local, dead, vouched));
+    bury_all(local, session, lock, trigger, &sure).await?;
     if just_lost.is_empty() {
-        return long_dead;
+        return Ok(());
     }
-    match knock::knock(door, timing.window / 2).await {
-        Ok(()) => long_dead.into_iter().chain(just_lost).collect(),
+    let decided = clock::now();
+    match knock(local, session).await {
+        // The pod's other session may have seen another loss meanwhile. Then it has decided anew.
+        Ok(()) if local.has_lost_one_since(decided) => Ok(()),
+        Ok(()) => bury_all(local, session, lock, trigger, &just_lost).await,
         Err(why) => {
             local.note_closed_door(just_lost.iter().map(|(peer, _)| peer.probe.incarnation));
             tracing::warn!(
@@ -445,7 +481,7 @@ async fn while_the_door_is_open<'a>(local: &Local, door: &Door, dead: Vec<Dead<'
                 "peers lost their sessions, and the server accepts no new connection: it may be shutting down, so these \
                  peers are not buried yet"
             );
-            long_dead
+            Ok(())
         }
     }
 }

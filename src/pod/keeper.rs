@@ -549,7 +549,9 @@ impl<'a> Keeper<'a> {
                 let sent = clock::now();
                 let away = sent.saturating_sub(since);
                 match pods::come_back(&mut session, pod, incarnation, key, stated, cause, away).await {
-                    Err(e) if boot::is_worth_another_try(&e, &mut tries) => {}
+                    Err(e)
+                        if !self.shared.member.has_given_up(incarnation)
+                            && boot::is_worth_another_try(&e, &mut tries) => {}
                     returned => break (sent, away, returned?),
                 }
             };

@@ -527,6 +527,7 @@ impl Local {
 
     /// Plans the next whole probe, after one that was just made and decided on.
     pub(crate) fn plan_whole(&self) {
+        self.whole_asked_until.set(Moment::ZERO);
         let (now, peers) = (clock::now(), self.peers());
         let sweep = neighbours::rarer(self.shared.member.settings.jittered_sweep(fastrand::f64()), peers);
         // A wait may end for many peers at once, and for all pods that saw their losses.
@@ -536,6 +537,11 @@ impl Local {
         let overdue = neighbours::rarer(self.probe_interval(), peers);
         let due = due.map_or(now + sweep, |due| if due > now { due + late } else { now + overdue });
         self.next_whole.set(Some(due.min(now + sweep)));
+    }
+
+    /// Whether this pod has seen a further peer lost since `then`.
+    pub(crate) fn has_lost_one_since(&self, then: Moment) -> bool {
+        self.observer.borrow().newest_sighting().is_some_and(|newest| newest > then)
     }
 
     /// Notes that the server accepted no connection when these peers were about to be buried.

@@ -35,8 +35,17 @@ const LOOK_AT_SILENT: Duration = Duration::from_millis(20);
 
 /// Keeps a control session until the pod stops, and sweeps on it. The boot has opened the first one.
 pub(crate) async fn run(local: &Local, first: Listener) {
-    let control =
-        Control { local, first: RefCell::new(Some(first)), silent: RefCell::default(), former: RefCell::default() };
+    let beating = Beating {
+        due: Instant::now() + local.shared.member.settings.beat_interval,
+        shown: local.shared.member.progress(),
+    };
+    let control = Control {
+        local,
+        first: RefCell::new(Some(first)),
+        silent: RefCell::default(),
+        former: RefCell::default(),
+        beating: RefCell::new(beating),
+    };
     session::keep(&control, &local.shared.member.root).await;
 }
 
@@ -50,6 +59,15 @@ struct Control<'a> {
     silent: RefCell<Option<Listener>>,
     /// The backends that the next session ends, if the server still has them.
     former: RefCell<Vec<Backend>>,
+    beating: RefCell<Beating>,
+}
+
+/// The beats of this pod. Sessions that live shorter than `beat_interval` must not delay them: peers count how long they
+/// stand still.
+struct Beating {
+    due: Instant,
+    /// The progress at the last beat.
+    shown: Progress,
 }
 
 impl Kept for Control<'_> {
@@ -113,7 +131,7 @@ impl Kept for Control<'_> {
 
     async fn serve(&self, session: &mut Listener, backoff: &mut Backoff) -> End {
         self.former.replace(vec![session.backend()]);
-        End::Lost(serve(self.local, session, backoff).await)
+        End::Lost(serve(self.local, &self.beating, session, backoff).await)
     }
 
     async fn ended(&self, session: Listener, end: &End) {
@@ -181,18 +199,17 @@ impl Control<'_> {
 }
 
 /// Sweeps, hears and beats on one session until the session fails.
-async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> Error {
+async fn serve(local: &Local, beating: &RefCell<Beating>, session: &mut Listener, backoff: &mut Backoff) -> Error {
     let mut lock = local.lock.subscribe();
     let mut warm_up = Some(Instant::now() + local.warm_up_delay());
     let mut recorded = None;
     let mut hints = Hints::of_a_new_session(local.peers_at_most());
     let mut next_sweep = Instant::now();
-    let mut next_beat = Instant::now() + local.shared.member.settings.beat_interval;
-    let mut beaten = local.shared.member.progress();
     // Events of the time without a control session may have been missed, so a pass of each kind runs.
     local.shared.engine.recover_now.notify_one();
     loop {
         let ended = session.ended();
+        let next_beat = beating.borrow().due;
         let hinted = hints.due().map(|due| due.saturating_sub(clock::now()));
         tokio::select! {
             biased;
@@ -242,8 +259,11 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
                 next_sweep = now;
             }
             if now >= next_beat {
-                next_beat = now + local.shared.member.settings.beat_interval;
-                beat(local, session, &own, &mut beaten).await?;
+                let interval = local.shared.member.settings.beat_interval;
+                // A beat that fails is due again soon, on this session or the next.
+                beating.borrow_mut().due = now + interval / 10;
+                beat(local, session, &own, beating).await?;
+                beating.borrow_mut().due = now + interval;
                 let beats = beats::beats(session, own.incarnation, &local.neighbours()).await?;
                 local.note_attached(beats.peers.len());
                 look_for_stalled(local, session, &own, &beats).await?;
@@ -287,14 +307,15 @@ async fn serve(local: &Local, session: &mut Listener, backoff: &mut Backoff) -> 
     }
 }
 
-/// Beats if the application made progress since `beaten`. Otherwise records which required source stands still.
-async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beaten: &mut Progress) -> Result<()> {
+/// Beats if the application made progress since the last beat. Otherwise records which required source stands still.
+async fn beat(local: &Local, session: &Session, lock: &LivenessLock, beating: &RefCell<Beating>) -> Result<()> {
     let shared = &local.shared;
     let progress = shared.member.progress();
-    match progress.since(beaten) {
+    let moved = progress.since(&beating.borrow().shown);
+    match moved {
         Moved::Yes => {
             beats::beat(session, lock.incarnation).await?;
-            *beaten = progress;
+            beating.borrow_mut().shown = progress;
         }
         Moved::No => _ = beats::stand_still(session, lock.incarnation, None).await?,
         Moved::NotRequired(number) => {

@@ -197,7 +197,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
         let granted = Instant::now();
         let acted = match local.lock() {
             Some(lock) if local.is_settled(&lock) => {
-                burial::hold(local, session, &lock, Trigger::Push, Some(keys.lock)).await.map(drop)
+                burial::hold(local, session, &lock, Trigger::Push, Some(successor)).await.map(drop)
             }
             Some(lock) => {
                 let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
@@ -213,6 +213,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
             Ok(()) => {
                 // The sweep continues to probe the peers that this probe left in sight.
                 if local.hold_delay().is_some() {
+                    local.plan_whole();
                     local.shared.probe_now.notify_one();
                 }
                 // The successor's lock was free, but the successor is neither buried nor in sight. Either another pod

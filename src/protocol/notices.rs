@@ -202,6 +202,9 @@ pub const GAP_LEAST: Duration = Duration::from_millis(12);
 /// The longest such gap: 100 ms, and longer in a large fleet. In a flood of foreign notices, a pod makes ten reads a second of each kind. Longer: a
 /// real notice in the flood is heard later. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
+/// The longest gap in a fleet of any size: 3 s, about a sweep at the default lease. With longer gaps, notices would be
+/// of no use beside the sweep.
+const GAP_IN_A_FLEET: Duration = Duration::from_secs(3);
 /// The longest gap after a slow read that found nothing: nine times what the read took, but never more than this. With
 /// longer gaps, notices would hardly be heard before the next sweep.
 const GAP_AFTER_SLOW: Duration = Duration::from_secs(1);
@@ -234,7 +237,8 @@ impl Gate {
     /// pods there are. The first notice after a quiet time is read as soon as in a small fleet.
     pub fn suit(&mut self, peers: usize) {
         self.least = neighbours::rarer(GAP_LEAST, peers);
-        self.most = neighbours::rarer(GAP_MOST, peers);
+        self.most = neighbours::rarer(GAP_MOST, peers).min(GAP_IN_A_FLEET).max(GAP_MOST);
+        self.least = self.least.min(self.most);
         self.gap = self.gap.max(self.least);
     }
 

@@ -343,3 +343,30 @@ async fn a_pod_that_was_evicted_while_it_was_cut_off_stays_away_until_it_moves()
     })
     .await;
 }
+
+/// The control session that carries the beats ends again and again, each time before a beat interval has passed. The
+/// pod beats all the same: it makes progress, and its peers would count its silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_end_before_each_beat_delay_no_beat() {
+    timed(async {
+        let db = Db::new().await;
+        let interval = Duration::from_secs(2);
+        let pod = start(db.config("a").with(|c| c.beat_interval = Some(interval))).await;
+        let index = "SELECT event_index FROM studio_pods WHERE pod_id = 'a'";
+        let before: i64 = db.client.scalar(index, &[]).await;
+        let began = std::time::Instant::now();
+        let mut ended = 0;
+        while began.elapsed() < interval * 5 {
+            if let Some(control) = db.client.backend("a", "control").await {
+                db.client.execute("SELECT pg_terminate_backend($1)", &[&control]).await.unwrap();
+                ended += 1;
+            }
+            tokio::time::sleep(interval / 3).await;
+        }
+        assert!(ended >= 5, "{ended} sessions ended");
+        let now: i64 = db.client.scalar(index, &[]).await;
+        assert!(now >= before + 2, "{before} → {now}: it did not beat");
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}

@@ -209,7 +209,7 @@ impl Podlock {
             };
             for (dead, evidence) in decision.dead().filter(|(dead, _)| is_settled_for(dead)) {
                 let knocks = self.mistake != Some(Mistake::BuriesBehindAClosedDoor);
-                if s.closing && knocks && !evidence.outlasts_a_closed_door(&timing) {
+                if s.closing && knocks && !evidence.outlasts_a_closed_door(&timing, self.stated_of(peers, dead)) {
                     observer.note_closed_door(&timing, dead);
                     continue;
                 }
@@ -227,6 +227,10 @@ impl Podlock {
         let empty = observer.in_sight().is_empty();
         (proc.observer, proc.clock, proc.due) =
             if empty { (LossObserver::default(), 0, None) } else { (observer, proc.clock, due) };
+    }
+
+    fn stated_of(&self, peers: &[PeerProbe], dead: Incarnation) -> Option<Stated> {
+        peers.iter().find(|peer| peer.incarnation == dead).and_then(|peer| peer.stated)
     }
 
     /// L2: its own session holds its own key, and its own row is there and names that session.

@@ -126,8 +126,8 @@ impl Evidence {
     /// meanwhile, so this takes as long as after the loss of many. It ends all the same: a server that never accepts a
     /// connection again must not keep the dead for ever (L12).
     #[must_use]
-    pub fn outlasts_a_closed_door(&self, timing: &VerdictTiming) -> bool {
-        u128::from(self.in_sight_ms) >= timing.settle.as_millis()
+    pub fn outlasts_a_closed_door(&self, timing: &VerdictTiming, stated: Option<Stated>) -> bool {
+        u128::from(self.in_sight_ms) >= patience_for(timing.patience(), stated).settle.as_millis()
     }
 }
 
@@ -216,6 +216,12 @@ impl LossObserver {
     #[must_use]
     pub fn in_sight(&self) -> BTreeSet<Incarnation> {
         self.sightings.keys().copied().collect()
+    }
+
+    /// When the latest of the peers in sight was first seen lost.
+    #[must_use]
+    pub fn newest_sighting(&self) -> Option<Moment> {
+        self.sightings.values().map(|sighting| sighting.first_seen).max()
     }
 
     /// The sighting of a peer, if it is in sight.
