@@ -4,8 +4,8 @@
 //! `conninfo` reads libpq's connection strings, and `tls` their words about TLS. `dial` opens sockets with both.
 //! `session` makes dedicated connections of these sockets, and `pool` makes the shared ones. `facts` reads what a server
 //! says about itself. `pooler` proves that a session stays with one backend before anything is set on the session.
-//! `knock` asks whether a server accepts connections. `txn` runs statements and transactions on a session, `statement` reads statements from files, `schema` puts the
-//! schema's name into them, and `reply` reads the returned rows.
+//! `knock` asks whether a server accepts connections. `txn` runs statements and transactions on a session, `statement`
+//! reads statements from files, `schema` puts the schema's name into them, and `reply` reads the returned rows.
 //!
 //! Invariant: nothing here runs a statement on a table of podlock's. A caller passes its own facts as
 //! [`limits::Limits`], [`session::Purpose`] and [`session::ApplicationName`].

@@ -55,7 +55,8 @@ const FAILURES_MOST: u32 = 32;
 /// `pushed`: the peer whose locks the watch session was granted.
 ///
 /// A roster of one portion takes two round trips. The first begins the transaction and takes the locks; the second
-/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the pushed peer's. Then the dead are locked, probed again and buried, with a transaction for each portion.
+/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the pushed peer's.
+/// Then the dead are locked, probed again and buried, with a transaction for each portion.
 pub(crate) async fn hold(
     local: &Local,
     session: &mut Session,
@@ -148,18 +149,18 @@ pub(crate) async fn survey_neighbours(
     lock: &LivenessLock,
 ) -> Result<Option<(RosterProbe, Neighbours)>> {
     let mut neighbours = Neighbours::begin(local.keys.lock.get());
-    let mut look = RosterProbe::default();
+    let mut probe = RosterProbe::default();
     while let Some(portion) = neighbours.next() {
         match burials::probe(session, lock.incarnation, portion).await {
             Ok(part) => {
                 neighbours.returned(&part.keys());
-                look.extend(part);
+                probe.extend(part);
             }
             Err(e) if burials::met_a_full_table(&e) => return Ok(None),
             Err(e) => return Err(e),
         }
     }
-    Ok(Some((look, neighbours)))
+    Ok(Some((probe, neighbours)))
 }
 
 /// Probes and buries in one transaction. `None`: the roster is longer than this portion, the server's lock table was
@@ -471,7 +472,7 @@ async fn bury_if_the_door_is_open(
     }
     let decided = clock::now();
     match knock(local, session).await {
-        // The pod's other session may have seen another loss meanwhile. Then it has decided anew.
+        // The pod's other session may have seen another loss meanwhile. Then that session has decided again.
         Ok(()) if local.has_lost_one_since(decided) => Ok(()),
         Ok(()) => bury_all(local, session, lock, trigger, &just_lost).await,
         Err(why) => {

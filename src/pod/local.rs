@@ -294,10 +294,9 @@ impl Local {
         self.steady.borrow_mut().note(peers.iter().map(|peer| (peer.incarnation, is_held(peer))));
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
         let mut timing = self.timing.over(&self.looks_took.get());
-        // In a large fleet, whole probes are rarer than the window. A cause that ends sessions goes on between them.
         let since_last = now.saturating_sub(self.decided_at.replace(now));
         if !neighbours::are_all(self.peers()) && !self.observer.borrow().in_sight().is_empty() {
-            timing.window = timing.window.max(since_last.saturating_add(self.timing.window));
+            timing = timing.reaching_back(since_last);
         }
         let decision = self.observer.borrow().decide_in_part(&timing, now, &peers, &probe.unknown);
         self.remember_waits(&decision, now, &peers);
@@ -570,10 +569,10 @@ impl Local {
     /// Whether a probe of the neighbours shows something that a whole probe must decide on: a free lock of a peer that
     /// was not in sight or has returned since, the witness lock of a peer in sight that was held before, or a dead peer
     /// whose burial failed.
-    pub(crate) fn must_look_at_all(&self, lock: &LivenessLock, look: &RosterProbe) -> bool {
+    pub(crate) fn must_look_at_all(&self, lock: &LivenessLock, probe: &RosterProbe) -> bool {
         let buries_again = self.next_probe.get().is_none() && self.is_settled(lock);
         let (buried, observer, half_free) = (self.buried.borrow(), self.observer.borrow(), self.half_free.borrow());
-        let free = look.peers.iter().map(|peer| &peer.probe).filter(|peer| peer.liveness_free);
+        let free = probe.peers.iter().map(|peer| &peer.probe).filter(|peer| peer.liveness_free);
         free.filter(|peer| !buried.1.contains(&peer.incarnation)).any(|peer| {
             observer.sighting(peer.incarnation).is_none_or(|seen| peer.session > seen.session)
                 || (peer.witness_free && (buries_again || half_free.contains(&peer.incarnation)))
@@ -581,17 +580,17 @@ impl Local {
     }
 
     /// Notes which neighbours this pod has now, and which of them have returned.
-    pub(crate) fn note_neighbours(&self, look: &RosterProbe, neighbours: &Neighbours) {
+    pub(crate) fn note_neighbours(&self, probe: &RosterProbe, neighbours: &Neighbours) {
         let buried = self.buried.borrow();
-        let probes: Vec<PeerProbe> = look.peers.iter().map(|peer| peer.probe.clone()).collect();
+        let probes: Vec<PeerProbe> = probe.peers.iter().map(|peer| peer.probe.clone()).collect();
         let in_sight = self.in_sight();
         self.observer.borrow_mut().note_returns(&probes);
         let same_sight = in_sight == self.in_sight();
         let mut roster = self.roster.borrow().clone();
         roster.retain(|place| !neighbours.covers(place.lock_key.get()));
-        roster.extend(look.peers.iter().filter(|p| !buried.1.contains(&p.probe.incarnation)).map(place));
+        roster.extend(probe.peers.iter().filter(|p| !buried.1.contains(&p.probe.incarnation)).map(place));
         roster.sort_unstable_by_key(|place| place.lock_key);
-        self.roster_version.set(look.version.unwrap_or_default());
+        self.roster_version.set(probe.version.unwrap_or_default());
         if self.roster.replace(roster.clone()) != roster || !same_sight {
             self.roster_changed.notify_one();
         }

@@ -395,12 +395,12 @@ fn sweep_delay(local: &Local) -> Duration {
 /// One sweep of a pod in a large fleet: probe the neighbours → report whether that was enough. `false`: the whole
 /// roster must be probed now.
 async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock) -> Result<bool> {
-    let Some((look, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
-    if check_own_row(local, lock, &look) {
-        if local.must_look_at_all(lock, &look) {
+    let Some((probe, neighbours)) = burial::survey_neighbours(local, session, lock).await? else { return Ok(false) };
+    if check_own_row(local, lock, &probe) {
+        if local.must_look_at_all(lock, &probe) {
             return Ok(false);
         }
-        local.note_neighbours(&look, &neighbours);
+        local.note_neighbours(&probe, &neighbours);
     }
     Ok(true)
 }
@@ -409,23 +409,23 @@ async fn probe_neighbours(local: &Local, session: &Session, lock: &LivenessLock)
 /// roster itself, which saves one probe.
 async fn sweep(local: &Local, session: &mut Session, lock: &LivenessLock, expects_a_loss: bool) -> Result<()> {
     if expects_a_loss && local.is_settled(lock) {
-        let look = burial::hold(local, session, lock, Trigger::Sweep, None).await?;
-        check_own_row(local, lock, &look);
+        let probe = burial::hold(local, session, lock, Trigger::Sweep, None).await?;
+        check_own_row(local, lock, &probe);
         return Ok(());
     }
-    let look = burial::survey(local, session, lock, None).await?;
-    if !check_own_row(local, lock, &look) {
+    let probe = burial::survey(local, session, lock, None).await?;
+    if !check_own_row(local, lock, &probe) {
         return Ok(());
     }
-    let decision = burial::decide(local, &look);
+    let decision = burial::decide(local, &probe);
     local.weigh_fleet(lock);
     if !local.is_settled(lock) {
         return burial::tell_of(local, session, &decision).await;
     }
-    if burial::to_bury(local, lock, &decision, &look.peers).is_empty() {
+    if burial::to_bury(local, lock, &decision, &probe.peers).is_empty() {
         return Ok(());
     }
-    burial::hold_after(local, session, lock, Trigger::Sweep, &look, &decision).await
+    burial::hold_after(local, session, lock, Trigger::Sweep, &probe, &decision).await
 }
 
 /// Records the waits that the probe showed, once for all observers. A failure delays nothing: the next sweep tries
@@ -449,8 +449,8 @@ async fn tell_waits(local: &Local, session: &Session) {
 }
 
 /// Checks this pod's own row. Returns `false` if the row is gone, which ends this incarnation.
-fn check_own_row(local: &Local, lock: &LivenessLock, look: &RosterProbe) -> bool {
-    let Some(own) = &look.own else {
+fn check_own_row(local: &Local, lock: &LivenessLock, probe: &RosterProbe) -> bool {
+    let Some(own) = &probe.own else {
         // A probe that began before a new registration shows the roster without the new row.
         if local.lock().is_some_and(|now| now.incarnation == lock.incarnation) {
             local.shared.row_gone.notify_one();

@@ -6,10 +6,11 @@
 //! * **States.** A peer is alive, or *in sight* ([`Sighting`]) since its liveness lock was first seen free. A sighting
 //!   ends when the peer's row shows that the peer returned, or when the row is gone. It does not end because a probe
 //!   found the lock held: another prober may hold it for a moment.
-//! * **Bound.** A peer is dead at once if its process and connections ended alone. It is dead `second_probe` after
-//!   the latest loss if there were several within the window, and at the latest after `settle`; after `reconnect_grace` if only the connection broke, and after `settle`
-//!   if many were lost. Each time counts from the first sighting, and none prolongs another. If a peer may run on for
-//!   longer than the observer's own settings say, the last two times are that long ([`patience`](super::patience)).
+//! * **Bound.** A peer is dead at once if its process and connections ended alone. If there were several losses within
+//!   the window, it is dead `second_probe` after the latest of them, and at the latest after `settle`. It is dead after
+//!   `reconnect_grace` if only the connection broke, and after `settle` if many were lost. Except for further losses, no
+//!   wait prolongs another, and each counts from the first sighting. If a peer may run on for longer than the observer's
+//!   own settings say, the last two times are that long ([`patience`](super::patience)).
 //! * **Failures.** A failed probe counts as no probe (L10): nothing changes. Peers whose locks could not be probed are
 //!   unknown, and no peer is buried on that. As long as the unknown peers could make the losses many, the burials of
 //!   the lost peers wait.
@@ -55,6 +56,13 @@ impl VerdictTiming {
     #[must_use]
     pub fn over(self, looks_took: &[Duration; 2]) -> Self {
         Self { window: looks_took.iter().fold(self.window, |sum, took| sum.saturating_add(*took)), ..self }
+    }
+
+    /// The timing for a decision so long after the one before it, while peers are in sight. In a large fleet, whole
+    /// probes are rarer than the window, and a cause that ends sessions goes on between two of them.
+    #[must_use]
+    pub fn reaching_back(self, since_last: Duration) -> Self {
+        Self { window: self.window.saturating_add(since_last), ..self }
     }
 }
 
@@ -123,8 +131,8 @@ pub struct Evidence {
 
 impl Evidence {
     /// Whether the peer is buried even while the server accepts no connection. A peer that lives could not come back
-    /// meanwhile, so this takes as long as after the loss of many. It ends all the same: a server that never accepts a
-    /// connection again must not keep the dead for ever (L12).
+    /// meanwhile, so this takes as long as after the loss of many. The wait ends all the same: a server that never
+    /// accepts a connection again must not keep dead pods in the roster without end (L12).
     #[must_use]
     pub fn outlasts_a_closed_door(&self, timing: &VerdictTiming, stated: Option<Stated>) -> bool {
         u128::from(self.in_sight_ms) >= patience_for(timing.patience(), stated).settle.as_millis()

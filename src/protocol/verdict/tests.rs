@@ -396,6 +396,21 @@ fn as_long_as_losses_go_on_nobody_is_dead() {
     ));
 }
 
+/// L2: of a large fleet, a proxy ends the sessions of 80 peers, and of 30 more before the next whole probe, 3.3 s later.
+#[test]
+fn losses_before_and_after_the_gap_between_two_whole_probes_count_together() {
+    let mut peers = fleet(199);
+    peers[..80].iter_mut().for_each(kill);
+    let first = LossObserver::default().decide(&TIMING, ms(100), &peers);
+    peers[..110].iter_mut().for_each(kill);
+    let is_many = |timing: &VerdictTiming| {
+        let second = first.observer.decide(timing, ms(3_400), &peers);
+        matches!(verdict(&second, &peers[0]), Verdict::Wait(WaitFor::ManyLost, _))
+    };
+    assert!(is_many(&TIMING.reaching_back(ms(3_300))));
+    assert!(!is_many(&TIMING), "the window alone does not reach back");
+}
+
 /// Two pods die, and then another each 200 ms, on and on: the wait for the losses to end is bounded all the same.
 #[test]
 fn losses_that_never_end_delay_a_burial_by_at_most_settle() {
