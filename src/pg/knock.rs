@@ -3,8 +3,8 @@
 //! When PostgreSQL shuts down, its postmaster signals the backends one after another in a loop, and accepts no
 //! connection meanwhile. With 720 sessions on two cores, some sessions still worked 0.4 s after others had ended
 //! (measured). A session that the loop has not reached yet sees others end, and can still commit. So a pod that saw
-//! sessions end knocks before it acts. If the knock is answered, no loop is in progress. If a loop is over, the pod's own
-//! session was signalled too, and its next statement fails.
+//! sessions end knocks before it acts. If the knock is answered, no loop is in progress. If a loop is over, the pod's
+//! own session was signalled too, and its next statement fails.
 
 use std::io;
 use std::net::SocketAddr;

@@ -453,9 +453,9 @@ async fn knock(local: &Local, session: &Session) -> Result<(), String> {
     knock::knock(session.door(), local.timing.window / 2).await
 }
 
-/// Buries the dead, and those that were lost lately only if the server accepts connections. While it accepts none, it may
-/// be ending all sessions, and a pod whose session ended cannot come back. So these peers wait as after the loss of many
-/// (L2).
+/// Buries the dead. Those that were lost lately are buried only if the server accepts connections. While it accepts
+/// none, it may be ending all sessions, and a pod whose session ended cannot come back. So these peers wait as after the
+/// loss of many (L2).
 async fn bury_if_the_door_is_open(
     local: &Local,
     session: &mut Session,

@@ -199,8 +199,8 @@ impl Heard {
 /// with each read that found nothing, up to [`GAP_MOST`]. Shorter gaps cost statements in a flood; longer ones delay
 /// the reaction.
 pub const GAP_LEAST: Duration = Duration::from_millis(12);
-/// The longest such gap: 100 ms, and longer in a large fleet. In a flood of foreign notices, a pod of a small fleet makes
-/// ten reads a second of each kind. With a longer gap, a real notice in the flood is heard later. See [`GAP_LEAST`].
+/// The longest such gap: 100 ms, and longer in a large fleet. In a flood of foreign notices, a pod of a small fleet
+/// makes ten reads a second of each kind. With a longer gap, a real notice in the flood is heard later. See [`GAP_LEAST`].
 pub const GAP_MOST: Duration = Duration::from_millis(100);
 /// The longest gap in a fleet of any size: 3 s, about a sweep at the default lease. With a longer gap, the
 /// sweep would read the rows before the notice does.

@@ -1,10 +1,12 @@
 //! The order of the event log is kept by a lock that no stranger can hold.
 
+use std::time::Duration;
+
 use podlock::NewRun;
 use podlock::migrate::{self, Access};
 
 use crate::patience::SOON;
-use crate::support::{Db, eventually, server, sql, timed};
+use crate::support::{Db, eventually, server, sql, start, timed};
 
 const LOCK: &str = "LOCK TABLE studio_log_order IN EXCLUSIVE MODE";
 
@@ -193,6 +195,40 @@ async fn positions_appear_in_order() {
         for appender in appenders {
             appender.await.unwrap();
         }
+    })
+    .await;
+}
+
+/// A pod that comes back waits for the log for longer than a statement may take. It tries again on the session that
+/// holds its lock, instead of giving the lock up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_return_that_waits_for_the_log_keeps_the_session_that_has_the_lock() {
+    timed(async {
+        let mut db = Db::new().await;
+        let limit = Duration::from_millis(600);
+        let pod = start(db.config("a").with(|c| c.statement_timeout = Some(limit))).await;
+        let (before, eyes) = (pod.incarnation(), sql::connect(&db.url).await);
+        let lost = eyes.backend("a", "liveness").await.expect("a session");
+        let log = db.client.transaction().await.unwrap();
+        log.batch_execute(LOCK).await.unwrap();
+        eyes.execute("SELECT pg_terminate_backend($1)", &[&lost]).await.unwrap();
+        let holder = "SELECT min(s.pid) FROM pg_stat_activity s WHERE s.pid <> $1 \
+                       AND s.application_name LIKE 'podlock/a/liveness%' AND studio_holds(studio_lock_key('a'), s.pid)";
+        let waits = eventually(SOON, "the pod's next session has the lock", || async {
+            eyes.scalar::<Option<i32>>(holder, &[&lost]).await.ok_or("none".to_owned())
+        })
+        .await;
+        // Two tries run into their time-out.
+        tokio::time::sleep(limit * 3).await;
+        assert_eq!(eyes.scalar::<Option<i32>>(holder, &[&lost]).await, Some(waits), "another session");
+        log.rollback().await.unwrap();
+        eventually(SOON, "the pod is back", || async {
+            if pod.status().attached { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        assert_eq!((pod.incarnation(), eyes.backend("a", "liveness").await), (before, Some(waits)));
+        eyes.assert_fold_is_roster().await;
+        pod.shutdown(SOON).await.unwrap();
     })
     .await;
 }
