@@ -20,6 +20,7 @@ pub mod fold;
 mod names;
 pub mod neighbours;
 pub mod notices;
+pub mod offer;
 pub mod patience;
 pub mod poison;
 pub mod portions;

@@ -65,6 +65,7 @@ files!(
     "V26__keys_of_slashed_schemas",
     "V27__foreign_locks",
     "V28__comments",
+    "V29__pod_channels",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
