@@ -18,8 +18,8 @@ ALTER TABLE @.studio_pods ADD COLUMN stopped pg_catalog.bool NOT NULL DEFAULT fa
 
 COMMENT ON COLUMN @.studio_pods.stopped IS 'Whether its clean stop is complete: no run of it is executed any more, and its sessions are about to end. Any pod may remove the row then, as soon as the locks are free.';
 
--- A claim of runs that no pod had before it is news for those who read the log, and they read it once a second anyway. Under
--- load there are many, so they notify nobody.
+-- A claim of runs that no other pod had is news only for those who read the log, and they read it once a second anyway. Under
+-- load there are many such claims, so they notify nobody.
 CREATE OR REPLACE FUNCTION @.studio_append_event(kind text, pod_id text, incarnation uuid, by_pod text, detail jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
     AS $function$
@@ -30,7 +30,7 @@ BEGIN
     -- with it.
     INSERT INTO @.studio_pod_events (kind, pod_id, incarnation, by_pod, detail)
         VALUES ($1, $2, $3, $4, $5) RETURNING idx INTO appended;
-    IF $1 = 'claimed'::text AND $5 -> 'from'::text = '[]'::jsonb THEN
+    IF $1 = 'claimed'::text AND $5 -> 'from'::text <@ pg_catalog.jsonb_build_array($3) THEN
         RETURN appended;
     END IF;
     -- Pods act on no event of the first kinds.
@@ -38,7 +38,7 @@ BEGIN
         CASE WHEN $1 IN ('claimed'::text, 'detached'::text, 'held'::text) THEN 'log'::text ELSE 'roster'::text END);
     RETURN appended;
 END $function$;
-COMMENT ON FUNCTION @.studio_append_event(text, text, uuid, text, jsonb) IS 'Appends to studio_pod_events and tells every pod that there is something to read, unless it is a claim of runs that no pod had before. The last statement of its transaction.';
+COMMENT ON FUNCTION @.studio_append_event(text, text, uuid, text, jsonb) IS 'Appends to studio_pod_events and tells every pod that there is something to read, unless it is a claim of runs that no other pod had. The last statement of its transaction.';
 
 CREATE OR REPLACE FUNCTION @.studio_drain(pod text) RETURNS uuid
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use podlock::operator::EventFilter;
 use podlock::protocol::notices::{GAP_MOST, StreamNotice, Word};
+use podlock::protocol::offer::GAP;
 use podlock::{Config, Incarnation, NewRun, Operator, Pod, PodEvent, RunId, StopReason};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -166,6 +167,8 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         }
         let mut other = sql::connect(&stranger.db.url).await;
         other.batch_execute("SET search_path = app").await.unwrap();
+        // The run that was submitted may have been told to the other pod a moment ago.
+        tokio::time::sleep(GAP).await;
         let txn = other.transaction().await.unwrap();
         first.start_in_txn(&txn, act()).await.unwrap();
         txn.commit().await.unwrap();
