@@ -203,8 +203,8 @@ async fn hold_in_one(
     }
 }
 
-/// Buries the dead, a portion in each transaction. A pod that cannot be buried is reported, and does not delay the
-/// others.
+/// Buries the dead, a portion in each transaction, those that were lost lately first: thousands of old rows must not
+/// delay a death that happens now. A pod that cannot be buried is reported, and does not delay the others.
 async fn bury_all(
     local: &Local,
     session: &mut Session,
@@ -212,10 +212,11 @@ async fn bury_all(
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
-    // Begins with the pods that the last pass did not reach.
+    // Of the old ones, begins with the pods that the last pass did not reach.
     let from = local.bury_from.replace(i64::MIN);
     let mut dead = dead.to_vec();
-    dead.sort_unstable_by_key(|(peer, _)| (peer.keys.lock.get() < from, peer.keys.lock));
+    let is_old = |evidence: &Evidence| u128::from(evidence.in_sight_ms) >= local.timing.window.as_millis();
+    dead.sort_unstable_by_key(|(peer, seen)| (is_old(seen), peer.keys.lock.get() < from, peer.keys.lock));
     // `pop` takes the last portion first.
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
