@@ -10,8 +10,8 @@ use crate::patience::SOON;
 use crate::world::{Figure, World, connect, slack};
 
 /// The pods of a busy database, and those of them that are killed one after another.
-pub(crate) const PODS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-const KILLED: [&str; 4] = ["b", "d", "e", "f"];
+pub(crate) const PODS: [&str; 5] = ["a", "b", "c", "d", "e"];
+const KILLED: [&str; 3] = ["b", "d", "e"];
 
 /// How many sessions listen on another channel, and how many clients notify on it without a pause.
 const LISTENERS: usize = 200;
@@ -56,7 +56,7 @@ pub(super) async fn delayed_commits() -> Vec<Figure> {
 /// Kills pods one after another: each is buried in time, and its runs go on.
 pub(crate) async fn dies_one_by_one(mut world: World) -> Vec<Figure> {
     for pod in PODS {
-        world.start(pod, 2, 600, 25).await;
+        world.start(pod, 1, 150, 25).await;
     }
     let bound = world.worst_case().process_killed;
     for pod in KILLED {
