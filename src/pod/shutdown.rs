@@ -168,7 +168,7 @@ async fn tell_that_it_stopped(shared: &Shared) {
         Err(_) => format!("no answer within {TELL_AT_MOST:?}"),
     };
     tracing::debug!(
-        target: "podlock", event = "stop_unmarked", pod = %shared.member.pod_id, why,
+        target: "podlock", event = "stop_unmarked", pod = %shared.member.pod_id, error = why,
         "it could not be recorded that the stop is complete; a settled pod removes the row"
     );
 }
