@@ -14,9 +14,9 @@ ALTER TABLE @.studio_pods
 COMMENT ON COLUMN @.studio_pods.channel IS 'The NOTIFY channel on which only this pod listens. NULL: it has none, because its version is too old; it hears the channel of the fleet.';
 
 -- A pod whose clean stop is complete never comes back. So its row may go before anybody has settled.
-ALTER TABLE @.studio_pods ADD COLUMN stopped pg_catalog.bool NOT NULL DEFAULT false;
+ALTER TABLE @.studio_pods ADD COLUMN stopped pg_catalog.uuid;
 
-COMMENT ON COLUMN @.studio_pods.stopped IS 'Whether its clean stop is complete: no run of it is executed any more, and its sessions are about to end. Any pod may remove the row then, as soon as the locks are free.';
+COMMENT ON COLUMN @.studio_pods.stopped IS 'The incarnation of this name whose clean stop is complete: it executes no run any more, and its sessions are about to end. If it is the one of this row, any pod may remove the row as soon as the locks are free. NULL: none.';
 
 -- A claim of runs that no other pod had is news only for those who read the log, and they read it once a second anyway. Under
 -- load there are many such claims, so they notify nobody.

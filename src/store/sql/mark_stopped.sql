@@ -5,7 +5,8 @@
 --
 -- Returns one row, or none if the row is gone or was not marked as draining.
 UPDATE :"schema".studio_pods p
-   SET stopped = true
+   -- Not a flag: a pod of an older version that takes the name would leave it set.
+   SET stopped = p.incarnation
  WHERE p.incarnation = :'own'::uuid
    AND p.state = 'draining'
 RETURNING p.pod_id;

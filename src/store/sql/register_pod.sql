@@ -55,6 +55,5 @@ ON CONFLICT (pod_id) DO UPDATE
        beat_ms = EXCLUDED.beat_ms,
        lease_ms = EXCLUDED.lease_ms,
        self_fence_ms = EXCLUDED.self_fence_ms,
-       channel = EXCLUDED.channel,
-       stopped = false
+       channel = EXCLUDED.channel
 RETURNING p.pod_id;
