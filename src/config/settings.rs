@@ -28,7 +28,8 @@ const SWEEP_JITTER: f64 = 0.1;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WorstCase {
-    /// A process that was killed, alone: a sweep, a second look and two statements.
+    /// A process that was killed, alone: a sweep, a second look and two statements. If others are lost one after another
+    /// meanwhile, or the server accepts no connection when it is to be buried, the bound is `many_lost`.
     pub process_killed: Duration,
     /// A host that vanished or was cut off without a word: the lease, then as `process_killed`.
     pub host_lost: Duration,
