@@ -7,11 +7,13 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 ALTER TABLE @.studio_pods
     ADD COLUMN channel pg_catalog.text,
+    ADD COLUMN channel_of pg_catalog.uuid,
     ADD CONSTRAINT studio_pods_channel_check
         CHECK (pg_catalog.octet_length(channel) OPERATOR(pg_catalog.>=) 1::pg_catalog.int4
            AND pg_catalog.octet_length(channel) OPERATOR(pg_catalog.<=) 63::pg_catalog.int4);
 
-COMMENT ON COLUMN @.studio_pods.channel IS 'The NOTIFY channel on which only this pod listens. NULL: it has none, because its version is too old; it hears the channel of the fleet.';
+COMMENT ON COLUMN @.studio_pods.channel IS 'The NOTIFY channel on which only the pod channel_of listens. NULL: there is none.';
+COMMENT ON COLUMN @.studio_pods.channel_of IS 'The incarnation that listens on channel. If it is not the one of this row, a pod of an older version has taken the name: it hears only the channel of the fleet.';
 
 -- A pod whose clean stop is complete never comes back. So its row may go before anybody has settled.
 ALTER TABLE @.studio_pods ADD COLUMN stopped pg_catalog.uuid;
@@ -49,7 +51,8 @@ DECLARE
 BEGIN
     PERFORM @.studio_limit_transaction(3000::integer);
     UPDATE @.studio_pods AS p SET drain_requested = COALESCE(p.drain_requested, session_user::text)
-        WHERE p.pod_id = pod RETURNING p.incarnation, p.channel INTO asked, own_channel;
+        WHERE p.pod_id = pod RETURNING p.incarnation, CASE WHEN p.channel_of = p.incarnation THEN p.channel END
+        INTO asked, own_channel;
     IF asked IS NULL THEN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)
             USING ERRCODE = 'no_data_found', HINT = 'SELECT pod_id FROM studio_pod_status lists them.';

@@ -212,11 +212,13 @@ async fn bury_all(
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
+    if dead.is_empty() {
+        return Ok(());
+    }
     // Of the old ones, begins with the pods that the last pass did not reach.
     let from = local.bury_from.replace(i64::MIN);
     let mut dead = dead.to_vec();
-    let is_old = |evidence: &Evidence| u128::from(evidence.in_sight_ms) >= local.timing.window.as_millis();
-    dead.sort_unstable_by_key(|(peer, seen)| (is_old(seen), peer.keys.lock.get() < from, peer.keys.lock));
+    dead.sort_unstable_by_key(|(peer, seen)| (is_old(local, seen), peer.keys.lock.get() < from, peer.keys.lock));
     // `pop` takes the last portion first.
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
@@ -482,7 +484,27 @@ async fn bury_if_the_door_is_open(
 ) -> Result<()> {
     let (sure, just_lost): (Vec<_>, Vec<_>) =
         dead.iter().copied().partition(|dead| is_beyond_doubt(local, dead, vouched));
-    bury_all(local, session, lock, trigger, &sure).await?;
+    let (old, recent): (Vec<_>, Vec<_>) = sure.into_iter().partition(|(_, seen)| is_old(local, seen));
+    // What fails keeps nothing back that comes after it (L12).
+    let recent = bury_all(local, session, lock, trigger, &recent).await;
+    let just_lost = bury_just_lost(local, session, lock, trigger, &just_lost).await;
+    let old = bury_all(local, session, lock, trigger, &old).await;
+    recent.and(just_lost).and(old)
+}
+
+/// Whether a peer was lost before the window of losses. There may be thousands of such rows.
+fn is_old(local: &Local, seen: &Evidence) -> bool {
+    u128::from(seen.in_sight_ms) >= local.timing.window.as_millis()
+}
+
+/// Buries peers that were lost lately, if the server accepts connections.
+async fn bury_just_lost(
+    local: &Local,
+    session: &mut Session,
+    lock: &LivenessLock,
+    trigger: Trigger,
+    just_lost: &[Dead<'_>],
+) -> Result<()> {
     if just_lost.is_empty() {
         return Ok(());
     }
@@ -490,7 +512,7 @@ async fn bury_if_the_door_is_open(
     match knock(local, session).await {
         // The pod's other session may have seen another loss meanwhile. Then that session has decided again.
         Ok(()) if local.has_lost_one_since(decided) => Ok(()),
-        Ok(()) => bury_all(local, session, lock, trigger, &just_lost).await,
+        Ok(()) => bury_all(local, session, lock, trigger, just_lost).await,
         Err(why) => {
             local.note_closed_door(just_lost.iter().map(|(peer, _)| peer.probe.incarnation));
             tracing::warn!(

@@ -337,10 +337,9 @@ impl Local {
     fn remember_waits(&self, decision: &Decision, now: Moment, peers: &[PeerProbe]) {
         let mut told = self.told_waits.borrow_mut();
         told.retain(|(incarnation, ..)| decision.observer.sighting(*incarnation).is_some());
-        let stated: BTreeMap<_, _> = peers.iter().map(|peer| (peer.incarnation, peer.stated)).collect();
+        let peers: BTreeMap<_, _> = peers.iter().map(|peer| (peer.incarnation, peer)).collect();
         let waits = self.lock().map(|lock| {
-            let stated = |incarnation| stated.get(&incarnation).copied().flatten();
-            let may_bury_at = |i| may_bury_from(lock.since, self.timing.patience(), stated(i));
+            let may_bury_at = |i| peers.get(&i).map_or(lock.since, |peer| self.may_bury_from(&lock, peer));
             wait::waits(decision, now, may_bury_at, self.shared.member.settings.hold_probe_interval)
         });
         self.waits.replace(wait::next_to_tell(waits.unwrap_or_default(), &told));

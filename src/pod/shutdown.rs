@@ -13,7 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
-use crate::runs::{StopReason, failures};
+use crate::runs::{StopReason, failures, herald};
 use crate::store::pods;
 
 /// How long a stop without any grace still tries to record that it is a clean one.
@@ -72,6 +72,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
+    tell_of_the_yielded(shared).await;
     tell_that_it_stopped(shared).await;
     let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
@@ -159,11 +160,25 @@ async fn tell_of_failures(shared: &Shared) {
     }
 }
 
+/// Tells other pods of the runs that were yielded last.
+async fn tell_of_the_yielded(shared: &Shared) {
+    let untold = shared.engine.offers.take_all();
+    if untold.is_for_others()
+        && tokio::time::timeout(TELL_AT_MOST, herald::tell(&shared.engine, &untold)).await.is_err()
+    {
+        tracing::debug!(
+            target: "podlock", event = "untold", pod = %shared.member.pod_id,
+            "pods were not told of the runs yielded last; they look by themselves"
+        );
+    }
+}
+
 /// Records that the stop is complete, so that any pod may remove the row. Without it, a settled pod does.
 async fn tell_that_it_stopped(shared: &Shared) {
     let mark = pods::mark_stopped(&shared.engine.db, shared.member.incarnation());
     let why = match tokio::time::timeout(TELL_AT_MOST, mark).await {
-        Ok(Ok(_)) => return,
+        Ok(Ok(true)) => return,
+        Ok(Ok(false)) => "its row is gone, or not marked as draining".to_owned(),
         Ok(Err(e)) => e.to_string(),
         Err(_) => format!("no answer within {TELL_AT_MOST:?}"),
     };

@@ -65,6 +65,9 @@ impl Word {
     }
 }
 
+// Each word has a bit in `Words`.
+const _: () = assert!(Word::ALL.len() <= u8::BITS as usize);
+
 /// A set of [`Word`]s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Words(u8);

@@ -6,10 +6,12 @@
 //! pods. It takes its share, and tells the pods whose share it left ([`after_a_pass`]). So a single run wakes one pod, and
 //! a burst wakes as many as it needs.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Moment;
-use super::recover::Plan;
+use super::recover::{Plan, Seen};
 use super::share::FleetLoad;
 
 /// The least time between two statements of a pod that tell others. Longer: a run that is submitted soon after another
@@ -35,21 +37,33 @@ pub enum Tell {
     Nobody,
     /// The pods with these places among the takers.
     Pods(Vec<usize>),
+    /// For each of these kinds, one pod.
+    Kinds(BTreeSet<Arc<str>>),
     /// Every pod.
     Everybody,
 }
 
 /// Whom to tell after a pass that this pod was chosen for. `hidden`: there may be orphans that this pass left out of its
 /// load, because this pod cannot take them now.
+///
+/// The load of the fleet does not say which pod has a handler for which kind. So if orphans of several kinds are left, a
+/// pod is chosen anew for each kind.
 #[must_use]
-pub fn after_a_pass(plan: &Plan, fleet: Option<&FleetLoad>, hidden: bool) -> Tell {
-    let planned = plan.claim.len() + plan.give_up.len();
-    let left = fleet.map_or(0, |fleet| fleet.orphans.saturating_sub(planned));
-    match fleet {
-        Some(fleet) if left > 0 => others(fleet, left),
-        _ if hidden => Tell::Everybody,
-        _ => Tell::Nobody,
+pub fn after_a_pass(plan: &Plan, seen: &Seen, hidden: bool) -> Tell {
+    let planned = plan.claim.len() + plan.withheld;
+    let Some(fleet) = &seen.fleet else { return if hidden { Tell::Everybody } else { Tell::Nobody } };
+    let left = fleet.orphans.saturating_sub(planned);
+    if left == 0 {
+        return if hidden { Tell::Everybody } else { Tell::Nobody };
     }
+    let claimed: BTreeSet<_> = plan.claim.iter().map(|row| row.run_id).collect();
+    let kinds: BTreeSet<_> = seen
+        .rows
+        .iter()
+        .filter(|row| row.owner.is_none() && !claimed.contains(&row.run_id))
+        .map(|row| Arc::clone(&row.kind))
+        .collect();
+    if kinds.len() > 1 { Tell::Kinds(kinds) } else { others(fleet, left) }
 }
 
 /// The pods that take `left` orphans as their share: those with the largest shares first, and of equal ones the next
@@ -93,8 +107,12 @@ mod tests {
         FleetLoad { orphans, takers, me }
     }
 
-    fn claims(count: usize) -> Plan {
-        let candidate = || Candidate {
+    fn seen(fleet: FleetLoad) -> Seen {
+        Seen { fleet: Some(fleet), ..Seen::default() }
+    }
+
+    fn candidate() -> Candidate {
+        Candidate {
             run_id: RunId::generate(),
             kind: Arc::from("k"),
             owner: None,
@@ -102,7 +120,10 @@ mod tests {
             unbegun: true,
             crashes: 0,
             crashed: false,
-        };
+        }
+    }
+
+    fn claims(count: usize) -> Plan {
         Plan { claim: (0..count).map(|_| candidate()).collect(), ..Plan::default() }
     }
 
@@ -129,16 +150,34 @@ mod tests {
         ];
         for (orphans, claimed, me, pods, expected) in cases {
             let fleet = fleet(*orphans, *me, pods);
-            assert_eq!(after_a_pass(&claims(*claimed), Some(&fleet), false), *expected, "{orphans} over {pods:?}");
+            assert_eq!(after_a_pass(&claims(*claimed), &seen(fleet), false), *expected, "{orphans} over {pods:?}");
         }
     }
 
     #[test]
     fn a_pass_that_could_not_see_all_orphans_tells_every_pod() {
-        let two = fleet(1, 0, &[(0, 9), (0, 9)]);
-        assert_eq!(after_a_pass(&claims(1), Some(&two), true), Tell::Everybody);
-        assert_eq!(after_a_pass(&claims(0), None, true), Tell::Everybody);
-        assert_eq!(after_a_pass(&claims(0), None, false), Tell::Nobody);
+        let two = seen(fleet(1, 0, &[(0, 9), (0, 9)]));
+        assert_eq!(after_a_pass(&claims(1), &two, true), Tell::Everybody);
+        assert_eq!(after_a_pass(&claims(0), &Seen::default(), true), Tell::Everybody);
+        assert_eq!(after_a_pass(&claims(0), &Seen::default(), false), Tell::Nobody);
+    }
+
+    /// While `claim_delay` runs, every pod would tell others of the same orphans again and again.
+    #[test]
+    fn nobody_is_told_of_orphans_that_no_pod_may_take_yet() {
+        let plan = Plan { withheld: 3, ..claims(0) };
+        let four = |orphans| seen(fleet(orphans, 0, &[(5, 9), (0, 9), (0, 9), (0, 9)]));
+        assert_eq!(after_a_pass(&plan, &four(3), false), Tell::Nobody);
+        assert_eq!(after_a_pass(&plan, &four(4), false), Tell::Pods(vec![1]));
+    }
+
+    #[test]
+    fn of_several_kinds_that_are_left_a_pod_is_chosen_for_each() {
+        let of = |kind: &str| Candidate { kind: Arc::from(kind), ..candidate() };
+        let mut load = seen(fleet(3, 0, &[(0, 9), (0, 9), (0, 9)]));
+        load.rows = vec![of("x"), of("y"), of("z")];
+        let plan = Plan { claim: vec![load.rows[0].clone()], ..Plan::default() };
+        assert_eq!(after_a_pass(&plan, &load, false), Tell::Kinds(["y", "z"].map(Arc::from).into()));
     }
 
     /// In any fleet, this pod and the pods that it tells have a share of every orphan for which there is room.
@@ -150,13 +189,13 @@ mod tests {
             let fleet = fleet(random.usize(0..30), random.usize(0..pods.len()), &pods);
             let share = |me| FleetLoad { me, ..fleet.clone() }.share();
             let own = share(fleet.me);
-            let told: usize = match after_a_pass(&claims(own), Some(&fleet), false) {
+            let told: usize = match after_a_pass(&claims(own), &seen(fleet.clone()), false) {
                 Tell::Nobody => 0,
                 Tell::Pods(places) => {
                     assert!(places.len() <= PODS_MOST && !places.contains(&fleet.me), "{fleet:?}: {places:?}");
                     places.iter().map(|place| share(*place)).sum()
                 }
-                Tell::Everybody => continue,
+                Tell::Everybody | Tell::Kinds(_) => continue,
             };
             let room: usize = pods.iter().map(|(running, capacity)| capacity.saturating_sub(*running)).sum();
             assert!(own + told >= fleet.orphans.min(room), "{fleet:?}: {own} and {told}");

@@ -126,6 +126,9 @@ pub struct Plan {
     pub sightings: Sightings,
     /// Something was left because of missing room or because of a suspect. Run a pass again when a run ends.
     pub short_of_room: bool,
+    /// How many loaded orphans no pod may take yet: their owner has not been gone for `claim_delay`, or this pod is the
+    /// last one that they have not taken down.
+    pub withheld: usize,
     /// When to run the next pass: then this pod may take something that it left for now.
     pub again: Option<Duration>,
 }
@@ -183,7 +186,9 @@ pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: 
     }
     let mut planner = Planner { rules, memory, now, room, has_suspect, plan };
     without_task.into_iter().for_each(|row| planner.take_up(row));
+    let seen_orphans = orphans.len();
     orphans.retain(|row| planner.is_due(row) && planner.may_be_borne(row));
+    planner.plan.withheld = seen_orphans - orphans.len();
     planner.claim(orphans, seen.fleet.as_ref());
     planner.plan
 }

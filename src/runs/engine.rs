@@ -29,6 +29,8 @@ pub(crate) struct Loaded {
     pub(super) more: bool,
     /// The load did not ask for all orphans. There is no room for some kinds, or a suspect runs here.
     pub(super) held_back: bool,
+    /// The load left orphans out that this pod cannot take now, for this or another reason.
+    pub(super) hidden: bool,
     pub(super) seen: Seen,
 }
 

@@ -3,11 +3,13 @@
 //!
 //! Nothing depends on it: the recovery passes of all pods find the runs (L6, L11).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::engine::Engine;
 use super::offers::Untold;
 use crate::background::part::{Next, Part};
+use crate::error::Result;
 use crate::store::orphans;
 
 /// Tells pods of runs without an owner.
@@ -38,22 +40,39 @@ impl Part for Herald {
         if !untold.is_for_others() {
             return Next::Wait;
         }
-        let [kinds, pods] = [&untold.kinds, &untold.pods].map(|set| set.iter().map(String::as_str).collect::<Vec<_>>());
-        let own = self.engine.member.incarnation();
-        match orphans::tell(&self.engine.db, own, &kinds, &pods, untold.everybody).await {
-            Ok(()) => Next::Wait,
+        match tell(&self.engine, &untold).await {
+            Ok(()) => {
+                // The chosen pod may be dead, frozen or without a connection. Then the others are told.
+                let still = untold.kinds;
+                if !still.is_empty() {
+                    self.engine.offers.add_for_later(Untold { still, ..Untold::default() });
+                }
+                Next::Wait
+            }
             Err(e) => {
                 let again = e.is_transient();
-                tracing::debug!(
-                    target: "podlock", event = "untold", pod = %self.engine.member.pod_id, error = %e, again,
-                    "pods were not told of runs without an owner; they look by themselves"
-                );
                 if !again {
+                    tracing::warn!(
+                        target: "podlock", event = "untold", pod = %self.engine.member.pod_id, error = %e,
+                        "pods were not told of runs without an owner; they look by themselves"
+                    );
                     return Next::Wait;
                 }
+                tracing::debug!(
+                    target: "podlock", event = "untold", pod = %self.engine.member.pod_id, error = %e,
+                    "pods were not told yet of runs without an owner"
+                );
                 self.begun = Some(Untold { own: false, ..untold });
                 Next::BackOff
             }
         }
     }
+}
+
+/// Tells the other pods.
+pub(crate) async fn tell(engine: &Engine, untold: &Untold) -> Result<()> {
+    let list = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>();
+    let Untold { kinds, pods, everybody, still, own: _ } = untold;
+    let told = orphans::Told { kinds: list(kinds), pods: list(pods), everybody: *everybody, still: list(still) };
+    orphans::tell(&engine.db, engine.member.incarnation(), &told).await
 }

@@ -19,6 +19,8 @@ pub(crate) struct Untold {
     pub(crate) pods: BTreeSet<String>,
     /// Every pod.
     pub(crate) everybody: bool,
+    /// Every pod, if a run of one of these kinds has no owner yet: a pod was chosen before, and may not have heard.
+    pub(crate) still: BTreeSet<String>,
     /// This pod itself.
     pub(crate) own: bool,
 }
@@ -30,12 +32,13 @@ impl Untold {
 
     /// Whether other pods are to be told.
     pub(crate) fn is_for_others(&self) -> bool {
-        self.everybody || !self.kinds.is_empty() || !self.pods.is_empty()
+        self.everybody || !self.kinds.is_empty() || !self.pods.is_empty() || !self.still.is_empty()
     }
 
     fn add(&mut self, more: Self) {
         self.kinds.extend(more.kinds);
         self.pods.extend(more.pods);
+        self.still.extend(more.still);
         self.own |= more.own;
         self.everybody |= more.everybody || self.kinds.len() > KINDS_MOST;
     }
@@ -44,10 +47,21 @@ impl Untold {
 #[derive(Default)]
 struct State {
     untold: Untold,
-    /// `untold` is not told before.
-    not_before: Moment,
-    /// When other pods were told for the last time, by the herald or in a caller's transaction.
+    /// What is told a [`GAP`] after it came, and again a [`GAP`] after the last of it came.
+    later: Untold,
+    /// Since when `later` waits, and when the last of it came.
+    waits: Option<(Moment, Moment)>,
+    /// When the herald told other pods for the last time, and when a caller's transaction did.
     told: Option<Moment>,
+    told_in_txn: Option<Moment>,
+}
+
+impl State {
+    fn due(&self) -> Option<Moment> {
+        let now = (!self.untold.is_empty()).then(|| next_at(self.told, Moment::ZERO));
+        let later = self.waits.map(|(since, _)| next_at(self.told, since + GAP));
+        now.into_iter().chain(later).min()
+    }
 }
 
 /// See the module. Whoever leaves a run without an owner writes it; the herald reads it.
@@ -72,14 +86,14 @@ impl Offers {
         self.arrived.notify_one();
     }
 
-    /// Adds a run of a transaction that has not been committed yet: the herald tells of it after [`GAP`].
+    /// Adds what is too early to tell: a run of a transaction that has not been committed yet, or a kind for which a pod
+    /// was just chosen.
     pub(crate) fn add_for_later(&self, more: Untold) {
+        let now = clock::now();
         {
             let mut state = self.state();
-            if state.untold.is_empty() {
-                state.not_before = clock::now() + GAP;
-            }
-            state.untold.add(more);
+            state.later.add(more);
+            state.waits = Some((state.waits.map_or(now, |(since, _)| since), now));
         }
         self.arrived.notify_one();
     }
@@ -88,9 +102,9 @@ impl Offers {
     pub(crate) fn may_tell(&self) -> bool {
         let now = clock::now();
         let mut state = self.state();
-        let may = next_at(state.told, Moment::ZERO) <= now;
+        let may = next_at(state.told_in_txn, Moment::ZERO) <= now;
         if may {
-            state.told = Some(now);
+            state.told_in_txn = Some(now);
         }
         may
     }
@@ -98,10 +112,7 @@ impl Offers {
     /// Resolves when something is due to be told. Cancel safe.
     pub(crate) async fn due(&self) {
         loop {
-            let at = {
-                let state = self.state();
-                (!state.untold.is_empty()).then(|| next_at(state.told, state.not_before))
-            };
+            let at = self.state().due();
             let wait = at.map(|at| at.saturating_sub(clock::now()));
             tokio::select! {
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => return,
@@ -110,14 +121,32 @@ impl Offers {
         }
     }
 
-    /// Takes what is to be told.
+    /// Takes what is to be told now.
     pub(crate) fn take(&self) -> Untold {
+        let now = clock::now();
         let mut state = self.state();
-        state.not_before = Moment::ZERO;
-        let untold = std::mem::take(&mut state.untold);
-        if untold.is_for_others() {
-            state.told = Some(clock::now());
+        let mut untold = std::mem::take(&mut state.untold);
+        if let Some((_, last)) = state.waits.filter(|(since, _)| *since + GAP <= now) {
+            if last + GAP <= now {
+                untold.add(std::mem::take(&mut state.later));
+                state.waits = None;
+            } else {
+                untold.add(state.later.clone());
+                state.waits = Some((last, last));
+            }
         }
+        if untold.is_for_others() {
+            state.told = Some(now);
+        }
+        untold
+    }
+
+    /// Takes everything: nothing is told later.
+    pub(crate) fn take_all(&self) -> Untold {
+        let mut state = self.state();
+        let mut untold = std::mem::take(&mut state.untold);
+        untold.add(std::mem::take(&mut state.later));
+        state.waits = None;
         untold
     }
 

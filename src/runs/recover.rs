@@ -50,6 +50,8 @@ struct Passes {
     passed_over: PassedOver,
     /// The next pass looks for orphans that still name an owner.
     whole: bool,
+    /// An event asked for that pass. What it finds may not have been committed yet, so another one follows soon.
+    asked: bool,
     /// When such a pass is due although nothing asked for one. `None`: now.
     whole_due: Option<Moment>,
 }
@@ -60,6 +62,7 @@ pub(crate) struct Load {
     memory: Memory,
     limit: usize,
     held_back: bool,
+    hidden: bool,
     pub(crate) wanted: Wanted,
 }
 
@@ -81,14 +84,22 @@ impl Load {
         let suspect_from =
             (!engine.registry.suspects(clock::now(), engine.member.settings.lease).is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
+        let hidden = held_back || !passed_over.is_empty();
         let limit = room.saturating_mul(AHEAD).min(LOAD) + 1;
         let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from, whole);
-        Self { own, memory: Memory { running, pending, room, room_of, ..Memory::default() }, limit, held_back, wanted }
+        Self {
+            own,
+            memory: Memory { running, pending, room, room_of, ..Memory::default() },
+            limit,
+            held_back,
+            hidden,
+            wanted,
+        }
     }
 
     pub(crate) fn with(self, seen: Seen) -> Loaded {
         let more = seen.rows.len() >= self.limit;
-        Loaded { own: self.own, memory: self.memory, more, held_back: self.held_back, seen }
+        Loaded { own: self.own, memory: self.memory, more, held_back: self.held_back, hidden: self.hidden, seen }
     }
 
     async fn run(self, engine: &Engine) -> Result<Loaded> {
@@ -137,11 +148,11 @@ impl Part for Recovery {
             tokio::select! {
                 biased;
                 () = self.engine.recover_now.notified() => {
-                    self.passes.whole = true;
+                    (self.passes.whole, self.passes.asked) = (true, true);
                     return;
                 }
                 () = self.engine.recovery_is_due() => {
-                    self.passes.whole = true;
+                    (self.passes.whole, self.passes.asked) = (true, true);
                     return;
                 }
                 () = self.engine.registry.freed.notified(), if self.passes.short_of_room => return,
@@ -238,12 +249,14 @@ async fn pass(
             }
             let loaded = Load::new(engine, own, passes.whole).run(engine).await?;
             if passes.whole {
-                passes.whole_due = Some(now + neighbours::rarer(engine.member.settings.sweep_interval, peers));
+                let sweep = engine.member.settings.sweep_interval;
+                let rarer = neighbours::rarer(sweep, peers).mul_f64(0.5 + fastrand::f64());
+                passes.whole_due = Some(now + if std::mem::take(&mut passes.asked) { sweep } else { rarer });
             }
             (loaded, false)
         }
     };
-    let Loaded { mut memory, more, held_back, seen, .. } = loaded;
+    let Loaded { mut memory, more, held_back, hidden, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
     memory.suspects = engine.registry.suspects(clock::now(), engine.member.settings.lease);
     memory.companions = engine.member.companions();
@@ -266,11 +279,16 @@ async fn pass(
         engine.offers.add(engine.untold_to_others(&row.kind));
     }
     check(engine, own, &plan.check).await?;
-    if was_chosen {
-        tell_of_the_rest(engine, offer::after_a_pass(&plan, seen.fleet.as_ref(), held_back), &seen.takers);
+    if was_chosen && may_be_old {
+        engine.offers.choose();
+    } else if was_chosen {
+        tell_of_the_rest(engine, offer::after_a_pass(&plan, &seen, hidden), &seen.takers);
     }
     // The pod may have been detached, or asked to drain, since the pass began.
     if engine.member.may_take_work().ok() != Some(own) {
+        if was_chosen {
+            engine.offers.add(Untold { everybody: true, ..Untold::default() });
+        }
         return Ok(Report { claimed: 0, adopted: 0, again: None });
     }
     let claimer = claim::By { engine, handlers, own };
@@ -296,7 +314,9 @@ async fn pass(
         None
     };
     let again = again.into_iter().chain(plan.again).min();
-    passes.whole &= again.is_some() || passes.last.names_owners();
+    // The next pass is whole as well if this one left, or could not see, orphans that name an owner.
+    let named = wanted.iter().any(|row| row.owner.is_some_and(|owner| owner != own));
+    passes.whole &= may_be_old || named || more || held_back || plan.withheld > 0 || passes.last.names_owners();
     Ok(Report { claimed: took.begun.len() - adopted, adopted, again })
 }
 
@@ -308,6 +328,7 @@ fn tell_of_the_rest(engine: &Engine, tell: Tell, takers: &[String]) {
             pods: places.into_iter().filter_map(|place| takers.get(place).cloned()).collect(),
             ..Untold::default()
         },
+        Tell::Kinds(kinds) => Untold { kinds: kinds.iter().map(ToString::to_string).collect(), ..Untold::default() },
         Tell::Everybody => Untold { everybody: true, ..Untold::default() },
     };
     engine.offers.add(untold);

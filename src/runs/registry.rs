@@ -239,7 +239,11 @@ impl Registry {
 
     /// Aborts the tasks of all runs, and of runs that begin later. A task ends at its next await.
     pub(crate) fn abort_all(&self) -> usize {
-        self.closed.store(true, Ordering::SeqCst);
+        {
+            // Under the lock, so that a run that begins now either counts as running or does not begin.
+            let _entries = self.entries();
+            self.closed.store(true, Ordering::SeqCst);
+        }
         let tasks = self.tasks();
         tasks.iter().for_each(AbortHandle::abort);
         tasks.len()
@@ -348,14 +352,16 @@ impl Reservation<'_> {
     /// Gives the place to the task that `spawn` makes. The task must own a [`Slot`], which frees the place when the
     /// task ends.
     pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
+        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task };
+        let registry = self.registry;
+        let mut entries = registry.entries();
         // This check comes before the spawn: a closed registry begins no task.
-        if self.registry.closed.load(Ordering::SeqCst) {
+        if registry.closed.load(Ordering::SeqCst) {
+            drop(entries);
             return;
         }
-        self.registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
+        registry.highest_fence.fetch_max(fence.get(), Ordering::AcqRel);
         self.kept = true;
-        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task };
-        let mut entries = self.registry.entries();
         entries.runs.insert(self.run_id, running(None));
         if self.suspect {
             entries.suspects.insert(self.run_id, (fence, crate::membership::clock::now()));

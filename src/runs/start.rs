@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::handlers::Handlers;
+use super::offers::Untold;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
-use crate::protocol::offer::GAP;
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
@@ -50,14 +50,14 @@ pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     check(engine, new)?;
     let run_id = RunId::generate();
     let insert = insert_of(engine, run_id, new);
-    let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await?;
-    outcome(engine, inserted, new)?;
-    let untold = engine.untold(&new.kind);
-    if untold.own {
-        engine.take_offer()
-    } else {
-        engine.offers.add(untold)
+    let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await;
+    // A submit whose reply was lost may have been committed.
+    let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
+    if may_be_there {
+        let untold = engine.untold(&new.kind);
+        if untold.own { engine.take_offer() } else { engine.offers.add(untold) }
     }
+    outcome(engine, inserted?, new)?;
     Ok(run_id)
 }
 
@@ -96,8 +96,10 @@ pub(crate) async fn insert_in_txn(
     };
     outcome(engine, inserted, new)?;
     if !tells {
-        // Another statement notified a moment ago. By the time of this one the transaction has most likely ended.
-        if owned { engine.recover_within(GAP) } else { engine.offers.add_for_later(engine.untold(&new.kind)) }
+        // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
+        // ended. A pass of this pod finds an owned run.
+        let untold = if owned { Untold { own: true, ..Untold::default() } } else { engine.untold(&new.kind) };
+        engine.offers.add_for_later(untold);
     }
     Ok(run_id)
 }

@@ -25,7 +25,8 @@ WITH
 -- themselves.
 SELECT CASE WHEN p.incarnation IS NOT NULL
             -- A pod of an older version has no channel of its own.
-            THEN pg_notify(COALESCE(p.channel, :"schema".studio_channel()), 'runs')
+            THEN pg_notify(COALESCE(CASE WHEN p.channel_of = p.incarnation THEN p.channel END,
+                                    :"schema".studio_channel()), 'runs')
        END AS told_owner,
        pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told_readers
   FROM done

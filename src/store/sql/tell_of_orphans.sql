@@ -1,48 +1,73 @@
--- Tells pods of runs that nobody owns.
+-- Tells pods of runs that nobody owns. If there is none, nobody is told: any role can make pods run this statement (L11).
 --
 -- Arguments:
 --   own        uuid    the incarnation that tells; it is not chosen
---   kinds      text[]  for each of these kinds one pod with a handler and room is chosen
+--   kinds      text[]  for each of these kinds one pod with a handler and room is chosen; if none is found, every pod is
+--                      told
 --   pods       text[]  these pods are told as well
 --   everybody  bool    every pod is told, and none is chosen
+--   still      text[]  every pod is told if a run of one of these kinds has no owner
 --   sample     int8    how many pods are looked at for each kind
 --
 -- Returns one row: how many notices were sent. These are only hints (L11): the next recovery pass of any pod finds the
 -- runs (L6).
 WITH
-  -- Of a few random pods, the one that runs the least. So the cost does not grow with the fleet, and pods that tell at
-  -- the same time choose different ones.
+  ownerless AS MATERIALIZED (
+    SELECT w.kind, w.chooses
+      FROM (SELECT k.kind, true AS chooses FROM unnest(:'kinds'::text[]) AS k (kind)
+            UNION
+            SELECT k.kind, false FROM unnest(:'still'::text[]) AS k (kind)) AS w
+     WHERE EXISTS (SELECT FROM :"schema".studio_runs r
+                    WHERE r.state = 'running' AND r.owner_incarnation IS NULL AND r.kind = w.kind)
+  ),
+  some AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM :"schema".studio_runs r
+                    WHERE r.state = 'running' AND r.owner_incarnation IS NULL) AS there
+  ),
+  -- Of a few random pods, the one that runs the least: the runs of only so many are counted, and pods that tell at the
+  -- same time choose different ones.
   chosen AS MATERIALIZED (
-    SELECT c.pod_id
-      FROM unnest(:'kinds'::text[]) AS w (kind)
-     CROSS JOIN LATERAL (
-       SELECT l.pod_id
-         FROM (SELECT s.pod_id, s.capacity,
-                      (SELECT count(*)
-                         FROM :"schema".studio_runs r
-                        WHERE r.state = 'running' AND r.owner_incarnation = s.incarnation) AS running
-                 FROM (SELECT p.pod_id, p.incarnation, p.capacity
-                         FROM :"schema".studio_pods p
-                        WHERE p.state = 'active'
-                          AND p.incarnation <> :'own'::uuid
-                          AND (p.kinds IS NULL OR w.kind = ANY (p.kinds))
-                        ORDER BY random()
-                        LIMIT :'sample'::int8) AS s) AS l
-        WHERE l.capacity IS NULL OR l.running < l.capacity
-        ORDER BY l.running
-        LIMIT 1) AS c
-    UNION
-    SELECT unnest(:'pods'::text[])
+    SELECT w.kind, c.pod_id
+      FROM ownerless w
+      LEFT JOIN LATERAL (
+        SELECT l.pod_id
+          FROM (SELECT s.pod_id, s.capacity,
+                       (SELECT count(*)
+                          FROM :"schema".studio_runs r
+                         WHERE r.state = 'running' AND r.owner_incarnation = s.incarnation) AS running
+                  FROM (SELECT p.pod_id, p.incarnation, p.capacity
+                          FROM :"schema".studio_pods p
+                         WHERE p.state = 'active'
+                           AND p.incarnation <> :'own'::uuid
+                           AND (p.kinds IS NULL OR w.kind = ANY (p.kinds))
+                         ORDER BY random()
+                         LIMIT :'sample'::int8) AS s
+                OFFSET 0) AS l
+         WHERE l.capacity IS NULL OR l.running < l.capacity
+         ORDER BY l.running
+         LIMIT 1) AS c ON true
+     WHERE w.chooses
+  ),
+  everyone AS MATERIALIZED (
+    SELECT (:'everybody'::bool AND some.there)
+           OR EXISTS (SELECT FROM ownerless w WHERE NOT w.chooses)
+           OR EXISTS (SELECT FROM chosen c WHERE c.pod_id IS NULL) AS is_told
+      FROM some
   ),
   told AS MATERIALIZED (
     -- A pod of an older version has no channel of its own, and does not know the word.
-    SELECT pg_notify(COALESCE(p.channel, :"schema".studio_channel()),
-                     CASE WHEN p.channel IS NULL THEN 'recover' ELSE 'take' END) AS notice
-      FROM chosen c
-      JOIN :"schema".studio_pods p ON p.pod_id = c.pod_id
-     WHERE NOT :'everybody'::bool
+    SELECT pg_notify(COALESCE(h.channel, :"schema".studio_channel()),
+                     CASE WHEN h.channel IS NULL THEN 'recover' ELSE 'take' END) AS notice
+      FROM (SELECT c.pod_id FROM chosen c
+            UNION
+            SELECT unnest(:'pods'::text[])) AS t
+      JOIN :"schema".studio_pods p ON p.pod_id = t.pod_id
+     CROSS JOIN LATERAL (SELECT CASE WHEN p.channel_of = p.incarnation THEN p.channel END AS channel) AS h
+     WHERE NOT (SELECT e.is_told FROM everyone e)
+       AND (SELECT some.there FROM some)
     UNION ALL
     SELECT pg_notify(:"schema".studio_channel(), 'recover')
-     WHERE :'everybody'::bool
+      FROM everyone e
+     WHERE e.is_told
   )
 SELECT count(*) AS notices FROM told;
