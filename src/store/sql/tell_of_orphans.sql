@@ -24,6 +24,7 @@ WITH
                  FROM (SELECT p.pod_id, p.incarnation, p.capacity
                          FROM :"schema".studio_pods p
                         WHERE p.state = 'active'
+                          AND p.cordoned_by IS NULL
                           AND p.incarnation <> :'own'::uuid
                           AND (p.kinds IS NULL OR w.kind = ANY (p.kinds))
                         ORDER BY random()
