@@ -121,6 +121,14 @@ settings! {
         /// number of pods: the last pod that can take such a run gives it up after two. With 0 no run is
         /// quarantined, not even by the last pod. Give all pods of a service the same.
         max_crashes: u32 => u32 = [3] in [at most 1000000] env "PODLOCK_MAX_CRASHES";
+        /// How many runs of this pod may be on their way to a less busy pod at a time. Only runs whose starter
+        /// said `movable` are asked, and only if this pod has more than its share. If it is higher, runs are
+        /// spread sooner after a rolling deploy, and more of them pause at a time. With 0 this pod moves no run.
+        moves_at_once: usize => usize = [4] in [at most 1000000] env "PODLOCK_MOVES_AT_ONCE";
+        /// How long this pod must have executed a run before it asks the run to move. So no run is moved twice
+        /// within this time. Make it longer than a rolling deploy: otherwise a run moves to a pod that is
+        /// replaced next. Longer leaves the pods unequally busy for longer.
+        move_rest: Duration => Duration = [10 min] in [at most 24 days] env "PODLOCK_MOVE_REST";
     }
 
     group "Retention" {

@@ -120,6 +120,8 @@ fn each_variable_sets_its_field() {
         ("PODLOCK_CAPACITY", "7", |c| c.capacity == 7),
         ("PODLOCK_CAPACITY_OF", "big=7", |c| c.capacity_of.len() == 1 && c.capacity_of["big"] == 7),
         ("PODLOCK_MAX_CRASHES", "7", |c| c.max_crashes == 7),
+        ("PODLOCK_MOVES_AT_ONCE", "7", |c| c.moves_at_once == 7),
+        ("PODLOCK_MOVE_REST", "7s", |c| c.move_rest == s(7)),
         ("PODLOCK_POOL_SIZE", "7", |c| c.pool_size == 7),
         ("PODLOCK_KEEP_RUNS", "7days", |c| c.keep_runs == s(7 * 86400)),
         ("PODLOCK_KEEP_FAILED_RUNS", "7days", |c| c.keep_failed_runs == s(7 * 86400)),
@@ -176,6 +178,7 @@ fn each_default_has_the_value_that_services_know() {
     ];
     assert_eq!(follow, [None; 14]);
     assert_eq!((c.stall_cycles, c.capacity, c.max_crashes, c.pool_size), (3, 100, 3, 4));
+    assert_eq!((c.moves_at_once, c.move_rest), (4, s(600)));
     assert_eq!((c.keep_runs, c.keep_failed_runs), (Duration::ZERO, Duration::ZERO));
     assert_eq!((c.keep_events, c.prune_interval), (s(2_592_000), s(600)));
     assert_eq!((c.result_max_bytes, c.stderr_max_bytes), (16_777_216, 1_048_576));

@@ -188,6 +188,12 @@ kinds! {
         state: "No run was started.",
         help: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room.",
     }
+    Cordoned = "cordoned", lasting, elsewhere, 503 {
+        means: "An operator cordoned the pod: it keeps its runs and takes no new ones.",
+        state: "No run was started; those of the pod go on.",
+        help: "Start it on another pod (`Error::retry_elsewhere`), or `Pod::submit` it for whoever has room. \
+               `podlock uncordon` lifts the cordon.",
+    }
     Stopped = "stopped", lasting, elsewhere, 503 {
         means: "The pod has ended.",
         state: "No run was started, unless the message says otherwise.",
@@ -558,7 +564,7 @@ mod tests {
         use ErrorKind as K;
         for kind in K::ALL.iter().copied() {
             let (elsewhere, status) = match kind {
-                K::Detached | K::Draining | K::Stopped | K::AtCapacity => (true, 503),
+                K::Detached | K::Draining | K::Cordoned | K::Stopped | K::AtCapacity => (true, 503),
                 // A pod that is up meets a standby during a failover.
                 K::Unreachable | K::Timeout | K::TooManyConnections | K::SessionLost | K::Standby => (false, 503),
                 // These come from a start. The run was started, and the client must not start another.

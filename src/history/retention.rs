@@ -111,7 +111,7 @@ impl Part for Pruning {
     }
 
     async fn work(&mut self) -> Next {
-        let Ok(incarnation) = self.member.may_take_work() else { return Next::Wait };
+        let Some(incarnation) = self.member.may_keep_work() else { return Next::Wait };
         let by = By { pod: Some((self.member.pod_id.as_str(), incarnation)) };
         let done = round(&self.db, by, &mut self.walks).await;
         report(&self.member, &done, &mut self.named);

@@ -21,6 +21,11 @@ pub(super) async fn readyz(State(pod): State<Pod>) -> Response {
         Phase::Detached => {
             Problem::unavailable("detached", "this pod has lost its lock and is trying to get it back").into_response()
         }
+        // The streams of its runs are served all the same, to whoever is connected or asks this pod by its address.
+        Phase::Cordoned => {
+            Problem::unavailable("cordoned", "this pod is cordoned: it keeps its runs and takes no new ones")
+                .into_response()
+        }
         Phase::Draining => {
             Problem::unavailable("draining", "this pod is stopping and takes no more work").into_response()
         }

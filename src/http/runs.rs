@@ -23,20 +23,23 @@ struct StartBody {
     kind: String,
     key: Option<String>,
     input: Value,
+    movable: bool,
 }
 
 impl StartBody {
     /// Reads the fields. A misspelt field is refused, not ignored.
     fn read(fields: Map<String, Value>) -> Result<Self, String> {
-        let (mut kind, mut key, mut input) = (None, None, Value::Null);
+        let (mut kind, mut key, mut input, mut movable) = (None, None, Value::Null, false);
         for (name, value) in fields {
             match (name.as_str(), value) {
                 ("kind", Value::String(word)) => kind = Some(word),
                 ("key", Value::String(word)) => key = Some(word),
                 ("key", Value::Null) => {}
                 ("input", value) => input = value,
+                ("movable", Value::Bool(may)) => movable = may,
+                ("movable", value) => return Err(format!("movable is {value}, but must be true or false")),
                 ("kind" | "key", value) => return Err(format!("{name} is {value}, but must be a string")),
-                _ => return Err(format!("there is no field {name:?}; there are kind, key and input")),
+                _ => return Err(format!("there is no field {name:?}; there are kind, key, input and movable")),
             }
         }
         let kind = kind.ok_or("kind is missing: it names the handler that runs it")?;
@@ -44,7 +47,7 @@ impl StartBody {
         if let Some(key) = &key {
             check_word("key", key)?;
         }
-        Ok(Self { kind, key, input })
+        Ok(Self { kind, key, input, movable })
     }
 }
 
@@ -65,7 +68,7 @@ pub(super) async fn start(
     let body = StartBody::read(fields).map_err(invalid)?;
     (api.validate)(&body.kind, &body.input)
         .map_err(|fault| invalid(format!("input of kind {:?}: {fault}", body.kind)))?;
-    let mut new = NewRun::new(body.kind).input(body.input);
+    let mut new = NewRun::new(body.kind).input(body.input).movable(body.movable);
     if let Some(key) = body.key {
         new = new.key(key);
     }

@@ -38,12 +38,30 @@ const EVENTS: usize = 256;
 const COMPANIONS: usize = 4096;
 
 /// The facts from which a [`Phase`] follows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Facts {
     incarnation: Incarnation,
     attached: bool,
     draining: bool,
     stopped: bool,
+    /// Who cordoned the pod, as its row last said it. It stays when the process registers again.
+    cordoned_by: Option<Arc<str>>,
+}
+
+impl Facts {
+    fn phase(&self) -> Phase {
+        if self.stopped {
+            Phase::Stopped
+        } else if self.draining {
+            Phase::Draining
+        } else if !self.attached {
+            Phase::Detached
+        } else if self.cordoned_by.is_some() {
+            Phase::Cordoned
+        } else {
+            Phase::Active
+        }
+    }
 }
 
 /// The membership of one pod.
@@ -84,7 +102,7 @@ pub(crate) struct Membership {
 impl Membership {
     pub(crate) fn new(pod_id: PodId, settings: Arc<Settings>, runtime: tokio::runtime::Handle) -> Arc<Self> {
         let incarnation = Incarnation::generate();
-        let facts = Facts { incarnation, attached: false, draining: false, stopped: false };
+        let facts = Facts { incarnation, attached: false, draining: false, stopped: false, cordoned_by: None };
         Arc::new(Self {
             pod_id,
             channel: format!("podlock_pod_{:016x}", fastrand::u64(..)),
@@ -107,9 +125,11 @@ impl Membership {
 
     /// The pod's status. The caller passes the number of runs.
     pub(crate) fn status(&self, runs: usize) -> PodStatus {
-        let facts = *self.facts.borrow();
-        let (incarnation, attached) = (facts.incarnation, facts.attached);
-        PodStatus { pod_id: self.pod_id.clone(), incarnation, phase: self.phase(), attached, runs }
+        let (incarnation, attached, phase) = {
+            let facts = self.facts.borrow();
+            (facts.incarnation, facts.attached, facts.phase())
+        };
+        PodStatus { pod_id: self.pod_id.clone(), incarnation, phase, attached, runs }
     }
 
     /// Incarnations that this pod has seen alive.
@@ -147,16 +167,21 @@ impl Membership {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        let facts = *self.facts.borrow();
-        if facts.stopped {
-            Phase::Stopped
-        } else if facts.draining {
-            Phase::Draining
-        } else if facts.attached {
-            Phase::Active
-        } else {
-            Phase::Detached
-        }
+        self.facts.borrow().phase()
+    }
+
+    /// Who cordoned this pod. `None`: nobody, as far as this process knows. The server knows it first, and refuses.
+    pub(crate) fn cordoned_by(&self) -> Option<Arc<str>> {
+        self.facts.borrow().cordoned_by.clone()
+    }
+
+    /// Records who cordoned the pod. Returns true if that changes whether it is cordoned.
+    pub(crate) fn set_cordoned(&self, by: Option<String>) -> bool {
+        self.facts.send_if_modified(|s| {
+            let changed = s.cordoned_by.is_some() != by.is_some();
+            s.cordoned_by = by.map(Arc::from);
+            changed
+        })
     }
 
     /// Resolves when the status may have changed.
@@ -189,6 +214,7 @@ impl Membership {
     pub(crate) fn may_take_work(&self) -> Result<Incarnation> {
         let (kind, why) = match self.phase() {
             Phase::Active => return Ok(self.incarnation()),
+            Phase::Cordoned => return Err(self.cordoned()),
             Phase::Detached => (ErrorKind::Detached, "has lost its liveness session and is coming back"),
             Phase::Draining => (ErrorKind::Draining, "is draining"),
             Phase::Stopped => (ErrorKind::Stopped, "has ended"),
@@ -196,6 +222,23 @@ impl Membership {
         Err(Error::new(kind, format!("pod {} {why}", self.pod_id))
             .state("no run was started")
             .help("retry on another pod"))
+    }
+
+    /// Returns the incarnation if the pod may work on what is its own already: it holds its lock and does not drain.
+    /// So may a cordoned pod. A claim of a cordoned pod is refused by the server, unless the run is its own.
+    pub(crate) fn may_keep_work(&self) -> Option<Incarnation> {
+        let facts = self.facts.borrow();
+        matches!(facts.phase(), Phase::Active | Phase::Cordoned).then_some(facts.incarnation)
+    }
+
+    /// Why a cordoned pod starts no run. The server may refuse before this process has heard of the cordon.
+    pub(crate) fn cordoned(&self) -> Error {
+        let pod = &self.pod_id;
+        let by = self.cordoned_by().map_or(String::new(), |by| format!(" by {by}"));
+        let what = format!("pod {pod} is cordoned{by}: it keeps its runs and takes no new ones");
+        Error::new(ErrorKind::Cordoned, what)
+            .state("no run was started; those of the pod go on")
+            .help(format!("start it on another pod, submit it unowned, or lift the cordon: `podlock uncordon {pod}`"))
     }
 
     /// Records that a ping that was sent at `sent` was answered.

@@ -13,6 +13,8 @@ use crate::id::{Incarnation, PodId, RunId};
 pub enum Phase {
     /// The pod holds its lock and takes work.
     Active,
+    /// The pod is cordoned: it holds its lock and keeps its runs, and starts and claims no others.
+    Cordoned,
     /// The pod lost its liveness session and tries to come back. It starts and claims nothing.
     Detached,
     /// The pod is shutting down and takes no more work. Its runs go on.
@@ -25,6 +27,7 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Active => "active",
+            Self::Cordoned => "cordoned",
             Self::Detached => "detached",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
@@ -94,6 +97,20 @@ pub enum PodEvent {
     },
     /// A pod began its clean stop.
     Draining {
+        /// The pod's name.
+        pod: PodId,
+        /// The pod's registration.
+        incarnation: Incarnation,
+    },
+    /// An operator cordoned a pod: it keeps its runs and gets no new ones.
+    Cordoned {
+        /// The pod's name.
+        pod: PodId,
+        /// The pod's registration.
+        incarnation: Incarnation,
+    },
+    /// An operator lifted a pod's cordon: it gets runs again.
+    Uncordoned {
         /// The pod's name.
         pod: PodId,
         /// The pod's registration.

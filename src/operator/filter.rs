@@ -87,7 +87,8 @@ impl RunFilter {
         self
     }
 
-    /// Only orphans for whose kind no pod of the roster has a handler.
+    /// Only orphans of a kind that no pod takes now: no pod of the roster has a handler for it, or all pods that have
+    /// one drain or are cordoned.
     pub fn unclaimable(mut self) -> Self {
         self.wanted.unclaimable = true;
         self

@@ -1,4 +1,4 @@
-//! A handle for people and tools: list pods, runs and events, cancel or release a run, ask a pod to drain.
+//! A handle for people and tools: list pods, runs and events, cancel or release a run, cordon a pod or ask it to drain.
 //!
 //! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod. It reads, and a change is
 //! a request to the pods. The `podlock` command uses it.
@@ -50,7 +50,7 @@ const POD_HISTORY: i64 = 20;
 /// How often a restart tries to take a key. A try is repeated if the run that had the key ends meanwhile. That rarely
 /// happens even once. The limit ends the loop where short runs of that key follow one another.
 const RESTART_TRIES: usize = 5;
-/// The server's `no_data_found`, which `studio_drain` raises for a name that is not in the roster.
+/// The server's `no_data_found`, which the functions for operators raise for a name that is not in the roster.
 const NO_DATA_FOUND: &str = "P0002";
 /// The SQLSTATE that `studio_release` raises for a run that is not quarantined.
 const NOT_IN_THAT_STATE: &str = "55000";
@@ -410,15 +410,45 @@ impl Operator {
     ///
     /// A dropped call has asked the pod or not. Asking again does no harm.
     pub async fn drain(&self, name: &str) -> Result<Incarnation> {
-        let row = queries::drain(&self.database, name).await.map_err(|e| {
-            if e.sqlstate() != Some(NO_DATA_FOUND) {
-                return e.in_doubt("the pod may have been asked or not; asking again is safe");
-            }
-            Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .state("nobody was asked to drain")
-                .help("`podlock pods list` shows who is there")
-        })?;
-        rows::incarnation(row.as_ref())
+        let row = queries::drain(&self.database, name).await;
+        let in_doubt = "the pod may have been asked or not; asking again is safe";
+        rows::incarnation(row.map_err(|e| about(name, e, "nobody was asked to drain", in_doubt))?.as_ref())
+    }
+
+    /// Cordons the pod of this name, and returns its incarnation. The pod keeps its runs, and starts and claims no
+    /// others: from the return on the server refuses them. `Pod::start` on it fails with [`ErrorKind::Cordoned`]. A pod
+    /// that is cordoned already stays so.
+    ///
+    /// The cordon lasts until [`Operator::uncordon`], or until the pod's process ends. It outlasts lost connections,
+    /// and the next incarnation of the same process has it as well.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if no pod of this name is in the roster. Others as [`Operator::pods`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has cordoned the pod or not. Calling again is safe.
+    pub async fn cordon(&self, name: &str) -> Result<Incarnation> {
+        let row = queries::cordon(&self.database, name).await;
+        let in_doubt = "the pod may be cordoned or not; cordoning it again is safe";
+        rows::incarnation(row.map_err(|e| about(name, e, "nobody was cordoned", in_doubt))?.as_ref())
+    }
+
+    /// Lifts the cordon of the pod of this name, and returns its incarnation. The pod starts and claims runs again. A
+    /// pod that is not cordoned stays so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Operator::cordon`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has lifted the cordon or not. Calling again is safe.
+    pub async fn uncordon(&self, name: &str) -> Result<Incarnation> {
+        let row = queries::uncordon(&self.database, name).await;
+        let in_doubt = "the cordon may be lifted or not; lifting it again is safe";
+        rows::incarnation(row.map_err(|e| about(name, e, "no cordon was lifted", in_doubt))?.as_ref())
     }
 
     /// Evicts a pod that runs but makes no progress: ends its two sessions on the server. A peer then buries the pod,
@@ -434,15 +464,9 @@ impl Operator {
     ///
     /// A dropped call has evicted the pod or not. A second call evicts the pod that has the name then.
     pub async fn evict(&self, name: &str) -> Result<Incarnation> {
-        let row = queries::evict(&self.database, name).await.map_err(|e| {
-            if e.sqlstate() != Some(NO_DATA_FOUND) {
-                return e.in_doubt("the pod may have been evicted or not; `podlock events` shows which");
-            }
-            Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
-                .state("nobody was evicted")
-                .help("`podlock pods list` shows who is there")
-        })?;
-        rows::incarnation(row.as_ref())
+        let row = queries::evict(&self.database, name).await;
+        let in_doubt = "the pod may have been evicted or not; `podlock events` shows which";
+        rows::incarnation(row.map_err(|e| about(name, e, "nobody was evicted", in_doubt))?.as_ref())
     }
 
     /// Drops this operator's schema with everything in it: podlock's tables, and yours if you keep any there. `schema`
@@ -465,4 +489,14 @@ impl Operator {
         }
         queries::drop_schema(&self.database).await
     }
+}
+
+/// The error of a request to the pod `name`: there is no such pod, or it is in doubt whether the request was made.
+fn about(name: &str, error: Error, state: &'static str, in_doubt: &'static str) -> Error {
+    if error.sqlstate() != Some(NO_DATA_FOUND) {
+        return error.in_doubt(in_doubt);
+    }
+    Error::new(ErrorKind::NotFound, format!("no pod named {name:?} is in the roster"))
+        .state(state)
+        .help("`podlock pods list` shows who is there")
 }

@@ -53,6 +53,8 @@ pub struct PodRow {
     /// Who holds or wants one of the pod's locks but is not a pod: process, role, application and address. `None`:
     /// nobody, as far as the server shows it. See `studio_foreign_locks`.
     pub foreign_lock: Option<String>,
+    /// Who cordoned the pod: it keeps its runs and gets no new ones. `None`: nobody did.
+    pub cordoned_by: Option<String>,
 }
 
 impl PodRow {
@@ -99,6 +101,8 @@ pub struct PodDetail {
     pub lease_ms: Option<i32>,
     /// As [`PodRow::foreign_lock`].
     pub foreign_lock: Option<String>,
+    /// As [`PodRow::cordoned_by`].
+    pub cordoned_by: Option<String>,
     /// True if the pod's control session holds the witness key. If `alive` is false and this is true, a connection
     /// broke and the pod is reconnecting.
     pub witness: bool,
@@ -183,6 +187,8 @@ pub struct RunRow {
     /// Why a failed run failed. For a quarantined run, which owners died under it. The first 1,000 characters:
     /// [`RunOutput::error`] has all of it.
     pub error: Option<String>,
+    /// Whether it may move to a less busy pod ([`NewRun::movable`](crate::NewRun::movable)).
+    pub movable: bool,
 }
 
 /// An owner that crashed while it ran a run.
@@ -299,7 +305,7 @@ pub struct AttemptRow {
     pub began_at: Timestamp,
     /// When the attempt ended. `None` while it goes on.
     pub ended_at: Option<Timestamp>,
-    /// `succeeded`, `failed`, `cancelled`, `yielded`, `adopted`, or why its owner ended.
+    /// `succeeded`, `failed`, `cancelled`, `yielded`, `moved`, `adopted`, or why its owner ended.
     pub reason: Option<String>,
 }
 
@@ -330,11 +336,13 @@ impl PodRow {
         let state: String = get(row, "state")?;
         let alive = get(row, "alive")?;
         let wait_reason: Option<String> = get(row, "wait_reason")?;
+        let cordoned_by: Option<String> = get(row, "cordoned_by")?;
         let condition = Condition::of(&Seen {
             alive,
             witness: get(row, "witness")?,
             draining: PodState::Draining.is(&state),
             drain_requested: get::<Option<String>>(row, "drain_requested")?.is_some(),
+            cordoned: cordoned_by.is_some(),
             evicted: get::<Option<String>>(row, "evicted")?.is_some(),
             lags: get(row, "lags")?,
             waits: wait_reason.is_some(),
@@ -349,6 +357,7 @@ impl PodRow {
             wait_left_ms: get(row, "wait_left_ms")?,
             lease_ms: get(row, "lease_ms")?,
             foreign_lock: get(row, "foreign_lock")?,
+            cordoned_by,
             holder_pid: get(row, "holder_pid")?,
             client_addr: get(row, "client_addr")?,
             runs: get(row, "runs")?,
@@ -381,6 +390,7 @@ impl PodDetail {
             wait_left_ms: pod.wait_left_ms,
             lease_ms: pod.lease_ms,
             foreign_lock: pod.foreign_lock,
+            cordoned_by: pod.cordoned_by,
             witness: get(row, "witness")?,
             session: get(row, "session")?,
             lag_ms: get(row, "lag_ms")?,
@@ -421,6 +431,7 @@ impl PodDetail {
             wait_left_ms: None,
             lease_ms: None,
             foreign_lock: None,
+            cordoned_by: None,
             witness: false,
             session: None,
             lag_ms: None,
@@ -462,6 +473,7 @@ impl RunRow {
             finished_at: get(row, "finished_at")?,
             died_with: OwnerRow::read_all(row)?,
             error: get(row, "error_beginning")?,
+            movable: get(row, "movable")?,
         })
     }
 }
@@ -536,10 +548,10 @@ impl EventRow {
     }
 }
 
-/// Reads the one incarnation that `studio_drain` returns.
+/// Reads the one incarnation that the functions for operators return.
 pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
     let row = row.ok_or_else(|| {
-        Error::new(ErrorKind::Database, "studio_drain answered without a row")
+        Error::new(ErrorKind::Database, "the function of the schema answered without a row")
             .state("the pod may have been asked or not")
             .help("ask again, which does no harm; compare `podlock migrate status` with the version of this binary")
     })?;

@@ -23,7 +23,7 @@ use crate::store::listener::Listener;
 use crate::store::locks::{self, Holder};
 use crate::store::migrate::{self, Policy};
 use crate::store::notices;
-use crate::store::pods::{self, Registration};
+use crate::store::pods::{self, Registered, Registration};
 use crate::store::role::Role;
 
 /// SQLSTATE: a wait for a lock ran into its time-out.
@@ -115,11 +115,13 @@ pub(crate) async fn register(
         given_up,
         former,
         beat_interval: shared.member.settings.beat_interval,
+        mine: shared.member.incarnation(),
+        cordoned_by: shared.member.cordoned_by().map(|by| by.to_string()),
         stated: shared.member.settings.stated(),
         channel: shared.member.channel.clone(),
     };
     let mut tries = 0;
-    let (sent, replaced) = loop {
+    let (sent, Registered { replaced, cordoned_by }) = loop {
         let sent = clock::now();
         match pods::register(liveness, &registration).await {
             Err(e) if is_worth_another_try(&e, &mut tries) => {}
@@ -131,6 +133,7 @@ pub(crate) async fn register(
     }
     shared.member.note_answered(sent);
     shared.engine.registry.take_lost();
+    shared.member.set_cordoned(cordoned_by);
     shared.member.set_attached(incarnation);
     local.lock.send_replace(Some(LivenessLock { incarnation, backend: liveness.backend(), since }));
     tracing::info!(

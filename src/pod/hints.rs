@@ -147,14 +147,9 @@ impl Hints {
 }
 
 async fn look_whether_asked(local: &Local, session: &Session) -> Result<bool> {
-    let shared = &local.shared;
-    if shared.member.drain_requested.is_cancelled()
-        || !notices::is_asked_to_drain(session, shared.member.incarnation()).await?
-    {
-        return Ok(false);
-    }
-    shared.member.drain_requested.cancel();
-    Ok(true)
+    let own = local.shared.member.incarnation();
+    let Some(requests) = notices::requests(session, own).await? else { return Ok(false) };
+    Ok(local.shared.follow(own, requests))
 }
 
 /// Stops the runs that this pod no longer owns. Starts a recovery pass for the runs that it owns and does not run.
@@ -202,6 +197,8 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         }
         EventKind::Returned => Some(GATHER + spread(local, EACH)),
         EventKind::Detached
+        | EventKind::Cordoned
+        | EventKind::Uncordoned
         | EventKind::Suspected
         | EventKind::Evicted
         | EventKind::Held
@@ -225,6 +222,8 @@ fn publish(local: &Local, kind: EventKind, told: LoggedEvent) {
     let event = match (kind, run) {
         (EventKind::Joined, _) => PodEvent::Joined { pod, incarnation },
         (EventKind::Draining, _) => PodEvent::Draining { pod, incarnation },
+        (EventKind::Cordoned, _) => PodEvent::Cordoned { pod, incarnation },
+        (EventKind::Uncordoned, _) => PodEvent::Uncordoned { pod, incarnation },
         (EventKind::Suspected, _) => PodEvent::Suspected { pod, incarnation },
         (EventKind::Evicted, _) => PodEvent::Evicted { pod, incarnation },
         (EventKind::Quarantined, Some(run)) => PodEvent::Quarantined { run, by: pod },

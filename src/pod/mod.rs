@@ -72,7 +72,7 @@ impl PodBuilder {
     /// * `Ok(Outcome::Done(result))`: the run succeeded.
     /// * `Ok(Outcome::Yield)`: another pod takes over the run.
     /// * `Err` or a panic: the run failed. podlock does not retry a failed run. But an `Err` after the run was told to
-    ///   stop because the pod drains counts as a yield.
+    ///   stop because the pod drains, or to move, counts as a yield.
     ///
     /// Code that blocks belongs on `tokio::task::spawn_blocking`: a handler that never awaits can be neither cancelled
     /// nor aborted. [All that a handler may rely on](crate::handlers).
@@ -159,6 +159,7 @@ impl PodBuilder {
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
+        shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -245,9 +246,10 @@ impl Pod {
     /// # Errors
     ///
     /// [`ErrorKind::KeyBusy`] naming the run that has the key, [`ErrorKind::NoHandler`], [`ErrorKind::AtCapacity`],
-    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], [`ErrorKind::Stopped`], or the
-    /// database's. If the reply was lost, the error says that the run may have been started. If the run was started and
-    /// has ended or moved to another pod meanwhile, the error is [`ErrorKind::Fenced`].
+    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Detached`], [`ErrorKind::Draining`], [`ErrorKind::Cordoned`],
+    /// [`ErrorKind::Stopped`], or the database's. If the reply was lost, the error says that the run may have been
+    /// started. If the run was started and has ended or moved to another pod meanwhile, the error is
+    /// [`ErrorKind::Fenced`].
     ///
     /// # Cancel safety
     ///

@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::part::{self, Part};
 use crate::error::{Error, ErrorKind};
+use crate::id::Incarnation;
 use crate::membership::{Membership, PodStatus};
 use crate::runs::StopReason;
 use crate::runs::engine::Engine;
+use crate::store::notices::Requests;
 
 pub(crate) struct Shared {
     pub(crate) member: Arc<Membership>,
@@ -66,6 +68,38 @@ impl Shared {
             );
         };
         part::spawn(part, &self.member.tracker, &self.member.runtime, self.member.root.clone(), panicked);
+    }
+
+    /// Does what operators ask of this pod, as its row says it. Returns true if that is new. A row of a former
+    /// incarnation of this process asks for nothing.
+    pub(crate) fn follow(&self, of: Incarnation, requests: Requests) -> bool {
+        let member = &self.member;
+        if of != member.incarnation() {
+            return false;
+        }
+        let drains = requests.drain && !member.drain_requested.is_cancelled();
+        if drains {
+            member.drain_requested.cancel();
+        }
+        let changed = member.set_cordoned(requests.cordoned_by);
+        match member.cordoned_by() {
+            Some(by) if changed => {
+                tracing::info!(
+                    target: "podlock", event = "cordoned", pod = %member.pod_id, incarnation = %of, by = &*by,
+                    "keeps its runs and takes no new ones"
+                );
+            }
+            None if changed => {
+                // Nobody notifies this pod of the orphans that wait.
+                self.engine.recover_now.notify_one();
+                tracing::info!(
+                    target: "podlock", event = "uncordoned", pod = %member.pod_id, incarnation = %of,
+                    "takes runs again"
+                );
+            }
+            _ => {}
+        }
+        drains || changed
     }
 
     /// Ends the pod for a reason that it cannot repair.

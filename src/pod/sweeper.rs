@@ -24,7 +24,7 @@ use crate::store::beats::{self, Beats};
 use crate::store::burials::{self, RosterProbe};
 use crate::store::listener::Listener;
 use crate::store::locks;
-use crate::store::notices;
+use crate::store::notices::{self, Requests};
 use crate::store::pods;
 use crate::store::role::Role;
 
@@ -457,8 +457,7 @@ fn check_own_row(local: &Local, lock: &LivenessLock, probe: &RosterProbe) -> boo
         }
         return false;
     };
-    if own.drain_requested.is_some() {
-        local.shared.member.drain_requested.cancel();
-    }
+    let requests = Requests { drain: own.drain_requested.is_some(), cordoned_by: own.cordoned_by.clone() };
+    local.shared.follow(lock.incarnation, requests);
     true
 }

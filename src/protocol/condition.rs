@@ -17,6 +17,8 @@ pub struct Seen {
     pub draining: bool,
     /// Somebody asked it to drain.
     pub drain_requested: bool,
+    /// Somebody cordoned it.
+    pub cordoned: bool,
     /// It was evicted.
     pub evicted: bool,
     /// Its event index has not changed for two of its beat intervals.
@@ -44,6 +46,8 @@ pub enum Condition {
     Stopped,
     /// It holds its locks but its beats have stopped: it is frozen, or it makes no progress.
     Lagging,
+    /// Somebody cordoned it: it keeps its runs and gets no new ones.
+    Cordoned,
     /// It was evicted, and will be buried. The name is that of `studio_pod_status.condition`, `put_out`.
     PutOut,
     /// Both of its locks are free. It will be buried.
@@ -68,6 +72,7 @@ impl Condition {
             Seen { witness: false, .. } => Self::ControlLost,
             Seen { drain_requested: true, .. } => Self::DrainRequested,
             Seen { lags: true, .. } => Self::Lagging,
+            Seen { cordoned: true, .. } => Self::Cordoned,
             _ => Self::Fine,
         }
     }
@@ -83,6 +88,7 @@ impl Condition {
             Self::Draining => "draining",
             Self::Stopped => "stopped",
             Self::Lagging => "lagging",
+            Self::Cordoned => "cordoned",
             Self::PutOut => "put_out",
             Self::Dead => "dead",
             Self::DeadWaiting => "dead_waiting",
@@ -101,6 +107,7 @@ impl Condition {
             Self::Draining => "draining",
             Self::Stopped => "stopped, to be buried",
             Self::Lagging => "frozen? no beat",
+            Self::Cordoned => "cordoned",
             Self::PutOut => "evicted, to be buried",
             Self::Dead => "dead, to be buried",
             Self::DeadWaiting => "dead, waiting",
@@ -196,6 +203,7 @@ mod tests {
             witness: true,
             draining: false,
             drain_requested: false,
+            cordoned: false,
             evicted: false,
             lags: false,
             waits: false,
@@ -209,6 +217,9 @@ mod tests {
             (Seen { drain_requested: true, ..fine }, Condition::DrainRequested),
             (Seen { drain_requested: true, draining: true, ..fine }, Condition::Draining),
             (Seen { lags: true, ..fine }, Condition::Lagging),
+            (Seen { cordoned: true, ..fine }, Condition::Cordoned),
+            (Seen { cordoned: true, lags: true, ..fine }, Condition::Lagging),
+            (Seen { cordoned: true, draining: true, ..fine }, Condition::Draining),
             (Seen { evicted: true, ..fine }, Condition::PutOut),
             (dead, Condition::Dead),
             (Seen { waits: true, ..dead }, Condition::DeadWaiting),

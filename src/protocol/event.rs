@@ -33,5 +33,9 @@ named! {
         RunFailed = "run_failed",
         /// A backend that belongs to no pod holds a lock of a pod, or waits for one.
         ForeignLock = "foreign_lock",
+        /// An operator cordoned a pod: it keeps its runs and gets no new ones.
+        Cordoned = "cordoned",
+        /// An operator lifted the cordon of a pod.
+        Uncordoned = "uncordoned",
     }
 }

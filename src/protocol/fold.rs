@@ -25,8 +25,9 @@ pub struct LogEntry {
     pub pod_id: PodId,
     /// The incarnation of that pod.
     pub incarnation: Incarnation,
-    /// Details of the kind. `joined` names in `replaced` the incarnation that it replaced; `returned` has its
-    /// `session`; `suspected` has its `event_index`; `snapshot` is a [`RosterSnapshot`].
+    /// Details of the kind. `joined` names in `replaced` the incarnation that it replaced, and in `cordoned_by` who had
+    /// cordoned its process before; `returned` has its `session`; `suspected` has its `event_index`; `snapshot` is a
+    /// [`RosterSnapshot`].
     pub detail: Value,
 }
 
@@ -37,6 +38,8 @@ pub struct Member {
     pub incarnation: Incarnation,
     /// Whether it has begun its clean stop.
     pub draining: bool,
+    /// Whether it is cordoned.
+    pub cordoned: bool,
     /// How many liveness sessions it has had.
     pub session: i64,
 }
@@ -82,6 +85,10 @@ pub struct SnapshotPod {
     pub draining: bool,
     /// How many liveness sessions it has had.
     pub session: i64,
+    /// Whether it is cordoned. Left out if it is not: versions that know no cordon refuse a field that they do not
+    /// know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cordoned: bool,
 }
 
 /// The state after some entries.
@@ -108,8 +115,13 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<Roste
 pub fn snapshot<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<RosterSnapshot, FoldError> {
     let FoldState { roster, mut suspected } = run(entries)?;
     suspected.retain(|incarnation, _| roster.values().any(|member| member.incarnation == *incarnation));
-    let kept =
-        |(pod_id, Member { incarnation, draining, session })| SnapshotPod { pod_id, incarnation, draining, session };
+    let kept = |(pod_id, Member { incarnation, draining, cordoned, session })| SnapshotPod {
+        pod_id,
+        incarnation,
+        draining,
+        session,
+        cordoned,
+    };
     Ok(RosterSnapshot { roster: roster.into_iter().map(kept).collect(), suspected })
 }
 
@@ -145,8 +157,8 @@ fn run<'a>(entries: impl IntoIterator<Item = &'a LogEntry>) -> Result<FoldState,
 fn restore(detail: &Value) -> Result<FoldState, String> {
     let snapshot = RosterSnapshot::deserialize(detail).map_err(|e| format!("its detail is no roster: {e}"))?;
     let mut state = FoldState { roster: Roster::new(), suspected: snapshot.suspected };
-    for SnapshotPod { pod_id, incarnation, draining, session } in snapshot.roster {
-        if state.roster.insert(pod_id.clone(), Member { incarnation, draining, session }).is_some() {
+    for SnapshotPod { pod_id, incarnation, draining, session, cordoned } in snapshot.roster {
+        if state.roster.insert(pod_id.clone(), Member { incarnation, draining, cordoned, session }).is_some() {
             return Err(format!("it has two pods named {pod_id}"));
         }
     }
@@ -162,11 +174,16 @@ fn step(state: &mut FoldState, kind: EventKind, entry: &LogEntry) -> Result<(), 
             if replaced.map(Incarnation::from) != present {
                 return Err(format!("it replaces {replaced:?}, but the roster has {present:?} under that name"));
             }
-            roster.insert(entry.pod_id.clone(), Member { incarnation: entry.incarnation, draining: false, session: 1 });
+            // A process that registers again takes its cordon along.
+            let cordoned = entry.detail.get("cordoned_by").is_some_and(Value::is_string);
+            let joined = Member { incarnation: entry.incarnation, draining: false, cordoned, session: 1 };
+            roster.insert(entry.pod_id.clone(), joined);
         }
         // These are about runs, or about strangers that hold a pod's lock. The pod may have been buried since.
         EventKind::Claimed | EventKind::Quarantined | EventKind::RunFailed | EventKind::ForeignLock => {}
         EventKind::Draining => member(roster, entry)?.draining = true,
+        EventKind::Cordoned => member(roster, entry)?.cordoned = true,
+        EventKind::Uncordoned => member(roster, entry)?.cordoned = false,
         EventKind::Returned => {
             let member = member(roster, entry)?;
             let session = entry.detail.get("session").and_then(Value::as_i64).ok_or("it has no session number")?;
@@ -221,7 +238,7 @@ mod tests {
             entry(8, "draining", "b", b, none()),
         ];
         let roster = fold(&log).expect("legal");
-        let member = |incarnation, draining, session| Member { incarnation, draining, session };
+        let member = |incarnation, draining, session| Member { incarnation, draining, cordoned: false, session };
         assert_eq!(roster.values().copied().collect::<Vec<_>>(), [member(a2, false, 1), member(b, true, 1)]);
         let mut more = log.to_vec();
         more.push(entry(9, "buried", "b", b, none()));
@@ -248,7 +265,10 @@ mod tests {
             entry(9, "buried", "b", b, none()),
             entry(10, "claimed", "c", c, none()),
             entry(11, "draining", "c", c, none()),
-            entry(12, "joined", "a", a2, json!({"replaced": a.to_string()})),
+            entry(12, "cordoned", "a", a, none()),
+            entry(13, "joined", "a", a2, json!({"replaced": a.to_string()})),
+            entry(14, "cordoned", "c", c, none()),
+            entry(15, "uncordoned", "c", c, none()),
         ];
         for end in 1..=log.len() {
             let whole = fold(&log[..end]).expect("legal");
@@ -264,6 +284,32 @@ mod tests {
         assert_eq!(snapshot(&log[..6]).expect("legal").suspected, [(a, 7), (b, 9)].into());
         assert_eq!(snapshot(&log[..8]).expect("legal").suspected, [(a, 7)].into(), "the buried are forgotten");
         assert_eq!(snapshot([]), Ok(RosterSnapshot::default()));
+    }
+
+    #[test]
+    fn a_cordon_lasts_until_it_is_lifted_and_only_the_same_process_takes_it_along() {
+        let [a, b, c] = std::array::from_fn(|_| Incarnation::generate());
+        let replaces = |old: Incarnation| json!({"replaced": old.to_string()});
+        let taken_along = json!({"replaced": a.to_string(), "cordoned_by": "operator"});
+        let log = [
+            (entry(1, "joined", "a", a, json!({})), false),
+            (entry(2, "cordoned", "a", a, json!({})), true),
+            (entry(3, "returned", "a", a, json!({"session": 2})), true),
+            (entry(4, "joined", "a", b, taken_along), true),
+            (entry(5, "uncordoned", "a", b, json!({"cordoned_by": "operator"})), false),
+            (entry(6, "cordoned", "a", b, json!({})), true),
+            (entry(7, "joined", "a", c, replaces(b)), false),
+        ];
+        for end in 1..=log.len() {
+            let (last, cordoned) = &log[end - 1];
+            let roster = fold(log[..end].iter().map(|(entry, _)| entry)).expect("legal");
+            assert_eq!(roster.values().map(|m| m.cordoned).collect::<Vec<_>>(), [*cordoned], "after {last:?}");
+        }
+        let kept = |end: usize| {
+            serde_json::to_value(snapshot(log[..end].iter().map(|(e, _)| e)).expect("legal")).expect("JSON")
+        };
+        assert_eq!(kept(2)["roster"][0]["cordoned"], true);
+        assert_eq!(kept(1)["roster"][0].get("cordoned"), None, "older versions read it");
     }
 
     #[test]
@@ -298,6 +344,8 @@ mod tests {
             entry(2, "returned", "a", a, json!({"session": 1})),
             entry(2, "returned", "a", a, json!({})),
             entry(2, "held", "a", other, json!({})),
+            entry(2, "cordoned", "a", other, json!({})),
+            entry(2, "uncordoned", "a", other, json!({})),
             entry(2, "vanished", "a", a, json!({})),
         ];
         for case in cases {

@@ -17,6 +17,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod moves;
 mod names;
 pub mod neighbours;
 pub mod notices;

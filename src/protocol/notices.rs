@@ -34,7 +34,7 @@ pub enum Word {
     Take,
     /// The pod's own runs: a run was cancelled, or was given to a pod.
     Runs,
-    /// The pod's own row: a pod was asked to drain.
+    /// The pod's own row: a pod was asked to drain, was cordoned, or its cordon was lifted.
     Asked,
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use super::engine::Engine;
+use super::mobility::Mobility;
 use super::registry::{Reservation, StopSignal};
 use super::{Handler, HandlerError, Outcome, Run, StopReason};
 use crate::error::{Error, ErrorKind, chain};
@@ -30,11 +31,12 @@ pub(crate) fn begin(
     // The run may have been claimed while the pod began to drain or lost its lock. Then it is told to stop from the
     // start.
     let fence = claimed.fence;
-    let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop));
+    let mobility = claimed.movable.then(|| Arc::new(Mobility::of_attempt(&claimed.kind)));
+    let run = Run::new(Arc::clone(engine), claimed, incarnation, Arc::clone(&stop), mobility.clone());
     let task_engine = Arc::clone(engine);
     let grace = engine.member.settings.stop_grace();
     let held = place.slot(&engine.registry);
-    place.begin(fence, Arc::clone(&stop), || {
+    place.begin(fence, Arc::clone(&stop), mobility, || {
         let task = task_engine.member.tracker.spawn_on(
             async move {
                 let _place = held;
@@ -125,7 +127,8 @@ fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, st
         (Ok(Ok(Outcome::Finished)), _) => {
             failed("the handler returned Outcome::Finished, and had not finished the run".to_owned())
         }
-        (Ok(Ok(Outcome::Yield)), _) | (Ok(Err(_)), Some(StopReason::Draining)) => AttemptEnd::GiveBack,
+        (Ok(Ok(Outcome::Yield)), _) => AttemptEnd::GiveBack,
+        (Ok(Err(_)), Some(reason)) if reason.accepts_writes() => AttemptEnd::GiveBack,
         (Ok(Err(_)), Some(_)) => AttemptEnd::Nothing,
         (Ok(Err(e)), None) => failed(chain(&*e)),
     }
@@ -156,8 +159,7 @@ mod tests {
     fn how_an_attempt_ends_follows_from_what_the_handler_did_and_whether_it_was_told_to_stop() {
         let done = || Ok(Ok(Outcome::Done(json!(1))));
         let succeeded = || AttemptEnd::Finish(Ending::Succeeded(Output::value(1)));
-        let all = [None, Some(StopReason::Draining), Some(StopReason::Cancelled), Some(StopReason::Fenced)];
-        for stop in all {
+        for stop in StopReason::ALL.map(Some).into_iter().chain([None]) {
             assert_eq!(decide(done(), stop), succeeded(), "the fence judges, not we: {stop:?}");
             assert_eq!(decide(Ok(Ok(Outcome::Yield)), stop), AttemptEnd::GiveBack, "{stop:?}");
             let panicked = decide(Err(Box::new("boom")), stop);
@@ -173,6 +175,7 @@ mod tests {
         }
         assert_eq!(decide(Ok(Err(error())), None), failed("broken".into()));
         assert_eq!(decide(Ok(Err(error())), Some(StopReason::Draining)), AttemptEnd::GiveBack);
+        assert_eq!(decide(Ok(Err(error())), Some(StopReason::Moving)), AttemptEnd::GiveBack);
         assert_eq!(decide(Ok(Err(error())), Some(StopReason::SelfFenced)), AttemptEnd::Nothing);
     }
 }

@@ -8,6 +8,8 @@ pub(crate) mod failures;
 mod guard;
 pub(crate) mod handlers;
 pub(crate) mod herald;
+mod mobility;
+pub(crate) mod moving;
 mod offers;
 mod passed_over;
 pub(crate) mod pulse;
@@ -70,6 +72,9 @@ named! {
     #[serde(rename_all = "snake_case")]
     #[non_exhaustive]
     pub enum StopReason {
+        /// The pod has more than its share of the runs, and asks this one to move ([`NewRun::movable`]). Writes are
+        /// still accepted: save a checkpoint and yield. Nothing happens to a handler that goes on.
+        Moving = "moving",
         /// The pod is shutting down. Writes are still accepted: finish, or save a checkpoint and yield.
         Draining = "draining",
         /// Somebody cancelled the run. No write is accepted any more.
@@ -81,6 +86,17 @@ named! {
     }
 }
 
+impl StopReason {
+    /// Whether writes are still accepted: the handler can save a checkpoint and return [`Outcome::Yield`].
+    #[must_use]
+    pub const fn accepts_writes(self) -> bool {
+        match self {
+            Self::Moving | Self::Draining => true,
+            Self::Cancelled | Self::SelfFenced | Self::Fenced => false,
+        }
+    }
+}
+
 /// A run to start.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use]
@@ -88,12 +104,13 @@ pub struct NewRun {
     pub(crate) kind: String,
     pub(crate) key: Option<String>,
     pub(crate) input: Value,
+    pub(crate) movable: bool,
 }
 
 impl NewRun {
     /// Makes a run of this kind, without a key and with the input `null`.
     pub fn new(kind: impl Into<String>) -> Self {
-        Self { kind: kind.into(), key: None, input: Value::Null }
+        Self { kind: kind.into(), key: None, input: Value::Null, movable: false }
     }
 
     /// Sets the key. At most one run of the same kind and key is running at a time.
@@ -105,6 +122,14 @@ impl NewRun {
     /// Sets the input. The handler reads it with [`Run::input`].
     pub fn input(mut self, input: impl Into<Value>) -> Self {
         self.input = input.into();
+        self
+    }
+
+    /// Sets whether the run may move; by default it may not. A pod with more than its share of the runs then asks the
+    /// run to yield ([`StopReason::Moving`]), so that a less busy pod goes on from its checkpoint. A run is asked only
+    /// if its attempt has saved a checkpoint and has lasted for `move_rest`. Set it for long runs that resume cheaply.
+    pub fn movable(mut self, movable: bool) -> Self {
+        self.movable = movable;
         self
     }
 }

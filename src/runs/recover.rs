@@ -173,12 +173,16 @@ impl Part for Recovery {
             engine.member.note_hint("recover");
         }
         hints.begin(clock::now());
+        // A pod that takes no runs now hands the choice on.
         let was_chosen = engine.offers.was_chosen();
-        let Ok(incarnation) = engine.member.may_take_work() else {
+        let may_take = engine.member.may_take_work().is_ok();
+        if was_chosen && !may_take {
+            engine.offers.add(Untold { everybody: true, ..Untold::default() });
+        }
+        let was_chosen = was_chosen && may_take;
+        // A cordoned pod makes passes as well: it compares its own runs with their rows. It loads no orphans.
+        let Some(incarnation) = engine.member.may_keep_work() else {
             hints.end(clock::now(), false);
-            if was_chosen {
-                engine.offers.add(Untold { everybody: true, ..Untold::default() });
-            }
             return Next::Wait;
         };
         let passed = pass(engine, handlers, incarnation, passes, from_burials.try_recv().ok(), was_chosen).await;
@@ -274,7 +278,7 @@ async fn pass(
             continue;
         }
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
-        runs::give_back(&engine.db, owner).await?;
+        runs::give_back(&engine.db, owner, "yielded").await?;
         engine.registry.note_yielded(row.run_id, clock::now());
         engine.offers.add(engine.untold_to_others(&row.kind));
     }
@@ -285,7 +289,7 @@ async fn pass(
         tell_of_the_rest(engine, offer::after_a_pass(&plan, &seen, hidden), &seen.takers);
     }
     // The pod may have been detached, or asked to drain, since the pass began.
-    if engine.member.may_take_work().ok() != Some(own) {
+    if engine.member.may_keep_work() != Some(own) {
         if was_chosen {
             engine.offers.add(Untold { everybody: true, ..Untold::default() });
         }

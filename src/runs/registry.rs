@@ -11,7 +11,9 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::StopReason;
+use super::mobility::Mobility;
 use crate::id::{Fence, RunId};
+use crate::protocol::moves::Mine;
 use crate::protocol::{Moment, poison};
 
 /// Tells a run's handler to stop. The reason can only get more severe.
@@ -19,28 +21,25 @@ use crate::protocol::{Moment, poison};
 pub(crate) struct StopSignal {
     /// Fires for every reason. The handler waits for it.
     token: CancellationToken,
-    /// Fires when no write is accepted any more: for every reason except a drain.
+    /// Fires when no write is accepted any more: for every reason except a move and a drain.
     over: CancellationToken,
     /// 0 until somebody tells the run to stop, then the number of the reason plus 1. It only rises. The handler and
     /// every write read it.
     reason: AtomicU8,
 }
 
-const REASONS: [StopReason; 4] =
-    [StopReason::Draining, StopReason::Cancelled, StopReason::SelfFenced, StopReason::Fenced];
-
 impl StopSignal {
     pub(crate) fn fire(&self, reason: StopReason) {
         self.reason.fetch_max(reason as u8 + 1, Ordering::AcqRel);
         self.token.cancel();
-        if reason > StopReason::Draining {
+        if !reason.accepts_writes() {
             self.over.cancel();
         }
     }
 
     pub(crate) fn reason(&self) -> Option<StopReason> {
         let graver_by_one = usize::from(self.reason.load(Ordering::Acquire));
-        graver_by_one.checked_sub(1).and_then(|i| REASONS.get(i)).copied()
+        graver_by_one.checked_sub(1).and_then(|i| StopReason::ALL.get(i)).copied()
     }
 
     pub(crate) fn over(&self) -> &CancellationToken {
@@ -60,7 +59,13 @@ enum RunEntry {
     /// The run is being started or claimed. Its row may or may not exist yet.
     Pending,
     /// The entry exists a moment before its task, so `task` is `None` for that moment.
-    Running { fence: Fence, stop: Arc<StopSignal>, task: Option<AbortHandle> },
+    Running {
+        fence: Fence,
+        stop: Arc<StopSignal>,
+        task: Option<AbortHandle>,
+        /// What a move must know of the attempt. `None`: the run may not move.
+        mobility: Option<Arc<Mobility>>,
+    },
 }
 
 /// A kind with a limit of its own, and how many of its places are taken.
@@ -227,6 +232,38 @@ impl Registry {
         }
     }
 
+    /// How many runs this process executes, and those that may move and were not told to stop for another reason.
+    pub(crate) fn movable(&self) -> (usize, Vec<Mine>) {
+        let entries = self.entries();
+        let mine = |(run_id, entry): (&RunId, &RunEntry)| match entry {
+            RunEntry::Running { fence, stop, mobility: Some(mobility), .. }
+                if stop.reason() <= Some(StopReason::Moving) =>
+            {
+                Some(Mine {
+                    run_id: *run_id,
+                    fence: *fence,
+                    kind: Arc::clone(&mobility.kind),
+                    begun: mobility.begun,
+                    saved: mobility.saved.load(Ordering::Acquire),
+                    asked: mobility.asked.get().copied(),
+                })
+            }
+            _ => None,
+        };
+        (entries.runs.len(), entries.runs.iter().filter_map(mine).collect())
+    }
+
+    /// Asks an attempt to move.
+    pub(crate) fn ask_to_move(&self, run_id: RunId, of: Fence, now: Moment) {
+        if let Some(RunEntry::Running { fence, stop, mobility: Some(mobility), .. }) = self.entries().runs.get(&run_id)
+            && of == *fence
+        {
+            // A second request changes nothing.
+            let _ = mobility.asked.set(now);
+            stop.fire(StopReason::Moving);
+        }
+    }
+
     /// The runs that this process executes, each with its fence. A run that is still being started or claimed has no
     /// fence.
     pub(crate) fn known(&self) -> Vec<(RunId, Option<Fence>)> {
@@ -351,8 +388,14 @@ impl Reservation<'_> {
 
     /// Gives the place to the task that `spawn` makes. The task must own a [`Slot`], which frees the place when the
     /// task ends.
-    pub(crate) fn begin(mut self, fence: Fence, stop: Arc<StopSignal>, spawn: impl FnOnce() -> AbortHandle) {
-        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task };
+    pub(crate) fn begin(
+        mut self,
+        fence: Fence,
+        stop: Arc<StopSignal>,
+        mobility: Option<Arc<Mobility>>,
+        spawn: impl FnOnce() -> AbortHandle,
+    ) {
+        let running = |task| RunEntry::Running { fence, stop: Arc::clone(&stop), task, mobility: mobility.clone() };
         let registry = self.registry;
         let mut entries = registry.entries();
         // This check comes before the spawn: a closed registry begins no task.
@@ -413,6 +456,11 @@ mod tests {
         let signal = StopSignal::default();
         assert_eq!(signal.reason(), None);
         assert!(!signal.token().is_cancelled());
+        for reason in [StopReason::Moving, StopReason::Draining, StopReason::Moving] {
+            signal.fire(reason);
+            assert!(signal.token().is_cancelled() && !signal.over().is_cancelled(), "writes are accepted: {reason}");
+        }
+        assert_eq!(signal.reason(), Some(StopReason::Draining));
         signal.fire(StopReason::SelfFenced);
         signal.fire(StopReason::Draining);
         assert_eq!(signal.reason(), Some(StopReason::SelfFenced));

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
+use super::mobility::{self, Mobility};
 use super::registry::StopSignal;
 use super::stream::Stream;
 use super::{Outcome, StopReason};
@@ -35,9 +36,10 @@ const SLOW_TRIES: u32 = 3;
 /// # What a token means
 ///
 /// [`Run::token`] fires when the run must stop. [`Run::stop_reason`] says why. After [`StopReason::Draining`] writes
-/// are still accepted for a while: save a checkpoint, then return [`Outcome::Yield`](super::Outcome::Yield). After any
-/// other reason no write is accepted: return soon. A handler that has not returned `lease / 20` after that, or by the
-/// deadline of the shutdown, is aborted at its next await. [All that a handler may rely on](crate::handlers).
+/// are still accepted for a while: save a checkpoint, then return [`Outcome::Yield`](super::Outcome::Yield). The same
+/// goes for [`StopReason::Moving`], which only runs meet that may move ([`NewRun::movable`](super::NewRun::movable)).
+/// After any other reason no write is accepted: return soon. A handler that has not returned `lease / 20` after that,
+/// or by the deadline of the shutdown, is aborted at its next await. [All that a handler may rely on](crate::handlers).
 ///
 /// # Effects outside of the database
 ///
@@ -49,6 +51,8 @@ pub struct Run {
     facts: Arc<Claimed>,
     pub(super) owner: Owner,
     stop: Arc<StopSignal>,
+    /// `None`: the run may not move.
+    mobility: Option<Arc<Mobility>>,
     /// Held while a write is under way, so that writes are made one after another.
     pub(super) writes: Arc<Mutex<Writes>>,
     pub(super) stream: Arc<Stream>,
@@ -73,10 +77,16 @@ enum Written {
 }
 
 impl Run {
-    pub(super) fn new(engine: Arc<Engine>, facts: Claimed, incarnation: Incarnation, stop: Arc<StopSignal>) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        facts: Claimed,
+        incarnation: Incarnation,
+        stop: Arc<StopSignal>,
+        mobility: Option<Arc<Mobility>>,
+    ) -> Self {
         let owner = Owner { run_id: facts.run_id, incarnation, fence: facts.fence };
         let stream = Arc::new(Stream::new(owner, Arc::clone(&stop), facts.attempt));
-        Self { engine, facts: Arc::new(facts), owner, stop, writes: Arc::default(), stream }
+        Self { engine, facts: Arc::new(facts), owner, stop, mobility, writes: Arc::default(), stream }
     }
 
     /// The run.
@@ -183,7 +193,16 @@ impl Run {
         let seq = self.stream.going().place().map(|place| place.next);
         let value = &value;
         let save = |number| done(runs::checkpoint(db, self.owner, number, value, seq));
-        self.write(&mut writes, what, save, |_| None).await
+        self.write(&mut writes, what, save, |_| None).await?;
+        self.note_saved();
+        Ok(())
+    }
+
+    /// Records that this attempt has a checkpoint of its own. From then on the run may move.
+    pub(super) fn note_saved(&self) {
+        if let Some(mobility) = &self.mobility {
+            mobility.note_saved();
+        }
     }
 
     /// Refuses a value that the next attempt could not read.
@@ -334,9 +353,17 @@ impl Run {
         };
         let mut writes = self.writes.lock().await;
         self.stream.settled().await;
-        let give_back = |_| done(runs::give_back(db, self.owner));
+        let stop = self.stop.reason();
+        let reason = mobility::reason_of_yield(stop);
+        let give_back = |_| done(runs::give_back(db, self.owner, reason));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
-        self.engine.registry.note_yielded(self.owner.run_id, crate::membership::clock::now());
+        let (registry, now) = (&self.engine.registry, crate::membership::clock::now());
+        registry.note_yielded(self.owner.run_id, now);
+        if stop == Some(StopReason::Moving) {
+            // The other pods have this long to claim the run. After that this pod may, so that the run is not left
+            // (L6).
+            registry.set_aside(self.owner.run_id, now + self.engine.member.settings.lease);
+        }
         self.engine.note_yielded();
         self.engine.offers.add(self.engine.untold_to_others(self.kind()));
         Ok(())
@@ -439,7 +466,7 @@ impl Run {
     /// deadline. So the client keeps L7 as well, and sends nothing.
     pub(super) fn refuse_if_over(&self, what: &str) -> Result<()> {
         let reason = match self.stop.reason() {
-            Some(reason) if reason > StopReason::Draining => reason,
+            Some(reason) if !reason.accepts_writes() => reason,
             _ if self.engine.member.is_past_deadline() => {
                 self.stop.fire(StopReason::SelfFenced);
                 StopReason::SelfFenced
@@ -449,7 +476,7 @@ impl Run {
         let why = match reason {
             StopReason::Cancelled => "the run was cancelled",
             StopReason::SelfFenced => "the pod was silent for too long and gave its runs up",
-            StopReason::Draining | StopReason::Fenced => "the run is no longer this attempt's",
+            StopReason::Moving | StopReason::Draining | StopReason::Fenced => "the run is no longer this attempt's",
         };
         let (run_id, fence) = (self.owner.run_id, self.owner.fence);
         Err(Error::new(ErrorKind::Fenced, format!("run {run_id}: {what} under fence {fence} was not sent: {why}"))

@@ -40,6 +40,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
         checkpoint: None,
         checkpoint_seq: 0,
         crashes: 0,
+        movable: new.movable,
     };
     execute::begin(engine, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
@@ -106,7 +107,8 @@ pub(crate) async fn insert_in_txn(
 
 fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
     let floor = engine.registry.highest_fence();
-    Insert { run_id, kind: &new.kind, key: new.key.as_deref(), input: &new.input, floor }
+    let NewRun { kind, key, input, movable } = new;
+    Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, floor }
 }
 
 /// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
@@ -120,8 +122,9 @@ where
     loop {
         tried += 1;
         let (error, again) = match (insert().await, lost.take()) {
-            // The owner has left the roster since. The first insert may have been committed before that.
-            (Ok(Inserted::NoOwner), Some(first)) => (first, false),
+            // The owner has left the roster since, or was cordoned. The first insert may have been committed before
+            // that.
+            (Ok(Inserted::NoOwner | Inserted::Cordoned), Some(first)) => (first, false),
             (Err(e), first) if !e.is_fenced() => {
                 let again = e.is_session_lost() && tried < TRIES;
                 (first.unwrap_or(e), again)
@@ -148,6 +151,7 @@ fn outcome(engine: &Engine, inserted: Inserted, new: &NewRun) -> Result<Fence> {
     match inserted {
         Inserted::Yes(fence) => Ok(fence),
         Inserted::KeyBusy(run_id, holder) => Err(key_busy(run_id, holder, new)),
+        Inserted::Cordoned => Err(engine.member.cordoned()),
         // The pod began to drain, or lost its row, during the start.
         Inserted::NoOwner => {
             Err(engine.member.may_take_work().err().unwrap_or_else(|| runs::not_registered(&engine.member.pod_id)))
@@ -247,6 +251,7 @@ mod tests {
             vec![lost(), error(ErrorKind::Unreachable)],
             vec![lost(), error(ErrorKind::Standby)],
             vec![lost(), Ok(Inserted::NoOwner)],
+            vec![lost(), Ok(Inserted::Cordoned)],
             vec![error(ErrorKind::Timeout)],
         ];
         for answers in unsettled {

@@ -76,7 +76,10 @@ pub(crate) struct PeerRow {
 #[derive(Clone, Debug)]
 pub(crate) struct OwnRow {
     pub(crate) lock: LockKey,
+    /// Who asked the pod to drain.
     pub(crate) drain_requested: Option<String>,
+    /// Who cordoned the pod.
+    pub(crate) cordoned_by: Option<String>,
 }
 
 /// The end of one slice of the watch.
@@ -161,7 +164,8 @@ fn read_probe(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> R
         let incarnation = Incarnation::from(row.at::<Uuid>("incarnation")?);
         let keys = Keys { lock: row.at::<i64>("lock_key")?.into(), witness: row.at::<i64>("witness_key")?.into() };
         if incarnation == own {
-            probe.own = Some(OwnRow { lock: keys.lock, drain_requested: row.at("drain_requested")? });
+            let (drain_requested, cordoned_by) = (row.at("drain_requested")?, row.at("cordoned_by")?);
+            probe.own = Some(OwnRow { lock: keys.lock, drain_requested, cordoned_by });
             continue;
         }
         // One bad row must not hide the others.

@@ -144,6 +144,7 @@ fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Clai
         checkpoint,
         crashes: u32::try_from(row.at::<i32>("crashes")?).unwrap_or(0),
         checkpoint_seq: row.at("checkpoint_seq")?,
+        movable: row.at("movable")?,
     })
 }
 

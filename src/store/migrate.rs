@@ -66,6 +66,7 @@ files!(
     "V27__foreign_locks",
     "V28__comments",
     "V29__pod_channels",
+    "V30__cordon_and_move",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -238,7 +239,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 
 /// Every function of the schema that pods or operators may call: all except a trigger's function. A test compares the
 /// list with the schema.
-const FUNCTIONS: [&str; 26] = [
+const FUNCTIONS: [&str; 28] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -247,6 +248,8 @@ const FUNCTIONS: [&str; 26] = [
     "studio_holds(bigint, integer)",
     "studio_append_event(text, text, uuid, text, jsonb)",
     "studio_drain(text)",
+    "studio_cordon(text)",
+    "studio_uncordon(text)",
     "studio_suspect(uuid, bigint, text, integer)",
     "studio_end_backends(uuid, bigint, text, text)",
     "studio_evict(text)",

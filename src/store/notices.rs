@@ -63,11 +63,24 @@ pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Logg
     rows.iter().map(read).collect()
 }
 
-/// Whether somebody asked this incarnation to drain.
-pub(crate) async fn is_asked_to_drain(session: &Session, own: Incarnation) -> Result<bool> {
-    const SQL: &str = sql!("find_drain_request");
-    let rows = session.query("looking whether it is to drain", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
-    Ok(!rows.is_empty())
+/// What operators asked of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Requests {
+    /// Somebody asked it to drain.
+    pub(crate) drain: bool,
+    /// Who cordoned it. `None`: nobody.
+    pub(crate) cordoned_by: Option<String>,
+}
+
+/// Reads what operators asked of this incarnation. `None`: its row is gone.
+pub(crate) async fn requests(session: &Session, own: Incarnation) -> Result<Option<Requests>> {
+    const SQL: &str = sql!("read_requests");
+    let rows = session.query("reading what operators ask of it", SQL, &[(&own.as_uuid(), Type::UUID)]).await?;
+    let read = |row: &Row| {
+        let drain = row.at::<Option<&str>>("drain_requested")?.is_some();
+        Ok(Requests { drain, cordoned_by: row.at("cordoned_by")? })
+    };
+    rows.first().map(read).transpose()
 }
 
 /// The difference between the runs that this process executes and their rows.

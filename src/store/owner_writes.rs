@@ -60,9 +60,11 @@ pub(crate) async fn finish(
     Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
 }
 
-/// Releases a run: nobody owns it then, and no crash is counted. Returns false if the owner is fenced.
-pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
-    let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
+/// Releases a run: nobody owns it then, and no crash is counted. `reason` is how the attempt ended: `yielded` or
+/// `moved`. Returns false if the owner is fenced.
+pub(crate) async fn give_back(db: &Database, owner: Owner, reason: &str) -> Result<bool> {
+    let params: [&(dyn ToSql + Sync); 4] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &reason];
     Ok(db.query_opt("yielding a run", GIVE_BACK, &params).await?.is_some())
 }
 

@@ -39,6 +39,10 @@ pub(crate) struct Registration {
     pub(crate) former: Option<(Incarnation, Cause)>,
     /// The least time between two beats. A pod without progress does not beat.
     pub(crate) beat_interval: Duration,
+    /// The incarnation that this process had before, if any.
+    pub(crate) mine: Incarnation,
+    /// Who had cordoned this process, as far as it knows.
+    pub(crate) cordoned_by: Option<String>,
     /// The settings that other pods must know, so that they wait for as long as this pod may run on.
     pub(crate) stated: Stated,
     /// The NOTIFY channel on which only this pod listens.
@@ -50,9 +54,18 @@ pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
     ms.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| *ms > 0).map(Duration::from_millis)
 }
 
+/// The result of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Registered {
+    /// The incarnation of the same name that was replaced.
+    pub(crate) replaced: Option<Incarnation>,
+    /// Who cordoned the pod. `None`: it is not cordoned.
+    pub(crate) cordoned_by: Option<String>,
+}
+
 /// Registers a new incarnation (L1: on the session that holds the lock, and only while it does). This ends a former
-/// incarnation of the same name. Returns the incarnation that was replaced.
-pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Option<Incarnation>> {
+/// incarnation of the same name.
+pub(crate) async fn register(session: &mut Session, new: &Registration) -> Result<Registered> {
     const FORMER: &str = sql!("read_former_row");
     const END: &str = sql!("end_replaced_session");
     const REGISTER: &str = sql!("register_pod", "holds_twice");
@@ -61,9 +74,15 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let pod = new.pod_id.as_str();
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", FORMER, &[(&pod, Type::TEXT)]).await?;
+    let mut cordoned_by = new.cordoned_by.clone();
     let former = match former.first() {
         Some(row) => {
             let (incarnation, draining) = (row.at::<Uuid>("incarnation")?, row.at::<bool>("draining")?);
+            // The row of this very process knows better: an operator may have written it since the process last read
+            // it.
+            if Incarnation::from(incarnation) == new.mine {
+                cordoned_by = row.at("cordoned_by")?;
+            }
             Some((incarnation, draining, row.at::<Option<String>>("evicted")?))
         }
         None => None,
@@ -77,6 +96,9 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         detail["replaced"] = json!(replaced);
         detail["reason"] = json!(reason);
     }
+    if let Some(by) = &cordoned_by {
+        detail["cordoned_by"] = json!(by);
+    }
     if let Some((of, cause)) = new.former
         && tell_cause(&txn, &new.pod_id, of, cause).await?
     {
@@ -86,7 +108,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 17] = [
+    let params: [Param<'_>; 18] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -104,6 +126,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&millis(new.stated.lease), Type::INT4),
         (&millis(new.stated.self_fence), Type::INT4),
         (&new.channel, Type::TEXT),
+        (&cordoned_by, Type::TEXT),
     ];
     let registered = txn.query("registering", REGISTER, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if registered.is_empty() {
@@ -117,7 +140,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     txn.query("registering", BEGIN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
-    Ok(former.map(|(replaced, ..)| replaced.into()))
+    Ok(Registered { replaced: former.map(|(replaced, ..)| replaced.into()), cordoned_by })
 }
 
 /// Records why `of`, the process's own former incarnation, ended. Returns false if nothing was recorded.

@@ -1,7 +1,7 @@
 //! The statements of [`Operator`](crate::operator::Operator), for people and tools. Each statement has one function.
 //!
-//! All of them only read, except [`drain`], [`evict`], [`release`] and [`drop_schema`]. None takes a lock for which a
-//! pod could wait. An argument that is `None` does not filter.
+//! All of them only read, except [`drain`], [`cordon`], [`uncordon`], [`evict`], [`release`] and [`drop_schema`]. None
+//! takes a lock for which a pod could wait. An argument that is `None` does not filter.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -114,6 +114,16 @@ pub(crate) async fn last_event(db: &Database) -> Result<i64> {
 /// Asks a pod to drain. Fails with SQLSTATE `P0002` if no pod of that name is in the roster.
 pub(crate) async fn drain(db: &Database, pod: &str) -> Result<Option<Row>> {
     db.query_opt("asking a pod to drain", "SELECT @.studio_drain($1::text) AS incarnation", &[&pod]).await
+}
+
+/// Cordons a pod. Fails as [`drain`].
+pub(crate) async fn cordon(db: &Database, pod: &str) -> Result<Option<Row>> {
+    db.query_opt("cordoning a pod", "SELECT @.studio_cordon($1::text) AS incarnation", &[&pod]).await
+}
+
+/// Lifts the cordon of a pod. Fails as [`drain`].
+pub(crate) async fn uncordon(db: &Database, pod: &str) -> Result<Option<Row>> {
+    db.query_opt("lifting a cordon", "SELECT @.studio_uncordon($1::text) AS incarnation", &[&pod]).await
 }
 
 pub(crate) async fn evict(db: &Database, pod: &str) -> Result<Option<Row>> {

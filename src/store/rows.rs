@@ -12,6 +12,8 @@ pub(crate) struct Insert<'a> {
     pub(crate) kind: &'a str,
     pub(crate) key: Option<&'a str>,
     pub(crate) input: &'a Value,
+    /// Whether it may move to a less busy pod.
+    pub(crate) movable: bool,
     /// The highest fence that this process was ever given. The fence of an owned run must be above it.
     pub(crate) floor: Fence,
 }
@@ -25,6 +27,8 @@ pub(crate) enum Inserted {
     KeyBusy(RunId, Holder),
     /// The incarnation that should own the run is not in the roster, or drains.
     NoOwner,
+    /// The pod that should own the run is cordoned.
+    Cordoned,
 }
 
 /// Who owns the run that has the key.
@@ -52,6 +56,8 @@ pub(crate) struct Claimed {
     pub(crate) checkpoint_seq: i64,
     /// How many owners in a row crashed while they ran it.
     pub(crate) crashes: u32,
+    /// Whether it may move to a less busy pod.
+    pub(crate) movable: bool,
 }
 
 /// A run that the claim quarantined instead of claiming it.

@@ -34,7 +34,7 @@ const KEY_TRIES: usize = 5;
 pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
     let step = "starting a run";
     let (owner_id, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
-    let params: [&(dyn ToSql + Sync); 6] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor];
+    let params: [&(dyn ToSql + Sync); 7] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor, &new.movable];
     for _ in 0..KEY_TRIES {
         let row = one(step, db.query_opt(step, START, &params).await?)?;
         if let Some(fence) = row.at::<Option<i64>>("fence")? {
@@ -42,6 +42,10 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
         }
         if !row.at::<bool>("has_owner")? {
             return Ok(Inserted::NoOwner);
+        }
+        if row.at::<bool>("is_cordoned")? {
+            // An earlier try may have been committed before the cordon.
+            return Ok(conflict(db, step, Some(owner), new).await?.unwrap_or(Inserted::Cordoned));
         }
         if !row.at::<bool>("in_reach")? {
             fences::raise(db, new.floor).await?;
@@ -57,9 +61,8 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
 /// Starts a run that nobody owns.
 pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
     let step = "submitting a run";
-    let nobody: Option<&str> = None;
-    let run_id = new.run_id.as_uuid();
-    let params: [&(dyn ToSql + Sync); 6] = [&run_id, &new.kind, &new.key, &new.input, &nobody, &nobody];
+    let (nobody, run_id): (Option<&str>, _) = (None, new.run_id.as_uuid());
+    let params: [&(dyn ToSql + Sync); 7] = [&run_id, &new.kind, &new.key, &new.input, &nobody, &nobody, &new.movable];
     for _ in 0..KEY_TRIES {
         if db.query_opt(step, SUBMIT, &params).await?.is_some() {
             return Ok(Inserted::Yes(Fence::from(0)));
@@ -71,7 +74,7 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
     Err(contended(new))
 }
 
-/// Starts a run that nobody owns, with the kind, key and input of a run that has ended. The input is copied in the
+/// Starts a run that nobody owns, with the kind, key, input and `movable` of a run that has ended. The input is copied in the
 /// server, so every digit of it stays the same. Returns false if there is no such run, it is still running, or its key
 /// is taken.
 pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
@@ -88,13 +91,17 @@ pub(crate) async fn start_in_txn(
     told: Option<&str>,
 ) -> Result<Inserted> {
     let (owner, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
-    let params: [&(dyn ToSql + Sync); 7] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told, &new.movable];
     let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
     if let Some(fence) = row.at::<Option<i64>>("fence")? {
         return Ok(Inserted::Yes(fence.into()));
     }
     if !row.at::<bool>("has_owner")? {
         return Ok(Inserted::NoOwner);
+    }
+    if row.at::<bool>("is_cordoned")? {
+        return Ok(Inserted::Cordoned);
     }
     if !row.at::<bool>("in_reach")? {
         return Err(fences::not_risen(new.floor));
@@ -112,7 +119,7 @@ pub(crate) async fn submit_in_txn(
 ) -> Result<Inserted> {
     let (channel, word) = (told.map(|(channel, _)| channel), told.map(|(_, word)| word.as_str()));
     let run_id = new.run_id.as_uuid();
-    let params: [&(dyn ToSql + Sync); 6] = [&run_id, &new.kind, &new.key, &new.input, &channel, &word];
+    let params: [&(dyn ToSql + Sync); 7] = [&run_id, &new.kind, &new.key, &new.input, &channel, &word, &new.movable];
     match txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail_in_txn)? {
         Some(_) => Ok(Inserted::Yes(Fence::from(0))),
         None => busy_in_txn(txn, schema, new).await,

@@ -133,6 +133,8 @@ fn every_public_future_is_send(
     is_send(Operator::follow(operator, EventFilter::new()));
     is_send(Operator::notices(operator));
     is_send(Operator::drain(operator, "name"));
+    is_send(Operator::cordon(operator, "name"));
+    is_send(Operator::uncordon(operator, "name"));
     is_send(Operator::evict(operator, "name"));
     is_send(Operator::drop_schema(operator, "schema"));
     is_send(Follow::next(follow));

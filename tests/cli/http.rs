@@ -107,6 +107,8 @@ fn each_refusal_says_what_was_wrong() {
             (json!({"kind": "demo", "key": "k".repeat(513)}), "invalid_input", "513 bytes"),
             (json!({"kind": "demo", "key": 3}), "invalid_input", "key is 3"),
             (json!({"kind": null}), "invalid_input", "kind is null"),
+            (json!({"kind": "demo", "movable": 1}), "invalid_input", "movable is 1"),
+            (json!({"kind": "demo", "movable": null}), "invalid_input", "movable is null"),
             (json!({"input": {}}), "invalid_input", "kind is missing"),
             (json!({"kind": "demo", "inputs": {}}), "invalid_input", "no field \"inputs\""),
             (json!([]), "invalid_input", "map"),

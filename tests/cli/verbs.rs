@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Db, Lines, PodProcess, TEST, connect, fields, finish, podlock, server, wait_for, within};
 
-const POD: [&str; 16] = [
+const POD: [&str; 17] = [
     "pod_id",
     "incarnation",
     "state",
@@ -24,8 +24,9 @@ const POD: [&str; 16] = [
     "wait_left_ms",
     "lease_ms",
     "foreign_lock",
+    "cordoned_by",
 ];
-const RUN: [&str; 13] = [
+const RUN: [&str; 14] = [
     "run_id",
     "kind",
     "key",
@@ -39,6 +40,7 @@ const RUN: [&str; 13] = [
     "finished_at",
     "died_with",
     "error",
+    "movable",
 ];
 const EVENT: [&str; 7] = ["idx", "at", "kind", "pod_id", "incarnation", "by_pod", "detail"];
 const ATTEMPT: [&str; 7] = ["attempt", "pod_id", "incarnation", "fence", "began_at", "ended_at", "reason"];
@@ -201,6 +203,10 @@ fn exit_codes_are_0_fine_1_failed_2_usage() {
             (&["runs", "describe", run], 1, "there is no run"),
             (&["runs", "cancel", run], 1, "there is no run"),
             (&["drain", "nobody"], 1, "no pod named \"nobody\" is in the roster"),
+            (&["cordon", "nobody"], 1, "no pod named \"nobody\" is in the roster"),
+            (&["uncordon", "nobody"], 1, "no pod named \"nobody\" is in the roster"),
+            (&["cordon"], 2, "Usage"),
+            (&["uncordon"], 2, "Usage"),
             (&["evict", "nobody"], 1, "no pod named \"nobody\" is in the roster"),
             (&["--schema", "nowhere", "pods", "list"], 1, "migrate up"),
             (&["--schema", "pg_x", "pods", "list"], 1, "server's own"),
@@ -254,6 +260,8 @@ fn a_password_is_never_printed() {
             &["runs", "cancel", run],
             &["events"],
             &["drain", "x"],
+            &["cordon", "x"],
+            &["uncordon", "x"],
             &["evict", "x"],
             &["migrate", "up"],
             &["migrate", "status"],
@@ -562,6 +570,49 @@ fn a_drained_pod_ends_and_drain_can_wait_for_it() {
         assert_eq!(gone["alive"], false);
         assert_eq!(gone["sessions"][0]["reason"], "shutdown");
         drop(other);
+    });
+}
+
+/// The words, the JSON, and what the pod answers over HTTP meanwhile.
+#[test]
+fn a_cordoned_pod_refuses_new_runs_until_it_is_uncordoned() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let pod = db.pod("pod", &[]).await;
+        let input = json!({ "chunks": 1000, "delay_ms": 20 });
+        let (_, kept) = pod.post(json!({ "kind": "demo", "input": input, "movable": true })).await;
+        let kept = kept["run_id"].as_str().unwrap().to_owned();
+        let said = db.ok(&["cordon", "pod"]).await;
+        assert!(said.contains("is cordoned") && said.contains("podlock uncordon pod"), "{said}");
+        let pods = db.json(&["pods", "list"]).await;
+        assert_eq!(
+            (&pods[0]["condition"], &pods[0]["state"], &pods[0]["runs"]),
+            (&json!("cordoned"), &json!("active"), &json!(1))
+        );
+        assert!(pods[0]["cordoned_by"].is_string(), "{pods}");
+        assert!(db.ok(&["pods", "describe", "pod"]).await.contains("cordoned_by"));
+        let demo = json!({ "kind": "demo", "input": { "chunks": 1 } });
+        let (status, body) = pod.post(demo.clone()).await;
+        assert_eq!((status, &body["kind"]), (503, &json!("cordoned")), "{body}");
+        let again = json!({ "pod_id": "pod", "incarnation": pods[0]["incarnation"], "cordoned": true });
+        assert_eq!(db.json(&["cordon", "pod"]).await, again);
+
+        let lifted = json!({ "pod_id": "pod", "incarnation": pods[0]["incarnation"], "cordoned": false });
+        assert_eq!(db.json(&["uncordon", "pod"]).await, lifted);
+        wait_for("it starts runs again", || async {
+            let (status, body) = pod.post(demo.clone()).await;
+            if status == 201 { Ok(()) } else { Err(body.to_string()) }
+        })
+        .await;
+        assert!(db.ok(&["uncordon", "pod"]).await.contains("it gets runs again"));
+        let kept = db.json(&["runs", "describe", &kept]).await;
+        assert_eq!((&kept["attempt"], &kept["movable"]), (&json!(1), &json!(true)), "it kept its run");
+        let events = db.json(&["events"]).await;
+        let kinds: Vec<_> = events.as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
+        assert_eq!(
+            kinds.iter().filter(|kind| kind.ends_with("cordoned")).collect::<Vec<_>>(),
+            [&"cordoned", &"uncordoned"]
+        );
     });
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use podlock::{NewRun, Pod};
+use serde_json::json;
 
 use crate::patience::SOON;
 use crate::support::trace::{self, Event};
@@ -45,6 +46,31 @@ async fn a_detach_a_kill_and_a_drain_are_logged_with_the_documented_fields() {
         let drained =
             logged("traced-b", "drained", "INFO", &["pod", "incarnation", "finished", "yielded", "aborted"]).await;
         assert_eq!((drained["yielded"].as_str(), drained["aborted"].as_str()), ("1", "0"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cordon_and_a_move_are_logged_with_the_documented_fields() {
+    timed(async {
+        let db = Db::new().await;
+        let config = |name: &str| db.config(name).with(|c| c.move_rest = Duration::ZERO);
+        let busy = start(config("traced-m")).await;
+        let operator = busy.operator();
+        operator.cordon("traced-m").await.unwrap();
+        let cordoned = logged("traced-m", "cordoned", "INFO", &["pod", "incarnation", "by"]).await;
+        let by: String = db.client.scalar("SELECT by_pod FROM studio_pod_events WHERE kind = 'cordoned'", &[]).await;
+        assert_eq!(cordoned["by"], by);
+        operator.uncordon("traced-m").await.unwrap();
+        logged("traced-m", "uncordoned", "INFO", &["pod", "incarnation"]).await;
+        for _ in 0..4 {
+            let steps = NewRun::new("steps").input(json!({ "steps": 10_000, "pause_ms": 1_000 })).movable(true);
+            eventually(SOON, "it starts runs", || async { busy.start(steps.clone()).await.map_err(|e| e.to_string()) })
+                .await;
+        }
+        let _idle = start(config("traced-n")).await;
+        let moving = logged("traced-m", "moving", "INFO", &["pod", "incarnation", "runs", "running", "pods"]).await;
+        assert_eq!((&*moving["runs"], &*moving["running"], &*moving["pods"]), ("2", "4", "2"));
     })
     .await;
 }

@@ -348,6 +348,7 @@ fn check_log(s: &mut State, before: &[Option<Row>], events: &[Event]) {
     let member = |row: Row| fold::Member {
         incarnation: incarnation(row.inc),
         draining: row.draining,
+        cordoned: false,
         session: i64::from(row.session),
     };
     let roster: fold::Roster = rows.map(|(name, row)| (name, member(row))).collect();

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 success, 1 failure, 2 bad usage; `hold` has its own. Results go to stdout, everything else to stderr.
 
+mod cordon;
 mod demo;
 mod drain;
 mod events;
@@ -50,6 +51,10 @@ enum Verb {
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
     Drain(drain::Args),
+    /// Give a pod no new runs: it keeps those that it has
+    Cordon(cordon::Args),
+    /// Give a cordoned pod runs again
+    Uncordon(cordon::Args),
     /// Evict a pod that runs and makes no progress: its runs go on elsewhere
     Evict(evict::Args),
     /// Delete what has ended and is old, as pods do by themselves where their settings say so
@@ -115,6 +120,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Runs(verb) => runs::run(global, verb).await,
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
+        Verb::Cordon(args) => cordon::cordon(global, args).await,
+        Verb::Uncordon(args) => cordon::uncordon(global, args).await,
         Verb::Evict(args) => evict::run(global, args).await,
         Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,

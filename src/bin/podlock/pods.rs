@@ -266,6 +266,7 @@ fn describe(out: &mut impl std::io::Write, pod: &PodDetail) -> std::io::Result<(
             ("labels", or_dash(pod.labels.as_ref().map(brief))),
             ("session", or_dash(pod.session)),
             ("drain_requested", or_dash(pod.drain_requested.as_ref())),
+            ("cordoned_by", or_dash(pod.cordoned_by.as_ref())),
             ("foreign_lock", or_dash(pod.foreign_lock.as_ref())),
         ],
     )?;

@@ -77,7 +77,7 @@ pub(crate) struct FilterArgs {
     /// Only running runs that nobody in the roster owns
     #[arg(long)]
     orphans: bool,
-    /// Only orphans whose kind no pod of the roster has a handler for
+    /// Only orphans of a kind that no pod takes now: none has a handler for it, or each that has drains or is cordoned
     #[arg(long)]
     unclaimable: bool,
     /// At most so many, the newest [default: 100 in a table, else all]
@@ -214,6 +214,7 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
             ("crashes", row.crashes.to_string()),
             ("created_at", output::millis(row.created_at)),
             ("finished_at", or_dash(row.finished_at.map(output::millis))),
+            ("movable", row.movable.to_string()),
             ("input", run.input.to_string()),
             ("checkpoint", or_dash(run.checkpoint.as_ref())),
             ("result", or_dash(run.output.result.as_ref())),

@@ -76,6 +76,7 @@ impl Run {
         self.write(&mut writes, what, save, |_| None).await?;
         self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
         self.engine.flusher.note_changed(self.owner.run_id);
+        self.note_saved();
         Ok(at.next.unsigned_abs())
     }
 

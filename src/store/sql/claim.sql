@@ -37,7 +37,8 @@ WITH
   :above,
   -- L2: only a pod that is in the roster and does not drain may claim.
   me AS MATERIALIZED (
-    SELECT p.pod_id, p.incarnation
+    SELECT p.pod_id, p.incarnation,
+           p.cordoned_by IS NOT NULL AS is_cordoned
       FROM :"schema".studio_pods p
      WHERE p.incarnation = :'own'::uuid
        AND p.state = 'active'
@@ -67,9 +68,11 @@ WITH
            crashes = r.crashes + CASE WHEN :crashed THEN 1 ELSE 0 END
       FROM me CROSS JOIN above CROSS JOIN picked w
      WHERE :as_expected
+       -- A cordoned pod gets no new runs. It may begin its own again.
+       AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
        AND (r.crashes >= :'poison_from'::int4 - 1 AND :crashed) IS NOT TRUE
     RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq,
-              r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
+              r.movable, r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
   ),
   quarantined AS (
     UPDATE :"schema".studio_runs r
@@ -86,6 +89,7 @@ WITH
                 FROM (:died_with LIMIT LEAST(GREATEST(r.crashes + 1, 0), 1000)) o))
       FROM me CROSS JOIN picked w
      WHERE :as_expected
+       AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
        AND r.crashes >= :'poison_from'::int4 - 1
        AND :crashed
     RETURNING r.run_id, r.kind, r.key, r.attempt, r.crashes, r.error, w.expected, w.ended_at, w.reason,
@@ -154,13 +158,13 @@ WITH
 SELECT c.run_id, c.kind, c.key, c.fence, c.attempt,
        CASE WHEN z.rides THEN c.input END AS input,
        CASE WHEN z.rides THEN c.checkpoint END AS checkpoint,
-       c.crashes, c.checkpoint_seq,
+       c.crashes, c.checkpoint_seq, c.movable,
        NULL AS error,
        CASE WHEN NOT z.rides THEN z.bytes END AS unread
   FROM claimed c
   JOIN along z ON z.run_id = c.run_id
   CROSS JOIN logged
 UNION ALL
-SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, q.error, NULL
+SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, q.error, NULL
   FROM quarantined q
   JOIN told t ON t.run_id = q.run_id;

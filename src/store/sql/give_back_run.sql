@@ -4,6 +4,7 @@
 --   run_id  uuid
 --   own     uuid  the owner's incarnation
 --   fence   int8
+--   reason  text  how the attempt ended: `yielded` or `moved`
 --
 -- Returns a row if the run was released. No row: the owner is fenced.
 \set owned_by `cat part/owned_by.sql`
@@ -18,7 +19,7 @@ WITH
   closed AS (
     UPDATE :"schema".studio_run_attempts a
        SET ended_at = clock_timestamp(),
-           reason = 'yielded'
+           reason = :'reason'::text
       FROM given
      WHERE a.run_id = given.run_id AND a.attempt = given.attempt
   )

@@ -11,7 +11,7 @@
 SELECT s.pod_id, s.incarnation, s.state, s.alive, s.holder_pid,
        host(s.client_addr) AS client_addr,
        s.runs, s.event_index, s.started_at, s.version, s.labels, s.witness, s.session, s.drain_requested, s.evicted,
-       s.lags, s.foreign_lock, s.wait_reason,
+       s.lags, s.foreign_lock, s.cordoned_by, s.wait_reason,
        (date_part('epoch', s.wait_left) * 1000)::int8 AS wait_left_ms,
        (date_part('epoch', s.lag) * 1000)::int8 AS lag_ms,
        p.lease_ms

@@ -10,7 +10,7 @@
 --   after_at        timestamptz  only runs after one run in the list: when that run was created
 --   after_id        uuid         the id of that run
 --   most            int8         how many runs at most
---   is_unclaimable  bool         only orphans for which no active pod has a handler
+--   is_unclaimable  bool         only orphans of a kind that no pod takes now
 --   crashes         text[]       the reasons that count as a crash of the owner
 --
 -- Returns a row for each run, the newest first.
@@ -30,10 +30,12 @@ SELECT :run_columns
    AND (:'after_at'::timestamptz IS NULL
         OR (r.created_at <= :'after_at'::timestamptz
             AND (r.created_at < :'after_at'::timestamptz OR r.run_id > :'after_id'::uuid)))
-   -- L6: such an orphan stays in the table and can be listed. A pod that names no kinds accepts any.
+   -- L6: such an orphan stays in the table and can be listed. A pod that names no kinds accepts any. A pod that drains or
+   -- is cordoned takes none.
    AND (NOT :'is_unclaimable'::bool
         OR (r.run_id IN (SELECT o.run_id FROM :"schema".studio_orphans o)
             AND NOT EXISTS (SELECT FROM :"schema".studio_pods p
-                             WHERE p.state = 'active' AND (p.kinds IS NULL OR r.kind = ANY (p.kinds)))))
+                             WHERE p.state = 'active' AND p.cordoned_by IS NULL
+                               AND (p.kinds IS NULL OR r.kind = ANY (p.kinds)))))
  ORDER BY r.created_at DESC, r.run_id
  LIMIT :'most'::int8;

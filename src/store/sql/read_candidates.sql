@@ -14,7 +14,8 @@
 -- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each
 -- orphan. The row for the fleet has the number of orphans. For each pod with a handler for one of them, it has how many
 -- runs the pod owns and how many it may own. `me` is the place of `own` among those pods, from 1 on; NULL if it is not
--- one of them. `pods` has their names. Without orphans, or without such pods, there is no such row.
+-- one of them. `pods` has their names. Without orphans, or without such pods, there is no such row. A cordoned pod claims
+-- no orphan: it gets only the rows of its own runs.
 \set crashed `cat part/crashed.sql`
 WITH
   -- L6: an orphan is a running run whose owner is NULL or not in the roster. A run of this pod is not an orphan, even
@@ -36,6 +37,8 @@ WITH
     SELECT r.*
       FROM ownerless r
      WHERE r.kind = ANY (:'kinds'::text[])
+       AND NOT EXISTS (SELECT FROM :"schema".studio_pods m
+                        WHERE m.incarnation = :'own'::uuid AND m.cordoned_by IS NOT NULL)
        -- L12: a run that could not be handled before does not take the place of another.
        AND r.run_id <> ALL (:'passed_over'::uuid[])
        -- No suspects (`protocol::poison`). A run with so many crashes that it is poison is not left out: its claim
@@ -62,6 +65,7 @@ WITH
              WHERE r.state = 'running' AND r.owner_incarnation = p.incarnation) AS running
       FROM :"schema".studio_pods p
      WHERE p.state = 'active'
+       AND p.cordoned_by IS NULL
        AND EXISTS (SELECT FROM oldest)
        AND (p.kinds IS NULL OR p.kinds && (SELECT m.kinds FROM sum m))
   )

@@ -4,7 +4,7 @@
 --   pod  text  the pod's name
 --
 -- Returns at most one row.
-SELECT p.incarnation, p.evicted,
+SELECT p.incarnation, p.evicted, p.cordoned_by,
        p.state = 'draining' AS draining
   FROM :"schema".studio_pods p
  WHERE p.pod_id = :'pod'::text

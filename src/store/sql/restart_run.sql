@@ -1,5 +1,5 @@
--- Starts a run that nobody owns, with the kind, key and input of one that has ended, and notifies every pod. The input
--- does not pass through the client, so every digit of it stays the same.
+-- Starts a run that nobody owns, with the kind, key and input of one that has ended, and notifies every pod. It may move
+-- if that one might. The input does not pass through the client, so every digit of it stays the same.
 --
 -- Arguments:
 --   ended   uuid  the run that has ended
@@ -8,8 +8,8 @@
 -- Returns a row if the new run was inserted. No row: there is no such ended run, or its key is taken.
 WITH
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input)
-    SELECT :'run_id'::uuid, r.kind, r.key, r.input
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable)
+    SELECT :'run_id'::uuid, r.kind, r.key, r.input, r.movable
       FROM :"schema".studio_runs r
      WHERE r.run_id = :'ended'::uuid
        AND r.state <> 'running'

@@ -5,21 +5,23 @@
 -- transaction has committed. `start_run.sql` does the same outside of a caller's transaction.
 --
 -- Arguments:
---   own     uuid   the owner's incarnation
---   run_id  uuid   the new run
---   kind    text
---   key     text   NULL for none; at most one running run of a kind has it
---   input   jsonb
---   floor   int8   the highest fence that this process was ever given
---   told    text   the channel of the owner, which is notified when the transaction commits; NULL: none
+--   own      uuid   the owner's incarnation
+--   run_id   uuid   the new run
+--   kind     text
+--   key      text   NULL for none; at most one running run of a kind has it
+--   input    jsonb
+--   floor    int8   the highest fence that this process was ever given
+--   told     text   the channel of the owner, which is notified when the transaction commits; NULL: none
+--   movable  bool   whether it may move to a less busy pod
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
--- roster, or drains), because `in_reach` is false (the sequence of fences must be raised first), or else because a run
--- with this id, or a running one with this key, exists.
+-- roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences must be raised
+-- first), or else because a run with this id, or a running one with this key, exists.
 WITH
   -- L6: if the owner were not in the roster, the run would be an orphan at once. A pod that drains takes no new run.
   me AS MATERIALIZED (
-    SELECT p.pod_id, p.incarnation
+    SELECT p.pod_id, p.incarnation,
+           p.cordoned_by IS NOT NULL AS is_cordoned
       FROM :"schema".studio_pods p
      WHERE p.incarnation OPERATOR(pg_catalog.=) :'own'::pg_catalog.uuid
        AND p.state OPERATOR(pg_catalog.=) 'active'::pg_catalog.text
@@ -43,13 +45,14 @@ WITH
               FROM reach e) AS missing
   ),
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, movable)
     -- L9: the new fence is above the floor, because `nextval` comes after `above`.
     SELECT :'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text,
            :'input'::pg_catalog.jsonb, me.pod_id, me.incarnation,
-           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass)
+           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), :'movable'::pg_catalog.bool
       FROM me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e)
+       AND NOT me.is_cordoned
     ON CONFLICT DO NOTHING
     RETURNING fence
   ),
@@ -61,6 +64,7 @@ WITH
   )
 SELECT (SELECT fence FROM run) AS fence,
        EXISTS (SELECT FROM me) AS has_owner,
+       EXISTS (SELECT FROM me WHERE me.is_cordoned) AS is_cordoned,
        -- Without it, the server would leave `told` out.
        (SELECT pg_catalog.count(*) FROM told) AS told,
        (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e) AS in_reach;

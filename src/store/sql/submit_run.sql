@@ -4,18 +4,20 @@
 -- Starts a run that nobody owns. A pod with a handler and room claims it.
 --
 -- Arguments:
---   run_id  uuid   the new run
---   kind    text
---   key     text   NULL for none; at most one running run of a kind has it
---   input   jsonb
---   told    text   the channel that is notified when the transaction commits; NULL: none
---   word    text   the notice
+--   run_id   uuid   the new run
+--   kind     text
+--   key      text   NULL for none; at most one running run of a kind has it
+--   input    jsonb
+--   told     text   the channel that is notified when the transaction commits; NULL: none
+--   word     text   the notice
+--   movable  bool   whether it may move to a less busy pod
 --
 -- Returns a row if the run was inserted. No row: a run with this id, or a running one with this key, exists.
 WITH
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input)
-    VALUES (:'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text, :'input'::pg_catalog.jsonb)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable)
+    VALUES (:'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text, :'input'::pg_catalog.jsonb,
+            :'movable'::pg_catalog.bool)
     ON CONFLICT DO NOTHING
     RETURNING run_id
   )

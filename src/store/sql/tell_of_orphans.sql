@@ -20,7 +20,7 @@ WITH
      WHERE EXISTS (SELECT FROM :"schema".studio_runs r
                     WHERE r.state = 'running' AND r.owner_incarnation IS NULL AND r.kind = w.kind)
   ),
-  some AS MATERIALIZED (
+  waiting AS MATERIALIZED (
     SELECT EXISTS (SELECT FROM :"schema".studio_runs r
                     WHERE r.state = 'running' AND r.owner_incarnation IS NULL) AS there
   ),
@@ -38,6 +38,7 @@ WITH
                   FROM (SELECT p.pod_id, p.incarnation, p.capacity
                           FROM :"schema".studio_pods p
                          WHERE p.state = 'active'
+                           AND p.cordoned_by IS NULL
                            AND p.incarnation <> :'own'::uuid
                            AND (p.kinds IS NULL OR w.kind = ANY (p.kinds))
                          ORDER BY random()
@@ -49,10 +50,10 @@ WITH
      WHERE w.chooses
   ),
   everyone AS MATERIALIZED (
-    SELECT (:'everybody'::bool AND some.there)
+    SELECT (:'everybody'::bool AND w.there)
            OR EXISTS (SELECT FROM ownerless w WHERE NOT w.chooses)
            OR EXISTS (SELECT FROM chosen c WHERE c.pod_id IS NULL) AS is_told
-      FROM some
+      FROM waiting w
   ),
   told AS MATERIALIZED (
     -- A pod of an older version has no channel of its own, and does not know the word.
@@ -64,7 +65,7 @@ WITH
       JOIN :"schema".studio_pods p ON p.pod_id = t.pod_id
      CROSS JOIN LATERAL (SELECT CASE WHEN p.channel_of = p.incarnation THEN p.channel END AS channel) AS h
      WHERE NOT (SELECT e.is_told FROM everyone e)
-       AND (SELECT some.there FROM some)
+       AND (SELECT w.there FROM waiting w)
     UNION ALL
     SELECT pg_notify(:"schema".studio_channel(), 'recover')
       FROM everyone e

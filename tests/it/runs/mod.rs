@@ -4,6 +4,7 @@
 mod bad_rows;
 mod capacity;
 mod claims;
+mod cordons;
 mod drain;
 mod endings;
 mod failures;
@@ -11,6 +12,7 @@ mod fences;
 mod guards;
 mod keys;
 mod lost_replies;
+mod moves;
 mod orphans;
 mod outputs;
 mod poison;

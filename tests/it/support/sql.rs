@@ -151,15 +151,18 @@ impl Client {
             })
             .collect();
         let folded = fold::fold(&entries).unwrap_or_else(|e| panic!("{e}; log: {log:#}"));
-        let folded: Vec<_> =
-            folded.into_iter().map(|(pod, m)| (pod.to_string(), m.incarnation, m.draining, m.session)).collect();
+        let folded: Vec<_> = folded
+            .into_iter()
+            .map(|(pod, m)| (pod.to_string(), m.incarnation, m.draining, m.cordoned, m.session))
+            .collect();
         let roster: Vec<_> = roster
             .as_array()
             .unwrap()
             .iter()
             .map(|p| {
                 let pod = p["pod_id"].as_str().unwrap().to_owned();
-                (pod, uuid(&p["incarnation"]), p["state"] == "draining", p["session"].as_i64().unwrap())
+                let (draining, cordoned) = (p["state"] == "draining", !p["cordoned_by"].is_null());
+                (pod, uuid(&p["incarnation"]), draining, cordoned, p["session"].as_i64().unwrap())
             })
             .collect();
         assert_eq!(folded, roster, "the folded log is not the roster; log: {log:#}");

@@ -8,7 +8,7 @@
 SELECT r.pod_id, r.incarnation, r.session,
        r.state = 'draining' AS draining,
        COALESCE(r.state = 'draining' AND r.stopped = r.incarnation, false) AS stopped,
-       r.lock_key, r.witness_key, r.drain_requested,
+       r.lock_key, r.witness_key, r.drain_requested, r.cordoned_by,
        r.free AS liveness_free,
        CASE WHEN NOT r.free THEN false
             WHEN r.share THEN pg_try_advisory_xact_lock_shared(r.witness_key)
