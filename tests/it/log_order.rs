@@ -205,7 +205,7 @@ async fn positions_appear_in_order() {
 async fn a_return_that_waits_for_the_log_keeps_the_session_that_has_the_lock() {
     timed(async {
         let mut db = Db::new().await;
-        let limit = Duration::from_millis(600);
+        let limit = lease() / 5;
         let pod = start(db.config("a").with(|c| c.statement_timeout = Some(limit))).await;
         let (before, eyes) = (pod.incarnation(), sql::connect(&db.url).await);
         let lost = eyes.backend("a", "liveness").await.expect("a session");
