@@ -102,6 +102,8 @@ clean: cargo ## Remove what was built
 chaos-programs:
 	@sh scripts/ensure-postgres.sh
 	-@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
+	-@sh scripts/ensure-daemon.sh etcd etcd-server
+	-@sh scripts/ensure-daemon.sh patroni patroni
 	-@sh scripts/ensure-program.sh ip iproute2
 	-@sh scripts/ensure-program.sh nsenter util-linux
 

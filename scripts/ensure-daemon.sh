@@ -1,6 +1,7 @@
 #!/bin/sh
 # `ensure-daemon.sh PROGRAM PACKAGE` makes sure that PROGRAM is in PATH or /usr/sbin. The package of such a program
-# starts a service of the same name, but tests start their own: pgbouncer before the database, nginx before the pods.
+# starts a service of the same name, but tests start their own: pgbouncer before the database, nginx before the pods,
+# and PostgreSQL under patroni, with etcd.
 #
 # If the program is found, this changes nothing and needs no rights. Otherwise it installs PACKAGE of Debian or Ubuntu,
 # as root or by sudo, and keeps its service from running, now and after a reboot. A service that runs already goes on.

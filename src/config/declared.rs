@@ -184,7 +184,8 @@ settings! {
         /// statements run at a time, and take more of the server's `max_connections`.
         pool_size: usize => usize = [4] in [from 1 to 1000000] env "PODLOCK_POOL_SIZE";
         /// How long connecting to one host may take, handshake included. A `connect_timeout` in the connection
-        /// string wins over the default.
+        /// string wins over the default. If there are several hosts, each must accept within lease / 10: a host
+        /// that vanished must not keep a pod from the next one.
         connect_timeout: Option<Duration> => Duration = [min(5 s, lease / 2)] in [from 10 ms to 24 days]
             env "PODLOCK_CONNECT_TIMEOUT";
         /// How long a statement of podlock's may take, on the server and on the pod's side. The default is

@@ -263,10 +263,9 @@ impl Dialer {
                     None => tokio::net::lookup_host((host.as_str(), *port)).await.map_err(unreachable)?.collect(),
                 };
                 let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-                // Each address gets a share of the time, so that one that does not answer cannot use up all of it.
-                let share = self.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+                let patience = self.patience(addresses.len());
                 for address in addresses {
-                    let connecting = tokio::time::timeout(share, TcpStream::connect(address));
+                    let connecting = tokio::time::timeout(patience, TcpStream::connect(address));
                     match connecting.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                         Ok(stream) => {
                             self.tune(&stream).map_err(unreachable)?;
@@ -279,6 +278,16 @@ impl Dialer {
                 Err(unreachable(last))
             }
         }
+    }
+
+    /// How long one address may take to accept, if its name has so many.
+    ///
+    /// A host that vanished answers nothing, and what is tried after it waits that long at each try. After a failover
+    /// that can be the new primary. So if there is something else to try, it is a tenth of the lease. A host that takes
+    /// longer to accept could not do a handshake, which is several more round trips, within half a lease either.
+    fn patience(&self, addresses: usize) -> Duration {
+        let share = self.timeout / u32::try_from(addresses.max(1)).unwrap_or(u32::MAX);
+        if self.info.targets.len().max(addresses) > 1 { share.min(self.lease / 10) } else { share }
     }
 
     /// Sets our side of the lease: a dead server or path is noticed within about the lease, even during a statement.

@@ -102,6 +102,8 @@ pub(crate) struct Session {
     is_hidden: bool,
     /// The server's version, as `server_version_num`.
     version: i32,
+    /// When the server started. No two servers, and no two starts of one, have the same.
+    server_started: Timestamp,
     prepared: HashMap<&'static str, Statement>,
     /// The task that reads the socket sets the reason when the connection ends, and wakes all who wait.
     ended: watch::Receiver<Option<Arc<str>>>,
@@ -186,9 +188,22 @@ impl Session {
         let schema = opener.schema.clone();
         let prepared = HashMap::new();
         let backend = Backend { pid: 0, started: Timestamp::UNIX_EPOCH };
-        let (is_hidden, version) = (false, 0);
-        let mut session =
-            Self { client, purpose, schema, backend, facts, door, limit, is_hidden, version, prepared, ended, driver };
+        let (is_hidden, version, server_started) = (false, 0, Timestamp::UNIX_EPOCH);
+        let mut session = Self {
+            client,
+            purpose,
+            schema,
+            backend,
+            facts,
+            door,
+            limit,
+            is_hidden,
+            version,
+            server_started,
+            prepared,
+            ended,
+            driver,
+        };
         session.identify(target, local_port).await?;
         Ok(session)
     }
@@ -241,6 +256,7 @@ impl Session {
             && target.tcp_port() == row.at("server_port")?;
         self.facts = ServerFacts::read(&row, direct)?;
         self.version = version;
+        self.server_started = row.at("server_started")?;
         Ok(())
     }
 
@@ -275,6 +291,11 @@ impl Session {
     /// Where the server was reached.
     pub(crate) fn door(&self) -> &Door {
         &self.door
+    }
+
+    /// Whether both sessions are on one server, and it has not been restarted between them: each sees the other's locks.
+    pub(crate) fn shares_server_with(&self, other: &Self) -> bool {
+        self.server_started == other.server_started
     }
 
     pub(crate) fn facts(&self) -> ServerFacts {

@@ -385,6 +385,13 @@ impl<'a> Keeper<'a> {
         self.silent.replace(silent);
     }
 
+    /// Whether a silent session may still hold the liveness lock at the server of `session`. After a failover it does
+    /// not: its lock is on another server. Then this pod need not wait for its witness, whose session may not even have
+    /// noticed yet that the old server is gone.
+    fn may_hold_the_lock_at(&self, session: &Session) -> bool {
+        self.silent.borrow().as_ref().is_some_and(|silent| silent.shares_server_with(session))
+    }
+
     /// Closes a silent session once it has ended or the runs were told to stop.
     fn let_go_if_due(&self) {
         let ended = self.silent.borrow().as_ref().map(Session::has_ended);
@@ -525,7 +532,7 @@ impl<'a> Keeper<'a> {
     /// whose row is there. `None`: the pod was evicted, and must show progress first.
     async fn try_to_return(&self, cause: &str, since: Moment) -> Result<Option<Session>> {
         let mut session = self.local.opener.open(Role::Liveness).await?;
-        while self.silent.borrow().is_some() && !self.local.may_end_liveness() {
+        while self.may_hold_the_lock_at(&session) && !self.local.may_end_liveness() {
             tokio::time::sleep(SHORTEST_TICK).await;
         }
         let former = self.former.borrow().clone();

@@ -22,8 +22,10 @@ mod own_server;
 mod page;
 #[path = "../common/patience.rs"]
 mod patience;
+mod patroni;
 mod pgbouncer;
 mod pod;
+mod ports;
 mod process;
 mod scenario;
 mod standby;

@@ -90,6 +90,7 @@ pub(crate) struct Network {
 /// A pod's place in the network.
 pub(crate) struct Link {
     pod: Namespace,
+    address: Ipv4Addr,
     to_server: Shared,
     to_pod: Shared,
     carriers: Vec<tokio::task::JoinHandle<()>>,
@@ -126,13 +127,32 @@ impl Network {
             carry(Arc::clone(&end_of_pod), Arc::clone(&end_of_server), Arc::clone(&to_server)),
             carry(end_of_server, end_of_pod, Arc::clone(&to_pod)),
         ];
-        Link { pod, to_server, to_pod, carriers }
+        Link { pod, address, to_server, to_pod, carriers }
+    }
+
+    /// A new place that also reaches the other places, by way of the server's: a node of a cluster.
+    pub(crate) fn routed_link(&mut self) -> Link {
+        // This file says it for the namespace of the thread that writes it.
+        let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+        self.server.inside(forward).expect("the server's side forwards packets");
+        let link = self.link();
+        link.pod.ip(&["route", "add", "default", "dev", "server"]);
+        link
+    }
+
+    /// What comes before a command that is to run on the server's side.
+    pub(crate) fn prefix(&self) -> Vec<String> {
+        self.server.prefix()
     }
 }
 
 impl Link {
     pub(crate) fn prefix(&self) -> Vec<String> {
         self.pod.prefix()
+    }
+
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     pub(crate) fn weather(&self, to_server: Weather, to_pod: Weather) {

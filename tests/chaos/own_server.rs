@@ -10,6 +10,11 @@ use podlock::throwaway::{Builder, Server, ThrowawayError};
 pub(crate) struct OwnServer(Option<Arc<Server>>);
 
 impl OwnServer {
+    /// For a world whose database is on a cluster's nodes: there is no server of its own to harm.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     pub(crate) async fn start(builder: Builder) -> Self {
         let server = tokio::task::spawn_blocking(|| builder.start()).await.unwrap().expect("a throwaway PostgreSQL");
         Self::from(server)

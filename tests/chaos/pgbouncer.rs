@@ -1,6 +1,6 @@
 //! Debian's `pgbouncer` before a world's server, on a port that stays the same when it is killed and started again.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 
 use crate::inherited;
+use crate::ports;
 use crate::scenario;
 use crate::world::{World, eventually};
 
@@ -25,7 +26,7 @@ impl PgBouncer {
     pub(crate) async fn start(world: &World, databases: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("podlock-chaos-").tempdir().expect("a directory");
         give_to_account(dir.path().to_owned());
-        let (port, server_port) = (free_port(), world.server.port());
+        let (port, server_port) = (ports::free(), world.server.port());
         // The secret as the server keeps it, as in production: with a password it would compute one for each
         // connection.
         let secret = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
@@ -111,14 +112,4 @@ fn give_to_account(path: PathBuf) {
     if let Some((uid, gid)) = account() {
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("chown");
     }
-}
-
-/// A port on which nobody listens now, and that no outgoing connection is given while nobody does.
-fn free_port() -> u16 {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let outgoing: u16 = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768);
-    (0..64)
-        .map(|_| fastrand::u16(outgoing - 10_000..outgoing))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("a free port")
 }

@@ -41,6 +41,8 @@ pub(crate) enum Need {
     Ss,
     /// `pgbouncer`.
     Pgbouncer,
+    /// `patroni` and `etcd`.
+    Patroni,
 }
 
 const PGBOUNCER: &[&str] = &["/usr/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/usr/bin/pgbouncer"];
@@ -71,6 +73,9 @@ impl Need {
                 (first_of(&["/usr/bin/ss", "/bin/ss", "/usr/sbin/ss"]).is_some(), "needs ss (package iproute2)")
             }
             Self::Pgbouncer => (pgbouncer().is_some(), "needs pgbouncer (package pgbouncer)"),
+            Self::Patroni => {
+                (in_path("patroni") && in_path("etcd"), "needs patroni and etcd (packages patroni and etcd-server)")
+            }
         };
         (!there).then_some(reason)
     }

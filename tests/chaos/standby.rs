@@ -84,9 +84,9 @@ impl Standby {
     pub(crate) async fn hangs(&self) -> Receiver {
         let client = connect(&self.socket_url("postgres")).await;
         let row = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[]).await.expect("it follows");
-        let pid = Pid::from_raw(row.get(0)).unwrap();
-        kill_process(pid, Signal::STOP).expect("stopped");
-        Receiver(pid)
+        let receiver = Receiver::of(row.get(0));
+        receiver.stops();
+        receiver
     }
 
     /// Makes a primary of it; returns once it takes writes.
@@ -97,10 +97,25 @@ impl Standby {
     }
 }
 
-/// A process of the standby's that stands still.
+/// The process of a standby's that receives its primary's log.
 pub(crate) struct Receiver(Pid);
 
 impl Receiver {
+    pub(crate) fn of(pid: i32) -> Self {
+        Self(Pid::from_raw(pid).expect("a process"))
+    }
+
+    /// What the primary sends from now on waits in the connection.
+    pub(crate) fn stops(&self) {
+        kill_process(self.0, Signal::STOP).expect("stopped");
+    }
+
+    /// It ends before it reads what waits in the connection.
+    pub(crate) fn ends(self) {
+        kill_process(self.0, Signal::TERM).expect("told to end");
+        kill_process(self.0, Signal::CONT).expect("woken");
+    }
+
     pub(crate) fn goes_on(self) {
         kill_process(self.0, Signal::CONT).expect("woken");
     }

@@ -15,6 +15,7 @@ use crate::checker::{self, Excused, Missing, check};
 use crate::history::{self, PodLog, Said};
 use crate::network::{Link, Network};
 use crate::own_server::{OwnServer, shared_server};
+use crate::patroni::Cluster;
 use crate::pod::{Input, Order, now_ns};
 use crate::process::{self, Process};
 
@@ -112,8 +113,35 @@ impl World {
     }
 
     pub(crate) async fn on(server: OwnServer) -> Self {
-        let world = Self::empty(server).await;
-        migrate::up(&Config::new(world.server.socket_url(&world.database))).await.expect("the schema");
+        Self::empty(server).await.migrated().await
+    }
+
+    /// On the node that leads a cluster. Pods are given the addresses of all its nodes.
+    pub(crate) async fn on_cluster(cluster: &Cluster) -> Self {
+        let leader = cluster.leader().await;
+        let socket_url = |database: &str| cluster.socket_url(leader, database);
+        let mut world = Self::at(OwnServer::none(), &cluster.hosts(), socket_url).await.migrated().await;
+        world.url += "?target_session_attrs=read-write";
+        // A standby that does not know the role yet refuses its login, which ends a pod's search for the primary.
+        world.is_replicated().await;
+        world
+    }
+
+    /// Waits until every standby has applied all that is committed now.
+    pub(crate) async fn is_replicated(&self) {
+        let written = self.admin.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("the log's end");
+        let written: String = written.get(0);
+        let sql = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn < $1::text::pg_lsn";
+        self.until(START, "every standby has what is committed", async |client| {
+            let behind: i64 = client.query_one(sql, &[&written]).await.map_err(|e| e.to_string())?.get(0);
+            if behind == 0 { Ok(()) } else { Err(format!("{behind} are behind")) }
+        })
+        .await;
+    }
+
+    async fn migrated(self) -> Self {
+        let world = self;
+        migrate::up(&Config::new(&world.admin_url)).await.expect("the schema");
         let rights = migrate::grants("public", &world.role, Access::Pod);
         world.admin.batch_execute(&rights).await.expect("the pods' rights");
         world.admin.batch_execute(history::INSTALL).await.expect("the history's triggers");
@@ -130,19 +158,26 @@ impl World {
     }
 
     async fn empty(server: OwnServer) -> Self {
+        let hosts = format!("127.0.0.1:{}", server.port());
+        let of = server.clone();
+        Self::at(server, &hosts, |database| of.socket_url(database)).await
+    }
+
+    /// Where a superuser finds the databases at `socket_url`, and pods at `hosts`.
+    async fn at(server: OwnServer, hosts: &str, socket_url: impl Fn(&str) -> String) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let database = format!("chaos_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let role = role_of(&database);
-        let cluster = connect(&server.socket_url("postgres")).await;
+        let cluster = connect(&socket_url("postgres")).await;
         for statement in [
             format!("CREATE DATABASE {database}"),
             format!("CREATE ROLE {role} LOGIN NOSUPERUSER PASSWORD '{PASSWORD}'"),
         ] {
             cluster.batch_execute(&statement).await.expect("a database and a role");
         }
-        let admin_url = server.socket_url(&database);
+        let admin_url = socket_url(&database);
         let admin = connect(&admin_url).await;
-        let url = pods_url(&role, &format!("127.0.0.1:{}", server.port()), &database);
+        let url = pods_url(&role, hosts, &database);
         let mut dir = tempfile::Builder::new().prefix("podlock-chaos-").tempdir().expect("a directory");
         dir.disable_cleanup(true);
         Self {

@@ -63,7 +63,7 @@ fn ignored_signals() -> Vec<i32> {
 
 /// Takes from a command everything of the environment that could matter to podlock, to libpq, or to what they print.
 pub(crate) fn clean(command: &mut Command) -> &mut Command {
-    const PREFIXES: [&str; 6] = ["PODLOCK_", "PG", "CHAOS_", "LC_", "CLICOLOR", "OTEL_"];
+    const PREFIXES: [&str; 8] = ["PODLOCK_", "PG", "CHAOS_", "LC_", "CLICOLOR", "OTEL_", "PATRONI_", "ETCD_"];
     const NAMES: [&str; 12] = [
         "DATABASE_URL",
         "POD_NAME",

@@ -13,5 +13,6 @@ SELECT
   pg_catalog.current_setting('server_version_num'::pg_catalog.text)::integer AS version,
   pg_catalog.inet_client_port() AS client_port,
   pg_catalog.inet_server_port() AS server_port,
+  pg_catalog.pg_postmaster_start_time() AS server_started,
   :server_facts
   FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a;

@@ -1,6 +1,7 @@
 //! The faults, one after the other. Each file is about one thing that breaks.
 
 mod clocks;
+mod clusters;
 mod failover;
 mod fleets;
 mod limits;
@@ -21,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         networks::scenarios(),
         server::scenarios(),
         failover::scenarios(),
+        clusters::scenarios(),
         limits::scenarios(),
         clocks::scenarios(),
         names::scenarios(),

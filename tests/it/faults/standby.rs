@@ -1,11 +1,13 @@
 //! A real streaming standby beside its primary.
 
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podlock::throwaway::Server;
 use podlock::{Config, ErrorKind, NewRun};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::inherited::clean;
 use crate::patience::SOON;
@@ -62,6 +64,28 @@ async fn a_standby_is_refused_and_among_several_hosts_the_primary_is_found() {
         let run = pod.start(NewRun::new("echo").input(json!(1))).await.expect("a run starts on the primary");
         db.client.run_in_state(run.run_id, "succeeded", SOON).await;
         pod.shutdown(Duration::from_secs(5)).await.unwrap();
+    })
+    .await;
+}
+
+/// A host that vanished answers nothing. The host after it must not wait for half a lease at each try.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_host_holds_up_the_next_for_a_tenth_of_the_lease_at_most() {
+    timed(async {
+        let primary = OwnServer::start(&[]).await;
+        // Its queue is full with one connection: the kernel answers no further one.
+        let silent = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        silent.listen(0).unwrap();
+        let address = silent.local_addr().unwrap().as_socket().unwrap();
+        let _fills_it = TcpStream::connect(address).unwrap();
+        let patient = Duration::from_secs(60);
+        let config = Config::new(hosts_url(&primary, &[address.port(), primary.port()], "postgres")).lease(lease());
+        let began = Instant::now();
+        let connected = podlock::connect(&config.with(|c| c.connect_timeout = Some(patient))).await;
+        assert!(connected.is_ok(), "{:?}", connected.err());
+        let took = began.elapsed();
+        assert!(took < patient / 2, "it took {took:?}");
     })
     .await;
 }
