@@ -1,12 +1,10 @@
 //! The order of the event log is kept by a lock that no stranger can hold.
 
-use std::time::Duration;
-
 use podlock::NewRun;
 use podlock::migrate::{self, Access};
 
 use crate::patience::SOON;
-use crate::support::{Db, eventually, server, sql, start, timed};
+use crate::support::{Db, eventually, lease, server, sql, start, timed};
 
 const LOCK: &str = "LOCK TABLE studio_log_order IN EXCLUSIVE MODE";
 
