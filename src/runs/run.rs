@@ -16,6 +16,7 @@ use super::{failures, guard};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::membership::clock;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
@@ -299,6 +300,7 @@ impl Run {
             Ending::Failed(..) => None,
         };
         let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns, seq).await?.then_some(true));
+        let began = clock::now();
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {
             Ok(_) => Written::Surely,
@@ -306,7 +308,7 @@ impl Run {
             Err(_) => Written::Perhaps,
         };
         let accepted = written?;
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         self.engine.note_finished();
         if let Ending::Failed(why, _) = ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);

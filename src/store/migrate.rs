@@ -65,6 +65,7 @@ files!(
     "V26__keys_of_slashed_schemas",
     "V27__foreign_locks",
     "V28__comments",
+    "V29__stream_readers",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -299,6 +300,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_run_attempts", "SELECT, INSERT, UPDATE"),
         ("studio_run_chunks", "SELECT, INSERT, DELETE"),
         ("studio_run_resets", "SELECT, INSERT"),
+        ("studio_stream_readers", "SELECT, INSERT, UPDATE, DELETE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Going, WritePlace, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
+use crate::membership::clock;
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
 use crate::store::streams::{self, Continued};
@@ -73,9 +74,10 @@ impl Run {
         let (chunk, value) = (&chunk, &value);
         let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
+        let began = clock::now();
         self.write(&mut writes, what, save, |_| None).await?;
         self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         Ok(at.next.unsigned_abs())
     }
 
@@ -143,10 +145,11 @@ impl Run {
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
         let db = &self.engine.db;
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
+        let began = clock::now();
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
             self.stream.goes_on_at(WritePlace { generation, next });
-            self.engine.flusher.note_changed(self.owner.run_id);
+            self.engine.flusher.note_changed(self.owner.run_id, began);
         }
         Ok(continued)
     }
@@ -160,10 +163,11 @@ impl Run {
         }
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
+        let began = clock::now();
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = WritePlace { generation, next: 0 };
         self.stream.goes_on_at(place);
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         Ok(place)
     }
 

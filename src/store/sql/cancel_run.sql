@@ -1,10 +1,15 @@
 -- Cancels a run, whoever owns it. Notifies the pods, so that the owner reads the row, and the readers of the stream.
 --
 -- Arguments:
---   run_id  uuid
---   told    text  the notice for the readers (`protocol::notices::Told`)
+--   run_id       uuid
+--   own          uuid    NULL: the readers on all pods are notified
+--   by           text    the sender's number in the notice
+--   told_runs    uuid[]  the run
+--   told_groups  text[]  its group in the notice (`protocol::notices::group`)
+--   groups_most  int4    the most groups that the notice names
 --
 -- Returns a row if the run was cancelled. No row: it had ended, or there is no such run.
+\set tell_readers `cat part/tell_readers.sql`
 WITH
   done AS (
     UPDATE :"schema".studio_runs
@@ -20,9 +25,12 @@ WITH
            reason = 'cancelled'
       FROM done
      WHERE a.run_id = done.run_id AND a.attempt = done.attempt AND a.ended_at IS NULL
+  ),
+  told AS MATERIALIZED (
+:tell_readers
   )
 -- These are only hints (L11). Without them, the owner's next write is refused (L5), and readers query again by
 -- themselves.
 SELECT pg_notify(:"schema".studio_channel(), 'runs') AS told_pods,
-       pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told_readers
+       (SELECT count(*) FROM told) AS told_readers
   FROM done;
