@@ -46,7 +46,7 @@ impl Interest {
         }
         let is_over = |gone: &Option<Moment>| gone.is_some_and(|gone| gone + LINGER <= now);
         let leave = self.runs.iter().filter(|(_, gone)| is_over(gone)).map(|(run, _)| *run);
-        let enter = read.iter().copied().filter(|run| !self.runs.contains_key(run) && !is_own(*run));
+        let enter = read.iter().copied().filter(|run| !self.has(*run) && !is_own(*run));
         Changes { enter: enter.take(PORTION).collect(), leave: leave.take(PORTION).collect() }
     }
 
@@ -66,9 +66,10 @@ impl Interest {
         self.runs.values().flatten().min().map(|gone| *gone + LINGER)
     }
 
-    /// The runs for which rows were written.
-    pub fn runs(&self) -> impl Iterator<Item = RunId> {
-        self.runs.keys().copied()
+    /// Whether a row of this run was written.
+    #[must_use]
+    pub fn has(&self, run: RunId) -> bool {
+        self.runs.contains_key(&run)
     }
 }
 
@@ -93,7 +94,7 @@ mod tests {
         assert_eq!(interest.changes(&one, not_own, SECOND), enters);
         interest.note_entered(&[run(1)]);
         assert_eq!(interest.changes(&one, not_own, SECOND), Changes::default());
-        assert_eq!((interest.due(), interest.runs().count()), (None, 1));
+        assert_eq!((interest.due(), interest.has(run(1))), (None, true));
         // The reader goes, comes back, and goes again.
         assert_eq!(interest.changes(&none, not_own, SECOND * 2), Changes::default());
         assert_eq!(interest.due(), Some(SECOND * 2 + LINGER));

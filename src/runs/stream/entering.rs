@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::id::{Incarnation, RunId};
+use crate::id::Incarnation;
 use crate::membership::clock;
 use crate::protocol::interest::{Changes, Interest, PORTION};
 use crate::runs::engine::Engine;
@@ -75,8 +75,7 @@ impl Entering {
             let is_own = |run| engine.registry.fence_of(run).is_some();
             let Changes { enter, leave } = self.interest.changes(&attached, is_own, clock::now());
             if enter.is_empty() && leave.is_empty() {
-                let entered: std::collections::BTreeSet<RunId> = self.interest.runs().collect();
-                self.waits_for_own = attached.iter().any(|run| !entered.contains(run));
+                self.waits_for_own = attached.iter().any(|run| !self.interest.has(*run));
                 return Ok(());
             }
             if !leave.is_empty() {

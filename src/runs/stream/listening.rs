@@ -119,11 +119,14 @@ async fn hear(engine: &Engine, session: &Listener, backoff: &mut Backoff) -> End
     let mut runs = engine.registry.changes();
     let mut entering = Entering::default();
     let (mut quiet_until, mut idle_until) = (None, None);
+    let mut rows_may_change = true;
     loop {
         let is_idle = *count.borrow_and_update() == 0;
         runs.borrow_and_update();
         idle_until = if is_idle { idle_until.or_else(|| Some(Instant::now() + LINGER)) } else { None };
-        entering.round(engine, session).await;
+        if std::mem::take(&mut rows_may_change) {
+            entering.round(engine, session).await;
+        }
         let is_quiet = quiet_until.is_some();
         let ended = session.ended();
         tokio::select! {
@@ -137,9 +140,9 @@ async fn hear(engine: &Engine, session: &Listener, backoff: &mut Backoff) -> End
                 quiet_until = Some(Instant::now() + HEAR_AGAIN);
             }
             // The senders live as long as the engine.
-            _ = count.changed() => {}
-            _ = runs.changed(), if entering.waits_for_own() => {}
-            () = tokio::time::sleep(entering.wait()) => {}
+            _ = count.changed() => rows_may_change = true,
+            _ = runs.changed(), if entering.waits_for_own() => rows_may_change = true,
+            () = tokio::time::sleep(entering.wait()) => rows_may_change = true,
             () = tokio::time::sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
                 return if entering.leave_all(engine, session).await { End::Done(Duration::ZERO) } else { unwritten() };
             }
