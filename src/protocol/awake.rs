@@ -46,6 +46,8 @@ pub const TELL_GAP: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, Default)]
 pub struct Looks {
     runs: BTreeMap<RunId, Look>,
+    /// No read is due before this moment.
+    opens: Moment,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,12 @@ impl Looks {
         self.runs.remove(&run);
     }
 
+    /// A read that began at `began` has ended. The next one is due after as long a pause at the earliest, so that a slow
+    /// server has time for others.
+    pub fn note_read(&mut self, began: Moment, ended: Moment) {
+        self.opens = ended + ended.saturating_sub(began);
+    }
+
     /// Whether another read for this run is due by itself.
     #[must_use]
     pub fn is_awake(&self, run: RunId) -> bool {
@@ -75,7 +83,7 @@ impl Looks {
     /// When the next read is due. `None`: all readers sleep.
     #[must_use]
     pub fn due(&self) -> Option<Moment> {
-        self.runs.values().map(|look| look.next).min()
+        self.runs.values().map(|look| look.next.max(self.opens)).min()
     }
 
     /// If a read is due at `now`, the runs to read for: all that are due within [`PACE`], so that one statement reads
@@ -201,6 +209,9 @@ mod tests {
         // The process stood still. This read is the last one for the run that was quiet.
         assert_eq!(looks.take(MS * 1400), [run(1), run(2)]);
         assert_eq!((looks.is_awake(run(1)), looks.is_awake(run(2))), (false, true));
+        // The read was slow.
+        looks.note_read(MS * 1400, MS * 1450);
+        assert_eq!(looks.due(), Some(MS * 1500));
         looks.forget(run(2));
         assert_eq!(looks.due(), None);
     }
@@ -277,8 +288,8 @@ mod tests {
         // What is committed and not read yet: the run, and when.
         let mut unread: Vec<(RunId, u64)> = Vec::new();
         let mut heard: Vec<(RunId, u64)> = Vec::new();
-        // The read that is under way: what it found, and when it ends.
-        let mut reading: Option<(Vec<RunId>, u64)> = None;
+        // The read that is under way: what it found, when it began, and when it ends.
+        let mut reading: Option<(Vec<RunId>, u64, u64)> = None;
         let mut wanted: BTreeSet<RunId> = BTreeSet::new();
         for t in 0..6000 {
             if let Some(under_way) = &statement {
@@ -309,10 +320,11 @@ mod tests {
                     due.into_iter().for_each(|n| next[n] = t + 1 + dice.below(pauses));
                 }
             }
-            if let Some((found, ends)) = &reading
-                && *ends == t
+            if let Some((found, began, ends)) = reading.clone()
+                && ends == t
             {
                 found.iter().for_each(|run| looks.note_news(*run, at(reader, t)));
+                looks.note_read(at(reader, began), at(reader, t));
                 reading = None;
             }
             wanted.extend(heard.iter().filter(|(_, arrives)| *arrives == t).map(|(run, _)| *run));
@@ -326,7 +338,7 @@ mod tests {
                     longest = longest.max(waited.max().unwrap_or(0));
                     unread.retain(|(run, _)| !wanted.contains(run));
                     wanted.clear();
-                    reading = Some((found, t + 1 + dice.below(READ_MOST)));
+                    reading = Some((found, t, t + 1 + dice.below(READ_MOST)));
                 }
             }
         }
@@ -340,7 +352,7 @@ mod tests {
         for seed in 0..2000 {
             let (longest, notices) = play(seed);
             // A notice that is due waits for the statement that is under way, and goes with the next.
-            let most = gap + 2 * STORE_MOST + NOTICE_MOST + READ_MOST;
+            let most = gap + 2 * STORE_MOST + NOTICE_MOST + 2 * READ_MOST;
             assert!(longest <= most, "seed {seed}: {longest} ms");
             let gaps = notices.windows(2).map(|two| two[1] - two[0]);
             assert!(gaps.min().is_none_or(|least| least >= gap), "seed {seed}: {notices:?}");

@@ -116,7 +116,10 @@ impl Part for Looking {
             return Next::Wait;
         }
         let readers = &self.engine.readers;
-        match streams::pages(&self.engine.db, &wanted, self.bytes).await {
+        let began = clock::now();
+        let found = streams::pages(&self.engine.db, &wanted, self.bytes).await;
+        readers.note_read(began, clock::now());
+        match found {
             Ok(pages) => {
                 (self.bytes, self.most) = ((self.bytes * 2).min(streams::LOOK_BYTES), self.most.saturating_mul(2));
                 self.note_news(wanted.iter().copied().zip(&pages));

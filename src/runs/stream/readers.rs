@@ -148,6 +148,11 @@ impl Readers {
         }
     }
 
+    /// A query for readers has ended.
+    pub(super) fn note_read(&self, began: Moment, ended: Moment) {
+        self.seats().looks.note_read(began, ended);
+    }
+
     /// When a read is due although nothing was heard.
     pub(super) fn look_due(&self) -> Option<Moment> {
         self.seats().looks.due()
