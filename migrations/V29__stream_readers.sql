@@ -11,9 +11,9 @@ CREATE UNLOGGED TABLE @.studio_stream_readers (
     run_id  uuid        NOT NULL,
     reader  uuid        NOT NULL,
     until   timestamptz,
-    CONSTRAINT studio_stream_readers_pkey PRIMARY KEY (run_id, reader)
+    PRIMARY KEY (run_id, reader)
 );
-CREATE INDEX studio_stream_readers_reader ON @.studio_stream_readers (reader);
+CREATE INDEX ON @.studio_stream_readers (reader);
 
 COMMENT ON TABLE  @.studio_stream_readers IS 'Who wants to be notified when a run''s stream grows. The pod that executes the run reads it before it notifies. Only a hint: a reader that is missing here reads once a second. Unlogged: empty after a crash or a failover.';
 COMMENT ON COLUMN @.studio_stream_readers.run_id IS 'The run.';

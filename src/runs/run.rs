@@ -338,7 +338,7 @@ impl Run {
         self.stream.settled().await;
         let give_back = |_| done(runs::give_back(db, self.owner));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
-        self.engine.registry.note_yielded(self.owner.run_id, crate::membership::clock::now());
+        self.engine.registry.note_yielded(self.owner.run_id, clock::now());
         self.engine.note_yielded();
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Stream;
-use super::queue::{Batch, Flusher};
+use super::queue::Batch;
 use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::Result;
