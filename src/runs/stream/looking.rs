@@ -83,7 +83,8 @@ impl Looking {
         let news = found.filter(|((run_id, position), page)| {
             page.as_ref().is_some_and(|page| has_news(page, *position)) && registry.fence_of(*run_id).is_none()
         });
-        readers.note_news(news.map(|((run_id, _), _)| run_id), clock::now());
+        let news: Vec<RunId> = news.map(|((run_id, _), _)| run_id).collect();
+        readers.note_news(news.into_iter(), clock::now());
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) type Seat = u64;
 pub(crate) struct Readers {
     /// Readers, the flusher, `super::looking` and the listening session write and read it. Never held across an await.
     seats: Mutex<Seats>,
-    /// Notified when a reader must be queried for. Wakes `super::looking`.
+    /// Notified when a reader must be queried for, or when that may be due at another time than before. Wakes
+    /// `super::looking`.
     pub(super) asked: Notify,
     /// How many readers are attached. Readers change it. A change wakes `super::listening`, which opens or closes its
     /// session, and says which runs are read here.
@@ -86,6 +87,7 @@ impl Readers {
         *seats.attached.entry(run_id).or_default() += 1;
         drop(seats);
         self.count.send_modify(|count| *count += 1);
+        self.asked.notify_one();
         seat
     }
 
@@ -146,6 +148,8 @@ impl Readers {
                 seats.looks.note_news(run_id, now);
             }
         }
+        drop(seats);
+        self.asked.notify_one();
     }
 
     /// A query for readers has ended.

@@ -264,3 +264,31 @@ async fn an_attach_that_races_an_append_has_the_chunk_soon_although_nobody_is_to
     })
     .await;
 }
+
+/// The reader has everything when it attaches, and asks for more only after its row was written: its pod is about to
+/// read for it, and did not wait for anything before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_asks_after_it_was_registered_is_read_for() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (a, b) = (stage.pod(db.config("a")).await, db.pod("b").await);
+        let run_id = a.start(act()).await.unwrap().run_id;
+        let begun = stage.act().await;
+        say(&begun.run, &["0"]).await;
+        let mut first = attach(&a, run_id).await;
+        begun.done(json!(null));
+        assert_eq!(rest(&mut first).await, [chunk(1, 0, "0"), end("succeeded")]);
+        // As an operator's release of a quarantined run.
+        let undo = "UPDATE studio_runs SET state = 'running', finished_at = NULL";
+        db.client.batch_execute(undo).await.unwrap();
+        let mut reader = b.attach_after(run_id, first.position()).await.unwrap();
+        is_read_by(&db, run_id, &[b.incarnation().as_uuid()]).await;
+        let redo = "UPDATE studio_runs SET state = 'failed', finished_at = clock_timestamp(), error = 'x'";
+        let (seen, _) = tokio::join!(next(&mut reader), async {
+            tokio::time::sleep(PAUSE).await;
+            db.client.batch_execute(redo).await.unwrap();
+        });
+        assert_eq!(seen, Some(end("failed")));
+    })
+    .await;
+}
