@@ -204,12 +204,18 @@ impl Attached {
         Ok(())
     }
 
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.engine.readers.need_no_more(self.run_id);
+        }
+    }
+
     fn take(&mut self, SharedPage { page, large }: SharedPage) {
         let end = EndMark::new(&page.state, page.fence.get());
         let has_ended = !RunState::Running.is(&page.state);
         let asked = Seen { position: self.asks_from, end: self.seen.end };
         if has_ended && knows_the_end(&asked, &page.facts, end) {
-            self.ended = true;
+            self.end();
             return;
         }
         let (mut at, taken_back) = catch_up(self.asks_from, &page.facts);
@@ -225,7 +231,7 @@ impl Attached {
             self.ready.push_back(Ready { event, position: seen(at), large });
         }
         if has_ended && at.next >= page.facts.next {
-            self.ended = true;
+            self.end();
             let event = StreamEvent::End { state: page.state.into(), error: page.error };
             let position = Seen { position: at, end: Some(end) };
             self.ready.push_back(Ready { event, position, large: None });
@@ -265,7 +271,10 @@ pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.engine.readers.leave(self.seat, self.run_id);
+        if !self.ended {
+            self.engine.readers.need_no_more(self.run_id);
+        }
+        self.engine.readers.leave(self.seat);
     }
 }
 

@@ -23,6 +23,10 @@ use crate::store::streams;
 /// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
 /// more often for nothing, in a flood or if many pods notify.
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
+/// How long after a run has left this pod its readers are registered. Most runs leave because they end, and then their
+/// readers get the end within this time, and need no row. Longer would delay what the next owner of the run says.
+const HAS_LEFT: Duration = Duration::from_millis(100);
+
 /// Keeps the session.
 pub(crate) struct Listening {
     kept: Hearing,
@@ -118,7 +122,7 @@ async fn hear(engine: &Engine, session: &Listener, backoff: &mut Backoff) -> End
     let mut count = engine.readers.count.subscribe();
     let mut runs = engine.registry.changes();
     let mut entering = Entering::default();
-    let (mut quiet_until, mut idle_until) = (None, None);
+    let (mut quiet_until, mut idle_until, mut left_until) = (None, None, None);
     let mut rows_may_change = true;
     loop {
         let is_idle = *count.borrow_and_update() == 0;
@@ -141,7 +145,12 @@ async fn hear(engine: &Engine, session: &Listener, backoff: &mut Backoff) -> End
             }
             // The senders live as long as the engine.
             _ = count.changed() => rows_may_change = true,
-            _ = runs.changed(), if entering.waits_for_own() => rows_may_change = true,
+            _ = runs.changed(), if entering.waits_for_own() && left_until.is_none() => {
+                left_until = Some(Instant::now() + HAS_LEFT);
+            }
+            () = tokio::time::sleep_until(left_until.unwrap_or_else(Instant::now)), if left_until.is_some() => {
+                (rows_may_change, left_until) = (true, None);
+            }
             () = tokio::time::sleep(entering.wait()) => rows_may_change = true,
             () = tokio::time::sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
                 return if entering.leave_all(engine, session).await { End::Done(Duration::ZERO) } else { unwritten() };

@@ -50,7 +50,7 @@ struct Seats {
     waiting: HashMap<Seat, Waiting>,
     fresh: VecDeque<Seat>,
     by_run: HashMap<RunId, HashSet<Seat>>,
-    /// How many readers of each run are attached, whether they wait or not.
+    /// How many readers of each run are attached and need more, whether they wait or not.
     attached: HashMap<RunId, usize>,
     /// The runs for which another read is due by itself.
     looks: Looks,
@@ -92,9 +92,14 @@ impl Readers {
     }
 
     /// The reader has gone. Removes everything of it.
-    pub(super) fn leave(&self, seat: Seat, run_id: RunId) {
+    pub(super) fn leave(&self, seat: Seat) {
+        self.seats().remove(seat);
+        self.count.send_modify(|count| *count -= 1);
+    }
+
+    /// One of the readers of this run has gone, or has everything.
+    pub(super) fn need_no_more(&self, run_id: RunId) {
         let mut seats = self.seats();
-        seats.remove(seat);
         if let Some(count) = seats.attached.get_mut(&run_id) {
             *count -= 1;
             if *count == 0 {
@@ -102,8 +107,6 @@ impl Readers {
                 seats.looks.forget(run_id);
             }
         }
-        drop(seats);
-        self.count.send_modify(|count| *count -= 1);
     }
 
     /// The runs that have readers here.

@@ -283,6 +283,7 @@ async fn a_reader_that_asks_after_it_was_registered_is_read_for() {
         db.client.batch_execute(undo).await.unwrap();
         let mut reader = b.attach_after(run_id, first.position()).await.unwrap();
         is_read_by(&db, run_id, &[b.incarnation().as_uuid()]).await;
+        // `first` has the end, and needs no row.
         let redo = "UPDATE studio_runs SET state = 'failed', finished_at = clock_timestamp(), error = 'x'";
         let (seen, _) = tokio::join!(next(&mut reader), async {
             tokio::time::sleep(PAUSE).await;
