@@ -253,6 +253,8 @@ async fn an_attach_that_races_an_append_has_the_chunk_soon_although_nobody_is_to
         for _ in 0..6 {
             let run_id = a.start(act()).await.unwrap().run_id;
             let begun = stage.act_of(run_id).await;
+            // If a notification was sent just before, the next one is due later, and sees the row.
+            tokio::time::sleep(PAUSE).await;
             let gate = sql::connect(&db.url).await;
             gate.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
             let run = begun.run.clone();
