@@ -13,7 +13,7 @@ impl Run {
     /// Appends a chunk to the run's stream. Readers that are attached on any pod get it. Returns the chunk's number in
     /// the stream's generation; the first is 0.
     ///
-    /// The call returns when the chunk is buffered, not when it is stored. Every 21 ms one statement stores the chunks
+    /// The call returns when the chunk is buffered, not when it is stored. Every 16 ms one statement stores the chunks
     /// of all runs of the pod, and sooner if there are many. [`Run::flush`], a checkpoint, a yield and the end of the
     /// run wait until all chunks before them are stored. If more than 512 KiB or 8,192 chunks of a run are buffered,
     /// this call waits too.

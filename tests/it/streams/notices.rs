@@ -133,7 +133,7 @@ async fn however_many_streams_are_read_a_pod_sends_at_most_a_few_notifications_a
             assert_eq!(whole(&seen), (0..count).map(|n: usize| n.to_string()).collect::<Vec<_>>());
         }
         let (count, took) = (ear.count().await, began.elapsed());
-        let most = took.as_millis() / 250 + 2;
+        let most = took.as_millis() / 300 + 3;
         assert!(count > 0 && u128::try_from(count).unwrap() <= most, "{count} notifications in {took:?}");
     })
     .await;
@@ -253,7 +253,7 @@ async fn an_attach_that_races_an_append_has_the_chunk_soon_although_nobody_is_to
         for _ in 0..6 {
             let run_id = a.start(act()).await.unwrap().run_id;
             let begun = stage.act_of(run_id).await;
-            // If a notification was sent just before, the next one is due later, and sees the row.
+            // After two notifications in a row, the next one is due later, and sees the row.
             tokio::time::sleep(PAUSE).await;
             let gate = sql::connect(&db.url).await;
             gate.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
