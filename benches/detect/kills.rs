@@ -13,6 +13,7 @@ use rustix::process::Pid;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use crate::busy::Busy;
 use crate::observer::{Observer, Row};
 use crate::process::{Ear, News, Process, Says};
 use crate::ring::Server;
@@ -30,6 +31,7 @@ pub(crate) struct Plan {
     pub(crate) kills: usize,
     pub(crate) lease: Duration,
     pub(crate) runs: usize,
+    pub(crate) busy: Busy,
 }
 
 /// All that was measured, in milliseconds from just before the SIGKILL.
@@ -58,12 +60,16 @@ pub(crate) struct Facts {
     pub(crate) fsync: String,
     pub(crate) lease: Duration,
     pub(crate) runs: usize,
+    /// How many notices other clients sent in a second.
+    pub(crate) foreign_notices: f64,
 }
 
 pub(crate) async fn measure(plan: &Plan) -> Result<Measured> {
     let load_before = load()?;
-    let postgres = tokio::task::spawn_blocking(|| Postgres::builder().start()).await??;
+    let server = plan.busy.suits(Postgres::builder());
+    let postgres = tokio::task::spawn_blocking(|| server.start()).await??;
     let mut bench = Bench::set_up(postgres.url("postgres"), plan).await?;
+    let others = plan.busy.begin(&postgres.url("postgres"));
     let mut measured = Measured {
         facts: facts(bench.server.client(), plan, load_before).await?,
         floor: Vec::new(),
@@ -92,6 +98,7 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Measured> {
     }
     eprintln!();
     measured.facts.load.1 = load()?;
+    measured.facts.foreign_notices = others.end()?;
     bench.end().await?;
     tokio::task::spawn_blocking(move || drop(postgres)).await?;
     Ok(measured)
@@ -141,7 +148,7 @@ impl Bench {
         let waiter = Process::start(&["waiter"], &url, &ear)?;
         ready(&mut ear, &waiter).await?;
         let floor = (server.floor_key().await?, 1);
-        let alone = start_alone(&url, plan, &mut ear).await?;
+        let alone = start_alone(&url, plan.lease, plan.runs, &mut ear).await?;
         let settle = config.validate()?.settle;
         tokio::time::sleep(settle + MARGIN + Duration::from_secs(1)).await;
         let (lease, runs, last_kill) = (plan.lease, plan.runs, Instant::now());
@@ -165,8 +172,7 @@ impl Bench {
         let killed = self.alone.process.kill()?;
         let gone = gone.await?.ms_since(killed);
         self.floor.1 += 1;
-        let plan = Plan { kills: 0, lease: self.lease, runs: self.runs };
-        let next = start_alone(&self.url, &plan, &mut self.ear).await?;
+        let next = start_alone(&self.url, self.lease, self.runs, &mut self.ear).await?;
         std::mem::replace(&mut self.alone, next).process.reap().await?;
         Ok(gone)
     }
@@ -234,8 +240,8 @@ async fn start_pod(url: &str, name: &str, schema: &str, lease: Duration, runs: u
 }
 
 /// The floor's pod.
-async fn start_alone(url: &str, plan: &Plan, ear: &mut Ear) -> Result<Member> {
-    start_pod(url, floor::POD, floor::POD_SCHEMA, plan.lease, plan.runs, ear).await
+async fn start_alone(url: &str, lease: Duration, runs: usize, ear: &mut Ear) -> Result<Member> {
+    start_pod(url, floor::POD, floor::POD_SCHEMA, lease, runs, ear).await
 }
 
 /// Waits until a process is ready.
@@ -264,6 +270,7 @@ async fn facts(client: &Client, plan: &Plan, load_before: String) -> Result<Fact
         server_version,
         synchronous_commit,
         fsync,
+        foreign_notices: 0.0,
         lease: plan.lease,
         runs: plan.runs,
     })

@@ -4,6 +4,7 @@
 //! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to a private server that
 //! is gone afterwards. The pods and the floor's waiter are this very program, started again.
 
+mod busy;
 mod clock;
 mod floor;
 mod idle;
@@ -38,6 +39,8 @@ struct Args {
     /// How many runs a pod has when it is killed
     #[arg(long, default_value_t = 4)]
     runs: usize,
+    #[command(flatten)]
+    busy: busy::Busy,
     /// What cargo passes to a benchmark. `cargo test --all-targets` does not, and then nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
@@ -90,7 +93,7 @@ async fn play(part: Part) -> Result<()> {
 
 async fn measure(args: Args) -> Result<()> {
     if args.kills > 0 {
-        let plan = kills::Plan { kills: args.kills, lease: args.lease, runs: args.runs };
+        let plan = kills::Plan { kills: args.kills, lease: args.lease, runs: args.runs, busy: args.busy };
         report::kills(&kills::measure(&plan).await?);
     }
     if args.idle > 0 {

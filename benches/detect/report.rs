@@ -20,7 +20,8 @@ pub(crate) fn kills(measured: &Measured) {
     let f = &measured.facts;
     println!(
         "\n{} kills of pods with {} runs each, {} for the floor; lease {}; {} cores, load {} before and {} \
-         after;\nPostgreSQL {}, synchronous_commit {}, fsync {}. Milliseconds from just before the SIGKILL.\n",
+         after;\nPostgreSQL {}, synchronous_commit {}, fsync {}; {:.0} notices a second from others. Milliseconds from \
+         just before the SIGKILL.\n",
         measured.settled.len() + measured.unsettled.len(),
         f.runs,
         measured.floor.len(),
@@ -30,7 +31,8 @@ pub(crate) fn kills(measured: &Measured) {
         f.load.1,
         f.server_version,
         f.synchronous_commit,
-        f.fsync
+        f.fsync,
+        f.foreign_notices
     );
     let mut table = table(&["", "n", "min", "median", "p90", "p99", "max", "of floor", "goal", ""]);
     let floor = Spread::of(measured.floor.clone());

@@ -8,6 +8,7 @@ mod bystander;
 mod host;
 mod hosts;
 mod phases;
+mod plot;
 mod report;
 mod server;
 
@@ -44,6 +45,9 @@ struct Args {
     /// Print the statements behind the load of each phase
     #[arg(long)]
     statements: bool,
+    /// Write the figures of all sizes into this file, as a picture (SVG)
+    #[arg(long)]
+    plot: Option<std::path::PathBuf>,
     /// What cargo passes to a benchmark. `cargo test --all-targets` does not, and then nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
@@ -87,6 +91,9 @@ fn main() -> Result<()> {
                 measured.push(fleet);
             }
             report::goals(&measured);
+            if let Some(path) = &args.plot {
+                plot::write(&measured, path)?;
+            }
             Ok(())
         }
     }

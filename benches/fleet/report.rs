@@ -143,7 +143,7 @@ pub(crate) fn goals(fleets: &[Fleet]) {
 }
 
 /// Nearest rank: the smallest value that at least this share of them does not exceed.
-fn at(values: &[f64], share: f64) -> f64 {
+pub(crate) fn at(values: &[f64], share: f64) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let rank = (share * values.len() as f64).ceil() as usize;

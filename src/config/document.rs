@@ -65,6 +65,7 @@ fn verdict_on(killed: usize, pods: usize) -> &'static str {
         incarnation: Incarnation::generate(),
         session: 1,
         draining: false,
+        stopped: false,
         liveness_free: n < killed,
         witness_free: n < killed,
         stated: None,

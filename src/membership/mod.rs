@@ -11,7 +11,7 @@ mod progress;
 mod status;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ struct Facts {
 /// The membership of one pod.
 pub(crate) struct Membership {
     pub(crate) pod_id: PodId,
+    /// The NOTIFY channel on which only this pod listens. It is random, so each process has another.
+    pub(crate) channel: String,
     pub(crate) settings: Arc<Settings>,
     /// The application's runtime. All work runs on it, except the pod's own life.
     pub(crate) runtime: tokio::runtime::Handle,
@@ -67,6 +69,8 @@ pub(crate) struct Membership {
     pub(crate) sources: Sources,
     /// Incarnations that this pod has seen alive. The sweeper writes them, the recovery pass reads them.
     companions: watch::Sender<Arc<BTreeSet<Incarnation>>>,
+    /// How many living peers this pod knows of, at most. The sweeper writes it, and the recovery pass reads it.
+    peers: AtomicUsize,
     /// When the last answered ping was sent, in nanoseconds of [`clock::now`] (L7). The keeper raises it. Every fenced
     /// write reads it.
     answered: AtomicU64,
@@ -83,6 +87,7 @@ impl Membership {
         let facts = Facts { incarnation, attached: false, draining: false, stopped: false };
         Arc::new(Self {
             pod_id,
+            channel: format!("podlock_pod_{:016x}", fastrand::u64(..)),
             settings,
             runtime,
             tracker: TaskTracker::new(),
@@ -93,6 +98,7 @@ impl Membership {
             accepted_writes: AtomicU64::new(0),
             sources: Sources::default(),
             companions: watch::Sender::default(),
+            peers: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
             facts: watch::channel(facts).0,
             given_up: Mutex::new(None),
@@ -124,6 +130,16 @@ impl Membership {
             now.pop_first();
         }
         self.companions.send_replace(Arc::new(now));
+    }
+
+    /// How many living peers this pod knows of, at most.
+    pub(crate) fn peers(&self) -> usize {
+        self.peers.load(Ordering::Acquire)
+    }
+
+    /// Records how many living peers a probe found, at most.
+    pub(crate) fn note_peers(&self, peers: usize) {
+        self.peers.store(peers, Ordering::Release);
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {

@@ -74,7 +74,7 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     let control = beside(&liveness, limit, Listener::open(&opener, Role::Control)).await.map_err(in_boot)?;
     canary::refuse_fake_lock(&control, keys.lock, &pod).await.map_err(in_boot)?;
     acquire(&control, keys.witness, &pod, timeout, Beside::Session(&liveness)).await.map_err(in_boot)?;
-    let log_read = notices::listen(&control).await.map_err(in_boot)?;
+    let log_read = notices::listen(&control, &shared.member.channel).await.map_err(in_boot)?;
     let local = Local::new(shared, opener, keys);
     local.log_read.set(log_read);
     local.control.set(Some(control.backend()));
@@ -116,6 +116,7 @@ pub(crate) async fn register(
         former,
         beat_interval: shared.member.settings.beat_interval,
         stated: shared.member.settings.stated(),
+        channel: shared.member.channel.clone(),
     };
     let mut tries = 0;
     let (sent, replaced) = loop {

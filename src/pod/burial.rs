@@ -203,8 +203,8 @@ async fn hold_in_one(
     }
 }
 
-/// Buries the dead, a portion in each transaction. A pod that cannot be buried is reported, and does not delay the
-/// others.
+/// Buries the dead, a portion in each transaction, those that were lost lately first: thousands of old rows must not
+/// delay a death that happens now. A pod that cannot be buried is reported, and does not delay the others.
 async fn bury_all(
     local: &Local,
     session: &mut Session,
@@ -212,10 +212,11 @@ async fn bury_all(
     trigger: Trigger,
     dead: &[Dead<'_>],
 ) -> Result<()> {
-    // Begins with the pods that the last pass did not reach.
+    // Of the old ones, begins with the pods that the last pass did not reach.
     let from = local.bury_from.replace(i64::MIN);
     let mut dead = dead.to_vec();
-    dead.sort_unstable_by_key(|(peer, _)| (peer.keys.lock.get() < from, peer.keys.lock));
+    let is_old = |evidence: &Evidence| u128::from(evidence.in_sight_ms) >= local.timing.window.as_millis();
+    dead.sort_unstable_by_key(|(peer, seen)| (is_old(seen), peer.keys.lock.get() < from, peer.keys.lock));
     // `pop` takes the last portion first.
     let mut left: Vec<&[Dead<'_>]> = dead.chunks(local.pace.get().size()).rev().collect();
     let mut failures = 0;
@@ -278,7 +279,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
     // The same round trip reads the resulting orphans for the next recovery pass.
-    let load = Load::new(&local.shared.engine, lock.incarnation);
+    let load = Load::new(&local.shared.engine, lock.incarnation, true);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(lock), &burials, me, then).await?;
@@ -362,23 +363,35 @@ pub(crate) async fn warm_up(local: &Local, session: &mut Session) -> Result<()> 
     }
 }
 
-/// For a pod that may not bury yet. Tells the settled pods at once of the successor that its watch session found dead.
-/// Then probes the roster into its own memory, and tells of the other dead pods that the probe showed.
+/// For a pod that has not settled. Tells the settled pods at once of the successor that its watch session found dead.
+/// Then probes the roster into its own memory, and acts on it.
 pub(crate) async fn tell(
     local: &Local,
-    session: &Session,
+    session: &mut Session,
     lock: &LivenessLock,
+    trigger: Trigger,
     successor: Option<Incarnation>,
 ) -> Result<()> {
     tell_news(local, session, successor.into_iter().collect()).await?;
     let probe = survey(local, session, lock, None).await?;
     let decision = decide(local, &probe);
-    tell_of(local, session, &decision).await
+    tell_of(local, session, lock, trigger, &probe, &decision).await
 }
 
-/// Tells the settled pods of deaths that this pod may not act on, once for each.
-pub(crate) async fn tell_of(local: &Local, session: &Session, decision: &Decision) -> Result<()> {
-    tell_news(local, session, decision.dead().map(|(incarnation, _)| incarnation).collect()).await
+/// Tells the settled pods of deaths that this pod may not act on, once for each, and buries the pods that have stopped.
+pub(crate) async fn tell_of(
+    local: &Local,
+    session: &mut Session,
+    lock: &LivenessLock,
+    trigger: Trigger,
+    probe: &RosterProbe,
+    decision: &Decision,
+) -> Result<()> {
+    let own = to_bury(local, lock, decision, &probe.peers);
+    let is_own = |dead: &Incarnation| own.iter().any(|(peer, _)| peer.probe.incarnation == *dead);
+    let others = decision.dead().map(|(incarnation, _)| incarnation).filter(|dead| !is_own(dead)).collect();
+    tell_news(local, session, others).await?;
+    bury_all(local, session, lock, trigger, &own).await
 }
 
 async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>) -> Result<()> {
@@ -431,7 +444,7 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
     decision
 }
 
-/// The dead pods that this pod has been up for long enough to bury (L2).
+/// The dead pods that this pod may bury: it has been up for long enough (L2), or the peer has stopped.
 pub(crate) fn to_bury<'a>(
     local: &Local,
     lock: &LivenessLock,
@@ -443,9 +456,12 @@ pub(crate) fn to_bury<'a>(
     dead.filter(|(peer, _)| local.is_settled_for(lock, &peer.probe)).collect()
 }
 
-/// Whether a peer may be buried without asking whether the server accepts connections.
+/// Whether a peer may be buried without asking whether the server accepts connections. A peer that has stopped opens
+/// none.
 fn is_beyond_doubt(local: &Local, (peer, evidence): &Dead<'_>, vouched: Option<Incarnation>) -> bool {
-    vouched == Some(peer.probe.incarnation) || evidence.outlasts_a_closed_door(&local.timing, peer.probe.stated)
+    peer.probe.stopped
+        || vouched == Some(peer.probe.incarnation)
+        || evidence.outlasts_a_closed_door(&local.timing, peer.probe.stated)
 }
 
 /// Asks whether the server accepts connections. The caller holds no lock and no transaction.

@@ -70,6 +70,9 @@ impl Hints {
         if words.has(Word::Recover) {
             local.shared.engine.recover_hinted.notify_one();
         }
+        if words.has(Word::Take) {
+            local.shared.engine.take_offer();
+        }
         if words.has(Word::Runs) {
             self.runs.ask(now, Duration::ZERO);
         }

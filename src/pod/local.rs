@@ -239,10 +239,11 @@ impl Local {
     /// L2: from when this pod may bury a peer. If the peer's runs may go on for longer than those of an equal peer, it
     /// is later.
     fn may_bury_from(&self, lock: &LivenessLock, peer: &PeerProbe) -> Moment {
-        may_bury_from(lock.since, self.timing.patience(), peer.stated)
+        if peer.stopped { lock.since } else { may_bury_from(lock.since, self.timing.patience(), peer.stated) }
     }
 
-    /// L2: whether this pod has held the lock without a break for as long as this peer may need.
+    /// L2: whether this pod has held the lock without a break for as long as this peer may need. A peer that has stopped
+    /// never comes back, so it needs no time.
     pub(crate) fn is_settled_for(&self, lock: &LivenessLock, peer: &PeerProbe) -> bool {
         clock::now() >= self.may_bury_from(lock, peer)
     }
@@ -293,6 +294,7 @@ impl Local {
         let is_held = |peer: &PeerProbe| !peer.liveness_free && !probe.unknown.contains(&peer.incarnation);
         self.steady.borrow_mut().note(peers.iter().map(|peer| (peer.incarnation, is_held(peer))));
         self.shared.member.note_companions(alive.map(|peer| peer.incarnation));
+        self.shared.member.note_peers(self.peers_at_most());
         let mut timing = self.timing.over(&self.looks_took.get());
         let since_last = now.saturating_sub(self.decided_at.replace(now));
         if !neighbours::are_all(self.peers()) && !self.observer.borrow().in_sight().is_empty() {

@@ -158,6 +158,7 @@ impl PodBuilder {
         })??;
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
+        shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));

@@ -72,6 +72,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
+    tell_that_it_stopped(shared).await;
     let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
@@ -156,6 +157,20 @@ async fn tell_of_failures(shared: &Shared) {
             "the event log could not be told of failed runs in time"
         );
     }
+}
+
+/// Records that the stop is complete, so that any pod may remove the row. Without it, a settled pod does.
+async fn tell_that_it_stopped(shared: &Shared) {
+    let mark = pods::mark_stopped(&shared.engine.db, shared.member.incarnation());
+    let why = match tokio::time::timeout(TELL_AT_MOST, mark).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => format!("no answer within {TELL_AT_MOST:?}"),
+    };
+    tracing::debug!(
+        target: "podlock", event = "stop_unmarked", pod = %shared.member.pod_id, error = why,
+        "it could not be recorded that the stop is complete; a settled pod removes the row"
+    );
 }
 
 async fn wait_for_runs(shared: &Shared, until: Instant) {

@@ -182,7 +182,7 @@ impl Control<'_> {
                 strangers::say_who_keeps_out(local, &session).await?;
             }
         }
-        let last = notices::listen(&session).await?;
+        let last = notices::listen(&session, &local.shared.member.channel).await?;
         // The events of the time without a session are read now. After a failover the log may be shorter than before.
         local.log_read.set(local.log_read.get().min(last));
         local.control.set(Some(session.backend()));
@@ -420,7 +420,7 @@ async fn sweep(local: &Local, session: &mut Session, lock: &LivenessLock, expect
     let decision = burial::decide(local, &probe);
     local.weigh_fleet(lock);
     if !local.is_settled(lock) {
-        return burial::tell_of(local, session, &decision).await;
+        return burial::tell_of(local, session, lock, Trigger::Sweep, &probe, &decision).await;
     }
     if burial::to_bury(local, lock, &decision, &probe.peers).is_empty() {
         return Ok(());

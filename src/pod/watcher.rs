@@ -201,7 +201,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
             }
             Some(lock) => {
                 let dead = (answer == Slice::BothFree).then_some(successor.incarnation);
-                burial::tell(local, session, &lock, dead).await
+                burial::tell(local, session, &lock, Trigger::Push, dead).await
             }
             // Detached: nothing may be concluded. The sweep probes when the pod is back.
             None => {

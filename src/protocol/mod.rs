@@ -22,6 +22,7 @@ pub mod interest;
 mod names;
 pub mod neighbours;
 pub mod notices;
+pub mod offer;
 pub mod patience;
 pub mod poison;
 pub mod portions;

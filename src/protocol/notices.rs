@@ -30,6 +30,8 @@ pub enum Word {
     Log,
     /// Orphans: a run has no owner.
     Recover,
+    /// The same, to the one pod that was chosen to take the run. A pod that cannot take it tells others.
+    Take,
     /// The pod's own runs: a run was cancelled, or was given to a pod.
     Runs,
     /// The pod's own row: a pod was asked to drain.
@@ -38,10 +40,10 @@ pub enum Word {
 
 impl Word {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Look, Self::Free, Self::Roster, Self::Log, Self::Recover, Self::Runs, Self::Asked];
+    pub const ALL: [Self; 8] =
+        [Self::Look, Self::Free, Self::Roster, Self::Log, Self::Recover, Self::Take, Self::Runs, Self::Asked];
 
-    /// The word that goes over the channel. Migration V22 and the statements that notify use the same words.
+    /// The word that goes over the channel. The migrations and the statements that notify use the same words.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -50,6 +52,7 @@ impl Word {
             Self::Roster => "roster",
             Self::Log => "log",
             Self::Recover => "recover",
+            Self::Take => "take",
             Self::Runs => "runs",
             Self::Asked => "asked",
         }

@@ -45,6 +45,8 @@ pub struct Seen {
     /// The pods that share the orphans. `None`: there are no orphans, or the sharing pods are unknown. The pod then
     /// takes what it has room for.
     pub fleet: Option<FleetLoad>,
+    /// The names of the pods in `fleet`, in the same order.
+    pub takers: Vec<String>,
 }
 
 /// The settings that a plan depends on.
@@ -91,6 +93,16 @@ pub struct Sightings {
     pub gone: BTreeMap<Incarnation, Moment>,
     /// Since when this pod is the only one that can take the orphans that were loaded. `None`: other pods can.
     pub last_pod: Option<Moment>,
+    /// Whether an orphan that this pod did not take still names an owner.
+    pub left_of_others: bool,
+}
+
+impl Sightings {
+    /// Whether the next pass must look for orphans that still name an owner, because this one left some.
+    #[must_use]
+    pub fn names_owners(&self) -> bool {
+        self.left_of_others || !self.gone.is_empty()
+    }
 }
 
 /// What a pass plans.
@@ -260,6 +272,7 @@ impl Planner<'_> {
                 continue;
             }
             self.plan.sightings.left.insert(row.run_id, since);
+            self.plan.sightings.left_of_others |= row.owner.is_some();
             if is_others && self.room.has(&row.kind) {
                 self.look_again_after(wait);
             } else {
@@ -292,7 +305,7 @@ mod tests {
 
     /// The plan for these rows, without other pods that share them.
     fn plan(own: Incarnation, memory: &Memory, rows: &[Candidate]) -> Plan {
-        super::plan(own, &RULES, memory, &Seen { rows: rows.to_vec(), fleet: None }, Moment::ZERO)
+        super::plan(own, &RULES, memory, &Seen { rows: rows.to_vec(), ..Seen::default() }, Moment::ZERO)
     }
 
     fn ids(candidates: &[Candidate]) -> Vec<RunId> {
@@ -408,7 +421,8 @@ mod tests {
         let companions = Arc::new(BTreeSet::from_iter(poison.owner));
         let at = |last, rows: &[&Candidate], pods, seconds| {
             let memory = Memory { room: 9, companions: Arc::clone(&companions), last, ..Memory::default() };
-            let seen = Seen { rows: rows.iter().copied().cloned().collect(), fleet: fleet(pods) };
+            let rows = rows.iter().copied().cloned().collect();
+            let seen = Seen { rows, fleet: fleet(pods), ..Seen::default() };
             super::plan(own, &RULES, &memory, &seen, Duration::from_secs(seconds))
         };
         let first = at(Sightings::default(), &[&poison], 1, 100);
@@ -448,7 +462,8 @@ mod tests {
         let own = Incarnation::generate();
         let rows: Vec<_> = (0..10).map(|_| row(None, 0)).collect();
         let taker = Taker { running: 0, capacity: Some(20) };
-        let seen = Seen { rows: rows.clone(), fleet: Some(FleetLoad { orphans: 10, takers: vec![taker; 2], me: 1 }) };
+        let fleet = Some(FleetLoad { orphans: 10, takers: vec![taker; 2], me: 1 });
+        let seen = Seen { rows: rows.clone(), fleet, ..Seen::default() };
         let memory = Memory { room: 20, ..Memory::default() };
         let at = |memory: &Memory, seconds| super::plan(own, &RULES, memory, &seen, Duration::from_secs(seconds));
         let first = at(&memory, 100);
@@ -471,7 +486,7 @@ mod tests {
     fn orphans_of_an_owner_that_is_gone_wait_for_claim_delay_and_others_do_not() {
         let (own, dead) = (Incarnation::generate(), Incarnation::generate());
         let rules = Rules { claim_delay: Duration::from_secs(2), ..RULES };
-        let seen = Seen { rows: vec![row(Some(dead), 3), row(None, 0)], fleet: None };
+        let seen = Seen { rows: vec![row(Some(dead), 3), row(None, 0)], ..Seen::default() };
         let at = |memory: &Memory, seconds| super::plan(own, &rules, memory, &seen, Duration::from_secs(seconds));
         let memory = Memory { room: 9, ..Memory::default() };
         let first = at(&memory, 10);

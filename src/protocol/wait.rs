@@ -160,6 +160,7 @@ mod tests {
             incarnation: Incarnation::from(uuid::Uuid::from_u128(n as u128 + 1)),
             session: 1,
             draining: false,
+            stopped: false,
             liveness_free: *liveness_free,
             witness_free: *witness_free,
             stated: None,

@@ -341,7 +341,9 @@ impl<'a> Claiming<'a> {
                     "the input and checkpoint of a claimed run could not be read; the run is given back"
                 );
                 self.engine.registry.set_aside(owner.run_id, clock::now() + self.engine.member.settings.lease);
-                if let Err(e) = runs::give_back(&self.engine.db, owner).await {
+                let given = runs::give_back(&self.engine.db, owner).await;
+                self.engine.offers.add(self.engine.untold_to_others(&run.claimed.kind));
+                if let Err(e) = given {
                     tracing::warn!(
                         target: "podlock", event = "payload_unread", pod = %self.engine.member.pod_id,
                         run = %owner.run_id, error = %e,

@@ -12,13 +12,25 @@ use tokio::time::Instant;
 
 use super::StopReason;
 use super::failed::Failures;
-use super::loaded::Loaded;
+use super::offers::{Offers, Untold};
 use super::registry::Registry;
 use super::stream::queue::Flusher;
 use super::stream::readers::Readers;
-use crate::id::{Fence, RunId};
+use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
+use crate::protocol::recover::{Memory, Seen};
+
+/// The input of a recovery pass: what this process knew before the load, and the rows that the load returned.
+pub(crate) struct Loaded {
+    pub(super) own: Incarnation,
+    pub(super) memory: Memory,
+    /// There may be more orphans than the load returned.
+    pub(super) more: bool,
+    /// The load did not ask for all orphans. There is no room for some kinds, or a suspect runs here.
+    pub(super) held_back: bool,
+    pub(super) seen: Seen,
+}
 
 pub(crate) struct Engine {
     pub(crate) member: Arc<Membership>,
@@ -33,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) readers: Readers,
     /// Runs that failed on this pod, until they are written to the event log.
     pub(crate) failures: Failures,
+    /// Runs without an owner that other pods should know of, until the herald has told them.
+    pub(crate) offers: Offers,
     /// Makes the next recovery pass begin now. A boot, a regained lock, a new control session and a burial notify it;
     /// `recover` waits for it. `Notify` keeps one wake that comes during a pass, so none is lost.
     pub(crate) recover_now: Notify,
@@ -68,6 +82,7 @@ impl Engine {
             flusher: Flusher::default(),
             readers: Readers::default(),
             failures: Failures::default(),
+            offers: Offers::default(),
             recover_now: Notify::new(),
             recover_hinted: Notify::new(),
             recover_by: watch::Sender::new(None),
@@ -85,6 +100,25 @@ impl Engine {
             let _ = self.loaded.try_send(loaded);
         }
         self.recover_now.notify_one();
+    }
+
+    /// Whom to tell first of a run of this kind that nobody owns: this pod itself if it can take the run.
+    pub(crate) fn untold(&self, kind: &str) -> Untold {
+        let can_take = self.kinds.iter().any(|known| known == kind)
+            && self.registry.has_room(kind)
+            && self.member.may_take_work().is_ok();
+        if can_take { Untold { own: true, ..Untold::default() } } else { self.untold_to_others(kind) }
+    }
+
+    /// The same for a run that this pod does not take: it has just released the run.
+    pub(crate) fn untold_to_others(&self, kind: &str) -> Untold {
+        Untold { kinds: [kind.to_owned()].into(), ..Untold::default() }
+    }
+
+    /// This pod was chosen to take runs that nobody owns: makes a recovery pass begin soon, at a limited rate (L11).
+    pub(crate) fn take_offer(&self) {
+        self.offers.choose();
+        self.recover_hinted.notify_one();
     }
 
     /// Makes a recovery pass due after `wait` at the latest. A pass that begins earlier for another reason does not

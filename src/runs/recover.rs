@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 
 use super::StopReason;
 use super::claim::{self, Pace};
-use super::engine::Engine;
+use super::engine::{Engine, Loaded};
 use super::handlers::Handlers;
-use super::loaded::Loaded;
+use super::offers::Untold;
 use super::passed_over::PassedOver;
 use super::registry::RegistrySnapshot;
 use crate::background::part::{Next, Part};
@@ -19,7 +19,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, RunId};
 use crate::membership::clock;
 use crate::nag::Nag;
+use crate::protocol::Moment;
+use crate::protocol::neighbours;
 use crate::protocol::notices::Gate;
+use crate::protocol::offer::{self, Tell};
 use crate::protocol::poison;
 use crate::protocol::recover::{self, Candidate, Memory, Rules, Seen, Sightings};
 use crate::protocol::state::RunState;
@@ -45,6 +48,10 @@ struct Passes {
     short_of_room: bool,
     pace: Pace,
     passed_over: PassedOver,
+    /// The next pass looks for orphans that still name an owner.
+    whole: bool,
+    /// When such a pass is due although nothing asked for one. `None`: now.
+    whole_due: Option<Moment>,
 }
 
 /// A load that has not been made yet.
@@ -58,8 +65,8 @@ pub(crate) struct Load {
 
 impl Load {
     /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so
-    /// the plan does not count it as missing from the rows.
-    pub(crate) fn new(engine: &Engine, own: Incarnation) -> Self {
+    /// the plan does not count it as missing from the rows. Only if `whole`, orphans that still name an owner are loaded.
+    pub(crate) fn new(engine: &Engine, own: Incarnation, whole: bool) -> Self {
         let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // This pod does not claim runs that are stopping here, or that it released just now.
         let mut passed_over = winding_down;
@@ -75,7 +82,7 @@ impl Load {
             (!engine.registry.suspects(clock::now(), engine.member.settings.lease).is_empty()).then_some(suspect_from);
         let held_back = kinds.len() < known || suspect_from.is_some();
         let limit = room.saturating_mul(AHEAD).min(LOAD) + 1;
-        let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from);
+        let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from, whole);
         Self { own, memory: Memory { running, pending, room, room_of, ..Memory::default() }, limit, held_back, wanted }
     }
 
@@ -129,8 +136,14 @@ impl Part for Recovery {
             let hinted = self.hints.due().map(|due| due.saturating_sub(clock::now()));
             tokio::select! {
                 biased;
-                () = self.engine.recover_now.notified() => return,
-                () = self.engine.recovery_is_due() => return,
+                () = self.engine.recover_now.notified() => {
+                    self.passes.whole = true;
+                    return;
+                }
+                () = self.engine.recovery_is_due() => {
+                    self.passes.whole = true;
+                    return;
+                }
                 () = self.engine.registry.freed.notified(), if self.passes.short_of_room => return,
                 () = tokio::time::sleep(hinted.unwrap_or_default()), if hinted.is_some() => return,
                 // Hints are the last branch, so a flood of them delays nothing else.
@@ -149,11 +162,15 @@ impl Part for Recovery {
             engine.member.note_hint("recover");
         }
         hints.begin(clock::now());
+        let was_chosen = engine.offers.was_chosen();
         let Ok(incarnation) = engine.member.may_take_work() else {
             hints.end(clock::now(), false);
+            if was_chosen {
+                engine.offers.add(Untold { everybody: true, ..Untold::default() });
+            }
             return Next::Wait;
         };
-        let passed = pass(engine, handlers, incarnation, passes, from_burials.try_recv().ok()).await;
+        let passed = pass(engine, handlers, incarnation, passes, from_burials.try_recv().ok(), was_chosen).await;
         hints.end(clock::now(), passed.as_ref().is_ok_and(|report| report.claimed + report.adopted > 0));
         match passed {
             Ok(report) => {
@@ -168,6 +185,9 @@ impl Part for Recovery {
             }
             // A wake makes a pass begin at once even after a failure. So this is no back-off.
             Err(e) => {
+                if was_chosen {
+                    engine.offers.choose();
+                }
                 report_failure(engine, &e, nag);
                 if e.is_transient() { Next::Within(engine.member.settings.reconnect_backoff_max) } else { Next::Wait }
             }
@@ -202,21 +222,35 @@ async fn pass(
     own: Incarnation,
     passes: &mut Passes,
     from_a_burial: Option<Loaded>,
+    was_chosen: bool,
 ) -> Result<Report> {
     // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load
     // of its own.
     let (loaded, may_be_old) = match from_a_burial {
         Some(loaded) if loaded.own == own => (loaded, true),
-        _ => (Load::new(engine, own).run(engine).await?, false),
+        _ => {
+            // The pods of a large fleet read all running runs no more often than those of a small one, all together. In
+            // between, a pass reads only what has an index. An owner that goes leaves an event, which asks for a whole
+            // pass.
+            let (now, peers) = (clock::now(), engine.member.peers());
+            if neighbours::are_all(peers) || passes.whole_due.is_none_or(|due| due <= now) {
+                passes.whole = true;
+            }
+            let loaded = Load::new(engine, own, passes.whole).run(engine).await?;
+            if passes.whole {
+                passes.whole_due = Some(now + neighbours::rarer(engine.member.settings.sweep_interval, peers));
+            }
+            (loaded, false)
+        }
     };
     let Loaded { mut memory, more, held_back, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
     memory.suspects = engine.registry.suspects(clock::now(), engine.member.settings.lease);
     memory.companions = engine.member.companions();
     let rules = rules(engine);
-    let plan = recover::plan(own, &rules, &memory, &seen, clock::now());
+    let mut plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
-    passes.last = plan.sightings;
+    passes.last = std::mem::take(&mut plan.sightings);
     // A run that is no longer ours frees its place when its task ends, and may then be claimable.
     passes.short_of_room = plan.short_of_room || held_back || !plan.check.is_empty();
     plan.cleared.iter().for_each(|run_id| engine.registry.clear(*run_id));
@@ -229,8 +263,12 @@ async fn pass(
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
         runs::give_back(&engine.db, owner).await?;
         engine.registry.note_yielded(row.run_id, clock::now());
+        engine.offers.add(engine.untold_to_others(&row.kind));
     }
     check(engine, own, &plan.check).await?;
+    if was_chosen {
+        tell_of_the_rest(engine, offer::after_a_pass(&plan, seen.fleet.as_ref(), held_back), &seen.takers);
+    }
     // The pod may have been detached, or asked to drain, since the pass began.
     if engine.member.may_take_work().ok() != Some(own) {
         return Ok(Report { claimed: 0, adopted: 0, again: None });
@@ -258,7 +296,21 @@ async fn pass(
         None
     };
     let again = again.into_iter().chain(plan.again).min();
+    passes.whole &= again.is_some() || passes.last.names_owners();
     Ok(Report { claimed: took.begun.len() - adopted, adopted, again })
+}
+
+/// Has the herald tell other pods of the orphans that a pass leaves to them.
+fn tell_of_the_rest(engine: &Engine, tell: Tell, takers: &[String]) {
+    let untold = match tell {
+        Tell::Nobody => return,
+        Tell::Pods(places) => Untold {
+            pods: places.into_iter().filter_map(|place| takers.get(place).cloned()).collect(),
+            ..Untold::default()
+        },
+        Tell::Everybody => Untold { everybody: true, ..Untold::default() },
+    };
+    engine.offers.add(untold);
 }
 
 fn rules(engine: &Engine) -> Rules {

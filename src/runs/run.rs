@@ -340,6 +340,7 @@ impl Run {
         self.write(&mut writes, "a yield", give_back, was_done).await?;
         self.engine.registry.note_yielded(self.owner.run_id, clock::now());
         self.engine.note_yielded();
+        self.engine.offers.add(self.engine.untold_to_others(self.kind()));
         Ok(())
     }
 

@@ -9,6 +9,8 @@ use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
+use crate::protocol::notices::Word;
+use crate::protocol::offer::GAP;
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
@@ -49,7 +51,14 @@ pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     let run_id = RunId::generate();
     let insert = insert_of(engine, run_id, new);
     let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await?;
-    outcome(engine, inserted, new).map(|_| run_id)
+    outcome(engine, inserted, new)?;
+    let untold = engine.untold(&new.kind);
+    if untold.own {
+        engine.take_offer()
+    } else {
+        engine.offers.add(untold)
+    }
+    Ok(run_id)
 }
 
 /// Starts a run in the caller's transaction. With `owned`, this pod begins the run once the transaction has committed.
@@ -72,8 +81,25 @@ pub(crate) async fn insert_in_txn(
         None
     };
     let run_id = RunId::generate();
-    let inserted = runs::insert_in_txn(txn, engine.db.schema(), owner, &insert_of(engine, run_id, new)).await?;
-    outcome(engine, inserted, new).map(|_| run_id)
+    let insert = insert_of(engine, run_id, new);
+    // The commit is the caller's, so the statement itself has to notify. The server sends the notice at the commit.
+    let tells = engine.offers.may_tell();
+    let inserted = if let Some(owner) = owner {
+        let told = tells.then_some(&*engine.member.channel);
+        runs::start_in_txn(txn, engine.db.schema(), owner, &insert, told).await?
+    } else {
+        let schema = engine.db.schema();
+        let fleet = schema.channel();
+        let (channel, word) =
+            if engine.untold(&new.kind).own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
+        runs::submit_in_txn(txn, schema, &insert, tells.then_some((channel, word))).await?
+    };
+    outcome(engine, inserted, new)?;
+    if !tells {
+        // Another statement notified a moment ago. By the time of this one the transaction has most likely ended.
+        if owned { engine.recover_within(GAP) } else { engine.offers.add_for_later(engine.untold(&new.kind)) }
+    }
+    Ok(run_id)
 }
 
 fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> {

@@ -182,6 +182,7 @@ fn read_probe(own: Incarnation, rows: &[tokio_postgres::Row], probed: bool) -> R
             incarnation,
             session: row.at("session")?,
             draining: row.at("draining")?,
+            stopped: row.at("stopped")?,
             liveness_free: row.at("liveness_free")?,
             witness_free: row.at("witness_free")?,
             stated: Stated::of_row(row.at("lease_ms")?, row.at("self_fence_ms")?),
@@ -313,7 +314,7 @@ pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     }
     let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
     let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
-    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None);
+    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None, true);
     let by = PodId::new("nobody")?;
     let txn = session.begin("warming up a burial").await?;
     commit_burials(txn, &proof, &[], &by, (CANDIDATES.template, &nothing.params())).await.map(drop)

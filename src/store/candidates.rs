@@ -19,7 +19,7 @@ use crate::protocol::share::{FleetLoad, Taker};
 /// Its parameters are the fields of [`Wanted`]. A burial also sends it, after its commit (`super::burials`).
 pub(crate) const CANDIDATES: Prepared = Prepared {
     template: sql!("read_candidates", "crashed"),
-    types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY, Type::INT4, Type::TEXT_ARRAY],
+    types: &[Type::UUID, Type::TEXT_ARRAY, Type::INT8, Type::UUID_ARRAY, Type::INT4, Type::TEXT_ARRAY, Type::BOOL],
 };
 
 /// The runs that a recovery pass reads: every running run of ours, and orphans.
@@ -31,17 +31,20 @@ pub(crate) struct Wanted {
     passed_over: Vec<Uuid>,
     suspect_from: i32,
     crash_reasons: Vec<&'static str>,
+    whole: bool,
 }
 
 impl Wanted {
     /// Asks for at most `limit` orphans of these kinds, without those in `passed_over`. If `suspect_from` is given, a
-    /// run with at least that many crashes is a suspect and is left out.
+    /// run with at least that many crashes is a suspect and is left out. Only if `whole`, orphans that still name an owner
+    /// are read.
     pub(crate) fn new(
         own: Incarnation,
         kinds: Vec<String>,
         limit: usize,
         passed_over: &[RunId],
         suspect_from: Option<u32>,
+        whole: bool,
     ) -> Self {
         Self {
             own: own.as_uuid(),
@@ -50,11 +53,12 @@ impl Wanted {
             passed_over: passed_over.iter().map(RunId::as_uuid).collect(),
             suspect_from: suspect_from.and_then(|n| i32::try_from(n).ok()).unwrap_or(i32::MAX),
             crash_reasons: crash_reasons(),
+            whole,
         }
     }
 
     /// The parameters of [`CANDIDATES`].
-    pub(crate) fn params(&self) -> [Param<'_>; 6] {
+    pub(crate) fn params(&self) -> [Param<'_>; 7] {
         [
             (&self.own, Type::UUID),
             (&self.kinds, Type::TEXT_ARRAY),
@@ -62,13 +66,14 @@ impl Wanted {
             (&self.passed_over, Type::UUID_ARRAY),
             (&self.suspect_from, Type::INT4),
             (&self.crash_reasons, Type::TEXT_ARRAY),
+            (&self.whole, Type::BOOL),
         ]
     }
 }
 
 /// Reads what a recovery pass plans with.
 pub(crate) async fn candidates(db: &Database, wanted: &Wanted) -> Result<Seen> {
-    let params: [&(dyn ToSql + Sync); 6] = wanted.params().map(|(value, _)| value);
+    let params: [&(dyn ToSql + Sync); 7] = wanted.params().map(|(value, _)| value);
     read(&db.query("looking for orphans", CANDIDATES.template, &params).await?)
 }
 
@@ -77,7 +82,10 @@ pub(crate) fn read(rows: &[Row]) -> Result<Seen> {
     for row in rows {
         match row.at::<Option<Uuid>>("run_id")? {
             Some(run_id) => seen.rows.push(read_run(run_id.into(), row)?),
-            None => seen.fleet = read_fleet(row)?,
+            None => {
+                seen.fleet = read_fleet(row)?;
+                seen.takers = row.at("pods")?;
+            }
         }
     }
     Ok(seen)

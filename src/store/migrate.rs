@@ -65,7 +65,8 @@ files!(
     "V26__keys_of_slashed_schemas",
     "V27__foreign_locks",
     "V28__comments",
-    "V29__stream_readers",
+    "V29__pod_channels",
+    "V30__stream_readers",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";

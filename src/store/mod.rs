@@ -23,6 +23,7 @@ pub(crate) mod listener;
 pub(crate) mod locks;
 pub(crate) mod migrate;
 pub(crate) mod notices;
+pub(crate) mod orphans;
 mod owner_writes;
 pub(crate) mod payloads;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::error::Result;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::pg::reply::Reply;
+use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
 use crate::pg::txn::Param;
@@ -17,10 +18,11 @@ pub(crate) const EVENTS_MOST: usize = 256;
 /// The position of the last event.
 pub(super) const LOG_POSITION: &str = sql!("read_log_position");
 
-/// LISTENs on the schema's channel, and returns the position of the last event. Every later event is announced.
-pub(crate) async fn listen(session: &Session) -> Result<i64> {
-    let channel = crate::pg::schema::quote_identifier(&session.schema().channel());
-    session.execute_batch("listening", &format!("LISTEN {channel}")).await?;
+/// LISTENs on the schema's channel and on the pod's own, and returns the position of the last event. Every later event
+/// on which pods act is announced.
+pub(crate) async fn listen(session: &Session, own: &str) -> Result<i64> {
+    let [fleet, own] = [&session.schema().channel(), own].map(quote_identifier);
+    session.execute_batch("listening", &format!("LISTEN {fleet}; LISTEN {own}")).await?;
     session.query_one("reading the position of the event log", LOG_POSITION, &[]).await?.at("idx")
 }
 

@@ -60,8 +60,7 @@ pub(crate) async fn finish(
     Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
 }
 
-/// Releases a run: nobody owns it then, no crash is counted, and every pod is notified. Returns false if the owner is
-/// fenced.
+/// Releases a run: nobody owns it then, and no crash is counted. Returns false if the owner is fenced.
 pub(crate) async fn give_back(db: &Database, owner: Owner) -> Result<bool> {
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("yielding a run", GIVE_BACK, &params).await?.is_some())

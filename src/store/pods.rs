@@ -41,6 +41,8 @@ pub(crate) struct Registration {
     pub(crate) beat_interval: Duration,
     /// The settings that other pods must know, so that they wait for as long as this pod may run on.
     pub(crate) stated: Stated,
+    /// The NOTIFY channel on which only this pod listens.
+    pub(crate) channel: String,
 }
 
 /// Milliseconds from a row. `None` if the column is NULL or has a value that no pod writes.
@@ -84,7 +86,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 16] = [
+    let params: [Param<'_>; 17] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -101,6 +103,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&millis(new.beat_interval), Type::INT4),
         (&millis(new.stated.lease), Type::INT4),
         (&millis(new.stated.self_fence), Type::INT4),
+        (&new.channel, Type::TEXT),
     ];
     let registered = txn.query("registering", REGISTER, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if registered.is_empty() {
@@ -242,6 +245,12 @@ const MARK_DRAINING: &str = sql!("mark_draining");
 /// Marks the pod's row `draining` (L4), once. Returns false if the row is gone or was marked before.
 pub(crate) async fn mark_draining(db: &Database, incarnation: Incarnation) -> Result<bool> {
     Ok(!db.query("marking the pod as draining", MARK_DRAINING, &[&incarnation.as_uuid()]).await?.is_empty())
+}
+
+/// Records that the clean stop is complete. Returns false if the row is gone or is not marked as draining.
+pub(crate) async fn mark_stopped(db: &Database, incarnation: Incarnation) -> Result<bool> {
+    const SQL: &str = sql!("mark_stopped");
+    Ok(!db.query("recording a complete stop", SQL, &[&incarnation.as_uuid()]).await?.is_empty())
 }
 
 /// The same as [`mark_draining`], on a session. For a pod that registers again while it drains.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 pub(crate) use super::claim::{Claimer, claim, warm_up_claim};
 pub(crate) use super::owner_writes::{checkpoint, finish, give_back, touch};
 pub(crate) use super::rows::{Claimed, Claims, Ending, Holder, Insert, Inserted, Owner, RunStatus, Unreadable};
-pub(crate) use super::start::{insert_in_txn, restart, start, submit};
+pub(crate) use super::start::{restart, start, start_in_txn, submit, submit_in_txn};
 use super::streams::Tell;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};
@@ -51,7 +51,7 @@ pub(super) async fn status_for(step: &str, db: &Database, run_id: RunId) -> Resu
     row.map(read).transpose()
 }
 
-/// Cancels a run, whoever owns it. Notifies the pods, so that the owner finds out, and the readers of its stream.
+/// Cancels a run, whoever owns it. Notifies the owner and the readers of its stream.
 pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
     let (id, tell) = (run_id.as_uuid(), Tell::new(None, NOBODY, [run_id].into_iter()));
     let mut params: Vec<&(dyn ToSql + Sync)> = vec![&id];

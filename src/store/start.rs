@@ -14,11 +14,12 @@ use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
 use crate::pg::statement::sql;
+use crate::protocol::notices::Word;
 use crate::protocol::state::RunState;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
-/// The statements of [`insert_in_txn`] run on the user's own connection, under the user's `search_path`. They name the
+/// The statements of [`start_in_txn`] and [`submit_in_txn`] run on the user's own connection, under the user's `search_path`. They name the
 /// schema of every operator, function and type, and give every literal a type. A test checks that (`super::pins`).
 const START_IN_TXN: &str = sql!("start_run_in_txn");
 const SUBMIT: &str = sql!("submit_run");
@@ -53,10 +54,12 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
     Err(contended(new))
 }
 
-/// Starts a run that nobody owns, and notifies every pod.
+/// Starts a run that nobody owns.
 pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
     let step = "submitting a run";
-    let params: [&(dyn ToSql + Sync); 4] = [&new.run_id.as_uuid(), &new.kind, &new.key, &new.input];
+    let nobody: Option<&str> = None;
+    let run_id = new.run_id.as_uuid();
+    let params: [&(dyn ToSql + Sync); 6] = [&run_id, &new.kind, &new.key, &new.input, &nobody, &nobody];
     for _ in 0..KEY_TRIES {
         if db.query_opt(step, SUBMIT, &params).await?.is_some() {
             return Ok(Inserted::Yes(Fence::from(0)));
@@ -75,40 +78,54 @@ pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<b
     Ok(db.query_opt("starting a run again", RESTART, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
 }
 
-/// The same as [`start`] or [`submit`], in the caller's transaction on the caller's connection. `owner` begins the
-/// run's first attempt once the transaction has committed.
-pub(crate) async fn insert_in_txn(
+/// The same as [`start`], in the caller's transaction on the caller's connection. `owner` begins the run's first attempt
+/// once the transaction has committed. The commit notifies the channel `told`.
+pub(crate) async fn start_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
-    owner: Option<Incarnation>,
+    owner: Incarnation,
     new: &Insert<'_>,
+    told: Option<&str>,
 ) -> Result<Inserted> {
-    let step = "starting a run in the caller's transaction";
-    let run_id = new.run_id.as_uuid();
-    let fail = |e| errors::translate(step, e);
-    let (inserted, has_owner): (Option<i64>, bool) = match owner {
-        Some(owner) => {
-            let (owner, floor) = (owner.as_uuid(), new.floor.get());
-            let params: [&(dyn ToSql + Sync); 6] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor];
-            let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail)?;
-            if row.at::<bool>("has_owner")? && !row.at::<bool>("in_reach")? {
-                return Err(fences::not_risen(new.floor));
-            }
-            (row.at("fence")?, row.at("has_owner")?)
-        }
-        None => {
-            let params: [&(dyn ToSql + Sync); 4] = [&run_id, &new.kind, &new.key, &new.input];
-            let row = txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail)?;
-            (row.map(|_| 0), true)
-        }
-    };
-    if let Some(fence) = inserted {
+    let (owner, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
+    let params: [&(dyn ToSql + Sync); 7] = [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told];
+    let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
+    if let Some(fence) = row.at::<Option<i64>>("fence")? {
         return Ok(Inserted::Yes(fence.into()));
     }
-    if !has_owner {
+    if !row.at::<bool>("has_owner")? {
         return Ok(Inserted::NoOwner);
     }
-    let busy = txn.query_opt(&*schema.sql(FIND_KEY_HOLDER), &[&new.kind, &new.key]).await.map_err(fail)?;
+    if !row.at::<bool>("in_reach")? {
+        return Err(fences::not_risen(new.floor));
+    }
+    busy_in_txn(txn, schema, new).await
+}
+
+/// The same as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told` to
+/// its channel.
+pub(crate) async fn submit_in_txn(
+    txn: &tokio_postgres::Transaction<'_>,
+    schema: &Schema,
+    new: &Insert<'_>,
+    told: Option<(&String, Word)>,
+) -> Result<Inserted> {
+    let (channel, word) = (told.map(|(channel, _)| channel), told.map(|(_, word)| word.as_str()));
+    let run_id = new.run_id.as_uuid();
+    let params: [&(dyn ToSql + Sync); 6] = [&run_id, &new.kind, &new.key, &new.input, &channel, &word];
+    match txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail_in_txn)? {
+        Some(_) => Ok(Inserted::Yes(Fence::from(0))),
+        None => busy_in_txn(txn, schema, new).await,
+    }
+}
+
+fn fail_in_txn(error: tokio_postgres::Error) -> Error {
+    errors::translate("starting a run in the caller's transaction", error)
+}
+
+/// Finds the run that has the key of this one.
+async fn busy_in_txn(txn: &tokio_postgres::Transaction<'_>, schema: &Schema, new: &Insert<'_>) -> Result<Inserted> {
+    let busy = txn.query_opt(&*schema.sql(FIND_KEY_HOLDER), &[&new.kind, &new.key]).await.map_err(fail_in_txn)?;
     let busy = busy.as_ref().map(key_busy).transpose()?;
     busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))

@@ -27,6 +27,7 @@ mod large_fleets;
 mod laws;
 mod log_order;
 mod notices;
+mod offers;
 mod open_transactions;
 mod pinned;
 mod probes;

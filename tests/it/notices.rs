@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use podlock::operator::EventFilter;
 use podlock::protocol::notices::{GAP_MOST, StreamNotice, Word};
+use podlock::protocol::offer::GAP;
 use podlock::{Config, Incarnation, NewRun, Operator, Pod, PodEvent, RunId, StopReason};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -129,7 +130,7 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
     timed(async {
         let (stranger, stage) = (Stranger::new().await, Stage::new());
         let client = &stranger.db.client;
-        let (_ears, mut heard) = stranger.listens().await;
+        let (ears, mut heard) = stranger.listens().await;
         let operator = stranger.operator().await;
         let mut all = Vec::new();
 
@@ -138,6 +139,10 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         let first = stage.pod(first).await;
         let second = stage.pod(second).await;
         let third = stage.pod(third).await;
+        // Nobody tells it the pods' own channels. It hears them here as well.
+        for row in client.query("SELECT channel FROM studio_pods", &[]).await.unwrap() {
+            ears.batch_execute(&format!("LISTEN {}", row.get::<_, String>(0))).await.unwrap();
+        }
         first.start(act().key("key-of-first")).await.unwrap();
         let begun = stage.act().await;
         eventually(SOON, "somebody watches the third", || async {
@@ -154,7 +159,6 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
 
         // Runs are submitted, started in a transaction, streamed, read on another pod, cancelled, restarted, released.
         first.submit(NewRun::new("echo")).await.unwrap();
-        hears(&mut heard, &mut all, Word::Recover).await;
         let mut reader = second.attach(begun.run.id()).await.unwrap();
         for n in 0..3 {
             begun.run.append(format!("chunk {n}")).await.unwrap();
@@ -163,6 +167,8 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         }
         let mut other = sql::connect(&stranger.db.url).await;
         other.batch_execute("SET search_path = app").await.unwrap();
+        // The run that was submitted may have been told to the other pod a moment ago.
+        tokio::time::sleep(GAP).await;
         let txn = other.transaction().await.unwrap();
         first.start_in_txn(&txn, act()).await.unwrap();
         txn.commit().await.unwrap();
@@ -171,6 +177,7 @@ async fn l11_who_may_only_connect_hears_that_something_happened_and_no_name() {
         operator.cancel(begun.run.id()).await.unwrap();
         begun.run.stopped().await;
         operator.restart(begun.run.id()).await.unwrap();
+        hears(&mut heard, &mut all, Word::Recover).await;
         stage.act().await.done(json!(null));
         let id = in_txn.run.id();
         in_txn.give_back();

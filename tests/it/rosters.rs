@@ -82,6 +82,17 @@ async fn l12_2200_dead_rows_on_a_larger_lock_table_stop_no_burial_and_vanish() {
     .await;
 }
 
+/// The smallest lock table that a server has, and many times more dead rows than it has room for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: cargo test --all-features --test it -- --ignored l12_20000"]
+async fn l12_20000_dead_rows_on_the_smallest_lock_table_stop_no_burial_and_vanish() {
+    within(Duration::from_secs(1200), async {
+        let server = OwnServer::start(&[("max_locks_per_transaction", "10"), ("max_connections", "30")]).await;
+        one_dies_among(&server, ["huge-a", "huge-b"], 20_000, Duration::from_secs(900), false).await;
+    })
+    .await;
+}
+
 /// L10, L12: somebody else fills the lock table but for a little. Looks and burials take portions that fit into what is
 /// left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

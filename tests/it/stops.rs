@@ -64,3 +64,28 @@ async fn after_a_clean_stop_no_part_of_the_pod_is_left() {
     })
     .await;
 }
+
+/// L2, L4: nobody has to have settled to remove the row of a pod whose stop is complete. That of a pod that died stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_the_row_of_a_complete_stop_is_removed_by_a_pod_that_has_just_started_and_that_of_a_dead_pod_is_not() {
+    timed(async {
+        let db = Db::new().await;
+        let [stops, dies] = ["stops-clean", "stops-dead"].map(|name| db.config(name));
+        let (stops, dies) = (start(stops).await, start(dies).await);
+        let [stopped, dead] = [stops.incarnation(), dies.incarnation()];
+        // They may not bury either.
+        stops.shutdown(SOON).await.unwrap();
+        let mark = "SELECT stopped FROM studio_pods WHERE pod_id = $1";
+        drop(dies);
+        // It never settles in this test.
+        let new = start(db.config("stops-new").with(|c| c.settle = Some(Duration::from_secs(600)))).await;
+        db.client.roster_is(&["stops-dead", "stops-new"], SOON).await;
+        assert_eq!(db.client.session_end(stopped).await.expect("it is buried").0, "shutdown");
+        // By now it has looked at the dead one as well, which has no mark.
+        tokio::time::sleep(lease()).await;
+        assert!(!db.client.scalar::<bool>(mark, &[&"stops-dead"]).await);
+        assert_eq!(db.client.session_end(dead).await, None, "it may live, for all that the new one knows");
+        drop(new);
+    })
+    .await;
+}

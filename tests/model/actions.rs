@@ -305,9 +305,13 @@ impl Podlock {
         if self.mistake != Some(Mistake::StopUnmarked) {
             self.mark_draining(s, p);
         }
+        if self.mistake == Some(Mistake::StopCompleteTooEarly) {
+            self.mark_stopped(s, p);
+        }
     }
 
-    /// It ends: the sessions last, and its row stays for a survivor to bury (L4).
+    /// It ends. First the row is marked once more, if the database answers; the sessions end last, and the row stays for a
+    /// survivor to bury (L4).
     fn exit(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         if !proc.draining || proc.tasks.iter().any(Option::is_some) {
@@ -316,6 +320,8 @@ impl Podlock {
         if self.mistake == Some(Mistake::StopDeletesRow) {
             let (name, inc) = (proc.name, proc.inc);
             s.db.roster[name].take_if(|row| Some(row.inc) == inc);
+        } else if self.mark_stopped(s, p) {
+            return;
         }
         release(s, p);
         s.procs[p].end(Phase::Stopped);

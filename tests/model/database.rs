@@ -105,7 +105,7 @@ impl Podlock {
             check_reason(s, former, reason);
             detail = json!({ "replaced": incarnation(former.inc).to_string(), "reason": reason.as_str() });
         }
-        s.db.roster[name] = Some(Row { inc, session: 1, draining: false, backend: p });
+        s.db.roster[name] = Some(Row { inc, session: 1, draining: false, stopped: false, backend: p });
         let proc = &mut s.procs[p];
         proc.inc = Some(inc);
         if holds || self.mistake == Some(Mistake::RowThroughPool) {
@@ -115,7 +115,7 @@ impl Podlock {
         proc.settled = None;
         let mut events: Vec<Event> = vec![("joined", name, inc, detail)];
         if proc.draining {
-            s.db.roster[name] = Some(Row { inc, session: 1, draining: true, backend: p });
+            s.db.roster[name] = Some(Row { inc, session: 1, draining: true, stopped: false, backend: p });
             events.push(("draining", name, inc, json!({})));
         }
         check_log(s, &before, &events);
@@ -155,6 +155,15 @@ impl Podlock {
         }
     }
 
+    /// Records that the clean stop is complete. Returns false if there is nothing to record.
+    pub(crate) fn mark_stopped(&self, s: &mut State, p: ProcId) -> bool {
+        let (name, inc) = (s.procs[p].name, s.procs[p].inc);
+        let marked = s.db.roster[name].as_mut().filter(|row| Some(row.inc) == inc && row.draining && !row.stopped);
+        let Some(row) = marked else { return false };
+        row.stopped = true;
+        true
+    }
+
     /// One transaction: take the locks of the whole roster, decide, prove, delete, record (L2, L3).
     pub(crate) fn probe(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
@@ -185,6 +194,7 @@ impl Podlock {
             incarnation: incarnation(row.inc),
             session: i64::from(row.session),
             draining: row.draining,
+            stopped: row.stopped,
             liveness_free,
             witness_free: liveness_free && s.witness[name].is_none(),
             stated: (self.mistake != Some(Mistake::OwnGrace)).then(|| self.stated(name)),
@@ -201,24 +211,25 @@ impl Podlock {
         };
         let decision = proc.observer.decide(&timing, now, peers);
         let mut observer = decision.observer.clone();
-        if let Some(held_for) = proc.settled {
-            let is_settled_for = |dead: &Incarnation| {
-                let peer = peers.iter().find(|peer| peer.incarnation == *dead);
-                let stated = peer.and_then(|peer| peer.stated).filter(|_| self.mistake != Some(Mistake::OwnSettle));
-                Duration::from_millis(u64::from(held_for)) >= may_bury_from(Duration::ZERO, timing.patience(), stated)
-            };
-            for (dead, evidence) in decision.dead().filter(|(dead, _)| is_settled_for(dead)) {
-                let knocks = self.mistake != Some(Mistake::BuriesBehindAClosedDoor);
-                if s.closing && knocks && !evidence.outlasts_a_closed_door(&timing, self.stated_of(peers, dead)) {
-                    observer.note_closed_door(&timing, dead);
-                    continue;
-                }
-                if self.mistake == Some(Mistake::DeleteByName) {
-                    s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
-                } else if self.is_proven(s, p) {
-                    self.bury(s, p, number(dead));
-                    observer.note_burial(&timing, now, dead);
-                }
+        let settled = proc.settled;
+        let has_stopped = |dead: &Incarnation| peers.iter().any(|peer| peer.incarnation == *dead && peer.stopped);
+        let is_settled_for = |dead: &Incarnation| {
+            let peer = peers.iter().find(|peer| peer.incarnation == *dead);
+            let stated = peer.and_then(|peer| peer.stated).filter(|_| self.mistake != Some(Mistake::OwnSettle));
+            let needed = may_bury_from(Duration::ZERO, timing.patience(), stated);
+            settled.is_some_and(|held_for| Duration::from_millis(u64::from(held_for)) >= needed)
+        };
+        for (dead, evidence) in decision.dead().filter(|(dead, _)| has_stopped(dead) || is_settled_for(dead)) {
+            let knocks = self.mistake != Some(Mistake::BuriesBehindAClosedDoor) && !has_stopped(&dead);
+            if s.closing && knocks && !evidence.outlasts_a_closed_door(&timing, self.stated_of(peers, dead)) {
+                observer.note_closed_door(&timing, dead);
+                continue;
+            }
+            if self.mistake == Some(Mistake::DeleteByName) {
+                s.procs[p].doomed = s.db.roster.iter().position(|r| r.is_some_and(|r| incarnation(r.inc) == dead));
+            } else if self.is_proven(s, p) {
+                self.bury(s, p, number(dead));
+                observer.note_burial(&timing, now, dead);
             }
         }
         let due = decision.next_probe().map(millis);
@@ -288,6 +299,11 @@ impl Podlock {
 
     fn judge_burial(&self, s: &mut State, row: Row) {
         let Some(q) = s.process_of(row.inc).filter(|q| s.procs[*q].lives()) else { return };
+        // A process whose stop is complete executes nothing and takes no more work: nobody has to wait for it.
+        let is_over = s.procs[q].draining && s.procs[q].tasks.iter().all(Option::is_none);
+        if row.stopped && is_over {
+            return;
+        }
         let (lost, has_given_up) = (s.procs[q].lost, s.procs[q].has_given_up());
         if lost.is_none() {
             Rule::OnlyTheLostAreBuried.broken(s);

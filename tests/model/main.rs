@@ -157,6 +157,7 @@ mod caught {
         burial_without_an_event: BurialUnlogged,
         clean_stop_deletes_its_row_and_recovery_waits_for_burials: StopDeletesRow,
         clean_stop_without_a_mark: StopUnmarked,
+        clean_stop_recorded_as_complete_when_it_begins: StopCompleteTooEarly,
         restart_overwrites_the_row_and_nobody_adopts: NobodyAdopts,
         key_collision: SharedKey,
         owner_stored_by_name: OwnerByName,

@@ -23,6 +23,7 @@ pub(crate) enum Mistake {
     BurialUnlogged,
     StopDeletesRow,
     StopUnmarked,
+    StopCompleteTooEarly,
     NobodyAdopts,
     SharedKey,
     OwnerByName,
@@ -64,6 +65,7 @@ impl Mistake {
             Self::BurialUnlogged => "a burial appends no event",
             Self::StopDeletesRow => "a clean stop deletes its own row, and recovery waits for burials",
             Self::StopUnmarked => "a clean stop does not mark its row",
+            Self::StopCompleteTooEarly => "a clean stop is recorded as complete when it begins",
             Self::NobodyAdopts => "a restart overwrites the row of its name, and recovery waits for burials",
             Self::SharedKey => "two names with the same lock key may both register",
             Self::OwnerByName => "the owner of a run is found by name",
@@ -126,6 +128,9 @@ impl Mistake {
             Self::BurialInMemory => (Rule::EveryRunEnds, of(3, 3, &[Some(2)], Faults { kills: 2, ..none })),
             Self::BurialUnlogged => (Rule::LogFoldsToRoster, of(2, 2, &[Some(1)], Faults { kills: 1, ..none })),
             Self::StopDeletesRow => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { stops: 1, ..none })),
+            Self::StopCompleteTooEarly => {
+                (Rule::RestartBuriesNobody, of(2, 2, &[Some(1)], Faults { stops: 1, restarts: 1, ..none }))
+            }
             Self::StopUnmarked => (Rule::CleanStopIsNoCrash, of(2, 2, &[Some(1)], Faults { stops: 1, ..none })),
             Self::NobodyAdopts => (Rule::EveryRunEnds, of(2, 2, &[Some(1)], Faults { kills: 1, spawns: 1, ..none })),
             Self::SharedKey => {

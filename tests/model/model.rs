@@ -64,7 +64,7 @@ impl Model for Podlock {
             settled: self.settles(p).max(),
             ..Proc::booting(p)
         };
-        let row = |p: ProcId| Row { inc: inc_of(p), session: 1, draining: false, backend: p };
+        let row = |p: ProcId| Row { inc: inc_of(p), session: 1, draining: false, stopped: false, backend: p };
         let mut s = State {
             db: Db {
                 roster: (0..config.names).map(|n| (n < config.pods).then(|| row(n))).collect(),

@@ -72,7 +72,7 @@ impl Podlock {
         let rows: Vec<Candidate> =
             s.db.runs.iter().enumerate().filter(|(_, run)| self.is_candidate(s, p, run)).map(candidate).collect();
         // Nobody is known to share them: a share only delays, and what is taken here at once covers every delay.
-        let seen = Seen { rows, fleet: None };
+        let seen = Seen { rows, ..Seen::default() };
         let mut plan = recover::plan(incarnation(own), &Rules::default(), &memory, &seen, Moment::ZERO);
         assert!(plan.release.is_empty(), "there is always room");
         if self.mistake == Some(Mistake::OwnRowsForgotten) {

@@ -23,6 +23,8 @@ pub(crate) struct Row {
     /// How many liveness sessions the incarnation has had.
     pub(crate) session: u8,
     pub(crate) draining: bool,
+    /// Its clean stop is complete.
+    pub(crate) stopped: bool,
     /// Whose session it names: `liveness_pid` and `liveness_started`.
     pub(crate) backend: ProcId,
 }

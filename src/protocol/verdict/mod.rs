@@ -16,6 +16,8 @@
 //!   the lost peers wait.
 //! * **Losses.** A peer counts as a recent loss from the probe that first saw its lock free, even after its burial. The
 //!   late burial of an old loss is no new loss, so it does not delay the burial of a pod that dies meanwhile.
+//! * **Clean stops.** A pod whose stop is complete never comes back, so it is dead as soon as its locks are free,
+//!   whatever else was lost. Any pod may bury it, settled or not: settling gives the others time to come back.
 //! * **Not promised.** If something cuts both connections of one pod and spares the others, that pod is buried while
 //!   its process lives. L7 and the fences protect its runs.
 
@@ -77,6 +79,8 @@ pub struct PeerProbe {
     pub session: i64,
     /// Whether it has begun its clean stop.
     pub draining: bool,
+    /// Whether its clean stop is complete. It executes no run any more and never comes back.
+    pub stopped: bool,
     /// Whether the probe got its liveness lock.
     pub liveness_free: bool,
     /// Whether the probe got its witness lock.
@@ -381,7 +385,9 @@ fn hold_of(
 ) -> Option<(WaitFor, Moment)> {
     let after = |wait: Duration| sighting.first_seen.saturating_add(wait);
     let patience = patience_for(timing.patience(), peer.stated);
-    if !peer.liveness_free {
+    if peer.stopped && peer.liveness_free && peer.witness_free {
+        None
+    } else if !peer.liveness_free {
         Some((WaitFor::Unconfirmed, after(patience.settle)))
     } else if sighting.many {
         Some((WaitFor::ManyLost, after(patience.settle)))

@@ -17,6 +17,7 @@ fn fleet(n: usize) -> Vec<PeerProbe> {
         incarnation: Incarnation::generate(),
         session: 1,
         draining: false,
+        stopped: false,
         liveness_free: false,
         witness_free: false,
         stated: None,

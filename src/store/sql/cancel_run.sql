@@ -1,4 +1,4 @@
--- Cancels a run, whoever owns it. Notifies the pods, so that the owner reads the row, and the readers of the stream.
+-- Cancels a run, whoever owns it. Notifies the owner, so that it reads the row, and the readers of the stream.
 --
 -- Arguments:
 --   run_id       uuid
@@ -17,7 +17,7 @@ WITH
            finished_at = clock_timestamp()
      WHERE run_id = :'run_id'::uuid
        AND state = 'running'
-    RETURNING run_id, attempt
+    RETURNING run_id, attempt, owner_incarnation
   ),
   closed AS (
     UPDATE :"schema".studio_run_attempts a
@@ -31,6 +31,10 @@ WITH
   )
 -- These are only hints (L11). Without them, the owner's next write is refused (L5), and readers query again by
 -- themselves.
-SELECT pg_notify(:"schema".studio_channel(), 'runs') AS told_pods,
+SELECT CASE WHEN p.incarnation IS NOT NULL
+            -- A pod of an older version has no channel of its own.
+            THEN pg_notify(COALESCE(p.channel, :"schema".studio_channel()), 'runs')
+       END AS told_owner,
        (SELECT count(*) FROM told) AS told_readers
-  FROM done;
+  FROM done
+  LEFT JOIN :"schema".studio_pods p ON p.incarnation = done.owner_incarnation;

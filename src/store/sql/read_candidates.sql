@@ -8,23 +8,34 @@
 --   passed_over   uuid[]  orphans that are left out
 --   suspect_from  int4    at this number of crashes in a row a run is a suspect, and is left out
 --   crashes       text[]  the reasons that count as a crash of the owner
+--   whole         bool    whether orphans that still name an owner are looked for. They are found only by reading all
+--                         running runs; those without an owner have an index
 --
 -- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each
 -- orphan. The row for the fleet has the number of orphans. For each pod with a handler for one of them, it has how many
 -- runs the pod owns and how many it may own. `me` is the place of `own` among those pods, from 1 on; NULL if it is not
--- one of them. Without orphans, or without such pods, there is no such row.
+-- one of them. `pods` has their names. Without orphans, or without such pods, there is no such row.
 \set crashed `cat part/crashed.sql`
 WITH
   -- L6: an orphan is a running run whose owner is NULL or not in the roster. A run of this pod is not an orphan, even
   -- if the pod's row is gone.
-  orphans AS MATERIALIZED (
+  ownerless AS MATERIALIZED (
     SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at
       FROM :"schema".studio_runs r
      WHERE r.state = 'running'
-       AND r.kind = ANY (:'kinds'::text[])
-       AND (r.owner_incarnation IS NULL
-            OR r.owner_incarnation NOT IN (SELECT p.incarnation FROM :"schema".studio_pods p))
-       AND r.owner_incarnation IS DISTINCT FROM :'own'::uuid
+       AND r.owner_incarnation IS NULL
+    UNION ALL
+    SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at
+      FROM :"schema".studio_runs r
+     WHERE r.state = 'running'
+       AND r.owner_incarnation NOT IN (SELECT p.incarnation FROM :"schema".studio_pods p)
+       AND r.owner_incarnation <> :'own'::uuid
+       AND :'whole'::bool
+  ),
+  orphans AS MATERIALIZED (
+    SELECT r.*
+      FROM ownerless r
+     WHERE r.kind = ANY (:'kinds'::text[])
        -- L12: a run that could not be handled before does not take the place of another.
        AND r.run_id <> ALL (:'passed_over'::uuid[])
        -- No suspects (`protocol::poison`). A run with so many crashes that it is poison is not left out: its claim
@@ -44,6 +55,7 @@ WITH
   -- The fleet is counted only if there are orphans.
   takers AS MATERIALIZED (
     SELECT p.incarnation,
+           p.pod_id,
            p.capacity,
            (SELECT count(*)
               FROM :"schema".studio_runs r
@@ -55,7 +67,7 @@ WITH
   )
 (
   SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, false AS crashed,
-         NULL::int8 AS orphans, NULL::int8[] AS running, NULL::int4[] AS capacity, NULL::int4 AS me
+         NULL::int8 AS orphans, NULL::int8[] AS running, NULL::int4[] AS capacity, NULL::text[] AS pods, NULL::int4 AS me
     FROM :"schema".studio_runs r
    WHERE r.state = 'running' AND r.owner_incarnation = :'own'::uuid
 )
@@ -65,6 +77,7 @@ UNION ALL
          (SELECT m.orphans FROM sum m),
          array_agg(k.running ORDER BY k.incarnation),
          array_agg(k.capacity ORDER BY k.incarnation),
+         array_agg(k.pod_id ORDER BY k.incarnation),
          array_position(array_agg(k.incarnation ORDER BY k.incarnation), :'own'::uuid)
     FROM takers k
   HAVING count(*) > 0
@@ -72,7 +85,7 @@ UNION ALL
 UNION ALL
 (
   SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, :crashed IS TRUE,
-         NULL, NULL, NULL, NULL
+         NULL, NULL, NULL, NULL, NULL
     FROM oldest r
     LEFT JOIN :"schema".studio_pod_sessions w ON w.incarnation = r.owner_incarnation
    ORDER BY r.created_at, r.run_id

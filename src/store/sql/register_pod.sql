@@ -17,16 +17,17 @@
 --   beat_ms           int4         how often it beats, at most
 --   lease_ms          int4         its lease
 --   self_fence_ms     int4         after how long without an answer it stops its runs (L7)
+--   channel           text         the NOTIFY channel on which only this pod listens
 --
 -- Returns one row, or none if this session does not hold the lock.
 \set holds_twice `cat part/holds_twice.sql`
 INSERT INTO :"schema".studio_pods AS p
        (pod_id, version, labels, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started,
-        control_pid, control_started, kinds, capacity, beat_ms, lease_ms, self_fence_ms)
+        control_pid, control_started, kinds, capacity, beat_ms, lease_ms, self_fence_ms, channel)
 SELECT :'pod'::text, :'version'::text, :'labels'::jsonb, nextval(:'studio_beat'::regclass), :'own'::uuid,
        :'lock_key'::int8, :'witness_key'::int8, :'liveness_pid'::int4, :'liveness_started'::timestamptz,
        :'control_pid'::int4, :'control_started'::timestamptz, :'kinds'::text[], :'capacity'::int4, :'beat_ms'::int4,
-       :'lease_ms'::int4, :'self_fence_ms'::int4
+       :'lease_ms'::int4, :'self_fence_ms'::int4, :'channel'::text
  -- L1: lock before row. The session that registers must hold the lock, and a pooler must not have swapped its backend.
  WHERE :'liveness_pid'::int4 = pg_backend_pid()
    AND :holds_twice
@@ -53,5 +54,7 @@ ON CONFLICT (pod_id) DO UPDATE
        capacity = EXCLUDED.capacity,
        beat_ms = EXCLUDED.beat_ms,
        lease_ms = EXCLUDED.lease_ms,
-       self_fence_ms = EXCLUDED.self_fence_ms
+       self_fence_ms = EXCLUDED.self_fence_ms,
+       channel = EXCLUDED.channel,
+       stopped = false
 RETURNING p.pod_id;

@@ -11,6 +11,7 @@
 --   key     text   NULL for none; at most one running run of a kind has it
 --   input   jsonb
 --   floor   int8   the highest fence that this process was ever given
+--   told    text   the channel of the owner, which is notified when the transaction commits; NULL: none
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
 -- roster, or drains), because `in_reach` is false (the sequence of fences must be raised first), or else because a run
@@ -54,8 +55,9 @@ WITH
   ),
   -- The server delivers the notification when the transaction commits. It is only a hint (L11).
   told AS MATERIALIZED (
-    SELECT pg_catalog.pg_notify(:"schema".studio_channel(), 'runs'::pg_catalog.text) AS told
+    SELECT pg_catalog.pg_notify(:'told'::pg_catalog.text, 'runs'::pg_catalog.text) AS told
       FROM run
+     WHERE :'told'::pg_catalog.text IS NOT NULL
   )
 SELECT (SELECT fence FROM run) AS fence,
        EXISTS (SELECT FROM me) AS has_owner,

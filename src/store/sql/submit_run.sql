@@ -1,13 +1,15 @@
 -- Runs on a caller's connection as well, under the caller's search_path. So each operator, function and type is named
 -- with its schema, and each literal has a type.
 --
--- Starts a run that nobody owns, and notifies every pod. A pod with a handler and room claims it.
+-- Starts a run that nobody owns. A pod with a handler and room claims it.
 --
 -- Arguments:
 --   run_id  uuid   the new run
 --   kind    text
 --   key     text   NULL for none; at most one running run of a kind has it
 --   input   jsonb
+--   told    text   the channel that is notified when the transaction commits; NULL: none
+--   word    text   the notice
 --
 -- Returns a row if the run was inserted. No row: a run with this id, or a running one with this key, exists.
 WITH
@@ -18,5 +20,7 @@ WITH
     RETURNING run_id
   )
 -- This is only a hint (L11). Without it, the next recovery pass of any pod finds the run (L6).
-SELECT pg_catalog.pg_notify(:"schema".studio_channel(), 'recover'::pg_catalog.text) AS told
+SELECT CASE WHEN :'told'::pg_catalog.text IS NOT NULL
+            THEN pg_catalog.pg_notify(:'told'::pg_catalog.text, :'word'::pg_catalog.text)
+       END AS told
   FROM run;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use podlock::throwaway::Server;
 
+use super::limits::busy;
 use crate::checker::{Excused, Missing, Rule, check};
 use crate::history::{self, Said};
 use crate::patience::SOON;
@@ -16,6 +17,8 @@ use crate::world::{self, Figure, World, slack};
 const PODS: [&str; 3] = ["a", "b", "c"];
 /// What it tolerates must be more than a promotion takes on a loaded machine.
 const LEASE: Duration = Duration::from_secs(8);
+/// How late the answers of a synchronous standby are.
+const LATE: Duration = Duration::from_millis(150);
 /// How often a scenario is tried that a busy machine can keep from showing anything.
 const TRIES: u32 = 3;
 const BUSY: &str = "this machine is too busy to promote a standby within what is tolerated: nothing was shown";
@@ -36,6 +39,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "Commits wait for a synchronous standby for longer than the lease: nobody is buried for it, and \
                  a dead pod is when commits end again.",
         ),
+        Scenario::new("failover::the_standby_answers_late", &[], standby_is_late)
+            .promises("A synchronous standby answers up to 150 ms late: burials take as much longer."),
         Scenario::new("failover::the_primary_dies_while_the_standby_hangs", &[], primary_dies_meanwhile).promises(
             "What was written and never confirmed is there again with the primary; no pod was told that it \
                  was not written.",
@@ -191,6 +196,26 @@ async fn standby_hangs() -> Vec<Figure> {
     world.whole(&["a", "b"], SOON).await;
     assert_eq!(world.reasons().await, [("c".to_owned(), "lost".to_owned())]);
     world.conclude(&Excused::ended(&["c"])).await
+}
+
+/// A synchronous standby stands still for 150 ms again and again, and commits wait for it. Deaths are pushed all the same.
+async fn standby_is_late() -> Vec<Figure> {
+    let mut world = World::own(&[]).await;
+    let standby = Standby::of(&world.server).await;
+    world.settled(&busy::PODS).await;
+    commits_wait_for_the_standby(&world).await;
+    let is_late = tokio::spawn(async move {
+        loop {
+            let receiver = standby.hangs().await;
+            tokio::time::sleep(LATE).await;
+            receiver.goes_on();
+            tokio::time::sleep(LATE / 3).await;
+        }
+    });
+    let figures = busy::dies_one_by_one(world).await;
+    assert!(!is_late.is_finished(), "it was late to the end");
+    is_late.abort();
+    figures
 }
 
 /// What was written and never confirmed is there when the primary is back, long after the pods gave their runs up. No

@@ -7,6 +7,7 @@
   )
 SELECT r.pod_id, r.incarnation, r.session,
        r.state = 'draining' AS draining,
+       r.state = 'draining' AND r.stopped AS stopped,
        r.lock_key, r.witness_key, r.drain_requested,
        r.free AS liveness_free,
        CASE WHEN NOT r.free THEN false

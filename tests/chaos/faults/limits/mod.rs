@@ -1,6 +1,7 @@
 //! The server runs out of a resource, or is slow. A pod that cannot be probed is unknown, and nobody buries an unknown
 //! pod. When the resource is back, everything goes on by itself.
 
+pub(super) mod busy;
 mod disk;
 
 use std::sync::Arc;
@@ -37,6 +38,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         Scenario::new("limits::slow_commits", &[], slow_commits)
             .promises("Every commit takes 300 to 500 ms: burials and runs take as much longer."),
+        Scenario::new("limits::others_notify", &[], busy::notified_by_others).promises(
+            "200 sessions listen and 8 clients notify without a pause on a channel of their own: deaths are pushed as \
+                 ever.",
+        ),
+        Scenario::new("limits::delayed_commits", &[], busy::delayed_commits)
+            .promises("`commit_delay` is 30 ms, and each commit is flushed: deaths are pushed as ever."),
         Scenario::new("limits::the_pool_is_exhausted", &[], pool).promises(
             "With its one connection waiting for longer than the lease, a pod stays alive for the others, \
                  and the dead are buried.",

@@ -1,0 +1,174 @@
+//! Which pods are told of runs that nobody owns, and how often.
+//!
+//! Authority: none. A notice only makes a recovery pass come sooner (L6, L11). Each pass decides by itself what it takes.
+//!
+//! One pod is told first: this pod itself, or one that a statement chose. Its pass sees all orphans and the load of all
+//! pods. It takes its share, and tells the pods whose share it left ([`after_a_pass`]). So a single run wakes one pod, and
+//! a burst wakes as many as it needs.
+
+use std::time::Duration;
+
+use super::Moment;
+use super::recover::Plan;
+use super::share::FleetLoad;
+
+/// The least time between two statements of a pod that tell others. Longer: a run that is submitted soon after another
+/// waits longer for its pod. Shorter: more notices, each of which delays the commits of all sessions for a moment.
+pub const GAP: Duration = Duration::from_millis(250);
+
+/// The most kinds for which single pods are chosen. For more, every pod is told.
+pub const KINDS_MOST: usize = 16;
+
+/// The most pods that are told one by one. If more have a share of what was left, every pod is told: it is one notice.
+pub const PODS_MOST: usize = 4;
+
+/// When others may be told next.
+#[must_use]
+pub fn next_at(told: Option<Moment>, not_before: Moment) -> Moment {
+    told.map_or(not_before, |told| (told + GAP).max(not_before))
+}
+
+/// Whom a pass tells of the orphans that it leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// Nobody: it left none, or no other pod has room.
+    Nobody,
+    /// The pods with these places among the takers.
+    Pods(Vec<usize>),
+    /// Every pod.
+    Everybody,
+}
+
+/// Whom to tell after a pass that this pod was chosen for. `hidden`: there may be orphans that this pass left out of its
+/// load, because this pod cannot take them now.
+#[must_use]
+pub fn after_a_pass(plan: &Plan, fleet: Option<&FleetLoad>, hidden: bool) -> Tell {
+    let planned = plan.claim.len() + plan.give_up.len();
+    let left = fleet.map_or(0, |fleet| fleet.orphans.saturating_sub(planned));
+    match fleet {
+        Some(fleet) if left > 0 => others(fleet, left),
+        _ if hidden => Tell::Everybody,
+        _ => Tell::Nobody,
+    }
+}
+
+/// The pods that take `left` orphans as their share: those with the largest shares first, and of equal ones the next
+/// after this pod.
+fn others(fleet: &FleetLoad, left: usize) -> Tell {
+    let count = fleet.takers.len();
+    let mut shares: Vec<(usize, usize)> = (1..count)
+        .map(|step| (fleet.me + step) % count)
+        .map(|place| (place, FleetLoad { me: place, ..fleet.clone() }.share()))
+        .filter(|(_, share)| *share > 0)
+        .collect();
+    shares.sort_by_key(|(_, share)| std::cmp::Reverse(*share));
+    let mut covered = 0;
+    let chosen: Vec<usize> = shares
+        .into_iter()
+        .take_while(|(_, share)| {
+            let needed = covered < left;
+            covered += share;
+            needed
+        })
+        .map(|(place, _)| place)
+        .collect();
+    match chosen.len() {
+        0 => Tell::Nobody,
+        1..=PODS_MOST => Tell::Pods(chosen),
+        _ => Tell::Everybody,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::recover::Candidate;
+    use super::super::share::Taker;
+    use super::*;
+    use crate::id::RunId;
+
+    fn fleet(orphans: usize, me: usize, pods: &[(usize, usize)]) -> FleetLoad {
+        let takers = pods.iter().map(|&(running, c)| Taker { running, capacity: Some(c) }).collect();
+        FleetLoad { orphans, takers, me }
+    }
+
+    fn claims(count: usize) -> Plan {
+        let candidate = || Candidate {
+            run_id: RunId::generate(),
+            kind: Arc::from("k"),
+            owner: None,
+            fence: 0.into(),
+            unbegun: true,
+            crashes: 0,
+            crashed: false,
+        };
+        Plan { claim: (0..count).map(|_| candidate()).collect(), ..Plan::default() }
+    }
+
+    #[test]
+    fn a_pass_tells_the_pods_whose_share_it_left() {
+        type Case<'a> = (usize, usize, usize, &'a [(usize, usize)], Tell);
+        let cases: &[Case<'_>] = &[
+            // It took all of them.
+            (1, 1, 0, &[(0, 9), (0, 9)], Tell::Nobody),
+            // It is the busier one.
+            (1, 0, 0, &[(5, 9), (0, 9)], Tell::Pods(vec![1])),
+            (1, 0, 2, &[(0, 9), (1, 9), (5, 9)], Tell::Pods(vec![0])),
+            // Of equal pods, the next after it.
+            (1, 0, 1, &[(0, 9), (5, 9), (0, 9)], Tell::Pods(vec![2])),
+            // As many as it needs, the largest shares first.
+            (6, 2, 0, &[(1, 9), (2, 9), (0, 9)], Tell::Pods(vec![2, 1])),
+            // Those that are full are not told.
+            (3, 0, 0, &[(2, 2), (2, 2), (0, 9)], Tell::Pods(vec![2])),
+            (3, 0, 0, &[(2, 2), (2, 2)], Tell::Nobody),
+            // More than are told one by one.
+            (9, 1, 0, &[(0, 9); 9], Tell::Everybody),
+            // It is the only one.
+            (3, 0, 0, &[(0, 1)], Tell::Nobody),
+        ];
+        for (orphans, claimed, me, pods, expected) in cases {
+            let fleet = fleet(*orphans, *me, pods);
+            assert_eq!(after_a_pass(&claims(*claimed), Some(&fleet), false), *expected, "{orphans} over {pods:?}");
+        }
+    }
+
+    #[test]
+    fn a_pass_that_could_not_see_all_orphans_tells_every_pod() {
+        let two = fleet(1, 0, &[(0, 9), (0, 9)]);
+        assert_eq!(after_a_pass(&claims(1), Some(&two), true), Tell::Everybody);
+        assert_eq!(after_a_pass(&claims(0), None, true), Tell::Everybody);
+        assert_eq!(after_a_pass(&claims(0), None, false), Tell::Nobody);
+    }
+
+    /// In any fleet, this pod and the pods that it tells have a share of every orphan for which there is room.
+    #[test]
+    fn no_orphan_is_left_for_which_a_pod_that_knows_has_room() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..2000 {
+            let pods: Vec<_> = (0..random.usize(1..9)).map(|_| (random.usize(0..20), random.usize(1..30))).collect();
+            let fleet = fleet(random.usize(0..30), random.usize(0..pods.len()), &pods);
+            let share = |me| FleetLoad { me, ..fleet.clone() }.share();
+            let own = share(fleet.me);
+            let told: usize = match after_a_pass(&claims(own), Some(&fleet), false) {
+                Tell::Nobody => 0,
+                Tell::Pods(places) => {
+                    assert!(places.len() <= PODS_MOST && !places.contains(&fleet.me), "{fleet:?}: {places:?}");
+                    places.iter().map(|place| share(*place)).sum()
+                }
+                Tell::Everybody => continue,
+            };
+            let room: usize = pods.iter().map(|(running, capacity)| capacity.saturating_sub(*running)).sum();
+            assert!(own + told >= fleet.orphans.min(room), "{fleet:?}: {own} and {told}");
+        }
+    }
+
+    #[test]
+    fn others_are_told_at_most_once_in_the_gap_and_not_before_the_time_that_was_set() {
+        let at = Duration::from_secs;
+        assert_eq!(next_at(None, Moment::ZERO), Moment::ZERO);
+        assert_eq!(next_at(None, at(5)), at(5));
+        assert_eq!(next_at(Some(at(5)), Moment::ZERO), at(5) + GAP);
+        assert_eq!(next_at(Some(at(5)), at(9)), at(9));
+    }
+}
