@@ -161,6 +161,8 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
         let reason = if *is_cancelled { StopReason::Cancelled } else { StopReason::Fenced };
         shared.engine.stop_run(*run_id, Some(*fence), reason);
     }
+    // Readers on this pod are not notified of the end of a run that this pod executes.
+    shared.engine.readers.stir(runs.lost.iter().map(|(run_id, ..)| run_id));
     if runs.more {
         shared.engine.recover_hinted.notify_one();
     }

@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process.
 
+pub mod awake;
 pub mod batch;
 pub mod cause;
 pub mod condition;
@@ -17,6 +18,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod interest;
 pub mod moves;
 mod names;
 pub mod neighbours;

@@ -161,12 +161,6 @@ pub fn send_at(now: Moment, last: Option<Moment>, is_full: bool, gap: Duration) 
     if is_full { now } else { last.map_or(now, |last| now.max(last + gap)) }
 }
 
-/// When readers are notified: at most once per `gap`.
-#[must_use]
-pub fn tell_at(now: Moment, last: Option<Moment>, gap: Duration) -> Moment {
-    send_at(now, last, false, gap)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,6 +276,5 @@ mod tests {
         assert_eq!(send_at(ms(100), Some(ms(95)), false, ms(20)), ms(115));
         assert_eq!(send_at(ms(100), Some(ms(95)), true, ms(20)), ms(100));
         assert_eq!(send_at(ms(100), Some(ms(10)), false, ms(20)), ms(100));
-        assert_eq!(tell_at(ms(100), Some(ms(95)), ms(20)), ms(115));
     }
 }

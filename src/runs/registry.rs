@@ -110,7 +110,8 @@ pub(crate) struct Registry {
     highest_fence: AtomicI64,
     /// Notified whenever a run leaves. The recovery pass waits for it when it was short of room.
     pub(crate) freed: Notify,
-    /// How many runs this process executes. `emptied` waits until it is 0.
+    /// How many runs this process executes. `emptied` waits until it is 0. Who waits for `changes` is woken when a run
+    /// comes or leaves.
     count: watch::Sender<usize>,
 }
 
@@ -337,6 +338,11 @@ impl Registry {
         self.count.send_replace(entries.runs.len());
         drop(entries);
         self.freed.notify_one();
+    }
+
+    /// Changes when a run comes or leaves.
+    pub(crate) fn changes(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
     }
 
     /// Resolves when no run is left.

@@ -17,6 +17,7 @@ use super::{failures, guard};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::membership::clock;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
@@ -318,6 +319,7 @@ impl Run {
             Ending::Failed(..) => None,
         };
         let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns, seq).await?.then_some(true));
+        let began = clock::now();
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {
             Ok(_) => Written::Surely,
@@ -325,7 +327,7 @@ impl Run {
             Err(_) => Written::Perhaps,
         };
         let accepted = written?;
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         self.engine.note_finished();
         if let Ending::Failed(why, _) = ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
@@ -357,7 +359,7 @@ impl Run {
         let reason = mobility::reason_of_yield(stop);
         let give_back = |_| done(runs::give_back(db, self.owner, reason));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
-        let (registry, now) = (&self.engine.registry, crate::membership::clock::now());
+        let (registry, now) = (&self.engine.registry, clock::now());
         registry.note_yielded(self.owner.run_id, now);
         if stop == Some(StopReason::Moving) {
             // The other pods have this long to claim the run. After that this pod may, so that the run is not left

@@ -67,6 +67,7 @@ files!(
     "V28__comments",
     "V29__pod_channels",
     "V30__cordon_and_move",
+    "V31__stream_readers",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -303,6 +304,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_run_attempts", "SELECT, INSERT, UPDATE"),
         ("studio_run_chunks", "SELECT, INSERT, DELETE"),
         ("studio_run_resets", "SELECT, INSERT"),
+        ("studio_stream_readers", "SELECT, INSERT, UPDATE, DELETE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -179,7 +179,9 @@ fn untyped_calls(sql: &str) -> Vec<String> {
         }
         // The name is a table before its columns, or belongs to the definition of a function.
         let before = tokens[i.saturating_sub(1)].clone();
-        if ["into", "function", "on", "index", "references"].iter().any(|w| before == Token::Word((*w).to_uppercase()))
+        if ["into", "function", "on", "index", "references", "table"]
+            .iter()
+            .any(|w| before == Token::Word((*w).to_uppercase()))
         {
             continue;
         }

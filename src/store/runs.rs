@@ -3,18 +3,20 @@
 //! own, and so have the types of all of them (`super::rows`).
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 pub(crate) use super::claim::{Claimer, claim, warm_up_claim};
 pub(crate) use super::owner_writes::{checkpoint, finish, give_back, touch};
 pub(crate) use super::rows::{Claimed, Claims, Ending, Holder, Insert, Inserted, Owner, RunStatus, Unreadable};
 pub(crate) use super::start::{restart, start, start_in_txn, submit, submit_in_txn};
+use super::streams::Tell;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
-use crate::protocol::notices::{NOBODY, StreamNotice};
+use crate::protocol::notices::NOBODY;
 use crate::protocol::state::Cancelled;
 
 /// Finds another running run with the kind and key of this one.
@@ -51,8 +53,10 @@ pub(super) async fn status_for(step: &str, db: &Database, run_id: RunId) -> Resu
 
 /// Cancels a run, whoever owns it. Notifies the owner and the readers of its stream.
 pub(crate) async fn cancel(db: &Database, run_id: RunId) -> Result<Cancelled> {
-    let told = StreamNotice::new(NOBODY, [run_id].iter()).to_string();
-    if db.query_opt("cancelling a run", sql!("cancel_run"), &[&run_id.as_uuid(), &told]).await?.is_some() {
+    let (id, tell) = (run_id.as_uuid(), Tell::new(None, NOBODY, [run_id].into_iter()));
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&id];
+    params.extend(tell.params());
+    if db.query_opt("cancelling a run", sql!("cancel_run", "tell_readers"), &params).await?.is_some() {
         return Ok(Cancelled::Now);
     }
     Ok(match status(db, run_id).await? {

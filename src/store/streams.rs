@@ -4,21 +4,23 @@
 use std::sync::Arc;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::rows::Owner;
 use crate::error::{Error, Result};
-use crate::id::{Fence, RunId};
+use crate::id::{Fence, Incarnation, RunId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::schema::quote_identifier;
 use crate::pg::session::Session;
 use crate::pg::statement::sql;
+use crate::pg::txn::Param;
 use crate::protocol::failures::{ERROR_CHARS, beginning};
+use crate::protocol::notices::{GROUPS_MOST, group};
 use crate::protocol::stream::{Facts, Position};
 
-const APPEND: &str = sql!("append_chunks");
+const APPEND: &str = sql!("append_chunks", "tell_readers");
 const APPEND_WITH_CHECKPOINT: &str = sql!("append_chunk_with_checkpoint", "owned_by");
 const RESTART: &str = sql!("restart_stream", "owned_by", "stream_length");
 const CONTINUE: &str = sql!("continue_stream", "owned_by", "stream_length");
@@ -61,14 +63,40 @@ pub(crate) enum Stored {
     No,
 }
 
-/// Stores chunks of several runs of this pod, and notifies readers with `tell`. Returns the result for each, in the
-/// order of `chunks`.
+/// Whose readers a statement notifies, if somebody has said that there are some.
+pub(crate) struct Tell {
+    /// The pod whose own readers need no notice.
+    own: Option<Uuid>,
+    by: String,
+    runs: Vec<Uuid>,
+    groups: Vec<String>,
+}
+
+/// The most groups that a notice names, as the statements take it.
+pub(super) const TELL_MOST: i32 = GROUPS_MOST as i32;
+
+impl Tell {
+    /// The readers of these runs, but for those of the pod `own`. `by` is the number that this process puts into its
+    /// notices.
+    pub(crate) fn new(own: Option<Incarnation>, by: u32, runs: impl Iterator<Item = RunId>) -> Self {
+        let (runs, groups) = runs.map(|run| (run.as_uuid(), format!("{:04x}", group(run)))).unzip();
+        Self { own: own.map(|own| own.as_uuid()), by: format!("{by:08x}"), runs, groups }
+    }
+
+    /// The arguments `own`, `by`, `told_runs`, `told_groups` and `groups_most` of `part/tell_readers.sql`.
+    pub(super) fn params(&self) -> [&(dyn ToSql + Sync); 5] {
+        [&self.own, &self.by, &self.runs, &self.groups, &TELL_MOST]
+    }
+}
+
+/// Stores chunks of several runs of this pod, and notifies readers as `tell` says. Returns the result for each, in the
+/// order of `chunks`, and whether readers were notified.
 ///
 /// Chunks that are stored already are not stored again, so a repetition changes nothing. A repetition whose first try
 /// has not ended yet fails on the primary key ([`is_under_way`]).
 ///
 /// Chunks beyond all chunks that the run ever had are progress: crashes of former owners no longer count.
-pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str>) -> Result<Vec<Stored>> {
+pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: &Tell) -> Result<(Vec<Stored>, bool)> {
     let count = chunks.iter().map(|c| c.bodies.len()).sum();
     let (mut nths, mut seqs, mut bodies) =
         (Vec::with_capacity(count), Vec::with_capacity(count), Vec::with_capacity(count));
@@ -85,16 +113,18 @@ pub(crate) async fn append(db: &Database, chunks: &[Appended], tell: Option<&str
     let generations: Vec<_> = chunks.iter().map(|c| c.generation).collect();
     let (fences, numbers, first) = (of(|c| c.owner.fence.get()), of(|c| c.number), of(|c| c.first_seq));
     let next = of(|c| c.first_seq + i64::try_from(c.bodies.len()).unwrap_or(i64::MAX));
-    let params: [&(dyn ToSql + Sync); 11] =
-        [&ids, &incarnations, &fences, &generations, &numbers, &first, &next, &nths, &seqs, &bodies, &tell];
+    let mut params: Vec<&(dyn ToSql + Sync)> =
+        vec![&ids, &incarnations, &fences, &generations, &numbers, &first, &next, &nths, &seqs, &bodies];
+    params.extend(tell.params());
     let rows = db.query("appending to streams", APPEND, &params).await?;
-    let mut stored = vec![Stored::No; chunks.len()];
+    let (mut stored, mut told) = (vec![Stored::No; chunks.len()], false);
     for row in &rows {
+        told |= row.at::<i64>("told")? > 0;
         if let Some(slot) = usize::try_from(row.at::<i64>("nth")? - 1).ok().and_then(|nth| stored.get_mut(nth)) {
             *slot = if row.at("fits")? { Stored::Yes } else { Stored::Adrift };
         }
     }
-    Ok(stored)
+    Ok((stored, told))
 }
 
 /// Whether chunks were not stored because an earlier try of the same statement is still storing them.
@@ -163,10 +193,32 @@ pub(crate) async fn go_on(db: &Database, owner: Owner, number: i64, seq: Option<
     Ok(None)
 }
 
-/// Notifies readers on every pod.
-pub(crate) async fn tell(db: &Database, what: &str) -> Result<()> {
-    const SQL: &str = "SELECT pg_notify(@.studio_stream_channel(), $1) AS told";
-    db.query("telling the readers of streams", SQL, &[&what]).await.map(drop)
+/// Notifies readers. Returns false if nobody reads these runs elsewhere.
+pub(crate) async fn tell(db: &Database, tell: &Tell) -> Result<bool> {
+    const SQL: &str = sql!("tell_readers", "tell_readers");
+    Ok(!db.query("telling the readers of streams", SQL, &tell.params()).await?.is_empty())
+}
+
+/// Records that this pod has readers of these runs, so that their owners notify it.
+pub(crate) async fn enter_readers(session: &Session, own: Incarnation, runs: &[RunId]) -> Result<()> {
+    let (own, runs) = (own.as_uuid(), runs.iter().map(|run| run.as_uuid()).collect::<Vec<_>>());
+    let params: [Param<'_>; 2] = [(&own, Type::UUID), (&runs, Type::UUID_ARRAY)];
+    session.query("registering readers of streams", sql!("enter_readers"), &params).await.map(drop)
+}
+
+/// Deletes the rows of this pod for these runs, because nobody reads them here any more.
+pub(crate) async fn leave_readers(session: &Session, own: Incarnation, runs: &[RunId]) -> Result<()> {
+    let (own, runs) = (own.as_uuid(), runs.iter().map(|run| run.as_uuid()).collect::<Vec<_>>());
+    let params: [Param<'_>; 2] = [(&own, Type::UUID), (&runs, Type::UUID_ARRAY)];
+    session.query("deleting readers of streams", sql!("leave_readers"), &params).await.map(drop)
+}
+
+/// Deletes the rows of readers that have gone without deleting them, and all rows of the pod `own`: at most `most`.
+/// Returns how many were deleted.
+pub(crate) async fn clean_readers(session: &Session, own: Option<Incarnation>, most: usize) -> Result<usize> {
+    let (own, most) = (own.map(|own| own.as_uuid()), i64::try_from(most).unwrap_or(i64::MAX));
+    let params: [Param<'_>; 2] = [(&own, Type::UUID), (&most, Type::INT8)];
+    Ok(session.query("deleting readers of streams that have gone", sql!("clean_readers"), &params).await?.len())
 }
 
 /// LISTENs for the notifications on a dedicated session. The session holds no lock, so it needs no lease.

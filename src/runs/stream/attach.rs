@@ -61,6 +61,8 @@ pub struct Attached {
     seat: Seat,
     /// The position from which it asks next, after the events in `ready`.
     asks_from: Position,
+    /// `asks_from` is the end of the stream, as far as the last query showed it.
+    has_all: bool,
     ready: VecDeque<Ready>,
     seen: Seen,
     answer: Option<oneshot::Receiver<Result<SharedPage>>>,
@@ -72,13 +74,14 @@ pub struct Attached {
 impl Attached {
     /// Attaches after `position`.
     pub(crate) async fn new(engine: Arc<Engine>, run_id: RunId, position: StreamPosition) -> Result<Self> {
-        let seat = engine.readers.sit();
+        let seat = engine.readers.sit(run_id);
         let StreamPosition(seen) = position;
         let mut attached = Self {
             engine,
             run_id,
             seat,
             asks_from: seen.position,
+            has_all: false,
             ready: VecDeque::new(),
             seen,
             answer: None,
@@ -182,8 +185,8 @@ impl Attached {
 
     async fn look(&mut self) -> Result<()> {
         let (engine, seat) = (&self.engine, self.seat);
-        let (run_id, from) = (self.run_id, self.asks_from);
-        let answer = self.answer.get_or_insert_with(|| engine.readers.ask(seat, run_id, from));
+        let (run_id, from, has_all) = (self.run_id, self.asks_from, self.has_all);
+        let answer = self.answer.get_or_insert_with(|| engine.readers.ask(seat, run_id, from, has_all));
         let page = tokio::select! {
             biased;
             page = &mut *answer => page,
@@ -201,12 +204,18 @@ impl Attached {
         Ok(())
     }
 
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.engine.readers.need_no_more(self.run_id);
+        }
+    }
+
     fn take(&mut self, SharedPage { page, large }: SharedPage) {
         let end = EndMark::new(&page.state, page.fence.get());
         let has_ended = !RunState::Running.is(&page.state);
         let asked = Seen { position: self.asks_from, end: self.seen.end };
         if has_ended && knows_the_end(&asked, &page.facts, end) {
-            self.ended = true;
+            self.end();
             return;
         }
         let (mut at, taken_back) = catch_up(self.asks_from, &page.facts);
@@ -222,12 +231,12 @@ impl Attached {
             self.ready.push_back(Ready { event, position: seen(at), large });
         }
         if has_ended && at.next >= page.facts.next {
-            self.ended = true;
+            self.end();
             let event = StreamEvent::End { state: page.state.into(), error: page.error };
             let position = Seen { position: at, end: Some(end) };
             self.ready.push_back(Ready { event, position, large: None });
         }
-        self.asks_from = at;
+        (self.asks_from, self.has_all) = (at, at.next >= page.facts.next);
     }
 }
 
@@ -262,6 +271,9 @@ pub(crate) fn cut_off(engine: &Engine, run_id: RunId) -> Error {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if !self.ended {
+            self.engine.readers.need_no_more(self.run_id);
+        }
         self.engine.readers.leave(self.seat);
     }
 }

@@ -1,37 +1,40 @@
-//! The flusher stores the chunks of all streams of a pod, one statement at a time, and notifies readers. It notifies at
-//! a limited rate, because a NOTIFY delays the commits of all other sessions for a moment.
+//! The flusher stores the chunks of all streams of a pod, one statement at a time. It tells the readers of this pod, and
+//! notifies those on other pods that may be asleep (`protocol::awake`).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Stream;
-use super::queue::{Batch, Flusher};
+use super::queue::Batch;
 use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::id::RunId;
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::notices::StreamNotice;
+use crate::protocol::awake::Teller;
 use crate::protocol::state::RunState;
-use crate::protocol::stream::{send_at, tell_at};
+use crate::protocol::stream::send_at;
 use crate::runs::StopReason;
 use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
 use crate::store::runs;
-use crate::store::streams::{self, Stored, is_under_way};
+use crate::store::streams::{self, Stored, Tell, is_under_way};
 
-/// The least time between two notifications, and between two statements that are not full: at most 48 of either in any
-/// second. A shorter gap would delay the commits of others more, and a longer one would delay readers.
-const GAP: Duration = Duration::from_millis(21);
-/// Stores chunks and notifies readers.
+/// The least time between two statements that are not full: 16 ms, so at most 63 in any second. A shorter gap would cost
+/// more commits, and a longer one would delay readers. The readers of this pod are told of other changes at the same rate.
+const GAP: Duration = Duration::from_millis(16);
+
+/// Stores chunks and tells readers.
 pub(crate) struct Flushing {
     engine: Arc<Engine>,
-    /// When the last statement with chunks and the last notification were begun.
+    /// When the last statement with chunks was begun.
     sent: Option<Moment>,
-    told: Option<Moment>,
+    /// When changes that other statements made were last passed on.
+    passed_on: Option<Moment>,
+    teller: Teller,
     /// After chunks were put back, the next statement waits for the gap, even if a batch is full.
     patient: bool,
     /// The round that waits for the database.
@@ -40,25 +43,43 @@ pub(crate) struct Flushing {
 
 impl Flushing {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, sent: None, told: None, patient: false, begun: None }
+        Self { engine, sent: None, passed_on: None, teller: Teller::default(), patient: false, begun: None }
     }
 
     /// Takes what is due from the queue.
     fn begin(&mut self) -> Round {
         let flusher = &self.engine.flusher;
         let now = clock::now();
-        let batch =
-            if is_due_to_send(flusher, self.sent, now, self.patient) { flusher.take() } else { Batch::default() };
-        // A notification names only chunks that the same statement stores, or that were stored before.
-        let tells = tell_at(now, self.told, GAP) <= now;
-        let untold = if tells { std::mem::take(&mut flusher.queue().untold) } else { BTreeSet::new() };
-        if tells && (!untold.is_empty() || !batch.is_empty()) {
-            self.told = Some(now);
+        if send_at(now, self.passed_on, false, GAP) <= now {
+            let changed = std::mem::take(&mut flusher.queue().changed);
+            if !changed.is_empty() {
+                self.passed_on = Some(now);
+                self.engine.readers.stir(changed.iter().map(|(run_id, _)| run_id));
+            }
+            for (run_id, began) in changed {
+                self.teller.note_changed(run_id, began, now, false);
+            }
         }
+        let is_due = {
+            let queue = flusher.queue();
+            !queue.streams.is_empty() && send_at(now, self.sent, queue.is_full() && !self.patient, GAP) <= now
+        };
+        let batch = if is_due { flusher.take() } else { Batch::default() };
         if !batch.is_empty() {
             self.sent = Some(now);
         }
-        Round::new(&self.engine, batch, untold, tells)
+        Round { waiting: VecDeque::from([batch]), put_back: false }
+    }
+
+    /// When the next round is due. `None` if there is nothing to do.
+    fn due(&self) -> Option<Moment> {
+        let now = clock::now();
+        let queue = self.engine.flusher.queue();
+        let send = (!queue.streams.is_empty()).then(|| send_at(now, self.sent, queue.is_full() && !self.patient, GAP));
+        let pass_on = (!queue.changed.is_empty()).then(|| send_at(now, self.passed_on, false, GAP));
+        // A notice goes with the next chunks, if there are some.
+        let tell = if send.is_none() { self.teller.due() } else { None };
+        [send, pass_on, tell].into_iter().flatten().min()
     }
 }
 
@@ -68,7 +89,7 @@ impl Part for Flushing {
     async fn woken(&mut self) {
         let flusher = &self.engine.flusher;
         loop {
-            let Some(at) = due(flusher, self.sent, self.told, self.patient) else {
+            let Some(at) = self.due() else {
                 flusher.wake.notified().await;
                 continue;
             };
@@ -93,39 +114,19 @@ impl Part for Flushing {
             Some(begun) => begun,
             None => self.begin(),
         };
-        if round.store(&self.engine).await == Reached::No {
+        if round.store(&self.engine, &mut self.teller).await == Reached::No {
             self.begun = Some(round);
             return Next::BackOff;
         }
-        self.patient = round.end(&self.engine).await;
+        self.patient = round.put_back;
+        tell(&self.engine, &mut self.teller).await;
         Next::Wait
     }
 }
 
-/// When the next round is due. `None` if there is nothing to do.
-fn due(flusher: &Flusher, sent: Option<Moment>, told: Option<Moment>, patient: bool) -> Option<Moment> {
-    let now = clock::now();
-    let queue = flusher.queue();
-    let send = (!queue.streams.is_empty()).then(|| send_at(now, sent, queue.is_full() && !patient, GAP));
-    let tell = (!queue.untold.is_empty()).then(|| tell_at(now, told, GAP));
-    match (send, tell) {
-        (Some(send), Some(tell)) => Some(send.min(tell)),
-        (one, other) => one.or(other),
-    }
-}
-
-fn is_due_to_send(flusher: &Flusher, sent: Option<Moment>, now: Moment, patient: bool) -> bool {
-    let queue = flusher.queue();
-    !queue.streams.is_empty() && send_at(now, sent, queue.is_full() && !patient, GAP) <= now
-}
-
-/// One batch to store and the readers to notify, or only the latter.
+/// One batch to store, or parts of it.
 struct Round {
     waiting: VecDeque<Batch>,
-    /// The runs whose readers are notified, and the notice for them. No notice: one was sent, or it is too early.
-    told: BTreeSet<RunId>,
-    notice: Option<String>,
-    tells: bool,
     /// Chunks were put back.
     put_back: bool,
 }
@@ -138,27 +139,30 @@ enum Reached {
 }
 
 impl Round {
-    fn new(engine: &Engine, batch: Batch, untold: BTreeSet<RunId>, tells: bool) -> Self {
-        let mut told: BTreeSet<RunId> = batch.chunks.iter().map(|c| c.owner.run_id).collect();
-        told.extend(untold);
-        let by = engine.readers.by();
-        let notice = (tells && !told.is_empty()).then(|| StreamNotice::new(by, told.iter()).to_string());
-        Self { waiting: VecDeque::from([batch]), told, notice, tells, put_back: false }
-    }
-
     /// Stores the batches that wait, until the database cannot be reached.
-    async fn store(&mut self, engine: &Engine) -> Reached {
+    async fn store(&mut self, engine: &Engine, teller: &mut Teller) -> Reached {
         while let Some(mut batch) = self.waiting.pop_front() {
             batch.drop_what_is_over(&engine.flusher, engine.member.is_past_deadline());
             if batch.is_empty() {
                 continue;
             }
-            match streams::append(&engine.db, &batch.chunks, self.notice.as_deref()).await {
-                Ok(stored) => {
-                    // If the statement found no row at all, it sent no notification.
+            let now = clock::now();
+            let since = *batch.since.get_or_insert(now);
+            let asked = teller.ask(batch.chunks.iter().map(|chunks| chunks.owner.run_id), now);
+            match streams::append(&engine.db, &batch.chunks, &tell_of(engine, asked.iter().copied())).await {
+                Ok((stored, told)) => {
+                    let ended = clock::now();
+                    // If the statement found no row at all, it notified nobody.
                     if stored.iter().any(|stored| *stored != Stored::No) {
-                        self.notice = None;
+                        teller.answered(&asked, told, ended);
                     }
+                    let of_all = batch.chunks.iter().map(|chunks| chunks.owner.run_id).zip(&stored);
+                    let runs: Vec<RunId> =
+                        of_all.filter(|(_, stored)| **stored == Stored::Yes).map(|(run_id, _)| run_id).collect();
+                    for run_id in &runs {
+                        teller.note_changed(*run_id, since, ended, asked.contains(run_id));
+                    }
+                    engine.readers.stir(runs.iter());
                     self.put_back |= settle(engine, batch, &stored).await;
                 }
                 // A batch that did not end in time is tried in smaller parts: stream by stream, then half of a
@@ -199,23 +203,26 @@ impl Round {
         }
         Reached::Yes
     }
+}
 
-    /// Notifies the readers. Returns true if chunks were put back.
-    async fn end(self, engine: &Engine) -> bool {
-        if let Some(notice) = self.notice
-            && let Err(e) = streams::tell(&engine.db, &notice).await
-        {
-            tracing::debug!(
-                target: "podlock", event = "untold", error = %e,
-                "readers were not told; they look by themselves"
-            );
-        }
-        engine.readers.stir(self.told.iter());
-        if !self.tells {
-            engine.flusher.queue().untold.extend(self.told);
-        }
-        self.put_back
+fn tell_of(engine: &Engine, runs: impl Iterator<Item = RunId>) -> Tell {
+    Tell::new(Some(engine.member.incarnation()), engine.readers.by(), runs)
+}
+
+/// Notifies readers of what went with no chunks.
+async fn tell(engine: &Engine, teller: &mut Teller) {
+    let asked = teller.ask(std::iter::empty(), clock::now());
+    if asked.is_empty() {
+        return;
     }
+    let told = streams::tell(&engine.db, &tell_of(engine, asked.iter().copied())).await.unwrap_or_else(|e| {
+        tracing::debug!(
+            target: "podlock", event = "untold", error = %e,
+            "readers were not told; they look by themselves"
+        );
+        true
+    });
+    teller.answered(&asked, told, clock::now());
 }
 
 /// Handles the result of a batch. Chunks that were not stored belong to a run that another attempt has by now, or whose

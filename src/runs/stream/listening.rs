@@ -1,17 +1,19 @@
 //! The session that hears of chunks, for the readers of this pod. It is open while a reader is attached, and for
-//! [`LINGER`] after that.
+//! [`LINGER`] after that. On it, the pod also says which runs are read here (`super::entering`).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::entering::Entering;
 use crate::background::part::{Next, Part};
 use crate::background::session::{self, End, Kept};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::session::Opener;
+use crate::protocol::interest::LINGER;
 use crate::runs::engine::Engine;
 use crate::runs::run::RETRY_MIN;
 use crate::store::listener::Listener;
@@ -19,11 +21,11 @@ use crate::store::role::Role;
 use crate::store::streams;
 
 /// How long the session collects notifications after it acted on some. Longer would delay chunks. Shorter would query
-/// more often for nothing: each pod notifies at most once in 21 ms, and each run has one pod.
+/// more often for nothing, in a flood or if many pods notify.
 const HEAR_AGAIN: Duration = Duration::from_millis(10);
-/// How long the session stays open after the last reader has gone. A browser that reconnects comes back in about three
-/// seconds, and then finds the session open. Longer would keep a connection for nobody.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long after a run has left this pod its readers are registered. Most runs leave because they end, and then their
+/// readers get the end within this time, and need no row. Longer would delay what the next owner of the run says.
+const HAS_LEFT: Duration = Duration::from_millis(100);
 
 /// Keeps the session.
 pub(crate) struct Listening {
@@ -32,7 +34,7 @@ pub(crate) struct Listening {
 
 impl Listening {
     pub(crate) fn new(engine: Arc<Engine>, opener: Opener) -> Self {
-        Self { kept: Hearing { engine, opener } }
+        Self { kept: Hearing { engine, opener, left_rows: AtomicBool::new(false) } }
     }
 }
 
@@ -53,6 +55,9 @@ impl Part for Listening {
 struct Hearing {
     engine: Arc<Engine>,
     opener: Opener,
+    /// A session was lost that had written rows. So one is opened to delete them, although nobody reads any more. Only
+    /// this loop reads and writes it.
+    left_rows: AtomicBool,
 }
 
 impl Kept for Hearing {
@@ -63,6 +68,9 @@ impl Kept for Hearing {
     }
 
     async fn wanted(&self) {
+        if self.left_rows.load(Ordering::Relaxed) {
+            return;
+        }
         // `wait_for` does not fail: the engine owns the sender of the count.
         let _ = self.engine.readers.count.subscribe().wait_for(|count| *count > 0).await;
     }
@@ -83,10 +91,13 @@ impl Kept for Hearing {
     async fn serve(&self, session: &mut Listener, backoff: &mut Backoff) -> End {
         let began = Instant::now();
         let readers = &self.engine.readers;
-        let mut count = readers.count.subscribe();
         // All waiting readers are queried for again, because notifications from before this session were not heard.
         readers.listening.send_replace(true);
-        let end = hear(&self.engine, session, &mut count, backoff).await;
+        self.left_rows.store(true, Ordering::Relaxed);
+        let end = hear(&self.engine, session, backoff).await;
+        if matches!(end, End::Done(_)) {
+            self.left_rows.store(false, Ordering::Relaxed);
+        }
         // On a quiet channel, the work is to stand there.
         if began.elapsed() >= self.engine.member.settings.reconnect_backoff_max {
             backoff.reset();
@@ -107,10 +118,19 @@ impl Kept for Hearing {
 }
 
 /// Handles notifications until the session ends, or no reader has been attached for [`LINGER`].
-async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<usize>, backoff: &mut Backoff) -> End {
-    let mut quiet_until = None;
+async fn hear(engine: &Engine, session: &Listener, backoff: &mut Backoff) -> End {
+    let mut count = engine.readers.count.subscribe();
+    let mut runs = engine.registry.changes();
+    let mut entering = Entering::default();
+    let (mut quiet_until, mut idle_until, mut left_until) = (None, None, None);
+    let mut rows_may_change = true;
     loop {
         let is_idle = *count.borrow_and_update() == 0;
+        runs.borrow_and_update();
+        idle_until = if is_idle { idle_until.or_else(|| Some(Instant::now() + LINGER)) } else { None };
+        if std::mem::take(&mut rows_may_change) {
+            entering.round(engine, session).await;
+        }
         let is_quiet = quiet_until.is_some();
         let ended = session.ended();
         tokio::select! {
@@ -123,9 +143,23 @@ async fn hear(engine: &Engine, session: &Listener, count: &mut watch::Receiver<u
                 engine.readers.hear(&heard);
                 quiet_until = Some(Instant::now() + HEAR_AGAIN);
             }
-            // The sender lives as long as the engine.
-            _ = count.changed() => {}
-            () = tokio::time::sleep(LINGER), if is_idle => return End::Done(Duration::ZERO),
+            // The senders live as long as the engine.
+            _ = count.changed() => rows_may_change = true,
+            _ = runs.changed(), if entering.waits_for_own() && left_until.is_none() => {
+                left_until = Some(Instant::now() + HAS_LEFT);
+            }
+            () = tokio::time::sleep_until(left_until.unwrap_or_else(Instant::now)), if left_until.is_some() => {
+                (rows_may_change, left_until) = (true, None);
+            }
+            () = tokio::time::sleep(entering.wait()) => rows_may_change = true,
+            () = tokio::time::sleep_until(idle_until.unwrap_or_else(Instant::now)), if is_idle => {
+                return if entering.leave_all(engine, session).await { End::Done(Duration::ZERO) } else { unwritten() };
+            }
         }
     }
+}
+
+/// The rows of this pod may still be there. The next session deletes them.
+fn unwritten() -> End {
+    End::Lost(Error::new(ErrorKind::Database, "the rows of its readers could not be deleted"))
 }

@@ -1,4 +1,5 @@
-//! Queries for the chunks that the readers of this pod wait for. One statement queries for all of them.
+//! Queries for the chunks that the readers of this pod wait for. One statement queries for all of them. Readers that are
+//! awake are queried for again and again (`protocol::awake`), the others when a notice asks for it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,14 +10,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::attach::gone;
-use super::readers::Seat;
+use super::readers::{Seat, is_news};
 use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::id::RunId;
+use crate::membership::clock;
+use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
 use crate::runs::engine::Engine;
 use crate::runs::run::{RETRY_MAX, RETRY_MIN, waits_for_it};
-use crate::store::streams;
+use crate::store::streams::{self, Page};
 
 /// How long a chunk whose notification was lost may stay unseen: all readers are queried for at least this often. A
 /// shorter time would load the database without need.
@@ -57,6 +60,8 @@ impl Looking {
             readers.stir_all();
             self.looked_anyway = Instant::now();
         }
+        // Together with those that were marked for another reason.
+        readers.stir_due(clock::now());
         let mut places = Places::new();
         let mut later = Vec::new();
         for (seat, run_id, position) in readers.fresh() {
@@ -69,6 +74,18 @@ impl Looking {
         readers.again(later.into_iter());
         places
     }
+
+    /// The readers of runs with news stay awake. This happens before the readers are answered, because a reader that
+    /// has all chunks asks again at once. Runs of this pod need no further reads: the flusher tells their readers.
+    fn note_news<'a>(&self, found: impl Iterator<Item = ((RunId, Position), &'a Option<Page>)>) {
+        let Engine { readers, registry, .. } = &*self.engine;
+        let has_news = |page: &Page, position| is_news(page, position) && RunState::Running.is(&page.state);
+        let news = found.filter(|((run_id, position), page)| {
+            page.as_ref().is_some_and(|page| has_news(page, *position)) && registry.fence_of(*run_id).is_none()
+        });
+        let news: Vec<RunId> = news.map(|((run_id, _), _)| run_id).collect();
+        readers.note_news(news.into_iter(), clock::now());
+    }
 }
 
 impl Part for Looking {
@@ -78,10 +95,13 @@ impl Part for Looking {
         while !self.engine.readers.has_fresh() {
             let anyway = self.anyway();
             let readers = &self.engine.readers;
+            let (now, due) = (clock::now(), readers.look_due());
+            let wait = due.map(|due| due.saturating_sub(now));
             tokio::select! {
                 biased;
                 () = readers.asked.notified() => {}
                 _ = self.listening.changed() => readers.stir_all(),
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => readers.stir_due(clock::now()),
                 () = tokio::time::sleep_until(anyway), if *readers.count.borrow() > 0 => return,
             }
         }
@@ -97,9 +117,13 @@ impl Part for Looking {
             return Next::Wait;
         }
         let readers = &self.engine.readers;
-        match streams::pages(&self.engine.db, &wanted, self.bytes).await {
+        let began = clock::now();
+        let found = streams::pages(&self.engine.db, &wanted, self.bytes).await;
+        readers.note_read(began, clock::now());
+        match found {
             Ok(pages) => {
                 (self.bytes, self.most) = ((self.bytes * 2).min(streams::LOOK_BYTES), self.most.saturating_mul(2));
+                self.note_news(wanted.iter().copied().zip(&pages));
                 for (((run_id, position), seats), page) in wanted.into_iter().zip(seats).zip(pages) {
                     let page = page.map(|page| readers.large.share(run_id, page));
                     for seat in seats {

@@ -1,9 +1,10 @@
 //! Streams: the output of a run while it runs. `Stream` buffers the chunks that a handler appended until they are
 //! stored. `write` has the handler's calls. The chunks of all streams wait in `queue`, and `flush` stores them.
-//! `readers` has the attached readers. `listening` hears the notifications of new chunks, and `looking` queries for
-//! these chunks. `attach` is the handle of one reader.
+//! `readers` has the attached readers. `listening` hears the notifications of new chunks, `entering` says which runs are
+//! read here, and `looking` queries for chunks. `attach` is the handle of one reader.
 
 pub(crate) mod attach;
+mod entering;
 pub(crate) mod event;
 pub(crate) mod flush;
 pub(crate) mod large;

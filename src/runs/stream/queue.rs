@@ -1,12 +1,13 @@
 //! The chunks of a pod's streams that wait to be stored, and what the flusher takes from them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::Stream;
 use crate::id::RunId;
+use crate::protocol::Moment;
 use crate::runs::StopReason;
 use crate::store::streams::Appended;
 
@@ -15,7 +16,7 @@ use crate::store::streams::Appended;
 const BATCH_CHUNKS: usize = 2048;
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// The streams whose chunks wait to be stored, and the runs whose readers wait for a notification.
+/// The streams whose chunks wait to be stored, and the runs that changed in another way.
 #[derive(Default)]
 pub(crate) struct Flusher {
     /// Handlers add to it, and the flusher takes from it. Never held across an await.
@@ -31,7 +32,8 @@ pub(super) struct Queue {
     /// How many chunks the streams of the pod buffer. For a moment it may be too low, when a chunk was taken before it
     /// was counted.
     chunks: i64,
-    pub(super) untold: BTreeSet<RunId>,
+    /// Runs whose rows were changed by another statement than the flusher's, and when that statement began.
+    pub(super) changed: Vec<(RunId, Moment)>,
 }
 
 impl Queue {
@@ -60,9 +62,10 @@ impl Flusher {
         }
     }
 
-    /// The stream changed in another way, so its readers must be notified. Wakes the flusher.
-    pub(crate) fn note_changed(&self, run_id: RunId) {
-        self.queue().untold.insert(run_id);
+    /// The stream changed in another way, by a statement that began at `began`. Its readers must hear of that. Wakes
+    /// the flusher.
+    pub(crate) fn note_changed(&self, run_id: RunId, began: Moment) {
+        self.queue().changed.push((run_id, began));
         self.wake.notify_one();
     }
 
@@ -109,6 +112,8 @@ impl Flusher {
 pub(super) struct Batch {
     pub(super) streams: Vec<Arc<Stream>>,
     pub(super) chunks: Vec<Appended>,
+    /// When the first statement with these chunks began. It may have stored them although its reply was lost.
+    pub(super) since: Option<Moment>,
 }
 
 impl Batch {
@@ -157,7 +162,8 @@ impl Batch {
 
     /// Splits into one batch per stream.
     pub(super) fn apart(self) -> impl Iterator<Item = Self> {
-        let one = |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks] };
+        let since = self.since;
+        let one = move |(stream, chunks)| Self { streams: vec![stream], chunks: vec![chunks], since };
         self.streams.into_iter().zip(self.chunks).map(one)
     }
 }

@@ -1,7 +1,7 @@
 //! The readers of a pod. Each asks for events after its position and waits. One statement queries for all of them. A
 //! slow reader does not ask, so nothing is buffered for it, and writers do not know of it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot, watch};
@@ -9,9 +9,12 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::large::{LargeChunks, SharedPage};
 use crate::error::Result;
 use crate::id::RunId;
+use crate::protocol::Moment;
+use crate::protocol::awake::Looks;
 use crate::protocol::notices::{Heard, group};
 use crate::protocol::state::RunState;
 use crate::protocol::stream::Position;
+use crate::store::streams::Page;
 
 /// The most readers for which one statement queries. More would make the statement, and its answer, so large that
 /// every reader waits for the slowest; fewer would cost a round trip more for a pod with hundreds of readers.
@@ -24,10 +27,11 @@ pub(super) type Seat = u64;
 pub(crate) struct Readers {
     /// Readers, the flusher, `super::looking` and the listening session write and read it. Never held across an await.
     seats: Mutex<Seats>,
-    /// Notified when a reader must be queried for. Wakes `super::looking`.
+    /// Notified when a reader must be queried for, or when that may be due at another time than before. Wakes
+    /// `super::looking`.
     pub(super) asked: Notify,
     /// How many readers are attached. Readers change it. A change wakes `super::listening`, which opens or closes its
-    /// session.
+    /// session, and says which runs are read here.
     pub(super) count: watch::Sender<usize>,
     /// Whether the listening session is open, so that notifications arrive. `super::listening` sets it. A change wakes
     /// `super::looking`, which queries more often without a session.
@@ -46,6 +50,10 @@ struct Seats {
     waiting: HashMap<Seat, Waiting>,
     fresh: VecDeque<Seat>,
     by_run: HashMap<RunId, HashSet<Seat>>,
+    /// How many readers of each run are attached and need more, whether they wait or not.
+    attached: HashMap<RunId, usize>,
+    /// The runs for which another read is due by itself.
+    looks: Looks,
     /// The pod has ended. No reader is queried for any more.
     closed: bool,
 }
@@ -72,12 +80,14 @@ impl Default for Readers {
 }
 
 impl Readers {
-    pub(super) fn sit(&self) -> Seat {
+    pub(super) fn sit(&self, run_id: RunId) -> Seat {
         let mut seats = self.seats();
         seats.next += 1;
         let seat = seats.next;
+        *seats.attached.entry(run_id).or_default() += 1;
         drop(seats);
         self.count.send_modify(|count| *count += 1);
+        self.asked.notify_one();
         seat
     }
 
@@ -87,19 +97,78 @@ impl Readers {
         self.count.send_modify(|count| *count -= 1);
     }
 
+    /// One of the readers of this run has gone, or has everything.
+    pub(super) fn need_no_more(&self, run_id: RunId) {
+        let mut seats = self.seats();
+        if let Some(count) = seats.attached.get_mut(&run_id) {
+            *count -= 1;
+            if *count == 0 {
+                seats.attached.remove(&run_id);
+                seats.looks.forget(run_id);
+            }
+        }
+    }
+
+    /// The runs that have readers here.
+    pub(super) fn attached(&self) -> BTreeSet<RunId> {
+        self.seats().attached.keys().copied().collect()
+    }
+
     /// Asks for events after `position`. The answer comes when there are some. No answer comes once the pod has ended.
-    pub(super) fn ask(&self, seat: Seat, run_id: RunId, position: Position) -> oneshot::Receiver<Result<SharedPage>> {
+    ///
+    /// `has_all`: the reader has everything that the last query found. If another read for the run is due by itself,
+    /// the reader waits for that.
+    pub(super) fn ask(
+        &self,
+        seat: Seat,
+        run_id: RunId,
+        position: Position,
+        has_all: bool,
+    ) -> oneshot::Receiver<Result<SharedPage>> {
         let (reply, answer) = oneshot::channel();
         let mut seats = self.seats();
         if seats.closed {
             return answer;
         }
-        seats.waiting.insert(seat, Waiting { run_id, position, reply, fresh: true });
-        seats.fresh.push_back(seat);
+        let fresh = !has_all || !seats.looks.is_awake(run_id);
+        seats.waiting.insert(seat, Waiting { run_id, position, reply, fresh });
+        if fresh {
+            seats.fresh.push_back(seat);
+        }
         seats.by_run.entry(run_id).or_default().insert(seat);
         drop(seats);
-        self.asked.notify_one();
+        if fresh {
+            self.asked.notify_one();
+        }
         answer
+    }
+
+    /// The readers of these runs on this pod are awake from now on.
+    pub(super) fn note_news(&self, runs: impl Iterator<Item = RunId>, now: Moment) {
+        let mut seats = self.seats();
+        for run_id in runs {
+            if seats.attached.contains_key(&run_id) {
+                seats.looks.note_news(run_id, now);
+            }
+        }
+        drop(seats);
+        self.asked.notify_one();
+    }
+
+    /// A query for readers has ended.
+    pub(super) fn note_read(&self, began: Moment, ended: Moment) {
+        self.seats().looks.note_read(began, ended);
+    }
+
+    /// When a read is due although nothing was heard.
+    pub(super) fn look_due(&self) -> Option<Moment> {
+        self.seats().looks.due()
+    }
+
+    /// Marks the waiting readers for which a read is due by itself.
+    pub(super) fn stir_due(&self, now: Moment) {
+        let due = self.seats().looks.take(now);
+        self.stir(due.iter());
     }
 
     /// There may be events for the readers of these runs.
@@ -178,14 +247,7 @@ impl Readers {
         if seats.waiting.get(&seat).is_none_or(|waiting| waiting.position != position) {
             return;
         }
-        let is_news = page.as_ref().map_or(true, |SharedPage { page, .. }| {
-            let here = (position.generation, position.resets, position.next);
-            !page.chunks.is_empty()
-                || !RunState::Running.is(&page.state)
-                || page.facts.differs_from.is_some()
-                || here != (page.facts.generation, page.facts.resets, page.facts.next)
-        });
-        if !is_news {
+        if page.as_ref().is_ok_and(|shared| !is_news(&shared.page, position)) {
             return;
         }
         if let Some(waiting) = seats.remove(seat) {
@@ -205,6 +267,15 @@ impl Readers {
     fn seats(&self) -> MutexGuard<'_, Seats> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether `page` has something that a reader at `position` does not know.
+pub(super) fn is_news(page: &Page, position: Position) -> bool {
+    let here = (position.generation, position.resets, position.next);
+    !page.chunks.is_empty()
+        || !RunState::Running.is(&page.state)
+        || page.facts.differs_from.is_some()
+        || here != (page.facts.generation, page.facts.resets, page.facts.next)
 }
 
 impl Seats {

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Going, WritePlace, check_chunk};
 use crate::error::{Error, ErrorKind, Result};
+use crate::membership::clock;
 use crate::runs::Run;
 use crate::runs::run::{Writes, done};
 use crate::store::streams::{self, Continued};
@@ -12,7 +13,7 @@ impl Run {
     /// Appends a chunk to the run's stream. Readers that are attached on any pod get it. Returns the chunk's number in
     /// the stream's generation; the first is 0.
     ///
-    /// The call returns when the chunk is buffered, not when it is stored. Every 21 ms one statement stores the chunks
+    /// The call returns when the chunk is buffered, not when it is stored. Every 16 ms one statement stores the chunks
     /// of all runs of the pod, and sooner if there are many. [`Run::flush`], a checkpoint, a yield and the end of the
     /// run wait until all chunks before them are stored. If more than 512 KiB or 8,192 chunks of a run are buffered,
     /// this call waits too.
@@ -73,9 +74,10 @@ impl Run {
         let (chunk, value) = (&chunk, &value);
         let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
+        let began = clock::now();
         self.write(&mut writes, what, save, |_| None).await?;
         self.stream.set_going(Going::At(WritePlace { next: at.next + 1, ..at }));
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         self.note_saved();
         Ok(at.next.unsigned_abs())
     }
@@ -144,10 +146,11 @@ impl Run {
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
         let db = &self.engine.db;
         let go_on = |number| streams::go_on(db, self.owner, number, seq);
+        let began = clock::now();
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
             self.stream.goes_on_at(WritePlace { generation, next });
-            self.engine.flusher.note_changed(self.owner.run_id);
+            self.engine.flusher.note_changed(self.owner.run_id, began);
         }
         Ok(continued)
     }
@@ -161,10 +164,11 @@ impl Run {
         }
         self.stream.set_going(Going::Unsaid);
         let restart = |number| streams::restart(db, self.owner, number);
+        let began = clock::now();
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = WritePlace { generation, next: 0 };
         self.stream.goes_on_at(place);
-        self.engine.flusher.note_changed(self.owner.run_id);
+        self.engine.flusher.note_changed(self.owner.run_id, began);
         Ok(place)
     }
 

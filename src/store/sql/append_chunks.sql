@@ -1,4 +1,4 @@
--- Stores chunks of several runs for the pod that owns them, and notifies readers.
+-- Stores chunks of several runs for the pod that owns them, and notifies readers on other pods.
 --
 -- A repetition changes nothing: chunks that are there already are not stored again. If an earlier try of the same
 -- statement has not ended yet, this one fails on the primary key. An ON CONFLICT would cost as much as the rest
@@ -15,10 +15,16 @@
 --   nths         int4[]  the chunks: which of the runs each belongs to, from 1 on
 --   seqs         int8[]    the number of each
 --   bodies       text[]    the text of each
---   told         text    the notice for the readers (`protocol::notices::Told`), NULL for none
+--   own          uuid    the incarnation whose own readers need no notice
+--   by           text    the sender's number in the notice
+--   told_runs    uuid[]  the runs whose readers are notified, if there are some, and for each:
+--   told_groups  text[]    its group in the notice (`protocol::notices::group`)
+--   groups_most  int4    the most groups that the notice names
 --
 -- Returns a row for each run that is still its owner's under its fence (L5), and whose row no other transaction has
--- locked. `fits` is true if its chunks are stored now; false if its stream is not where the attempt left it.
+-- locked. `fits` is true if its chunks are stored now; false if its stream is not where the attempt left it. `told` is
+-- not 0 if readers were notified.
+\set tell_readers `cat part/tell_readers.sql`
 WITH
   wanted AS MATERIALIZED (
     SELECT w.*
@@ -75,13 +81,11 @@ WITH
            AS c (nth, seq, body)
      WHERE c.seq >= ((SELECT d.from_seq FROM due d))[c.nth]
   ),
-  -- This is only a hint (L11): readers query once a second anyway.
   told AS MATERIALIZED (
-    SELECT pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told
-     WHERE :'told'::text IS NOT NULL
+:tell_readers
   )
 SELECT m.nth,
        m.fits,
-       -- Without it, the server would leave `told` out.
+       -- The server leaves `told` out if nothing reads it. It is not run either if there is no row in `mine`.
        (SELECT count(*) FROM told) AS told
   FROM mine m;

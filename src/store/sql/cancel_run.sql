@@ -1,10 +1,15 @@
 -- Cancels a run, whoever owns it. Notifies the owner, so that it reads the row, and the readers of the stream.
 --
 -- Arguments:
---   run_id  uuid
---   told    text  the notice for the readers (`protocol::notices::Told`)
+--   run_id       uuid
+--   own          uuid    NULL: the readers on all pods are notified
+--   by           text    the sender's number in the notice
+--   told_runs    uuid[]  the run
+--   told_groups  text[]  its group in the notice (`protocol::notices::group`)
+--   groups_most  int4    the most groups that the notice names
 --
 -- Returns a row if the run was cancelled. No row: it had ended, or there is no such run.
+\set tell_readers `cat part/tell_readers.sql`
 WITH
   done AS (
     UPDATE :"schema".studio_runs
@@ -20,6 +25,9 @@ WITH
            reason = 'cancelled'
       FROM done
      WHERE a.run_id = done.run_id AND a.attempt = done.attempt AND a.ended_at IS NULL
+  ),
+  told AS MATERIALIZED (
+:tell_readers
   )
 -- These are only hints (L11). Without them, the owner's next write is refused (L5), and readers query again by
 -- themselves.
@@ -28,6 +36,6 @@ SELECT CASE WHEN p.incarnation IS NOT NULL
             THEN pg_notify(COALESCE(CASE WHEN p.channel_of = p.incarnation THEN p.channel END,
                                     :"schema".studio_channel()), 'runs')
        END AS told_owner,
-       pg_notify(:"schema".studio_stream_channel(), :'told'::text) AS told_readers
+       (SELECT count(*) FROM told) AS told_readers
   FROM done
   LEFT JOIN :"schema".studio_pods p ON p.incarnation = done.owner_incarnation;

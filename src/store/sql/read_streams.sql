@@ -19,12 +19,15 @@
 SELECT w.nth, r.state,
        r.stream_generation AS generation,
        r.stream_resets AS resets,
-       (SELECT min(s.from_seq)
-          FROM :"schema".studio_run_resets s
-         WHERE s.run_id = r.run_id AND s.reset > w.resets AND s.generation = r.stream_generation) AS cut_from,
-       :stream_length AS next,
+       CASE WHEN i.is_news
+            THEN (SELECT min(s.from_seq)
+                    FROM :"schema".studio_run_resets s
+                   WHERE s.run_id = r.run_id AND s.reset > w.resets AND s.generation = r.stream_generation)
+       END AS cut_from,
+       CASE WHEN i.is_news THEN :stream_length ELSE w.next END AS next,
        -- After a failover that lost chunks, another attempt may have written others in their places.
-       CASE WHEN w.fence <> 0
+       CASE WHEN i.is_news
+                 AND w.fence <> 0
                  AND w.generation = r.stream_generation
                  AND w.fence <> (SELECT l.fence
                                    FROM :"schema".studio_run_chunks l
@@ -39,14 +42,30 @@ SELECT w.nth, r.state,
                   unnest(:'nexts'::int8[]), unnest(:'fences'::int8[])) WITH ORDINALITY
        AS w (run_id, generation, resets, next, fence, nth)
   JOIN :"schema".studio_runs r ON r.run_id = w.run_id
-  CROSS JOIN LATERAL (
+  -- Most reads for a reader that is awake find nothing. So the rest is read only if there is a chunk after the reader's
+  -- last one, or that one is not there any more, or the run or its stream is another than the reader knows.
+ CROSS JOIN LATERAL (
+    SELECT CASE WHEN r.state <> 'running'
+                     OR w.generation <> r.stream_generation
+                     OR w.resets <> r.stream_resets
+                THEN true
+                ELSE ARRAY(SELECT k.fence
+                             FROM :"schema".studio_run_chunks k
+                            WHERE k.run_id = w.run_id AND k.generation = w.generation AND k.seq >= w.next - 1
+                            ORDER BY k.seq
+                            LIMIT 2) IS DISTINCT FROM CASE WHEN w.next > 0 THEN ARRAY[w.fence] ELSE '{}'::int8[] END
+           END AS is_news
+    OFFSET 0
+  ) AS i
+ CROSS JOIN LATERAL (
     SELECT array_agg(b.seq) AS seqs, array_agg(b.fence) AS fences, array_agg(b.body) AS bodies
       FROM (SELECT p.seq, p.fence, p.body,
                    sum(octet_length(p.body)) OVER (ORDER BY p.seq ROWS UNBOUNDED PRECEDING)
                      - octet_length(p.body) AS before
               FROM (SELECT k.seq, k.fence, k.body
                       FROM :"schema".studio_run_chunks k
-                     WHERE k.run_id = r.run_id
+                     WHERE i.is_news
+                       AND k.run_id = r.run_id
                        AND k.generation = r.stream_generation
                        AND k.seq >= w.next
                        -- Only if the reader's position still exists in the stream.

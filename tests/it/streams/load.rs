@@ -17,7 +17,8 @@ const CHUNKS: usize = 20;
 /// Starts and attaches that are under way together: no more than the pool has connections, so that none waits for one.
 const AT_A_TIME: usize = 3;
 
-/// Five hundred streams of one pod, read on another; and however many there are, readers are told 48 times a second.
+/// Five hundred streams of one pod, read on another; and however many there are, readers are told at most
+/// five times a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_streams_at_once_are_whole_and_few_notifications_tell_of_them() {
     timed(async {
@@ -47,8 +48,8 @@ async fn five_hundred_streams_at_once_are_whole_and_few_notifications_tell_of_th
         let took = began.elapsed();
         drop(told);
         let count = heard.await.unwrap();
-        let most = took.as_millis() / 21 + 2;
-        assert!(count > 0 && u128::try_from(count).unwrap() <= most, "{count} notifications in {took:?}");
+        let most = took.as_millis() / 300 + 3;
+        assert!(u128::try_from(count).unwrap() <= most, "{count} notifications in {took:?}");
     })
     .await;
 }

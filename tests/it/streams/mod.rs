@@ -3,6 +3,7 @@
 
 mod faults;
 mod load;
+mod notices;
 mod readers;
 mod sse;
 mod writers;
