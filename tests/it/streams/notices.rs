@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{SOON, attach, chunk, end, next, rest, say, whole};
 use crate::patience::slack;
 use crate::runs::stage::{Stage, act, blocked};
-use crate::support::{Db, eventually, lease, sql, timed};
+use crate::support::{Db, eventually, lease, sql, start, timed};
 
 /// A connection that hears the notifications on the streams' channel.
 struct Ear {
@@ -239,9 +239,9 @@ async fn readers_are_registered_again_with_each_session_and_gone_without_readers
 async fn an_attach_that_races_an_append_has_the_chunk_soon_although_nobody_is_told() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        // The statement is held on purpose, and must not be given up and tried again.
-        let patient = db.config("a").with(|c| c.statement_timeout = Some(Duration::from_secs(30)));
-        let (a, b) = (stage.pod(patient).await, db.pod("b").await);
+        // Statements are held on purpose, and must not be given up and tried again.
+        let patient = |name| db.config(name).with(|c| c.statement_timeout = Some(Duration::from_secs(30)));
+        let (a, b) = (stage.pod(patient("a")).await, start(patient("b")).await);
         let hold = "CREATE FUNCTION test_hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
                       PERFORM pg_catalog.pg_advisory_xact_lock_shared(7); RETURN NULL; END $$; \
                     CREATE TRIGGER test_hold BEFORE INSERT ON studio_run_chunks \
@@ -256,28 +256,35 @@ async fn an_attach_that_races_an_append_has_the_chunk_soon_although_nobody_is_to
         for _ in 0..6 {
             let run_id = a.start(act()).await.unwrap().run_id;
             let begun = stage.act_of(run_id).await;
-            // After two notifications in a row, the next one is due later, and sees the row.
+            // The reader attaches, finds nothing, and falls asleep before its row can be written.
+            let (entering, storing) = (sql::connect(&db.url).await, sql::connect(&db.url).await);
+            entering.batch_execute("BEGIN; LOCK TABLE studio_stream_readers IN SHARE MODE").await.unwrap();
+            let mut reader = attach(&b, run_id).await;
+            let reading = tokio::spawn(async move { (next(&mut reader).await, reader) });
+            // After two notifications in a row the next one is due later, and would see the row. That time passes, too.
             tokio::time::sleep(PAUSE).await;
-            let gate = sql::connect(&db.url).await;
-            gate.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+            storing.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
             let run = begun.run.clone();
             let saying = tokio::spawn(async move { say(&run, &["late"]).await });
             blocked(&db.client, "%studio_run_chunks%", 1).await;
-            let mut reader = attach(&b, run_id).await;
+            entering.batch_execute("COMMIT").await.unwrap();
             let registered = "SELECT count(*) FROM studio_stream_readers WHERE run_id = $1";
             while db.client.scalar::<i64>(registered, &[&run_id.as_uuid()]).await == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            gate.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+            // It reads once more, and finds nothing.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            storing.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
             saying.await.unwrap();
             let since = Instant::now();
-            assert_eq!(next(&mut reader).await, Some(chunk(1, 0, "late")));
+            let (seen, mut reader) = reading.await.unwrap();
+            assert_eq!(seen, Some(chunk(1, 0, "late")));
             waited += since.elapsed();
             assert_eq!(ear.count_of(run_id).await, 0, "the row was not there yet");
             begun.done(json!(null));
             rest(&mut reader).await;
         }
-        assert!(waited < slack(Duration::from_secs(1)), "{waited:?} for 6 chunks");
+        assert!(waited < slack(Duration::from_millis(500)), "{waited:?} for 6 chunks");
         other.0.done(json!(null));
     })
     .await;
