@@ -30,8 +30,9 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 const IMMEDIATE_END_WITHIN: Duration = Duration::from_secs(8);
 /// How long SIGKILL and SIGSTOP may take to have an effect. A process that waits for a disk may take seconds.
 const SIGNAL_WITHIN: Duration = Duration::from_secs(5);
-/// How long a restart waits for its port to become free. A killed server's last backends may keep it for some seconds.
-const PORT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a restart waits for its port and its shared memory to become free. A killed server's last backends may keep
+/// them for some seconds. A backend that is ending has no name any more, but may still have the memory.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
 /// How many ports the first start tries. Another process can take a free port before the server does. That happens
 /// rarely, so eight failures in a row have another cause.
 const PORTS_TRIED: u32 = 8;
@@ -198,17 +199,18 @@ impl Supervisor {
         }
     }
 
-    /// Starts a server that is down, on the port that it had. Waits for that port for up to [`PORT_WITHIN`].
+    /// Starts a server that is down, on the port that it had. Waits for that port, and for the
+    /// former server's memory, for up to [`FREE_WITHIN`].
     fn start_again(&mut self) -> Result<(), ThrowawayError> {
         if let Some(pid) = self.pid() {
             return Err(ThrowawayError::AlreadyRunning { data_dir: self.facts.data_dir.clone(), pid });
         }
         self.signal_all(Signal::CONT)?;
         self.await_end(END_WITHIN)?;
-        let deadline = Instant::now() + PORT_WITHIN;
+        let deadline = Instant::now() + FREE_WITHIN;
         loop {
             match self.launch() {
-                Err(ThrowawayError::NotStarted { log, .. }) if port_is_taken(&log) && Instant::now() < deadline => {
+                Err(ThrowawayError::NotStarted { log, .. }) if is_still_taken(&log) && Instant::now() < deadline => {
                     sleep(20 * POLL);
                 }
                 outcome => return outcome,
@@ -350,9 +352,9 @@ fn is_ready(text: &str, pid: u32) -> bool {
     lines.next() == Some(&pid.to_string()) && lines.nth(6) == Some("ready")
 }
 
-/// Whether the server's log says that its port was taken.
-fn port_is_taken(log: &str) -> bool {
-    log.contains("Address already in use")
+/// Whether the server's log says that its port was taken, or the shared memory of the server before it.
+fn is_still_taken(log: &str) -> bool {
+    log.contains("Address already in use") || log.contains("pre-existing shared memory block")
 }
 
 /// A port of 127.0.0.1 that was free at the time of the check.
