@@ -130,7 +130,7 @@ impl Supervisor {
             tries -= 1;
             supervisor.facts.port = free_port().map_err(io_error("find a free port", Path::new("127.0.0.1")))?;
             match supervisor.launch() {
-                Err(ThrowawayError::NotStarted { log, .. }) if tries > 0 && port_is_taken(&log) => {}
+                Err(ThrowawayError::NotStarted { log, .. }) if tries > 0 && is_still_taken(&log) => {}
                 outcome => return outcome.map(|()| supervisor),
             }
         }
