@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Chunk 1 is stored before the reader has it and after the writer began. So the last read comes more than [`AWAKE`]
-//! after chunk 1 was stored, and chunk 2 is stored less than [`SURE`] after that. The last read finds it.
+//! after chunk 1 was stored. Chunk 2 is stored less than [`SURE`] after chunk 1. So the last read finds chunk 2.
 //!
 //! * **Authority.** The rows. A notice only hastens a read, and nothing depends on it.
 //! * **States.** [`Looks`]: the runs whose readers on this pod are awake. [`Teller`]: the runs that changed lately, the
@@ -31,13 +31,13 @@ use crate::id::RunId;
 /// How soon a reader that is awake reads again: 10 ms. A pod stores chunks every 16 ms, so a chunk waits for 5 ms on
 /// average. A shorter time costs reads that find nothing, and a longer one delays chunks.
 pub const PACE: Duration = Duration::from_millis(10);
-/// For how long a reader stays awake after it has got something: 300 ms, so that a run with a chunk every 150 ms needs
-/// no notice. A longer time costs reads of streams that have paused; a shorter one costs notices.
+/// For how long a reader stays awake after it has got something: 300 ms. A writer relies on half of it ([`SURE`]), so a
+/// run with a chunk every 100 ms needs no notice. A longer time costs reads of streams that have paused; a shorter one costs notices.
 pub const AWAKE: Duration = Duration::from_millis(300);
 /// For how long after a change a writer may be sure that readers are awake: half of [`AWAKE`]. The other half is room
 /// for clocks that run at different speeds. A shorter time costs notices that nobody needs.
 pub const SURE: Duration = Duration::from_millis(150);
-/// The time for which a pod sends one notice: 300 ms. Two may follow each other at once, because several runs often
+/// The average time between two notices of a pod, at the least: 300 ms. Two may follow each other at once, because several runs often
 /// begin together and their first chunks need two statements. So a pod sends at most five within a second. A NOTIFY
 /// delays the commits of all other sessions for a moment, and wakes every listener of the database. A longer gap delays
 /// the first chunk after a pause, if the pod has many such runs.
@@ -101,7 +101,7 @@ impl Looks {
                 look.next = now + PACE.max(quiet / 4);
             }
         }
-        // For the others of them, this was the last read.
+        // A run that was taken and got nothing for `AWAKE` falls asleep: this was its last read.
         self.runs.retain(|run, look| now.saturating_sub(look.heard) < AWAKE || taken.binary_search(run).is_err());
         taken
     }

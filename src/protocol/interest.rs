@@ -6,7 +6,8 @@
 //! * **Bound.** A row stays at most [`LINGER`] and a round of the session longer than the last reader.
 //! * **Failures.** If the pod dies, its rows stay. They do not count, because its incarnation is not in the roster, and
 //!   other pods delete them.
-//! * **Not promised.** Rows are no condition for reading. A pod whose rows cannot be written reads once a second.
+//! * **Not promised.** Rows are no condition for reading. A pod without rows still reads: once a second,
+//!   or ten times a second while its session is down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

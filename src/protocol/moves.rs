@@ -6,11 +6,12 @@
 //!
 //! Authority: none. A move is a wish. The handler yields, or it does not. A yield and a claim are fenced writes.
 //!
-//! Runs never move to and fro:
+//! Why runs do not move back and forth:
 //!
-//! - *One level for all.* The runs of the fleet that may move are poured over the pods like water, on top of those that
-//!   may not. The level is the share of each pod. All pods that look at the same rows find the same level. They yield
-//!   down to it, and the others have room for just that up to it. So nobody is above the level because of a move.
+//! - *One level for each kind.* Take the pods with a handler for the kind. The level is the smallest number to which these
+//!   pods can be filled, within their capacity, so that all of their runs have a place. Runs that may not move stay. Pods
+//!   above the level yield runs until they reach it, and pods below it claim until they reach it. So no pod rises above
+//!   the level because of a move.
 //! - *A margin.* A pod above the level moves runs only if it has more runs than the least busy pod by a margin. So a
 //!   run that ends or begins moves no other. The level alone is no bound: after the last of ten pods was replaced, that
 //!   pod has nothing, and the others have only a ninth more than their share.

@@ -1,5 +1,5 @@
 //! The herald tells pods of runs without an owner. It chooses a pod that has a handler and room, instead of waking every
-//! pod, and sends at most a few notices a second, because a NOTIFY delays the commits of all other sessions for a moment.
+//! pod. It runs at most four such statements a second, because a NOTIFY delays the commits of all other sessions for a moment.
 //!
 //! Nothing depends on it: the recovery passes of all pods find the runs (L6, L11).
 

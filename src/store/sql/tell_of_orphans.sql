@@ -1,10 +1,11 @@
--- Tells pods of runs that nobody owns. If there is none, nobody is told: any role can make pods run this statement (L11).
+-- Tells pods of runs that nobody owns. Without such a run it sends nothing, because any role can notify, and so make pods
+-- run this statement (L11).
 --
 -- Arguments:
 --   own        uuid    the incarnation that tells; it is not chosen
 --   kinds      text[]  for each of these kinds one pod with a handler and room is chosen; if none is found, every pod is
 --                      told
---   pods       text[]  these pods are told as well
+--   pods       text[]  these pods are told too, unless every pod is told
 --   everybody  bool    every pod is told, and none is chosen
 --   still      text[]  every pod is told if a run of one of these kinds has no owner
 --   sample     int8    how many pods are looked at for each kind
@@ -24,8 +25,8 @@ WITH
     SELECT EXISTS (SELECT FROM :"schema".studio_runs r
                     WHERE r.state = 'running' AND r.owner_incarnation IS NULL) AS there
   ),
-  -- Of a few random pods, the one that runs the least: the runs of only so many are counted, and pods that tell at the
-  -- same time choose different ones.
+  -- Takes `sample` random pods, and chooses the one with the fewest runs. So only their runs are counted, and pods that
+  -- tell at the same time choose different ones. If all of them are full, every pod is told.
   chosen AS MATERIALIZED (
     SELECT w.kind, c.pod_id
       FROM ownerless w
@@ -38,6 +39,7 @@ WITH
                   FROM (SELECT p.pod_id, p.incarnation, p.capacity
                           FROM :"schema".studio_pods p
                          WHERE p.state = 'active'
+                           AND p.evicted IS NULL
                            AND p.cordoned_by IS NULL
                            AND p.incarnation <> :'own'::uuid
                            AND (p.kinds IS NULL OR w.kind = ANY (p.kinds))

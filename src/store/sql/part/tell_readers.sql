@@ -1,7 +1,7 @@
-  -- Notifies the readers of those of the runs `told_runs` that somebody else than `own` reads. Returns a row if it
-  -- notified. A pod's row counts while the pod is in the roster; another reader says until when its row counts. The
-  -- notice has the form of `protocol::notices::StreamNotice`. It is only a hint (L11): readers query once a second
-  -- anyway.
+  -- Notifies the readers, other than `own`, of the runs in `told_runs`. Returns a row if it notified. A pod's row counts
+  -- while the pod is in the roster; another reader says until when its row counts. The notice has the form of
+  -- `protocol::notices::StreamNotice`: `by` names the sender, and `told_groups` has the group of each run. For more than
+  -- `groups_most` groups it names all of them (`*`). It is only a hint (L11): readers query once a second anyway.
   SELECT pg_notify(:"schema".studio_stream_channel(),
                    concat(:'by'::text, ':',
                           CASE WHEN count(*) > :'groups_most'::int4 THEN '*'
