@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::patience::SOON;
 use crate::runs::stage::behind_proxy;
+use crate::support::faults::OwnServer;
 use crate::support::proxy::{ALL, Flow};
 use crate::support::{Db, eventually, lease, start, timed, trace};
 
@@ -233,7 +234,9 @@ async fn a_stalled_pod_is_evicted_where_that_is_the_policy_and_stays_away_until_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_pod_is_evicted_once_although_a_second_peer_finds_its_locks_held() {
     timed(async {
-        let db = Db::new().await;
+        // A backend that is stopped in the middle of a statement can hold up its whole server, so this test has its own.
+        let server = OwnServer::start(&[]).await;
+        let db = Db::on(&server).await;
         let a = start(config(&db, "a", OnStall::Report)).await;
         let of_a = "SELECT liveness_pid, control_pid, event_index FROM studio_pods WHERE pod_id = 'a' \
                     AND control_pid IS NOT NULL";
@@ -248,6 +251,12 @@ async fn a_stalled_pod_is_evicted_once_although_a_second_peer_finds_its_locks_he
                 rustix::process::kill_process(pid, signal).expect("a backend of the test's own server");
             }
         };
+        eventually(SOON, "both backends are idle", || async {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1) AND state = 'idle'";
+            let idle: i64 = db.client.scalar(sql, &[&backends.as_slice()]).await;
+            if idle == 2 { Ok(()) } else { Err(format!("{idle}")) }
+        })
+        .await;
         signal(rustix::process::Signal::STOP);
         let mut ended = Vec::new();
         for peer in ["b", "c"] {
