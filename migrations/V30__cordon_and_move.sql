@@ -26,7 +26,8 @@ DECLARE
     own_channel text;
 BEGIN
     PERFORM @.studio_limit_transaction(3000::integer);
-    SELECT p.incarnation, p.cordoned_by, p.channel INTO target, cordoned_before, own_channel
+    SELECT p.incarnation, p.cordoned_by, CASE WHEN p.channel_of = p.incarnation THEN p.channel END
+      INTO target, cordoned_before, own_channel
       FROM @.studio_pods AS p WHERE p.pod_id = pod FOR NO KEY UPDATE;
     IF target IS NULL THEN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)
@@ -50,7 +51,8 @@ DECLARE
     own_channel text;
 BEGIN
     PERFORM @.studio_limit_transaction(3000::integer);
-    SELECT p.incarnation, p.cordoned_by, p.channel INTO target, cordoned_before, own_channel
+    SELECT p.incarnation, p.cordoned_by, CASE WHEN p.channel_of = p.incarnation THEN p.channel END
+      INTO target, cordoned_before, own_channel
       FROM @.studio_pods AS p WHERE p.pod_id = pod FOR NO KEY UPDATE;
     IF target IS NULL THEN
         RAISE EXCEPTION 'no pod named % is in the roster', pg_catalog.quote_literal(pod)

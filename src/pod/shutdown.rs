@@ -72,8 +72,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
-    tell_of_the_yielded(shared).await;
-    tell_that_it_stopped(shared).await;
+    tokio::join!(tell_of_the_yielded(shared), tell_that_it_stopped(shared));
     let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
@@ -163,14 +162,18 @@ async fn tell_of_failures(shared: &Shared) {
 /// Tells other pods of the runs that were yielded last.
 async fn tell_of_the_yielded(shared: &Shared) {
     let untold = shared.engine.offers.take_all();
-    if untold.is_for_others()
-        && tokio::time::timeout(TELL_AT_MOST, herald::tell(&shared.engine, &untold)).await.is_err()
-    {
-        tracing::debug!(
-            target: "podlock", event = "untold", pod = %shared.member.pod_id,
-            "pods were not told of the runs yielded last; they look by themselves"
-        );
+    if !untold.is_for_others() {
+        return;
     }
+    let why = match tokio::time::timeout(TELL_AT_MOST, herald::tell(&shared.engine, &untold)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => format!("no answer within {TELL_AT_MOST:?}"),
+    };
+    tracing::debug!(
+        target: "podlock", event = "untold", pod = %shared.member.pod_id, error = why,
+        "pods were not told of the runs yielded last; they look by themselves"
+    );
 }
 
 /// Records that the stop is complete, so that any pod may remove the row. Without it, a settled pod does.

@@ -24,9 +24,119 @@ pub const KINDS_MOST: usize = 16;
 /// The most pods that are told one by one. If more have a share of what was left, every pod is told: it is one notice.
 pub const PODS_MOST: usize = 4;
 
+/// Whom to tell of runs without an owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// For each of these kinds, one pod that has a handler and room.
+    pub kinds: BTreeSet<String>,
+    /// These pods.
+    pub pods: BTreeSet<String>,
+    /// Every pod.
+    pub everybody: bool,
+    /// Every pod, if a run of one of these kinds has no owner yet: a pod was chosen before, and may not have heard.
+    pub still: BTreeSet<String>,
+    /// This pod itself.
+    pub own: bool,
+}
+
+impl Untold {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether other pods are to be told.
+    #[must_use]
+    pub fn is_for_others(&self) -> bool {
+        self.everybody || !self.kinds.is_empty() || !self.pods.is_empty() || !self.still.is_empty()
+    }
+
+    fn add(&mut self, more: Self) {
+        self.pods.extend(more.pods);
+        self.own |= more.own;
+        self.everybody |= more.everybody;
+        for (kinds, more) in [(&mut self.kinds, more.kinds), (&mut self.still, more.still)] {
+            kinds.extend(more);
+            if kinds.len() > KINDS_MOST {
+                kinds.clear();
+                self.everybody = true;
+            }
+        }
+    }
+}
+
+/// What a pod has to tell, and when. Moments are those of its own clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agenda {
+    untold: Untold,
+    /// What is told a [`GAP`] after the first of it came, and again a [`GAP`] after the last of it came.
+    later: Untold,
+    /// Since when `later` waits, and when the last of it came.
+    waits: Option<(Moment, Moment)>,
+    /// When the herald told other pods for the last time, and when a caller's transaction did.
+    told: Option<Moment>,
+    told_in_txn: Option<Moment>,
+}
+
+impl Agenda {
+    /// Adds what is told as soon as the gap allows.
+    pub fn add(&mut self, more: Untold) {
+        self.untold.add(more);
+    }
+
+    /// Adds what is too early to tell now.
+    pub fn add_for_later(&mut self, more: Untold, now: Moment) {
+        self.later.add(more);
+        self.waits = Some((self.waits.map_or(now, |(since, _)| since), now));
+    }
+
+    /// Whether a caller's transaction may notify now. If so, it counts as told.
+    pub fn may_tell(&mut self, now: Moment) -> bool {
+        let may = next_at(self.told_in_txn, Moment::ZERO) <= now;
+        if may {
+            self.told_in_txn = Some(now);
+        }
+        may
+    }
+
+    /// When the next statement is due. `None`: there is nothing to tell.
+    #[must_use]
+    pub fn due(&self) -> Option<Moment> {
+        let now = (!self.untold.is_empty()).then(|| next_at(self.told, Moment::ZERO));
+        let later = self.waits.map(|(since, _)| next_at(self.told, since + GAP));
+        now.into_iter().chain(later).min()
+    }
+
+    /// Takes what is to be told now.
+    #[must_use]
+    pub fn take(&mut self, now: Moment) -> Untold {
+        let mut untold = std::mem::take(&mut self.untold);
+        if let Some((_, last)) = self.waits.filter(|(since, _)| *since + GAP <= now) {
+            if last + GAP <= now {
+                untold.add(std::mem::take(&mut self.later));
+                self.waits = None;
+            } else {
+                untold.add(self.later.clone());
+                self.waits = Some((last, last));
+            }
+        }
+        if untold.is_for_others() {
+            self.told = Some(now);
+        }
+        untold
+    }
+
+    /// Takes everything: nothing is told later.
+    #[must_use]
+    pub fn take_all(&mut self) -> Untold {
+        let mut untold = std::mem::take(&mut self.untold);
+        untold.add(std::mem::take(&mut self.later));
+        self.waits = None;
+        untold
+    }
+}
+
 /// When others may be told next.
-#[must_use]
-pub fn next_at(told: Option<Moment>, not_before: Moment) -> Moment {
+fn next_at(told: Option<Moment>, not_before: Moment) -> Moment {
     told.map_or(not_before, |told| (told + GAP).max(not_before))
 }
 
@@ -202,12 +312,61 @@ mod tests {
         }
     }
 
+    fn of_kind(kind: &str) -> Untold {
+        Untold { kinds: [kind.to_owned()].into(), ..Untold::default() }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
-    fn others_are_told_at_most_once_in_the_gap_and_not_before_the_time_that_was_set() {
-        let at = Duration::from_secs;
-        assert_eq!(next_at(None, Moment::ZERO), Moment::ZERO);
-        assert_eq!(next_at(None, at(5)), at(5));
-        assert_eq!(next_at(Some(at(5)), Moment::ZERO), at(5) + GAP);
-        assert_eq!(next_at(Some(at(5)), at(9)), at(9));
+    fn the_first_is_told_at_once_and_what_comes_within_the_gap_together() {
+        let mut agenda = Agenda::default();
+        assert_eq!(agenda.due(), None);
+        agenda.add(of_kind("a"));
+        assert_eq!(agenda.due(), Some(Moment::ZERO));
+        assert_eq!(agenda.take(1000 * MS), of_kind("a"));
+        agenda.add(of_kind("b"));
+        agenda.add(of_kind("c"));
+        assert_eq!(agenda.due(), Some(1000 * MS + GAP));
+        assert_eq!(agenda.take(1000 * MS + GAP).kinds, ["b", "c"].map(ToOwned::to_owned).into());
+        assert_eq!(agenda.due(), None);
+        // What concerns only this pod uses up no gap.
+        agenda.add(Untold { own: true, ..Untold::default() });
+        assert!(agenda.take(2000 * MS).own);
+        agenda.add(of_kind("d"));
+        assert!(agenda.due() <= Some(2000 * MS));
+    }
+
+    /// A transaction that is told of may commit later than another that came before it.
+    #[test]
+    fn what_is_too_early_is_told_after_the_gap_and_once_more_after_the_last_of_it() {
+        let mut agenda = Agenda::default();
+        agenda.add_for_later(of_kind("a"), 1000 * MS);
+        agenda.add_for_later(of_kind("b"), 1200 * MS);
+        assert_eq!(agenda.due(), Some(1000 * MS + GAP));
+        let both = ["a", "b"].map(ToOwned::to_owned).into();
+        assert_eq!(agenda.take(1250 * MS).kinds, both);
+        assert_eq!(agenda.due(), Some((1200 * MS + GAP).max(1250 * MS + GAP)));
+        assert_eq!(agenda.take(1500 * MS).kinds, both);
+        assert_eq!(agenda.due(), None);
+        agenda.add_for_later(of_kind("c"), 2000 * MS);
+        assert_eq!((agenda.take_all(), agenda.due()), (of_kind("c"), None));
+    }
+
+    #[test]
+    fn transactions_of_callers_tell_at_most_once_in_the_gap_and_do_not_hold_up_the_herald() {
+        let mut agenda = Agenda::default();
+        assert!(agenda.may_tell(1000 * MS));
+        assert!(!agenda.may_tell(1000 * MS + GAP - MS));
+        agenda.add(of_kind("a"));
+        assert_eq!(agenda.due(), Some(Moment::ZERO));
+        assert!(agenda.may_tell(1000 * MS + GAP));
+    }
+
+    #[test]
+    fn of_too_many_kinds_every_pod_is_told() {
+        let mut agenda = Agenda::default();
+        (0..=KINDS_MOST).for_each(|n| agenda.add(of_kind(&n.to_string())));
+        assert_eq!(agenda.take(MS), Untold { everybody: true, ..Untold::default() });
     }
 }

@@ -12,13 +12,14 @@ use tokio::time::Instant;
 
 use super::StopReason;
 use super::failed::Failures;
-use super::offers::{Offers, Untold};
+use super::offers::Offers;
 use super::registry::Registry;
 use super::stream::queue::Flusher;
 use super::stream::readers::Readers;
 use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
+use crate::protocol::offer::Untold;
 use crate::protocol::recover::{Memory, Seen};
 
 /// The input of a recovery pass: what this process knew before the load, and the rows that the load returned.

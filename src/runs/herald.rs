@@ -1,5 +1,6 @@
 //! The herald tells pods of runs without an owner. It chooses a pod that has a handler and room, instead of waking every
-//! pod. It runs at most four such statements a second, because a NOTIFY delays the commits of all other sessions for a moment.
+//! pod. It runs at most four such statements a second, because a NOTIFY delays the commits of all other sessions for a
+//! moment. `protocol::offer` says when the next one is due.
 //!
 //! Nothing depends on it: the recovery passes of all pods find the runs (L6, L11).
 
@@ -7,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::engine::Engine;
-use super::offers::Untold;
 use crate::background::part::{Next, Part};
 use crate::error::Result;
+use crate::protocol::offer::Untold;
 use crate::store::orphans;
 
 /// Tells pods of runs without an owner.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::handlers::Handlers;
-use super::offers::Untold;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
+use crate::protocol::offer::Untold;
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would

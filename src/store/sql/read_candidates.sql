@@ -20,7 +20,7 @@
 WITH
   -- L6: an orphan is a running run whose owner is NULL or not in the roster. A run of this pod is not an orphan, even
   -- if the pod's row is gone.
-  ownerless AS MATERIALIZED (
+  abandoned AS MATERIALIZED (
     SELECT r.run_id, r.kind, r.owner_incarnation, r.fence, r.attempt, r.crashes, r.created_at
       FROM :"schema".studio_runs r
      WHERE r.state = 'running'
@@ -35,7 +35,7 @@ WITH
   ),
   orphans AS MATERIALIZED (
     SELECT r.*
-      FROM ownerless r
+      FROM abandoned r
      WHERE r.kind = ANY (:'kinds'::text[])
        AND NOT EXISTS (SELECT FROM :"schema".studio_pods m
                         WHERE m.incarnation = :'own'::uuid AND m.cordoned_by IS NOT NULL)
