@@ -89,8 +89,12 @@ async fn look(operator: &Operator, pod: &str, incarnation: Incarnation) -> Resul
 
 /// Resolves when the pod has drained. An error if it ended in another way or is still alive.
 async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, most: Duration) -> Result<(), Failure> {
-    let (began, mut unheld_since) = (Instant::now(), None);
+    let (mut began, mut unheld_since) = (None, None);
     loop {
+        // One reading of the clock for both limits: a pod that never held a lock is down when `most` is over, however
+        // long a look takes.
+        let looked = Instant::now();
+        let waited = looked - *began.get_or_insert(looked);
         let (status, runs) = look(operator, pod, incarnation).await?;
         let clean = match status {
             DrainStatus::Alive => {
@@ -98,7 +102,7 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
                 None
             }
             DrainStatus::Unheld { clean, down_after } => {
-                (unheld_since.get_or_insert_with(Instant::now).elapsed() >= down_after.min(most)).then_some(clean)
+                (looked - *unheld_since.get_or_insert(looked) >= down_after.min(most)).then_some(clean)
             }
             DrainStatus::Gone { clean } => Some(clean),
         };
@@ -110,7 +114,7 @@ async fn until_down(operator: &Operator, pod: &str, incarnation: Incarnation, mo
                      peer takes over"
                 )));
             }
-            None if began.elapsed() >= most => {
+            None if waited >= most => {
                 return Err(Failure::Failed(format!(
                     "{pod:?} was asked to drain, and is still there with {runs} runs after {}",
                     humantime::format_duration(most)
