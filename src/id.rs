@@ -91,12 +91,6 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// Makes a new one: a UUID of version 7, so that later ones sort after earlier ones.
-            #[must_use]
-            pub fn generate() -> Self {
-                Self(Uuid::now_v7())
-            }
-
             /// The UUID itself.
             #[must_use]
             pub const fn as_uuid(&self) -> Uuid {
@@ -139,6 +133,40 @@ uuid_id!(
     RunId,
     "a run's id"
 );
+uuid_id!(
+    /// One worker of the registry.
+    WorkerId,
+    "a worker's id"
+);
+
+impl Incarnation {
+    /// Makes a new one: a UUID of version 7, so that later ones sort after earlier ones.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl RunId {
+    /// Makes a new one: a UUID of version 7, so that later ones sort after earlier ones.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+/// The namespace of the workers' ids, drawn at random once. Another one would give each worker of a running fleet a new id.
+const WORKERS: Uuid = Uuid::from_u128(0x6f0f_31a2_53c7_4c0e_9f4d_2b7a_90d1_5e38);
+
+impl WorkerId {
+    /// The id of the worker that the pod of this name registers under this URL: a UUID of version 5, so a restart of the
+    /// pod keeps it.
+    #[must_use]
+    pub fn of(pod: &PodId, url: &str) -> Self {
+        // A pod's name has no control character, so no two pairs make the same text.
+        Self(Uuid::new_v5(&WORKERS, format!("{pod}\n{url}").as_bytes()))
+    }
+}
 
 /// A number from one global sequence. Each claim of a run gets a new one. A larger number is newer (on one timeline of
 /// the database). Pass it to other systems as a fencing token.

@@ -25,6 +25,7 @@ mod store;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
 mod timestamp;
+pub mod workers;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
@@ -54,7 +55,7 @@ pub use tokio_postgres;
 pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase};
 pub use connect::connect;
 pub use error::{Error, ErrorKind, Result};
-pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId};
+pub use id::{Fence, Incarnation, LockKey, POD_ID_MAX_CHARS, PodId, RunId, WorkerId};
 pub use operator::Operator;
 pub use output::{ERROR_LIMIT, Output, OutputFormat};
 pub use pod::{

@@ -66,6 +66,9 @@ macro_rules! amount {
     ($n:literal years) => {
         std::time::Duration::from_secs($n * 365 * 86400)
     };
+    ($n:literal KiB) => {
+        $n << 10
+    };
     ($n:literal MiB) => {
         $n << 20
     };

@@ -148,6 +148,29 @@ settings! {
         prune_interval: Duration => Duration = [10 min] in [from 10 ms to 24 days] env "PODLOCK_PRUNE_INTERVAL";
     }
 
+    group "Workers" {
+        /// How often a pod reports its workers, and compares its copy of all workers with the store, jittered by a
+        /// tenth. Changes are seen at once all the same. Less often costs less, and repairs a lost notice later.
+        worker_report_interval: Duration => Duration = [30 s] in [from 100 ms to 24 days]
+            env "PODLOCK_WORKER_REPORT_INTERVAL";
+        /// After how many report intervals without a report a worker is inactive. The selection and the monitor use
+        /// the same number.
+        worker_stale_reports: u32 => u32 = [3] in [from 1 to 1000000] env "PODLOCK_WORKER_STALE_REPORTS";
+        /// How often the monitor writes which workers are inactive, jittered by a tenth. One pod at a time does so.
+        worker_monitor_interval: Duration => Duration = [60 s] in [from 100 ms to 24 days]
+            env "PODLOCK_WORKER_MONITOR_INTERVAL";
+        /// The most bytes of a worker's spec, as JSON text. A larger one is refused as `too_large`. Each pod that uses
+        /// the registry holds the specs of all workers in memory.
+        worker_spec_max_bytes: usize => usize = [64 KiB] in [at most 1 MiB] env "PODLOCK_WORKER_SPEC_MAX_BYTES";
+        /// How many probes of workers a pod makes at a time. Fewer delay probes of slow workers; more take more
+        /// sockets.
+        worker_probes_at_once: usize => usize = [64] in [from 1 to 1000000] env "PODLOCK_WORKER_PROBES_AT_ONCE";
+        /// Whether this pod also probes the workers of other pods. Then it chooses only those that it reaches itself.
+        /// Each such pod probes each worker of the fleet. A worker whose probe needs a secret that this pod does not
+        /// have is not probed here: it follows the health that its owner sees.
+        worker_probe_imports: bool => bool = [false] env "PODLOCK_WORKER_PROBE_IMPORTS";
+    }
+
     group "Output" {
         /// The most bytes of a run's result, or of its standard output, as they are stored. A larger one is
         /// refused as `too_large`, never cut.

@@ -351,6 +351,8 @@ mod tests {
             ("keep_failed_runs", |c, t| c.keep_failed_runs = t),
             ("keep_events", |c, t| c.keep_events = t),
             ("prune_interval", |c, t| c.prune_interval = t),
+            ("worker_report_interval", |c, t| c.worker_report_interval = t),
+            ("worker_monitor_interval", |c, t| c.worker_monitor_interval = t),
         ];
         let extremes =
             [Duration::ZERO, Duration::from_nanos(1), TIME_MAX, TIME_MAX + secs(1), secs(u64::MAX), Duration::MAX];
@@ -386,6 +388,9 @@ mod tests {
             ("max_crashes", |c| c.max_crashes = u32::MAX),
             ("moves_at_once", |c| c.moves_at_once = usize::MAX),
             ("pool_size", |c| c.pool_size = usize::MAX),
+            ("worker_stale_reports", |c| c.worker_stale_reports = u32::MAX),
+            ("worker_spec_max_bytes", |c| c.worker_spec_max_bytes = usize::MAX),
+            ("worker_probes_at_once", |c| c.worker_probes_at_once = usize::MAX),
             ("result_max_bytes", |c| c.result_max_bytes = usize::MAX),
             ("stderr_max_bytes", |c| c.stderr_max_bytes = usize::MAX),
             ("checkpoint_max_bytes", |c| c.checkpoint_max_bytes = usize::MAX),

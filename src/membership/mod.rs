@@ -197,6 +197,11 @@ impl Membership {
         self.facts.send_modify(|s| (s.incarnation, s.attached) = (incarnation, true));
     }
 
+    /// Whether the pod holds its lock, as far as it knows.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.facts.borrow().attached
+    }
+
     pub(crate) fn set_detached(&self) {
         self.facts.send_modify(|s| s.attached = false);
     }

@@ -141,6 +141,7 @@ pub(crate) async fn register(
         replaced = replaced.map(tracing::field::display), backend = liveness.backend().pid, "registered"
     );
     shared.engine.recover_now.notify_one();
+    shared.workers.attached();
     Ok(sent)
 }
 

@@ -79,6 +79,9 @@ impl Hints {
         if words.has(Word::Asked) {
             self.asked.ask(now, Duration::ZERO);
         }
+        if words.has(Word::Workers) {
+            local.shared.workers.hear();
+        }
     }
 
     /// Makes the gaps between reads suit the size of the fleet.
@@ -184,6 +187,8 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     };
     let probe = match kind {
         EventKind::Buried => {
+            // Before the application hears of the burial.
+            shared.workers.bury(told.incarnation);
             shared.engine.recover_within(BURIER_GOES_FIRST + spread(local, EACH));
             if !is_ours {
                 local.note_burials(&[told.incarnation]);
@@ -208,7 +213,9 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         | EventKind::Quarantined
         | EventKind::Snapshot
         | EventKind::RunFailed
-        | EventKind::ForeignLock => None,
+        | EventKind::ForeignLock
+        | EventKind::WorkersInactive
+        | EventKind::WorkersActive => None,
     };
     publish(local, kind, told);
     probe
@@ -239,7 +246,9 @@ fn publish(local: &Local, kind: EventKind, told: LoggedEvent) {
             | EventKind::Quarantined
             | EventKind::Snapshot
             | EventKind::RunFailed
-            | EventKind::ForeignLock,
+            | EventKind::ForeignLock
+            | EventKind::WorkersInactive
+            | EventKind::WorkersActive,
             _,
         ) => return,
     };

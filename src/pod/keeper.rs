@@ -598,6 +598,7 @@ impl<'a> Keeper<'a> {
             "holds its lock again; no run was disturbed"
         );
         self.shared.engine.recover_now.notify_one();
+        self.shared.workers.attached();
         self.shared.probe_now.notify_one();
     }
 

@@ -34,6 +34,7 @@ use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, S
 use crate::store::connections;
 use crate::store::migrate::Policy;
 use crate::store::runs as statements;
+use crate::workers::{self, Workers};
 use shared::Shared;
 use until_stopped::Signals;
 
@@ -61,6 +62,7 @@ pub struct Pod {
 pub struct PodBuilder {
     config: Config,
     handlers: Handlers,
+    workers: workers::Functions,
     stop_on_signals: bool,
 }
 
@@ -82,6 +84,27 @@ impl PodBuilder {
         Fut: Future<Output = Result<Outcome, HandlerError>> + Send + 'static,
     {
         self.handlers.insert(kind.into(), Arc::new(handler));
+        self
+    }
+
+    /// Probes workers whose health check names the function `name` with `probe`. An error, or a panic, is a failed probe.
+    /// A future that takes longer than the check's time-out is dropped.
+    pub fn worker_probe<F, Fut>(mut self, name: impl Into<String>, probe: F) -> Self
+    where
+        F: Fn(workers::ProbeRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.workers.add_probe(name.into(), probe);
+        self
+    }
+
+    /// Gives the secrets of workers of other pods, by the worker's URL and the secret's name. Secrets are not published. So
+    /// without this, a pod does not probe a worker of another pod whose check needs one (`worker_probe_imports`).
+    pub fn worker_secrets<F>(mut self, secret: F) -> Self
+    where
+        F: Fn(&str, &str) -> Option<workers::Secret> + Send + Sync + 'static,
+    {
+        self.workers.set_secrets(secret);
         self
     }
 
@@ -146,7 +169,8 @@ impl PodBuilder {
         let member = Membership::new(pod_id, settings, runtime);
         let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
         let handlers = Arc::new(self.handlers);
-        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine));
+        let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -164,6 +188,10 @@ impl PodBuilder {
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
         shared.spawn(runs::failures::Telling::new(Arc::clone(&engine)));
+        shared.spawn(workers::Publishing::new(Arc::clone(&workers)));
+        shared.spawn(workers::Copying::new(Arc::clone(&workers)));
+        shared.spawn(workers::Monitoring::new(Arc::clone(&workers)));
+        shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
@@ -179,7 +207,12 @@ impl fmt::Debug for PodBuilder {
 impl Pod {
     /// Begins to build a pod.
     pub fn builder(config: Config) -> PodBuilder {
-        PodBuilder { config, handlers: Handlers::default(), stop_on_signals: false }
+        PodBuilder {
+            config,
+            handlers: Handlers::default(),
+            workers: workers::Functions::default(),
+            stop_on_signals: false,
+        }
     }
 
     /// The pod's name.
@@ -239,6 +272,13 @@ impl Pod {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PodEvent> {
         self.shared.member.events.subscribe()
+    }
+
+    /// The registry of workers: what one pod registers, every pod sees. From the first call on, the pod keeps a copy of all
+    /// workers in memory.
+    #[must_use]
+    pub fn workers(&self) -> Workers {
+        Workers::of(&self.shared.workers)
     }
 
     /// Inserts a run that this pod owns, and begins it.

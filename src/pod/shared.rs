@@ -13,10 +13,12 @@ use crate::membership::{Membership, PodStatus};
 use crate::runs::StopReason;
 use crate::runs::engine::Engine;
 use crate::store::notices::Requests;
+use crate::workers::Registry;
 
 pub(crate) struct Shared {
     pub(crate) member: Arc<Membership>,
     pub(crate) engine: Arc<Engine>,
+    pub(crate) workers: Arc<Registry>,
     /// Fires when the thread of the pod's sessions has ended.
     pub(crate) ended: CancellationToken,
     /// Makes the next probe of the roster come now.
@@ -30,10 +32,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(member: Arc<Membership>, engine: Arc<Engine>) -> Arc<Self> {
+    pub(crate) fn new(member: Arc<Membership>, engine: Arc<Engine>, workers: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
             member,
             engine,
+            workers,
             ended: CancellationToken::new(),
             probe_now: Notify::new(),
             row_gone: Notify::new(),

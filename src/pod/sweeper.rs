@@ -207,6 +207,7 @@ async fn serve(local: &Local, beating: &RefCell<Beating>, session: &mut Listener
     let mut next_sweep = Instant::now();
     // Events of the time without a control session may have been missed, so a pass of each kind runs.
     local.shared.engine.recover_now.notify_one();
+    local.shared.workers.attached();
     loop {
         let ended = session.ended();
         let next_beat = beating.borrow().due;

@@ -37,5 +37,9 @@ named! {
         Cordoned = "cordoned",
         /// An operator lifted the cordon of a pod.
         Uncordoned = "uncordoned",
+        /// Workers of a pod were not reported for a while, or never.
+        WorkersInactive = "workers_inactive",
+        /// Such workers were reported again.
+        WorkersActive = "workers_active",
     }
 }

@@ -180,7 +180,12 @@ fn step(state: &mut FoldState, kind: EventKind, entry: &LogEntry) -> Result<(), 
             roster.insert(entry.pod_id.clone(), joined);
         }
         // These are about runs, or about strangers that hold a pod's lock. The pod may have been buried since.
-        EventKind::Claimed | EventKind::Quarantined | EventKind::RunFailed | EventKind::ForeignLock => {}
+        EventKind::Claimed
+        | EventKind::Quarantined
+        | EventKind::RunFailed
+        | EventKind::ForeignLock
+        | EventKind::WorkersInactive
+        | EventKind::WorkersActive => {}
         EventKind::Draining => member(roster, entry)?.draining = true,
         EventKind::Cordoned => member(roster, entry)?.cordoned = true,
         EventKind::Uncordoned => member(roster, entry)?.cordoned = false,

@@ -27,7 +27,10 @@ pub mod offer;
 pub mod patience;
 pub mod poison;
 pub mod portions;
+pub mod probing;
 pub mod recover;
+pub mod replica;
+pub mod reports;
 pub mod ring;
 pub mod share;
 pub mod stall;
@@ -36,6 +39,7 @@ pub mod stream;
 pub mod turns;
 pub mod verdict;
 pub mod wait;
+pub mod worker;
 
 use std::time::Duration;
 

@@ -36,12 +36,23 @@ pub enum Word {
     Runs,
     /// The pod's own row: a pod was asked to drain, was cordoned, or its cordon was lifted.
     Asked,
+    /// The workers that have changed.
+    Workers,
 }
 
 impl Word {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Look, Self::Free, Self::Roster, Self::Log, Self::Recover, Self::Take, Self::Runs, Self::Asked];
+    pub const ALL: [Self; 9] = [
+        Self::Look,
+        Self::Free,
+        Self::Roster,
+        Self::Log,
+        Self::Recover,
+        Self::Take,
+        Self::Runs,
+        Self::Asked,
+        Self::Workers,
+    ];
 
     /// The word that goes over the channel. The migrations and the statements that notify use the same words.
     #[must_use]
@@ -55,6 +66,7 @@ impl Word {
             Self::Take => "take",
             Self::Runs => "runs",
             Self::Asked => "asked",
+            Self::Workers => "workers",
         }
     }
 
@@ -66,11 +78,11 @@ impl Word {
 }
 
 // Each word has a bit in `Words`.
-const _: () = assert!(Word::ALL.len() <= u8::BITS as usize);
+const _: () = assert!(Word::ALL.len() <= u16::BITS as usize);
 
 /// A set of [`Word`]s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Words(u8);
+pub struct Words(u16);
 
 impl Words {
     fn add(&mut self, word: Word) {

@@ -68,6 +68,7 @@ files!(
     "V29__pod_channels",
     "V30__cordon_and_move",
     "V31__stream_readers",
+    "V32__workers",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -291,9 +292,14 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
     let mut grant = |rights: &str, what: &str| {
         script.push_str(&schema.sql(&format!("GRANT {rights} ON {what} TO {role};\n")));
     };
-    for readable in
-        [HISTORY_TABLE, "studio_schema_compat", "studio_pod_status", "studio_orphans", "studio_foreign_locks"]
-    {
+    for readable in [
+        HISTORY_TABLE,
+        "studio_schema_compat",
+        "studio_pod_status",
+        "studio_orphans",
+        "studio_foreign_locks",
+        "studio_worker_status",
+    ] {
         grant("SELECT", &format!("@.{readable}"));
     }
     for (table, rights) in [
@@ -305,6 +311,10 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_run_chunks", "SELECT, INSERT, DELETE"),
         ("studio_run_resets", "SELECT, INSERT"),
         ("studio_stream_readers", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_workers", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_worker_tombstones", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_worker_pods", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_worker_monitor", "SELECT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -38,3 +38,4 @@ pub(crate) mod runs;
 mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;
+pub(crate) mod workers;

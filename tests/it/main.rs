@@ -46,3 +46,4 @@ mod streams;
 mod tracing_events;
 mod unequal;
 mod until_stopped;
+mod workers;

@@ -72,6 +72,22 @@ WITH
        AND p.evicted IS NOT DISTINCT FROM d.evicted
     RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail
   ),
+  -- Its workers go with it, but no more than this statement can delete without delay. Without their owner in the roster,
+  -- the others do not count any more, and the monitor of workers deletes them.
+  doomed AS MATERIALIZED (
+    SELECT w.worker_id
+      FROM :"schema".studio_workers w
+      JOIN gone ON gone.incarnation = w.owner_incarnation
+     ORDER BY w.worker_id
+     LIMIT 256
+       FOR UPDATE OF w SKIP LOCKED
+  ),
+  cleared AS (
+    DELETE FROM :"schema".studio_workers w
+     USING doomed
+     WHERE w.worker_id = doomed.worker_id
+    RETURNING w.worker_id
+  ),
   -- A cause that the pod itself recorded takes precedence.
   ended AS (
     UPDATE :"schema".studio_pod_sessions s
@@ -86,7 +102,7 @@ WITH
   ),
   -- The log comes last: appending takes its lock, which is held until COMMIT.
   first AS MATERIALIZED (
-    SELECT count(*) AS rows FROM ended
+    SELECT (SELECT count(*) FROM ended) + (SELECT count(*) FROM cleared) AS rows
   ),
   logged AS MATERIALIZED (
     SELECT g.incarnation, g.cause,

@@ -1,0 +1,138 @@
+//! When a worker counts as inactive: its owner has never reported it, or not for a while.
+//!
+//! An owner reports all its workers with one number, which it raises, and names those that it could not probe. An
+//! observer compares the number with the one that it saw at its own earlier looks. It counts looks, and compares no
+//! clock with another machine's (L8).
+//!
+//! * **Authority.** The observer's own looks, and `studio_workers.liveness` for a worker that it sees for the first time.
+//! * **Bound.** [`Seen::is_stale`] after as many looks without a report as [`looks_needed`] says.
+//! * **Failures.** A look that could not be made counts for nobody. An observer that slept makes one look, not many.
+//! * **Not promised.** That observers agree at every moment. Each has its own looks.
+
+use std::time::Duration;
+
+/// The report of a worker that its owner has never reported.
+pub const NEVER: i64 = -1;
+
+/// The last report that includes a worker, by its number. `own`: the number after which the worker's own row was written,
+/// and [`NEVER`] if the row reports nothing. `owner`: the owner's last report; `None` if it made none. `since`: the
+/// number after which the row was written. `is_named`: the owner's last report names the worker as not probed.
+#[must_use]
+pub fn last_report(has_reported: bool, since: i64, owner: Option<i64>, is_named: bool) -> i64 {
+    match owner {
+        Some(owner) if owner > since && !is_named => owner,
+        _ if has_reported => since,
+        _ => NEVER,
+    }
+}
+
+/// After how many looks in a row without a report a worker is inactive, if it must be after `stale_after` and a look is
+/// made every `every`. At least one.
+#[must_use]
+pub fn looks_needed(stale_after: Duration, every: Duration) -> u32 {
+    let every = every.as_nanos().max(1);
+    u32::try_from(stale_after.as_nanos().div_ceil(every)).unwrap_or(u32::MAX).max(1)
+}
+
+/// What an observer saw of one worker's reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    report: i64,
+    looks: u32,
+}
+
+impl Seen {
+    /// The first sight of a worker. `is_inactive`: another observer has called it inactive. Then it is until the next
+    /// report.
+    #[must_use]
+    pub const fn first(report: i64, is_inactive: bool) -> Self {
+        Self { report, looks: if is_inactive { u32::MAX } else { 0 } }
+    }
+
+    /// A look showed this report. `counts`: enough of the observer's own time has passed since its last look that
+    /// counted.
+    pub const fn look(&mut self, report: i64, counts: bool) {
+        if report != self.report {
+            *self = Self { report, looks: 0 };
+        } else if counts {
+            self.looks = self.looks.saturating_add(1);
+        }
+    }
+
+    /// Whether the worker is inactive.
+    #[must_use]
+    pub const fn is_stale(self, needed: u32) -> bool {
+        self.report == NEVER || self.looks >= needed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_owners_report_includes_a_worker_unless_it_names_it_or_came_before_it() {
+        for (has_reported, since, owner, is_named, last) in [
+            (false, 0, None, false, NEVER),
+            (true, 0, None, false, 0),
+            // The owner's report is as old as the row.
+            (false, 7, Some(7), false, NEVER),
+            (true, 7, Some(7), false, 7),
+            (false, 7, Some(8), false, 8),
+            (true, 7, Some(12), false, 12),
+            // The owner could not probe it since report 7.
+            (true, 7, Some(12), true, 7),
+            (false, 7, Some(12), true, NEVER),
+        ] {
+            assert_eq!(last_report(has_reported, since, owner, is_named), last, "{has_reported} {since} {owner:?}");
+        }
+    }
+
+    #[test]
+    fn three_looks_of_30_s_make_90_s_and_a_rare_look_needs_fewer() {
+        assert_eq!(looks_needed(SECOND * 90, SECOND * 30), 3);
+        assert_eq!(looks_needed(SECOND * 90, SECOND * 60), 2);
+        assert_eq!(looks_needed(SECOND * 90, SECOND * 1000), 1);
+        assert_eq!(looks_needed(Duration::ZERO, Duration::ZERO), 1);
+    }
+
+    #[test]
+    fn a_worker_is_inactive_after_looks_without_a_report_and_active_with_the_next() {
+        let mut seen = Seen::first(4, false);
+        for stale in [false, false, true, true] {
+            seen.look(4, true);
+            assert_eq!(seen.is_stale(3), stale, "{seen:?}");
+        }
+        seen.look(5, true);
+        assert!(!seen.is_stale(3));
+    }
+
+    #[test]
+    fn a_worker_that_was_never_reported_is_inactive() {
+        assert!(Seen::first(NEVER, false).is_stale(3));
+    }
+
+    #[test]
+    fn a_burst_of_looks_counts_once_and_a_report_that_went_back_is_a_report() {
+        let mut seen = Seen::first(4, false);
+        for _ in 0..100 {
+            seen.look(4, false);
+        }
+        assert!(!seen.is_stale(1));
+        // After a failover that lost the last reports.
+        seen.look(2, true);
+        assert!(!seen.is_stale(1));
+    }
+
+    #[test]
+    fn a_worker_that_another_observer_called_inactive_is_so_until_its_next_report() {
+        let mut seen = Seen::first(4, true);
+        assert!(seen.is_stale(3));
+        seen.look(4, true);
+        assert!(seen.is_stale(3));
+        seen.look(5, true);
+        assert!(!seen.is_stale(3));
+    }
+}

@@ -1,0 +1,41 @@
+-- Reads the workers that were written or removed since an earlier read: those whose transaction was not visible in the
+-- snapshot of that read. So none is missed, in whatever order transactions commit.
+--
+-- Arguments:
+--   own    uuid  the incarnation of the reading pod
+--   seen   text  the snapshot of the earlier read
+--   after  uuid  the last worker of the page before, NULL for the first page
+--   most   int8  the most workers to return
+--
+-- Returns a row for each worker, in the order of their ids, with the snapshot of this read. Without a `url` the worker was
+-- removed. If nothing has changed, returns one row without a worker.
+\set worker_mark `cat part/worker_mark.sql`
+\set worker_columns `cat part/worker_columns.sql`
+WITH
+  taken AS MATERIALIZED (
+    SELECT pg_current_snapshot() AS snapshot
+  ),
+  changed AS (
+    SELECT c.worker_id
+      FROM :"schema".studio_workers c
+     WHERE c.changed_in >= pg_snapshot_xmin(:'seen'::text::pg_snapshot)
+       AND NOT pg_visible_in_snapshot(c.changed_in, :'seen'::text::pg_snapshot)
+     UNION
+    SELECT t.worker_id
+      FROM :"schema".studio_worker_tombstones t
+     WHERE t.removed_in >= pg_snapshot_xmin(:'seen'::text::pg_snapshot)
+       AND NOT pg_visible_in_snapshot(t.removed_in, :'seen'::text::pg_snapshot)
+  ),
+  page AS (
+    SELECT changed.worker_id
+      FROM changed
+     WHERE :'after'::uuid IS NULL OR changed.worker_id > :'after'::uuid
+     ORDER BY changed.worker_id
+     LIMIT :'most'::int8
+  )
+SELECT taken.snapshot::text AS snapshot, page.worker_id, :worker_columns
+  FROM taken
+  LEFT JOIN page ON true
+  LEFT JOIN :"schema".studio_workers w ON w.worker_id = page.worker_id
+  LEFT JOIN :"schema".studio_pods p ON p.incarnation = w.owner_incarnation
+ ORDER BY page.worker_id;

@@ -1,0 +1,111 @@
+//! The monitor of workers: one pod at a time writes which workers are inactive, and deletes what no pod needs any more.
+//!
+//! Each pod looks at the reports by itself, and chooses no worker that it sees as inactive. So nothing depends on the
+//! monitor but the column `liveness`, the events, and the size of the tables.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Registry;
+use crate::background::part::{Next, Part};
+use crate::error::Result;
+use crate::protocol::worker::Liveness;
+use crate::store::workers::{self, PORTION};
+
+/// After how many rounds of its own, in which the monitor's looks stand still, a pod takes over: 3.
+const STUCK: u32 = 3;
+/// How many portions of old rows one round deletes at most. The rest has time until the next one.
+const PORTIONS: u32 = 20;
+/// How many rows of each kind a portion has.
+const CLEARED: i64 = 1000;
+
+/// Looks after the liveness of workers, if no other pod does.
+pub(crate) struct Monitoring {
+    registry: Arc<Registry>,
+    /// The monitor's looks as this pod saw them last, and in how many of its rounds they were the same.
+    looks: (i64, u32),
+}
+
+impl Monitoring {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, looks: (-1, 0) }
+    }
+
+    async fn round(&mut self) -> Result<()> {
+        let Registry { member, db, table, .. } = &*self.registry;
+        let own = member.incarnation();
+        let monitor = self.registry.monitor();
+        if !self.registry.is_monitor() && monitor.is_monitored {
+            let (looks, rounds) = self.looks;
+            self.looks = (monitor.looks, if looks == monitor.looks { rounds + 1 } else { 0 });
+            if self.looks.1 < STUCK {
+                return Ok(());
+            }
+        }
+        let stuck = (self.looks.1 >= STUCK).then_some(self.looks.0);
+        self.looks = (-1, 0);
+        let holds = workers::hold_monitor(db, own, stuck).await?;
+        self.registry.set_monitor(holds);
+        if !holds {
+            return Ok(());
+        }
+        for (liveness, due) in table.verdicts() {
+            for portion in due.chunks(PORTION) {
+                let written = workers::write_liveness(db, own, &member.pod_id, liveness.as_str(), portion).await?;
+                table.noted(liveness, portion);
+                if !written.is_empty() {
+                    report(&self.registry, liveness, written.len());
+                }
+            }
+        }
+        for _ in 0..PORTIONS {
+            if workers::clear(db, CLEARED).await? < CLEARED {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn report(registry: &Registry, liveness: Liveness, workers: usize) {
+    let pod = &registry.member.pod_id;
+    match liveness {
+        Liveness::Inactive => tracing::warn!(
+            target: "podlock", event = "workers_inactive", pod = %pod, workers,
+            "their owners have not reported these workers for a while; they are not chosen"
+        ),
+        Liveness::Active => tracing::info!(
+            target: "podlock", event = "workers_active", pod = %pod, workers, "their owners report these workers again"
+        ),
+    }
+}
+
+impl Part for Monitoring {
+    const NAME: &'static str = "the monitor of workers";
+
+    /// The first round follows the first comparison, and a burial wakes it, because workers may be left to delete.
+    async fn woken(&mut self) {
+        self.registry.to_monitor.notified().await;
+    }
+
+    fn period(&self) -> Option<Duration> {
+        let every = self.registry.member.settings.worker_monitor_interval;
+        self.registry.is_used().then(|| every.mul_f64(0.9 + 0.2 * fastrand::f64()))
+    }
+
+    async fn work(&mut self) -> Next {
+        if !self.registry.is_used() || !self.registry.member.is_attached() {
+            return Next::Wait;
+        }
+        match self.round().await {
+            Ok(()) => Next::Wait,
+            Err(e) => {
+                tracing::debug!(
+                    target: "podlock", event = "workers_unmonitored", pod = %self.registry.member.pod_id, error = %e,
+                    "the liveness of workers was not written; it is tried again"
+                );
+                Next::BackOff
+            }
+        }
+    }
+}
