@@ -151,7 +151,6 @@ END $function$;
 DO $function$
 DECLARE
     before text;
-    object text;
 BEGIN
     SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) INTO before
       FROM pg_catalog.pg_class AS c
@@ -161,11 +160,13 @@ BEGIN
     IF before IS NULL THEN
         RETURN;
     END IF;
-    FOREACH object IN ARRAY ARRAY['TABLE @.studio_workers', 'TABLE @.studio_worker_tombstones', 'TABLE @.studio_worker_pods',
-        'TABLE @.studio_worker_monitor', 'VIEW @.studio_worker_status', 'FUNCTION @.studio_note_changed_worker()',
-        'FUNCTION @.studio_note_removed_workers()']::text[] LOOP
-        EXECUTE pg_catalog.concat('ALTER '::text, object, ' OWNER TO '::text, before);
-    END LOOP;
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_workers'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_worker_tombstones'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_worker_pods'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_worker_monitor'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER VIEW '::text, '@.studio_worker_status'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER FUNCTION '::text, '@.studio_note_changed_worker()'::text, ' OWNER TO '::text, before);
+    EXECUTE pg_catalog.concat('ALTER FUNCTION '::text, '@.studio_note_removed_workers()'::text, ' OWNER TO '::text, before);
 END $function$;
 
 -- Last, for it locks the log until the end of this transaction.

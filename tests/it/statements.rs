@@ -45,6 +45,8 @@ fn sample(of: &str) -> &'static str {
         "timestamptz" => "2026-01-01T00:00:00Z",
         "oid" | "regclass" => "1259",
         "bytea" => "\\x00",
+        "pg_snapshot" => "10:20:10,14",
+        "xid8" => "10",
         other => panic!("no sample of type {other:?}: write types as pg_type names them"),
     }
 }

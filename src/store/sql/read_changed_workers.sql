@@ -2,10 +2,10 @@
 -- snapshot of that read. So none is missed, in whatever order transactions commit.
 --
 -- Arguments:
---   own    uuid  the incarnation of the reading pod
---   seen   text  the snapshot of the earlier read
---   after  uuid  the last worker of the page before, NULL for the first page
---   most   int8  the most workers to return
+--   own    uuid         the incarnation of the reading pod
+--   seen   pg_snapshot  the snapshot of the earlier read, as text
+--   after  uuid         the last worker of the page before, NULL for the first page
+--   most   int8         the most workers to return
 --
 -- Returns a row for each worker, in the order of their ids, with the snapshot of this read. Without a `url` the worker was
 -- removed. If nothing has changed, returns one row without a worker.

@@ -8,7 +8,7 @@
 --   reports   bool    whether the pod has workers to report
 --   unprobed  uuid[]  its workers that it could not probe, which the report does not include
 --   newly     uuid[]  those of them that the report before included. Their rows keep that report.
---   read_to   text    the transaction before which the pod has read all, NULL if it has read nothing yet
+--   read_to   xid8    the transaction before which the pod has read all, NULL if it has read nothing yet
 --
 -- Returns one row. `is_member` is false if the incarnation is not in the roster; then nothing was written.
 \set worker_mark `cat part/worker_mark.sql`
