@@ -1,6 +1,10 @@
 //! The registry of workers: what one pod registers, every pod sees.
 
+mod agree;
 mod basics;
+mod owners;
+mod repairs;
+mod stale;
 
 use std::time::Duration;
 
