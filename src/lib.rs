@@ -25,6 +25,7 @@ mod store;
 #[cfg(feature = "throwaway")]
 pub mod throwaway;
 mod timestamp;
+mod workers;
 
 /// The schema's versions: what a pod does at its start, for those who do it apart.
 pub mod migrate {
@@ -65,6 +66,7 @@ pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,
 };
 pub use timestamp::Timestamp;
+pub use workers::{HealthCheck, ProbeRequest};
 
 /// The whole program of the quick start compiles as it stands there.
 #[cfg(doctest)]

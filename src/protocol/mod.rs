@@ -27,6 +27,7 @@ pub mod offer;
 pub mod patience;
 pub mod poison;
 pub mod portions;
+pub mod probing;
 pub mod recover;
 pub mod ring;
 pub mod share;
@@ -36,6 +37,7 @@ pub mod stream;
 pub mod turns;
 pub mod verdict;
 pub mod wait;
+pub mod worker;
 
 use std::time::Duration;
 

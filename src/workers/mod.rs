@@ -1,0 +1,7 @@
+//! The registry of workers.
+
+mod check;
+mod probing;
+
+pub use check::HealthCheck;
+pub use probing::ProbeRequest;
