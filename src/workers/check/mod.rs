@@ -3,13 +3,14 @@
 //! A check is stored with its worker and read by pods of other versions. So its JSON form is a contract: fields that
 //! this version does not know are kept, and a field that is present and wrong is an error, never a default.
 
+#[cfg(feature = "http")]
+mod answer;
 mod bounds;
 mod json;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -22,9 +23,6 @@ const INTERVAL_MS: u64 = 10_000;
 /// How long a probe may take, unless the check says otherwise: 1 s, as in Kubernetes. With a shorter one, a worker that
 /// is only busy fails. With a longer one, a hung worker holds a slot of the prober for longer.
 const TIMEOUT_MS: u64 = 1_000;
-/// The statuses that say "ready", unless the check says otherwise: 200 to 399, as in Kubernetes.
-const EXPECTED: RangeInclusive<u16> = 200..=399;
-
 /// How the owner of a worker finds out whether it is ready: by an HTTP GET, a TCP connection, or a function of the
 /// service.
 ///
@@ -186,10 +184,6 @@ impl HealthCheck {
         &self.means
     }
 
-    pub(crate) fn headers(&self) -> &BTreeMap<String, HeaderText> {
-        &self.headers
-    }
-
     pub(crate) fn interval_of_probes(&self) -> Duration {
         Duration::from_millis(self.interval_ms)
     }
@@ -209,31 +203,6 @@ impl HealthCheck {
             HeaderText::Secret(name) => Some(name.as_str()),
             HeaderText::Plain(_) => None,
         })
-    }
-
-    /// Whether this HTTP status says "ready".
-    pub(crate) fn expects(&self, status: u16) -> bool {
-        self.expected.as_ref().map_or(EXPECTED.contains(&status), |expected| expected.contains(&status))
-    }
-
-    /// The statuses that say "ready", in words.
-    pub(crate) fn expected_words(&self) -> String {
-        let Some(expected) = &self.expected else { return range_words(&EXPECTED) };
-        let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
-        for &status in expected {
-            match ranges.last_mut() {
-                Some(last) if last.end() + 1 == status => *last = *last.start()..=status,
-                _ => ranges.push(status..=status),
-            }
-        }
-        ranges.iter().map(range_words).collect::<Vec<_>>().join(" or ")
-    }
-}
-
-fn range_words(range: &RangeInclusive<u16>) -> String {
-    match (range.start(), range.end()) {
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first} to {last}"),
     }
 }
 

@@ -146,6 +146,7 @@ impl<T: Targets> Prober<T> {
             self.schedule.forget(worker);
             if let Some(task) = known.task {
                 self.under_way.remove(&task.id());
+                task.abort();
             }
         }
         let intervals: Vec<_> = wanted.values().map(|t| (t.worker, t.check.interval_of_probes())).collect();

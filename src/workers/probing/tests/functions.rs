@@ -191,8 +191,10 @@ async fn a_worker_that_is_removed_loses_its_probe_and_is_not_probed_any_more() {
     let mut running = Running::start(1, [("f", function)]);
     running.list.set(vec![target(1, "tcp://a:1", &check())]);
     until("the probe is under way", || gauge.now() == 1).await;
+    let removed = Instant::now();
     running.list.set(vec![]);
     until("the probe is dropped", || gauge.now() == 0).await;
+    assert!(removed.elapsed() < MS * 10, "the probe went on for {:?}", removed.elapsed());
     running.expect_silence(SECOND * 3600).await;
     assert_eq!(gauge.calls(), 1);
     // Its slot is free again.
@@ -253,8 +255,10 @@ async fn a_stop_ends_the_probes_under_way() {
     let mut running = Running::start(8, [("f", function)]);
     running.list.set((0..20).map(|n| target(n, "tcp://a:1", &check())).collect());
     until("the slots are full", || gauge.now() == 8).await;
+    let stopped = Instant::now();
     running.stop().await;
     until("all probes are dropped", || gauge.now() == 0).await;
+    assert!(stopped.elapsed() < MS * 10, "a probe went on for {:?}", stopped.elapsed());
     running.expect_silence(SECOND * 100).await;
 }
 

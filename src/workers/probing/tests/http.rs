@@ -311,7 +311,8 @@ async fn a_worker_that_is_removed_is_hung_up_on_and_not_probed_any_more() {
     })
     .await;
     let mut running = Running::start(1, []);
-    let check = patient("/").interval(MS * 10);
+    // The probe does not end by itself while the test waits.
+    let check = HealthCheck::http("/").interval(MS * 10).timeout(PATIENCE * 2);
     running.list.set(vec![server.target(&check)]);
     until("the probe has connected", || server.connections() == 1).await;
     running.list.set(vec![]);
