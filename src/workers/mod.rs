@@ -67,7 +67,7 @@ pub(crate) struct Registry {
     to_read: Notify,
     /// Notices may have been missed. The next read compares the whole copy with the store, and takes this.
     must_compare: AtomicBool,
-    /// The monitor's first round, and a burial that may have left workers.
+    /// No pod is the monitor, or a pod has gone that may have left workers.
     to_monitor: Notify,
     /// How many writes have ended. [`Workers::published`] waits for it.
     written: watch::Sender<u64>,
@@ -129,6 +129,16 @@ impl Registry {
     pub(crate) fn bury(&self, owner: Incarnation) {
         if self.is_used() {
             self.table.hide(owner);
+            self.to_monitor.notify_one();
+        }
+    }
+
+    /// A process took the place of another one of its name: the workers of that one are gone, unless it registers them
+    /// again.
+    pub(crate) fn replaced(&self) {
+        if self.is_used() {
+            self.must_compare.store(true, Ordering::Release);
+            self.to_read.notify_one();
             self.to_monitor.notify_one();
         }
     }

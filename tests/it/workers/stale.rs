@@ -61,7 +61,7 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
         is(&b, id, "it is reported", |w| w.liveness() == Liveness::Active && w.health() == Health::Ready).await;
         stored(&db, "ready active").await;
         hangs.store(true, Ordering::Release);
-        let slow = check.timeout(Duration::from_secs(3600)).interval(Duration::from_millis(100));
+        let slow = check.timeout(Duration::from_secs(600)).interval(Duration::from_millis(100));
         a.workers().register_or_replace(NewWorker::new("http://10.0.0.1:8000").health_check(slow)).unwrap();
         is(&b, id, "it was never reported with this check", |w| w.liveness() == Liveness::Inactive).await;
         assert_eq!(b.workers().available(&Filter::new()).count(), 0);
