@@ -23,6 +23,8 @@ mod spec;
 mod store_side;
 mod table;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
