@@ -28,10 +28,15 @@ WITH
     RETURNING r.report
   ),
   given AS MATERIALIZED (
-    SELECT g.worker_id, g.url, g.health, g.spec, g.health_check, g.reported
+    SELECT g.worker_id, g.url, g.health, g.spec, g.health_check, g.reported, o.worker_id IS NOT NULL AS is_there
       FROM jsonb_to_recordset(:'puts'::jsonb)
            AS g (worker_id uuid, url text, health text, spec jsonb, health_check jsonb, reported bool)
      CROSS JOIN numbered
+      -- One look into the index for each; without OFFSET the planner may read the whole table.
+      LEFT JOIN LATERAL (SELECT o.worker_id
+                           FROM :"schema".studio_workers o
+                          WHERE o.worker_id = g.worker_id
+                         OFFSET 0) o ON true
   ),
   locked AS MATERIALIZED (
     SELECT w.worker_id
@@ -49,12 +54,13 @@ WITH
       FROM given g
      CROSS JOIN me
      CROSS JOIN numbered
-     WHERE EXISTS (SELECT FROM locked WHERE locked.worker_id = g.worker_id)
-        OR NOT EXISTS (SELECT FROM :"schema".studio_workers o WHERE o.worker_id = g.worker_id)
+     WHERE NOT g.is_there OR EXISTS (SELECT FROM locked WHERE locked.worker_id = g.worker_id)
      ORDER BY g.worker_id
         ON CONFLICT (worker_id) DO UPDATE
        SET url = EXCLUDED.url, owner_pod = EXCLUDED.owner_pod, owner_incarnation = EXCLUDED.owner_incarnation,
-           health = EXCLUDED.health, spec = EXCLUDED.spec, health_check = EXCLUDED.health_check,
+           health = EXCLUDED.health, health_check = EXCLUDED.health_check,
+           -- The same spec stays where it is, out of line: only the small part of the row is written again.
+           spec = CASE WHEN w.spec = EXCLUDED.spec THEN w.spec ELSE EXCLUDED.spec END,
            reported_at = EXCLUDED.reported_at, since_report = EXCLUDED.since_report,
            -- The first report makes the worker active. From then on, only the monitor writes this.
            liveness = CASE WHEN w.owner_incarnation = EXCLUDED.owner_incarnation AND w.reported_at IS NOT NULL

@@ -36,6 +36,8 @@ WITH
 SELECT taken.snapshot::text AS snapshot, page.worker_id, :worker_columns
   FROM taken
   LEFT JOIN page ON true
-  LEFT JOIN :"schema".studio_workers w ON w.worker_id = page.worker_id
+  -- One look into the index for each worker of the page. The planner expects far more of them than there mostly are, and
+  -- would read the whole table; OFFSET keeps it from that.
+  LEFT JOIN LATERAL (SELECT o.* FROM :"schema".studio_workers o WHERE o.worker_id = page.worker_id OFFSET 0) w ON true
   LEFT JOIN :"schema".studio_pods p ON p.incarnation = w.owner_incarnation
  ORDER BY page.worker_id;
