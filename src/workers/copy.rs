@@ -1,11 +1,13 @@
 //! Keeps this pod's copy of all workers up to date. A notice, or a change that was just found, makes it read what has
 //! changed. Now and then it reports its own workers and compares the whole copy with the store, with one statement.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Registry;
 use crate::background::part::{Next, Part};
@@ -13,7 +15,7 @@ use crate::error::Result;
 use crate::id::Incarnation;
 use crate::membership::clock;
 use crate::protocol::Moment;
-use crate::protocol::replica::Reader;
+use crate::protocol::replica::{Reader, pace};
 use crate::store::workers::{self, PORTION};
 use crate::timestamp::Timestamp;
 
@@ -60,6 +62,22 @@ impl Copying {
         } else {
             self.read_changes(own).await?;
         }
+        self.read_doubts(own).await
+    }
+
+    /// Reads once more what a read that overlapped a write of this pod has shown.
+    async fn read_doubts(&mut self, own: Incarnation) -> Result<()> {
+        let Registry { table, db, .. } = &*self.registry;
+        let epoch = table.read_epoch();
+        let doubts = table.take_doubts();
+        if doubts.is_empty() {
+            return Ok(());
+        }
+        // They come back if the read fails.
+        let rows = workers::read(db, own, &doubts).await.inspect_err(|_| table.doubt(&doubts))?;
+        let there: HashSet<Uuid> = rows.iter().map(|row| row.worker_id).collect();
+        table.take_in(own, rows, epoch);
+        table.take_out(doubts.into_iter().filter(|id| !there.contains(id)), epoch);
         Ok(())
     }
 
@@ -142,6 +160,9 @@ impl Part for Copying {
         match self.round().await {
             Ok(()) => {
                 let peers = self.registry.member.peers();
+                if self.registry.table.has_doubts() {
+                    return Next::Within(pace(peers));
+                }
                 self.reader.next(clock::now(), peers).map_or(Next::Wait, Next::Within)
             }
             Err(e) => {

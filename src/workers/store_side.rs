@@ -75,6 +75,7 @@ impl Table {
         }
         inner.published.clear();
         inner.writing.clear();
+        inner.doubts.clear();
         inner.dirty.extend(ids);
         if !is_first {
             self.to_probe.notify_one();
@@ -115,12 +116,19 @@ impl Table {
             inner.writing.remove(&id);
             if let Some(mark) = written.get(&id.as_uuid()) {
                 inner.published.insert(id, Written { mark: *mark, epoch });
+                // A read has shown the row before this reply came.
+                if inner.doubts.get(&id) == Some(&Some(*mark)) {
+                    inner.doubts.remove(&id);
+                }
                 let is_reported = reported.contains(&id.as_uuid());
                 if let Some(held) = inner.workers.get_mut(&id).filter(|_| is_reported) {
                     held.stored = Liveness::Active;
                 }
             } else if removed.contains(&id.as_uuid()) {
                 inner.published.remove(&id);
+                if inner.doubts.get(&id) == Some(&None) {
+                    inner.doubts.remove(&id);
+                }
             } else {
                 inner.dirty.insert(id);
                 again = true;
@@ -165,7 +173,10 @@ impl Table {
         }
         match admit(inner.origin(id), row.owner == own, is_known) {
             Admission::Echo => false,
-            Admission::Refuse if inner.may_be_old(id, read_epoch) => false,
+            Admission::Refuse if inner.may_be_old(id, read_epoch) => {
+                inner.doubts.insert(id, Some(row.mark));
+                false
+            }
             Admission::Refuse => self.refuse(inner, own, id, &row),
             Admission::Import => self.import(inner, id, row),
         }
@@ -200,6 +211,26 @@ impl Table {
         );
     }
 
+    /// The workers to read once more, if no write of them is under way.
+    pub(super) fn take_doubts(&self) -> Vec<Uuid> {
+        let mut inner = self.lock();
+        let settled = |id: &WorkerId| !inner.dirty.contains(id) && !inner.writing.contains(id);
+        let ids: Vec<WorkerId> = inner.doubts.keys().filter(|id| settled(id)).copied().take(PORTION).collect();
+        for id in &ids {
+            inner.doubts.remove(id);
+        }
+        ids.iter().map(WorkerId::as_uuid).collect()
+    }
+
+    /// They could not be read, and must be.
+    pub(super) fn doubt(&self, ids: &[Uuid]) {
+        self.lock().doubts.extend(ids.iter().map(|id| (WorkerId::from(*id), None)));
+    }
+
+    pub(super) fn has_doubts(&self) -> bool {
+        !self.lock().doubts.is_empty()
+    }
+
     /// Takes in what was removed. Returns whether some of it was news.
     pub(super) fn take_out(&self, removed: impl IntoIterator<Item = Uuid>, read_epoch: u64) -> bool {
         let mut inner = self.lock();
@@ -214,7 +245,10 @@ impl Table {
         match inner.origin(id) {
             None => false,
             Some(Origin::Mesh) => self.take(inner, id).is_some(),
-            Some(Origin::Local) if inner.may_be_old(id, read_epoch) => false,
+            Some(Origin::Local) if inner.may_be_old(id, read_epoch) => {
+                inner.doubts.insert(id, None);
+                false
+            }
             // The local claim wins.
             Some(Origin::Local) => {
                 self.note_foreign(id, "?", "the removal of a worker of this pod");

@@ -6,8 +6,8 @@
 //!
 //! The race that the epochs solve: a read of the store and a write of this pod overlap, and the read returns a row from
 //! before the write. Each write raises the epoch when it ends. A read notes the epoch when it begins. What a read says of
-//! a worker of this pod is ignored if a write of that worker was under way, or ended after the read began. A later read
-//! says what holds.
+//! a worker of this pod is put in doubt if a write of that worker was under way, or ended after the read began. If the row
+//! turns out to be the one that was written, the doubt is over. If not, the row is read once more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -87,6 +87,8 @@ pub(super) struct Inner {
     /// The rows of this pod, as far as it knows.
     pub(super) published: HashMap<WorkerId, Written>,
     pub(super) epoch: u64,
+    /// Workers of this pod of which a read may have said what was old, with the mark that it showed; `None`: a removal.
+    pub(super) doubts: HashMap<WorkerId, Option<i64>>,
     /// The last report of each owner, and the workers that these reports do not include.
     pub(super) reports: BTreeMap<Incarnation, i64>,
     pub(super) unprobed: HashSet<WorkerId>,

@@ -186,6 +186,31 @@ fn a_write_whose_reply_was_lost_is_removed_from_the_store_as_well() {
     assert_eq!(table.take_batch().removed, [id.as_uuid()]);
 }
 
+/// Somebody wrote the row between the write of this pod and its reply, and a read from before the reply shows that.
+#[test]
+fn what_a_read_shows_during_a_write_is_read_once_more_unless_it_is_the_write_itself() {
+    let (table, own) = table();
+    table.publish_as(own);
+    let url = "http://10.0.0.1:80";
+    let id = register(&table, own, url);
+    for (mark, is_foreign) in [(1, false), (77, true)] {
+        let epoch = table.read_epoch();
+        let batch = table.take_batch();
+        let mut seen = row(id, url, own, mark);
+        seen.health = "failed".to_owned();
+        table.take_in(own, vec![seen.clone()], epoch);
+        assert!(table.has_doubts() && table.take_doubts().is_empty(), "the write is under way");
+        let written = vec![(id.as_uuid(), if is_foreign { 76 } else { 1 })];
+        table.wrote(&batch, &Published { accepted: true, told: false, written, removed: vec![] });
+        assert_eq!(table.take_doubts(), if is_foreign { vec![id.as_uuid()] } else { vec![] });
+        // Read once more: it is refused.
+        let is_news = table.take_in(own, vec![seen], table.read_epoch());
+        assert_eq!(is_news, is_foreign);
+        assert_eq!(table.take_batch().is_empty(), !is_foreign);
+        table.set_health(id, Health::Ready);
+    }
+}
+
 #[test]
 fn a_changed_id_for_a_known_url_replaces_the_old_one_in_one_step() {
     let (table, own) = table();
