@@ -35,9 +35,9 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, WorkerId};
-use crate::membership::Membership;
+use crate::membership::{Membership, clock};
+use crate::nag::Nag;
 use crate::pg::pool::Database;
-use crate::protocol::reports::looks_needed;
 use crate::store::workers::Overview;
 use table::Table;
 
@@ -56,6 +56,9 @@ pub use probing::ProbeRequest;
 pub use select::{Available, Filter, Lease};
 pub use spec::{Secret, SpecFault, WorkerSpec};
 
+/// For how long a failure is quiet: 10 s, which a restart of the database takes. Shorter makes noise at each restart.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the parts of the registry share.
 pub(crate) struct Registry {
     member: Arc<Membership>,
@@ -71,7 +74,7 @@ pub(crate) struct Registry {
     must_compare: AtomicBool,
     /// No pod is the monitor, or a pod has gone that may have left workers.
     to_monitor: Notify,
-    /// How many writes have ended. [`Workers::published`] waits for it.
+    /// How many rounds of writing have ended. [`Workers::published`] waits for it.
     written: watch::Sender<u64>,
     /// How many comparisons have ended. [`Workers::ready`] waits for the first.
     compared: watch::Sender<u64>,
@@ -89,10 +92,9 @@ struct Monitor {
 impl Registry {
     pub(crate) fn new(member: Arc<Membership>, db: Database, functions: Functions) -> Arc<Self> {
         let settings = &member.settings;
-        let every = settings.worker_report_interval;
-        let needed = looks_needed(every.saturating_mul(settings.worker_stale_reports), every);
+        let (every, stale_reports) = (settings.worker_report_interval, settings.worker_stale_reports);
         Arc::new(Self {
-            table: Table::new(member.pod_id.clone(), needed),
+            table: Table::new(member.pod_id.clone(), every, stale_reports, settings.worker_probe_imports),
             member,
             db,
             functions,
@@ -142,6 +144,18 @@ impl Registry {
             self.must_compare.store(true, Ordering::Release);
             self.to_read.notify_one();
             self.to_monitor.notify_one();
+        }
+    }
+
+    /// Logs a failure of a part. The first ones of an outage are quiet.
+    fn failed(&self, nag: &mut Nag, error: &Error, event: &'static str, what: &str) {
+        let pod = &self.member.pod_id;
+        match nag.failed(clock::now(), PATIENCE) {
+            Some(times) => tracing::warn!(
+                target: "podlock", event, pod = %pod, error = %error, times,
+                "{what}; it is tried again and again"
+            ),
+            None => tracing::debug!(target: "podlock", event, pod = %pod, error = %error, "{what}; it is tried again"),
         }
     }
 
@@ -334,15 +348,13 @@ impl Workers {
     /// Cancel safe.
     pub async fn published(&self, most: Duration) -> bool {
         let table = &self.registry.table;
+        let upto = table.lock().changes;
         let mut written = self.registry.written.subscribe();
-        let all = written.wait_for(|_| {
-            let inner = table.lock();
-            inner.dirty.is_empty() && inner.writing.is_empty()
-        });
+        let all = written.wait_for(|_| !table.lock().is_pending(upto));
         tokio::time::timeout(most, all).await.is_ok()
     }
 
-    /// How many bytes the specs of all workers take, as JSON text.
+    /// How many bytes the specs and health checks of all workers take, as JSON text.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.registry.table.lock().bytes

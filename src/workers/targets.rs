@@ -83,7 +83,9 @@ impl Targets for Registry {
             let checked = inner.workers.values().filter(|held| held.entry.check.is_some());
             checked.map(|held| Arc::clone(&held.entry)).collect()
         };
-        entries.iter().filter_map(|entry| self.target(entry)).collect()
+        let targets: Vec<Target> = entries.iter().filter_map(|entry| self.target(entry)).collect();
+        self.table.probes(targets.iter().map(|target| WorkerId::from(target.worker)).collect());
+        targets
     }
 
     fn probed(&self, worker: Uuid, result: Result<(), ProbeFailure>) {

@@ -56,7 +56,8 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
             .await
             .unwrap();
         // A time-out so long that a hanging probe does not end: nothing is reported, not even a failure.
-        let check = HealthCheck::function("mine").interval(Duration::from_millis(50)).timeout(Duration::from_millis(400));
+        let check =
+            HealthCheck::function("mine").interval(Duration::from_millis(50)).timeout(Duration::from_millis(400));
         let id = a.workers().register(NewWorker::new("http://10.0.0.1:8000").health_check(check.clone())).unwrap();
         is(&b, id, "it is reported", |w| w.liveness() == Liveness::Active && w.health() == Health::Ready).await;
         stored(&db, "ready active").await;
@@ -76,11 +77,13 @@ async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_on
     timed(async {
         let db = Db::new().await;
         let b = builder(&db, "b").start().await.unwrap();
-        // Its report interval is so long that it reports once, and then not again while the test runs.
+        // It reports once, and then not again while the test runs. Its entry says that it reports as often as the others.
         let config = db.config("a").with(|c| c.worker_report_interval = Duration::from_secs(3600));
         let a = Pod::builder(config).start().await.unwrap();
         let id = a.workers().register(worker("http://10.0.0.1:8000")).unwrap();
         is(&b, id, "its row reports it", |w| w.liveness() == Liveness::Active).await;
+        let says = "UPDATE studio_worker_pods SET report_ms = 200 WHERE incarnation = $1";
+        assert_eq!(db.client.execute(says, &[&a.incarnation().as_uuid()]).await.unwrap(), 1);
         is(&b, id, "its owner is silent", |w| w.liveness() == Liveness::Inactive && w.health() == Health::Ready).await;
         assert_eq!(b.workers().available(&Filter::new()).count(), 0);
         // The monitor writes its own column, never the owner's.
