@@ -206,7 +206,7 @@ impl Part for Copying {
             }
             Err(e) => {
                 self.most = (self.most / 2).max(1);
-                self.registry.failed(&mut self.nag, &e, "workers_unread", "the copy of all workers is not up to date");
+                self.registry.failed(&mut self.nag, &e, "the copy of all workers is not up to date");
                 Next::BackOff
             }
         }

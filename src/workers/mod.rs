@@ -4,27 +4,31 @@
 //! it probes the worker, and it alone writes its row. Each pod keeps a copy of all workers in memory, which answers without
 //! I/O. When the owner dies, its workers are gone for every pod that hears of the burial.
 //!
-//! * [`table`]: the copy; [`local`]: the workers of this pod; [`store_side`]: what passes between the copy and the store.
+//! * [`table`]: the copy; [`local`]: the workers of this pod. [`writing`], [`reading`] and [`comparing`]: what passes
+//!   between the copy and the store.
 //! * [`publish`] writes, [`copy`] reads and compares, [`monitor`] writes the liveness, [`probing`] probes.
 //! * [`select`] chooses. It takes no lock of the table.
 //!
 //! Architecture invariant: the store is the truth, a notice only says "read", and no decision compares clocks.
 
 mod check;
+mod comparing;
 mod copy;
 mod entry;
 mod event;
+mod hook;
 mod local;
 mod monitor;
 mod probing;
 mod publish;
+mod reading;
 mod select;
 mod spec;
-mod store_side;
 mod table;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +46,7 @@ use crate::store::workers::Overview;
 use table::Table;
 
 pub(crate) use copy::Copying;
+pub(crate) use hook::Hooked;
 pub(crate) use monitor::Monitoring;
 pub(crate) use probing::Prober;
 pub(crate) use publish::Publishing;
@@ -147,15 +152,17 @@ impl Registry {
         }
     }
 
-    /// Logs a failure of a part. The first ones of an outage are quiet.
-    fn failed(&self, nag: &mut Nag, error: &Error, event: &'static str, what: &str) {
+    /// Logs a failure of a part. The first ones of an outage are quiet. `what` says what is not done meanwhile.
+    fn failed(&self, nag: &mut Nag, error: &Error, what: &'static str) {
         let pod = &self.member.pod_id;
         match nag.failed(clock::now(), PATIENCE) {
             Some(times) => tracing::warn!(
-                target: "podlock", event, pod = %pod, error = %error, times,
+                target: "podlock", event = "workers_delayed", pod = %pod, error = %error, times,
                 "{what}; it is tried again and again"
             ),
-            None => tracing::debug!(target: "podlock", event, pod = %pod, error = %error, "{what}; it is tried again"),
+            None => tracing::debug!(
+                target: "podlock", event = "workers_delayed", pod = %pod, error = %error, "{what}; it is tried again"
+            ),
         }
     }
 

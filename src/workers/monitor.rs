@@ -130,12 +130,7 @@ impl Part for Monitoring {
                 Next::Wait
             }
             Err(e) => {
-                self.registry.failed(
-                    &mut self.nag,
-                    &e,
-                    "workers_unmonitored",
-                    "the liveness of workers is not written",
-                );
+                self.registry.failed(&mut self.nag, &e, "the liveness of workers is not written");
                 Next::BackOff
             }
         }

@@ -97,12 +97,7 @@ impl Part for Publishing {
                 next
             }
             Err(e) => {
-                self.registry.failed(
-                    &mut self.nag,
-                    &e,
-                    "workers_unpublished",
-                    "workers of this pod are not published yet",
-                );
+                self.registry.failed(&mut self.nag, &e, "workers of this pod are not published yet");
                 Next::BackOff
             }
         }

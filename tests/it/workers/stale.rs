@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use podlock::workers::{Filter, Health, HealthCheck, Liveness, NewWorker, Worker};
+use podlock::workers::{Filter, Health, HealthCheck, Liveness, NewWorker, Worker, WorkerEvent};
 use podlock::{Pod, PodBuilder, WorkerId};
 
 use super::{SOON, worker};
@@ -76,7 +76,21 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
 async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_once() {
     timed(async {
         let db = Db::new().await;
-        let b = builder(&db, "b").start().await.unwrap();
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let hook = Arc::clone(&heard);
+        let b = builder(&db, "b")
+            .on_worker_change(move |event| {
+                let word = match event {
+                    WorkerEvent::Inactive(_) => "inactive",
+                    WorkerEvent::Active(_) => "active",
+                    _ => return,
+                };
+                hook.lock().unwrap().push(word);
+                assert_ne!(word, "inactive", "a hook that panics is called again");
+            })
+            .start()
+            .await
+            .unwrap();
         // It reports once, and then not again while the test runs. Its entry says that it reports as often as the others.
         let config = db.config("a").with(|c| c.worker_report_interval = Duration::from_secs(3600));
         let a = Pod::builder(config).start().await.unwrap();
@@ -103,6 +117,7 @@ async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_on
         }
         stored(&db, "ready active").await;
         assert_eq!(db.client.scalar::<i64>(events, &[&"workers_active"]).await, 1);
+        assert_eq!(*heard.lock().unwrap(), ["inactive", "active"]);
         assert_eq!(db.client.scalar::<i64>(events, &[&"workers_inactive"]).await, 1);
     })
     .await;
