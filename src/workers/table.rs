@@ -232,29 +232,31 @@ impl Table {
         let best = ids.iter().filter_map(rank).min_by(|a, b| precedence(*a, *b)).map(|(_, id)| id);
         for id in ids {
             let Some(held) = inner.workers.get_mut(&id) else { continue };
-            let is_shown = best == Some(id);
-            if std::mem::replace(&mut held.is_shown, is_shown) != is_shown {
+            let was_shown = std::mem::replace(&mut held.is_shown, best == Some(id));
+            // Before anybody is told, so that whoever hears of a worker can choose it.
+            held.decide();
+            if held.is_shown != was_shown {
                 self.lists.changed();
                 let worker = Worker(Arc::clone(&held.entry));
-                self.tell(if is_shown { WorkerEvent::Added(worker) } else { WorkerEvent::Removed(worker) });
+                self.tell(if was_shown { WorkerEvent::Removed(worker) } else { WorkerEvent::Added(worker) });
             }
-            held.decide();
         }
     }
 
     /// Updates the health and the liveness that the pod shows of a worker, and tells of a change.
     pub(super) fn refresh(&self, held: &mut Held) {
         let state = &held.entry.state;
-        let before = state.health();
-        let health = held.health();
-        if health != before {
-            state.set_health(health);
-            if held.is_shown {
-                self.tell(WorkerEvent::Health { worker: Worker(Arc::clone(&held.entry)), before });
-            }
+        let (before, health, liveness) = (state.health(), held.health(), held.liveness());
+        state.set_health(health);
+        let is_other_liveness = state.set_liveness(liveness);
+        held.decide();
+        if !held.is_shown {
+            return;
         }
-        let liveness = held.liveness();
-        if state.set_liveness(liveness) && held.is_shown {
+        if health != before {
+            self.tell(WorkerEvent::Health { worker: Worker(Arc::clone(&held.entry)), before });
+        }
+        if is_other_liveness {
             metrics::counter!("podlock_worker_transitions_total", "to" => liveness.as_str()).increment(1);
             let worker = Worker(Arc::clone(&held.entry));
             self.tell(match liveness {
@@ -262,7 +264,6 @@ impl Table {
                 Liveness::Inactive => WorkerEvent::Inactive(worker),
             });
         }
-        held.decide();
     }
 
     /// Marks a worker of this pod as changed.

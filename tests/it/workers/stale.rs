@@ -40,6 +40,8 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
     timed(async {
         let db = Db::new().await;
         let b = builder(&db, "b").start().await.unwrap();
+        b.workers().ready().await;
+        is_monitor(&db, &b).await;
         let hangs = Arc::new(AtomicBool::new(false));
         let probe = Arc::clone(&hangs);
         let a = builder(&db, "a")
@@ -91,6 +93,8 @@ async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_on
             .start()
             .await
             .unwrap();
+        // The monitor looks as often as its own settings say.
+        is_monitor(&db, &b).await;
         // It reports once, and then not again while the test runs. Its entry says that it reports as often as the others.
         let config = db.config("a").with(|c| c.worker_report_interval = Duration::from_secs(3600));
         let a = Pod::builder(config).start().await.unwrap();
@@ -123,6 +127,15 @@ async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_on
     .await;
 }
 
+/// Waits until the pod looks after the liveness of workers.
+async fn is_monitor(db: &Db, pod: &Pod) {
+    eventually(SOON, "the pod is the monitor", || async {
+        let seat: Option<uuid::Uuid> = db.client.scalar("SELECT incarnation FROM studio_worker_monitor", &[]).await;
+        if seat == Some(pod.incarnation().as_uuid()) { Ok(()) } else { Err(format!("{seat:?}")) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_pod_at_a_time_is_the_monitor_and_another_takes_over_when_it_dies() {
     timed(async {
@@ -130,21 +143,13 @@ async fn one_pod_at_a_time_is_the_monitor_and_another_takes_over_when_it_dies() 
         let [keeper, other] = db.settled_pods().await;
         let a = builder(&db, "first").start().await.unwrap();
         a.workers().ready().await;
-        let monitor = "SELECT incarnation FROM studio_worker_monitor";
-        let is_monitor = async |pod: &Pod| {
-            eventually(SOON, "the pod is the monitor", || async {
-                let seat: Option<uuid::Uuid> = db.client.scalar(monitor, &[]).await;
-                if seat == Some(pod.incarnation().as_uuid()) { Ok(()) } else { Err(format!("{seat:?}")) }
-            })
-            .await;
-        };
-        is_monitor(&a).await;
+        is_monitor(&db, &a).await;
         let b = builder(&db, "second").start().await.unwrap();
         b.workers().ready().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        is_monitor(&a).await;
+        is_monitor(&db, &a).await;
         drop(a);
-        is_monitor(&b).await;
+        is_monitor(&db, &b).await;
         drop((keeper, other));
     })
     .await;
