@@ -197,6 +197,12 @@ impl HealthCheck {
         Thresholds { ready_after: self.ready_after, fail_after: self.fail_after, give_up_after }
     }
 
+    /// A field that this version does not know, if there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn unknown_field(&self) -> Option<&str> {
+        self.unknown.keys().next().map(String::as_str)
+    }
+
     /// The names of the secrets that a probe needs.
     pub(crate) fn secret_names(&self) -> impl Iterator<Item = &str> {
         self.headers.values().filter_map(|text| match text {

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use podlock::http::{not_found, router_with, serve};
+use podlock::http::{not_found, router_with, serve, workers_router};
 use podlock::{Config, Pod, PodId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         warn_of_the_open_door(address);
     }
     let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
-    let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found), &args);
+    let router = router_with(pod.clone(), kind::validate).merge(workers_router(pod.clone())).fallback(not_found);
+    let server = Server::start(listener, router, &args);
 
     let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
     // The program that started this process may not read it.
