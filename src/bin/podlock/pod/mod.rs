@@ -191,11 +191,11 @@ impl Server {
     }
 }
 
-/// Warns that there is no authentication: anyone who reaches the address may start, read and cancel runs.
+/// Warns that there is no authentication: anyone who reaches the address may use all routes.
 fn warn_of_the_open_door(address: SocketAddr) {
     let warning = format!(
         "listening on {address}, which is not loopback: there is no authentication, and whoever reaches it may start, \
-         read and cancel runs. Let only those connect who may, or put a proxy that asks before it"
+         read and cancel runs, and register workers. Let only those connect who may, or put a proxy that asks before it"
     );
     if tracing::enabled!(target: "podlock::pod", tracing::Level::WARN) {
         tracing::warn!(target: "podlock::pod", event = "no_authentication", %address, "{warning}");
