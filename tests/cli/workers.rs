@@ -296,3 +296,38 @@ fn of_two_workers_with_one_url_a_pod_shows_its_own() {
         }
     });
 }
+
+#[test]
+fn while_the_database_is_away_lists_are_answered_and_changes_are_published_later() {
+    within(TEST, async {
+        let server = tokio::task::spawn_blocking(|| crate::inherited::postgres().start().unwrap()).await.unwrap();
+        let db = Db::on(&server).await;
+        let (a, b) = (db.pod("a", &[]).await, db.pod("b", &[]).await);
+        let id = registered(&a, &json!({"url": "http://127.0.0.1:9"})).await;
+        shown(&b, &id, true).await;
+        let server = tokio::task::spawn_blocking(move || {
+            server.pause().unwrap();
+            server
+        })
+        .await
+        .unwrap();
+        wait_for("the pods are cut off", || async {
+            let (status, body) = b.get("/readyz").await;
+            if status == 503 { Ok(()) } else { Err(body.to_string()) }
+        })
+        .await;
+        let (status, workers) = b.get("/v1/workers").await;
+        assert_eq!((status, &workers[0]["worker_id"]), (200, &json!(id)), "{workers}");
+        let (status, later) = put(&b, &json!({"url": "http://127.0.0.1:8"})).await;
+        assert_eq!((status, &later["published"]), (200, &json!(false)), "{later}");
+        let server = tokio::task::spawn_blocking(move || {
+            server.resume().unwrap();
+            server
+        })
+        .await
+        .unwrap();
+        shown(&a, later["worker_id"].as_str().unwrap(), true).await;
+        drop((a, b));
+        tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
+    });
+}

@@ -48,7 +48,7 @@ const TIMEOUT_MS: u64 = 1_000;
 /// ```
 /// use std::time::Duration;
 ///
-/// use podlock::HealthCheck;
+/// use podlock::workers::HealthCheck;
 ///
 /// let check = HealthCheck::http("/health").interval(Duration::from_secs(5)).secret_header("Authorization", "token");
 /// check.validate()?;
