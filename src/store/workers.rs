@@ -171,6 +171,8 @@ pub(crate) struct Reported {
     pub(crate) number: i64,
     /// How often the pod reports, as it says itself.
     pub(crate) every: Duration,
+    /// When it did, by the server's clock. For people only.
+    pub(crate) at: Option<Timestamp>,
 }
 
 /// The state of the store, as one statement saw it.
@@ -207,7 +209,8 @@ pub(crate) async fn reconcile(db: &Database, own: Incarnation, report: &Report) 
     let pods = row.at::<Vec<Uuid>>("pods")?.into_iter().map(Incarnation::from);
     let (numbers, every): (Vec<i64>, Vec<i32>) = (row.at("reports")?, row.at("report_ms")?);
     let every = every.into_iter().map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
-    let reports = numbers.into_iter().zip(every).map(|(number, every)| Reported { number, every });
+    let at: Vec<Option<Timestamp>> = row.at("reported_at")?;
+    let reports = numbers.into_iter().zip(every).zip(at).map(|((number, every), at)| Reported { number, every, at });
     Ok(Overview {
         snapshot: row.at("snapshot")?,
         server: row.at("server")?,

@@ -63,7 +63,11 @@ impl Table {
         for id in ids {
             let Some(report) = inner.workers.get(&id).map(|held| inner.report_of(held)) else { continue };
             if let Some(held) = inner.workers.get_mut(&id) {
-                held.needed = self.needed(inner.reports.get(&held.entry.owner).copied());
+                let owner = inner.reports.get(&held.entry.owner).copied();
+                if let Some(owner) = owner.filter(|owner| owner.number == report && owner.at.is_some()) {
+                    held.entry.state.set_reported(owner.at);
+                }
+                held.needed = self.needed(owner);
                 held.seen.look(report, counts);
                 self.refresh(held);
             }

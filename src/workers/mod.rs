@@ -4,10 +4,10 @@
 //! it probes the worker, and it alone writes its row. Each pod keeps a copy of all workers in memory, which answers without
 //! I/O. When the owner dies, its workers are gone for every pod that hears of the burial.
 //!
-//! * [`table`]: the copy; [`local`]: the workers of this pod. [`writing`], [`reading`] and [`comparing`]: what passes
-//!   between the copy and the store.
-//! * [`publish`] writes, [`copy`] reads and compares, [`monitor`] writes the liveness, [`probing`] probes.
-//! * [`select`] chooses. It takes no lock of the table.
+//! * `table`: the copy; `local`: the workers of this pod. `writing`, `reading` and `comparing`: what passes between the
+//!   copy and the store.
+//! * `publish` writes, `copy` reads and compares, `monitor` writes the liveness, `probing` probes.
+//! * `select` chooses. It takes no lock of the table.
 //!
 //! Architecture invariant: the store is the truth, a notice only says "read", and no decision compares clocks.
 

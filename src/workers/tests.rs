@@ -299,7 +299,7 @@ fn writing_a_row_again_does_not_report_a_worker_whose_probes_hang() {
 #[test]
 fn an_owner_that_reports_more_rarely_than_this_pod_looks_is_waited_for() {
     let (table, _) = table();
-    let every = |secs| Some(Reported { number: 1, every: SECOND * secs });
+    let every = |secs| Some(Reported { number: 1, every: SECOND * secs, at: None });
     assert_eq!((table.needed(None), table.needed(every(30)), table.needed(every(300))), (3, 3, 30));
     assert_eq!(table.needed(every(1)), 3, "this pod does not look more often");
 }

@@ -52,7 +52,7 @@ WITH
      GROUP BY 1
   ),
   reports AS MATERIALIZED (
-    SELECT r.incarnation, r.report, r.report_ms, r.unprobed
+    SELECT r.incarnation, r.report, r.report_ms, r.reported_at, r.unprobed
       FROM :"schema".studio_worker_pods r
       JOIN :"schema".studio_pods p ON p.incarnation = r.incarnation
      WHERE r.report > 0
@@ -67,6 +67,7 @@ SELECT pg_current_snapshot()::text AS snapshot,
        ARRAY(SELECT live.sum FROM live ORDER BY live.bucket) AS sums,
        ARRAY(SELECT reports.incarnation FROM reports ORDER BY reports.incarnation) AS pods,
        ARRAY(SELECT reports.report FROM reports ORDER BY reports.incarnation) AS reports,
+       ARRAY(SELECT reports.reported_at FROM reports ORDER BY reports.incarnation) AS reported_at,
        ARRAY(SELECT COALESCE(reports.report_ms, 0) FROM reports ORDER BY reports.incarnation) AS report_ms,
        ARRAY(SELECT named.worker_id FROM reports CROSS JOIN unnest(reports.unprobed) AS named (worker_id)) AS unprobed,
        -- Whether a pod in the roster looks after the liveness of workers, and how often pods have looked.
