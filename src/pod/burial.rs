@@ -64,21 +64,35 @@ pub(crate) async fn hold(
     trigger: Trigger,
     pushed: Option<RingPlace>,
 ) -> Result<RosterProbe> {
-    // The watch saw this peer lost, so an answer now vouches for its burial. No lock is held meanwhile.
-    let vouched = match pushed {
-        Some(peer) if knock(local, session).await.is_ok() => Some(peer.incarnation),
-        _ => None,
+    let first = pushed.map(|peer| peer.lock_key);
+    let (vouched, probe) = match local.whole_roster() {
+        Some(whole) => {
+            // Before the probe, which keeps the locks that it gets.
+            let vouched = vouch(local, session, pushed).await;
+            if let Some(probe) = hold_in_one(local, session, lock, trigger, whole, vouched).await? {
+                return Ok(probe);
+            }
+            (vouched, survey(local, session, lock, first).await?)
+        }
+        // These probes keep no lock, so the server answers meanwhile.
+        None => {
+            let (vouched, probe) = tokio::join!(vouch(local, session, pushed), survey(local, session, lock, first));
+            (vouched, probe?)
+        }
     };
-    if let Some(whole) = local.whole_roster()
-        && let Some(probe) = hold_in_one(local, session, lock, trigger, whole, vouched).await?
-    {
-        return Ok(probe);
-    }
-    let probe = survey(local, session, lock, pushed.map(|peer| peer.lock_key)).await?;
     let decision = decide(local, &probe);
     let dead = to_bury(local, lock, &decision, &probe.peers);
     bury_if_the_door_is_open(local, session, lock, trigger, &dead, vouched).await?;
     Ok(probe)
+}
+
+/// Asks whether the server accepts connections. The watch saw this peer lost, so an answer from now on vouches for the
+/// peer's burial. The caller holds no lock and no transaction.
+async fn vouch(local: &Local, session: &Session, pushed: Option<RingPlace>) -> Option<Incarnation> {
+    match pushed {
+        Some(peer) if knock(local, session).await.is_ok() => Some(peer.incarnation),
+        _ => None,
+    }
 }
 
 /// Buries the pods that a roster probe found dead.

@@ -663,6 +663,11 @@ impl Local {
         ring::successor(self.keys.lock, &self.roster.borrow(), &skip).copied()
     }
 
+    /// Whether a watch on this peer tells every pod if it finds the peer's lock free.
+    pub(crate) fn tells_of(&self, watched: &RingPlace) -> bool {
+        neighbours::tells_of(watched.lock_key, self.peers(), &self.roster.borrow(), &self.in_sight())
+    }
+
     pub(crate) fn roster_version(&self) -> i64 {
         self.roster_version.get()
     }

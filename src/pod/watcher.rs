@@ -161,7 +161,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
-        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT).await;
+        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT, local.tells_of(&successor)).await;
         let (answer, version) = match watched {
             // The lock table is full, or somebody cancelled the statement. Unknown is not dead (L10), and the session
             // is sound.
@@ -218,7 +218,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
                 }
                 // The successor's lock was free, but the successor is neither buried nor in sight. Either another pod
                 // is burying it now, or a transaction holds its row for an unknown time. Each slice that is granted
-                // the lock tells every pod, so the slices become rarer.
+                // the lock may tell every pod, so the slices become rarer.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
                     if free.as_ref().is_none_or(|(who, _)| *who != successor.incarnation) {
                         free = Some((successor.incarnation, Backoff::new(FREE_AGAIN, settings.hold_probe_interval)));
