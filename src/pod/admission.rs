@@ -22,9 +22,10 @@ use crate::id::PodId;
 use crate::pg::session::Session;
 use crate::store::admission::{self, Slot};
 
-/// How many pods start at a time: 8. A start waits for the server most of the time, so fewer leave the server idle.
-/// More make each start slower, and the service's own statements with it.
-const SLOTS: i32 = 8;
+/// How many pods start at a time: 4. More make each start slower, and the service's own statements with it: with 8 on
+/// two cores, a fleet of 200 is in no sooner, and the slowest statements of others take half as long again. Fewer leave
+/// the server idle while a start waits for the network.
+const SLOTS: i32 = 4;
 /// The longest wait for a slot. Five hundred pods need about 20 s on two cores. Shorter lets the rest start all at
 /// once; longer lets somebody who takes the slots delay a start for longer.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -69,19 +70,25 @@ impl Admission {
         &mut self.session
     }
 
-    /// Lets another pod start. A slot that cannot be freed is free when the session ends.
-    pub(super) async fn free(&self) {
-        let Some(slot) = self.slot.take() else { return };
-        if let Err(e) = admission::free(&self.session, slot).await {
+    /// Lets another pod start. Returns `false` if the slot could not be freed. It is free when the session ends.
+    pub(super) async fn free(&self) -> bool {
+        let Some(slot) = self.slot.take() else { return true };
+        let freed = admission::free(&self.session, slot).await;
+        if let Err(e) = &freed {
             tracing::debug!(
                 target: "podlock", event = "slot_kept", error = %e, "the slot of a start is freed when its session ends"
             );
         }
+        freed.is_ok()
     }
 
-    /// Frees the slot and closes the session.
-    pub(super) async fn end(self) {
-        self.free().await;
+    /// Frees the slot. Returns the session, which can have another purpose from now on. `None`: the slot could not be
+    /// freed, so the session is closed.
+    pub(super) async fn end(self) -> Option<Session> {
+        if self.free().await {
+            return Some(self.session);
+        }
         self.session.close().await;
+        None
     }
 }

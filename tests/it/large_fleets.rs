@@ -15,9 +15,9 @@ use crate::support::{Db, eventually, lease, sql, start, timed, trace};
 /// Takes every slot of the admission, as pods that start would.
 async fn take_all_slots(db: &Db) -> sql::Client {
     let client = sql::connect(&db.url).await;
-    let sql = "SELECT count(*) FROM generate_series(0, 7) n \
+    let sql = "SELECT count(*) FROM generate_series(0, 3) n \
                 WHERE pg_try_advisory_lock(hashtextextended('podlock/admission/public', n))";
-    assert_eq!(client.scalar::<i64>(sql, &[]).await, 8, "the slots of a fleet that does not start");
+    assert_eq!(client.scalar::<i64>(sql, &[]).await, 4, "the slots of a fleet that does not start");
     client
 }
 
