@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::boot::LOCK_NOT_AVAILABLE;
 use super::local::{LivenessLock, Local};
 use crate::error::Result;
@@ -125,22 +127,31 @@ pub(crate) async fn survey(
     };
     let began = clock::now();
     let mut portions = Portions::begin(pace);
+    portions.cut(&local.known_keys());
     let mut probe = RosterProbe::default();
-    while let Some(portion) = portions.next() {
-        match burials::probe(session, lock.incarnation, portion).await {
-            Ok(part) => {
-                portions.returned(&part.keys());
-                probe.extend(part);
+    loop {
+        let together = portions.next();
+        if together.is_empty() {
+            break;
+        }
+        // The session sends the statements of all of them before it waits for the first answer.
+        let probes = together.iter().map(|portion| burials::probe(session, lock.incarnation, *portion));
+        for (portion, answer) in together.iter().zip(join_all(probes).await) {
+            match answer {
+                Ok(part) => {
+                    portions.returned(portion, &part.keys());
+                    probe.extend(part);
+                }
+                Err(e) if portion.probe && burials::met_a_full_table(&e) => {
+                    tracing::debug!(
+                        target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id,
+                        rows = portion.most, error = %e,
+                        "the server's lock table is full; looking at fewer peers at a time"
+                    );
+                    portions.met_a_full_table(portion);
+                }
+                Err(e) => return Err(e),
             }
-            Err(e) if portion.probe && burials::met_a_full_table(&e) => {
-                tracing::debug!(
-                    target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id,
-                    rows = portion.most, error = %e,
-                    "the server's lock table is full; looking at fewer peers at a time"
-                );
-                portions.met_a_full_table();
-            }
-            Err(e) => return Err(e),
         }
     }
     local.pace.set(portions.pace());

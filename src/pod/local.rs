@@ -506,6 +506,11 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
+    /// The lock keys of all other rows of the roster as this pod last saw them, in order.
+    pub(crate) fn known_keys(&self) -> Vec<i64> {
+        self.roster.borrow().iter().map(|place| place.lock_key.get()).collect()
+    }
+
     /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they
     /// do not count.
     pub(crate) fn peers(&self) -> usize {
