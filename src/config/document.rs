@@ -17,7 +17,7 @@ type Bound = fn(&WorstCase) -> Duration;
 fn the_page_on_bounds_says_what_the_code_does() {
     let leases = [2, 10, 30].map(Duration::from_secs);
     let all = leases.map(|lease| Config::new("host=h").lease(lease).worst_case().unwrap());
-    let rows: [(&str, Bound); 11] = [
+    let rows: [(&str, Bound); 12] = [
         ("a process was killed", |w| w.process_killed),
         ("a host vanished, or was cut off without closing its connections", |w| w.host_lost),
         ("a process was stopped (SIGSTOP)", |w| w.frozen),
@@ -27,6 +27,9 @@ fn the_page_on_bounds_says_what_the_code_does() {
         ("many pods were lost at once", |w| w.many_lost),
         ("a pod died while the database restarted, from the server's return", |w| w.database_restarted),
         ("added by a burier that freezes between getting the lock and its commit", |w| w.burier_frozen_adds),
+        ("not a burial: a run whose owner is gone, and of which no event tells, is claimed (up to 17 pods)", |w| {
+            w.orphan_claimed
+        }),
         ("not a burial: a silent pod has told its runs to stop, from its last answered ping (L7)", |w| {
             w.silent_pod_stops
         }),
@@ -48,7 +51,21 @@ fn the_page_on_bounds_says_what_the_code_does() {
         let [short, usual, long] = waits.map(|wait| wait.settle.as_secs_f64());
         writeln!(unequal, "| {} s | {short:.1} s | {usual:.1} s | {long:.1} s |", observer.lease.as_secs()).unwrap();
     }
-    let text = pages::filled(TEMPLATE, &[("bounds", &bounds), ("many", &many), ("unequal", &unequal)]);
+    let mut pushed = String::new();
+    for (what, answer_ms) in
+        [("a quiet server", 1), ("commits that wait 30 ms for others", 30), ("a standby that answers 150 ms late", 150)]
+    {
+        let bound = settings[1].pushed(Duration::from_millis(answer_ms));
+        writeln!(pushed, "| {what} | {answer_ms} ms | {} ms |", bound.as_millis()).unwrap();
+    }
+    let mut orphans = String::new();
+    for pods in [17, 50, 200, 500] {
+        let [short, usual, long] = settings.each_ref().map(|s| s.orphan_claimed(pods).as_secs_f64());
+        writeln!(orphans, "| {pods} | {short:.0} s | {usual:.0} s | {long:.0} s |").unwrap();
+    }
+    let parts =
+        [("bounds", &bounds), ("pushed", &pushed), ("orphans", &orphans), ("many", &many), ("unequal", &unequal)];
+    let text = pages::filled(TEMPLATE, &parts.map(|(name, text)| (name, text.as_str())));
     pages::renew_or_compare("docs/bounds.md", &text);
 }
 

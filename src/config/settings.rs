@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::declared::NAMES;
-use super::{Config, DEDICATED_SESSIONS, IDLE_IN_TRANSACTION, Settings};
+use super::{Config, DEDICATED_SESSIONS, IDLE_IN_TRANSACTION, Settings, WITNESS_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pg::limits::{Keepalives, Limits};
+use crate::protocol::neighbours;
 use crate::protocol::patience::Stated;
 
 /// The longest name of a schema. The names of the channels contain it, and PostgreSQL takes 63 bytes for a name, of
@@ -50,6 +51,10 @@ pub struct WorstCase {
     pub database_restarted: Duration,
     /// What a burier that freezes between its grant and its commit adds to any of the above.
     pub burier_frozen_adds: Duration,
+    /// A run whose owner has left the roster, and of which no event tells any more: until a pod with a handler and room
+    /// claims it. A sweep and two statements, in a fleet of up to 17 pods. For a larger fleet:
+    /// [`Settings::orphan_claimed`].
+    pub orphan_claimed: Duration,
     /// When a silent pod has told its runs to stop, counted from the last answered ping: `self_fence`.
     pub silent_pod_stops: Duration,
     /// A database outage of this length disturbs no run: `self_fence − ping_interval − reconnect_backoff_max`.
@@ -201,9 +206,42 @@ impl Settings {
             many_lost: many,
             database_restarted: self.reconnect_backoff_max + many,
             burier_frozen_adds: IDLE_IN_TRANSACTION * 2,
+            orphan_claimed: self.orphan_claimed(1),
             silent_pod_stops: self.self_fence,
             outage_tolerated: self.self_fence.saturating_sub(self.ping_interval + self.reconnect_backoff_max),
         }
+    }
+
+    /// How long it takes at most until a killed process is buried, if its death is pushed and each answer of the
+    /// database comes within `answer`. So this is the bound on a busy database. An answer comes late, for example, where
+    /// commits wait for those of others or for a standby.
+    ///
+    /// Five answers and the wait for the second lock: one that is under way when the process dies, the one that brings
+    /// the lock, the one to the question whether the server accepts connections, the probe, and the burial. A roster of
+    /// more than 62 rows takes one more answer for each 64 rows.
+    ///
+    /// It holds if no other pod was lost within lease / 10, and the predecessor in the ring of pods has been up for
+    /// `settle`, has its watch session, and knows the pod. Otherwise [`WorstCase`] has the bounds.
+    #[must_use]
+    pub fn pushed(&self, answer: Duration) -> Duration {
+        answer.saturating_mul(5).saturating_add(WITNESS_WAIT)
+    }
+
+    /// How long it takes at most, in a fleet of so many pods, until a pod with a handler and room claims a run whose
+    /// owner has left the roster and of which no event tells any more. That is the case if the transaction that names
+    /// the owner commits after the passes that followed the event.
+    ///
+    /// Up to 17 pods: a sweep, and two statements. In a larger fleet, a pod reads all running runs only at every
+    /// ⌈(pods − 1) / 16⌉th sweep or so, and the bound is one and a half times as long, and one more sweep.
+    #[must_use]
+    pub fn orphan_claimed(&self, pods: usize) -> Duration {
+        let peers = pods.saturating_sub(1);
+        let passes = if neighbours::are_all(peers) {
+            self.longest_sweep()
+        } else {
+            neighbours::rarer(self.sweep_interval, peers).saturating_mul(3) / 2 + self.longest_sweep()
+        };
+        passes.saturating_add(self.ping_timeout * 2)
     }
 }
 
@@ -263,6 +301,13 @@ mod tests {
         assert_eq!((s.acquire_timeout, s.beat_interval), (secs(20), secs(10)));
         assert_eq!(s.worst_case().outage_tolerated, Duration::from_millis(5500));
         assert_eq!(s.worst_case().frozen, secs(10) + s.worst_case().process_killed);
+        assert_eq!(s.pushed(Duration::from_millis(30)), Duration::from_millis(175));
+        // Two hundred pods: each reads all running runs at every thirteenth sweep, or half as often again.
+        for (pods, sweeps) in [(0, 1.1), (1, 1.1), (17, 1.1), (18, 3.0 + 1.1), (200, 13.0 * 1.5 + 1.1)] {
+            let claimed = s.sweep_interval.mul_f64(sweeps) + secs(4);
+            assert_eq!(s.orphan_claimed(pods).as_millis(), claimed.as_millis(), "{pods} pods");
+        }
+        assert_eq!(s.worst_case().orphan_claimed, s.orphan_claimed(17));
     }
 
     #[test]

@@ -220,6 +220,15 @@ impl Session {
         self.within(&step, self.client.batch_execute(&sets)).await
     }
 
+    /// Gives the session another purpose: its name and its settings on the server become those of a session that is
+    /// opened for it. To open another one costs the server ten times as much.
+    pub(crate) async fn turn_into(&mut self, opener: &Opener, purpose: impl Into<Purpose>) -> Result<()> {
+        self.purpose = purpose.into();
+        let name = opener.name.of(self.purpose.label).replace('\'', "''");
+        self.execute_batch("naming the session", &format!("SET application_name = '{name}'")).await?;
+        self.set_up(opener).await
+    }
+
     /// Reads again the facts that an administrator may change by a reload while the session lives.
     pub(crate) async fn read_facts_again(&mut self) -> Result<ServerFacts> {
         let row = self.query_one("reading the server's settings", facts::READ, &[]).await?;

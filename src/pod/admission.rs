@@ -8,7 +8,7 @@
 //! * **Authority.** None. A slot is no right: nothing is concluded from it, and no law depends on it. Pods that come
 //!   back after a loss take none, because a living pod must not look dead for want of a slot.
 //! * **Bound.** A pod waits at most [`LONGEST`] and then starts all the same: any role of the database can take the
-//!   slots. A pod whose start itself waits, for the lock of a predecessor, frees its slot.
+//!   slots. Each pod waits for another time, so that the rest of a large fleet does not start all at once then. A pod whose start itself waits, for the lock of a predecessor, frees its slot.
 //! * **Failures.** A slot is free as soon as the session that took it ends.
 
 use std::cell::Cell;
@@ -22,14 +22,17 @@ use crate::id::PodId;
 use crate::pg::session::Session;
 use crate::store::admission::{self, Slot};
 
-/// How many pods start at a time: 8. A start waits for the server most of the time, so fewer leave the server idle.
-/// More make each start slower, and the service's own statements with it.
-const SLOTS: i32 = 8;
-/// The longest wait for a slot. Five hundred pods need about 20 s on two cores. Shorter lets the rest start all at
-/// once; longer lets somebody who takes the slots delay a start for longer.
-const LONGEST: Duration = Duration::from_secs(60);
-/// The delays between two tries. Longer leaves slots unused, shorter costs statements.
-const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
+/// How many pods start at a time: 4. More make each start slower, and the service's own statements with it: with 8 on
+/// two cores, a fleet of 200 is in no sooner, and the slowest statements of others take half as long again. Fewer leave
+/// the server idle while a start waits for the network.
+const SLOTS: i32 = 4;
+/// The longest wait for a slot: a random time between these two. Five hundred pods need about a minute on two cores. If
+/// shorter, or the same for all, the rest starts all at once, and many of them fail. Longer lets somebody who takes the
+/// slots delay a start for longer.
+const LONGEST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(180));
+/// The delays between two tries. Longer leaves slots unused when few pods wait. Shorter costs statements: with 400 ms,
+/// five hundred pods would make a thousand tries a second.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// When a pod reports that it waits, and how often again.
 const SAY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -43,12 +46,13 @@ impl Admission {
     /// Waits for a slot on a session that the pod needs for its start anyway.
     pub(super) async fn wait(session: Session, pod: &PodId) -> Result<Self> {
         let began = Instant::now();
+        let give_up = began + LONGEST.0 + (LONGEST.1 - LONGEST.0).mul_f64(fastrand::f64());
         let mut say_at = began + SAY_AGAIN;
         let mut backoff = Backoff::new(TRY_AGAIN.0, TRY_AGAIN.1);
         let slot = loop {
             let slot = admission::take(&session, SLOTS, fastrand::i32(0..SLOTS)).await?;
             let now = Instant::now();
-            if slot.is_some() || now >= began + LONGEST {
+            if slot.is_some() || now >= give_up {
                 break slot;
             }
             if now >= say_at {
@@ -69,19 +73,25 @@ impl Admission {
         &mut self.session
     }
 
-    /// Lets another pod start. A slot that cannot be freed is free when the session ends.
-    pub(super) async fn free(&self) {
-        let Some(slot) = self.slot.take() else { return };
-        if let Err(e) = admission::free(&self.session, slot).await {
+    /// Lets another pod start. Returns `false` if the slot could not be freed. It is free when the session ends.
+    pub(super) async fn free(&self) -> bool {
+        let Some(slot) = self.slot.take() else { return true };
+        let freed = admission::free(&self.session, slot).await;
+        if let Err(e) = &freed {
             tracing::debug!(
                 target: "podlock", event = "slot_kept", error = %e, "the slot of a start is freed when its session ends"
             );
         }
+        freed.is_ok()
     }
 
-    /// Frees the slot and closes the session.
-    pub(super) async fn end(self) {
-        self.free().await;
+    /// Frees the slot. Returns the session, which can have another purpose from now on. `None`: the slot could not be
+    /// freed, so the session is closed.
+    pub(super) async fn end(self) -> Option<Session> {
+        if self.free().await {
+            return Some(self.session);
+        }
         self.session.close().await;
+        None
     }
 }

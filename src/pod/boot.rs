@@ -44,6 +44,8 @@ pub(crate) struct Booted {
     pub(crate) local: Local,
     pub(crate) liveness: Session,
     pub(crate) control: Listener,
+    /// The session of the admission, for the watch. `None`: the watch opens its own.
+    pub(crate) watch: Option<Session>,
 }
 
 /// What the service tells others about itself.
@@ -79,8 +81,8 @@ pub(crate) async fn boot(shared: Arc<Shared>, opener: Opener, identity: &Identit
     local.log_read.set(log_read);
     local.control.set(Some(control.backend()));
     register(&local, &mut liveness, identity, None, None, since).await.map_err(in_boot)?;
-    admission.end().await;
-    Ok(Booted { local, liveness, control })
+    let watch = admission.end().await;
+    Ok(Booted { local, liveness, control, watch })
 }
 
 /// Whether a transaction that locks the event log should be made again on the same session: many pods register or
@@ -187,7 +189,7 @@ pub(crate) async fn acquire(
         match beside {
             Beside::Nothing => {}
             Beside::Session(session) => _ = session.ping(timeout).await?,
-            Beside::Admission(admission) => admission.free().await,
+            Beside::Admission(admission) => _ = admission.free().await,
         }
     }
 }

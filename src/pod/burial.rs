@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::boot::LOCK_NOT_AVAILABLE;
 use super::local::{LivenessLock, Local};
 use crate::error::Result;
@@ -64,21 +66,35 @@ pub(crate) async fn hold(
     trigger: Trigger,
     pushed: Option<RingPlace>,
 ) -> Result<RosterProbe> {
-    // The watch saw this peer lost, so an answer now vouches for its burial. No lock is held meanwhile.
-    let vouched = match pushed {
-        Some(peer) if knock(local, session).await.is_ok() => Some(peer.incarnation),
-        _ => None,
+    let first = pushed.map(|peer| peer.lock_key);
+    let (vouched, probe) = match local.whole_roster() {
+        Some(whole) => {
+            // Before the probe, which keeps the locks that it gets.
+            let vouched = vouch(local, session, pushed).await;
+            if let Some(probe) = hold_in_one(local, session, lock, trigger, whole, vouched).await? {
+                return Ok(probe);
+            }
+            (vouched, survey(local, session, lock, first).await?)
+        }
+        // These probes keep no lock, so the server answers meanwhile.
+        None => {
+            let (vouched, probe) = tokio::join!(vouch(local, session, pushed), survey(local, session, lock, first));
+            (vouched, probe?)
+        }
     };
-    if let Some(whole) = local.whole_roster()
-        && let Some(probe) = hold_in_one(local, session, lock, trigger, whole, vouched).await?
-    {
-        return Ok(probe);
-    }
-    let probe = survey(local, session, lock, pushed.map(|peer| peer.lock_key)).await?;
     let decision = decide(local, &probe);
     let dead = to_bury(local, lock, &decision, &probe.peers);
     bury_if_the_door_is_open(local, session, lock, trigger, &dead, vouched).await?;
     Ok(probe)
+}
+
+/// Asks whether the server accepts connections. The watch saw this peer lost, so an answer from now on vouches for the
+/// peer's burial. The caller holds no lock and no transaction.
+async fn vouch(local: &Local, session: &Session, pushed: Option<RingPlace>) -> Option<Incarnation> {
+    match pushed {
+        Some(peer) if knock(local, session).await.is_ok() => Some(peer.incarnation),
+        _ => None,
+    }
 }
 
 /// Buries the pods that a roster probe found dead.
@@ -111,22 +127,31 @@ pub(crate) async fn survey(
     };
     let began = clock::now();
     let mut portions = Portions::begin(pace);
+    portions.cut(&local.known_keys());
     let mut probe = RosterProbe::default();
-    while let Some(portion) = portions.next() {
-        match burials::probe(session, lock.incarnation, portion).await {
-            Ok(part) => {
-                portions.returned(&part.keys());
-                probe.extend(part);
+    loop {
+        let together = portions.next();
+        if together.is_empty() {
+            break;
+        }
+        // The session sends the statements of all of them before it waits for the first answer.
+        let probes = together.iter().map(|portion| burials::probe(session, lock.incarnation, *portion));
+        for (portion, answer) in together.iter().zip(join_all(probes).await) {
+            match answer {
+                Ok(part) => {
+                    portions.returned(portion, &part.keys());
+                    probe.extend(part);
+                }
+                Err(e) if portion.probe && burials::met_a_full_table(&e) => {
+                    tracing::debug!(
+                        target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id,
+                        rows = portion.most, error = %e,
+                        "the server's lock table is full; looking at fewer peers at a time"
+                    );
+                    portions.met_a_full_table(portion);
+                }
+                Err(e) => return Err(e),
             }
-            Err(e) if portion.probe && burials::met_a_full_table(&e) => {
-                tracing::debug!(
-                    target: "podlock", event = "portion_failed", pod = %local.shared.member.pod_id,
-                    rows = portion.most, error = %e,
-                    "the server's lock table is full; looking at fewer peers at a time"
-                );
-                portions.met_a_full_table();
-            }
-            Err(e) => return Err(e),
         }
     }
     local.pace.set(portions.pace());

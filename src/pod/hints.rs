@@ -20,8 +20,9 @@ use crate::store::notices::{self, EVENTS_MOST, LoggedEvent};
 /// Events that come in a burst (fifty pods boot at once) lead to one roster probe. Longer delays the reaction; shorter
 /// costs more probes.
 const GATHER: Duration = Duration::from_millis(50);
-/// Of a large fleet, the pods make a probe of their neighbours, and a recovery pass, within so much time for each pod.
-/// So the server sees about one per millisecond, however many pods there are.
+/// Of a large fleet, the pods read the event log within so much time for each pod, and do then what the events ask for:
+/// a probe of their neighbours and a recovery pass. So the server sees about one of them per millisecond, however many
+/// pods there are. If all read at once, the service's own statements wait behind hundreds of them.
 const EACH: Duration = Duration::from_millis(1);
 /// The same for a probe of the whole roster, which costs more.
 const EACH_WHOLE: Duration = Duration::from_millis(20);
@@ -65,7 +66,7 @@ impl Hints {
             self.probe.ask(now, local.shared.member.settings.hold_probe_interval);
         }
         if words.has(Word::Roster) {
-            self.log.ask(now, Duration::ZERO);
+            self.log.ask(now, spread(local, EACH));
         }
         if words.has(Word::Recover) {
             local.shared.engine.recover_hinted.notify_one();
@@ -189,11 +190,11 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
         EventKind::Buried => {
             // Before the application hears of the burial.
             shared.workers.bury(told.incarnation);
-            shared.engine.recover_within(BURIER_GOES_FIRST + spread(local, EACH));
+            shared.engine.recover_within(BURIER_GOES_FIRST);
             if !is_ours {
                 local.note_burials(&[told.incarnation]);
             }
-            Some(GATHER + spread(local, EACH))
+            Some(GATHER)
         }
         EventKind::Joined | EventKind::Draining => {
             // The pod replaced an incarnation whose runs are orphans now. It goes first, and the others soon after.
@@ -201,9 +202,9 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
                 shared.engine.recover_within(shared.member.settings.hold_probe_interval);
                 shared.workers.replaced();
             }
-            Some(GATHER + spread(local, EACH))
+            Some(GATHER)
         }
-        EventKind::Returned => Some(GATHER + spread(local, EACH)),
+        EventKind::Returned => Some(GATHER),
         EventKind::Detached
         | EventKind::Cordoned
         | EventKind::Uncordoned

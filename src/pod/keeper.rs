@@ -124,7 +124,7 @@ async fn live(
         () = shared.member.root.cancelled() => return,
         outcome = boot::boot(Arc::clone(shared), opener, &identity, policy) => outcome,
     };
-    let Booted { local, liveness, control } = match outcome {
+    let Booted { local, liveness, control, watch } = match outcome {
         Ok(booted) => booted,
         Err(e) => {
             let _ = booted.send(Err(e));
@@ -135,7 +135,7 @@ async fn live(
         return;
     }
     let keeper = Keeper::new(&local, identity);
-    tokio::join!(keeper.run(liveness), sweeper::run(&local, control), watcher::run(&local));
+    tokio::join!(keeper.run(liveness), sweeper::run(&local, control), watcher::run(&local, watch));
 }
 
 /// Why the lock is no longer held.

@@ -506,6 +506,11 @@ impl Local {
         (self.roster.borrow().len() + 1 < pace.size()).then(|| pace.whole())
     }
 
+    /// The lock keys of all other rows of the roster as this pod last saw them, in order.
+    pub(crate) fn known_keys(&self) -> Vec<i64> {
+        self.roster.borrow().iter().map(|place| place.lock_key.get()).collect()
+    }
+
     /// How many living peers the fleet has, as the last whole probes showed. Rows of dead pods probe nothing, so they
     /// do not count.
     pub(crate) fn peers(&self) -> usize {
@@ -661,6 +666,11 @@ impl Local {
     pub(crate) fn successor(&self) -> Option<RingPlace> {
         let skip = self.observer.borrow().in_sight();
         ring::successor(self.keys.lock, &self.roster.borrow(), &skip).copied()
+    }
+
+    /// Whether a watch on this peer tells every pod if it finds the peer's lock free.
+    pub(crate) fn tells_of(&self, watched: &RingPlace) -> bool {
+        neighbours::tells_of(watched.lock_key, self.peers(), &self.roster.borrow(), &self.in_sight())
     }
 
     pub(crate) fn roster_version(&self) -> i64 {

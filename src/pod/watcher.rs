@@ -5,7 +5,7 @@
 //! blocked backend does not notice that its client is gone. A grant is only a signal. The session releases the lock at
 //! the end of the slice, and the burial proves the death again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,15 +29,21 @@ use crate::store::role::Role;
 /// the push of deaths; shorter keeps the server busy while other pods take their locks back.
 const EACH: Duration = Duration::from_millis(5);
 
-/// Keeps a watch session until the pod stops. Returns at once if push is off.
-pub(crate) async fn run(local: &Local) {
+/// Keeps a watch session until the pod stops. `first`: a session of the boot that becomes the first one. If push is off,
+/// closes `first` and returns.
+pub(crate) async fn run(local: &Local, first: Option<Session>) {
     if local.shared.member.settings.push {
-        session::keep(&Watcher { local, said: Cell::new(false) }, &local.shared.member.root).await;
+        let watcher = Watcher { local, first: RefCell::new(first), said: Cell::new(false) };
+        session::keep(&watcher, &local.shared.member.root).await;
+    } else if let Some(first) = first {
+        first.close().await;
     }
 }
 
 struct Watcher<'a> {
     local: &'a Local,
+    /// The session of the boot, until it is the watch session.
+    first: RefCell<Option<Session>>,
     /// The log says that there is no room for a watch.
     said: Cell<bool>,
 }
@@ -69,6 +75,11 @@ impl Kept for Watcher<'_> {
     }
 
     async fn open(&self) -> Result<Session> {
+        let first = self.first.take();
+        if let Some(mut first) = first {
+            first.turn_into(&self.local.opener, Role::Watch).await?;
+            return Ok(first);
+        }
         self.local.opener.open(Role::Watch).await
     }
 
@@ -161,7 +172,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
         };
         let keys = Keys { lock: successor.lock_key, witness: successor.witness_key };
         let began = Instant::now();
-        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT).await;
+        let watched = burials::watch_slice(session, keys, slice, WITNESS_WAIT, local.tells_of(&successor)).await;
         let (answer, version) = match watched {
             // The lock table is full, or somebody cancelled the statement. Unknown is not dead (L10), and the session
             // is sound.
@@ -218,7 +229,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
                 }
                 // The successor's lock was free, but the successor is neither buried nor in sight. Either another pod
                 // is burying it now, or a transaction holds its row for an unknown time. Each slice that is granted
-                // the lock tells every pod, so the slices become rarer.
+                // the lock may tell every pod, so the slices become rarer.
                 if local.successor().is_some_and(|s| s.incarnation == successor.incarnation) {
                     if free.as_ref().is_none_or(|(who, _)| *who != successor.incarnation) {
                         free = Some((successor.incarnation, Backoff::new(FREE_AGAIN, settings.hold_probe_interval)));

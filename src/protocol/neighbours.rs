@@ -8,14 +8,18 @@
 //!   needed now, and every verdict is made on a whole probe.
 //! * **Bound.** A dead pod is found within one sweep, as in a small fleet. The rows of dead pods that follow each other
 //!   in the ring come after the row of a living pod, and that pod's neighbours include the first of them.
+//! * **Who is told.** Up to PostgreSQL 18, a notification wakes every pod. In a large fleet, that is dear at the very
+//!   moment at which one of them buries. So a watch that finds a lock free tells the fleet only if few pods sweep the row
+//!   ([`tells_of`]). If the burier freezes, the sweeps of the others find the dead pod.
 //! * **Not promised.** A whole probe for the sake of the log and of the settings of others comes rarely in a large
 //!   fleet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::portions::Portion;
-use crate::id::Incarnation;
+use super::ring::RingPlace;
+use crate::id::{Incarnation, LockKey};
 
 /// How many rows a pod probes in a sweep: 16. A fleet that is not larger is probed whole. More cost each pod more in
 /// every sweep. With fewer, a run of dead pods more often hides which living pod to watch next, until a whole probe
@@ -26,6 +30,30 @@ pub const NEIGHBOURS: usize = 16;
 #[must_use]
 pub const fn are_all(peers: usize) -> bool {
     peers <= NEIGHBOURS
+}
+
+/// By how many pods of a large fleet a row must be swept, so that a watch that finds its lock free need not tell the
+/// fleet: 8. Their sweeps are spread over a sweep interval, so one of them comes within a ninth of it, on average. With
+/// fewer, a burier that freezes delays the burial for longer. With more, a few dead rows in the ring make watches tell
+/// the whole fleet.
+pub const SWEEPERS_ENOUGH: usize = 8;
+
+/// Whether a watch on the pod with the key `watched` tells every pod if it finds the lock free, in a fleet in which the
+/// watching pod has so many `peers`.
+///
+/// `roster`: all other rows, in the order of their keys. `in_sight`: the peers whose locks are free. They sweep nothing.
+#[must_use]
+pub fn tells_of(watched: LockKey, peers: usize, roster: &[RingPlace], in_sight: &BTreeSet<Incarnation>) -> bool {
+    are_all(peers) || sweepers(watched, roster, in_sight) < SWEEPERS_ENOUGH
+}
+
+/// How many other pods have the row with the key `watched` among their neighbours: the living ones of the
+/// [`NEIGHBOURS`] rows before it in the ring.
+fn sweepers(watched: LockKey, roster: &[RingPlace], in_sight: &BTreeSet<Incarnation>) -> usize {
+    let (before, behind) = roster.split_at(roster.partition_point(|place| place.lock_key < watched));
+    let before = before.iter().rev().chain(behind.iter().rev()).filter(|place| place.lock_key != watched);
+    // One of the places is that of the watching pod, whose row is not in `roster`: only dead rows are between the two.
+    before.take(NEIGHBOURS - 1).filter(|place| !in_sight.contains(&place.incarnation)).count()
 }
 
 /// How often a pod with so many peers does what costs as much as the roster is long, if a pod with few peers does it
@@ -213,6 +241,48 @@ mod tests {
         steady.note([(peer, true); 1].into_iter());
         steady.note(std::iter::empty());
         assert_eq!(steady, Steady::default());
+    }
+
+    /// Ten keys apart, the pod with the key 0 watches, and its own row is not in the roster.
+    #[test]
+    fn a_watch_tells_the_fleet_unless_the_fleet_is_large_and_eight_others_sweep_the_row() {
+        let roster: Vec<_> = (1..=40)
+            .map(|i| RingPlace {
+                incarnation: Incarnation::generate(),
+                lock_key: (i * 10).into(),
+                witness_key: (i * 10 + 1).into(),
+            })
+            .collect();
+        // Which of the pods are dead and in sight, by their place; and which pod is watched.
+        let tells = |dead: &[usize], watched: usize, peers: usize| {
+            let in_sight = dead.iter().map(|i| roster[*i].incarnation).collect();
+            tells_of(roster[watched].lock_key, peers, &roster, &in_sight)
+        };
+        let last: Vec<usize> = (26..40).collect();
+        for (what, dead, watched, peers, expected) in [
+            ("a small fleet", &[][..], 0, 16, true),
+            ("a large fleet, in which all live", &[], 0, 40, false),
+            ("seven of the fifteen before it are dead", &last[7..], 0, 33, false),
+            ("eight of the fifteen", &last[6..], 0, 32, true),
+            ("the dead are further away", &[20, 21, 22, 23, 24][..], 0, 35, false),
+            ("dead rows between the two take places", &[0, 1, 2, 3, 4, 5, 6][..], 7, 33, false),
+            ("one more", &[0, 1, 2, 3, 4, 5, 6, 7][..], 8, 32, true),
+        ] {
+            assert_eq!(tells(dead, watched, peers), expected, "{what}");
+        }
+        // The roster holds fewer rows than there are living peers for certain: it was read in part.
+        assert!(tells_of(roster[3].lock_key, 40, &roster[3..8], &BTreeSet::new()));
+    }
+
+    /// The promise behind it: whoever is counted has the row among the neighbours that its sweep reads.
+    #[test]
+    fn whoever_sweeps_a_row_probes_it() {
+        let keys: BTreeSet<i64> = (0..41).map(|i| i * 10).collect();
+        let watched = 0;
+        let before: Vec<i64> = keys.iter().rev().copied().take(NEIGHBOURS).collect();
+        let sweeps = |own: &i64| probe(*own, &keys).0.contains(&watched);
+        assert!(before.iter().all(sweeps));
+        assert_eq!(keys.iter().filter(|own| **own != watched && sweeps(own)).count(), NEIGHBOURS);
     }
 
     #[test]

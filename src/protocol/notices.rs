@@ -4,7 +4,8 @@
 //!   that says which rows to read. It names no pod, incarnation or run.
 //! * **States.** [`Heard`]: notices that came and were not taken yet, merged. [`Gate`]: when the rows of one kind are
 //!   read next.
-//! * **Bound.** The first notice of a kind is acted on at once. A flood that leads to nothing causes about one read of
+//! * **Bound.** The first notice of a kind is acted on at once. (The pods of a large fleet read the event log within a
+//!   random time, so that they do not all read at once: `pod::hints`.) A flood that leads to nothing causes about one read of
 //!   each kind per [`GAP_MOST`]. If such reads are slow, they take at most a tenth of the time. The last notice is
 //!   never lost.
 //! * **Failures.** A notice that a pod does not understand does nothing.
@@ -252,7 +253,7 @@ impl Default for Gate {
 impl Gate {
     /// Makes the gaps as long as suits a fleet in which a pod has so many peers. All pods read because of the same
     /// notices. So a burst of notices, such as that of many pods that start at once, is read in fewer steps the more
-    /// pods there are. The first notice after a quiet time is read as soon as in a small fleet.
+    /// pods there are. The gate delays no first notice after a quiet time.
     pub fn suit(&mut self, peers: usize) {
         self.least = neighbours::rarer(GAP_LEAST, peers);
         self.most = neighbours::rarer(GAP_MOST, peers).min(GAP_IN_A_FLEET).max(GAP_MOST);

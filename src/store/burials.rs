@@ -213,19 +213,23 @@ fn name(name: String) -> Result<PodId, String> {
 const WATCH: &str = sql!("watch_peer");
 
 /// Waits one slice for a peer's locks, and keeps none. Also returns the roster's version, as in [`RosterProbe`].
+///
+/// `tell`: whether every pod is notified if a lock came free, by the same statement.
 pub(crate) async fn watch_slice(
     session: &Session,
     keys: Keys,
     slice: Duration,
     witness_wait: Duration,
+    tell: bool,
 ) -> Result<(Slice, i64)> {
-    // A granted lock is announced to every pod, and that commit may have to wait.
+    // A notification makes the commit wait for other commits.
     let limit = slice + witness_wait + commit_patience(session.limit());
-    let params: [Param<'_>; 4] = [
+    let params: [Param<'_>; 5] = [
         (&keys.lock.get(), Type::INT8),
         (&keys.witness.get(), Type::INT8),
         (&millis(slice), Type::INT4),
         (&millis(witness_wait), Type::INT4),
+        (&tell, Type::BOOL),
     ];
     let rows = session.query_limited("watching the successor", WATCH, &params, limit).await?;
     let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Database, "watching the successor: no row came"))?;
@@ -306,7 +310,7 @@ pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     const BURY_TYPES: &[Type] = &[Type::UUID, Type::INT8, Type::INT4, Type::TIMESTAMPTZ, Type::JSONB, Type::TEXT];
     const STATEMENTS: [Prepared; 4] = [
         PROBE,
-        Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4] },
+        Prepared { template: WATCH, types: &[Type::INT8, Type::INT8, Type::INT4, Type::INT4, Type::BOOL] },
         Prepared { template: BURY, types: BURY_TYPES },
         CANDIDATES,
     ];

@@ -69,6 +69,7 @@ files!(
     "V30__cordon_and_move",
     "V31__stream_readers",
     "V32__workers",
+    "V33__quiet_watch",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -241,12 +242,13 @@ pub fn sql(schema: &str, from: i32) -> String {
 
 /// Every function of the schema that pods or operators may call: all except a trigger's function. A test compares the
 /// list with the schema.
-const FUNCTIONS: [&str; 28] = [
+const FUNCTIONS: [&str; 29] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
     "studio_lock(bigint, integer)",
     "studio_watch(bigint, bigint, integer, integer)",
+    "studio_watch(bigint, bigint, integer, integer, boolean)",
     "studio_holds(bigint, integer)",
     "studio_append_event(text, text, uuid, text, jsonb)",
     "studio_drain(text)",

@@ -95,7 +95,11 @@ fn measured(figures: &[Figure]) -> String {
         let mut all: Vec<&Figure> = figures.iter().filter(|f| f.what == what).collect();
         all.sort_by_key(|f| f.took);
         let (median, most) = (all[all.len() / 2].took, all[all.len() - 1].took);
-        let bound = all[0].bound.map_or(String::new(), |bound| format!(" (bound {})", shown(bound)));
+        let bound = all
+            .iter()
+            .filter_map(|f| f.bound)
+            .max()
+            .map_or(String::new(), |bound| format!(" (bound {})", shown(bound)));
         let most = if all.len() > 1 { format!(", at most {}", shown(most)) } else { String::new() };
         format!("{what}: {}{most}{bound}", shown(median))
     });
