@@ -8,7 +8,8 @@
 //! * **Authority.** None. A slot is no right: nothing is concluded from it, and no law depends on it. Pods that come
 //!   back after a loss take none, because a living pod must not look dead for want of a slot.
 //! * **Bound.** A pod waits at most [`LONGEST`] and then starts all the same: any role of the database can take the
-//!   slots. Each pod waits for another time, so that the rest of a large fleet does not start all at once then. A pod whose start itself waits, for the lock of a predecessor, frees its slot.
+//!   slots. Each pod waits for another time, so that the rest of a large fleet does not start all at once then. A pod
+//!   whose start itself waits, for the lock of a predecessor, frees its slot.
 //! * **Failures.** A slot is free as soon as the session that took it ends.
 
 use std::cell::Cell;
