@@ -16,6 +16,9 @@ use crate::pod::{Input, Order};
 use crate::scenario::{Need, Scenario};
 use crate::world::{Figure, START, World, connect};
 
+/// How many workers each pod registers.
+const WORKERS: u32 = 20;
+
 /// Played by every run of the suite; those that once found something stay.
 const KEPT: [u64; 2] = [1, 2];
 const KEPT_FOR: Duration = Duration::from_secs(25);
@@ -115,6 +118,7 @@ struct Nemesis {
 
 async fn play(seed: u64, time: Duration) -> Vec<Figure> {
     let mut world = World::networked(&[]).await;
+    world.workers = Some(WORKERS);
     let all: Vec<&str> = VICTIMS.into_iter().chain([REMOTE, SPARED]).collect();
     world.settled(&all).await;
     let began = Instant::now();
