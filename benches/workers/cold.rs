@@ -114,7 +114,9 @@ async fn floor(client: &Client, expects: usize) -> Result<f64> {
     let rows = client.query("SELECT * FROM studio_workers", &[]).await?;
     let decoded: Vec<(Uuid, String, String, Uuid, Value)> = rows
         .iter()
-        .map(|row| (row.get("worker_id"), row.get("url"), row.get("health"), row.get("owner_incarnation"), row.get("spec")))
+        .map(|row| {
+            (row.get("worker_id"), row.get("url"), row.get("health"), row.get("owner_incarnation"), row.get("spec"))
+        })
         .collect();
     let took = began.elapsed().as_secs_f64() * 1e3;
     if decoded.len() != expects {

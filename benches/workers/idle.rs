@@ -1,8 +1,9 @@
 //! What the registry costs while no worker changes: each pod reports its workers and compares its copy, once per report
 //! interval.
 //!
-//! Statements are those of `pg_stat_statements` that name a table of the registry. The bytes are what a proxy counts on
-//! the pool of a further pod with one worker, less what the same pool receives before the pod uses the registry.
+//! Statements are those of `pg_stat_statements` that name a table of the registry, without burials. The bytes are what a
+//! proxy counts on the pool of a further pod with one worker, less what the same pool receives before the pod uses the
+//! registry.
 
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use crate::{Args, Result, connect};
 
 const DATABASE: &str = "idle";
 /// A part of the statement that reports and compares, and of no other.
-const RECONCILES: &str = "%is_monitored%";
-/// The statements of the monitor, which one pod makes once in a monitor interval.
-const MONITORS: &str = "%worker_monitor%";
+const RECONCILES: &str = "is_monitored";
+/// Parts of the statements of the monitor, which one pod makes once in a monitor interval, and after a burial.
+const MONITORS: [&str; 2] = ["seat AS MATERIALIZED", "ownerless AS MATERIALIZED"];
 
 pub(crate) async fn measure(server: &Server, args: &Args, report: &mut Report) -> Result<()> {
     let every = args.report_interval;
@@ -55,29 +56,25 @@ struct Counted {
 
 impl Counted {
     async fn read(client: &Client) -> Result<Self> {
-        let of = |like: &str| {
-            format!(
-                "SELECT COALESCE(sum(s.calls), 0)::int8, \
-                        COALESCE(sum(s.total_exec_time + s.total_plan_time), 0)::float8 \
-                   FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid \
-                  WHERE d.datname = '{DATABASE}' AND s.toplevel AND s.query LIKE '{like}'"
-            )
-        };
-        let reconciles = client.query_one(&of(RECONCILES), &[]).await?;
-        let monitor = format!("{} AND s.query NOT LIKE '{RECONCILES}'", of(MONITORS));
-        let monitor = client.query_one(&monitor, &[]).await?;
         let sql = format!(
             "SELECT s.query, s.calls, (s.total_exec_time + s.total_plan_time)::float8 FROM pg_stat_statements s \
                JOIN pg_database d ON d.oid = s.dbid \
-              WHERE d.datname = '{DATABASE}' AND s.toplevel AND s.query LIKE '%studio_worker%' ORDER BY 2 DESC"
+              WHERE d.datname = '{DATABASE}' AND s.toplevel AND s.query LIKE '%studio_worker%' \
+                AND s.query NOT LIKE '%studio_pod_sessions%' ORDER BY 2 DESC"
         );
         let rows = client.query(&sql, &[]).await?;
-        Ok(Self {
-            statements: rows.iter().map(|row| (beginning(row.get(0)), row.get(1), row.get(2))).collect(),
-            reconciles: reconciles.get(0),
-            reconcile_ms: reconciles.get(1),
-            monitor: monitor.get(0),
-        })
+        let mut counted = Self { statements: Vec::new(), reconciles: 0, reconcile_ms: 0.0, monitor: 0 };
+        for row in rows {
+            let (query, calls, ms): (&str, i64, f64) = (row.get(0), row.get(1), row.get(2));
+            if query.contains(RECONCILES) {
+                counted.reconciles += calls;
+                counted.reconcile_ms += ms;
+            } else if MONITORS.iter().any(|part| query.contains(part)) {
+                counted.monitor += calls;
+            }
+            counted.statements.push((beginning(query), calls, ms));
+        }
+        Ok(counted)
     }
 
     fn report(&self, args: &Args, report: &mut Report) {

@@ -11,6 +11,9 @@ use crate::Result;
 /// In the startup message of a connection of a pod's pool, behind the pod's name.
 const POOL: &[u8] = b"/pool\0";
 
+/// The length of the message by which a client asks whether the server has TLS. A startup message is longer.
+const ASKS_FOR_TLS: usize = 8;
+
 /// The proxy. It lives as long as the runtime.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
@@ -40,10 +43,16 @@ async fn serve(client: TcpStream, port: u16, count: Arc<AtomicU64>) -> Result<()
     let server = TcpStream::connect(("127.0.0.1", port)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let (mut from_client, to_client) = client.into_split();
-    let (from_server, mut to_server) = server.into_split();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
     let mut buffer = [0; 4096];
-    let read = from_client.read(&mut buffer).await?;
+    let mut read = from_client.read(&mut buffer).await?;
+    if read == ASKS_FOR_TLS {
+        // The server says in one byte that it has none. Then the startup message comes.
+        to_server.write_all(&buffer[..read]).await?;
+        to_client.write_u8(from_server.read_u8().await?).await?;
+        read = from_client.read(&mut buffer).await?;
+    }
     let startup = &buffer[..read];
     let is_pool = startup.windows(POOL.len()).any(|part| part == POOL);
     to_server.write_all(startup).await?;

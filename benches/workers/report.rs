@@ -18,8 +18,7 @@ impl Report {
     pub(crate) fn new(args: &Args) -> Self {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN).set_header(["", "n", "measured", "floor", "goal", ""]);
-        let head =
-            format!("3 pods, {} workers with a spec of about {} bytes each", args.workers, args.spec_bytes);
+        let head = format!("3 pods, {} workers with a spec of about {} bytes each", args.workers, args.spec_bytes);
         Self { head, load_before: load(), table, notes: Vec::new(), missed: 0 }
     }
 
@@ -48,7 +47,13 @@ impl Report {
 
     pub(crate) fn end(&self) {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        println!("\n{}; {cores} cores, load {} before and {} after\n\n{}\n", self.head, self.load_before, load(), self.table);
+        println!(
+            "\n{}; {cores} cores, load {} before and {} after\n\n{}\n",
+            self.head,
+            self.load_before,
+            load(),
+            self.table
+        );
         for note in &self.notes {
             println!("{note}");
         }

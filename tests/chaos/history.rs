@@ -38,11 +38,25 @@ pub(crate) struct Record {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    Run { old: Option<Box<RunRow>>, new: Box<RunRow>, proof: RunProof },
-    Pod { old: Option<PodRow>, new: Option<PodRow>, proof: PodProof },
-    Chunk { old: Option<ChunkRow>, new: Option<ChunkRow>, proof: ChunkProof },
+    Run {
+        old: Option<Box<RunRow>>,
+        new: Box<RunRow>,
+        proof: RunProof,
+    },
+    Pod {
+        old: Option<PodRow>,
+        new: Option<PodRow>,
+        proof: PodProof,
+    },
+    Chunk {
+        old: Option<ChunkRow>,
+        new: Option<ChunkRow>,
+        proof: ChunkProof,
+    },
     /// Written by its owner's pod, while that owner was not in the roster. No other row of a worker is recorded.
-    Worker { new: WorkerRow },
+    Worker {
+        new: WorkerRow,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -178,7 +192,7 @@ pub(crate) struct Said {
     pub(crate) attached: Option<bool>,
     /// How many workers the pod has registered.
     #[serde(default)]
-    pub(crate) own: Option<u32>,
+    pub(crate) registered: Option<u32>,
     /// How many workers of each incarnation the pod shows.
     #[serde(default)]
     pub(crate) shown: BTreeMap<String, u32>,

@@ -14,10 +14,11 @@ use crate::checker::Excused;
 use crate::network::Weather;
 use crate::pod::{Input, Order};
 use crate::scenario::{Need, Scenario};
+use crate::workers::Workers;
 use crate::world::{Figure, START, World, connect};
 
-/// How many workers each pod registers.
-const WORKERS: u32 = 20;
+/// The workers of each pod. They change so rarely that replicas also sleep, and need the notifications.
+const WORKERS: Workers = Workers { count: 20, changes: Duration::from_secs(5) };
 
 /// Played by every run of the suite; those that once found something stay.
 const KEPT: [u64; 2] = [1, 2];

@@ -47,7 +47,7 @@ impl World {
                     says.insert(by, said);
                 }
             }
-            let expected = roster.iter().map(|owner| Some((owner.clone(), says.get(owner)?.own?)));
+            let expected = roster.iter().map(|owner| Some((owner.clone(), says.get(owner)?.registered?)));
             let expected: Option<BTreeMap<String, u32>> = expected.collect();
             let expected = expected.ok_or_else(|| format!("of {roster:?}, only {:?} speak", says.keys()))?;
             let differ: Vec<_> = says.values().filter(|said| said.shown != expected).collect();

@@ -18,7 +18,7 @@ use crate::own_server::{OwnServer, shared_server};
 use crate::patroni::Cluster;
 use crate::pod::{Input, Order, now_ns};
 use crate::process::{self, Process};
-use crate::workers;
+use crate::workers::{self, Workers};
 
 /// The lease of the suite: what a loaded machine with two cores keeps, and short enough to wait it out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
@@ -49,8 +49,8 @@ pub(crate) struct World {
     /// Where each pod is, if the server is in a network of its own.
     network: Option<Network>,
     pub(crate) links: BTreeMap<String, Link>,
-    /// How many workers each pod registers that is started from now on. `None`: pods do not use the registry.
-    pub(crate) workers: Option<u32>,
+    /// The workers of each pod that is started from now on. `None`: pods do not use the registry.
+    pub(crate) workers: Option<Workers>,
     /// What processes said that are gone.
     logs: Vec<PodLog>,
     dir: tempfile::TempDir,

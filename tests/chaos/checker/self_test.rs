@@ -207,7 +207,12 @@ fn skipped() -> Story {
             }
         }
     }
-    story.history.push(Record { seq: 99, at: 99 * SECOND, writer: "podlock/b/pool".into(), change: chunk(STEPS + 1, 6) });
+    story.history.push(Record {
+        seq: 99,
+        at: 99 * SECOND,
+        writer: "podlock/b/pool".into(),
+        change: chunk(STEPS + 1, 6),
+    });
     let b = &mut story.logs[1].said;
     b.retain(|said| said.reader.is_none());
     b.retain(|said| said.op.as_deref() != Some("b3"));
@@ -275,7 +280,7 @@ fn replica(pod: &str, seconds: impl Iterator<Item = u64>, owners: impl Fn(u64) -
     let says = |second: u64| Said {
         by: Some(format!("i{pod}")),
         attached: Some(true),
-        own: Some(3),
+        registered: Some(3),
         shown: owners(second).into_iter().map(|owner| (owner.to_owned(), 3)).collect(),
         ..said(second * SECOND, "shows")
     };
@@ -328,7 +333,7 @@ fn said(t: u64, ev: &str) -> Said {
         text: None,
         reader: None,
         attached: None,
-        own: None,
+        registered: None,
         shown: std::collections::BTreeMap::new(),
     }
 }

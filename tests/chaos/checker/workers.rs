@@ -62,10 +62,12 @@ pub(super) fn check(history: &[Record], logs: &[PodLog], within: Duration) -> Ve
             }
         }
         let pod = &logs[*at].pod;
-        found.extend(of_this.into_iter().take(TOLD).map(|text| Violation {
-            rule: Rule::WorkersOfTheLiving,
-            text: format!("pod {pod} {text}"),
-        }));
+        found.extend(
+            of_this
+                .into_iter()
+                .take(TOLD)
+                .map(|text| Violation { rule: Rule::WorkersOfTheLiving, text: format!("pod {pod} {text}") }),
+        );
     }
     found
 }
@@ -88,7 +90,7 @@ fn spans(log: &PodLog) -> Vec<(Span<'_>, Vec<&Said>)> {
     let mut spans: Vec<(Span<'_>, Vec<&Said>)> = Vec::new();
     let mut goes_on = false;
     for said in log.said.iter().filter(|said| said.ev == "shows") {
-        let (Some(incarnation), Some(own), Some(true)) = (said.by.as_deref(), said.own, said.attached) else {
+        let (Some(incarnation), Some(own), Some(true)) = (said.by.as_deref(), said.registered, said.attached) else {
             goes_on = false;
             continue;
         };

@@ -9,7 +9,7 @@ use crate::checker::Excused;
 use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
 use crate::scenario::Scenario;
-use crate::workers::{REPORTS, SAYS};
+use crate::workers::{REPORTS, SAYS, Workers};
 use crate::world::{Figure, World, slack};
 
 const PODS: [&str; 3] = ["a", "b", "c"];
@@ -18,6 +18,10 @@ const OTHERS: [&str; 2] = ["b", "c"];
 const MANY: u32 = 1000;
 /// Of each other pod.
 const FEW: u32 = 10;
+/// Replicas sleep, and hear of a change by a notification alone.
+const NEVER: Duration = Duration::ZERO;
+/// A pod that wakes has something to publish.
+const OFTEN: Duration = Duration::from_secs(1);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -33,10 +37,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Three settled pods, of which a has many workers, and runs on b.
-async fn settled(mut world: World) -> (World, String) {
-    for (pod, workers) in PODS.into_iter().zip([MANY, FEW, FEW]) {
-        world.workers = Some(workers);
+/// Three settled pods, of which a has many workers, and runs on b. Of each pod, one worker changes every so often.
+async fn settled(mut world: World, changes: Duration) -> (World, String) {
+    for (pod, count) in PODS.into_iter().zip([MANY, FEW, FEW]) {
+        world.workers = Some(Workers { count, changes });
         let command = world.command(pod);
         world.spawn(pod, command);
     }
@@ -54,7 +58,7 @@ async fn settled(mut world: World) -> (World, String) {
 }
 
 async fn owner_is_killed() -> Vec<Figure> {
-    let (mut world, owner) = settled(World::shared().await).await;
+    let (mut world, owner) = settled(World::shared().await, NEVER).await;
     let bound = world.worst_case().process_killed;
     let killed = world.kill("a").await;
     let buried = world.buried("a", killed, bound + slack()).await;
@@ -65,7 +69,7 @@ async fn owner_is_killed() -> Vec<Figure> {
 }
 
 async fn owner_is_stopped() -> Vec<Figure> {
-    let (mut world, owner) = settled(World::shared().await).await;
+    let (mut world, owner) = settled(World::shared().await, OFTEN).await;
     let bound = world.worst_case().frozen;
     let at = now_ns();
     world.process("a").freeze().await;
@@ -87,7 +91,7 @@ async fn owner_is_stopped() -> Vec<Figure> {
 
 /// The control session hears the notifications. While it is ended again and again, pod b hears none.
 async fn notifications_are_lost() -> Vec<Figure> {
-    let (mut world, owner) = settled(World::shared().await).await;
+    let (mut world, owner) = settled(World::shared().await, NEVER).await;
     let bound = REPORTS.mul_f64(1.1) + SAYS;
     let (mut at, mut slowest) = (now_ns(), (0, 0));
     for round in 1..=3 {
@@ -119,7 +123,7 @@ async fn server_restarts() -> Vec<Figure> {
     let mut world = World::own(&[]).await;
     // What a lease tolerates must be more than a restart takes on a loaded machine.
     world.lease *= 2;
-    let (mut world, owner) = settled(world).await;
+    let (mut world, owner) = settled(world, NEVER).await;
     let tolerated = world.worst_case().outage_tolerated;
     let at = now_ns();
     world.server.suffers(Server::stop).await;

@@ -61,7 +61,13 @@ async fn play(seed: u64) {
             }
             // What others do to the store.
             _ => match dice.u32(..4) {
-                0 => _ = db.client.execute("DELETE FROM studio_workers WHERE worker_id = $1", &[&id.as_uuid()]).await.unwrap(),
+                0 => {
+                    _ = db
+                        .client
+                        .execute("DELETE FROM studio_workers WHERE worker_id = $1", &[&id.as_uuid()])
+                        .await
+                        .unwrap()
+                }
                 1 => {
                     let sql = "UPDATE studio_workers SET health = 'failed' WHERE worker_id = $1";
                     db.client.execute(sql, &[&id.as_uuid()]).await.unwrap();

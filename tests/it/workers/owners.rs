@@ -43,7 +43,8 @@ async fn foreign_state_of_a_worker_is_refused_and_put_right() {
         let id = a.workers().register(worker(URL)).unwrap();
         shows(&b, &[id]).await;
         assert!(a.workers().published(SOON).await);
-        for (column, value) in [("health", "'failed'"), ("url", "'http://10.6.6.6:1'"), ("spec", "'{\"model\":\"x\"}'")] {
+        for (column, value) in [("health", "'failed'"), ("url", "'http://10.6.6.6:1'"), ("spec", "'{\"model\":\"x\"}'")]
+        {
             let write = format!("UPDATE studio_workers SET {column} = {value}");
             db.client.batch_execute(&write).await.unwrap();
             db.client.batch_execute("SELECT pg_notify(studio_channel(), 'workers')").await.unwrap();
@@ -137,7 +138,8 @@ async fn a_restarted_pod_keeps_its_ids_and_replaces_what_its_former_process_left
         shows(&second, &[id]).await;
         eventually(SOON, "the replica has the newer one", || async {
             let shown = b.workers().get(id).ok_or("not shown")?;
-            let is_new = shown.owner_incarnation() == second.incarnation() && shown.spec().model.as_deref() == Some("newer");
+            let is_new =
+                shown.owner_incarnation() == second.incarnation() && shown.spec().model.as_deref() == Some("newer");
             if is_new { Ok(()) } else { Err(format!("{shown:?}")) }
         })
         .await;
@@ -174,8 +176,10 @@ async fn a_worker_of_an_incarnation_that_is_not_in_the_roster_is_not_written() {
             if rows == 1 { Ok(()) } else { Err(format!("{rows} rows")) }
         })
         .await;
-        let stale: i64 =
-            db.client.scalar("SELECT count(*) FROM studio_workers WHERE owner_incarnation = $1", &[&former.as_uuid()]).await;
+        let stale: i64 = db
+            .client
+            .scalar("SELECT count(*) FROM studio_workers WHERE owner_incarnation = $1", &[&former.as_uuid()])
+            .await;
         assert_eq!(stale, 0);
         assert_eq!(a.workers().get(id).unwrap().owner_incarnation(), a.incarnation());
     })

@@ -56,7 +56,8 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
             .await
             .unwrap();
         // A time-out so long that a hanging probe does not end: nothing is reported, not even a failure.
-        let check = HealthCheck::function("mine").interval(Duration::from_millis(50)).timeout(Duration::from_millis(400));
+        let check =
+            HealthCheck::function("mine").interval(Duration::from_millis(50)).timeout(Duration::from_millis(400));
         let id = a.workers().register(NewWorker::new("http://10.0.0.1:8000").health_check(check.clone())).unwrap();
         is(&b, id, "it is reported", |w| w.liveness() == Liveness::Active && w.health() == Health::Ready).await;
         stored(&db, "ready active").await;
