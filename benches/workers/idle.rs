@@ -28,10 +28,18 @@ pub(crate) async fn measure(server: &Server, args: &Args, report: &mut Report) -
     // Until the first reports are made, and nobody is awake.
     tokio::time::sleep(every * 2 + Duration::from_secs(2)).await;
     let client = connect(&server.url("postgres")).await?;
-    client.execute("SELECT pg_stat_statements_reset()", &[]).await?;
-    tokio::time::sleep(every * args.intervals).await;
-    let counted = Counted::read(&client).await?;
-    counted.report(args, report);
+    for vacuumed in [false, true] {
+        if vacuumed {
+            // As autovacuum does soon after: then an index scan need not visit the rows.
+            connect(&fleet.url).await?.batch_execute("VACUUM ANALYZE studio_workers").await?;
+        }
+        client.execute("SELECT pg_stat_statements_reset()", &[]).await?;
+        let before = processor_time(&client).await?;
+        tokio::time::sleep(every * args.intervals).await;
+        let cpu_ms = processor_time(&client).await? - before;
+        let counted = Counted::read(&client, cpu_ms).await?;
+        counted.report(args, if vacuumed { "after VACUUM" } else { "as registered" }, report);
+    }
 
     let bytes = bytes(server, &fleet, args).await?;
     let what = "d: bytes that a pod receives per reconcile";
@@ -50,12 +58,14 @@ struct Counted {
     statements: Vec<(String, i64, f64)>,
     reconciles: i64,
     reconcile_ms: f64,
+    /// Milliseconds of processor time of the backends of the pools.
+    cpu_ms: f64,
     /// Statements of the monitor.
     monitor: i64,
 }
 
 impl Counted {
-    async fn read(client: &Client) -> Result<Self> {
+    async fn read(client: &Client, cpu_ms: f64) -> Result<Self> {
         let sql = format!(
             "SELECT s.query, s.calls, (s.total_exec_time + s.total_plan_time)::float8 FROM pg_stat_statements s \
                JOIN pg_database d ON d.oid = s.dbid \
@@ -63,7 +73,7 @@ impl Counted {
                 AND s.query NOT LIKE '%studio_pod_sessions%' ORDER BY 2 DESC"
         );
         let rows = client.query(&sql, &[]).await?;
-        let mut counted = Self { statements: Vec::new(), reconciles: 0, reconcile_ms: 0.0, monitor: 0 };
+        let mut counted = Self { statements: Vec::new(), reconciles: 0, reconcile_ms: 0.0, cpu_ms, monitor: 0 };
         for row in rows {
             let (query, calls, ms): (&str, i64, f64) = (row.get(0), row.get(1), row.get(2));
             if query.contains(RECONCILES) {
@@ -77,29 +87,45 @@ impl Counted {
         Ok(counted)
     }
 
-    fn report(&self, args: &Args, report: &mut Report) {
+    fn report(&self, args: &Args, when: &str, report: &mut Report) {
         let all: i64 = self.statements.iter().map(|(_, calls, _)| calls).sum();
         let n = usize::try_from(self.reconciles).unwrap_or_default();
         let each = |count: i64| count as f64 / self.reconciles as f64;
         let expected = f64::from(args.intervals) * 3.0;
         report.row(
-            "d: statements per reconcile and pod",
+            &format!("d: statements per reconcile and pod, {when}"),
             n,
             format!("{:.2}", each(all)),
             "1",
             Some(("1, and the monitor's".to_owned(), all - self.monitor <= self.reconciles)),
         );
         let ms = self.reconcile_ms / self.reconciles as f64;
-        report.row("d: the server's time for a reconcile", n, format!("{ms:.2} ms"), "", None);
+        report.row(&format!("d: the server's time for a reconcile, {when}"), n, format!("{ms:.2} ms"), "", None);
+        let cpu = self.cpu_ms / self.reconciles as f64;
+        report.row(&format!("d: its processor time, {when}"), n, format!("{cpu:.2} ms"), "", None);
         report.note(format!(
             "d: {} reconciles of 3 pods, about {expected:.0} expected; time by pg_stat_statements, execution and planning; \
-             the statements:",
+             processor time by /proc/PID/schedstat of the pools' backends; the statements, {when}:",
             self.reconciles
         ));
         for (query, calls, ms) in &self.statements {
             report.note(format!("   {calls:5} calls, {:8.3} ms each: {query}", ms / *calls as f64));
         }
     }
+}
+
+/// Milliseconds of processor time that the backends of the pods' pools have had.
+async fn processor_time(client: &Client) -> Result<f64> {
+    let sql = format!(
+        "SELECT pid FROM pg_stat_activity WHERE datname = '{DATABASE}' AND application_name LIKE 'podlock/%/pool'"
+    );
+    let mut all = 0.0;
+    for row in client.query(&sql, &[]).await? {
+        let pid: i32 = row.get(0);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+        all += stat.split(' ').next().ok_or("an empty schedstat")?.parse::<f64>()? / 1e6;
+    }
+    Ok(all)
 }
 
 fn beginning(sql: &str) -> String {

@@ -7,14 +7,14 @@ use crate::history::Said;
 use crate::patience::SOON;
 use crate::pod::now_ns;
 use crate::workers::{REPORTS, SAYS};
-use crate::world::{World, slack};
+use crate::world::World;
 
 impl World {
     /// How soon every attached replica must show what has become of workers, if every notification is lost and a
     /// connection stands still meanwhile: the connection is given up after a lease, a sweep follows, then the owner
     /// publishes or reports, and the replica compares, each within a report interval and its jitter.
     pub(crate) fn replicas_bound(&self) -> Duration {
-        self.worst_case().host_lost + REPORTS.mul_f64(2.2) + slack()
+        self.worst_case().host_lost + REPORTS.mul_f64(2.2)
     }
 
     /// When each of these pods shows so many workers of this incarnation.

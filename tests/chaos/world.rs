@@ -569,7 +569,7 @@ impl World {
         self.replicas_agree().await;
         let history = history::load(&self.admin).await;
         let logs = self.logs();
-        let found = check(&history, &logs, excused, self.replicas_bound());
+        let found = check(&history, &logs, excused, self.replicas_bound() + slack());
         if !found.is_empty() {
             let told = self.dir.path().join("history.txt");
             std::fs::write(&told, format!("{history:#?}\n{logs:#?}")).expect("the history is written down");
