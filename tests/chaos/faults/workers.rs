@@ -6,9 +6,10 @@ use std::time::Duration;
 use podlock::throwaway::Server;
 
 use crate::checker::Excused;
+use crate::network::Weather;
 use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
-use crate::scenario::Scenario;
+use crate::scenario::{Need, Scenario};
 use crate::workers::{REPORTS, SAYS, Workers};
 use crate::world::{Figure, World, slack};
 
@@ -22,6 +23,8 @@ const FEW: u32 = 10;
 const NEVER: Duration = Duration::ZERO;
 /// A pod that wakes has something to publish.
 const OFTEN: Duration = Duration::from_secs(1);
+/// A pod always has a write under way, or soon.
+const ALWAYS: Duration = Duration::from_millis(50);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -30,6 +33,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("workers::the_owner_of_1000_is_stopped_longer_than_the_lease", &[], owner_is_stopped).promises(
             "Woken, it publishes nothing as the pod that it was. It registers anew, and all its workers are shown again.",
         ),
+        Scenario::new("workers::a_write_arrives_after_the_burial", &[Need::Root, Need::Tun], write_is_late)
+            .promises("The network delivers what the pod wrote only after its burial: it is refused."),
         Scenario::new("workers::every_notification_is_lost", &[], notifications_are_lost)
             .promises("The next comparison finds what has changed."),
         Scenario::new("workers::the_server_restarts", &[], server_restarts)
@@ -85,7 +90,29 @@ async fn owner_is_stopped() -> Vec<Figure> {
     assert_ne!(again, owner);
     let shown = world.show(&PODS, &again, MANY, woken, SOON).await;
     world.figure("all its workers are shown again", woken, shown, None);
-    // Its process tried to publish a change as soon as it woke. The checker finds no such row.
+    // A change was overdue when it woke. The checker finds no row that was written under the former incarnation.
+    world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
+}
+
+/// All that pod a sends is delayed by more than its lease. So it is buried, and then the server gets the changes that it
+/// published before it knew that anything was wrong.
+async fn write_is_late() -> Vec<Figure> {
+    let (mut world, owner) = settled(World::networked(&[]).await, ALWAYS).await;
+    let late = world.lease.mul_f64(1.5);
+    let bound = world.worst_case().host_lost;
+    let at = now_ns();
+    world.links["a"].weather(Weather { delay: late, loss: 0.0 }, Weather::FAIR);
+    let buried = world.buried("a", at, bound + slack()).await;
+    world.figure("buried", at, buried, Some(bound));
+    // What was sent in the last moment before the pod gave up has arrived.
+    tokio::time::sleep(late + Duration::from_millis(500)).await;
+    let mended = now_ns();
+    world.links["a"].mend();
+    world.joined("a", mended, SOON).await;
+    let again = world.status("a").await.expect("it is in the roster").incarnation;
+    assert_ne!(again, owner);
+    let shown = world.show(&PODS, &again, MANY, mended, SOON).await;
+    world.figure("mended, all its workers are shown again", mended, shown, None);
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
 }
 
