@@ -1,15 +1,15 @@
 //! What becomes of the workers that pods have registered. Each pod keeps a copy of all workers, and says all the time what
 //! the copy shows; the checker holds that to the roster.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podlock::throwaway::Server;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::checker::Excused;
-use crate::network::Weather;
 use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
-use crate::scenario::{Need, Scenario};
+use crate::scenario::Scenario;
 use crate::workers::{REPORTS, SAYS, Workers};
 use crate::world::{Figure, World, slack};
 
@@ -33,8 +33,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("workers::the_owner_of_1000_is_stopped_longer_than_the_lease", &[], owner_is_stopped).promises(
             "Woken, it publishes nothing as the pod that it was. It registers anew, and all its workers are shown again.",
         ),
-        Scenario::new("workers::a_write_arrives_after_the_burial", &[Need::Root, Need::Tun], write_is_late)
-            .promises("The network delivers what the pod wrote only after its burial: it is refused."),
+        Scenario::new("workers::a_write_arrives_after_the_burial", &[], write_is_late)
+            .promises("The server executes what the pod has sent only after its burial: it is refused."),
         Scenario::new("workers::every_notification_is_lost", &[], notifications_are_lost)
             .promises("The next comparison finds what has changed."),
         Scenario::new("workers::the_server_restarts", &[], server_restarts)
@@ -94,26 +94,52 @@ async fn owner_is_stopped() -> Vec<Figure> {
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
 }
 
-/// All that pod a sends is delayed by more than its lease. So it is buried, and then the server gets the changes that it
-/// published before it knew that anything was wrong.
+/// The backends that carry the writes of pod a stand still, so what the pod publishes waits in their sockets. The pod is
+/// stopped as well, and buried. Then the backends go on, and execute what waits.
 async fn write_is_late() -> Vec<Figure> {
-    let (mut world, owner) = settled(World::networked(&[]).await, ALWAYS).await;
-    let late = world.lease.mul_f64(1.5);
-    let bound = world.worst_case().host_lost;
+    let (mut world, owner) = settled(World::own(&[]).await, ALWAYS).await;
+    let backends = stopped_at_rest(&world, "a").await;
+    tokio::time::sleep(ALWAYS * 4).await;
+    let bound = world.worst_case().frozen;
     let at = now_ns();
-    world.links["a"].weather(Weather { delay: late, loss: 0.0 }, Weather::FAIR);
+    world.process("a").freeze().await;
     let buried = world.buried("a", at, bound + slack()).await;
     world.figure("buried", at, buried, Some(bound));
-    // What was sent in the last moment before the pod gave up has arrived.
-    tokio::time::sleep(late + Duration::from_millis(500)).await;
-    let mended = now_ns();
-    world.links["a"].mend();
-    world.joined("a", mended, SOON).await;
+    signal_all(&backends, Signal::CONT);
+    // A backend ends when it has executed what waits and finds the lease of its connection over, or goes on waiting.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let woken = now_ns();
+    world.process("a").thaw();
+    world.joined("a", woken, SOON).await;
     let again = world.status("a").await.expect("it is in the roster").incarnation;
     assert_ne!(again, owner);
-    let shown = world.show(&PODS, &again, MANY, mended, SOON).await;
-    world.figure("mended, all its workers are shown again", mended, shown, None);
+    let shown = world.show(&PODS, &again, MANY, woken, SOON).await;
+    world.figure("woken, all its workers are shown again", woken, shown, None);
     world.conclude(&Excused::ended(&["a"]).overlap(&["a"])).await
+}
+
+/// Stops the backends of a pod's pool while none of them executes anything: one that does holds locks.
+async fn stopped_at_rest(world: &World, pod: &str) -> Vec<i32> {
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY($1) AND state <> 'idle'";
+    let began = Instant::now();
+    loop {
+        let backends = world.backends(pod, "pool").await;
+        signal_all(&backends, Signal::STOP);
+        let busy: i64 = world.admin.query_one(busy, &[&backends]).await.expect("the backends' state").get(0);
+        if busy == 0 && !backends.is_empty() {
+            return backends;
+        }
+        signal_all(&backends, Signal::CONT);
+        assert!(began.elapsed() < SOON, "the pool of pod {pod} does not come to rest");
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+}
+
+fn signal_all(backends: &[i32], signal: Signal) {
+    for pid in backends {
+        // One may have ended.
+        let _ = kill_process(Pid::from_raw(*pid).expect("a process"), signal);
+    }
 }
 
 /// The control session hears the notifications. While it is ended again and again, pod b hears none.
