@@ -17,6 +17,11 @@ impl World {
         self.worst_case().host_lost + REPORTS.mul_f64(2.2)
     }
 
+    /// How soon a replica says what a comparison has shown it: the comparison, its answer, and the replica's next word.
+    pub(crate) fn comparison_bound(&self) -> Duration {
+        REPORTS.mul_f64(1.1) + self.settings().ping_timeout + SAYS
+    }
+
     /// When each of these pods shows so many workers of this incarnation.
     pub(crate) async fn show(&self, pods: &[&str], owner: &str, count: u32, since: u64, limit: Duration) -> u64 {
         let what = format!("it shows {count} workers of {owner}");

@@ -10,7 +10,7 @@ use crate::checker::Excused;
 use crate::patience::SOON;
 use crate::pod::{Order, now_ns};
 use crate::scenario::Scenario;
-use crate::workers::{REPORTS, SAYS, Workers};
+use crate::workers::Workers;
 use crate::world::{Figure, World, slack};
 
 const PODS: [&str; 3] = ["a", "b", "c"];
@@ -69,7 +69,7 @@ async fn owner_is_killed() -> Vec<Figure> {
     let buried = world.buried("a", killed, bound + slack()).await;
     world.figure("buried", killed, buried, Some(bound));
     let gone = world.show(&OTHERS, &owner, 0, killed, SOON).await;
-    world.figure("none of its workers is shown", killed, gone, Some(bound + REPORTS.mul_f64(1.1) + SAYS));
+    world.figure("none of its workers is shown", killed, gone, Some(bound + world.comparison_bound()));
     world.conclude(&Excused::ended(&["a"])).await
 }
 
@@ -81,7 +81,7 @@ async fn owner_is_stopped() -> Vec<Figure> {
     let buried = world.buried("a", at, bound + slack()).await;
     world.figure("buried", at, buried, Some(bound));
     let gone = world.show(&OTHERS, &owner, 0, at, SOON).await;
-    world.figure("none of its workers is shown", at, gone, Some(bound + REPORTS.mul_f64(1.1) + SAYS));
+    world.figure("none of its workers is shown", at, gone, Some(bound + world.comparison_bound()));
     let woken = now_ns();
     world.process("a").thaw();
     let rejoined = world.joined("a", woken, SOON).await;
@@ -145,7 +145,8 @@ fn signal_all(backends: &[i32], signal: Signal) {
 /// The control session hears the notifications. While it is ended again and again, pod b hears none.
 async fn notifications_are_lost() -> Vec<Figure> {
     let (mut world, owner) = settled(World::shared().await, NEVER).await;
-    let bound = REPORTS.mul_f64(1.1) + SAYS;
+    // The publication has an answer as well.
+    let bound = world.settings().ping_timeout + world.comparison_bound();
     let (mut at, mut slowest) = (now_ns(), (0, 0));
     for round in 1..=3 {
         world.process("a").order(&Order::Register { workers: 1 }).await;
