@@ -26,7 +26,7 @@ CREATE TABLE @.studio_workers (
     PRIMARY KEY (worker_id),
     CONSTRAINT studio_workers_health_check CHECK (health IN ('pending', 'not_ready', 'ready', 'failed', 'draining')),
     CONSTRAINT studio_workers_liveness_check CHECK (liveness IN ('active', 'inactive'))
-) WITH (fillfactor = 80, toast_tuple_target = 256);
+) WITH (toast_tuple_target = 256);
 CREATE INDEX ON @.studio_workers (changed_in, worker_id);
 CREATE INDEX ON @.studio_workers (owner_incarnation, worker_id);
 -- For the check of a pod's copy: it reads these three columns of all rows, and not the rows.
@@ -48,10 +48,9 @@ COMMENT ON COLUMN @.studio_workers.changed_in IS 'The transaction that last wrot
 CREATE TABLE @.studio_worker_tombstones (
     worker_id  uuid NOT NULL,
     removed_in xid8 NOT NULL,
-    PRIMARY KEY (worker_id)
+    PRIMARY KEY (removed_in, worker_id)
 );
-CREATE INDEX ON @.studio_worker_tombstones (removed_in, worker_id);
-COMMENT ON TABLE  @.studio_worker_tombstones IS 'Workers that were removed, until every living pod that uses the registry has read past them. A row in studio_workers with the same id is newer and counts.';
+COMMENT ON TABLE  @.studio_worker_tombstones IS 'Workers that were removed, one row for each removal, until every living pod that uses the registry has read past it. A row in studio_workers with the same id is newer and counts. Rows are only added and deleted, so a removal waits for nobody who has locked an earlier one.';
 COMMENT ON COLUMN @.studio_worker_tombstones.worker_id IS 'The worker.';
 COMMENT ON COLUMN @.studio_worker_tombstones.removed_in IS 'The transaction that removed it.';
 
@@ -60,8 +59,9 @@ CREATE TABLE @.studio_worker_pods (
     published   bigint      NOT NULL DEFAULT 0,
     report      bigint      NOT NULL DEFAULT 0,
     reported_at timestamptz,
+    report_ms   integer,
     unprobed    uuid[]      NOT NULL DEFAULT '{}',
-    read_to     xid8,
+    read_to     pg_snapshot,
     PRIMARY KEY (incarnation)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE  @.studio_worker_pods IS 'The pods that use the worker registry: what they reported, and how far they have read.';
@@ -69,8 +69,9 @@ COMMENT ON COLUMN @.studio_worker_pods.incarnation IS 'The pod. The row counts w
 COMMENT ON COLUMN @.studio_worker_pods.published IS 'The number of the pod''s last write of workers. A write with a lower number comes too late and changes nothing.';
 COMMENT ON COLUMN @.studio_worker_pods.report IS 'How often the pod has reported its workers.';
 COMMENT ON COLUMN @.studio_worker_pods.reported_at IS 'When it last did, by the server''s clock. For people only.';
+COMMENT ON COLUMN @.studio_worker_pods.report_ms IS 'How often it does, in milliseconds. NULL: unknown. An observer that looks more often waits for it.';
 COMMENT ON COLUMN @.studio_worker_pods.unprobed IS 'Its workers that the last report does not include, because they were not probed.';
-COMMENT ON COLUMN @.studio_worker_pods.read_to IS 'Every transaction before this one has ended, and the pod has read what it wrote. NULL: the pod has read nothing yet.';
+COMMENT ON COLUMN @.studio_worker_pods.read_to IS 'The snapshot of its last read, as its last report said it. NULL: the pod has read nothing yet.';
 
 CREATE TABLE @.studio_worker_monitor (
     single      boolean NOT NULL DEFAULT true,
@@ -101,8 +102,9 @@ CREATE FUNCTION @.studio_note_removed_workers() RETURNS trigger
     AS $function$
 BEGIN
     INSERT INTO @.studio_worker_tombstones AS t (worker_id, removed_in)
-    SELECT r.worker_id, pg_current_xact_id() FROM removed AS r ORDER BY r.worker_id
-        ON CONFLICT (worker_id) DO UPDATE SET removed_in = EXCLUDED.removed_in;
+    SELECT r.worker_id, pg_current_xact_id() FROM removed AS r
+        -- The same transaction has removed the worker before.
+        ON CONFLICT (removed_in, worker_id) DO NOTHING;
     RETURN NULL;
 END $function$;
 COMMENT ON FUNCTION @.studio_note_removed_workers() IS 'Writes a tombstone for each deleted row of studio_workers, whoever deletes it.';

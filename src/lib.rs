@@ -49,6 +49,10 @@ pub mod guards {}
 #[doc = include_str!("../docs/http.md")]
 struct HttpPage;
 
+#[cfg(doctest)]
+#[doc = include_str!("../docs/workers.md")]
+struct WorkersPage;
+
 /// The driver whose transactions [`Pod::start_in_txn`] and [`Run::guard`] join.
 pub use tokio_postgres;
 

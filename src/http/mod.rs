@@ -10,8 +10,9 @@ mod runs;
 mod seats;
 mod serve;
 mod sse;
+mod workers;
 
 pub use problem::not_found;
-pub use router::{BODY_LIMIT, probes, router, router_with};
+pub use router::{BODY_LIMIT, probes, router, router_with, workers_router};
 pub use serve::{Limits, Serve, serve};
 pub use sse::{last_event_id, sse, sse_refused, sse_run};

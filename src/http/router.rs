@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::Pod;
 use crate::http::api::Api;
-use crate::http::{probes as answers, problem, runs, sse};
+use crate::http::{probes as answers, problem, runs, sse, workers};
 
 /// The largest body that is read, in bytes. A larger one is refused: every open request may hold that much memory.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -36,6 +36,20 @@ where
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Api { pod: pod.clone(), validate: Arc::new(validate) })
         .merge(probes(pod))
+}
+
+/// Returns the routes of the worker registry (`/v1/workers`). They are no part of [`router`], because whoever may register
+/// workers decides where a service sends its requests. A service that wants them merges the two:
+/// `router(pod.clone()).merge(workers_router(pod))`. From this call on, the pod keeps a copy of all workers in memory.
+pub fn workers_router(pod: Pod) -> Router {
+    // The first call of it begins the reading.
+    drop(pod.workers());
+    Router::new()
+        .route("/v1/workers", get(workers::list).put(workers::put))
+        .route("/v1/workers/{id}", get(workers::describe).delete(workers::remove))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(pod)
 }
 
 /// Returns only the three probes (`/livez`, `/readyz`, `/healthz`). They are for a service that has routes of its own

@@ -1,4 +1,5 @@
-//! A handle for people and tools: list pods, runs and events, cancel or release a run, cordon a pod or ask it to drain.
+//! A handle for people and tools: list pods, runs, workers and events, cancel or release a run, cordon a pod or ask it
+//! to drain.
 //!
 //! An [`Operator`] needs no lock, no name and no place in the roster, and it disturbs no pod. It reads, and a change is
 //! a request to the pods. The `podlock` command uses it.
@@ -20,6 +21,7 @@
 mod filter;
 mod follow;
 mod rows;
+mod workers;
 
 use crate::Cancelled;
 use crate::config::Config;
@@ -43,6 +45,7 @@ pub use crate::protocol::event::EventKind;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
+pub use workers::{WorkerFilter, WorkerRow};
 
 /// How many of a pod's incarnations and events [`Operator::pod`] returns: what fits on a screen.
 /// [`Operator::events`] returns all.

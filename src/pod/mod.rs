@@ -98,6 +98,17 @@ impl PodBuilder {
         self
     }
 
+    /// Calls `hook` for each change of a worker that this pod shows: it came or went, its health or its liveness changed.
+    /// The calls follow one another. The hook must not block: hand the work to a task. One that is too slow misses changes,
+    /// and a panic is logged. [`Workers::watch`] gives the same changes as a channel.
+    pub fn on_worker_change<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&workers::WorkerEvent) + Send + Sync + 'static,
+    {
+        self.workers.set_hook(hook);
+        self
+    }
+
     /// Gives the secrets of workers of other pods, by the worker's URL and the secret's name. Secrets are not published. So
     /// without this, a pod does not probe a worker of another pod whose check needs one (`worker_probe_imports`).
     pub fn worker_secrets<F>(mut self, secret: F) -> Self
@@ -191,6 +202,7 @@ impl PodBuilder {
         shared.spawn(workers::Publishing::new(Arc::clone(&workers)));
         shared.spawn(workers::Copying::new(Arc::clone(&workers)));
         shared.spawn(workers::Monitoring::new(Arc::clone(&workers)));
+        shared.spawn(workers::Hooked::new(Arc::clone(&workers)));
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));

@@ -314,7 +314,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_workers", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_tombstones", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_pods", "SELECT, INSERT, UPDATE, DELETE"),
-        ("studio_worker_monitor", "SELECT, UPDATE"),
+        ("studio_worker_monitor", "SELECT, INSERT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

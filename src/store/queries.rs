@@ -82,6 +82,28 @@ pub(crate) async fn run(db: &Database, run_id: Uuid) -> Result<Option<Row>> {
     db.query_opt("describing a run", SQL, &[&run_id, &crash_reasons()]).await
 }
 
+/// Which workers to list. `None` does not filter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WorkersWanted {
+    pub(crate) worker: Option<Uuid>,
+    pub(crate) pod: Option<String>,
+    pub(crate) health: Option<String>,
+    pub(crate) liveness: Option<String>,
+    /// Only workers after this one in the list's order: the name of its owner, its URL and its id.
+    pub(crate) after: Option<(String, String, Uuid)>,
+    pub(crate) limit: Option<i64>,
+}
+
+/// Workers of the pods in the roster, by the names of their owners and by their URLs.
+pub(crate) async fn workers(db: &Database, wanted: &WorkersWanted) -> Result<Vec<Row>> {
+    const SQL: &str = sql!("list_workers");
+    let after = wanted.after.as_ref();
+    let (pod, url, id) = (after.map(|after| &after.0), after.map(|after| &after.1), after.map(|after| after.2));
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&wanted.worker, &wanted.pod, &wanted.health, &wanted.liveness, &pod, &url, &id, &wanted.limit];
+    db.query("listing the workers", SQL, &params).await
+}
+
 /// The events after `after`, oldest first.
 pub(crate) async fn events_after(
     db: &Database,

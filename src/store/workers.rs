@@ -1,6 +1,7 @@
 //! Statements on the worker registry: `studio_workers`, its tombstones, and what pods report.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use crate::id::{Incarnation, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
+use crate::protocol::worker::Liveness;
 use crate::timestamp::Timestamp;
 
 /// The most workers that one statement writes or reads. More make a statement that takes longer than others should wait;
@@ -38,9 +40,11 @@ pub(crate) struct Put {
 pub(crate) struct Published {
     /// False: this incarnation is not in the roster, or a later write came first. Nothing was written.
     pub(crate) accepted: bool,
+    /// Whether a row was written or deleted.
+    pub(crate) changed: bool,
     pub(crate) told: bool,
-    /// The workers that were written, with the marks of their rows.
-    pub(crate) written: Vec<(Uuid, i64)>,
+    /// The workers that were written, with the marks of their rows, and whether the store calls them active.
+    pub(crate) written: Vec<(Uuid, i64, bool)>,
     /// The workers that have no row any more.
     pub(crate) removed: Vec<Uuid>,
 }
@@ -59,10 +63,12 @@ pub(crate) async fn publish(
     let params: [&(dyn ToSql + Sync); 6] = [&own.as_uuid(), &number, &puts, &removed, &tells, &owes];
     let row = one(db.query("publishing workers", SQL, &params).await?)?;
     let (written, marks): (Vec<Uuid>, Vec<i64>) = (row.at("written")?, row.at("marks")?);
+    let active = row.at::<Vec<&str>>("liveness")?.into_iter().map(|word| word == Liveness::Active.as_str());
     Ok(Published {
         accepted: row.at("accepted")?,
+        changed: row.at("changed")?,
         told: row.at("told")?,
-        written: written.into_iter().zip(marks).collect(),
+        written: written.into_iter().zip(marks).zip(active).map(|((id, mark), active)| (id, mark, active)).collect(),
         removed: row.at("removed")?,
     })
 }
@@ -117,16 +123,23 @@ pub(crate) struct Changed {
 }
 
 /// Reads the workers that were written or removed after the snapshot `seen`.
-pub(crate) async fn changed(db: &Database, own: Incarnation, seen: &str, after: Option<Uuid>) -> Result<Changed> {
+/// Returns at most `most` of them.
+pub(crate) async fn changed(
+    db: &Database,
+    own: Incarnation,
+    seen: &str,
+    after: Option<Uuid>,
+    most: usize,
+) -> Result<Changed> {
     const SQL: &str = sql!("read_changed_workers", "worker_mark", "worker_columns");
-    let most = i64::try_from(PORTION).unwrap_or(i64::MAX);
-    let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &seen, &after, &most];
+    let page = i64::try_from(most).unwrap_or(i64::MAX);
+    let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &seen, &after, &page];
     let rows = db.query("reading changed workers", SQL, &params).await?;
     let mut changed = Changed::default();
     for row in &rows {
         changed.snapshot = row.at("snapshot")?;
         let Some(worker) = row.at::<Option<Uuid>>("worker_id")? else { continue };
-        if rows.len() >= PORTION {
+        if rows.len() >= most {
             changed.next = Some(worker);
         }
         match row.at::<Option<&str>>("url")? {
@@ -142,19 +155,29 @@ pub(crate) async fn changed(db: &Database, own: Incarnation, seen: &str, after: 
 pub(crate) struct Report {
     /// Whether it has workers to report.
     pub(crate) reports: bool,
+    /// How often it does, in milliseconds.
+    pub(crate) report_ms: i32,
     /// Its workers that it could not probe.
     pub(crate) unprobed: Vec<Uuid>,
     /// Those of them that the report before included.
     pub(crate) newly: Vec<Uuid>,
-    /// The transaction before which the pod has read all.
+    /// The snapshot of the pod's last read.
     pub(crate) read_to: Option<String>,
+}
+
+/// The last report of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reported {
+    pub(crate) number: i64,
+    /// How often the pod reports, as it says itself.
+    pub(crate) every: Duration,
 }
 
 /// The state of the store, as one statement saw it.
 #[derive(Debug)]
 pub(crate) struct Overview {
     pub(crate) snapshot: String,
-    /// When the server started. A pod that comes to another server reads all again.
+    /// When the server started. At another server, or after a restart, a pod compares again.
     pub(crate) server: Timestamp,
     /// Whether this incarnation is in the roster. If not, nothing was written.
     pub(crate) is_member: bool,
@@ -163,8 +186,8 @@ pub(crate) struct Overview {
     pub(crate) kept: Vec<(Uuid, i64)>,
     /// Of each bucket that is not empty: the sum of its workers' marks.
     pub(crate) sums: BTreeMap<i32, i64>,
-    /// The last report of each pod of the roster that has made one.
-    pub(crate) reports: BTreeMap<Incarnation, i64>,
+    /// The last report of each pod of the roster that has made one, and how often it reports.
+    pub(crate) reports: BTreeMap<Incarnation, Reported>,
     /// The workers that the reports do not include.
     pub(crate) unprobed: Vec<Uuid>,
     /// Whether a pod of the roster looks after the liveness of workers.
@@ -176,12 +199,15 @@ pub(crate) struct Overview {
 /// Reports, says how far this pod has read, and returns what is needed to compare its copy with the store.
 pub(crate) async fn reconcile(db: &Database, own: Incarnation, report: &Report) -> Result<Overview> {
     const SQL: &str = sql!("reconcile_workers", "worker_mark");
-    let params: [&(dyn ToSql + Sync); 5] =
-        [&own.as_uuid(), &report.reports, &report.unprobed, &report.newly, &report.read_to];
+    let Report { reports, report_ms, unprobed, newly, read_to } = report;
+    let params: [&(dyn ToSql + Sync); 6] = [&own.as_uuid(), reports, report_ms, unprobed, newly, read_to];
     let row = one(db.query("reconciling workers", SQL, &params).await?)?;
     let (kept, marks): (Vec<Uuid>, Vec<i64>) = (row.at("kept")?, row.at("kept_marks")?);
     let (buckets, sums): (Vec<i32>, Vec<i64>) = (row.at("buckets")?, row.at("sums")?);
-    let (pods, reports): (Vec<Uuid>, Vec<i64>) = (row.at("pods")?, row.at("reports")?);
+    let pods = row.at::<Vec<Uuid>>("pods")?.into_iter().map(Incarnation::from);
+    let (numbers, every): (Vec<i64>, Vec<i32>) = (row.at("reports")?, row.at("report_ms")?);
+    let every = every.into_iter().map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+    let reports = numbers.into_iter().zip(every).map(|(number, every)| Reported { number, every });
     Ok(Overview {
         snapshot: row.at("snapshot")?,
         server: row.at("server")?,
@@ -189,7 +215,7 @@ pub(crate) async fn reconcile(db: &Database, own: Incarnation, report: &Report) 
         own_report: row.at("own_report")?,
         kept: kept.into_iter().zip(marks).collect(),
         sums: buckets.into_iter().zip(sums).collect(),
-        reports: pods.into_iter().map(Incarnation::from).zip(reports).collect(),
+        reports: pods.zip(reports).collect(),
         unprobed: row.at("unprobed")?,
         is_monitored: row.at("is_monitored")?,
         looks: row.at("looks")?,
@@ -229,19 +255,32 @@ pub(crate) async fn hold_monitor(db: &Database, own: Incarnation, stuck: Option<
     Ok(db.query_opt("becoming the monitor of workers", SQL, &[&own.as_uuid(), &stuck]).await?.is_some())
 }
 
-/// Writes the liveness of workers, each with the owner that it is for. Returns those whose liveness has changed.
+/// A worker whose liveness is in the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noted {
+    pub(crate) worker: Uuid,
+    /// Whether this statement wrote it.
+    pub(crate) is_new: bool,
+    /// The mark of its row.
+    pub(crate) mark: i64,
+}
+
+/// Writes the liveness of workers, each with the owner that it is for. Returns those whose liveness is that one now. A row
+/// that another transaction has locked is passed over.
 pub(crate) async fn write_liveness(
     db: &Database,
     own: Incarnation,
     by: &PodId,
-    liveness: &'static str,
+    liveness: Liveness,
     workers: &[(Uuid, Incarnation)],
-) -> Result<Vec<Uuid>> {
-    const SQL: &str = sql!("write_worker_liveness");
+) -> Result<Vec<Noted>> {
+    const SQL: &str = sql!("write_worker_liveness", "worker_mark");
     let (ids, owners): (Vec<Uuid>, Vec<Uuid>) = workers.iter().map(|(id, owner)| (*id, owner.as_uuid())).unzip();
-    let params: [&(dyn ToSql + Sync); 5] = [&own.as_uuid(), &by.as_str(), &liveness, &ids, &owners];
+    let params: [&(dyn ToSql + Sync); 5] = [&own.as_uuid(), &by.as_str(), &liveness.as_str(), &ids, &owners];
     let rows = db.query("writing the liveness of workers", SQL, &params).await?;
-    rows.iter().map(|row| row.at("worker_id")).collect()
+    let noted =
+        |row: &Row| Ok(Noted { worker: row.at("worker_id")?, is_new: row.at("is_new")?, mark: row.at("mark")? });
+    rows.iter().map(noted).collect()
 }
 
 /// Deletes at most `most` rows of each kind that no pod needs any more. Returns the largest of the numbers.

@@ -1,96 +1,138 @@
 //! Keeps this pod's copy of all workers up to date. A notice, or a change that was just found, makes it read what has
 //! changed. Now and then it reports its own workers and compares the whole copy with the store, with one statement.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Registry;
 use crate::background::part::{Next, Part};
+use crate::backoff::Backoff;
 use crate::error::Result;
-use crate::id::Incarnation;
 use crate::membership::clock;
+use crate::nag::Nag;
 use crate::protocol::Moment;
-use crate::protocol::replica::Reader;
+use crate::protocol::notices::Gate;
+use crate::protocol::replica::{Reader, pace};
 use crate::store::workers::{self, PORTION};
 use crate::timestamp::Timestamp;
 
 /// How many rounds of a comparison follow each other at once, if the copy still differs. Workers change all the time, so
 /// a difference may be new; the next reads see it.
 const ROUNDS: u32 = 3;
+/// The delays after failed reads: up to 2 s. A server that refuses must get less work; a longer one delays what is read
+/// after an outage.
+const DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+/// How often a lasting failure is logged: once a minute.
+const SAID: Duration = Duration::from_secs(60);
 
 /// Reads the workers of other pods, and reports those of this one.
 pub(crate) struct Copying {
     registry: Arc<Registry>,
     reader: Reader,
-    /// The snapshot of the last read. `None`: nothing was read yet, or the server is another one.
+    /// When the next read because of notices may begin: a flood of them makes few reads (L11).
+    gate: Gate,
+    /// The snapshot of the last read. `None`: nothing was read yet.
     seen: Option<String>,
     server: Option<Timestamp>,
-    /// The incarnation that has reported.
-    own: Option<Incarnation>,
     /// When the next comparison is due.
     due: Instant,
     /// When the last look at the reports that counted was made, by the pod's clock.
     counted: Option<Moment>,
+    /// The most workers that a statement reads. Halved after one that failed, because it may have been too large.
+    most: usize,
+    nag: Nag,
 }
 
 impl Copying {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        let due = Instant::now();
-        Self { registry, reader: Reader::default(), seen: None, server: None, own: None, due, counted: None }
+        let (due, nag) = (Instant::now(), Nag::new(SAID));
+        let (reader, gate) = (Reader::default(), Gate::default());
+        Self { registry, reader, gate, seen: None, server: None, due, counted: None, most: PORTION, nag }
     }
 
     fn every(&self) -> Duration {
         self.registry.member.settings.worker_report_interval
     }
 
-    async fn round(&mut self) -> Result<()> {
-        let own = self.registry.member.incarnation();
-        let must_compare = self.registry.must_compare.swap(false, Ordering::AcqRel);
-        if must_compare || self.seen.is_none() || self.own != Some(own) || Instant::now() >= self.due {
-            for _ in 0..ROUNDS {
-                if self.compare(own).await? {
-                    break;
-                }
+    /// Returns whether there was news.
+    async fn round(&mut self) -> Result<bool> {
+        let must_compare = &self.registry.must_compare;
+        let news = if must_compare.swap(false, Ordering::AcqRel) || self.seen.is_none() || Instant::now() >= self.due {
+            // It stays due if it fails.
+            let is_done = self.compare_until_same().await;
+            if is_done.is_err() {
+                self.registry.must_compare.store(true, Ordering::Release);
             }
-            self.due = Instant::now() + self.every().mul_f64(0.9 + 0.2 * fastrand::f64());
-            self.registry.compared.send_modify(|count| *count += 1);
+            is_done?
         } else {
-            self.read_changes(own).await?;
+            self.read_changes().await?
+        };
+        Ok(self.read_doubts().await? || news)
+    }
+
+    async fn compare_until_same(&mut self) -> Result<bool> {
+        let mut news = false;
+        for _ in 0..ROUNDS {
+            let (is_same, found) = self.compare().await?;
+            news |= found;
+            if is_same {
+                break;
+            }
         }
-        Ok(())
+        self.due = Instant::now() + self.every().mul_f64(0.9 + 0.2 * fastrand::f64());
+        self.registry.compared.send_modify(|count| *count += 1);
+        Ok(news)
     }
 
     /// Reads what has changed since the last read.
-    async fn read_changes(&mut self, own: Incarnation) -> Result<()> {
-        let Registry { table, db, .. } = &*self.registry;
-        let Some(seen) = self.seen.clone() else { return Ok(()) };
+    async fn read_changes(&mut self) -> Result<bool> {
+        let Registry { member, table, db, .. } = &*self.registry;
+        let own = member.incarnation();
+        table.publish_as(own);
+        let Some(seen) = self.seen.clone() else { return Ok(false) };
         let epoch = table.read_epoch();
-        let (mut after, mut snapshot) = (None, None);
+        let (mut after, mut snapshot, mut news) = (None, None, false);
         loop {
-            let page = workers::changed(db, own, &seen, after).await?;
+            let page = workers::changed(db, own, &seen, after, self.most).await?;
             // The first page's: what commits between two pages is read again.
             snapshot.get_or_insert(page.snapshot);
-            let removals = table.take_out(page.removed, epoch);
-            if table.take_in(own, page.rows, epoch) || removals {
-                self.reader.stir(clock::now());
-            }
+            news |= table.take_in(own, page.rows, page.removed, epoch);
             after = page.next;
             if after.is_none() {
                 self.seen = snapshot;
-                return Ok(());
+                return Ok(news);
             }
         }
     }
 
-    /// Reports, compares the copy with the store, and repairs it. Returns whether both were the same.
-    async fn compare(&mut self, own: Incarnation) -> Result<bool> {
-        let Registry { table, db, .. } = &*self.registry;
+    /// Reads once more what a read that overlapped a write of this pod has shown.
+    async fn read_doubts(&mut self) -> Result<bool> {
+        let Registry { member, table, db, .. } = &*self.registry;
+        let own = member.incarnation();
         let epoch = table.read_epoch();
-        let mut report = table.report(clock::now(), self.every());
-        report.read_to = self.seen.as_deref().and_then(|seen| seen.split(':').next()).map(str::to_owned);
+        let doubts = table.take_doubts();
+        if doubts.is_empty() {
+            return Ok(false);
+        }
+        let rows = workers::read(db, own, &doubts).await.inspect_err(|_| table.doubt(&doubts))?;
+        let there: HashSet<Uuid> = rows.iter().map(|row| row.worker_id).collect();
+        Ok(table.take_in(own, rows, doubts.into_iter().filter(|id| !there.contains(id)), epoch))
+    }
+
+    /// Reports, compares the copy with the store, and repairs it. Returns whether both were the same, and whether there
+    /// was news.
+    async fn compare(&mut self) -> Result<(bool, bool)> {
+        let Registry { member, table, db, .. } = &*self.registry;
+        let own = member.incarnation();
+        table.publish_as(own);
+        let epoch = table.read_epoch();
+        let mut report = table.report(clock::now());
+        report.read_to.clone_from(&self.seen);
         let overview = workers::reconcile(db, own, &report).await?;
         let now = clock::now();
         // A paused process must not count a burst of looks.
@@ -101,25 +143,22 @@ impl Copying {
         }
         table.looked(own, &overview, &report, counts);
         self.registry.note_monitor(&overview);
-        if self.server.replace(overview.server) != Some(overview.server) {
-            // Another server, or the same one after a restart: it may have lost what this pod has read.
+        if self.server.replace(overview.server).is_some_and(|before| before != overview.server) {
+            // The server that was read before may have lost what this pod has read.
             self.seen = None;
         }
         let buckets = table.differing(&overview.sums);
-        let is_same = buckets.is_empty();
-        if !is_same {
+        let mut news = false;
+        if !buckets.is_empty() {
             let marks = workers::marks(db, &buckets).await?;
-            let wanted = table.compare(&buckets, &marks, epoch);
-            for portion in wanted.chunks(PORTION) {
+            let wanted = table.compare(&buckets, &marks, overview.is_member, epoch);
+            for portion in wanted.chunks(self.most) {
                 let rows = workers::read(db, own, portion).await?;
-                if table.take_in(own, rows, epoch) {
-                    self.reader.stir(clock::now());
-                }
+                news |= table.take_in(own, rows, [], epoch);
             }
         }
-        self.own = overview.is_member.then_some(own);
         self.seen = Some(overview.snapshot);
-        Ok(is_same)
+        Ok((buckets.is_empty(), news))
     }
 }
 
@@ -127,28 +166,47 @@ impl Part for Copying {
     const NAME: &'static str = "the copy of the workers";
 
     async fn woken(&mut self) {
-        self.registry.to_read.notified().await;
-        self.reader.stir(clock::now());
+        if self.gate.due().is_none() {
+            self.registry.to_read.notified().await;
+            self.gate.ask(clock::now(), Duration::ZERO);
+        }
+        let due = self.gate.due().unwrap_or_default();
+        tokio::time::sleep(due.saturating_sub(clock::now())).await;
     }
 
     fn period(&self) -> Option<Duration> {
         self.registry.is_used().then(|| self.due.saturating_duration_since(Instant::now()))
     }
 
+    fn backoff(&self) -> Backoff {
+        Backoff::new(DELAYS.0, DELAYS.1)
+    }
+
     async fn work(&mut self) -> Next {
         if !self.registry.is_used() {
             return Next::Wait;
         }
-        match self.round().await {
-            Ok(()) => {
-                let peers = self.registry.member.peers();
-                self.reader.next(clock::now(), peers).map_or(Next::Wait, Next::Within)
+        let peers = self.registry.member.peers();
+        self.gate.suit(peers);
+        self.gate.begin(clock::now());
+        let done = self.round().await;
+        let now = clock::now();
+        self.gate.end(now, *done.as_ref().unwrap_or(&false));
+        match done {
+            Ok(news) => {
+                self.nag.passed();
+                self.most = (self.most * 2).min(PORTION);
+                if news {
+                    self.reader.stir(now);
+                }
+                if self.registry.table.has_doubts() {
+                    return Next::Within(pace(peers));
+                }
+                self.reader.next(now, peers).map_or(Next::Wait, Next::Within)
             }
             Err(e) => {
-                tracing::debug!(
-                    target: "podlock", event = "workers_unread", pod = %self.registry.member.pod_id, error = %e,
-                    "the workers of other pods could not be read; the copy stays as it is"
-                );
+                self.most = (self.most / 2).max(1);
+                self.registry.failed(&mut self.nag, &e, "the copy of all workers is not up to date");
                 Next::BackOff
             }
         }

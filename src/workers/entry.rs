@@ -44,16 +44,31 @@ pub(super) struct State {
     pub(super) may_choose: AtomicBool,
 }
 
-impl State {
-    pub(super) fn new(health: Health, liveness: Liveness, reported_at: Option<Timestamp>) -> Self {
-        let state = Self {
+impl Default for State {
+    /// Pending, inactive, never reported.
+    fn default() -> Self {
+        Self {
             health: AtomicU8::new(0),
-            is_inactive: AtomicBool::new(liveness == Liveness::Inactive),
-            reported_at: Mutex::new(reported_at),
+            is_inactive: AtomicBool::new(true),
+            reported_at: Mutex::default(),
             may_choose: AtomicBool::new(false),
-        };
-        state.set_health(health);
+        }
+    }
+}
+
+impl State {
+    /// The same, for the worker that takes the place of this one. It may not be chosen yet.
+    pub(super) fn copy(&self) -> Self {
+        let state = Self::default();
+        state.set_health(self.health());
+        state.set_liveness(self.liveness());
+        state.set_reported(self.reported_at());
         state
+    }
+
+    /// The worker is chosen no more.
+    pub(super) fn forbid(&self) {
+        self.may_choose.store(false, Ordering::SeqCst);
     }
 
     pub(super) fn health(&self) -> Health {
@@ -87,7 +102,7 @@ impl State {
 impl Entry {
     /// Whether the worker may be chosen now: it is ready, active, and has room on this pod.
     pub(super) fn is_available(&self) -> bool {
-        self.state.may_choose.load(Ordering::Acquire) && self.has_room()
+        self.state.may_choose.load(Ordering::SeqCst) && self.has_room()
     }
 
     fn has_room(&self) -> bool {

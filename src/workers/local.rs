@@ -1,10 +1,11 @@
 //! The workers of this pod: registered, probed, drained and removed here, and nowhere else.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::check::HealthCheck;
 use super::spec::WorkerSpec;
-use super::table::{Inner, Parts, Table};
+use super::table::{Inner, Parts, Probes, Table};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, WorkerId};
 use crate::output::storable;
@@ -59,6 +60,11 @@ pub(super) fn check(new: &NewWorker, spec_most: usize) -> Result<usize> {
     }
     let spec = new.spec.encode();
     let bytes = spec.to_string().len();
+    if let Err(fault) = WorkerSpec::decode(spec.clone()) {
+        return Err(
+            refuse(ErrorKind::InvalidInput, format!("its spec does not decode: {fault}")).help("correct the field")
+        );
+    }
     if bytes > spec_most {
         let fault = format!("its spec has {bytes} bytes, and {spec_most} (worker_spec_max_bytes) is the most");
         return Err(refuse(ErrorKind::TooLarge, fault)
@@ -67,13 +73,12 @@ pub(super) fn check(new: &NewWorker, spec_most: usize) -> Result<usize> {
     if let Err(why) = storable(&spec) {
         return Err(refuse(ErrorKind::InvalidInput, format!("its spec cannot be stored: {why}")).help("correct it"));
     }
-    if let Some(check) = &new.check {
-        check.validate()?;
-        storable(&check.to_json()).map_err(|why| {
-            refuse(ErrorKind::InvalidInput, format!("its health check cannot be stored: {why}")).help("correct it")
-        })?;
-    }
-    Ok(bytes)
+    let Some(check) = &new.check else { return Ok(bytes) };
+    let json = check.to_json();
+    storable(&json).map_err(|why| {
+        refuse(ErrorKind::InvalidInput, format!("its health check cannot be stored: {why}")).help("correct it")
+    })?;
+    Ok(bytes + json.to_string().len())
 }
 
 impl Table {
@@ -97,7 +102,8 @@ impl Table {
             check: new.check.map(Arc::new),
             bytes,
         };
-        let mut held = parts.held(former, Seen::first(NEVER, false));
+        let reported = inner.reports.get(&own).copied();
+        let mut held = parts.held(former, Seen::first(NEVER, false), self.needed(reported));
         match former.filter(|f| f.entry.origin == Origin::Local && f.entry.check == held.entry.check) {
             // The same check of the same URL: its result holds.
             Some(former) => {
@@ -105,10 +111,14 @@ impl Table {
                 (held.has_reported, held.since) = (former.has_reported, former.since);
             }
             None if held.entry.check.is_none() => (held.own, held.has_reported) = (Some(Health::Ready), true),
-            None => {}
+            // The next report may be under way, and not know of the worker.
+            None => held.since = reported.map_or(0, |reported| reported.number) + 1,
         }
         let report = inner.report_of(&held);
         held.seen.look(report, false);
+        if former.is_none() {
+            held.begin();
+        }
         self.put(&mut inner, held);
         if let Some(held) = inner.workers.get_mut(&id) {
             self.refresh(held);
@@ -162,6 +172,20 @@ impl Table {
         Some(true)
     }
 
+    /// This pod probes these workers, and no others. An import that it probes is pending until its first probe here has
+    /// ended. One that it does not probe any more is as its owner sees it.
+    pub(super) fn probes(&self, probed: HashSet<WorkerId>) {
+        let mut inner = self.lock();
+        for held in inner.workers.values_mut().filter(|held| held.entry.origin == Origin::Mesh) {
+            let is_probed = probed.contains(&held.entry.id);
+            if is_probed != held.own.is_some() {
+                held.own = is_probed.then_some(Health::Pending);
+                held.probes = Probes::default();
+                self.refresh(held);
+            }
+        }
+    }
+
     /// A probe of a worker has ended.
     pub(super) fn probed(&self, id: WorkerId, passed: bool, now: Moment) {
         let mut inner = self.lock();
@@ -172,6 +196,10 @@ impl Table {
         held.probes.counts.note(passed);
         let health = held.probes.counts.health(before, &check.thresholds());
         if held.entry.origin == Origin::Mesh {
+            // A result of the time before this pod ceased to probe it.
+            if held.own.is_none() {
+                return;
+            }
             held.own = Some(health);
             self.refresh(held);
             return;

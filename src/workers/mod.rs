@@ -4,25 +4,31 @@
 //! it probes the worker, and it alone writes its row. Each pod keeps a copy of all workers in memory, which answers without
 //! I/O. When the owner dies, its workers are gone for every pod that hears of the burial.
 //!
-//! * [`table`]: the copy; [`local`]: the workers of this pod; [`store_side`]: what passes between the copy and the store.
+//! * [`table`]: the copy; [`local`]: the workers of this pod. [`writing`], [`reading`] and [`comparing`]: what passes
+//!   between the copy and the store.
 //! * [`publish`] writes, [`copy`] reads and compares, [`monitor`] writes the liveness, [`probing`] probes.
 //! * [`select`] chooses. It takes no lock of the table.
 //!
 //! Architecture invariant: the store is the truth, a notice only says "read", and no decision compares clocks.
 
 mod check;
+mod comparing;
 mod copy;
 mod entry;
 mod event;
+mod hook;
 mod local;
 mod monitor;
 mod probing;
 mod publish;
+mod reading;
 mod select;
 mod spec;
-mod store_side;
 mod table;
 mod targets;
+#[cfg(test)]
+mod tests;
+mod writing;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,13 +39,14 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, WorkerId};
-use crate::membership::Membership;
+use crate::membership::{Membership, clock};
+use crate::nag::Nag;
 use crate::pg::pool::Database;
-use crate::protocol::reports::looks_needed;
 use crate::store::workers::Overview;
 use table::Table;
 
 pub(crate) use copy::Copying;
+pub(crate) use hook::Hooked;
 pub(crate) use monitor::Monitoring;
 pub(crate) use probing::Prober;
 pub(crate) use publish::Publishing;
@@ -53,6 +60,9 @@ pub use local::NewWorker;
 pub use probing::ProbeRequest;
 pub use select::{Available, Filter, Lease};
 pub use spec::{Secret, SpecFault, WorkerSpec};
+
+/// For how long a failure is quiet: 10 s, which a restart of the database takes. Shorter makes noise at each restart.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the parts of the registry share.
 pub(crate) struct Registry {
@@ -69,7 +79,7 @@ pub(crate) struct Registry {
     must_compare: AtomicBool,
     /// No pod is the monitor, or a pod has gone that may have left workers.
     to_monitor: Notify,
-    /// How many writes have ended. [`Workers::published`] waits for it.
+    /// How many rounds of writing have ended. [`Workers::published`] waits for it.
     written: watch::Sender<u64>,
     /// How many comparisons have ended. [`Workers::ready`] waits for the first.
     compared: watch::Sender<u64>,
@@ -87,10 +97,9 @@ struct Monitor {
 impl Registry {
     pub(crate) fn new(member: Arc<Membership>, db: Database, functions: Functions) -> Arc<Self> {
         let settings = &member.settings;
-        let every = settings.worker_report_interval;
-        let needed = looks_needed(every.saturating_mul(settings.worker_stale_reports), every);
+        let (every, stale_reports) = (settings.worker_report_interval, settings.worker_stale_reports);
         Arc::new(Self {
-            table: Table::new(member.pod_id.clone(), needed),
+            table: Table::new(member.pod_id.clone(), every, stale_reports, settings.worker_probe_imports),
             member,
             db,
             functions,
@@ -140,6 +149,20 @@ impl Registry {
             self.must_compare.store(true, Ordering::Release);
             self.to_read.notify_one();
             self.to_monitor.notify_one();
+        }
+    }
+
+    /// Logs a failure of a part. The first ones of an outage are quiet. `what` says what is not done meanwhile.
+    fn failed(&self, nag: &mut Nag, error: &Error, what: &'static str) {
+        let pod = &self.member.pod_id;
+        match nag.failed(clock::now(), PATIENCE) {
+            Some(times) => tracing::warn!(
+                target: "podlock", event = "workers_delayed", pod = %pod, error = %error, times,
+                "{what}; it is tried again and again"
+            ),
+            None => tracing::debug!(
+                target: "podlock", event = "workers_delayed", pod = %pod, error = %error, "{what}; it is tried again"
+            ),
         }
     }
 
@@ -332,15 +355,13 @@ impl Workers {
     /// Cancel safe.
     pub async fn published(&self, most: Duration) -> bool {
         let table = &self.registry.table;
+        let upto = table.lock().changes;
         let mut written = self.registry.written.subscribe();
-        let all = written.wait_for(|_| {
-            let inner = table.lock();
-            inner.dirty.is_empty() && inner.writing.is_empty()
-        });
+        let all = written.wait_for(|_| !table.lock().is_pending(upto));
         tokio::time::timeout(most, all).await.is_ok()
     }
 
-    /// How many bytes the specs of all workers take, as JSON text.
+    /// How many bytes the specs and health checks of all workers take, as JSON text.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.registry.table.lock().bytes

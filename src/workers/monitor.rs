@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use super::Registry;
 use crate::background::part::{Next, Part};
+use crate::backoff::Backoff;
 use crate::error::Result;
+use crate::membership::clock;
+use crate::nag::Nag;
+use crate::protocol::Moment;
 use crate::protocol::worker::Liveness;
 use crate::store::workers::{self, PORTION};
 
@@ -18,26 +22,44 @@ const STUCK: u32 = 3;
 const PORTIONS: u32 = 20;
 /// How many rows of each kind a portion has.
 const CLEARED: i64 = 1000;
+/// The delays after failed rounds: from 1 s to 10 s. Nothing depends on a round.
+const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// How often a lasting failure is logged: once a minute.
+const SAID: Duration = Duration::from_secs(60);
 
 /// Looks after the liveness of workers, if no other pod does.
 pub(crate) struct Monitoring {
     registry: Arc<Registry>,
     /// The monitor's looks as this pod saw them last, and in how many of its rounds they were the same.
     looks: (i64, u32),
+    /// When a round last counted, by the pod's clock. Burials make rounds that do not count.
+    counted: Option<Moment>,
+    nag: Nag,
 }
 
 impl Monitoring {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, looks: (-1, 0) }
+        Self { registry, looks: (-1, 0), counted: None, nag: Nag::new(SAID) }
+    }
+
+    /// Counts a round in which the monitor's looks stood still, if about an interval has passed.
+    fn count(&mut self, looks: i64) {
+        let now = clock::now();
+        let least = self.registry.member.settings.worker_monitor_interval.mul_f64(0.8);
+        if looks != self.looks.0 {
+            (self.looks, self.counted) = ((looks, 0), Some(now));
+        } else if self.counted.is_none_or(|counted| now.saturating_sub(counted) >= least) {
+            (self.looks.1, self.counted) = (self.looks.1 + 1, Some(now));
+        }
     }
 
     async fn round(&mut self) -> Result<()> {
-        let Registry { member, db, table, .. } = &*self.registry;
+        let registry = Arc::clone(&self.registry);
+        let Registry { member, db, table, .. } = &*registry;
         let own = member.incarnation();
         let monitor = self.registry.monitor();
         if !self.registry.is_monitor() && monitor.is_monitored {
-            let (looks, rounds) = self.looks;
-            self.looks = (monitor.looks, if looks == monitor.looks { rounds + 1 } else { 0 });
+            self.count(monitor.looks);
             if self.looks.1 < STUCK {
                 return Ok(());
             }
@@ -51,10 +73,11 @@ impl Monitoring {
         }
         for (liveness, due) in table.verdicts() {
             for portion in due.chunks(PORTION) {
-                let written = workers::write_liveness(db, own, &member.pod_id, liveness.as_str(), portion).await?;
-                table.noted(liveness, portion);
-                if !written.is_empty() {
-                    report(&self.registry, liveness, written.len());
+                let noted = workers::write_liveness(db, own, &member.pod_id, liveness, portion).await?;
+                table.noted(liveness, &noted);
+                let written = noted.iter().filter(|noted| noted.is_new).count();
+                if written > 0 {
+                    report(&self.registry, liveness, written);
                 }
             }
         }
@@ -93,17 +116,21 @@ impl Part for Monitoring {
         self.registry.is_used().then(|| every.mul_f64(0.9 + 0.2 * fastrand::f64()))
     }
 
+    fn backoff(&self) -> Backoff {
+        Backoff::new(DELAYS.0, DELAYS.1)
+    }
+
     async fn work(&mut self) -> Next {
         if !self.registry.is_used() || !self.registry.member.is_attached() {
             return Next::Wait;
         }
         match self.round().await {
-            Ok(()) => Next::Wait,
+            Ok(()) => {
+                self.nag.passed();
+                Next::Wait
+            }
             Err(e) => {
-                tracing::debug!(
-                    target: "podlock", event = "workers_unmonitored", pod = %self.registry.member.pod_id, error = %e,
-                    "the liveness of workers was not written; it is tried again"
-                );
+                self.registry.failed(&mut self.nag, &e, "the liveness of workers is not written");
                 Next::BackOff
             }
         }

@@ -6,13 +6,20 @@ use std::time::Duration;
 
 use super::Registry;
 use crate::background::part::{Next, Part};
+use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::membership::clock;
+use crate::nag::Nag;
 use crate::protocol::replica::Teller;
-use crate::store::workers;
+use crate::store::workers::{self, PORTION};
 
 /// How long a row that another transaction has locked is left alone. Shorter costs statements; longer delays the change.
 const AGAIN: Duration = Duration::from_millis(250);
+/// The delays after failed writes: up to 2 s. A server that refuses must get less work; a longer one delays the first
+/// change after an outage.
+const DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+/// How often a lasting failure is logged: once a minute.
+const SAID: Duration = Duration::from_secs(60);
 
 /// Publishes the workers of this pod.
 pub(crate) struct Publishing {
@@ -20,40 +27,46 @@ pub(crate) struct Publishing {
     teller: Teller,
     /// The number of the last write. A write that was given up and arrives late finds a higher one, and is refused.
     number: i64,
+    /// The most workers that a statement writes. Halved after one that failed, because it may have been too large.
+    most: usize,
+    nag: Nag,
 }
 
 impl Publishing {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, teller: Teller::default(), number: 0 }
+        Self { registry, teller: Teller::default(), number: 0, most: PORTION, nag: Nag::new(SAID) }
     }
 
     async fn write(&mut self) -> Result<Next> {
         let Registry { member, table, db, .. } = &*self.registry;
         let own = member.incarnation();
         table.publish_as(own);
-        let batch = table.take_batch();
+        let batch = table.take_batch(self.most, clock::now());
         if batch.is_empty() && !self.teller.owes() {
             return Ok(Next::Wait);
         }
         self.number += 1;
-        let tells = (self.teller.may_tell(clock::now()), self.teller.owes());
-        let written = workers::publish(db, own, self.number, &batch.puts, &batch.removed, tells).await;
-        let published = match written {
-            Ok(published) => published,
+        let peers = member.peers();
+        let tells = (self.teller.may_tell(clock::now(), peers), self.teller.owes());
+        let published = match workers::publish(db, own, self.number, &batch.puts, &batch.removed, tells).await {
+            Ok(published) if published.accepted => published,
+            Ok(_) => {
+                // This incarnation is not in the roster any more, or not yet. The next one publishes all again.
+                table.not_written(&batch);
+                return Ok(Next::BackOff);
+            }
             Err(e) => {
                 table.not_written(&batch);
+                self.most = (self.most / 2).max(1);
                 return Err(e);
             }
         };
-        if !published.accepted {
-            // This incarnation is not in the roster any more, or not yet. The next one publishes all again.
-            table.not_written(&batch);
-            return Ok(Next::BackOff);
+        self.most = (self.most * 2).min(PORTION);
+        if published.changed || published.told {
+            self.teller.wrote(published.told, clock::now(), peers);
         }
-        self.teller.wrote(published.told, clock::now());
         let again = table.wrote(&batch, &published);
-        self.registry.written.send_modify(|count| *count += 1);
-        Ok(if again { Next::Within(AGAIN) } else { Next::Within(Duration::ZERO) })
+        Ok(Next::Within(if again { AGAIN } else { Duration::ZERO }))
     }
 }
 
@@ -64,8 +77,8 @@ impl Part for Publishing {
         self.registry.table.to_write.notified().await;
     }
 
-    fn period(&self) -> Option<Duration> {
-        None
+    fn backoff(&self) -> Backoff {
+        Backoff::new(DELAYS.0, DELAYS.1)
     }
 
     async fn work(&mut self) -> Next {
@@ -76,13 +89,15 @@ impl Part for Publishing {
             changes.await;
             return Next::Within(Duration::ZERO);
         }
-        match self.write().await {
-            Ok(next) => next,
+        let next = self.write().await;
+        self.registry.written.send_modify(|rounds| *rounds += 1);
+        match next {
+            Ok(next) => {
+                self.nag.passed();
+                next
+            }
             Err(e) => {
-                tracing::debug!(
-                    target: "podlock", event = "workers_unpublished", pod = %self.registry.member.pod_id, error = %e,
-                    "workers were not published; they are published again"
-                );
+                self.registry.failed(&mut self.nag, &e, "workers of this pod are not published yet");
                 Next::BackOff
             }
         }

@@ -204,11 +204,11 @@ impl Lease {
     /// `None`: the worker may not be chosen any more.
     pub(super) fn take(entry: &Arc<Entry>) -> Option<Self> {
         let most = entry.spec.capacity.unwrap_or(u32::MAX);
-        let counted =
-            entry.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < most).then_some(n + 1));
+        let counted = entry.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
         let lease = counted.ok().map(|_| Self { entry: Arc::clone(entry) })?;
-        // Counted first, then asked again: whoever waits for a worker to have no lease sees this one, or it is not given.
-        entry.state.may_choose.load(Ordering::Acquire).then_some(lease)
+        // Counted first, then asked again, in one order for all threads: whoever forbids the choice and then finds no lease is
+        // sure that none is given.
+        entry.state.may_choose.load(Ordering::SeqCst).then_some(lease)
     }
 
     /// The worker.

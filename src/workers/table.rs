@@ -6,12 +6,13 @@
 //!
 //! The race that the epochs solve: a read of the store and a write of this pod overlap, and the read returns a row from
 //! before the write. Each write raises the epoch when it ends. A read notes the epoch when it begins. What a read says of
-//! a worker of this pod is ignored if a write of that worker was under way, or ended after the read began. A later read
-//! says what holds.
+//! a worker of this pod is put in doubt if a write of that worker was under way, or ended after the read began. If the row
+//! turns out to be the one that was written, the doubt is over. If not, the row is read once more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{Notify, broadcast};
@@ -25,14 +26,15 @@ use super::spec::WorkerSpec;
 use crate::id::{Incarnation, PodId, WorkerId};
 use crate::protocol::Moment;
 use crate::protocol::probing::Counts;
-use crate::protocol::reports::{Seen, last_report};
+use crate::protocol::reports::{Seen, last_report, looks_needed};
 use crate::protocol::worker::{Health, Liveness, Origin, imported_health, precedence};
+use crate::store::workers::Reported;
 
 /// How many events wait for a slow receiver before it misses some. More only costs memory.
 const EVENTS: usize = 1024;
-/// How many buried incarnations are remembered, so that a read from before the burial does not bring their workers back.
-/// Far fewer are buried within the time of a read.
-const GONE: usize = 4096;
+/// How many buried incarnations, and how many deleted workers, are remembered. Far fewer are buried or deleted within the
+/// time of a read, which is all that matters.
+const REMEMBERED: usize = 4096;
 
 /// A worker of the table.
 pub(super) struct Held {
@@ -50,6 +52,8 @@ pub(super) struct Held {
     pub(super) seen: Seen,
     /// The liveness in the store, as far as this pod knows.
     pub(super) stored: Liveness,
+    /// After how many looks without a report it is inactive.
+    pub(super) needed: u32,
     is_shown: bool,
     /// The size of its spec as JSON text.
     pub(super) bytes: usize,
@@ -66,7 +70,8 @@ pub(super) struct Probes {
 /// A row that this pod wrote.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Written {
-    pub(super) mark: i64,
+    /// `None`: a write has failed, and may have been done all the same, or may be done yet.
+    pub(super) mark: Option<i64>,
     /// The epoch in which the write ended.
     pub(super) epoch: u64,
 }
@@ -79,25 +84,40 @@ pub(super) struct Inner {
     urls: HashMap<Arc<str>, Vec<WorkerId>>,
     /// The imports of each owner.
     pub(super) owners: HashMap<Incarnation, HashSet<WorkerId>>,
-    pub(super) gone: BTreeSet<Incarnation>,
-    /// Workers of this pod that have changed since they were last written, or were removed.
-    pub(super) dirty: BTreeSet<WorkerId>,
+    /// Incarnations that were buried, and the epoch then. Reads that began before do not bring their workers back.
+    pub(super) gone: BTreeMap<Incarnation, u64>,
+    /// Workers of this pod that have changed since they were last written, or were removed, with the number of the change.
+    pub(super) dirty: BTreeMap<WorkerId, u64>,
     /// Those that the write under way has.
-    pub(super) writing: HashSet<WorkerId>,
+    pub(super) writing: HashMap<WorkerId, u64>,
+    /// The number of the last change.
+    pub(super) changes: u64,
+    /// The last worker that was tried to write. The next write goes on behind it, so that workers which cannot be written
+    /// do not keep the others waiting.
+    pub(super) tried: Option<WorkerId>,
     /// The rows of this pod, as far as it knows.
     pub(super) published: HashMap<WorkerId, Written>,
+    /// Workers of this pod whose rows it deleted lately, and the epoch then.
+    pub(super) deleted: HashMap<WorkerId, u64>,
     pub(super) epoch: u64,
+    /// Workers of this pod of which a read may have said what was old, with the mark that it showed; `None`: a removal.
+    pub(super) doubts: HashMap<WorkerId, Option<i64>>,
     /// The last report of each owner, and the workers that these reports do not include.
-    pub(super) reports: BTreeMap<Incarnation, i64>,
+    pub(super) reports: BTreeMap<Incarnation, Reported>,
     pub(super) unprobed: HashSet<WorkerId>,
+    /// What others wrote or removed of this pod's workers, and was not logged yet: how many, and one of them.
+    pub(super) refused: Option<(usize, WorkerId, &'static str)>,
     pub(super) bytes: usize,
 }
 
 /// The table.
 pub(super) struct Table {
     pub(super) pod: PodId,
-    /// How many looks without a report make a worker inactive.
-    pub(super) looks_needed: u32,
+    /// How often this pod looks at reports, and how many of an owner's report intervals may pass without one.
+    pub(super) every: Duration,
+    pub(super) stale_reports: u32,
+    /// Whether this pod also probes the workers of other pods.
+    pub(super) probes_imports: bool,
     inner: Mutex<Inner>,
     pub(super) lists: Lists,
     /// A worker of this pod has changed. The publisher waits for it, and takes all that has changed: one wake suffices.
@@ -108,16 +128,25 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(pod: PodId, looks_needed: u32) -> Self {
+    pub(super) fn new(pod: PodId, every: Duration, stale_reports: u32, probes_imports: bool) -> Self {
         Self {
             pod,
-            looks_needed,
+            every,
+            stale_reports,
+            probes_imports,
             inner: Mutex::default(),
             lists: Lists::default(),
             to_write: Notify::new(),
             to_probe: Notify::new(),
             events: broadcast::channel(EVENTS).0,
         }
+    }
+
+    /// After how many of this pod's looks without a report the workers of an owner are inactive. An owner may report more
+    /// rarely than this pod looks.
+    pub(super) fn needed(&self, owner: Option<Reported>) -> u32 {
+        let every = owner.map_or(Duration::ZERO, |reported| reported.every).max(self.every);
+        looks_needed(every.saturating_mul(self.stale_reports), self.every)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -144,20 +173,16 @@ impl Table {
         shown
     }
 
-    /// Puts a worker into the table, in place of one with the same id.
-    pub(super) fn put(&self, inner: &mut Inner, held: Held) {
+    /// Puts a worker into the table, in place of one with the same id. Nobody sees the place empty meanwhile.
+    pub(super) fn put(&self, inner: &mut Inner, mut held: Held) {
         let (id, url, owner) = (held.entry.id, Arc::clone(&held.entry.url), held.entry.owner);
         let is_import = held.entry.origin == Origin::Mesh;
+        held.is_shown = inner.workers.get(&id).is_some_and(|former| former.is_shown && former.entry.url == url);
         inner.bytes += held.bytes;
         let former = inner.workers.insert(id, held);
         if let Some(former) = &former {
             inner.bytes -= former.bytes;
-            former.entry.state.may_choose.store(false, Ordering::Release);
-            // A worker that is replaced stays where it is: nobody sees it gone.
-            if let Some(now) = inner.workers.get_mut(&id) {
-                now.is_shown = former.is_shown;
-            }
-            inner.forget_places(id, &former.entry, (former.entry.url != url).then_some(()));
+            inner.forget_places(id, &former.entry, former.entry.url != url);
         }
         let ids = inner.urls.entry(Arc::clone(&url)).or_default();
         if !ids.contains(&id) {
@@ -167,32 +192,37 @@ impl Table {
             inner.owners.entry(owner).or_default().insert(id);
         }
         self.show(inner, &url);
-        if let Some(former) = former {
-            if former.entry.url != url {
-                self.show(inner, &former.entry.url);
-            }
+        let Some(former) = former else { return };
+        if former.entry.url == url {
             let now = &inner.workers[&id];
             if now.is_shown {
                 self.lists.changed();
                 self.tell(WorkerEvent::Replaced(Worker(Arc::clone(&now.entry))));
             }
+        } else {
+            self.went(inner, &former);
         }
+        // Last: a list that was made before chooses it until the new one can be chosen.
+        former.entry.state.forbid();
     }
 
     /// Takes a worker out of the table. Its origin goes with it. Returns it.
     pub(super) fn take(&self, inner: &mut Inner, id: WorkerId) -> Option<Held> {
         let held = inner.workers.remove(&id)?;
-        held.entry.state.may_choose.store(false, Ordering::Release);
+        held.entry.state.forbid();
         inner.bytes -= held.bytes;
-        let url = Arc::clone(&held.entry.url);
-        inner.forget_places(id, &held.entry, Some(()));
+        inner.forget_places(id, &held.entry, true);
+        self.went(inner, &held);
+        Some(held)
+    }
+
+    /// A worker is not at its URL any more. Another one with this URL takes over in the same step.
+    fn went(&self, inner: &mut Inner, held: &Held) {
         if held.is_shown {
             self.lists.changed();
             self.tell(WorkerEvent::Removed(Worker(Arc::clone(&held.entry))));
         }
-        // Another worker with the same URL takes over in the same step.
-        self.show(inner, &url);
-        Some(held)
+        self.show(inner, &held.entry.url);
     }
 
     /// Decides which worker of a URL is shown, and which of them may be chosen.
@@ -202,29 +232,31 @@ impl Table {
         let best = ids.iter().filter_map(rank).min_by(|a, b| precedence(*a, *b)).map(|(_, id)| id);
         for id in ids {
             let Some(held) = inner.workers.get_mut(&id) else { continue };
-            let is_shown = best == Some(id);
-            if std::mem::replace(&mut held.is_shown, is_shown) != is_shown {
+            let was_shown = std::mem::replace(&mut held.is_shown, best == Some(id));
+            // Before anybody is told, so that whoever hears of a worker can choose it.
+            held.decide();
+            if held.is_shown != was_shown {
                 self.lists.changed();
                 let worker = Worker(Arc::clone(&held.entry));
-                self.tell(if is_shown { WorkerEvent::Added(worker) } else { WorkerEvent::Removed(worker) });
+                self.tell(if was_shown { WorkerEvent::Removed(worker) } else { WorkerEvent::Added(worker) });
             }
-            held.decide(self.looks_needed);
         }
     }
 
     /// Updates the health and the liveness that the pod shows of a worker, and tells of a change.
     pub(super) fn refresh(&self, held: &mut Held) {
         let state = &held.entry.state;
-        let before = state.health();
-        let health = held.health();
-        if health != before {
-            state.set_health(health);
-            if held.is_shown {
-                self.tell(WorkerEvent::Health { worker: Worker(Arc::clone(&held.entry)), before });
-            }
+        let (before, health, liveness) = (state.health(), held.health(), held.liveness());
+        state.set_health(health);
+        let is_other_liveness = state.set_liveness(liveness);
+        held.decide();
+        if !held.is_shown {
+            return;
         }
-        let liveness = held.liveness(self.looks_needed);
-        if state.set_liveness(liveness) && held.is_shown {
+        if health != before {
+            self.tell(WorkerEvent::Health { worker: Worker(Arc::clone(&held.entry)), before });
+        }
+        if is_other_liveness {
             metrics::counter!("podlock_worker_transitions_total", "to" => liveness.as_str()).increment(1);
             let worker = Worker(Arc::clone(&held.entry));
             self.tell(match liveness {
@@ -232,22 +264,23 @@ impl Table {
                 Liveness::Inactive => WorkerEvent::Inactive(worker),
             });
         }
-        held.decide(self.looks_needed);
     }
 
     /// Marks a worker of this pod as changed.
     pub(super) fn changed(&self, inner: &mut Inner, id: WorkerId) {
-        inner.dirty.insert(id);
+        inner.changes += 1;
+        let change = inner.changes;
+        inner.dirty.insert(id, change);
         self.to_write.notify_one();
     }
 
     /// A pod was buried: none of its workers is chosen from now on.
     pub(super) fn hide(&self, owner: Incarnation) {
         let mut inner = self.lock();
-        inner.gone.insert(owner);
-        while inner.gone.len() > GONE {
-            inner.gone.pop_first();
-        }
+        inner.epoch += 1;
+        let epoch = inner.epoch;
+        inner.gone.insert(owner, epoch);
+        forget_oldest(&mut inner.gone);
         for id in inner.owners.remove(&owner).unwrap_or_default() {
             self.take(&mut inner, id);
         }
@@ -256,16 +289,14 @@ impl Table {
 
 impl Inner {
     /// Takes a worker out of the lists of its owner and, with `and_url`, of its URL.
-    fn forget_places(&mut self, id: WorkerId, entry: &Entry, and_url: Option<()>) {
+    fn forget_places(&mut self, id: WorkerId, entry: &Entry, and_url: bool) {
         if let Some(ids) = self.owners.get_mut(&entry.owner) {
             ids.remove(&id);
             if ids.is_empty() {
                 self.owners.remove(&entry.owner);
             }
         }
-        if and_url.is_some()
-            && let Some(ids) = self.urls.get_mut(&entry.url)
-        {
+        if and_url && let Some(ids) = self.urls.get_mut(&entry.url) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
                 self.urls.remove(&entry.url);
@@ -275,9 +306,10 @@ impl Inner {
 
     /// Whether what a read says of a worker of this pod may be from before a write of this pod.
     pub(super) fn may_be_old(&self, id: WorkerId, read_epoch: u64) -> bool {
-        self.writing.contains(&id)
-            || self.dirty.contains(&id)
+        self.writing.contains_key(&id)
+            || self.dirty.contains_key(&id)
             || self.published.get(&id).is_some_and(|written| written.epoch > read_epoch)
+            || self.deleted.get(&id).is_some_and(|epoch| *epoch > read_epoch)
     }
 
     /// The origin of a worker, if the table has it.
@@ -287,8 +319,29 @@ impl Inner {
 
     /// The last report that includes the worker.
     pub(super) fn report_of(&self, held: &Held) -> i64 {
-        let owner = self.reports.get(&held.entry.owner).copied();
+        let owner = self.reports.get(&held.entry.owner).map(|reported| reported.number);
         last_report(held.has_reported, held.since, owner, self.unprobed.contains(&held.entry.id))
+    }
+
+    /// The row of a worker of this pod was deleted.
+    pub(super) fn note_deleted(&mut self, id: WorkerId) {
+        self.published.remove(&id);
+        if self.deleted.len() >= REMEMBERED {
+            let least = self.epoch.saturating_sub(16);
+            self.deleted.retain(|_, epoch| *epoch > least);
+        }
+        self.deleted.insert(id, self.epoch);
+    }
+
+    /// Whether a change up to this one was not written yet.
+    pub(super) fn is_pending(&self, upto: u64) -> bool {
+        self.dirty.values().chain(self.writing.values()).any(|change| *change <= upto)
+    }
+
+    /// Notes what is refused, for one message about all of it.
+    pub(super) fn refuse(&mut self, id: WorkerId, what: &'static str) {
+        let count = self.refused.map_or(0, |(count, ..)| count);
+        self.refused = Some((count + 1, id, what));
     }
 
     /// Whether every record of the table agrees with the others. Tests ask for it.
@@ -319,13 +372,19 @@ impl Held {
         }
     }
 
-    fn liveness(&self, needed: u32) -> Liveness {
-        if self.seen.is_stale(needed) { Liveness::Inactive } else { Liveness::Active }
+    fn liveness(&self) -> Liveness {
+        if self.seen.is_stale(self.needed) { Liveness::Inactive } else { Liveness::Active }
     }
 
-    fn decide(&self, needed: u32) {
-        let may_choose = self.is_shown && self.health() == Health::Ready && self.liveness(needed) == Liveness::Active;
-        self.entry.state.may_choose.store(may_choose, Ordering::Release);
+    fn decide(&self) {
+        let may_choose = self.is_shown && self.health() == Health::Ready && self.liveness() == Liveness::Active;
+        self.entry.state.may_choose.store(may_choose, Ordering::SeqCst);
+    }
+
+    /// Sets what is shown of a worker that comes into the table, if it replaces none. Nothing is told: it comes so.
+    pub(super) fn begin(&self) {
+        self.entry.state.set_health(self.health());
+        self.entry.state.set_liveness(self.liveness());
     }
 }
 
@@ -343,11 +402,12 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// A worker that is not shown yet. `former`: the one that it replaces, whose leases it goes on counting.
-    pub(super) fn held(self, former: Option<&Held>, seen: Seen) -> Held {
+    /// A worker that is not shown yet. `former`: the one that it replaces. It goes on counting that one's leases, and shows
+    /// its health and liveness until the table refreshes them.
+    pub(super) fn held(self, former: Option<&Held>, seen: Seen, needed: u32) -> Held {
         let Self { id, url, origin, owner_pod, owner, spec, undecoded, check, bytes } = self;
         let in_flight = former.map_or_else(|| Arc::new(AtomicU32::new(0)), |f| Arc::clone(&f.entry.in_flight));
-        let state = State::new(Health::Pending, Liveness::Inactive, None);
+        let state = former.map_or_else(State::default, |f| f.entry.state.copy());
         let entry = Arc::new(Entry { id, url, origin, owner_pod, owner, spec, undecoded, check, in_flight, state });
         Held {
             entry,
@@ -359,6 +419,7 @@ impl Parts {
             since: 0,
             seen,
             stored: Liveness::Inactive,
+            needed,
             is_shown: false,
             bytes,
         }
@@ -368,4 +429,12 @@ impl Parts {
 /// The bucket of a worker, in which its copy is compared with the store.
 pub(super) fn bucket(id: Uuid) -> i32 {
     i32::from(id.as_bytes()[0])
+}
+
+/// Keeps the newest of what is remembered.
+fn forget_oldest(remembered: &mut BTreeMap<Incarnation, u64>) {
+    while remembered.len() > REMEMBERED {
+        let Some(oldest) = remembered.iter().min_by_key(|(_, epoch)| **epoch).map(|(id, _)| *id) else { return };
+        remembered.remove(&oldest);
+    }
 }

@@ -8,12 +8,15 @@ use uuid::Uuid;
 use super::Registry;
 use super::check::{HealthCheck, Means};
 use super::entry::Entry;
+use super::event::WorkerEvent;
 use super::probing::{ProbeFailure, ProbeFunction, ProbeRequest, Target, Targets};
 use super::spec::Secret;
 use crate::id::WorkerId;
 use crate::membership::clock;
 use crate::protocol::worker::Origin;
 
+/// What the service does at each change of a worker.
+pub(super) type Hook = dyn Fn(&WorkerEvent) + Send + Sync;
 type Secrets = dyn Fn(&str, &str) -> Option<Secret> + Send + Sync;
 
 /// What the service brings for probes.
@@ -22,6 +25,7 @@ pub(crate) struct Functions {
     probes: BTreeMap<String, ProbeFunction>,
     /// The secret of a worker of another pod, by its URL and the secret's name.
     secrets: Option<Arc<Secrets>>,
+    pub(super) hook: Option<Arc<Hook>>,
 }
 
 impl Functions {
@@ -31,6 +35,13 @@ impl Functions {
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
         self.probes.insert(name, Arc::new(move |request| Box::pin(probe(request))));
+    }
+
+    pub(crate) fn set_hook<F>(&mut self, hook: F)
+    where
+        F: Fn(&WorkerEvent) + Send + Sync + 'static,
+    {
+        self.hook = Some(Arc::new(hook));
     }
 
     pub(crate) fn set_secrets<F>(&mut self, secret: F)
@@ -83,7 +94,9 @@ impl Targets for Registry {
             let checked = inner.workers.values().filter(|held| held.entry.check.is_some());
             checked.map(|held| Arc::clone(&held.entry)).collect()
         };
-        entries.iter().filter_map(|entry| self.target(entry)).collect()
+        let targets: Vec<Target> = entries.iter().filter_map(|entry| self.target(entry)).collect();
+        self.table.probes(targets.iter().map(|target| WorkerId::from(target.worker)).collect());
+        targets
     }
 
     fn probed(&self, worker: Uuid, result: Result<(), ProbeFailure>) {

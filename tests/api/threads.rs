@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podlock::operator::{EventFilter, Follow, Notices, Operator, PodFilter, RunFilter};
+use podlock::operator::{EventFilter, Follow, Notices, Operator, PodFilter, RunFilter, WorkerFilter};
 use podlock::{Config, NewRun, Pod, PodBuilder, Run, RunId, migrate, tokio_postgres};
 
 fn crosses<T: Send + Sync>() {}
@@ -89,6 +89,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Released>();
     crosses::<podlock::operator::RunRow>();
     crosses::<podlock::operator::SessionRow>();
+    crosses::<WorkerFilter>();
+    crosses::<podlock::operator::WorkerRow>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();
@@ -139,6 +141,8 @@ fn every_public_future_is_send(
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::incarnation(operator, pod.incarnation()));
+    is_send(Operator::workers(operator, WorkerFilter::new()));
+    is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::latest(operator, "kind", "key"));
     is_send(Operator::cancel(operator, run_id));
     is_send(Operator::restart(operator, run_id));

@@ -8,6 +8,7 @@ mod demo;
 #[path = "../common/examples.rs"]
 mod examples;
 mod extremes;
+mod gateway;
 mod harness;
 mod hold;
 mod http;
@@ -25,3 +26,4 @@ mod sse;
 mod streams;
 mod verbs;
 mod worker;
+mod workers;

@@ -46,4 +46,5 @@ mod streams;
 mod tracing_events;
 mod unequal;
 mod until_stopped;
+mod worker_routes;
 mod workers;

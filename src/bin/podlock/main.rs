@@ -18,6 +18,7 @@ mod probe;
 mod prune;
 mod runs;
 mod signals;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,9 @@ enum Verb {
     /// Look at runs, cancel one, start one again, or give a quarantined one another chance
     #[command(subcommand)]
     Runs(runs::Verb),
+    /// Look at the workers that the pods have registered
+    #[command(subcommand)]
+    Workers(workers::Verb),
     /// The log of the pods' lives
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
@@ -118,6 +122,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.verb {
         Verb::Pods(verb) => pods::run(global, verb).await,
         Verb::Runs(verb) => runs::run(global, verb).await,
+        Verb::Workers(verb) => workers::run(global, verb).await,
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
         Verb::Cordon(args) => cordon::cordon(global, args).await,

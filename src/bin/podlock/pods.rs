@@ -103,7 +103,7 @@ const EVERY_MIN: Duration = Duration::from_millis(10);
 /// The longest interval of a watch. A longer one is useless, and a clock may not represent the time.
 const EVERY_MAX: Duration = Duration::from_secs(86400);
 
-fn every(text: &str) -> Result<Duration, String> {
+pub(crate) fn every(text: &str) -> Result<Duration, String> {
     let every = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if !(EVERY_MIN..=EVERY_MAX).contains(&every) {
         return Err("it must be from 10ms to 1day".to_owned());

@@ -75,12 +75,15 @@ WITH
   -- Its workers go with it, but no more than this statement can delete without delay. Without their owner in the roster,
   -- the others do not count any more, and the monitor of workers deletes them.
   doomed AS MATERIALIZED (
-    SELECT w.worker_id
-      FROM :"schema".studio_workers w
-      JOIN gone ON gone.incarnation = w.owner_incarnation
-     ORDER BY w.worker_id
+    SELECT d.worker_id
+      FROM gone
+     CROSS JOIN LATERAL (SELECT w.worker_id
+                           FROM :"schema".studio_workers w
+                          WHERE w.owner_incarnation = gone.incarnation
+                          ORDER BY w.worker_id
+                          LIMIT 256
+                            FOR UPDATE SKIP LOCKED) d
      LIMIT 256
-       FOR UPDATE OF w SKIP LOCKED
   ),
   cleared AS (
     DELETE FROM :"schema".studio_workers w

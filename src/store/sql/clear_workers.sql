@@ -8,7 +8,7 @@
 -- Returns one row: how many of each were deleted.
 WITH
   ownerless AS MATERIALIZED (
-    SELECT w.worker_id
+    SELECT w.worker_id, w.owner_incarnation
       FROM :"schema".studio_workers w
      WHERE NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = w.owner_incarnation)
      ORDER BY w.worker_id
@@ -19,7 +19,8 @@ WITH
     DELETE FROM :"schema".studio_workers w
      USING ownerless o
      WHERE w.worker_id = o.worker_id
-       AND NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = w.owner_incarnation)
+       -- An incarnation never comes back. But the row may have got another owner after this statement's snapshot.
+       AND w.owner_incarnation = o.owner_incarnation
     RETURNING w.worker_id
   ),
   left_pods AS MATERIALIZED (
@@ -36,18 +37,15 @@ WITH
      WHERE r.incarnation = l.incarnation
     RETURNING r.incarnation
   ),
-  -- Every living pod has read what was written before this transaction. A pod that has read nothing yet has NULL.
-  read_by_all AS MATERIALIZED (
-    SELECT r.read_to
-      FROM :"schema".studio_worker_pods r
-      JOIN :"schema".studio_pods p ON p.incarnation = r.incarnation
-     ORDER BY r.read_to NULLS FIRST
-     LIMIT 1
-  ),
   past AS MATERIALIZED (
-    SELECT t.worker_id
+    SELECT t.removed_in, t.worker_id
       FROM :"schema".studio_worker_tombstones t
-      JOIN read_by_all r ON t.removed_in < r.read_to
+           -- From a dump of another server, and so older than any read here.
+     WHERE t.removed_in >= pg_snapshot_xmax(pg_current_snapshot())
+        OR NOT EXISTS (SELECT FROM :"schema".studio_worker_pods r
+                         JOIN :"schema".studio_pods p ON p.incarnation = r.incarnation
+                        -- A pod that has read nothing yet has NULL.
+                        WHERE pg_visible_in_snapshot(t.removed_in, r.read_to) IS NOT TRUE)
      ORDER BY t.removed_in, t.worker_id
      LIMIT :'most'::int8
        FOR UPDATE OF t SKIP LOCKED
@@ -55,8 +53,8 @@ WITH
   tombstones AS (
     DELETE FROM :"schema".studio_worker_tombstones t
      USING past
-     WHERE t.worker_id = past.worker_id
-       AND EXISTS (SELECT FROM read_by_all r WHERE t.removed_in < r.read_to)
+     WHERE t.removed_in = past.removed_in
+       AND t.worker_id = past.worker_id
     RETURNING t.worker_id
   )
 SELECT (SELECT count(*) FROM workers) AS workers,

@@ -5,18 +5,12 @@
 --   stuck  int8  the number of looks at which the present monitor stands still, as this pod saw it; NULL: it does not
 --
 -- Returns the number of looks. No row: another pod looks after them.
-WITH
-  seat AS MATERIALIZED (
-    SELECT m.single
-      FROM :"schema".studio_worker_monitor m
-     WHERE EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = :'own'::uuid)
-       AND (m.incarnation = :'own'::uuid
-            OR NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = m.incarnation)
-            OR m.looks = :'stuck'::int8)
-       FOR UPDATE SKIP LOCKED
-  )
-UPDATE :"schema".studio_worker_monitor m
-   SET incarnation = :'own'::uuid, looks = m.looks + 1
-  FROM seat
- WHERE m.single = seat.single
+INSERT INTO :"schema".studio_worker_monitor AS m (incarnation, looks)
+SELECT p.incarnation, 1 FROM :"schema".studio_pods p WHERE p.incarnation = :'own'::uuid
+    ON CONFLICT (single) DO UPDATE
+   SET incarnation = EXCLUDED.incarnation, looks = m.looks + 1
+ WHERE m.incarnation = EXCLUDED.incarnation
+    OR m.incarnation IS NULL
+    OR NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = m.incarnation)
+    OR m.looks = :'stuck'::int8
 RETURNING m.looks;

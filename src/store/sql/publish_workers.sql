@@ -14,8 +14,8 @@
 --   tells    bool    whether to notify the other pods of what is written
 --   owes     bool    whether to notify them in any case
 --
--- Returns one row: whether the write was accepted, the workers that were written with their marks, and those of `removed`
--- that have no row any more.
+-- Returns one row: whether the write was accepted, whether it changed something, whether it notified, the workers that were
+-- written with their marks and their liveness, and those of `removed` that this pod has no row of any more.
 \set worker_mark `cat part/worker_mark.sql`
 WITH
   me AS MATERIALIZED (
@@ -28,10 +28,15 @@ WITH
     RETURNING r.report
   ),
   given AS MATERIALIZED (
-    SELECT g.worker_id, g.url, g.health, g.spec, g.health_check, g.reported
+    SELECT g.worker_id, g.url, g.health, g.spec, g.health_check, g.reported, o.worker_id IS NOT NULL AS is_there
       FROM jsonb_to_recordset(:'puts'::jsonb)
            AS g (worker_id uuid, url text, health text, spec jsonb, health_check jsonb, reported bool)
      CROSS JOIN numbered
+      -- One look into the index for each; without OFFSET the planner may read the whole table.
+      LEFT JOIN LATERAL (SELECT o.worker_id
+                           FROM :"schema".studio_workers o
+                          WHERE o.worker_id = g.worker_id
+                         OFFSET 0) o ON true
   ),
   locked AS MATERIALIZED (
     SELECT w.worker_id
@@ -45,21 +50,28 @@ WITH
            (worker_id, url, owner_pod, owner_incarnation, health, liveness, reported_at, spec, health_check, since_report)
     SELECT g.worker_id, g.url, me.pod_id, me.incarnation, g.health,
            CASE WHEN g.reported THEN 'active' ELSE 'inactive' END,
-           CASE WHEN g.reported THEN clock_timestamp() END, g.spec, g.health_check, numbered.report
+           CASE WHEN g.reported THEN clock_timestamp() END, g.spec, g.health_check,
+           -- The next report may be under way, and may not name a worker that was not probed yet.
+           CASE WHEN g.reported THEN numbered.report ELSE numbered.report + 1 END
       FROM given g
      CROSS JOIN me
      CROSS JOIN numbered
-     WHERE EXISTS (SELECT FROM locked WHERE locked.worker_id = g.worker_id)
-        OR NOT EXISTS (SELECT FROM :"schema".studio_workers o WHERE o.worker_id = g.worker_id)
+     WHERE NOT g.is_there OR EXISTS (SELECT FROM locked WHERE locked.worker_id = g.worker_id)
      ORDER BY g.worker_id
         ON CONFLICT (worker_id) DO UPDATE
        SET url = EXCLUDED.url, owner_pod = EXCLUDED.owner_pod, owner_incarnation = EXCLUDED.owner_incarnation,
-           health = EXCLUDED.health, spec = EXCLUDED.spec, health_check = EXCLUDED.health_check,
-           reported_at = EXCLUDED.reported_at, since_report = EXCLUDED.since_report,
+           health = EXCLUDED.health, health_check = EXCLUDED.health_check,
+           -- The same spec stays where it is, out of line: only the small part of the row is written again.
+           spec = CASE WHEN w.spec = EXCLUDED.spec THEN w.spec ELSE EXCLUDED.spec END,
+           -- Without a new report, the last one counts.
+           reported_at = CASE WHEN EXCLUDED.reported_at IS NULL AND w.owner_incarnation = EXCLUDED.owner_incarnation
+                              THEN w.reported_at ELSE EXCLUDED.reported_at END,
+           since_report = CASE WHEN EXCLUDED.reported_at IS NULL AND w.owner_incarnation = EXCLUDED.owner_incarnation
+                               THEN w.since_report ELSE EXCLUDED.since_report END,
            -- The first report makes the worker active. From then on, only the monitor writes this.
            liveness = CASE WHEN w.owner_incarnation = EXCLUDED.owner_incarnation AND w.reported_at IS NOT NULL
                            THEN w.liveness ELSE EXCLUDED.liveness END
-    RETURNING w.worker_id, :worker_mark AS mark
+    RETURNING w.worker_id, :worker_mark AS mark, w.liveness
   ),
   gone AS (
     DELETE FROM :"schema".studio_workers w
@@ -73,14 +85,18 @@ WITH
     SELECT removed.worker_id
       FROM unnest(:'removed'::uuid[]) AS removed (worker_id)
      CROSS JOIN numbered
-     WHERE NOT EXISTS (SELECT FROM :"schema".studio_workers w WHERE w.worker_id = removed.worker_id)
+     CROSS JOIN me
+     WHERE NOT EXISTS (SELECT FROM :"schema".studio_workers w
+                        WHERE w.worker_id = removed.worker_id AND w.owner_pod = me.pod_id)
   ),
   told AS MATERIALIZED (
     SELECT pg_notify(:"schema".studio_channel(), 'workers')
      WHERE :'owes'::bool OR (:'tells'::bool AND (EXISTS (SELECT FROM put) OR EXISTS (SELECT FROM gone)))
   )
 SELECT EXISTS (SELECT FROM numbered) AS accepted,
+       EXISTS (SELECT FROM put) OR EXISTS (SELECT FROM gone) AS changed,
        EXISTS (SELECT FROM told) AS told,
        ARRAY(SELECT put.worker_id FROM put ORDER BY put.worker_id) AS written,
        ARRAY(SELECT put.mark FROM put ORDER BY put.worker_id) AS marks,
+       ARRAY(SELECT put.liveness FROM put ORDER BY put.worker_id) AS liveness,
        ARRAY(SELECT gone.worker_id FROM gone) || ARRAY(SELECT absent.worker_id FROM absent) AS removed;

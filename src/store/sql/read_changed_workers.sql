@@ -13,18 +13,27 @@
 \set worker_columns `cat part/worker_columns.sql`
 WITH
   taken AS MATERIALIZED (
-    SELECT pg_current_snapshot() AS snapshot
+    SELECT pg_current_snapshot() AS snapshot, pg_snapshot_xmax(pg_current_snapshot()) AS upto,
+           :'seen'::text::pg_snapshot AS seen, pg_snapshot_xmin(:'seen'::text::pg_snapshot) AS from_here
   ),
+  -- In the order of an index, which ends where `seen` begins. Rows from a dump of another server may name transactions of
+  -- the future; the comparison of the whole copy finds those.
   changed AS (
-    SELECT c.worker_id
-      FROM :"schema".studio_workers c
-     WHERE c.changed_in >= pg_snapshot_xmin(:'seen'::text::pg_snapshot)
-       AND NOT pg_visible_in_snapshot(c.changed_in, :'seen'::text::pg_snapshot)
+    (SELECT c.worker_id
+       FROM :"schema".studio_workers c
+      WHERE c.changed_in >= (SELECT taken.from_here FROM taken)
+        AND c.changed_in < (SELECT taken.upto FROM taken)
+        AND NOT pg_visible_in_snapshot(c.changed_in, (SELECT taken.seen FROM taken))
+      ORDER BY c.changed_in, c.worker_id
+     OFFSET 0)
      UNION
-    SELECT t.worker_id
-      FROM :"schema".studio_worker_tombstones t
-     WHERE t.removed_in >= pg_snapshot_xmin(:'seen'::text::pg_snapshot)
-       AND NOT pg_visible_in_snapshot(t.removed_in, :'seen'::text::pg_snapshot)
+    (SELECT t.worker_id
+       FROM :"schema".studio_worker_tombstones t
+      WHERE t.removed_in >= (SELECT taken.from_here FROM taken)
+        AND t.removed_in < (SELECT taken.upto FROM taken)
+        AND NOT pg_visible_in_snapshot(t.removed_in, (SELECT taken.seen FROM taken))
+      ORDER BY t.removed_in, t.worker_id
+     OFFSET 0)
   ),
   page AS (
     SELECT changed.worker_id
@@ -36,6 +45,8 @@ WITH
 SELECT taken.snapshot::text AS snapshot, page.worker_id, :worker_columns
   FROM taken
   LEFT JOIN page ON true
-  LEFT JOIN :"schema".studio_workers w ON w.worker_id = page.worker_id
+  -- One look into the index for each worker of the page. The planner expects far more of them than there mostly are, and
+  -- would read the whole table; OFFSET keeps it from that.
+  LEFT JOIN LATERAL (SELECT o.* FROM :"schema".studio_workers o WHERE o.worker_id = page.worker_id OFFSET 0) w ON true
   LEFT JOIN :"schema".studio_pods p ON p.incarnation = w.owner_incarnation
  ORDER BY page.worker_id;

@@ -4,11 +4,12 @@
 -- over the marks of its workers. So the answer has the same size however many workers there are.
 --
 -- Arguments:
---   own       uuid    the incarnation of the pod
---   reports   bool    whether the pod has workers to report
---   unprobed  uuid[]  its workers that it could not probe, which the report does not include
---   newly     uuid[]  those of them that the report before included. Their rows keep that report.
---   read_to   xid8    the transaction before which the pod has read all, NULL if it has read nothing yet
+--   own        uuid         the incarnation of the pod
+--   reports    bool         whether the pod has workers to report
+--   report_ms  int4         how often it does
+--   unprobed   uuid[]       its workers that it could not probe, which the report does not include
+--   newly      uuid[]       those of them that the report before included. Their rows keep that report.
+--   read_to    pg_snapshot  the snapshot of its last read, as text, NULL if it has read nothing yet
 --
 -- Returns one row. `is_member` is false if the incarnation is not in the roster; then nothing was written.
 \set worker_mark `cat part/worker_mark.sql`
@@ -34,13 +35,13 @@ WITH
     RETURNING w.worker_id, :worker_mark AS mark
   ),
   entered AS (
-    INSERT INTO :"schema".studio_worker_pods AS r (incarnation, report, reported_at, unprobed, read_to)
+    INSERT INTO :"schema".studio_worker_pods AS r (incarnation, report, reported_at, report_ms, unprobed, read_to)
     SELECT me.incarnation, :'reports'::bool::int4, CASE WHEN :'reports'::bool THEN clock_timestamp() END,
-           :'unprobed'::uuid[], :'read_to'::text::xid8
+           :'report_ms'::int4, :'unprobed'::uuid[], :'read_to'::text::pg_snapshot
       FROM me
         ON CONFLICT (incarnation) DO UPDATE
        SET report = r.report + EXCLUDED.report, reported_at = COALESCE(EXCLUDED.reported_at, r.reported_at),
-           unprobed = EXCLUDED.unprobed, read_to = EXCLUDED.read_to
+           report_ms = EXCLUDED.report_ms, unprobed = EXCLUDED.unprobed, read_to = EXCLUDED.read_to
     RETURNING r.report
   ),
   -- Three columns of an index: the rows themselves are not read.
@@ -51,7 +52,7 @@ WITH
      GROUP BY 1
   ),
   reports AS MATERIALIZED (
-    SELECT r.incarnation, r.report, r.unprobed
+    SELECT r.incarnation, r.report, r.report_ms, r.unprobed
       FROM :"schema".studio_worker_pods r
       JOIN :"schema".studio_pods p ON p.incarnation = r.incarnation
      WHERE r.report > 0
@@ -66,8 +67,9 @@ SELECT pg_current_snapshot()::text AS snapshot,
        ARRAY(SELECT live.sum FROM live ORDER BY live.bucket) AS sums,
        ARRAY(SELECT reports.incarnation FROM reports ORDER BY reports.incarnation) AS pods,
        ARRAY(SELECT reports.report FROM reports ORDER BY reports.incarnation) AS reports,
+       ARRAY(SELECT COALESCE(reports.report_ms, 0) FROM reports ORDER BY reports.incarnation) AS report_ms,
        ARRAY(SELECT named.worker_id FROM reports CROSS JOIN unnest(reports.unprobed) AS named (worker_id)) AS unprobed,
        -- Whether a pod in the roster looks after the liveness of workers, and how often pods have looked.
-       (SELECT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = m.incarnation)
-          FROM :"schema".studio_worker_monitor m) AS is_monitored,
-       (SELECT m.looks FROM :"schema".studio_worker_monitor m) AS looks;
+       EXISTS (SELECT FROM :"schema".studio_worker_monitor m
+                 JOIN :"schema".studio_pods p ON p.incarnation = m.incarnation) AS is_monitored,
+       COALESCE((SELECT m.looks FROM :"schema".studio_worker_monitor m), 0) AS looks;

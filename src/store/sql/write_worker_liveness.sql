@@ -7,7 +7,8 @@
 --   workers   uuid[]  the workers, and for each:
 --   owners    uuid[]    its owner, as the monitor read it. With another owner it is passed over.
 --
--- Returns the workers whose liveness has changed.
+-- Returns a row for each of these workers whose liveness is that one now: whether this statement wrote it, and the mark.
+\set worker_mark `cat part/worker_mark.sql`
 WITH
   given AS MATERIALIZED (
     SELECT g.worker_id, g.owner
@@ -27,7 +28,7 @@ WITH
        SET liveness = :'liveness'::text
       FROM locked
      WHERE w.worker_id = locked.worker_id
-    RETURNING w.worker_id, w.owner_pod, w.owner_incarnation, w.url
+    RETURNING w.worker_id, w.owner_pod, w.owner_incarnation, w.url, :worker_mark AS mark
   ),
   told AS MATERIALIZED (
     SELECT pg_notify(:"schema".studio_channel(), 'workers') WHERE EXISTS (SELECT FROM written)
@@ -49,6 +50,11 @@ WITH
      CROSS JOIN first
      WHERE first.rows >= 0
   )
-SELECT written.worker_id
+SELECT written.worker_id, true AS is_new, written.mark
   FROM written
- WHERE (SELECT count(*) FROM logged) >= 0;
+ WHERE (SELECT count(*) FROM logged) >= 0
+ UNION ALL
+SELECT w.worker_id, false, :worker_mark
+  FROM :"schema".studio_workers w
+  JOIN given g ON g.worker_id = w.worker_id AND g.owner = w.owner_incarnation
+ WHERE w.liveness = :'liveness'::text;

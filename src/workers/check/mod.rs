@@ -48,7 +48,7 @@ const TIMEOUT_MS: u64 = 1_000;
 /// ```
 /// use std::time::Duration;
 ///
-/// use podlock::HealthCheck;
+/// use podlock::workers::HealthCheck;
 ///
 /// let check = HealthCheck::http("/health").interval(Duration::from_secs(5)).secret_header("Authorization", "token");
 /// check.validate()?;
@@ -195,6 +195,12 @@ impl HealthCheck {
     pub(crate) fn thresholds(&self) -> Thresholds {
         let give_up_after = self.give_up_after.unwrap_or(GIVE_UP_AFTER.max(self.fail_after));
         Thresholds { ready_after: self.ready_after, fail_after: self.fail_after, give_up_after }
+    }
+
+    /// A field that this version does not know, if there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn unknown_field(&self) -> Option<&str> {
+        self.unknown.keys().next().map(String::as_str)
     }
 
     /// The names of the secrets that a probe needs.

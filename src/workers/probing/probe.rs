@@ -14,6 +14,7 @@ use super::failure::{Limit, ProbeFailure};
 #[cfg(feature = "http")]
 use super::get;
 use super::{ProbeFunction, Target};
+use crate::id::WorkerId;
 use crate::protocol::failures::beginning;
 use crate::workers::check::Means;
 
@@ -52,8 +53,8 @@ pub struct ProbeRequest {
 impl ProbeRequest {
     /// The id of the worker.
     #[must_use]
-    pub fn worker(&self) -> Uuid {
-        self.worker
+    pub fn worker(&self) -> WorkerId {
+        WorkerId::from(self.worker)
     }
 
     /// The URL of the worker.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use podlock::workers::{Filter, Health, HealthCheck, Liveness, NewWorker, Worker};
+use podlock::workers::{Filter, Health, HealthCheck, Liveness, NewWorker, Worker, WorkerEvent};
 use podlock::{Pod, PodBuilder, WorkerId};
 
 use super::{SOON, worker};
@@ -40,6 +40,8 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
     timed(async {
         let db = Db::new().await;
         let b = builder(&db, "b").start().await.unwrap();
+        b.workers().ready().await;
+        is_monitor(&db, &b).await;
         let hangs = Arc::new(AtomicBool::new(false));
         let probe = Arc::clone(&hangs);
         let a = builder(&db, "a")
@@ -76,12 +78,30 @@ async fn a_worker_whose_probes_hang_is_inactive_after_some_looks_and_active_agai
 async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_once() {
     timed(async {
         let db = Db::new().await;
-        let b = builder(&db, "b").start().await.unwrap();
-        // Its report interval is so long that it reports once, and then not again while the test runs.
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let hook = Arc::clone(&heard);
+        let b = builder(&db, "b")
+            .on_worker_change(move |event| {
+                let word = match event {
+                    WorkerEvent::Inactive(_) => "inactive",
+                    WorkerEvent::Active(_) => "active",
+                    _ => return,
+                };
+                hook.lock().unwrap().push(word);
+                assert_ne!(word, "inactive", "a hook that panics is called again");
+            })
+            .start()
+            .await
+            .unwrap();
+        // The monitor looks as often as its own settings say.
+        is_monitor(&db, &b).await;
+        // It reports once, and then not again while the test runs. Its entry says that it reports as often as the others.
         let config = db.config("a").with(|c| c.worker_report_interval = Duration::from_secs(3600));
         let a = Pod::builder(config).start().await.unwrap();
         let id = a.workers().register(worker("http://10.0.0.1:8000")).unwrap();
         is(&b, id, "its row reports it", |w| w.liveness() == Liveness::Active).await;
+        let says = "UPDATE studio_worker_pods SET report_ms = 200 WHERE incarnation = $1";
+        assert_eq!(db.client.execute(says, &[&a.incarnation().as_uuid()]).await.unwrap(), 1);
         is(&b, id, "its owner is silent", |w| w.liveness() == Liveness::Inactive && w.health() == Health::Ready).await;
         assert_eq!(b.workers().available(&Filter::new()).count(), 0);
         // The monitor writes its own column, never the owner's.
@@ -101,7 +121,17 @@ async fn the_monitor_calls_the_workers_of_a_silent_owner_inactive_and_says_so_on
         }
         stored(&db, "ready active").await;
         assert_eq!(db.client.scalar::<i64>(events, &[&"workers_active"]).await, 1);
+        assert_eq!(*heard.lock().unwrap(), ["inactive", "active"]);
         assert_eq!(db.client.scalar::<i64>(events, &[&"workers_inactive"]).await, 1);
+    })
+    .await;
+}
+
+/// Waits until the pod looks after the liveness of workers.
+async fn is_monitor(db: &Db, pod: &Pod) {
+    eventually(SOON, "the pod is the monitor", || async {
+        let seat: Option<uuid::Uuid> = db.client.scalar("SELECT incarnation FROM studio_worker_monitor", &[]).await;
+        if seat == Some(pod.incarnation().as_uuid()) { Ok(()) } else { Err(format!("{seat:?}")) }
     })
     .await;
 }
@@ -113,21 +143,13 @@ async fn one_pod_at_a_time_is_the_monitor_and_another_takes_over_when_it_dies() 
         let [keeper, other] = db.settled_pods().await;
         let a = builder(&db, "first").start().await.unwrap();
         a.workers().ready().await;
-        let monitor = "SELECT incarnation FROM studio_worker_monitor";
-        let is_monitor = async |pod: &Pod| {
-            eventually(SOON, "the pod is the monitor", || async {
-                let seat: Option<uuid::Uuid> = db.client.scalar(monitor, &[]).await;
-                if seat == Some(pod.incarnation().as_uuid()) { Ok(()) } else { Err(format!("{seat:?}")) }
-            })
-            .await;
-        };
-        is_monitor(&a).await;
+        is_monitor(&db, &a).await;
         let b = builder(&db, "second").start().await.unwrap();
         b.workers().ready().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        is_monitor(&a).await;
+        is_monitor(&db, &a).await;
         drop(a);
-        is_monitor(&b).await;
+        is_monitor(&db, &b).await;
         drop((keeper, other));
     })
     .await;

@@ -79,5 +79,7 @@ fn starting() -> Router {
         .route("/readyz", get(not_ready))
         .route("/v1/runs", axum::routing::any(not_ready))
         .route("/v1/runs/{id}", axum::routing::any(not_ready))
+        .route("/v1/workers", axum::routing::any(not_ready))
+        .route("/v1/workers/{id}", axum::routing::any(not_ready))
         .fallback(not_found)
 }

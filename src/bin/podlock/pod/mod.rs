@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use podlock::http::{not_found, router_with, serve};
+use podlock::http::{not_found, router_with, serve, workers_router};
 use podlock::{Config, Pod, PodId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         warn_of_the_open_door(address);
     }
     let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
-    let server = Server::start(listener, router_with(pod.clone(), kind::validate).fallback(not_found), &args);
+    let router = router_with(pod.clone(), kind::validate).merge(workers_router(pod.clone())).fallback(not_found);
+    let server = Server::start(listener, router, &args);
 
     let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
     // The program that started this process may not read it.
@@ -190,11 +191,11 @@ impl Server {
     }
 }
 
-/// Warns that there is no authentication: anyone who reaches the address may start, read and cancel runs.
+/// Warns that there is no authentication: anyone who reaches the address may use all routes.
 fn warn_of_the_open_door(address: SocketAddr) {
     let warning = format!(
         "listening on {address}, which is not loopback: there is no authentication, and whoever reaches it may start, \
-         read and cancel runs. Let only those connect who may, or put a proxy that asks before it"
+         read and cancel runs, and register workers. Let only those connect who may, or put a proxy that asks before it"
     );
     if tracing::enabled!(target: "podlock::pod", tracing::Level::WARN) {
         tracing::warn!(target: "podlock::pod", event = "no_authentication", %address, "{warning}");

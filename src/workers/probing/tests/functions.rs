@@ -73,7 +73,7 @@ async fn a_function_gets_the_worker_and_its_secrets_and_its_word_counts() {
     let asked = function(|request| async move {
         assert!(!format!("{request:?}").contains("hunter2"));
         let seen = (request.url(), request.worker(), request.secret("token"), request.secret("x"), request.timeout());
-        assert_eq!(seen, ("tcp://a:1", worker(1), Some("hunter2"), None, SECOND));
+        assert_eq!(seen, ("tcp://a:1", worker(1).into(), Some("hunter2"), None, SECOND));
         Err("it is Sunday".to_owned())
     });
     let mut running = Running::start(8, [("f", asked)]);
