@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-stream test test-quick model chaos faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-stream bench-workers test test-quick model chaos faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ bench-fleet: cargo ## Measure what 10 to 500 pods cost their database; ARGS="--p
 bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a floor; ARGS="--chunks 200000 --rounds 5"
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench stream -- $(ARGS)
+
+bench-workers: cargo ## Measure the registry of workers, beside floors; ARGS="--workers 1000 --gap 100ms"
+	@sh scripts/ensure-postgres.sh
+	$(CARGO) bench --features cli --bench workers -- $(ARGS)
 
 test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer

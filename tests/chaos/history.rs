@@ -1,10 +1,12 @@
 //! What the database accepted, and what the pods said of it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::pod::Mark;
+use crate::pod::{Mark, now_ns};
 
 /// Makes the triggers that write the history. As a superuser, once podlock's tables are there.
 pub(crate) const INSTALL: &str = include_str!("history.sql");
@@ -28,15 +30,33 @@ pub(crate) fn install_ahead() -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) seq: i64,
+    /// When, in nanoseconds of the clock that the pods use. The commit came a moment later.
+    pub(crate) at: u64,
     pub(crate) writer: String,
     pub(crate) change: Change,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    Run { old: Option<Box<RunRow>>, new: Box<RunRow>, proof: RunProof },
-    Pod { old: Option<PodRow>, new: Option<PodRow>, proof: PodProof },
-    Chunk { old: Option<ChunkRow>, new: Option<ChunkRow>, proof: ChunkProof },
+    Run {
+        old: Option<Box<RunRow>>,
+        new: Box<RunRow>,
+        proof: RunProof,
+    },
+    Pod {
+        old: Option<PodRow>,
+        new: Option<PodRow>,
+        proof: PodProof,
+    },
+    Chunk {
+        old: Option<ChunkRow>,
+        new: Option<ChunkRow>,
+        proof: ChunkProof,
+    },
+    /// Written by its owner's pod, while that owner was not in the roster. No other row of a worker is recorded.
+    Worker {
+        new: WorkerRow,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -71,6 +91,13 @@ pub(crate) struct ChunkRow {
     pub(crate) body: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct WorkerRow {
+    pub(crate) url: String,
+    pub(crate) owner_pod: String,
+    pub(crate) owner_incarnation: String,
+}
+
 /// What the trigger checked when a chunk was stored or deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -99,12 +126,16 @@ pub(crate) struct PodProof {
 
 /// Everything from the first row on.
 pub(crate) async fn load(client: &Client) -> Vec<Record> {
-    let sql = "SELECT seq, writer, relation, old, new, proof FROM chaos.history ORDER BY seq";
+    let sql = "SELECT seq, writer, relation, old, new, proof, \
+                      (extract(epoch FROM statement_timestamp() - at) * 1000000)::int8 FROM chaos.history ORDER BY seq";
+    let now = now_ns();
     let rows = client.query(sql, &[]).await.expect("the history");
     rows.iter()
         .map(|row| {
             let (old, new): (Option<Value>, Option<Value>) = (row.get(3), row.get(4));
             let proof: Value = row.get(5);
+            // The server's wall clock is not ours, but it goes as fast.
+            let age = u64::try_from(row.get::<_, i64>(6)).unwrap_or_default() * 1000;
             let change = match row.get::<_, &str>(2) {
                 "run" => Change::Run {
                     old: old.map(read),
@@ -112,9 +143,10 @@ pub(crate) async fn load(client: &Client) -> Vec<Record> {
                     proof: read(proof),
                 },
                 "chunk" => Change::Chunk { old: old.map(read), new: new.map(read), proof: read(proof) },
+                "worker" => Change::Worker { new: read(new.expect("a row")) },
                 _ => Change::Pod { old: old.map(read), new: new.map(read), proof: read(proof) },
             };
-            Record { seq: row.get(0), writer: row.get(1), change }
+            Record { seq: row.get(0), at: now.saturating_sub(age), writer: row.get(1), change }
         })
         .collect()
 }
@@ -155,6 +187,15 @@ pub(crate) struct Said {
     /// Which of the readers speaks.
     #[serde(default)]
     pub(crate) reader: Option<String>,
+    /// Whether the pod holds its liveness lock, as far as it knows.
+    #[serde(default)]
+    pub(crate) attached: Option<bool>,
+    /// How many workers the pod has registered.
+    #[serde(default)]
+    pub(crate) registered: Option<u32>,
+    /// How many workers of each incarnation the pod shows.
+    #[serde(default)]
+    pub(crate) shown: BTreeMap<String, u32>,
 }
 
 /// The log of one process of a pod.

@@ -73,3 +73,24 @@ CREATE TRIGGER chaos_history_of_burials BEFORE DELETE ON public.studio_pods
     FOR EACH ROW EXECUTE FUNCTION chaos.record_pod();
 CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE OR DELETE ON public.studio_run_chunks
     FOR EACH ROW EXECUTE FUNCTION chaos.record_chunk();
+
+-- A worker that its owner's pod writes while that owner is not in the roster. The tables of a version before the registry
+-- have none.
+CREATE FUNCTION chaos.record_worker() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF split_part(current_setting('application_name'), '/', 2) = NEW.owner_pod
+            AND NOT EXISTS (SELECT FROM public.studio_pods AS p WHERE p.incarnation = NEW.owner_incarnation)
+            -- The monitor writes the liveness, and may be the next process of that name.
+            AND (TG_OP = 'INSERT' OR to_jsonb(OLD) - '{liveness,changed_in}'::text[]
+                    <> to_jsonb(NEW) - '{liveness,changed_in}'::text[]) THEN
+        INSERT INTO chaos.history (relation, new) VALUES ('worker', to_jsonb(NEW));
+    END IF;
+    RETURN NULL;
+END $$;
+
+DO $workers$ BEGIN
+    IF to_regclass('public.studio_workers') IS NOT NULL THEN
+        CREATE TRIGGER chaos_history AFTER INSERT OR UPDATE ON public.studio_workers
+            FOR EACH ROW EXECUTE FUNCTION chaos.record_worker();
+    END IF;
+END $workers$;

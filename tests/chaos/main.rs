@@ -27,8 +27,10 @@ mod pgbouncer;
 mod pod;
 mod ports;
 mod process;
+mod replicas;
 mod scenario;
 mod standby;
+mod workers;
 mod world;
 
 use std::num::NonZero;

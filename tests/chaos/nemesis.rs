@@ -14,7 +14,11 @@ use crate::checker::Excused;
 use crate::network::Weather;
 use crate::pod::{Input, Order};
 use crate::scenario::{Need, Scenario};
+use crate::workers::Workers;
 use crate::world::{Figure, START, World, connect};
+
+/// The workers of each pod. They change so rarely that replicas also sleep, and need the notifications.
+const WORKERS: Workers = Workers { count: 20, changes: Duration::from_secs(5) };
 
 /// Played by every run of the suite; those that once found something stay.
 const KEPT: [u64; 2] = [1, 2];
@@ -115,6 +119,7 @@ struct Nemesis {
 
 async fn play(seed: u64, time: Duration) -> Vec<Figure> {
     let mut world = World::networked(&[]).await;
+    world.workers = Some(WORKERS);
     let all: Vec<&str> = VICTIMS.into_iter().chain([REMOTE, SPARED]).collect();
     world.settled(&all).await;
     let began = Instant::now();

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
+use crate::workers;
+
 /// The kind that pods run: it counts to its input's `steps`, with a checkpoint after each.
 pub(crate) const KIND: &str = "count";
 /// Set in the environment of a pod: the schema that it knows, for one of an older release.
@@ -35,6 +37,8 @@ pub(crate) enum Order {
     Start { count: u32, input: Input },
     /// Hand runs in, for whoever has room.
     Submit { count: u32, input: Input },
+    /// Register further workers.
+    Register { workers: u32 },
     /// Attach to a run's stream, and tell what comes.
     Attach { run: RunId },
     /// Stand in the way of everything that this pod's application does.
@@ -99,6 +103,10 @@ async fn live() -> i32 {
         }
     };
     let mut events = pod.events();
+    let shows = std::env::var(workers::WORKERS).ok().map(|count| {
+        workers::register(&pod, count.parse().expect("a number of workers"));
+        tokio::spawn(workers::show(pod.clone()))
+    });
     tell(json!({ "ev": "ready", "incarnation": pod.incarnation() }));
     loop {
         tokio::select! {
@@ -115,6 +123,8 @@ async fn live() -> i32 {
             Some(order) = orders.recv() => carry_out(order, &pod),
         }
     }
+    // From here on, the pod promises nothing of its workers.
+    shows.inspect(tokio::task::JoinHandle::abort);
     tell(json!({ "ev": "stopping" }));
     match pod.shutdown(GRACE).await {
         Ok(report) => {
@@ -152,6 +162,7 @@ fn carry_out(order: Order, pod: &Pod) {
     match order {
         Order::Start { count, input } => drop(tokio::spawn(begin(pod.clone(), true, count, input))),
         Order::Submit { count, input } => drop(tokio::spawn(begin(pod.clone(), false, count, input))),
+        Order::Register { workers } => workers::register(pod, workers),
         Order::Attach { run } => drop(tokio::spawn(read(pod.clone(), run))),
         Order::Block { ms } => {
             tell(json!({ "ev": "blocked", "ms": ms }));
@@ -291,7 +302,7 @@ fn next_op() -> String {
 }
 
 /// One line in one write: a reader never sees half of one, even of a process that is killed.
-fn tell(mut line: Value) {
+pub(crate) fn tell(mut line: Value) {
     line["t"] = json!(now_ns());
     let text = format!("{line}\n");
     if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {

@@ -18,6 +18,7 @@ use crate::own_server::{OwnServer, shared_server};
 use crate::patroni::Cluster;
 use crate::pod::{Input, Order, now_ns};
 use crate::process::{self, Process};
+use crate::workers::{self, Workers};
 
 /// The lease of the suite: what a loaded machine with two cores keeps, and short enough to wait it out.
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
@@ -48,6 +49,8 @@ pub(crate) struct World {
     /// Where each pod is, if the server is in a network of its own.
     network: Option<Network>,
     pub(crate) links: BTreeMap<String, Link>,
+    /// The workers of each pod that is started from now on. `None`: pods do not use the registry.
+    pub(crate) workers: Option<Workers>,
     /// What processes said that are gone.
     logs: Vec<PodLog>,
     dir: tempfile::TempDir,
@@ -191,6 +194,7 @@ impl World {
             pods: BTreeMap::new(),
             network: None,
             links: BTreeMap::new(),
+            workers: None,
             logs: Vec::new(),
             dir,
             keeps_logs: true,
@@ -221,9 +225,13 @@ impl World {
 
     /// The command that starts a pod here.
     pub(crate) fn command(&mut self, name: &str) -> Command {
-        let Some(network) = &mut self.network else { return process::command(&[], name, &self.url, self.lease) };
-        let link = self.links.entry(name.to_owned()).or_insert_with(|| network.link());
-        process::command(&link.prefix(), name, &self.url, self.lease)
+        let prefix = match &mut self.network {
+            Some(network) => self.links.entry(name.to_owned()).or_insert_with(|| network.link()).prefix(),
+            None => Vec::new(),
+        };
+        let mut command = process::command(&prefix, name, &self.url, self.lease);
+        command.envs(self.workers.map(workers::environment).unwrap_or_default());
+        command
     }
 
     /// Starts a pod and waits until it is registered.
@@ -558,9 +566,10 @@ impl World {
     /// Ends the scenario: waits until every run has ended, and checks the whole history and the log of the pods' lives.
     pub(crate) async fn conclude(mut self, excused: &Excused) -> Vec<Figure> {
         self.all_runs_ended(START).await;
+        self.replicas_agree().await;
         let history = history::load(&self.admin).await;
         let logs = self.logs();
-        let found = check(&history, &logs, excused);
+        let found = check(&history, &logs, excused, self.replicas_bound() + slack());
         if !found.is_empty() {
             let told = self.dir.path().join("history.txt");
             std::fs::write(&told, format!("{history:#?}\n{logs:#?}")).expect("the history is written down");

@@ -2,8 +2,10 @@
 //! recorded and what the pods said, and lists what contradicts the laws.
 
 mod self_test;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use crate::history::{Change, ChunkProof, ChunkRow, PodLog, PodProof, PodRow, Record, RunProof, RunRow};
 
@@ -75,10 +77,14 @@ pub(crate) enum Rule {
     /// The stream of a run that succeeded has the chunk of each step once, in order; so has every reader that saw its
     /// end.
     StreamsAreWhole,
+    /// No replica that lives shows a worker for long whose owner is gone, and none hides one for long whose owner lives.
+    WorkersOfTheLiving,
+    /// L5: a worker is written only while its owner is in the roster.
+    OneWriterOfWorkers,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::LockBeforeRow,
         Self::BurialIsProven,
         Self::NeverOnesOwnRow,
@@ -93,11 +99,14 @@ impl Rule {
         Self::StopsBeforeReplaced,
         Self::NoneForgotten,
         Self::StreamsAreWhole,
+        Self::WorkersOfTheLiving,
+        Self::OneWriterOfWorkers,
     ];
 }
 
-/// Everything that contradicts a law; empty for a history that is as it must be.
-pub(crate) fn check(history: &[Record], logs: &[PodLog], excused: &Excused) -> Vec<Violation> {
+/// Everything that contradicts a law; empty for a history that is as it must be. `workers`: how soon each replica must
+/// show what has become of workers.
+pub(crate) fn check(history: &[Record], logs: &[PodLog], excused: &Excused, workers: Duration) -> Vec<Violation> {
     let missing = if excused.lost_writes { missing(history, logs) } else { Vec::new() };
     let lost = missing.into_iter().filter(|m| *m != Missing::Start).collect();
     let mut checker = Checker {
@@ -113,6 +122,10 @@ pub(crate) fn check(history: &[Record], logs: &[PodLog], excused: &Excused) -> V
             Change::Run { old, new, proof } => checker.run(record, old.as_deref(), new, *proof),
             Change::Pod { old, new, proof } => checker.pod(record, old.as_ref(), new.as_ref(), proof),
             Change::Chunk { old, new, proof } => checker.chunk(record.seq, old.as_ref(), new.as_ref(), *proof),
+            Change::Worker { new } => {
+                let text = format!("{}: {} wrote {new:?}, and its owner is gone", record.seq, record.writer);
+                checker.breaks(Rule::OneWriterOfWorkers, text);
+            }
         }
     }
     checker.none_is_left();
@@ -121,6 +134,7 @@ pub(crate) fn check(history: &[Record], logs: &[PodLog], excused: &Excused) -> V
     checker.answers(history, logs);
     checker.given_twice(logs);
     checker.overlaps(logs);
+    checker.found.extend(workers::check(history, logs, workers));
     checker.found
 }
 

@@ -1,9 +1,13 @@
 //! The checker, checked: a history that is as it must be passes, and for each rule one that breaks it is found by it.
 
+use std::time::Duration;
+
 use libtest_mimic::Trial;
 
-use super::{Excused, Rule, check};
-use crate::history::{Change, ChunkProof, ChunkRow, PodLog, PodProof, PodRow, Record, RunProof, RunRow, Said};
+use super::{Excused, Rule, Violation};
+use crate::history::{
+    Change, ChunkProof, ChunkRow, PodLog, PodProof, PodRow, Record, RunProof, RunRow, Said, WorkerRow,
+};
 use crate::pod::{Input, Mark};
 
 /// One trial for the good history, one for each rule.
@@ -62,7 +66,47 @@ pub(crate) fn trials() -> Vec<Trial> {
             }
         })
     });
-    std::iter::once(sound).chain(bad).chain([lost, twice, stale]).chain(readers).collect()
+    let workers = workers();
+    std::iter::once(sound).chain(bad).chain([lost, twice, stale]).chain(readers).chain(workers).collect()
+}
+
+/// What breaks the rule on the replicas of workers, and what does not.
+fn workers() -> Vec<Trial> {
+    type Spoils = fn(&mut Vec<Said>);
+    let cases: [(&str, usize, Spoils); 4] = [
+        ("finds_a_replica_that_hides_a_worker_of_a_living_pod", 1, |shows| {
+            shows.last_mut().unwrap().shown.insert("ib".into(), 2);
+        }),
+        ("finds_a_replica_that_shows_none_of_a_pod_that_lives", 1, |shows| shows.last_mut().unwrap().shown.clear()),
+        ("excuses_a_replica_that_was_not_attached", 0, |shows| {
+            shows[9].attached = Some(false);
+            shows.last_mut().unwrap().shown.clear();
+        }),
+        ("excuses_a_replica_whose_process_was_stopped", 0, |shows| {
+            shows.drain(7..10);
+            shows.last_mut().unwrap().shown.insert("ia".into(), 3);
+        }),
+    ];
+    let trial = |(name, broken, spoils): (&str, usize, Spoils)| {
+        Trial::test(format!("checker::{name}"), move || {
+            let Story { history, mut logs, excused } = good();
+            let at = logs[1].said.iter().position(|said| said.ev == "shows").expect("a word");
+            let mut shows = logs[1].said.split_off(at);
+            spoils(&mut shows);
+            logs[1].said.append(&mut shows);
+            let found = check(&history, &logs, &excused);
+            let rules: Vec<_> = found.iter().map(|v| v.rule).collect();
+            if rules == vec![Rule::WorkersOfTheLiving; broken] { Ok(()) } else { Err(format!("{found:#?}").into()) }
+        })
+    };
+    cases.map(trial).into()
+}
+
+/// How soon a replica of the stories must show what is true.
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
+
+fn check(history: &[Record], logs: &[PodLog], excused: &Excused) -> Vec<Violation> {
+    super::check(history, logs, excused, SHOWN_WITHIN)
 }
 
 struct Story {
@@ -72,6 +116,7 @@ struct Story {
 }
 
 const STEPS: u64 = 2;
+const SECOND: u64 = 1_000_000_000;
 
 /// Pods a and b register; a starts a run and counts to 1; it dies; b buries it, claims the run, counts to 2, ends it.
 fn good() -> Story {
@@ -116,7 +161,13 @@ fn good() -> Story {
         ("podlock/a/pool", chunk(1, 5)),
         ("podlock/b/pool", chunk(2, 6)),
     ];
-    let history = (1..).zip(changes).map(|(seq, (writer, change))| Record { seq, writer: writer.into(), change });
+    let record = |(seq, (writer, change)): (i64, (&str, Change))| Record {
+        seq,
+        at: seq.unsigned_abs() * SECOND,
+        writer: writer.into(),
+        change,
+    };
+    let history = (1..).zip(changes).map(record);
     let a = vec![
         Said { op: Some("k".into()), ..said(1, "ok") },
         attempt(2, "begin", 1, 5),
@@ -124,7 +175,7 @@ fn good() -> Story {
         attempt(4, "work", 1, 5),
         Said { op: Some("a2".into()), ..said(4, "unknown") },
     ];
-    let b = vec![
+    let mut b = vec![
         attempt(5, "begin", 2, 6),
         Said { op: Some("b2".into()), ..said(6, "ok") },
         Said { op: Some("b3".into()), ..said(7, "failed") },
@@ -136,6 +187,10 @@ fn good() -> Story {
         read("chunk", Some(1), "2"),
         read("end", None, "succeeded"),
     ];
+    // Pod a is buried at second 5.
+    let mut a = a;
+    a.extend(replica("a", 1..=4, |_| vec!["ia", "ib"]));
+    b.extend(replica("b", 1..=12, |second| if second < 7 { vec!["ia", "ib"] } else { vec!["ib"] }));
     let logs = vec![PodLog { pod: "a".into(), said: a }, PodLog { pod: "b".into(), said: b }];
     Story { history: history.collect(), logs, excused: Excused::ended(&["a"]) }
 }
@@ -152,7 +207,12 @@ fn skipped() -> Story {
             }
         }
     }
-    story.history.push(Record { seq: 99, writer: "podlock/b/pool".into(), change: chunk(STEPS + 1, 6) });
+    story.history.push(Record {
+        seq: 99,
+        at: 99 * SECOND,
+        writer: "podlock/b/pool".into(),
+        change: chunk(STEPS + 1, 6),
+    });
     let b = &mut story.logs[1].said;
     b.retain(|said| said.reader.is_none());
     b.retain(|said| said.op.as_deref() != Some("b3"));
@@ -199,7 +259,32 @@ fn spoil(rule: Rule, story: &mut Story) {
             let Change::Chunk { new: Some(new), .. } = &mut story.history[9].change else { unreachable!() };
             new.seq = 2;
         }
+        // Pod b shows the dead pod's workers for longer than it may.
+        Rule::WorkersOfTheLiving => {
+            let late = story.logs[1].said.iter_mut().rfind(|said| said.ev == "shows").expect("a word");
+            late.shown.insert("ia".into(), 3);
+        }
+        Rule::OneWriterOfWorkers => story.history.push(Record {
+            seq: 11,
+            at: 11 * SECOND,
+            writer: "podlock/a/pool".into(),
+            change: Change::Worker {
+                new: WorkerRow { url: "http://a".into(), owner_pod: "a".into(), owner_incarnation: "ia".into() },
+            },
+        }),
     }
+}
+
+/// What a replica says each second: it has three workers of its own, and shows three of each of these owners.
+fn replica(pod: &str, seconds: impl Iterator<Item = u64>, owners: impl Fn(u64) -> Vec<&'static str>) -> Vec<Said> {
+    let says = |second: u64| Said {
+        by: Some(format!("i{pod}")),
+        attached: Some(true),
+        registered: Some(3),
+        shown: owners(second).into_iter().map(|owner| (owner.to_owned(), 3)).collect(),
+        ..said(second * SECOND, "shows")
+    };
+    seconds.map(says).collect()
 }
 
 fn chunk(n: u64, fence: i64) -> Change {
@@ -247,6 +332,9 @@ fn said(t: u64, ev: &str) -> Said {
         kind: None,
         text: None,
         reader: None,
+        attached: None,
+        registered: None,
+        shown: std::collections::BTreeMap::new(),
     }
 }
 

@@ -12,6 +12,7 @@ mod processes;
 mod server;
 mod sessions;
 mod streams;
+mod workers;
 
 use crate::scenario::Scenario;
 
@@ -29,6 +30,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         fleets::scenarios(),
         poolers::scenarios(),
         streams::scenarios(),
+        workers::scenarios(),
     ]
     .into_iter()
     .flatten()
