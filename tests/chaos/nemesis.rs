@@ -233,7 +233,18 @@ impl Nemesis {
             return;
         }
         let process = self.world.process(pod);
-        assert!(process.is_running(), "pod {pod} has ended by itself: {:?}", process.said().last());
+        if !process.is_running() {
+            let last = process.said().last().cloned();
+            // A start that meets a server that shuts down is refused. Whatever supervises the process starts it again.
+            let is_refused =
+                last.as_ref().is_some_and(|said| said.ev == "refused" && said.kind.as_deref() == Some("unreachable"));
+            assert!(is_refused, "pod {pod} has ended by itself: {last:?}");
+            let pod = pod.to_owned();
+            self.tell(&format!("pod {pod}: starts again, for the server was away"));
+            let command = self.world.command(&pod);
+            self.world.spawn(&pod, command);
+            return;
+        }
         self.tell(&format!("pod {pod}: {fault:?}"));
         let pod = pod.to_owned();
         match fault {
