@@ -1,5 +1,5 @@
--- The worker registry: what one pod registers, every pod sees. A worker belongs to the pod that registered it, and only that pod
--- writes its row. Each pod that uses the registry keeps a copy of all rows in memory.
+-- The worker registry: what one pod registers, every pod sees. A worker belongs to the pod that registered it. Only that
+-- pod writes its row, except for the column liveness. Each pod that uses the registry keeps a copy of all rows in memory.
 --
 -- * How a pod finds what changed. Each row says in which transaction it was last written. A pod keeps the snapshot of its last
 --   read, and the next read returns the rows whose transaction was not visible in that snapshot. So no row is missed, in whatever
@@ -36,7 +36,7 @@ COMMENT ON TABLE  @.studio_workers IS 'The workers of the fleet: one row for eac
 COMMENT ON COLUMN @.studio_workers.worker_id IS 'The worker: a UUIDv5 of its pod''s name and its URL, so a restart of the pod keeps it.';
 COMMENT ON COLUMN @.studio_workers.url IS 'Where the worker is.';
 COMMENT ON COLUMN @.studio_workers.owner_pod IS 'The name of the pod that registered it.';
-COMMENT ON COLUMN @.studio_workers.owner_incarnation IS 'The registration of that pod. Only this incarnation writes the row.';
+COMMENT ON COLUMN @.studio_workers.owner_incarnation IS 'The registration of that pod. Only this incarnation writes the row, except for liveness.';
 COMMENT ON COLUMN @.studio_workers.health IS 'As the owner''s probe sees it: pending (not probed yet), ready, not_ready (it failed some probes in a row), failed (it failed many), draining (it finishes what it has and gets nothing new).';
 COMMENT ON COLUMN @.studio_workers.liveness IS 'active, or inactive: the owner has never reported the worker, or not for a while. The owner''s first report makes it active; from then on only the monitor writes this column.';
 COMMENT ON COLUMN @.studio_workers.reported_at IS 'When the owner last reported this worker in this row, by the server''s clock. NULL: never. Reports of all workers of a pod are in studio_worker_pods; studio_worker_status shows the later one. For people only.';
@@ -84,7 +84,7 @@ INSERT INTO @.studio_worker_monitor DEFAULT VALUES;
 COMMENT ON TABLE  @.studio_worker_monitor IS 'Which pod looks after the liveness of workers. One row. Another pod takes over if this one is not in studio_pods, or if looks stands still.';
 COMMENT ON COLUMN @.studio_worker_monitor.single IS 'True.';
 COMMENT ON COLUMN @.studio_worker_monitor.incarnation IS 'The pod.';
-COMMENT ON COLUMN @.studio_worker_monitor.looks IS 'How often pods have looked.';
+COMMENT ON COLUMN @.studio_worker_monitor.looks IS 'The number of the monitor''s rounds so far. If it does not grow, the monitor stands still.';
 
 CREATE FUNCTION @.studio_note_changed_worker() RETURNS trigger
     LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp

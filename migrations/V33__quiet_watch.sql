@@ -43,7 +43,7 @@ BEGIN
 END $function$;
 
 COMMENT ON FUNCTION @.studio_watch(bigint, bigint, integer, integer, boolean) IS 'One slice of the watch on a peer: held (still alive), liveness (its liveness lock came free), both (its witness too). If tell is true, every pod is notified that a lock came free, and not which. Also the roster''s version, the last event''s idx. Keeps no lock.';
-COMMENT ON FUNCTION @.studio_watch(bigint, bigint, integer, integer) IS 'The same, and it always notifies: for pods of versions before 33.';
+COMMENT ON FUNCTION @.studio_watch(bigint, bigint, integer, integer) IS 'The same, and it always notifies: for pods built before version 33 of the schema.';
 
 -- Whoever applies this, the function belongs to the owner of the other one, and the same roles may call it.
 DO $function$

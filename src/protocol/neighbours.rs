@@ -8,8 +8,8 @@
 //!   needed now, and every verdict is made on a whole probe.
 //! * **Bound.** A dead pod is found within one sweep, as in a small fleet. The rows of dead pods that follow each other
 //!   in the ring come after the row of a living pod, and that pod's neighbours include the first of them.
-//! * **Who is told.** Up to PostgreSQL 18, a notification wakes every pod. In a large fleet, that is dear at the very
-//!   moment at which one of them buries. So a watch that finds a lock free tells the fleet only if few pods sweep the row
+//! * **Who is told.** Up to PostgreSQL 18, a notification wakes every pod. In a large fleet, that costs
+//!   most exactly when one of them buries. So a watch that finds a lock free tells the fleet only if few pods sweep the row
 //!   ([`tells_of`]). If the burier freezes, the sweeps of the others find the dead pod.
 //! * **Not promised.** A whole probe for the sake of the log and of the settings of others comes rarely in a large
 //!   fleet.
@@ -22,7 +22,7 @@ use super::ring::RingPlace;
 use crate::id::{Incarnation, LockKey};
 
 /// How many rows a pod probes in a sweep: 16. A fleet that is not larger is probed whole. More cost each pod more in
-/// every sweep. With fewer, a run of dead pods more often hides which living pod to watch next, until a whole probe
+/// every sweep. With fewer, a sequence of dead pods more often hides which living pod to watch next, until a whole probe
 /// shows it.
 pub const NEIGHBOURS: usize = 16;
 
@@ -32,8 +32,8 @@ pub const fn are_all(peers: usize) -> bool {
     peers <= NEIGHBOURS
 }
 
-/// By how many pods of a large fleet a row must be swept, so that a watch that finds its lock free need not tell the
-/// fleet: 8. Their sweeps are spread over a sweep interval, so one of them comes within a ninth of it, on average. With
+/// If at least 8 other pods of a large fleet sweep a row, a watch that finds its lock free does not notify the fleet. Their
+/// sweeps are spread over a sweep interval, so one of them comes within a ninth of it, on average. With
 /// fewer, a burier that freezes delays the burial for longer. With more, a few dead rows in the ring make watches tell
 /// the whole fleet.
 pub const SWEEPERS_ENOUGH: usize = 8;

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::Moment;
 use super::worker::Health;
 
-/// After how many failures in a row a worker is ready no more, unless its check says otherwise: 3, as in Kubernetes.
+/// After how many failures in a row a worker stops being ready, unless its check says otherwise: 3, as in Kubernetes.
 /// With 1, one lost packet takes a worker out of service. With more, clients meet a dead worker for longer.
 pub const FAIL_AFTER: u32 = 3;
 /// After how many successes in a row a worker is ready, unless its check says otherwise: 1, as in Kubernetes. With
@@ -49,7 +49,7 @@ pub const LATE: Duration = Duration::from_secs(1);
 pub struct Thresholds {
     /// Successes until the worker is ready.
     pub ready_after: u32,
-    /// Failures until the worker is ready no more.
+    /// Failures until the worker stops being ready.
     pub fail_after: u32,
     /// Failures until the worker has failed.
     pub give_up_after: u32,
@@ -154,7 +154,7 @@ impl Schedule {
         }
     }
 
-    /// The worker is probed no more. A probe under way is forgotten.
+    /// The worker is no longer probed. A probe under way is forgotten.
     pub fn forget(&mut self, worker: Uuid) {
         if let Some(Entry { probe: Probe::Waits { due, is_first }, .. }) = self.workers.remove(&worker) {
             self.queue.remove(&(due, worker));

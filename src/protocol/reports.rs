@@ -14,9 +14,9 @@ use std::time::Duration;
 /// The report of a worker that its owner has never reported.
 pub const NEVER: i64 = -1;
 
-/// The last report that includes a worker, by its number. `own`: the number after which the worker's own row was written,
-/// and [`NEVER`] if the row reports nothing. `owner`: the owner's last report; `None` if it made none. `since`: the
-/// number after which the row was written. `is_named`: the owner's last report names the worker as not probed.
+/// The number of the last report that includes a worker, or [`NEVER`]. `has_reported`: the worker's own row says that it
+/// was reported. `since`: the owner's report after which that row was written. `owner`: the owner's last report; `None` if
+/// it made none. `is_named`: that last report names the worker as not probed.
 #[must_use]
 pub fn last_report(has_reported: bool, since: i64, owner: Option<i64>, is_named: bool) -> i64 {
     match owner {

@@ -20,7 +20,8 @@ named! {
 }
 
 named! {
-    /// The health of a worker, as its owner's probe sees it: `studio_workers.health`, in the order of its CHECK.
+    /// The health of a worker, as its owner says it, by its probes or by `set_health`: `studio_workers.health`, in the
+    /// order of its CHECK.
     #[non_exhaustive]
     pub enum Health {
         /// It was not probed yet.

@@ -20,7 +20,8 @@ use crate::timestamp::Timestamp;
 /// The most workers that one statement writes or reads. More make a statement that takes longer than others should wait;
 /// fewer cost round trips.
 pub(crate) const PORTION: usize = 500;
-/// The most ids and marks that one statement reads: 24 bytes each.
+/// The most ids and marks that one statement reads: 20,000, about 480 KB. More make a long statement and a large reply.
+/// Fewer cost round trips when many buckets differ.
 const MARKS: i64 = 20_000;
 
 /// A worker as its owner writes it.
@@ -49,7 +50,8 @@ pub(crate) struct Published {
     pub(crate) removed: Vec<Uuid>,
 }
 
-/// Writes and removes workers of this pod. `tells`: notify the other pods of what is written; `owes`: in any case. A row that another transaction has locked is left out of both lists.
+/// Writes and removes workers of this pod. `tells`: notify the other pods if something was written. `owes`: notify them
+/// even if nothing was. A worker whose row another transaction has locked is in neither list of the result.
 pub(crate) async fn publish(
     db: &Database,
     own: Incarnation,
@@ -179,7 +181,7 @@ pub(crate) struct Reported {
 #[derive(Debug)]
 pub(crate) struct Overview {
     pub(crate) snapshot: String,
-    /// When the server started. At another server, or after a restart, a pod compares again.
+    /// When the server started. If it has changed, the server may lack what this pod has read.
     pub(crate) server: Timestamp,
     /// Whether this incarnation is in the roster. If not, nothing was written.
     pub(crate) is_member: bool,
@@ -194,7 +196,7 @@ pub(crate) struct Overview {
     pub(crate) unprobed: Vec<Uuid>,
     /// Whether a pod of the roster looks after the liveness of workers.
     pub(crate) is_monitored: bool,
-    /// How often pods have looked.
+    /// The number of the monitor's rounds so far. If it does not grow, the monitor stands still.
     pub(crate) looks: i64,
 }
 

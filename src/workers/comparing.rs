@@ -23,7 +23,7 @@ impl Table {
                 continue;
             }
             report.unprobed.push(id.as_uuid());
-            // Bounded. The rows of the others keep an older report, so they are called inactive a little sooner.
+            // Bounded. The row of any further worker keeps an older report, so it may become inactive sooner.
             if !inner.unprobed.contains(id) && held.has_reported && report.newly.len() < PORTION {
                 report.newly.push(id.as_uuid());
             }
@@ -44,7 +44,8 @@ impl Table {
         let is_own = |id: &WorkerId| inner.workers.get(id).is_some_and(|held| held.entry.origin == Origin::Local);
         let others = overview.unprobed.iter().map(|id| WorkerId::from(*id)).filter(|id| !is_own(id));
         let named: HashSet<WorkerId> = others.chain(report.unprobed.iter().map(|id| WorkerId::from(*id))).collect();
-        // The report before included those that are named now for the first time. Their rows say so a little later.
+        // A worker that is named now for the first time was included in the owner's report before. This pod remembers
+        // that report until it has read the worker's row again.
         for id in named.difference(&inner.unprobed) {
             if let Some(held) = inner.workers.get_mut(id)
                 && let Some(before) = inner.reports.get(&held.entry.owner)

@@ -21,11 +21,11 @@ use crate::protocol::replica::{Reader, pace};
 use crate::store::workers::{self, PORTION};
 use crate::timestamp::Timestamp;
 
-/// How many rounds of a comparison follow each other at once, if the copy still differs. Workers change all the time, so
-/// a difference may be new; the next reads see it.
+/// How many rounds of a comparison follow each other at once, if the copy still differs: 3. With one, `ready` may resolve
+/// on a copy that still differs. With more, constant changes keep the pod comparing.
 const ROUNDS: u32 = 3;
-/// The delays after failed reads: up to 2 s. A server that refuses must get less work; a longer one delays what is read
-/// after an outage.
+/// The delays after failed reads: 20 ms to 2 s. A shorter maximum loads a server that refuses; a longer one delays what is
+/// read after an outage.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 /// How often a lasting failure is logged: once a minute.
 const SAID: Duration = Duration::from_secs(60);
@@ -135,7 +135,7 @@ impl Copying {
         report.read_to.clone_from(&self.seen);
         let overview = workers::reconcile(db, own, &report).await?;
         let now = clock::now();
-        // A paused process must not count a burst of looks.
+        // A paused process must not count a burst of looks. Jitter may make a look a tenth too early; it counts.
         let counts = overview.is_member
             && self.counted.is_none_or(|counted| now.saturating_sub(counted) >= self.every().mul_f64(0.8));
         if counts {

@@ -66,7 +66,7 @@ impl State {
         state
     }
 
-    /// The worker is chosen no more.
+    /// The worker is no longer chosen.
     pub(super) fn forbid(&self) {
         self.may_choose.store(false, Ordering::SeqCst);
     }
@@ -115,7 +115,7 @@ impl Entry {
 }
 
 /// A worker of the fleet, as this pod shows it. A handle: cheap to clone, and reading it uses no database. Its health and
-/// liveness change under the hand.
+/// liveness may change at any time.
 ///
 /// As JSON: `worker_id`, `url`, `origin`, `owner_pod`, `owner_incarnation`, `health`, `liveness`, `reported_at`, `spec`,
 /// `health_check`.

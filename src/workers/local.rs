@@ -42,7 +42,7 @@ impl NewWorker {
     }
 }
 
-/// The longest URL, in bytes. Longer ones are mistakes; each row, log line and answer has the URL.
+/// The longest URL: 2,048 bytes. A shorter limit refuses URLs that servers accept. A longer one fills rows and log lines.
 const URL_MOST: usize = 2048;
 
 /// Checks a worker before it is registered. Returns the size of its spec.
@@ -111,7 +111,7 @@ impl Table {
                 (held.has_reported, held.since) = (former.has_reported, former.since);
             }
             None if held.entry.check.is_none() => (held.own, held.has_reported) = (Some(Health::Ready), true),
-            // The next report may be under way, and not know of the worker.
+            // A report that began before does not know the worker, so it does not name it as unprobed.
             None => held.since = reported.map_or(0, |reported| reported.number) + 1,
         }
         let report = inner.report_of(&held);

@@ -1,13 +1,15 @@
 //! The registry of workers: what one pod registers, every pod sees.
 //!
-//! A worker is something at a URL that a pod fronts, such as a model server. The pod that registers a worker is its owner:
-//! it probes the worker, and it alone writes its row. Each pod keeps a copy of all workers in memory, which answers without
-//! I/O. When the owner dies, its workers are gone for every pod that hears of the burial.
+//! A worker is something at a URL that a pod fronts, such as a model server. The pod that registers a worker is its
+//! owner. The owner probes the worker and writes its row. Only the column `liveness` has another writer, the monitor. Each
+//! pod keeps a copy of all workers in memory, which answers without I/O. When the owner dies, its workers are gone for
+//! every pod that hears of the burial.
 //!
 //! * `table`: the copy; `local`: the workers of this pod. `writing`, `reading` and `comparing`: what passes between the
 //!   copy and the store.
 //! * `publish` writes, `copy` reads and compares, `monitor` writes the liveness, `probing` probes.
-//! * `select` chooses. It takes no lock of the table.
+//! * `select` chooses. Taking a lease locks nothing. `available` reads the list that was made for its filter; only the
+//!   first call after a change locks the table, to make the list again.
 //!
 //! Architecture invariant: the store is the truth, a notice only says "read", and no decision compares clocks.
 
@@ -61,7 +63,8 @@ pub use probing::ProbeRequest;
 pub use select::{Available, Filter, Lease};
 pub use spec::{Secret, SpecFault, WorkerSpec};
 
-/// For how long a failure is quiet: 10 s, which a restart of the database takes. Shorter makes noise at each restart.
+/// How long a failure is quiet: 10 s, which a restart of the database takes. Shorter makes noise at each restart. Longer
+/// hides an outage.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the parts of the registry share.
@@ -73,11 +76,12 @@ pub(crate) struct Registry {
     functions: Functions,
     /// Somebody has asked for the registry. Until then it makes no statement.
     used: AtomicBool,
-    /// Workers may have changed. Notices and a burial wake the copy; it reads all that has changed, so one wake suffices.
+    /// Workers may have changed. A notice, a new session, a replaced process and the first use of the registry wake the
+    /// copy. It reads everything that changed, so one wake is enough. The next comparison repairs a lost wake.
     to_read: Notify,
     /// Notices may have been missed. The next read compares the whole copy with the store, and takes this.
     must_compare: AtomicBool,
-    /// No pod is the monitor, or a pod has gone that may have left workers.
+    /// The registry is used for the first time, no pod is the monitor, or a pod has gone that may have left workers.
     to_monitor: Notify,
     /// How many rounds of writing have ended. [`Workers::published`] waits for it.
     written: watch::Sender<u64>,
@@ -134,7 +138,7 @@ impl Registry {
         }
     }
 
-    /// A pod was buried: its workers are chosen no more.
+    /// A pod was buried: its workers are no longer chosen.
     pub(crate) fn bury(&self, owner: Incarnation) {
         if self.is_used() {
             self.table.hide(owner);
@@ -142,8 +146,8 @@ impl Registry {
         }
     }
 
-    /// A process took the place of another one of its name: the workers of that one are gone, unless it registers them
-    /// again.
+    /// A new process registered under the name of an older one. The older one's workers are gone until the new one
+    /// registers them.
     pub(crate) fn replaced(&self) {
         if self.is_used() {
             self.must_compare.store(true, Ordering::Release);
@@ -220,6 +224,7 @@ impl Workers {
     pub(crate) fn of(registry: &Arc<Registry>) -> Self {
         if !registry.used.swap(true, Ordering::AcqRel) {
             registry.to_read.notify_one();
+            registry.to_monitor.notify_one();
         }
         Self { registry: Arc::clone(registry) }
     }

@@ -1,7 +1,8 @@
 //! The monitor of workers: one pod at a time writes which workers are inactive, and deletes what no pod needs any more.
 //!
-//! Each pod looks at the reports by itself, and chooses no worker that it sees as inactive. So nothing depends on the
-//! monitor but the column `liveness`, the events, and the size of the tables.
+//! Each pod looks at the reports by itself, and chooses no worker that it sees as inactive. A pod that sees a worker for
+//! the first time believes the column `liveness` until the owner's next report. Nothing else depends on the monitor but
+//! the events and the size of the tables.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,13 @@ use crate::protocol::Moment;
 use crate::protocol::worker::Liveness;
 use crate::store::workers::{self, PORTION};
 
-/// After how many rounds of its own, in which the monitor's looks stand still, a pod takes over: 3.
+/// After how many rounds of its own, in which the monitor's rounds stand still, a pod takes over: 3, so about 3 minutes.
+/// With fewer, a slow monitor is replaced while it works. With more, `liveness` in the store stays old for longer.
 const STUCK: u32 = 3;
-/// How many portions of old rows one round deletes at most. The rest has time until the next one.
+/// How many portions of old rows one round deletes at most: 20. More make a round longer; with fewer, old rows stay for
+/// more rounds.
 const PORTIONS: u32 = 20;
-/// How many rows of each kind a portion has.
+/// How many rows of each kind a portion has: 1,000. More hold their locks for longer; fewer cost statements.
 const CLEARED: i64 = 1000;
 /// The delays after failed rounds: from 1 s to 10 s. Nothing depends on a round.
 const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -106,7 +109,8 @@ fn report(registry: &Registry, liveness: Liveness, workers: usize) {
 impl Part for Monitoring {
     const NAME: &'static str = "the monitor of workers";
 
-    /// The first round follows the first comparison, and a burial wakes it, because workers may be left to delete.
+    /// The first use of the registry wakes the first round. From then on, a round is due every
+    /// `worker_monitor_interval`. A burial also wakes it, because workers may be left to delete.
     async fn woken(&mut self) {
         self.registry.to_monitor.notified().await;
     }

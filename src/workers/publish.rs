@@ -15,8 +15,8 @@ use crate::store::workers::{self, PORTION};
 
 /// How long a row that another transaction has locked is left alone. Shorter costs statements; longer delays the change.
 const AGAIN: Duration = Duration::from_millis(250);
-/// The delays after failed writes: up to 2 s. A server that refuses must get less work; a longer one delays the first
-/// change after an outage.
+/// The delays after failed writes: 20 ms to 2 s. A shorter maximum loads a server that refuses; a longer one delays the
+/// first change after an outage.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 /// How often a lasting failure is logged: once a minute.
 const SAID: Duration = Duration::from_secs(60);

@@ -72,7 +72,7 @@ impl Table {
     /// Somebody else wrote a row of this pod, or the monitor wrote its liveness.
     fn refuse(&self, inner: &mut Inner, own: Incarnation, id: WorkerId, row: &WorkerRow) -> bool {
         let epoch = inner.epoch;
-        // An import whose row says now that it is this pod's, which it is not.
+        // The row names this pod as the owner, but this pod did not register the worker. The import goes.
         if inner.origin(id) == Some(Origin::Mesh) {
             self.take(inner, id);
         }
@@ -110,7 +110,7 @@ impl Table {
                 inner.doubts.insert(id, None);
                 false
             }
-            // The local claim wins.
+            // This pod's registration wins.
             Some(Origin::Local) => {
                 inner.refuse(id, "the removal of a worker of this pod");
                 self.changed(inner, id);

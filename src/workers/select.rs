@@ -1,8 +1,8 @@
 //! Choosing a worker: a filter, the workers that match it, and a lease on one of them.
 //!
-//! The workers that match a filter are listed once and kept until a worker comes, goes or is replaced. Whether one of them
-//! may be chosen now is in its own atomics. So a choice takes no lock of the table, copies no list, and sees a change of
-//! health at once.
+//! The workers that match a filter are listed once and kept until a worker comes, goes or is replaced. Whether one of
+//! them may be chosen now is in its own atomics. So taking a lease locks nothing and copies no list, and a change of
+//! health is seen at once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,7 +120,7 @@ impl Lists {
     }
 }
 
-/// The workers that match a filter. Which of them may be chosen is read at each call, so it changes under the hand.
+/// The workers that match a filter. Which of them may be chosen is read at each call, so it may change at any time.
 #[derive(Clone)]
 pub struct Available {
     list: List,
@@ -206,8 +206,8 @@ impl Lease {
         let most = entry.spec.capacity.unwrap_or(u32::MAX);
         let counted = entry.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
         let lease = counted.ok().map(|_| Self { entry: Arc::clone(entry) })?;
-        // Counted first, then asked again, in one order for all threads: whoever forbids the choice and then finds no lease is
-        // sure that none is given.
+        // SeqCst: this thread counts the lease and then reads `may_choose`, while the table clears `may_choose` and whoever
+        // waits for the leases reads the count. One of the two sees the other, so no lease is given unseen.
         entry.state.may_choose.load(Ordering::SeqCst).then_some(lease)
     }
 

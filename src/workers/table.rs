@@ -1,8 +1,9 @@
 //! The copy of all workers that a pod has in memory, and what it must write of its own.
 //!
-//! One lock guards the table. A worker's origin is recorded under it before the worker can be seen, and cleared with the
-//! worker. A local claim and a remote removal that race both decide under it, so the claim wins. Nothing under the lock
-//! waits for I/O. Whoever chooses a worker does not take it.
+//! One lock guards the table. The table records a worker's origin under this lock before anybody can see the worker, and
+//! clears it with the worker. If a registration on this pod races with a removal that another pod published, the
+//! registration wins, because both are decided under the lock. Nothing under the lock waits for I/O. Taking a lease does
+//! not need it.
 //!
 //! The race that the epochs solve: a read of the store and a write of this pod overlap, and the read returns a row from
 //! before the write. Each write raises the epoch when it ends. A read notes the epoch when it begins. What a read says of
@@ -30,10 +31,11 @@ use crate::protocol::reports::{Seen, last_report, looks_needed};
 use crate::protocol::worker::{Health, Liveness, Origin, imported_health, precedence};
 use crate::store::workers::Reported;
 
-/// How many events wait for a slow receiver before it misses some. More only costs memory.
+/// How many events wait for a slow receiver before it misses some: 1,024. With fewer, a slow receiver misses more. More
+/// only costs memory.
 const EVENTS: usize = 1024;
-/// How many buried incarnations, and how many deleted workers, are remembered. Far fewer are buried or deleted within the
-/// time of a read, which is all that matters.
+/// How many buried incarnations are remembered, and how many deleted workers, if they were not deleted within the last 16
+/// writes: 4,096. With fewer, a read that began before could bring a worker back. More only costs memory.
 const REMEMBERED: usize = 4096;
 
 /// A worker of the table.
@@ -381,7 +383,7 @@ impl Held {
         self.entry.state.may_choose.store(may_choose, Ordering::SeqCst);
     }
 
-    /// Sets what is shown of a worker that comes into the table, if it replaces none. Nothing is told: it comes so.
+    /// Sets the first health and liveness of a new worker. Sends no event for them: `Added` follows.
     pub(super) fn begin(&self) {
         self.entry.state.set_health(self.health());
         self.entry.state.set_liveness(self.liveness());

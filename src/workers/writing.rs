@@ -11,7 +11,8 @@ use crate::protocol::Moment;
 use crate::protocol::worker::{Liveness, Origin, Publication, publication};
 use crate::store::workers::{Published, Put};
 
-/// The most bytes of specs that one statement writes: 2 MiB. More makes a statement that may not end in time.
+/// A batch takes no further worker once it holds 2 MiB of specs and checks, so it exceeds that by at most one worker. With
+/// more, a statement may not end in time. With less, a reconnect takes more round trips.
 const BATCH_BYTES: usize = 2 << 20;
 
 /// What one statement writes.
@@ -19,7 +20,7 @@ const BATCH_BYTES: usize = 2 << 20;
 pub(super) struct Batch {
     pub(super) puts: Vec<Put>,
     pub(super) removed: Vec<Uuid>,
-    /// Those of `removed` of which an earlier write may still be done.
+    /// Workers in `removed` whose last write failed without an answer. The server may still execute that write.
     doubtful: HashSet<Uuid>,
 }
 

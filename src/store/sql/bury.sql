@@ -72,8 +72,8 @@ WITH
        AND p.evicted IS NOT DISTINCT FROM d.evicted
     RETURNING p.pod_id, p.incarnation, d.reason, d.cause, d.detail
   ),
-  -- Its workers go with it, but no more than this statement can delete without delay. Without their owner in the roster,
-  -- the others do not count any more, and the monitor of workers deletes them.
+  -- Deletes up to 256 workers of the buried pods. More would hold up the burial; fewer would leave more to the monitor.
+  -- The workers that are left do not count, because their owner is not in the roster. The monitor deletes them.
   doomed AS MATERIALIZED (
     SELECT d.worker_id
       FROM gone

@@ -2,9 +2,9 @@
 --
 -- Arguments:
 --   own    uuid  the incarnation of the pod
---   stuck  int8  the number of looks at which the present monitor stands still, as this pod saw it; NULL: it does not
+--   stuck  int8  the number of the present monitor's last round, if this pod saw that number stand still; or else NULL
 --
--- Returns the number of looks. No row: another pod looks after them.
+-- Returns the number of the new round. No row: another pod is the monitor.
 INSERT INTO :"schema".studio_worker_monitor AS m (incarnation, looks)
 SELECT p.incarnation, 1 FROM :"schema".studio_pods p WHERE p.incarnation = :'own'::uuid
     ON CONFLICT (single) DO UPDATE

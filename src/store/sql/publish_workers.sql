@@ -1,7 +1,7 @@
 -- Writes workers of a pod, and removes some: one statement for many.
 --
--- Only the pod itself writes, while its incarnation is in the roster (L5). The shared lock on its row keeps a burial from
--- passing in between; a burial does not wait for it, and comes again. A write whose number is not higher than that of the
+-- Only the pod itself writes, while its incarnation is in the roster (L5). The key-share lock on its row keeps a burial
+-- from passing in between. Beats pass, and a burial does not wait: it skips the row and tries again. A write whose number is not higher than that of the
 -- pod's last one comes too late, and changes nothing.
 --
 -- A row that another transaction has locked is passed over (L12). The pod writes it again later.
@@ -51,7 +51,8 @@ WITH
     SELECT g.worker_id, g.url, me.pod_id, me.incarnation, g.health,
            CASE WHEN g.reported THEN 'active' ELSE 'inactive' END,
            CASE WHEN g.reported THEN clock_timestamp() END, g.spec, g.health_check,
-           -- The next report may be under way, and may not name a worker that was not probed yet.
+           -- A report that began before does not know the worker, so it does not name it as unprobed. Only the one
+           -- after it may count.
            CASE WHEN g.reported THEN numbered.report ELSE numbered.report + 1 END
       FROM given g
      CROSS JOIN me

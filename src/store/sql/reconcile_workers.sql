@@ -1,7 +1,7 @@
 -- A pod of the worker registry reports its workers, says how far it has read, and compares its copy with the store.
 --
 -- The comparison is by buckets: the workers whose id begins with the same byte. Of each bucket the server returns one sum
--- over the marks of its workers. So the answer has the same size however many workers there are.
+-- over the marks of its workers. So the answer does not grow with the workers, except for those that were not probed.
 --
 -- Arguments:
 --   own        uuid         the incarnation of the pod
@@ -70,7 +70,7 @@ SELECT pg_current_snapshot()::text AS snapshot,
        ARRAY(SELECT reports.reported_at FROM reports ORDER BY reports.incarnation) AS reported_at,
        ARRAY(SELECT COALESCE(reports.report_ms, 0) FROM reports ORDER BY reports.incarnation) AS report_ms,
        ARRAY(SELECT named.worker_id FROM reports CROSS JOIN unnest(reports.unprobed) AS named (worker_id)) AS unprobed,
-       -- Whether a pod in the roster looks after the liveness of workers, and how often pods have looked.
+       -- Whether a pod in the roster is the monitor of workers, and the number of the monitors' rounds so far.
        EXISTS (SELECT FROM :"schema".studio_worker_monitor m
                  JOIN :"schema".studio_pods p ON p.incarnation = m.incarnation) AS is_monitored,
        COALESCE((SELECT m.looks FROM :"schema".studio_worker_monitor m), 0) AS looks;

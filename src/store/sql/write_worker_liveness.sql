@@ -7,7 +7,7 @@
 --   workers   uuid[]  the workers, and for each:
 --   owners    uuid[]    its owner, as the monitor read it. With another owner it is passed over.
 --
--- Returns a row for each of these workers whose liveness is that one now: whether this statement wrote it, and the mark.
+-- Returns a row for each given worker whose row now has this liveness, with its mark. `is_new`: this statement wrote it.
 \set worker_mark `cat part/worker_mark.sql`
 WITH
   given AS MATERIALIZED (

@@ -154,3 +154,20 @@ async fn one_pod_at_a_time_is_the_monitor_and_another_takes_over_when_it_dies() 
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_monitor_that_lives_and_stands_still_is_replaced() {
+    timed(async {
+        let db = Db::new().await;
+        // Its next round comes in an hour.
+        let still = db.config("still").with(|c| c.worker_monitor_interval = Duration::from_secs(3600));
+        let still = Pod::builder(still).start().await.unwrap();
+        still.workers().ready().await;
+        is_monitor(&db, &still).await;
+        let other = builder(&db, "other").start().await.unwrap();
+        other.workers().ready().await;
+        is_monitor(&db, &other).await;
+        assert!(still.status().attached);
+    })
+    .await;
+}
