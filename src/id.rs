@@ -164,8 +164,17 @@ impl WorkerId {
     #[must_use]
     pub fn of(pod: &PodId, url: &str) -> Self {
         // A pod's name has no control character, so no two pairs make the same text.
-        Self(Uuid::new_v5(&WORKERS, format!("{pod}\n{url}").as_bytes()))
+        Self(Uuid::new_v5(&WORKERS, format!("{pod}\n{}", place_of(url)).as_bytes()))
     }
+}
+
+/// The place that a URL names: URLs that differ only in the case of scheme and host, in a default port that is written or
+/// not, or in a `/` as the whole path, name the same place. A text that is no URL names itself.
+pub(crate) fn place_of(url: &str) -> String {
+    let Ok(parsed) = url::Url::parse(url) else { return url.to_owned() };
+    let text = parsed.as_str();
+    let is_bare = parsed.path() == "/" && parsed.query().is_none() && parsed.fragment().is_none();
+    if is_bare { text.trim_end_matches('/').to_owned() } else { text.to_owned() }
 }
 
 /// A number from one global sequence. Each claim of a run gets a new one. A larger number is newer (on one timeline of
@@ -230,6 +239,21 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_has_one_id_however_its_url_is_written() {
+        let pod = PodId::new("a").unwrap();
+        let id = WorkerId::of(&pod, "http://example.com");
+        for same in ["http://example.com/", "HTTP://Example.com:80", "http://example.com:80/"] {
+            assert_eq!(WorkerId::of(&pod, same), id, "{same}");
+        }
+        for other in ["http://example.com:8080", "https://example.com", "http://example.com/a", "http://example.com/?q"]
+        {
+            assert_ne!(WorkerId::of(&pod, other), id, "{other}");
+        }
+        assert_ne!(WorkerId::of(&PodId::new("b").unwrap(), "http://example.com"), id);
+        assert_eq!(place_of("no url"), "no url");
+    }
 
     #[test]
     fn pod_names_of_1_to_128_characters_without_control_characters_are_accepted() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
@@ -127,7 +127,12 @@ async fn changed(pod: &Pod, worker_id: WorkerId) -> Response {
 }
 
 /// Lists the workers of the fleet, as this pod shows them.
-pub(super) async fn list(State(pod): State<Pod>) -> Result<Response, Problem> {
+pub(super) async fn list(State(pod): State<Pod>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    // A filter that is ignored would answer another question.
+    if query.is_some_and(|query| !query.is_empty()) {
+        let error = "there are no parameters: the list has all workers".to_owned();
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", error));
+    }
     has_read(&pod).await?;
     Ok(Json(pod.workers().list()).into_response())
 }

@@ -94,7 +94,9 @@ impl Counts {
             Health::Draining => Health::Draining,
             _ if self.successes >= ready_after.max(1) => Health::Ready,
             _ if self.failures >= give_up_after.max(1) => Health::Failed,
-            Health::Pending | Health::Ready if self.failures >= fail_after.max(1) => Health::NotReady,
+            // Nothing is known of it any more that speaks for it.
+            Health::Pending if self.failures > 0 => Health::NotReady,
+            Health::Ready if self.failures >= fail_after.max(1) => Health::NotReady,
             Health::Pending | Health::NotReady | Health::Ready | Health::Failed => before,
         }
     }
@@ -258,14 +260,14 @@ mod tests {
         for (before, results, after) in [
             // Ready after two successes in a row, from anywhere.
             (Pending, "+", Pending),
-            (Pending, "+-+", Pending),
+            (Pending, "+-+", NotReady),
             (Pending, "++", Ready),
             (NotReady, "+", NotReady),
             (NotReady, "++", Ready),
             (Failed, "+", Failed),
             (Failed, "-----++", Ready),
             // Not ready after three failures in a row.
-            (Pending, "--", Pending),
+            (Pending, "-", NotReady),
             (Pending, "---", NotReady),
             (Ready, "--", Ready),
             (Ready, "--+--", Ready),

@@ -20,6 +20,8 @@ use crate::timestamp::Timestamp;
 pub(super) struct Entry {
     pub(super) id: WorkerId,
     pub(super) url: Arc<str>,
+    /// What the URL names, however it is written. Of the workers of one place, one is shown.
+    pub(super) place: Arc<str>,
     pub(super) origin: Origin,
     pub(super) owner_pod: PodId,
     pub(super) owner: Incarnation,

@@ -235,7 +235,7 @@ impl Workers {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] if this pod has registered the URL already, or if something about the worker cannot be
-    /// used; [`ErrorKind::TooLarge`] for a spec with more than `worker_spec_max_bytes`; [`ErrorKind::Stopped`].
+    /// used: its URL, its spec, or its check, which may name a function or a secret that is not there; [`ErrorKind::TooLarge`] for a spec with more than `worker_spec_max_bytes`; [`ErrorKind::Stopped`].
     pub fn register(&self, new: NewWorker) -> Result<WorkerId> {
         let url = new.url.clone();
         self.put(new, false)?.ok_or_else(|| {
@@ -268,6 +268,7 @@ impl Workers {
                 .help("register it on another pod"));
         }
         let bytes = local::check(&new, member.settings.worker_spec_max_bytes)?;
+        self.registry.can_probe(&new)?;
         Ok(table.register(member.incarnation(), new, bytes, replaces))
     }
 

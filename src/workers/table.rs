@@ -24,7 +24,7 @@ use super::entry::{Entry, State, Worker};
 use super::event::WorkerEvent;
 use super::select::Lists;
 use super::spec::WorkerSpec;
-use crate::id::{Incarnation, PodId, WorkerId};
+use crate::id::{Incarnation, PodId, WorkerId, place_of};
 use crate::protocol::Moment;
 use crate::protocol::probing::Counts;
 use crate::protocol::reports::{Seen, last_report, looks_needed};
@@ -83,7 +83,8 @@ pub(super) struct Inner {
     /// The incarnation that publishes. `None`: nothing was published yet.
     pub(super) own: Option<Incarnation>,
     pub(super) workers: HashMap<WorkerId, Held>,
-    urls: HashMap<Arc<str>, Vec<WorkerId>>,
+    /// The workers of each place.
+    places: HashMap<Arc<str>, Vec<WorkerId>>,
     /// The imports of each owner.
     pub(super) owners: HashMap<Incarnation, HashSet<WorkerId>>,
     /// Incarnations that were buried, and the epoch then. Reads that began before do not bring their workers back.
@@ -177,25 +178,25 @@ impl Table {
 
     /// Puts a worker into the table, in place of one with the same id. Nobody sees the place empty meanwhile.
     pub(super) fn put(&self, inner: &mut Inner, mut held: Held) {
-        let (id, url, owner) = (held.entry.id, Arc::clone(&held.entry.url), held.entry.owner);
+        let (id, place, owner) = (held.entry.id, Arc::clone(&held.entry.place), held.entry.owner);
         let is_import = held.entry.origin == Origin::Mesh;
-        held.is_shown = inner.workers.get(&id).is_some_and(|former| former.is_shown && former.entry.url == url);
+        held.is_shown = inner.workers.get(&id).is_some_and(|former| former.is_shown && former.entry.place == place);
         inner.bytes += held.bytes;
         let former = inner.workers.insert(id, held);
         if let Some(former) = &former {
             inner.bytes -= former.bytes;
-            inner.forget_places(id, &former.entry, former.entry.url != url);
+            inner.forget_places(id, &former.entry, former.entry.place != place);
         }
-        let ids = inner.urls.entry(Arc::clone(&url)).or_default();
+        let ids = inner.places.entry(Arc::clone(&place)).or_default();
         if !ids.contains(&id) {
             ids.push(id);
         }
         if is_import {
             inner.owners.entry(owner).or_default().insert(id);
         }
-        self.show(inner, &url);
+        self.show(inner, &place);
         let Some(former) = former else { return };
-        if former.entry.url == url {
+        if former.entry.place == place {
             let now = &inner.workers[&id];
             if now.is_shown {
                 self.lists.changed();
@@ -224,12 +225,12 @@ impl Table {
             self.lists.changed();
             self.tell(WorkerEvent::Removed(Worker(Arc::clone(&held.entry))));
         }
-        self.show(inner, &held.entry.url);
+        self.show(inner, &held.entry.place);
     }
 
-    /// Decides which worker of a URL is shown, and which of them may be chosen.
-    pub(super) fn show(&self, inner: &mut Inner, url: &Arc<str>) {
-        let Some(ids) = inner.urls.get(url).cloned() else { return };
+    /// Decides which worker of a place is shown, and which of them may be chosen.
+    pub(super) fn show(&self, inner: &mut Inner, place: &Arc<str>) {
+        let Some(ids) = inner.places.get(place).cloned() else { return };
         let rank = |id: &WorkerId| inner.workers.get(id).map(|held| (held.entry.origin, *id));
         let best = ids.iter().filter_map(rank).min_by(|a, b| precedence(*a, *b)).map(|(_, id)| id);
         for id in ids {
@@ -290,18 +291,18 @@ impl Table {
 }
 
 impl Inner {
-    /// Takes a worker out of the lists of its owner and, with `and_url`, of its URL.
-    fn forget_places(&mut self, id: WorkerId, entry: &Entry, and_url: bool) {
+    /// Takes a worker out of the lists of its owner and, with `and_place`, of its place.
+    fn forget_places(&mut self, id: WorkerId, entry: &Entry, and_place: bool) {
         if let Some(ids) = self.owners.get_mut(&entry.owner) {
             ids.remove(&id);
             if ids.is_empty() {
                 self.owners.remove(&entry.owner);
             }
         }
-        if and_url && let Some(ids) = self.urls.get_mut(&entry.url) {
+        if and_place && let Some(ids) = self.places.get_mut(&entry.place) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
-                self.urls.remove(&entry.url);
+                self.places.remove(&entry.place);
             }
         }
     }
@@ -351,14 +352,14 @@ impl Inner {
     pub(super) fn is_consistent(&self) -> bool {
         let placed = |held: &Held| {
             let (id, entry) = (held.entry.id, &held.entry);
-            self.urls.get(&entry.url).is_some_and(|ids| ids.iter().filter(|other| **other == id).count() == 1)
+            self.places.get(&entry.place).is_some_and(|ids| ids.iter().filter(|other| **other == id).count() == 1)
                 && (entry.origin == Origin::Local) != self.owners.get(&entry.owner).is_some_and(|ids| ids.contains(&id))
         };
-        let of_urls: usize = self.urls.values().map(Vec::len).sum();
+        let of_places: usize = self.places.values().map(Vec::len).sum();
         let imports = self.workers.values().filter(|held| held.entry.origin == Origin::Mesh).count();
         let of_owners: usize = self.owners.values().map(HashSet::len).sum();
         self.workers.values().all(placed)
-            && of_urls == self.workers.len()
+            && of_places == self.workers.len()
             && of_owners == imports
             && self.bytes == self.workers.values().map(|held| held.bytes).sum::<usize>()
     }
@@ -410,7 +411,19 @@ impl Parts {
         let Self { id, url, origin, owner_pod, owner, spec, undecoded, check, bytes } = self;
         let in_flight = former.map_or_else(|| Arc::new(AtomicU32::new(0)), |f| Arc::clone(&f.entry.in_flight));
         let state = former.map_or_else(State::default, |f| f.entry.state.copy());
-        let entry = Arc::new(Entry { id, url, origin, owner_pod, owner, spec, undecoded, check, in_flight, state });
+        let entry = Arc::new(Entry {
+            id,
+            place: place_of(&url).into(),
+            url,
+            origin,
+            owner_pod,
+            owner,
+            spec,
+            undecoded,
+            check,
+            in_flight,
+            state,
+        });
         Held {
             entry,
             mark: 0,

@@ -9,8 +9,10 @@ use super::Registry;
 use super::check::{HealthCheck, Means};
 use super::entry::Entry;
 use super::event::WorkerEvent;
+use super::local::NewWorker;
 use super::probing::{ProbeFailure, ProbeFunction, ProbeRequest, Target, Targets};
 use super::spec::Secret;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::WorkerId;
 use crate::membership::clock;
 use crate::protocol::worker::Origin;
@@ -66,6 +68,30 @@ impl Registry {
         let secrets = known.into_iter().map(|(name, secret)| (name, secret.0)).collect();
         let (worker, url) = (entry.id.as_uuid(), Arc::clone(&entry.url));
         Some(Target { worker, url, check: Arc::clone(check), secrets: Arc::new(secrets) })
+    }
+
+    /// Refuses a worker of this pod that it could never probe.
+    pub(super) fn can_probe(&self, new: &NewWorker) -> Result<()> {
+        let Some(check) = &new.check else { return Ok(()) };
+        let fault = match check.means() {
+            Means::Function(name) if !self.functions.probes.contains_key(name) => Some((
+                format!("its health check names the function {name:?}, which this service does not have"),
+                "register it with PodBuilder::worker_probe, or correct the name",
+            )),
+            _ => check.secret_names().find(|name| !new.spec.secrets.contains_key(*name)).map(|name| {
+                (
+                    format!("its health check names the secret {name:?}, which its spec does not have"),
+                    "add the secret to the spec's secrets, or correct the name",
+                )
+            }),
+        };
+        match fault {
+            None => Ok(()),
+            Some((what, help)) => {
+                let what = format!("the worker cannot be registered: {what}");
+                Err(Error::new(ErrorKind::InvalidInput, what).state("nothing was registered").help(help))
+            }
+        }
     }
 
     fn has_function(&self, check: &HealthCheck) -> bool {

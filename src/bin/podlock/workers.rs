@@ -62,6 +62,11 @@ pub(crate) struct FilterArgs {
 }
 
 impl FilterArgs {
+    /// Whether a worker can cease to match although it is there.
+    fn is_of_state(&self) -> bool {
+        self.health.is_some() || self.liveness.is_some()
+    }
+
     fn filter(&self) -> WorkerFilter {
         let mut filter = WorkerFilter::new();
         if let Some(pod) = &self.pod {
@@ -150,7 +155,9 @@ async fn watch(operator: &Operator, filter: &FilterArgs, every: Duration, format
                 if redraw {
                     draw(&now)?;
                 } else {
-                    changes(before.as_ref(), &now).iter().try_for_each(|change| show(format, change))?;
+                    changes(before.as_ref(), &now, filter.is_of_state())
+                        .iter()
+                        .try_for_each(|change| show(format, change))?;
                 }
                 before = Some(now);
             }
@@ -184,8 +191,10 @@ struct Change {
     worker: WorkerRow,
 }
 
-/// `present` at the first read, then `added`, `changed`, `removed`. A report alone is no change.
-fn changes(before: Option<&Seen>, now: &Seen) -> Vec<Change> {
+/// `present` at the first read, then `added`, `changed`, `removed`. A report alone is no change. Under a filter for health
+/// or liveness, a worker that does not match any more may still be there: `came` and `left`.
+fn changes(before: Option<&Seen>, now: &Seen, of_state: bool) -> Vec<Change> {
+    let (added, removed) = if of_state { ("came", "left") } else { ("added", "removed") };
     let of = |change, worker: &WorkerRow| Change { change, worker: worker.clone() };
     let Some(before) = before else {
         return now.values().map(|worker| of("present", worker)).collect();
@@ -193,12 +202,12 @@ fn changes(before: Option<&Seen>, now: &Seen) -> Vec<Change> {
     let mut changes = Vec::new();
     for (key, old) in before {
         if !now.contains_key(key) {
-            changes.push(of("removed", old));
+            changes.push(of(removed, old));
         }
     }
     for (key, new) in now {
         match before.get(key) {
-            None => changes.push(of("added", new)),
+            None => changes.push(of(added, new)),
             Some(old) => {
                 let mut but_for_the_report = old.clone();
                 but_for_the_report.reported_at = new.reported_at;
