@@ -41,7 +41,11 @@ pub(super) async fn check(operator: &Operator, board: &Board, args: &Args) -> Re
     let all = runs.len();
     let chunks = args.chunks;
     Ok(vec![
-        judge(format!("{all} of {all} runs succeeded, each ended by exactly one of its attempts"), &runs, succeeded_once),
+        judge(
+            format!("{all} of {all} runs succeeded, each ended by exactly one of its attempts"),
+            &runs,
+            succeeded_once,
+        ),
         judge("every run's attempts are numbered without a gap, under fences that only rise".to_owned(), &runs, rising),
         judge(
             format!(
