@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::stage::{SOON, Stage, act, behind_proxy, story, told};
 use crate::support::proxy::{ALL, Flow};
-use crate::support::{Db, eventually, lease, timed};
+use crate::support::{Db, eventually, lease, sql, timed};
 
 /// How late a token may fire on a loaded machine.
 fn slack() -> Duration {
@@ -148,7 +148,12 @@ async fn a_pod_whose_runtime_is_blocked_gives_its_runs_up_and_comes_back_as_anot
         let starting = one_thread.spawn(Pod::builder(config).handler("blocks", blocks).start());
         let a = starting.await.unwrap().expect("a starts");
         let before = a.incarnation();
-        let run_id = a.submit(NewRun::new("blocks")).await.unwrap();
+        // In a transaction of the test's own: a submit of the pod would answer on the runtime that the run blocks, and a
+        // recovery pass may begin the run before the answer is seen.
+        let mut client = sql::connect(&db.url).await;
+        let txn = client.transaction().await.unwrap();
+        let run_id = a.submit_in_txn(&txn, NewRun::new("blocks")).await.unwrap();
+        txn.commit().await.unwrap();
         db.client.run_owned_by(run_id, before, SOON).await;
         let b = Pod::builder(db.config("b"))
             .handler("blocks", |run: Run| async move { Ok(Outcome::Done(json!(run.attempt()))) })
