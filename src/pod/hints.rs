@@ -200,7 +200,9 @@ fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
             // The pod replaced an incarnation whose runs are orphans now. It goes first, and the others soon after.
             if told.reason.is_some() && !is_ours {
                 shared.engine.recover_within(shared.member.settings.hold_probe_interval);
-                shared.workers.replaced();
+                if let Some(pod) = &told.pod {
+                    shared.workers.replaced(pod, told.incarnation);
+                }
             }
             Some(GATHER)
         }

@@ -11,6 +11,8 @@
 
 use std::time::Duration;
 
+use super::Moment;
+
 /// The report of a worker that its owner has never reported.
 pub const NEVER: i64 = -1;
 
@@ -32,6 +34,22 @@ pub fn last_report(has_reported: bool, since: i64, owner: Option<i64>, is_named:
 pub fn looks_needed(stale_after: Duration, every: Duration) -> u32 {
     let every = every.as_nanos().max(1);
     u32::try_from(stale_after.as_nanos().div_ceil(every)).unwrap_or(u32::MAX).max(1)
+}
+
+/// Whether something that happens every `every`, jittered by a tenth, counts now: a look, or a round of a monitor.
+/// `counted`: when the last one counted. What a notice or a paused process makes too early does not count: 0.8 of the time
+/// must have passed. With 0.9 or more, one that jitter made early would not count; with little, a burst would.
+#[must_use]
+pub fn counts(counted: Option<Moment>, now: Moment, every: Duration) -> bool {
+    counted.is_none_or(|counted| now.saturating_sub(counted) >= every.mul_f64(0.8))
+}
+
+/// Whether an owner reports a worker: a probe of it has ended lately, at `last`. Lately is within a report interval, or
+/// within two intervals of its check and a time-out, because the pause between two probes varies.
+#[must_use]
+pub fn is_probed(last: Option<Moment>, now: Moment, report: Duration, interval: Duration, limit: Duration) -> bool {
+    let lately = report.max(interval.saturating_mul(2).saturating_add(limit));
+    last.is_some_and(|last| now.saturating_sub(last) <= lately)
 }
 
 /// What an observer saw of one worker's reports.
@@ -107,6 +125,24 @@ mod tests {
         }
         seen.look(5, true);
         assert!(!seen.is_stale(3));
+    }
+
+    #[test]
+    fn a_look_counts_when_most_of_its_time_has_passed() {
+        for (counted, now, expected) in [(None, 0, true), (Some(100), 123, false), (Some(100), 124, true)] {
+            assert_eq!(counts(counted.map(|s| SECOND * s), SECOND * now, SECOND * 30), expected, "{counted:?} {now}");
+        }
+    }
+
+    #[test]
+    fn an_owner_reports_what_it_probed_within_a_report_or_two_intervals() {
+        // The report interval, the check's interval and time-out, and until when a probe that ended at 100 s suffices.
+        for (report, interval, limit, until) in [(30, 10, 1, 130), (30, 60, 5, 225), (1, 10, 1, 121)] {
+            let is_probed =
+                |now| is_probed(Some(SECOND * 100), SECOND * now, SECOND * report, SECOND * interval, SECOND * limit);
+            assert!(is_probed(until) && !is_probed(until + 1), "{report} {interval} {limit}");
+        }
+        assert!(!is_probed(None, SECOND, SECOND, SECOND, SECOND));
     }
 
     #[test]

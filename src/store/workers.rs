@@ -14,6 +14,7 @@ use crate::id::{Incarnation, PodId};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
+use crate::pg::txn::one;
 use crate::protocol::worker::Liveness;
 use crate::timestamp::Timestamp;
 
@@ -63,7 +64,8 @@ pub(crate) async fn publish(
     const SQL: &str = sql!("publish_workers", "worker_mark");
     let puts = serde_json::to_value(puts).unwrap_or_default();
     let params: [&(dyn ToSql + Sync); 6] = [&own.as_uuid(), &number, &puts, &removed, &tells, &owes];
-    let row = one(db.query("publishing workers", SQL, &params).await?)?;
+    let step = "publishing workers";
+    let row = one(step, db.query(step, SQL, &params).await?)?;
     let (written, marks): (Vec<Uuid>, Vec<i64>) = (row.at("written")?, row.at("marks")?);
     let active = row.at::<Vec<&str>>("liveness")?.into_iter().map(|word| word == Liveness::Active.as_str());
     Ok(Published {
@@ -205,7 +207,8 @@ pub(crate) async fn reconcile(db: &Database, own: Incarnation, report: &Report) 
     const SQL: &str = sql!("reconcile_workers", "worker_mark");
     let Report { reports, report_ms, unprobed, newly, read_to } = report;
     let params: [&(dyn ToSql + Sync); 6] = [&own.as_uuid(), reports, report_ms, unprobed, newly, read_to];
-    let row = one(db.query("reconciling workers", SQL, &params).await?)?;
+    let step = "reconciling workers";
+    let row = one(step, db.query(step, SQL, &params).await?)?;
     let (kept, marks): (Vec<Uuid>, Vec<i64>) = (row.at("kept")?, row.at("kept_marks")?);
     let (buckets, sums): (Vec<i32>, Vec<i64>) = (row.at("buckets")?, row.at("sums")?);
     let pods = row.at::<Vec<Uuid>>("pods")?.into_iter().map(Incarnation::from);
@@ -291,11 +294,8 @@ pub(crate) async fn write_liveness(
 /// Deletes at most `most` rows of each kind that no pod needs any more. Returns the largest of the numbers.
 pub(crate) async fn clear(db: &Database, most: i64) -> Result<i64> {
     const SQL: &str = sql!("clear_workers");
-    let row = one(db.query("clearing the worker registry", SQL, &[&most]).await?)?;
+    let step = "clearing the worker registry";
+    let row = one(step, db.query(step, SQL, &[&most]).await?)?;
     let counts: [i64; 3] = [row.at("workers")?, row.at("pods")?, row.at("tombstones")?];
     Ok(counts.into_iter().max().unwrap_or(0))
-}
-
-fn one(rows: Vec<Row>) -> Result<Row> {
-    crate::pg::txn::one("the worker registry", rows)
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::table::{Held, Table, Written, bucket};
 use crate::id::{Incarnation, WorkerId};
 use crate::protocol::Moment;
+use crate::protocol::reports::is_probed;
 use crate::protocol::worker::{Liveness, Origin};
 use crate::store::workers::{Noted, Overview, PORTION, Report};
 
@@ -19,7 +20,7 @@ impl Table {
         let mut report = Report { report_ms, ..Report::default() };
         for (id, held) in inner.workers.iter().filter(|(_, held)| held.entry.origin == Origin::Local) {
             report.reports = true;
-            if is_probed(held, now, self.every) {
+            if is_reported(held, now, self.every) {
                 continue;
             }
             report.unprobed.push(id.as_uuid());
@@ -73,7 +74,6 @@ impl Table {
                 self.refresh(held);
             }
         }
-        #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("podlock_worker_bytes").set(inner.bytes as f64);
     }
 
@@ -151,10 +151,10 @@ impl Table {
     }
 }
 
-/// Whether a worker of this pod was probed lately, by this process's clock, or need not be. The pause between two probes
-/// varies.
-pub(super) fn is_probed(held: &Held, now: Moment, every: Duration) -> bool {
-    let Some(check) = &held.entry.check else { return true };
-    let lately = every.max(check.interval_of_probes() * 2 + check.time_limit());
-    held.probes.last.is_some_and(|last| now.saturating_sub(last) <= lately)
+/// Whether this pod reports a worker of its own. One without a check need not be probed.
+pub(super) fn is_reported(held: &Held, now: Moment, every: Duration) -> bool {
+    held.entry
+        .check
+        .as_ref()
+        .is_none_or(|check| is_probed(held.probes.last, now, every, check.interval_of_probes(), check.time_limit()))
 }

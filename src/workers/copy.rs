@@ -18,6 +18,7 @@ use crate::nag::Nag;
 use crate::protocol::Moment;
 use crate::protocol::notices::Gate;
 use crate::protocol::replica::{Reader, pace};
+use crate::protocol::reports;
 use crate::store::workers::{self, PORTION};
 use crate::timestamp::Timestamp;
 
@@ -135,9 +136,7 @@ impl Copying {
         report.read_to.clone_from(&self.seen);
         let overview = workers::reconcile(db, own, &report).await?;
         let now = clock::now();
-        // A paused process must not count a burst of looks. Jitter may make a look a tenth too early; it counts.
-        let counts = overview.is_member
-            && self.counted.is_none_or(|counted| now.saturating_sub(counted) >= self.every().mul_f64(0.8));
+        let counts = overview.is_member && reports::counts(self.counted, now, self.every());
         if counts {
             self.counted = Some(now);
         }

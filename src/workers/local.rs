@@ -45,7 +45,7 @@ impl NewWorker {
 /// The longest URL: 2,048 bytes. A shorter limit refuses URLs that servers accept. A longer one fills rows and log lines.
 const URL_MOST: usize = 2048;
 
-/// Checks a worker before it is registered. Returns the size of its spec.
+/// Checks a worker before it is registered. Returns the size of its spec and its check.
 pub(super) fn check(new: &NewWorker, spec_most: usize) -> Result<usize> {
     let refuse = |kind, fault: String| {
         Error::new(kind, format!("the worker cannot be registered: {fault}")).state("nothing was registered")

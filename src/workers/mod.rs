@@ -40,7 +40,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, WorkerId};
+use crate::id::{Incarnation, PodId, WorkerId};
 use crate::membership::{Membership, clock};
 use crate::nag::Nag;
 use crate::pg::pool::Database;
@@ -147,10 +147,10 @@ impl Registry {
     }
 
     /// A new process registered under the name of an older one. The older one's workers are gone until the new one
-    /// registers them.
-    pub(crate) fn replaced(&self) {
-        if self.is_used() {
-            self.must_compare.store(true, Ordering::Release);
+    /// registers them. The copy reads them once more, because an event may be heard late: the rows say which of them are
+    /// there.
+    pub(crate) fn replaced(&self, pod: &PodId, by: Incarnation) {
+        if self.is_used() && self.table.doubt_all_but_those_of(pod, by) {
             self.to_read.notify_one();
             self.to_monitor.notify_one();
         }
@@ -235,14 +235,10 @@ impl Workers {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidInput`] if this pod has registered the URL already, or if something about the worker cannot be
-    /// used: its URL, its spec, or its check, which may name a function or a secret that is not there; [`ErrorKind::TooLarge`] for a spec with more than `worker_spec_max_bytes`; [`ErrorKind::Stopped`].
+    /// used: its URL, its spec, or its check, which may name a function or a secret that is not there.
+    /// [`ErrorKind::TooLarge`] for a spec with more than `worker_spec_max_bytes`. [`ErrorKind::Stopped`].
     pub fn register(&self, new: NewWorker) -> Result<WorkerId> {
-        let url = new.url.clone();
-        self.put(new, false)?.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, format!("this pod has registered a worker at {url:?} already"))
-                .state("that worker is as it was")
-                .help("replace it with register_or_replace, or remove it first")
-        })
+        self.put(new, false)
     }
 
     /// Registers a worker of this pod, in place of one that it has registered under the same URL. The worker keeps its id
@@ -253,14 +249,10 @@ impl Workers {
     ///
     /// As [`Workers::register`].
     pub fn register_or_replace(&self, new: NewWorker) -> Result<WorkerId> {
-        let url = new.url.clone();
-        self.put(new, true)?.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, format!("the worker at {url:?} was not replaced"))
-                .state("nothing was registered")
-        })
+        self.put(new, true)
     }
 
-    fn put(&self, new: NewWorker, replaces: bool) -> Result<Option<WorkerId>> {
+    fn put(&self, new: NewWorker, replaces: bool) -> Result<WorkerId> {
         let Registry { member, table, .. } = &*self.registry;
         if member.root.is_cancelled() {
             return Err(Error::new(ErrorKind::Stopped, format!("pod {} has ended", member.pod_id))
@@ -269,7 +261,12 @@ impl Workers {
         }
         let bytes = local::check(&new, member.settings.worker_spec_max_bytes)?;
         self.registry.can_probe(&new)?;
-        Ok(table.register(member.incarnation(), new, bytes, replaces))
+        let url = new.url.clone();
+        table.register(member.incarnation(), new, bytes, replaces).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, format!("this pod has registered a worker at {url:?} already"))
+                .state("that worker is as it was")
+                .help("replace it with register_or_replace, or remove it first")
+        })
     }
 
     /// Removes a worker of this pod. Its leases stay valid. Returns false if there is no worker with this id.
@@ -343,14 +340,18 @@ impl Workers {
         self.registry.table.events.subscribe()
     }
 
-    /// Resolves when this pod has read all workers once.
+    /// Resolves when this pod has read all workers once, or has ended.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn ready(&self) {
-        // The sender lives as long as the registry.
-        let _ = self.registry.compared.subscribe().wait_for(|count| *count > 0).await;
+        let mut compared = self.registry.compared.subscribe();
+        tokio::select! {
+            // The sender lives as long as the registry.
+            _ = compared.wait_for(|count| *count > 0) => {}
+            () = self.registry.member.root.cancelled() => {}
+        }
     }
 
     /// Resolves when every change of this pod's workers up to now is in the store. Returns false if that takes longer than

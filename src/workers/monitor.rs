@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::membership::clock;
 use crate::nag::Nag;
 use crate::protocol::Moment;
+use crate::protocol::reports;
 use crate::protocol::worker::Liveness;
 use crate::store::workers::{self, PORTION};
 
@@ -48,10 +49,10 @@ impl Monitoring {
     /// Counts a round in which the monitor's looks stood still, if about an interval has passed.
     fn count(&mut self, looks: i64) {
         let now = clock::now();
-        let least = self.registry.member.settings.worker_monitor_interval.mul_f64(0.8);
+        let every = self.registry.member.settings.worker_monitor_interval;
         if looks != self.looks.0 {
             (self.looks, self.counted) = ((looks, 0), Some(now));
-        } else if self.counted.is_none_or(|counted| now.saturating_sub(counted) >= least) {
+        } else if reports::counts(self.counted, now, every) {
             (self.looks.1, self.counted) = (self.looks.1 + 1, Some(now));
         }
     }

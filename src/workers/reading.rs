@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::check::HealthCheck;
 use super::entry::Entry;
 use super::spec::WorkerSpec;
-use super::table::{Inner, Parts, Table, Written};
+use super::table::{Held, Inner, Parts, Table, Written};
 use crate::id::{Incarnation, PodId, WorkerId};
 use crate::protocol::reports::{Seen, last_report};
 use crate::protocol::worker::{Admission, Health, Liveness, Origin, admit};
@@ -178,6 +178,18 @@ impl Table {
             inner.doubts.remove(id);
         }
         ids.iter().map(WorkerId::as_uuid).collect()
+    }
+
+    /// Puts in doubt what this pod shows of former processes of `pod`, whose process is now `by`. Returns whether there
+    /// is something.
+    pub(super) fn doubt_all_but_those_of(&self, pod: &PodId, by: Incarnation) -> bool {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let former =
+            |held: &&Held| held.entry.origin == Origin::Mesh && held.entry.owner_pod == *pod && held.entry.owner != by;
+        let before = inner.doubts.len();
+        inner.doubts.extend(inner.workers.values().filter(former).map(|held| (held.entry.id, None)));
+        inner.doubts.len() > before
     }
 
     /// They could not be read, and must be.

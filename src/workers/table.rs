@@ -103,7 +103,8 @@ pub(super) struct Inner {
     /// Workers of this pod whose rows it deleted lately, and the epoch then.
     pub(super) deleted: HashMap<WorkerId, u64>,
     pub(super) epoch: u64,
-    /// Workers of this pod of which a read may have said what was old, with the mark that it showed; `None`: a removal.
+    /// Workers to read once more. Of this pod: a read may have said what was old, with the mark that it showed; `None`: a
+    /// removal. Of others: their owner's process was replaced.
     pub(super) doubts: HashMap<WorkerId, Option<i64>>,
     /// The last report of each owner, and the workers that these reports do not include.
     pub(super) reports: BTreeMap<Incarnation, Reported>,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::comparing::is_reported;
 use super::table::{Held, Inner, Parts, Table, Written};
 use crate::id::{Incarnation, WorkerId};
 use crate::protocol::Moment;
+use crate::protocol::reports::{NEVER, Seen};
 use crate::protocol::worker::{Liveness, Origin, Publication, publication};
 use crate::store::workers::{Published, Put};
 
@@ -69,7 +71,10 @@ impl Table {
             check: entry.check.clone(),
             bytes: former.bytes,
         };
-        let mut held = parts.held(Some(former), former.seen, self.needed(None));
+        // Its reports are numbered anew. One that is inactive stays so until the next.
+        let report = if former.has_reported { 0 } else { NEVER };
+        let seen = Seen::first(report, entry.state.liveness() == Liveness::Inactive);
+        let mut held = parts.held(Some(former), seen, self.needed(None));
         (held.own, held.probes, held.has_reported) = (former.own, former.probes, former.has_reported);
         self.put(inner, held);
     }
@@ -112,7 +117,7 @@ impl Table {
             health: held.health().as_str(),
             spec: held.entry.spec.encode(),
             health_check: held.entry.check.as_ref().map(|check| check.to_json()),
-            reported: held.has_reported && super::comparing::is_probed(held, now, self.every),
+            reported: held.has_reported && is_reported(held, now, self.every),
         }
     }
 

@@ -1,8 +1,8 @@
 -- Writes workers of a pod, and removes some: one statement for many.
 --
 -- Only the pod itself writes, while its incarnation is in the roster (L5). The key-share lock on its row keeps a burial
--- from passing in between. Beats pass, and a burial does not wait: it skips the row and tries again. A write whose number is not higher than that of the
--- pod's last one comes too late, and changes nothing.
+-- from passing in between. Beats pass, and a burial does not wait: it skips the row and tries again. A write whose number
+-- is not higher than that of the pod's last one comes too late, and changes nothing.
 --
 -- A row that another transaction has locked is passed over (L12). The pod writes it again later.
 --
