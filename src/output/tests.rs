@@ -243,6 +243,7 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
         ("%TAG !c! tag:yaml.org,2002:\n--- !c!str 1\n", json!("1")),
         // Marks, blanks, and nodes without any text.
         ("\u{feff}a: 1", json!({"a": 1})),
+        ("\u{feff}---\na: 1", json!({"a": 1})),
         ("%YAML 1.2\n---\na: 1\n...\n", json!({"a": 1})),
         ("a: x \t \nb: 'y ' # c\n", json!({"a": "x", "b": "y "})),
         ("a:\nb: !!str\nc: ''\n", json!({"a": null, "b": "", "c": ""})),
@@ -264,6 +265,7 @@ fn yaml_at_its_edges_is_read_right_or_stays_text() {
         // A line break of YAML 1.1.
         "a: x\u{2028}y",
         "- 'x\u{85} y'",
+        "\u{feff}---\u{2028}>-\r\n\n  ",
         "|\n# c\n",
         // A block scalar that is not indented.
         "--- |\nx\n...\n",

@@ -50,8 +50,8 @@ pub(crate) type Call<'a> = (&'a str, &'a [Param<'a>]);
 ///
 /// A burial and a slice of the watch are tried again at once (`pod::watcher`), a sweep at its next probe, a
 /// registration up to ten times, and a return with back-off. A stall is recorded at the next probe. Calls of runs and
-/// operators through the pool fail with the error, and nothing was done; the publisher of workers tries again. The migrations' time-outs are a minute, and
-/// they notify nobody.
+/// operators through the pool fail with the error, and nothing was done; the publisher of workers tries again. The
+/// migrations' time-outs are a minute, and they notify nobody.
 pub(crate) fn commit_patience(limit: Duration) -> Duration {
     limit * 2 + limit / 4
 }

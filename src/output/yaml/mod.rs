@@ -28,8 +28,10 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
 
 /// The only document, if two readers agree on it.
 fn tree(text: &str) -> Result<Tree, String> {
-    // Some readers treat it as part of the text, others skip it.
-    if text.char_indices().any(|(at, c)| c == '\u{feff}' && at > 0) {
+    // All readers skip it at the beginning. But not all of them see that `---` behind it begins a document.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // Elsewhere, some readers treat it as part of the text, and others skip it.
+    if text.contains('\u{feff}') {
         return Err("a byte order mark stands elsewhere than at its beginning".to_owned());
     }
     let mut document = Document::default();
