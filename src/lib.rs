@@ -6,11 +6,12 @@ mod backoff;
 pub mod config;
 mod connect;
 mod error;
-mod history;
+pub mod history;
 #[cfg(feature = "http")]
 pub mod http;
 mod id;
 mod membership;
+pub mod meters;
 mod nag;
 pub mod operator;
 mod output;

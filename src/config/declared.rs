@@ -148,6 +148,21 @@ settings! {
         prune_interval: Duration => Duration = [10 min] in [from 10 ms to 24 days] env "PODLOCK_PRUNE_INTERVAL";
     }
 
+    group "History" {
+        /// How often the pod takes a sample of itself for the history: processor, memory, runs, health. 0 takes none.
+        /// More often shows more, and takes more room: 1,000 pods write 8.6 million rows a day at 10 s.
+        sample_interval: Duration => Duration = [10 s] in [0 or from 100 ms to 24 days] env "PODLOCK_SAMPLE_INTERVAL";
+        /// How long samples are kept. 0 keeps them for ever. They are dropped a whole day (UTC) at a time. What was
+        /// made from them by the hour stays.
+        keep_samples: Duration => Duration = [28 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_SAMPLES";
+        /// How often the hourly rows and the scores are made, by one pod for all. Less often costs less, and
+        /// endpoints and scores show older data.
+        roll_up_interval: Duration => Duration = [5 min] in [from 100 ms to 24 days] env "PODLOCK_ROLL_UP_INTERVAL";
+        /// The label by which scores are made, such as `node`, if the names of pods are random. By default, each
+        /// name has a score of its own. Give all pods of a service the same.
+        score_by: String => String = [none] env "PODLOCK_SCORE_BY";
+    }
+
     group "Workers" {
         /// How often a pod reports its workers, and compares its copy of all workers with the store, jittered by a
         /// tenth. Changes are seen at once all the same. Less often costs less, and repairs a lost notice later.

@@ -127,6 +127,10 @@ fn each_variable_sets_its_field() {
         ("PODLOCK_KEEP_FAILED_RUNS", "7days", |c| c.keep_failed_runs == s(7 * 86400)),
         ("PODLOCK_KEEP_EVENTS", "7days", |c| c.keep_events == s(7 * 86400)),
         ("PODLOCK_PRUNE_INTERVAL", "7s", |c| c.prune_interval == s(7)),
+        ("PODLOCK_SAMPLE_INTERVAL", "7s", |c| c.sample_interval == s(7)),
+        ("PODLOCK_KEEP_SAMPLES", "7days", |c| c.keep_samples == s(7 * 86400)),
+        ("PODLOCK_ROLL_UP_INTERVAL", "7s", |c| c.roll_up_interval == s(7)),
+        ("PODLOCK_SCORE_BY", "node", |c| c.score_by == "node"),
         ("PODLOCK_WORKER_REPORT_INTERVAL", "7s", |c| c.worker_report_interval == s(7)),
         ("PODLOCK_WORKER_STALE_REPORTS", "7", |c| c.worker_stale_reports == 7),
         ("PODLOCK_WORKER_MONITOR_INTERVAL", "7s", |c| c.worker_monitor_interval == s(7)),
@@ -187,6 +191,8 @@ fn each_default_has_the_value_that_services_know() {
     assert_eq!((c.moves_at_once, c.move_rest), (4, s(600)));
     assert_eq!((c.keep_runs, c.keep_failed_runs), (Duration::ZERO, Duration::ZERO));
     assert_eq!((c.keep_events, c.prune_interval), (s(2_592_000), s(600)));
+    assert_eq!((c.sample_interval, c.keep_samples), (s(10), s(28 * 86400)));
+    assert_eq!((c.roll_up_interval, c.score_by.as_str()), (s(300), ""));
     assert_eq!((c.result_max_bytes, c.stderr_max_bytes), (16_777_216, 1_048_576));
     assert_eq!((c.checkpoint_max_bytes, c.input_max_bytes), (16_777_216, 16_777_216));
     for ms in [2000, 2500, 3333, 10_000, 12_345, 60_000, 3_600_000] {
@@ -207,8 +213,8 @@ fn each_default_has_the_value_that_services_know() {
 fn declared_bounds_are_those_of_the_constants() {
     let tick = Duration::from_nanos(1);
     let is_valid = |change: &dyn Fn(&mut Config)| Config::new("host=h").with(change).validate().is_ok();
-    let keeps: [fn(&mut Config, Duration); 3] =
-        [|c, t| c.keep_runs = t, |c, t| c.keep_failed_runs = t, |c, t| c.keep_events = t];
+    let keeps: [fn(&mut Config, Duration); 4] =
+        [|c, t| c.keep_runs = t, |c, t| c.keep_failed_runs = t, |c, t| c.keep_events = t, |c, t| c.keep_samples = t];
     for keep in keeps {
         let keeps = [Duration::ZERO, tick, KEEP_MIN - tick, KEEP_MIN, KEEP_MAX, KEEP_MAX + tick];
         assert_eq!(keeps.map(|t| is_valid(&|c| keep(c, t))), [true, false, false, true, true, false]);

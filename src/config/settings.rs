@@ -396,6 +396,9 @@ mod tests {
             ("keep_failed_runs", |c, t| c.keep_failed_runs = t),
             ("keep_events", |c, t| c.keep_events = t),
             ("prune_interval", |c, t| c.prune_interval = t),
+            ("sample_interval", |c, t| c.sample_interval = t),
+            ("keep_samples", |c, t| c.keep_samples = t),
+            ("roll_up_interval", |c, t| c.roll_up_interval = t),
             ("worker_report_interval", |c, t| c.worker_report_interval = t),
             ("worker_monitor_interval", |c, t| c.worker_monitor_interval = t),
         ];

@@ -1,4 +1,5 @@
-//! The record of the past, and how long it is kept.
+//! The record of the past: samples that pods take of themselves, sessions, what is made from them, and how long all of it
+//! is kept.
 
 pub(crate) mod keep;
 pub(crate) mod retention;

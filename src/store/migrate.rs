@@ -70,6 +70,10 @@ files!(
     "V31__stream_readers",
     "V32__workers",
     "V33__quiet_watch",
+    "V34__samples",
+    "V35__sessions",
+    "V36__reliability",
+    "V37__backlog",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";

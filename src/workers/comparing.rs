@@ -74,7 +74,7 @@ impl Table {
                 self.refresh(held);
             }
         }
-        metrics::gauge!("podlock_worker_bytes").set(inner.bytes as f64);
+        metrics::gauge!(crate::meters::WORKER_BYTES).set(inner.bytes as f64);
     }
 
     /// The buckets in which this copy differs from the store.

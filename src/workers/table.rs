@@ -25,6 +25,7 @@ use super::event::WorkerEvent;
 use super::select::Lists;
 use super::spec::WorkerSpec;
 use crate::id::{Incarnation, PodId, WorkerId, place_of};
+use crate::meters;
 use crate::protocol::Moment;
 use crate::protocol::probing::Counts;
 use crate::protocol::reports::{Seen, last_report, looks_needed};
@@ -261,7 +262,7 @@ impl Table {
             self.tell(WorkerEvent::Health { worker: Worker(Arc::clone(&held.entry)), before });
         }
         if is_other_liveness {
-            metrics::counter!("podlock_worker_transitions_total", "to" => liveness.as_str()).increment(1);
+            metrics::counter!(meters::WORKER_TRANSITIONS, "to" => liveness.as_str()).increment(1);
             let worker = Worker(Arc::clone(&held.entry));
             self.tell(match liveness {
                 Liveness::Active => WorkerEvent::Active(worker),

@@ -22,6 +22,7 @@ mod connections;
 mod ends;
 mod faults;
 mod hidden;
+mod history;
 mod http_limits;
 mod large_fleets;
 mod laws;

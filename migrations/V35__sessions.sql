@@ -1,0 +1,22 @@
+-- What the history keeps of each incarnation, so that a score can be made from it, and what others know of its end.
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+ALTER TABLE @.studio_pod_sessions
+    ADD COLUMN labels            jsonb   NOT NULL DEFAULT '{}',
+    ADD COLUMN last_heartbeat_at timestamptz,
+    ADD COLUMN runs_served       bigint  NOT NULL DEFAULT 0,
+    ADD COLUMN counters          jsonb   NOT NULL DEFAULT '{}',
+    ADD COLUMN exit_code         integer,
+    ADD COLUMN exit_signal       integer,
+    ADD COLUMN cgroup            jsonb;
+-- The open ones: few, whatever the history holds.
+CREATE INDEX ON @.studio_pod_sessions (began_at) WHERE ended_at IS NULL;
+
+COMMENT ON COLUMN @.studio_pod_sessions.labels IS 'The labels of the pod when it registered, as in studio_pods.';
+COMMENT ON COLUMN @.studio_pod_sessions.last_heartbeat_at IS 'When the pod last wrote samples, by the server''s clock. NULL: it wrote none. For people, and for the end of a session that nobody recorded.';
+COMMENT ON COLUMN @.studio_pod_sessions.runs_served IS 'How many runs the incarnation has begun to execute, as it last said.';
+COMMENT ON COLUMN @.studio_pod_sessions.counters IS 'Counters of the application''s own, by name, as the incarnation last said.';
+COMMENT ON COLUMN @.studio_pod_sessions.exit_code IS 'The exit code of its process, as a supervisor or the service itself said. NULL: unknown.';
+COMMENT ON COLUMN @.studio_pod_sessions.exit_signal IS 'The signal that ended its process, as a supervisor or the service itself said. NULL: none, or unknown.';
+COMMENT ON COLUMN @.studio_pod_sessions.cgroup IS 'The cgroup of its process when it registered, and how many processes of that cgroup had been killed for lack of memory. The next process of the name compares. NULL: unknown.';

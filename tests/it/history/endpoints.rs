@@ -1,0 +1,1 @@
+//! What operators and HTTP clients read of the history.

@@ -1,0 +1,6 @@
+//! The liveness history: samples, sessions, roll-ups, and what is read from them.
+
+mod endpoints;
+mod roll_ups;
+mod samples;
+mod sessions;

@@ -1,0 +1,1 @@
+//! Roll-ups: hourly rows, reliability and scores.

@@ -1,0 +1,1 @@
+//! Samples: what a pod takes of itself, and how it reaches the store.

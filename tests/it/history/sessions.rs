@@ -1,0 +1,1 @@
+//! Sessions: how each incarnation began and ended.
