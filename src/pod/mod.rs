@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::history;
+use crate::history::{self, ProcessExit};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
@@ -33,7 +33,7 @@ use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
 use crate::store::migrate::Policy;
-use crate::store::runs as statements;
+use crate::store::{runs as statements, sessions};
 use crate::workers::{self, Workers};
 use shared::Shared;
 use until_stopped::Signals;
@@ -63,6 +63,7 @@ pub struct PodBuilder {
     config: Config,
     handlers: Handlers,
     workers: workers::Functions,
+    former_exit: Option<ProcessExit>,
     stop_on_signals: bool,
 }
 
@@ -116,6 +117,15 @@ impl PodBuilder {
         F: Fn(&str, &str) -> Option<workers::Secret> + Send + Sync + 'static,
     {
         self.workers.set_secrets(secret);
+        self
+    }
+
+    /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
+    /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
+    /// had recorded none itself. Without this, the pod compares its cgroup with that of the former process, and records
+    /// `out_of_memory` if the kernel has killed one of its processes meanwhile.
+    pub fn former_exit(mut self, exit: ProcessExit) -> Self {
+        self.former_exit = Some(exit);
         self
     }
 
@@ -205,6 +215,9 @@ impl PodBuilder {
         shared.spawn(workers::Hooked::new(Arc::clone(&workers)));
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
+        shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
+        let former_exit = self.former_exit.map(|exit| exit.0);
+        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
@@ -223,6 +236,7 @@ impl Pod {
             config,
             handlers: Handlers::default(),
             workers: workers::Functions::default(),
+            former_exit: None,
             stop_on_signals: false,
         }
     }
@@ -456,6 +470,30 @@ impl Pod {
     /// Cancel safe.
     pub async fn closed(&self) {
         self.shared.ended.cancelled().await;
+    }
+
+    /// Records in the history how the process ended for which this pod stands, if that is another process: a supervisor
+    /// such as `podlock hold` calls it before it stops the pod. The cause is `out_of_memory`, `killed` or `exited` if
+    /// the exit is a failure. A process that SIGKILL ended counts as killed for lack of memory if the kernel has killed
+    /// one in this pod's cgroup since the pod registered.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Timeout`] if another transaction has locked the row of the history; or the database's error. Nothing
+    /// was recorded then. Of a lost reply, the error says so; calling again is safe.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has recorded the exit or not. Calling again is safe.
+    pub async fn note_exit(&self, exit: ProcessExit) -> Result<()> {
+        let pod = self.pod_id();
+        let cgroup = history::cgroup::read().map(|cgroup| serde_json::json!(cgroup));
+        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.0, cgroup).await? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Timeout, format!("pod {pod}: the row of its session is locked, or was deleted"))
+            .state("the exit was not recorded")
+            .help("try again"))
     }
 
     /// Why the pod ended by itself. `None`: it did not.

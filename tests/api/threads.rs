@@ -50,6 +50,9 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::Timestamp>();
     crosses::<podlock::WorkerId>();
     crosses::<podlock::WorstCase>();
+    crosses::<podlock::history::ProcessExit>();
+    crosses::<podlock::meters::Kind>();
+    crosses::<podlock::meters::Meter>();
     crosses::<podlock::workers::Available>();
     crosses::<podlock::workers::Filter>();
     crosses::<podlock::workers::Health>();
@@ -118,6 +121,7 @@ fn every_public_future_is_send(
     is_send(Pod::cancel(pod, run_id));
     is_send(Pod::drain_requested(pod));
     is_send(Pod::over(pod, pod.incarnation()));
+    is_send(Pod::note_exit(pod, podlock::history::ProcessExit::code(0)));
     is_send(Pod::closed(pod));
     can_be_spawned(Pod::status_changes(pod));
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
