@@ -20,6 +20,8 @@
 
 mod filter;
 mod follow;
+mod history;
+mod history_rows;
 mod rows;
 mod workers;
 
@@ -44,6 +46,8 @@ pub use crate::protocol::condition::Condition;
 pub use crate::protocol::event::EventKind;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
+pub use history::{PAGE_MAX, ReliabilityFilter};
+pub use history_rows::{ByShare, Features, LastEnd, Liveness, NetworkAvailability, ReliabilityRow, Sample};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};
 pub use workers::{WorkerFilter, WorkerRow};
 
@@ -81,6 +85,8 @@ pub struct Operator {
     database: Database,
     /// Opens the connection on which [`Operator::notices`] listens.
     opener: Opener,
+    /// The label by which scores are made. `None`: by the names of pods.
+    score_by: Option<String>,
 }
 
 impl std::fmt::Debug for Operator {
@@ -94,7 +100,7 @@ impl Pod {
     #[must_use]
     pub fn operator(&self) -> Operator {
         let (database, opener) = self.connections();
-        Operator::new(database, opener)
+        Operator::new(database, opener, &self.settings().score_by)
     }
 }
 
@@ -113,7 +119,7 @@ impl Operator {
     /// Safe: a connection that was being made is closed.
     pub async fn connect(config: &Config) -> Result<Self> {
         let opener = connections::opener(config, &config.validate()?, None)?;
-        let operator = Self::new(connections::pool_of_operator(&opener)?, opener);
+        let operator = Self::new(connections::pool_of_operator(&opener)?, opener, &config.score_by);
         // The check comes first, on connections without any setting. The pool sets up its own connections for as long
         // as they live.
         pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
@@ -121,8 +127,9 @@ impl Operator {
         Ok(operator)
     }
 
-    pub(crate) fn new(database: Database, opener: Opener) -> Self {
-        Self { database, opener }
+    pub(crate) fn new(database: Database, opener: Opener, score_by: &str) -> Self {
+        let score_by = (!score_by.is_empty()).then(|| score_by.to_owned());
+        Self { database, opener, score_by }
     }
 
     /// Lists the pods of the roster, by name.
@@ -151,7 +158,7 @@ impl Operator {
     pub async fn pod(&self, name: &str) -> Result<Option<PodDetail>> {
         let rows = queries::pods(&self.database, Some(name), None, None, None).await?;
         let present = rows.first().map(PodDetail::read).transpose()?;
-        let sessions = queries::sessions(&self.database, name, POD_HISTORY).await?;
+        let sessions = queries::sessions(&self.database, name, POD_HISTORY, None).await?;
         let sessions = sessions.iter().map(SessionRow::read).collect::<Result<Vec<_>>>()?;
         let Some(mut detail) = present.or_else(|| sessions.first().map(PodDetail::gone)) else {
             return Ok(None);

@@ -139,6 +139,18 @@ pub struct SessionRow {
     /// The cause behind the reason; the column's comment lists the causes. `None`: not known, or the reason says
     /// everything.
     pub cause: Option<String>,
+    /// The labels of the pod when it registered.
+    pub labels: Value,
+    /// When the pod last wrote samples. `None`: it wrote none.
+    pub last_heartbeat_at: Option<Timestamp>,
+    /// How many runs it has begun to execute, as it last said.
+    pub runs_served: i64,
+    /// Counters of the application's own, by name, as it last said.
+    pub counters: Value,
+    /// The exit code of its process. `None`: unknown, or a signal ended the process.
+    pub exit_code: Option<i32>,
+    /// The signal that ended its process. `None`: unknown, or none did.
+    pub exit_signal: Option<i32>,
 }
 
 impl SessionRow {
@@ -453,6 +465,12 @@ impl SessionRow {
             reason: get(row, "reason")?,
             buried_by: get(row, "buried_by")?,
             cause: get(row, "cause")?,
+            labels: get(row, "labels")?,
+            last_heartbeat_at: get(row, "last_heartbeat_at")?,
+            runs_served: get(row, "runs_served")?,
+            counters: get(row, "counters")?,
+            exit_code: get(row, "exit_code")?,
+            exit_signal: get(row, "exit_signal")?,
         })
     }
 }
@@ -560,7 +578,7 @@ pub(super) fn incarnation(row: Option<&Row>) -> Result<Incarnation> {
 
 /// Reads a column. If it is missing or has another type, the tables are of another version. That must be an error and
 /// not a panic.
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
+pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &'static str) -> Result<T> {
     row.try_get(column).map_err(|e| {
         Error::new(ErrorKind::SchemaIncompatible, format!("column {column} cannot be read as this version expects it"))
             .state("what was read is not returned")

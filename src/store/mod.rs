@@ -20,6 +20,7 @@ pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod holders;
 pub(crate) mod listener;
+pub(crate) mod liveness;
 pub(crate) mod loads;
 pub(crate) mod locks;
 pub(crate) mod migrate;

@@ -29,15 +29,15 @@ pub(crate) async fn pods(
     db.query("listing the pods", SQL, &[&name, &state, &alive, &limit]).await
 }
 
-/// The incarnations of a name, newest first.
-pub(crate) async fn sessions(db: &Database, pod: &str, limit: i64) -> Result<Vec<Row>> {
-    const SQL: &str = sql!("list_sessions");
-    db.query("listing a pod's incarnations", SQL, &[&pod, &limit]).await
+/// The incarnations of a name that began before a time, newest first.
+pub(crate) async fn sessions(db: &Database, pod: &str, limit: i64, before: Option<Timestamp>) -> Result<Vec<Row>> {
+    const SQL: &str = sql!("list_sessions", "session_columns");
+    db.query("listing a pod's incarnations", SQL, &[&pod, &limit, &before]).await
 }
 
 /// One incarnation; `None` if it is not in the history.
 pub(crate) async fn session(db: &Database, incarnation: Uuid) -> Result<Option<Row>> {
-    const SQL: &str = sql!("describe_session");
+    const SQL: &str = sql!("describe_session", "session_columns");
     db.query_opt("describing an incarnation", SQL, &[&incarnation]).await
 }
 

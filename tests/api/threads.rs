@@ -92,6 +92,14 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Released>();
     crosses::<podlock::operator::RunRow>();
     crosses::<podlock::operator::SessionRow>();
+    crosses::<podlock::operator::ByShare>();
+    crosses::<podlock::operator::Features>();
+    crosses::<podlock::operator::LastEnd>();
+    crosses::<podlock::operator::Liveness>();
+    crosses::<podlock::operator::NetworkAvailability>();
+    crosses::<podlock::operator::ReliabilityFilter>();
+    crosses::<podlock::operator::ReliabilityRow>();
+    crosses::<podlock::operator::Sample>();
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
     crosses::<podlock::http::Limits>();
@@ -147,6 +155,13 @@ fn every_public_future_is_send(
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::workers(operator, WorkerFilter::new()));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
+    is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));
+    is_send(Operator::reliability_of(operator, "name"));
+    is_send(Operator::liveness(operator, "name"));
+    is_send(Operator::knows_pod(operator, "name"));
+    is_send(Operator::pod_sessions(operator, "name", 1, None));
+    is_send(Operator::heartbeats(operator, "name", None, None, 1));
+    is_send(Operator::availability(operator));
     is_send(Operator::latest(operator, "kind", "key"));
     is_send(Operator::cancel(operator, run_id));
     is_send(Operator::restart(operator, run_id));
