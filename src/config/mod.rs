@@ -289,7 +289,7 @@ fn is_ours(name: &str) -> bool {
 
 /// Variables of the command, and those that Kubernetes makes for a service that is called podlock.
 fn is_known_other(name: &str) -> bool {
-    matches!(name, "PODLOCK_LOG" | "PODLOCK_PG_BIN" | "PODLOCK_POD" | "PODLOCK_INCARNATION")
+    matches!(name, "PODLOCK_LOG" | "PODLOCK_WEBHOOK_SECRET" | "PODLOCK_PG_BIN" | "PODLOCK_POD" | "PODLOCK_INCARNATION")
         || name.contains("_SERVICE_")
         || name.contains("_PORT")
 }

@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process.
 
+pub mod alerts;
 pub mod awake;
 pub mod batch;
 pub mod cause;

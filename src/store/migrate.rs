@@ -74,6 +74,7 @@ files!(
     "V35__sessions",
     "V36__reliability",
     "V37__backlog",
+    "V38__webhooks",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -321,6 +322,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_worker_tombstones", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_pods", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_monitor", "SELECT, INSERT, UPDATE"),
+        ("studio_webhooks", "SELECT, INSERT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -8,6 +8,7 @@
 mod boot;
 mod kind;
 pub(crate) mod logs;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub(crate) struct Args {
     #[arg(long)]
     exit_with_stdin: bool,
     #[command(flatten)]
+    webhook: webhook::WebhookArgs,
+    #[command(flatten)]
     logs: LogArgs,
 }
 
@@ -79,6 +82,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     }
     let mut signals = EndSignals::listen()?;
     let config = args.config(global)?;
+    let webhook = args.webhook.webhook()?;
 
     let listener = boot::bind(args.listen).await?;
     let address = listener.local_addr()?;
@@ -86,6 +90,9 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
         warn_of_the_open_door(address);
     }
     let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
+    if let Some(webhook) = webhook {
+        podlock::http::webhook(&pod, webhook)?;
+    }
     let router = router_with(pod.clone(), kind::validate).merge(workers_router(pod.clone())).fallback(not_found);
     let server = Server::start(listener, router, &args);
 
