@@ -35,9 +35,12 @@ impl Pod {
         // Both would be the same incarnation, and so both would be the deliverer.
         if !shared.add_webhook(&endpoint.name) {
             let name = &endpoint.name;
-            return Err(Error::new(ErrorKind::InvalidInput, format!("this pod has a webhook of the name {name:?} already"))
-                .state("the second one was not started")
-                .help("give each webhook a name of its own"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("this pod has a webhook of the name {name:?} already"),
+            )
+            .state("the second one was not started")
+            .help("give each webhook a name of its own"));
         }
         let (member, db) = (Arc::clone(&shared.member), shared.engine.db.clone());
         shared.spawn(crate::history::alerts::Deliverer::new(member, db, endpoint, courier));

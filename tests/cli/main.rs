@@ -20,10 +20,13 @@ mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
 mod pod;
+#[path = "../common/receiver.rs"]
+mod receiver;
 mod retention;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
 mod verbs;
+mod webhook;
 mod worker;
 mod workers;

@@ -212,7 +212,8 @@ mod tests {
         for good in ["https://a.example/x?token=1", "http://localhost:1/", "http://127.0.0.9/", "http://[::1]:8/"] {
             Webhook::new(good, SECRET).unwrap().validate().unwrap();
         }
-        for bad in ["", "a", "ftp://a", "https://", "https://hunter2@a/", "https://u:hunter2@a/", "https://a/hunter2#x"] {
+        for bad in ["", "a", "ftp://a", "https://", "https://hunter2@a/", "https://u:hunter2@a/", "https://a/hunter2#x"]
+        {
             let error = Webhook::new(bad, SECRET).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
@@ -257,6 +258,9 @@ mod tests {
     #[test]
     fn it_shows_neither_its_path_nor_its_secrets() {
         let shown = format!("{:?}", Webhook::new("https://a.example/hunter2?hunter2", SECRET).unwrap());
-        assert!(shown.contains("https://a.example") && !shown.contains("hunter2") && !shown.contains("MfKQ"), "{shown}");
+        assert!(
+            shown.contains("https://a.example") && !shown.contains("hunter2") && !shown.contains("MfKQ"),
+            "{shown}"
+        );
     }
 }

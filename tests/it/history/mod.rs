@@ -1,6 +1,8 @@
 //! The liveness history: samples, sessions, roll-ups, and what is read from them.
 
+mod alerts;
 mod endpoints;
 mod roll_ups;
 mod samples;
 mod sessions;
+mod webhooks;

@@ -32,16 +32,16 @@ impl WebhookArgs {
         let Some(url) = &self.webhook else { return Ok(None) };
         let text = match (std::env::var_os(VARIABLE).filter(|text| !text.is_empty()), &self.webhook_secret_file) {
             (Some(_), Some(_)) => {
-                return Err(Failure::Usage(format!("{VARIABLE} is set, and --webhook-secret-file is given: leave one out")));
+                return Err(Failure::Usage(format!(
+                    "{VARIABLE} is set, and --webhook-secret-file is given: leave one out"
+                )));
             }
             (None, None) => {
                 return Err(Failure::Usage(format!(
                     "--webhook needs a secret: set {VARIABLE}, or give --webhook-secret-file"
                 )));
             }
-            (Some(text), None) => {
-                text.into_string().map_err(|_| Failure::Usage(format!("{VARIABLE} is not UTF-8")))?
-            }
+            (Some(text), None) => text.into_string().map_err(|_| Failure::Usage(format!("{VARIABLE} is not UTF-8")))?,
             (None, Some(path)) => read(path)?,
         };
         let mut secrets = text.split_whitespace();
