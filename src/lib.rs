@@ -56,6 +56,10 @@ struct HttpPage;
 #[doc = include_str!("../docs/workers.md")]
 struct WorkersPage;
 
+#[cfg(doctest)]
+#[doc = include_str!("../docs/alerts.md")]
+struct AlertsPage;
+
 /// The driver whose transactions [`Pod::start_in_txn`] and [`Run::guard`] join.
 pub use tokio_postgres;
 

@@ -1,6 +1,6 @@
 -- What an alert says, from the event `e`. A row that was made by hand may have a detail of any shape, so all of it is
 -- read as text, and cut. `cause` of a replacement counts only if it is the cause of the incarnation that was replaced.
-e.idx, e.at, e.kind, e.pod_id, e.incarnation, e.by_pod,
+e.idx, e.at, e.kind, e.pod_id, e.incarnation, left(e.by_pod, 200) AS by_pod,
 left(e.detail->>'reason', 100) AS reason,
 CASE WHEN e.kind <> 'joined' OR e.detail->>'former' = e.detail->>'replaced'
      THEN left(e.detail->>'cause', 100) END AS cause,
