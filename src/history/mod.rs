@@ -3,4 +3,5 @@
 
 pub(crate) mod keep;
 pub(crate) mod retention;
+pub(crate) mod roll_up;
 mod walk;

@@ -20,6 +20,7 @@
 
 mod filter;
 mod follow;
+mod roll_up;
 mod rows;
 mod workers;
 
@@ -39,6 +40,7 @@ use crate::store::{connections, queries, runs};
 
 pub use crate::history::keep::Retention;
 pub use crate::history::retention::{Kept, Pruned};
+pub use crate::history::roll_up::RolledUp;
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::event::EventKind;
@@ -81,6 +83,8 @@ pub struct Operator {
     database: Database,
     /// Opens the connection on which [`Operator::notices`] listens.
     opener: Opener,
+    /// The label that scores are made by, or an empty text. `None`: as the pods do.
+    score_by: Option<String>,
 }
 
 impl std::fmt::Debug for Operator {
@@ -94,7 +98,7 @@ impl Pod {
     #[must_use]
     pub fn operator(&self) -> Operator {
         let (database, opener) = self.connections();
-        Operator::new(database, opener)
+        Operator::new(database, opener, Some(self.settings().score_by.clone()))
     }
 }
 
@@ -112,8 +116,10 @@ impl Operator {
     ///
     /// Safe: a connection that was being made is closed.
     pub async fn connect(config: &Config) -> Result<Self> {
-        let opener = connections::opener(config, &config.validate()?, None)?;
-        let operator = Self::new(connections::pool_of_operator(&opener)?, opener);
+        let settings = config.validate()?;
+        let opener = connections::opener(config, &settings, None)?;
+        let score_by = Some(settings.score_by).filter(|label| !label.is_empty());
+        let operator = Self::new(connections::pool_of_operator(&opener)?, opener, score_by);
         // The check comes first, on connections without any setting. The pool sets up its own connections for as long
         // as they live.
         pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
@@ -121,8 +127,8 @@ impl Operator {
         Ok(operator)
     }
 
-    pub(crate) fn new(database: Database, opener: Opener) -> Self {
-        Self { database, opener }
+    pub(crate) fn new(database: Database, opener: Opener, score_by: Option<String>) -> Self {
+        Self { database, opener, score_by }
     }
 
     /// Lists the pods of the roster, by name.

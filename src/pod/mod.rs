@@ -205,6 +205,7 @@ impl PodBuilder {
         shared.spawn(workers::Hooked::new(Arc::clone(&workers)));
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
+        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }

@@ -33,6 +33,7 @@ pub(crate) mod pods;
 pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
+pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
 mod start;

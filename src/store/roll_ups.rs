@@ -102,7 +102,13 @@ fn written(step: &str, rows: Vec<Row>) -> Written {
 }
 
 /// Makes the rows of some whole hours. Afterwards, all hours before `upto` have their rows.
-pub(crate) async fn roll_up_hours(db: &Database, token: Uuid, from: Timestamp, to: Timestamp, upto: Timestamp) -> Written {
+pub(crate) async fn roll_up_hours(
+    db: &Database,
+    token: Uuid,
+    from: Timestamp,
+    to: Timestamp,
+    upto: Timestamp,
+) -> Written {
     const SQL: &str = sql!("roll_up_hours");
     let step = "rolling up samples";
     written(step, db.query(step, SQL, &[&token, &from, &to, &upto]).await?)

@@ -16,6 +16,8 @@ SELECT k.key, k.began_at, k.ended_at, k.reason, k.incarnation, k.ended_at AS pla
  -- The index serves this condition. The one below is exact.
  WHERE k.ended_at >= :'after_at'::timestamptz
    AND (k.ended_at, k.incarnation) > (:'after_at'::timestamptz, :'after_id'::uuid)
+   -- A row of a hand's making must not stop the scores of all others.
+   AND isfinite(k.ended_at) AND isfinite(k.began_at)
    AND :in_slice
  ORDER BY k.ended_at, k.incarnation
  LIMIT :'most'::int8;

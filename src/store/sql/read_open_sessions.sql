@@ -21,6 +21,8 @@ SELECT k.key, k.began_at, k.incarnation, k.began_at AS place,
  WHERE k.ended_at IS NULL
    AND k.began_at >= COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz)
    AND (k.began_at, k.incarnation) > (COALESCE(:'after_at'::timestamptz, '-infinity'::timestamptz), :'after_id'::uuid)
+   -- A row of a hand's making must not stop the scores of all others.
+   AND isfinite(k.began_at) AND isfinite(COALESCE(k.last_heartbeat_at, k.began_at))
    AND :in_slice
  ORDER BY k.began_at, k.incarnation
  LIMIT :'most'::int8;
