@@ -1,10 +1,9 @@
 //! `podlock history` and `podlock score`: the pods' past, and how far each can be trusted.
 
-use std::io::Write as _;
 use std::time::SystemTime;
 
 use clap::builder::RangedI64ValueParser;
-use podlock::operator::{Liveness, ReliabilityFilter, ReliabilityRow, Sample, SessionRow};
+use podlock::operator::{Liveness, ReliabilityFilter, ReliabilityRow, RolledUp, Sample, SessionRow};
 use podlock::{Operator, Timestamp};
 use serde::Serialize;
 
@@ -82,7 +81,16 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     match (args.verb, args.pod) {
         (Some(Verb::RollUp { output }), _) => {
             let done = operator.roll_up().await?;
-            Ok(output::object(output.format, &done, |out, done| writeln!(out, "{done}"))?)
+            let facts = |out: &mut _, done: &RolledUp| {
+                let numbers = [
+                    ("hours written", done.hours),
+                    ("old hours deleted", done.old_hours),
+                    ("scores written", done.scores),
+                    ("old scores deleted", done.old_scores),
+                ];
+                output::facts(out, &numbers.map(|(name, number)| (name, number.to_string())))
+            };
+            Ok(output::object(output.format, &done, facts)?)
         }
         (None, Some(pod)) => of_pod(&operator, &pod, args.limit, args.output.format).await,
         // clap requires one of the two.
@@ -103,7 +111,9 @@ struct PodHistory {
 
 async fn of_pod(operator: &Operator, pod: &str, limit: i64, format: Format) -> Result<(), Failure> {
     let liveness = operator.liveness(pod).await?.ok_or_else(|| {
-        Failure::Failed(format!("nothing is known of a pod named {pod:?}; `podlock score` shows those that have a past"))
+        Failure::Failed(format!(
+            "nothing is known of a pod named {pod:?}; `podlock score` shows those that have a past"
+        ))
     })?;
     let sessions = operator.pod_sessions(pod, limit, None).await?;
     let samples = operator.heartbeats(pod, None, None, limit).await?;
@@ -121,7 +131,10 @@ fn describe(out: &mut impl std::io::Write, history: &PodHistory) -> std::io::Res
             ("pod_id", liveness.pod_id.clone()),
             ("state", state),
             ("since", or_dash(liveness.since.map(seconds))),
-            ("last_end", liveness.last_end.as_ref().map_or_else(|| "-".to_owned(), |end| end_in_words(end.ended_at, sessions))),
+            (
+                "last_end",
+                liveness.last_end.as_ref().map_or_else(|| "-".to_owned(), |end| end_in_words(end.ended_at, sessions)),
+            ),
             ("score", or_dash(features.score.map(hundredths))),
             ("scored_as", or_dash(features.scored_as.as_ref())),
             ("uptime_pct", or_dash(features.uptime_pct.map(hundredths))),
@@ -223,16 +236,8 @@ impl From<ReliabilityRow> for Score {
 }
 
 impl Tabular for Score {
-    const COLUMNS: &'static [&'static str] = &[
-        "pod_id",
-        "score",
-        "uptime_pct",
-        "mtbf",
-        "stays_4h",
-        "stays_8h",
-        "sessions",
-        "last_disconnect_at",
-    ];
+    const COLUMNS: &'static [&'static str] =
+        &["pod_id", "score", "uptime_pct", "mtbf", "stays_4h", "stays_8h", "sessions", "last_disconnect_at"];
     const NUMBERS: &'static [&'static str] = &["score", "uptime_pct", "mtbf", "stays_4h", "stays_8h", "sessions"];
 
     fn cells(&self) -> Vec<String> {
@@ -271,7 +276,8 @@ pub(crate) async fn score(global: &Global, args: ScoreArgs) -> Result<(), Failur
     if args.limit.is_none() && most.is_some_and(|most| i64::try_from(list.len()).is_ok_and(|shown| shown >= most)) {
         note(&format!("only the first {} are shown; --limit N shows more", list.len()));
     }
-    Ok(list.finish("there is no score that matches; pods make scores every few minutes, `podlock history roll-up` now")?)
+    Ok(list
+        .finish("there is no score that matches; pods make scores every few minutes, `podlock history roll-up` now")?)
 }
 
 impl ScoreArgs {
