@@ -3,4 +3,8 @@
 
 pub(crate) mod keep;
 pub(crate) mod retention;
+pub(crate) mod samples;
 mod walk;
+
+pub use crate::protocol::health::Health;
+pub use samples::{Counter, Gauge, SampleCounts};

@@ -10,6 +10,7 @@
 
 pub mod awake;
 pub mod batch;
+pub mod batching;
 pub mod cause;
 pub mod condition;
 pub mod deadline;
@@ -18,6 +19,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod health;
 pub mod interest;
 pub mod moves;
 mod names;

@@ -35,6 +35,7 @@ pub(crate) mod queries;
 pub(crate) mod role;
 mod rows;
 pub(crate) mod runs;
+pub(crate) mod samples;
 mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;
