@@ -146,3 +146,60 @@ impl Samples {
         metrics::counter!(meters::SAMPLES_DROPPED).increment(samples);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::id::PodId;
+    use crate::store::connections;
+
+    /// Samples of a pod whose database does not answer.
+    fn unconnected() -> Arc<Samples> {
+        let config = Config::new("postgresql://nobody@127.0.0.1:1/none");
+        let settings = Arc::new(config.validate().unwrap());
+        let opener = connections::opener(&config, &settings, None).unwrap();
+        let db = connections::pool_of_pod(&opener).unwrap();
+        let member = Membership::new(PodId::new("a").unwrap(), settings, tokio::runtime::Handle::current());
+        let runs = Runs { running: Box::new(|| 3), begun: Box::new(|_| 5) };
+        Samples::new(member, db, runs)
+    }
+
+    /// "Emit never blocks; when full the newest sample is dropped and counted. A database away costs bounded memory."
+    #[tokio::test]
+    async fn without_a_database_the_queue_fills_and_then_the_newest_samples_are_dropped_and_counted() {
+        let samples = unconnected();
+        for _ in 0..2500 {
+            samples.take();
+        }
+        let counts = samples.counts();
+        assert_eq!((counts.taken, counts.waiting, counts.dropped, counts.written), (2500, 2000, 500, 0));
+        let first: Vec<i64> = samples.queue.batch(3).iter().map(|sample| sample.number).collect();
+        assert_eq!(first, [1, 2, 3], "the oldest are kept");
+        let sample = Arc::clone(&samples.queue.batch(1)[0]);
+        assert_eq!((sample.running_runs, sample.incarnation), (3, samples.member.incarnation()));
+    }
+
+    #[tokio::test]
+    async fn a_stop_without_a_database_takes_a_second_at_most_and_counts_what_is_lost() {
+        let samples = unconnected();
+        samples.take();
+        let began = tokio::time::Instant::now();
+        samples.drain().await;
+        // Ten times what it may take: a loaded machine is no failure.
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+        let counts = samples.counts();
+        assert_eq!((counts.taken, counts.dropped), (2, 2));
+        assert!(counts.flushes_failed > 1, "it tried again without a back-off: {counts:?}");
+    }
+
+    #[tokio::test]
+    async fn the_worst_lag_since_the_last_sample_is_in_the_sample() {
+        let samples = unconnected();
+        samples.lag.fetch_max(250_000_000, Ordering::AcqRel);
+        samples.take();
+        samples.take();
+        let lags: Vec<_> = samples.queue.batch(2).iter().map(|sample| sample.measured.runtime_lag_ms).collect();
+        assert_eq!(lags, [Some(250.0), Some(0.0)]);
+    }
+}

@@ -109,6 +109,12 @@ impl Queue {
         expired
     }
 
+    /// Removes all. Returns how many.
+    pub(super) fn clear(&self) -> u64 {
+        let waiting = std::mem::take(&mut *self.waiting());
+        waiting.samples.len() as u64
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

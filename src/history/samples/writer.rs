@@ -170,7 +170,7 @@ impl Samples {
         if tokio::time::timeout_at(until, write_all).await.is_ok() {
             return;
         }
-        let lost = self.queue.len() as u64;
+        let lost = self.queue.clear();
         self.note_dropped(lost);
         tracing::warn!(
             target: "podlock", event = "samples_lost", pod = %self.member.pod_id, lost,
