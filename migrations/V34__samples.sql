@@ -96,6 +96,10 @@ BEGIN
             -- Somebody has made a partition of another name that takes this day.
             WHEN invalid_object_definition THEN
                 CONTINUE;
+            -- The tables have been given to a role that may make none here, as in a copy of the database.
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION 'a partition for samples cannot be made: %', SQLERRM USING ERRCODE = 'insufficient_privilege',
+                    HINT = pg_catalog.format('GRANT CREATE ON SCHEMA %I TO %I'::text, '@'::text, current_user::text);
         END;
     END LOOP;
     RETURN made;

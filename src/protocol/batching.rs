@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn a_refused_write_is_halved_down_to_one_sample_and_grows_again() {
-        let halved: Vec<usize> = std::iter::successors(Some(MOST), |most| Some(next_most(*most, true))).take(11).collect();
+        let halved: Vec<usize> =
+            std::iter::successors(Some(MOST), |most| Some(next_most(*most, true))).take(11).collect();
         assert_eq!(halved, [500, 250, 125, 62, 31, 15, 7, 3, 1, 1, 1]);
         let grown: Vec<usize> = std::iter::successors(Some(1), |most| Some(next_most(*most, false))).take(11).collect();
         assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 128, 256, 500, 500]);

@@ -173,7 +173,10 @@ fn checked_details(value: Value) -> Result<Details> {
     }
     let bytes = value.to_string().len();
     if bytes > DETAILS_MAX_BYTES {
-        return Err(refused(ErrorKind::TooLarge, format!("they have {bytes} bytes, and {DETAILS_MAX_BYTES} are the most")));
+        return Err(refused(
+            ErrorKind::TooLarge,
+            format!("they have {bytes} bytes, and {DETAILS_MAX_BYTES} are the most"),
+        ));
     }
     Ok(Details { value, bytes })
 }

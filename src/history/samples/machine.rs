@@ -213,7 +213,8 @@ mod tests {
             ("sys/fs/cgroup/memory/x/memory.stat", "inactive_file 1\ntotal_inactive_file 100\n"),
         ];
         assert_eq!(seen(&[of, files[0], files[1], files[2]]), Some((0.5, 500)));
-        let quota = [("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "50000"), ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000")];
+        let quota =
+            [("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "50000"), ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000")];
         assert_eq!(allowed(&cgroups(root(&[of, quota[0], quota[1]]).path())), Some(0.5));
     }
 

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 
 use super::{all_are_stored_once, often, pod, stores};
 use crate::patience::SOON;
-use crate::support::{Db, eventually, sql, start, timed};
+use crate::support::{Db, eventually, sql, start, timed, trace};
 
 /// The names of the partitions, by day.
 async fn days(client: &sql::Client) -> Vec<String> {
@@ -70,7 +70,9 @@ async fn a_pod_makes_the_next_days_and_drops_what_is_older_than_it_keeps() {
         let sql = "SELECT bool_and(pg_get_userbyid(relowner) = 'podlock_owner') FROM pg_class \
                    WHERE relname LIKE 'podlock\\_heartbeats%'";
         assert!(db.client.scalar::<bool>(sql, &[]).await, "they belong to the owner of the table");
-        for refused in ["CREATE TABLE mine (n int)", "DELETE FROM studio_pod_heartbeats", "DROP TABLE studio_pod_heartbeats"] {
+        for refused in
+            ["CREATE TABLE mine (n int)", "DELETE FROM studio_pod_heartbeats", "DROP TABLE studio_pod_heartbeats"]
+        {
             let code = as_pod.batch_execute(refused).await.unwrap_err().code().map(|code| code.code().to_owned());
             assert_eq!(code.as_deref(), Some("42501"), "{refused}");
         }
@@ -116,7 +118,8 @@ async fn a_write_that_misses_the_partition_makes_it_and_loses_nothing() {
         stores(&db.client, "a", 1).await;
         let today = days(&db.client).await.remove(0);
         // Set aside, with the rows, so that all can be counted in the end.
-        let detach = format!("ALTER TABLE studio_pod_heartbeats DETACH PARTITION {today}; ALTER TABLE {today} RENAME TO aside");
+        let detach =
+            format!("ALTER TABLE studio_pod_heartbeats DETACH PARTITION {today}; ALTER TABLE {today} RENAME TO aside");
         db.client.batch_execute(&detach).await.unwrap();
         stores(&db.client, "a", 5).await;
         assert!(days(&db.client).await.contains(&today), "made again");
@@ -189,6 +192,29 @@ async fn a_day_on_which_an_object_of_the_service_depends_stays_and_the_next_is_d
         let (dropped, kept): (Option<String>, Option<String>) = (row.get(0), row.get(1));
         assert!(dropped.is_some_and(|name| !name.contains(&oldest)) && kept.is_some_and(|name| name.contains(&oldest)));
         assert_eq!(days(&db.client).await, [oldest]);
+    })
+    .await;
+}
+
+/// The owner of the tables may not create tables. Samples wait, and are dropped once the queue is full. The log says why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_may_not_create_tables_is_told_what_to_grant_and_samples_wait() {
+    timed(async {
+        let db = Db::new().await;
+        db.client.batch_execute(&format!("ALTER DATABASE {} OWNER TO CURRENT_USER", db.name)).await.unwrap();
+        let pod = pod(&db, "no-create").await;
+        let said = |event: &trace::Event| {
+            event.get("event").is_some_and(|name| name == "sample_days_failed")
+                && event.get("error").is_some_and(|e| e.contains("GRANT CREATE ON SCHEMA public TO podlock_owner"))
+        };
+        eventually(SOON, "the log says what to grant", || async {
+            let events = trace::events("no-create");
+            if events.iter().any(said) { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
+        db.client.batch_execute("GRANT CREATE ON SCHEMA public TO podlock_owner").await.unwrap();
+        stores(&db.client, "no-create", 10).await;
+        all_are_stored_once(&db, pod).await;
     })
     .await;
 }

@@ -107,7 +107,8 @@ async fn the_sessions_row_has_the_counters_and_a_row_that_is_held_delays_no_samp
             })
             .await;
         };
-        says("COALESCE(last_heartbeat_at > began_at AND runs_served = 3 AND counters = '{\"served\": 7}', false)").await;
+        says("COALESCE(last_heartbeat_at > began_at AND runs_served = 3 AND counters = '{\"served\": 7}', false)")
+            .await;
         // Somebody holds the row: samples are written, and the row is passed over.
         let holder = sql::connect(&db.url).await;
         holder.batch_execute("BEGIN; SELECT FROM studio_pod_sessions FOR UPDATE").await.unwrap();

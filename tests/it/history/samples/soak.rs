@@ -60,7 +60,8 @@ async fn pool_sizes(db: &Db) -> Vec<i64> {
 /// "0 dropped, no growth of memory or connections, the pool never exhausted."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_soak_drops_nothing_and_nothing_grows() {
-    let minutes: Option<f64> = std::env::var("SOAK_MINUTES").ok().map(|text| text.parse().expect("a number of minutes"));
+    let minutes: Option<f64> =
+        std::env::var("SOAK_MINUTES").ok().map(|text| text.parse().expect("a number of minutes"));
     let lasts = minutes.map_or(Duration::from_secs(20), |minutes| Duration::from_secs_f64(minutes * 60.0));
     let writes = Writes::default();
     if minutes.is_some() {
