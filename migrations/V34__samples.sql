@@ -138,8 +138,10 @@ BEGIN
         IF NOT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('@'::text, 12::bigint)) THEN
             RETURN;
         END IF;
+        -- Another transaction has dropped it since this statement began.
+        CONTINUE WHEN pg_catalog.to_regclass(candidate.name) IS NULL;
         BEGIN
-            EXECUTE pg_catalog.concat('DROP TABLE IF EXISTS '::text, candidate.name);
+            EXECUTE pg_catalog.concat('DROP TABLE '::text, candidate.name);
             dropped := candidate.name;
             RETURN;
         EXCEPTION

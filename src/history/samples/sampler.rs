@@ -1,8 +1,7 @@
 //! Takes samples.
 
-use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Samples;
@@ -26,19 +25,38 @@ pub(super) struct Taker {
     processors: Processors,
     /// The incarnation of the last sample, and its number.
     last: Option<(Incarnation, i64)>,
+    /// The pod stops, and has taken its last sample.
+    is_done: bool,
     nag: Nag,
 }
 
 impl Taker {
     pub(super) fn new() -> Self {
-        Self { processors: Processors::new(), last: None, nag: Nag::new(SAID) }
+        Self { processors: Processors::new(), last: None, is_done: false, nag: Nag::new(SAID) }
     }
 }
 
 impl Samples {
     /// Takes a sample now, and puts it into the queue. Waits for nothing.
     pub(super) fn take(&self) {
-        let mut taker = self.taker.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_with(&mut self.taker());
+    }
+
+    /// Takes the last sample of this pod. None follows it.
+    pub(super) fn take_last(&self) {
+        let mut taker = self.taker();
+        self.take_with(&mut taker);
+        taker.is_done = true;
+    }
+
+    fn taker(&self) -> MutexGuard<'_, Taker> {
+        self.taker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_with(&self, taker: &mut Taker) {
+        if taker.is_done {
+            return;
+        }
         let status = self.member.status((self.runs.running)());
         let number = match taker.last {
             Some((of, number)) if of == status.incarnation => number + 1,

@@ -152,7 +152,7 @@ impl Samples {
         if !self.are_taken() {
             return;
         }
-        self.take();
+        self.take_last();
         let until = Instant::now() + DRAIN_AT_MOST;
         let write_all = async {
             let mut writer = self.writer.lock().await;

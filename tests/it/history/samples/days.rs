@@ -226,12 +226,13 @@ async fn a_pod_that_takes_no_samples_still_drops_old_ones() {
         let db = Db::new().await;
         add_old(&db, [61, 60], false).await;
         let config = db.config("a").with(|c| c.sample_interval = Duration::ZERO);
-        let _pod = start(config).await;
+        let pod = start(config).await;
         eventually(SOON, "the old days are dropped, and none is made", || async {
             let days = days(&db.client).await;
             if days.is_empty() { Ok(()) } else { Err(format!("{days:?}")) }
         })
         .await;
+        pod.shutdown(Duration::from_secs(5)).await.unwrap();
         add_old(&db, [61, 60], false).await;
         let _keeper = start(often(db.config("b")).with(|c| c.keep_samples = Duration::ZERO)).await;
         stores(&db.client, "b", 5).await;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{all_are_stored_once, often, pod, stored, stores};
 use crate::patience::SOON;
-use crate::support::faults::{OwnServer, reconnected};
+use crate::support::faults::{OwnServer, no_lock_is_left, reconnected};
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::{Db, eventually, server, sql, start, timed};
 
@@ -80,7 +80,7 @@ async fn a_write_whose_answer_is_lost_is_sent_again_and_stores_nothing_twice() {
         let pod = start(config).await;
         stores(&db.client, "a", 5).await;
         // What the pool's connections send arrives, and no answer comes back. New ones work.
-        proxy.present(&["pool"], Flow::Mute);
+        assert!(proxy.present(&["pool"], Flow::Mute) > 0);
         eventually(SOON, "a write that the pod does not know of", || async {
             let (counts, (rows, ..)) = (pod.samples(), stored(&db.client, "a").await);
             let known = i64::try_from(counts.written).unwrap();
@@ -113,7 +113,7 @@ async fn a_second_attempt_waits_for_a_first_one_that_still_runs() {
                     RETURNING before";
         let before: i64 = txn.query_one(mark, &[&own]).await.unwrap().get(0);
         let store = "INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, running_runs) \
-                     SELECT 'a', $1, $2 + n, now(), 'active', 'nominal', 0 FROM generate_series(1, 50) n";
+                     SELECT 'a', $1, $2::int8 + n, now(), 'active', 'nominal', 0 FROM generate_series(1, 50) n";
         txn.execute(store, &[&own, &before]).await.unwrap();
         eventually(SOON, "the pod's own write waits for the row", || async {
             let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -142,9 +142,7 @@ async fn a_stop_whose_samples_cannot_be_written_ends_all_the_same_and_counts_the
         handle.shutdown(Duration::from_secs(5)).await.unwrap();
         let counts = pod.samples();
         assert!(counts.dropped > 0 && counts.dropped + counts.written >= counts.taken, "{counts:?}");
-        let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
-                    (SELECT oid FROM pg_database WHERE datname = current_database())";
-        assert_eq!(db.client.scalar::<i64>(held, &[]).await, 0, "its locks are free");
+        no_lock_is_left(&db.client).await;
     })
     .await;
 }
