@@ -22,7 +22,8 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::history::{self, ProcessExit};
+use crate::history::samples::Samples;
+use crate::history::{self, Counter, Gauge, ProcessExit, SampleCounts};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
@@ -191,7 +192,8 @@ impl PodBuilder {
         let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
-        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
+        let samples = samples_of(&member, &engine);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers), Arc::clone(&samples));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -220,8 +222,22 @@ impl PodBuilder {
         shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
         shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
+        shared.spawn(history::samples::Sampling::new(&samples));
+        shared.spawn(history::samples::Lag::new(&samples));
+        shared.spawn(history::samples::Writing::new(&samples));
+        shared.spawn(history::samples::Days::new(&samples));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
+}
+
+/// The samples of a pod that these runs are of.
+fn samples_of(member: &Arc<Membership>, engine: &Arc<Engine>) -> Arc<Samples> {
+    let (registry, counting) = (Arc::clone(&engine.registry), Arc::clone(engine));
+    let runs = history::samples::Runs {
+        running: Box::new(move || registry.len()),
+        begun: Box::new(move |under| counting.begun(under)),
+    };
+    Samples::new(Arc::clone(member), engine.db.clone(), runs)
 }
 
 impl fmt::Debug for PodBuilder {
@@ -452,6 +468,44 @@ impl Pod {
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
         self.shared.member.sources.register()
+    }
+
+    /// A number of the application's own that each sample of this pod has, such as the memory of a GPU. Calls with the
+    /// same name set the same gauge.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the name is empty, longer than 64 bytes or contains a NUL, or if the pod has 64
+    /// other gauges.
+    pub fn gauge(&self, name: impl Into<String>) -> Result<Gauge> {
+        self.shared.samples.gauge(name.into())
+    }
+
+    /// A count of the application's own that the session of this pod has in the history, such as requests served. Calls
+    /// with the same name add to the same counter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::gauge`], for 64 counters.
+    pub fn counter(&self, name: impl Into<String>) -> Result<Counter> {
+        self.shared.samples.counter(name.into())
+    }
+
+    /// Sets the JSON that each sample of this pod has from now on (`details`). `None`: none. It is stored with every
+    /// sample, so keep it small.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or is
+    /// nested deeper than 32. What was set before stays.
+    pub fn set_details(&self, details: impl Into<Option<serde_json::Value>>) -> Result<()> {
+        self.shared.samples.set_details(details.into())
+    }
+
+    /// How many samples this pod has taken of itself, and what became of them. Touches no database.
+    #[must_use]
+    pub fn samples(&self) -> SampleCounts {
+        self.shared.samples.counts()
     }
 
     /// Resolves when this pod was asked to drain (`podlock drain`, `studio_drain`). From then on it takes no more work.

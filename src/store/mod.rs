@@ -37,6 +37,7 @@ pub(crate) mod role;
 pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
+pub(crate) mod samples;
 pub(crate) mod sessions;
 mod start;
 pub(crate) mod strangers;

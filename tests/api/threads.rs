@@ -71,6 +71,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();
     crosses::<migrate::Version>();
+    crosses::<podlock::history::Counter>();
+    crosses::<podlock::history::Gauge>();
+    crosses::<podlock::history::Health>();
+    crosses::<podlock::history::SampleCounts>();
     crosses::<podlock::operator::AttemptRow>();
     crosses::<EventFilter>();
     crosses::<podlock::operator::EventRow>();
