@@ -10,6 +10,7 @@ mod evict;
 mod failure;
 mod global;
 mod hold;
+mod listen;
 mod migrate;
 mod output;
 mod pod;
@@ -17,6 +18,7 @@ mod pods;
 mod probe;
 mod prune;
 mod runs;
+mod serve;
 mod signals;
 mod workers;
 
@@ -68,6 +70,8 @@ enum Verb {
     Migrate(migrate::Verb),
     /// Run the reference pod, which links the library as any service would
     Pod(Box<pod::Args>),
+    /// Serve the liveness history over HTTP, without being a pod
+    Serve(Box<serve::Args>),
     /// Hold a pod's lock while a command runs that need not know of podlock
     Hold(Box<hold::Args>),
     #[command(hide = true)]
@@ -131,6 +135,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Serve(args) => serve::run(global, *args).await,
         Verb::Hold(args) => hold::run(global, *args).await,
         // These verbs returned before the runtime was built.
         Verb::HoldSupervisor(_) | Verb::HoldExec(_) => Ok(()),
