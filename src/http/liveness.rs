@@ -113,6 +113,12 @@ fn routes() -> [(&'static str, MethodRouter<Arc<History>>); 5] {
     ]
 }
 
+/// The paths of the routes that need the key.
+#[cfg(test)]
+pub(super) fn paths() -> Vec<&'static str> {
+    routes().iter().map(|(path, _)| *path).collect()
+}
+
 /// What the handlers share.
 struct History {
     operator: Operator,

@@ -98,24 +98,46 @@ pub(super) fn document() -> &'static Value {
     DOCUMENT.get_or_init(|| {
         // What is made of strings, numbers and lists only cannot fail to be JSON.
         let mut document = serde_json::to_value(made()).unwrap_or_default();
-        unlink(&mut document);
+        translate(&mut document);
+        require_all(&mut document);
         document
     })
 }
 
-/// Makes `name` of the links to other items that the texts of the types have.
-fn unlink(value: &mut Value) {
+/// The texts of the types are written for readers of Rust: links become names, and `None` is `null` in JSON.
+fn translate(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match value {
-                    Value::String(text) if name == "description" => *text = text.replace("[`", "`").replace("`]", "`"),
-                    value => unlink(value),
+                    Value::String(text) if name == "description" => {
+                        *text = text.replace("[`", "`").replace("`]", "`").replace("`None`", "`null`");
+                    }
+                    value => translate(value),
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(unlink),
+        Value::Array(values) => values.iter_mut().for_each(translate),
         _ => {}
+    }
+}
+
+/// The replies have all of their fields always, `null` or not. utoipa takes an `Option` for one that may be missing, as
+/// it may in a refusal.
+fn require_all(document: &mut Value) {
+    let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) else { return };
+    for (_, schema) in schemas.iter_mut().filter(|(name, _)| *name != "Problem") {
+        require_all_of(schema);
+    }
+}
+
+fn require_all_of(schema: &mut Value) {
+    if let Some(parts) = schema.get_mut("allOf").and_then(Value::as_array_mut) {
+        parts.iter_mut().for_each(require_all_of);
+    }
+    let names = schema.get("properties").and_then(Value::as_object).map(|fields| fields.keys().cloned().collect());
+    if let Some(names) = names.map(|names: Vec<String>| Value::from(names)) {
+        schema["required"] = names;
     }
 }
 
@@ -248,4 +270,44 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<NetworkAvailability>(&mut all);
     add::<Refusal>(&mut all);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_route_of_the_router_is_in_the_document_and_no_other() {
+        let mut routes: Vec<_> = liveness::paths();
+        routes.push(liveness::DOCUMENT);
+        routes.sort_unstable();
+        let paths: Vec<_> = document()["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(paths, routes);
+        assert_eq!(document()["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn each_reference_leads_somewhere_and_each_text_is_of_json() {
+        let text = document().to_string();
+        for rest in text.split("\"#/components/schemas/").skip(1) {
+            let name = rest.split('"').next().unwrap();
+            assert!(document()["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+        assert!(!text.contains("[`") && !text.contains("`None`"), "{text}");
+        let liveness = &document()["components"]["schemas"]["Liveness"];
+        assert!(liveness.to_string().contains("\"required\":[\"cordoned_by\""), "{liveness}");
+    }
+
+    #[test]
+    fn parameters_have_their_bounds() {
+        let of = |path: &str, name: &str| {
+            let parameters = document()["paths"][path]["get"]["parameters"].as_array().unwrap();
+            parameters.iter().find(|p| p["name"] == name).unwrap()["schema"].clone()
+        };
+        let limit = of(liveness::SESSIONS, "limit");
+        assert_eq!((limit["minimum"].as_f64(), limit["maximum"].as_f64()), (Some(1.0), Some(1000.0)), "{limit}");
+        let uptime = of(liveness::RELIABILITY, "min_uptime");
+        assert_eq!((uptime["minimum"].as_f64(), uptime["maximum"].as_f64()), (Some(0.0), Some(100.0)), "{uptime}");
+        assert_eq!(of(liveness::SAMPLES, "since")["format"], "date-time");
+    }
 }
