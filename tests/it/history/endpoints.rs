@@ -310,8 +310,11 @@ async fn only_the_very_key_opens_the_gate() {
                     }
                 }
             }
-            let other = http().request(reqwest::Method::OPTIONS, format!("{}{path}", served.url)).send().await.unwrap();
-            assert_eq!(other.status(), 405, "{path}");
+            let url = format!("{}{path}", served.url);
+            let other = http().request(reqwest::Method::OPTIONS, &url).send().await.unwrap();
+            assert_eq!(other.status(), 401, "OPTIONS {path}");
+            let other = http().request(reqwest::Method::OPTIONS, &url).bearer_auth(KEY).send().await.unwrap();
+            assert_eq!(other.status(), 405, "OPTIONS {path}");
         }
         // No key is set: refused, also with one.
         let shut = Served::of(operator(&db).await, AdminKey::none()).await;
