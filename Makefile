@@ -47,6 +47,7 @@ bench-workers: cargo ## Measure the registry of workers, beside floors; ARGS="--
 test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
 	@sh scripts/ensure-daemon.sh nginx nginx-light
+	-@sh scripts/ensure-schemathesis.sh
 	@CARGO="$(CARGO)" sh scripts/test.sh
 
 test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process

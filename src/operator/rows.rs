@@ -122,6 +122,7 @@ pub struct PodDetail {
 
 /// One incarnation: when it began, when and why it ended, who buried it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct SessionRow {
     /// The registration.

@@ -107,6 +107,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Sample>();
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
+    crosses::<podlock::http::AdminKey>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();

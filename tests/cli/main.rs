@@ -22,6 +22,7 @@ mod own_table;
 mod patience;
 mod pod;
 mod retention;
+mod serve;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
