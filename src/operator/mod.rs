@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod backlog;
 mod filter;
 mod follow;
 mod rows;
@@ -42,6 +43,7 @@ pub use crate::history::retention::{Kept, Pruned};
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::event::EventKind;
+pub use backlog::BacklogRow;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use rows::{AttemptRow, EventRow, OwnerRow, PodDetail, PodRow, RunDetail, RunOutput, RunRow, SessionRow};

@@ -6,10 +6,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::boot::LOCK_NOT_AVAILABLE;
+use super::delays;
 use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
+use crate::meters;
 use crate::pg::errors::refused;
 use crate::pg::knock;
 use crate::pg::session::Session;
@@ -328,10 +330,12 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     // the error.
     let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
     local.shared.engine.recover_with(seen.map(|seen| load.with(seen)));
+    meters::count(meters::NOTICES_SENT, "about", "burial");
     let gone: Vec<_> = buried.gone.keys().copied().collect();
     local.note_burials(&gone);
     for ((peer, evidence), burial) in dead.iter().zip(&burials) {
         let Some(cause) = buried.gone.get(&burial.incarnation) else { continue };
+        local.delays.note_buried(burial.incarnation, burial.reason);
         tracing::info!(
             target: "podlock", event = "buried", pod = %peer.probe.pod_id, incarnation = %burial.incarnation, by = %me,
             reason = burial.reason, cause, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
@@ -425,6 +429,7 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
     lost.retain(|incarnation| !local.is_told(*incarnation));
     if !lost.is_empty() {
         notices::ask_for_a_look(session).await?;
+        meters::count(meters::NOTICES_SENT, "about", "look");
         tracing::info!(
             target: "podlock", event = "told", pod = %local.shared.member.pod_id, lost = lost.len(),
             "not settled yet: told the others of a loss"
@@ -454,6 +459,8 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
     }
     let before = local.in_sight();
     let decision = local.decide(probe);
+    local.delays.note_look(&decision);
+    delays::show_roster(local, probe);
     let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.probe.incarnation, p)).collect();
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Wait(reason, _) = verdict else { continue };
@@ -461,6 +468,7 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
             continue;
         }
         if let Some(peer) = peers.get(incarnation) {
+            meters::count(meters::WAITS, "reason", reason.as_str());
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.probe.pod_id, incarnation = %incarnation,
                 by = %local.shared.member.pod_id, reason = reason.as_str(),

@@ -4,6 +4,7 @@ mod admission;
 mod boot;
 mod burial;
 mod canary;
+mod delays;
 mod hints;
 mod keeper;
 pub(crate) mod local;
@@ -25,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history;
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
+use crate::meters;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::protocol::state::Cancelled;
@@ -64,6 +66,7 @@ pub struct PodBuilder {
     handlers: Handlers,
     workers: workers::Functions,
     stop_on_signals: bool,
+    report_backlog: Option<Duration>,
 }
 
 impl PodBuilder {
@@ -127,6 +130,15 @@ impl PodBuilder {
         self
     }
 
+    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod does not,
+    /// because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod reads more rarely,
+    /// so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second. Let one or two pods of a
+    /// large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
+    pub fn report_backlog(mut self, every: Duration) -> Self {
+        self.report_backlog = Some(every);
+        self
+    }
+
     /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that the lock is real, registers.
     ///
     /// # Errors
@@ -164,6 +176,7 @@ impl PodBuilder {
 
     async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
+        meters::describe();
         let kinds = self.handlers.kinds();
         if let Some(kind) = settings.capacity_of.keys().find(|kind| !kinds.contains(kind)) {
             return Err(Error::new(
@@ -195,6 +208,7 @@ impl PodBuilder {
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
+        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -224,6 +238,7 @@ impl Pod {
             handlers: Handlers::default(),
             workers: workers::Functions::default(),
             stop_on_signals: false,
+            report_backlog: None,
         }
     }
 

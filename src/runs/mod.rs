@@ -1,5 +1,6 @@
 //! Runs: the long work of a service. A run survives the death of the pod that executes it: another pod resumes it.
 
+pub(crate) mod backlog;
 mod claim;
 pub(crate) mod engine;
 pub(crate) mod execute;

@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::membership::clock;
+use crate::meters;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
@@ -329,6 +330,7 @@ impl Run {
         let accepted = written?;
         self.engine.flusher.note_changed(self.owner.run_id, began);
         self.engine.note_finished();
+        meters::count(meters::ENDED, "outcome", state);
         if let Ending::Failed(why, _) = ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
@@ -367,6 +369,7 @@ impl Run {
             registry.set_aside(self.owner.run_id, now + self.engine.member.settings.lease);
         }
         self.engine.note_yielded();
+        meters::count(meters::ENDED, "outcome", "yielded");
         self.engine.offers.add(self.engine.untold_to_others(self.kind()));
         Ok(())
     }
@@ -488,6 +491,7 @@ impl Run {
     }
 
     pub(super) fn report(&self, error: Error) -> Error {
+        metrics::counter!(meters::FENCE_REFUSALS).increment(1);
         tracing::info!(
             target: "podlock", event = "fenced", pod = %self.engine.member.pod_id,
             incarnation = %self.owner.incarnation,

@@ -8,6 +8,7 @@ use super::handlers::Handlers;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
+use crate::meters;
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
 use crate::protocol::offer::Untold;
@@ -41,6 +42,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
         checkpoint_seq: 0,
         crashes: 0,
         movable: new.movable,
+        taken_over: None,
     };
     execute::begin(engine, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
@@ -96,7 +98,9 @@ pub(crate) async fn insert_in_txn(
         runs::submit_in_txn(txn, schema, &insert, tells.then_some((channel, word))).await?
     };
     outcome(engine, inserted, new)?;
-    if !tells {
+    if tells {
+        meters::count(meters::NOTICES_SENT, "about", "run");
+    } else {
         // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
         // ended. A pass of this pod finds an owned run.
         let untold = if owned { Untold { own: true, ..Untold::default() } } else { engine.untold(&new.kind) };

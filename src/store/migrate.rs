@@ -305,6 +305,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         "studio_orphans",
         "studio_foreign_locks",
         "studio_worker_status",
+        "studio_backlog",
     ] {
         grant("SELECT", &format!("@.{readable}"));
     }

@@ -58,6 +58,8 @@ pub(crate) struct Claimed {
     pub(crate) crashes: u32,
     /// Whether it may move to a less busy pod.
     pub(crate) movable: bool,
+    /// How the attempt before ended. `None`: this is the first attempt.
+    pub(crate) taken_over: Option<&'static str>,
 }
 
 /// A run that the claim quarantined instead of claiming it.

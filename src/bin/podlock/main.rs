@@ -10,6 +10,7 @@ mod evict;
 mod failure;
 mod global;
 mod hold;
+mod metrics;
 mod migrate;
 mod output;
 mod pod;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::global::Global;
+use crate::metrics;
 use crate::output;
 use crate::signals::EndSignals;
 
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// Where to listen for HTTP; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Serve metrics as Prometheus text at http://ADDR/metrics, from before the pod starts
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// A host name under which clients reach this pod, beside localhost; may be given again; `*`: any. Off loopback
     /// any name is taken unless this gives some
     #[arg(long = "allow-host", value_name = "NAME", value_parser = host)]
@@ -81,19 +85,37 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let config = args.config(global)?;
 
     let listener = boot::bind(args.listen).await?;
+    let metrics = match args.metrics {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let address = listener.local_addr()?;
     if !address.ip().to_canonical().is_loopback() {
         warn_of_the_open_door(address);
     }
-    let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
+    let started = boot::start(&listener, &args, config, &mut signals).await;
+    let outcome = match started {
+        Ok(Some(pod)) => serve_pod(listener, &args, pod, &mut signals).await,
+        Ok(None) => Ok(()),
+        Err(e) => Err(e),
+    };
+    if let Some(metrics) = metrics {
+        metrics.end().await;
+    }
+    outcome
+}
+
+/// Serves the pod's routes until the pod has ended.
+async fn serve_pod(listener: TcpListener, args: &Args, pod: Pod, signals: &mut EndSignals) -> Result<(), Failure> {
+    let address = listener.local_addr()?;
     let router = router_with(pod.clone(), kind::validate).merge(workers_router(pod.clone())).fallback(not_found);
-    let server = Server::start(listener, router, &args);
+    let server = Server::start(listener, router, args);
 
     let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
     // The program that started this process may not read it.
     let _ = output::line(&ready);
 
-    let outcome = live(pod, args.grace, &mut signals).await;
+    let outcome = live(pod, args.grace, signals).await;
     server.end().await;
     outcome
 }
