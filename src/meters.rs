@@ -227,3 +227,146 @@ meters! {
     /// Bytes of memory that this pod's copy of the worker registry takes, about.
     Gauge WORKER_BYTES = "podlock_worker_bytes" [];
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::pages;
+
+    const ALERTS: &str = include_str!("../ops/alerts.yaml");
+    const DASHBOARD: &str = include_str!("../ops/grafana.json");
+    const SCALING: &str = include_str!("meters.scaling.md");
+
+    fn document() -> String {
+        let mut metrics = String::new();
+        for meter in ALL {
+            let labels: Vec<_> = meter.labels.iter().map(|label| format!("`{}`", label.name)).collect();
+            let kind = format!("{:?}", meter.kind).to_lowercase();
+            writeln!(metrics, "| `{}` | {kind} | {} | {} |", meter.name, labels.join(", "), meter.text.trim()).unwrap();
+        }
+        pages::filled(include_str!("meters.md"), &[("metrics", &metrics), ("scaling", SCALING)])
+    }
+
+    #[test]
+    fn the_page_on_metrics_says_what_the_code_does() {
+        pages::renew_or_compare("docs/metrics.md", &document());
+    }
+
+    #[test]
+    fn names_and_labels_are_as_prometheus_wants_them() {
+        let mut names = BTreeSet::new();
+        for meter in ALL {
+            assert!(names.insert(meter.name), "{} is there twice", meter.name);
+            let is_name =
+                meter.name.starts_with("podlock_") && meter.name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            assert!(is_name, "{}", meter.name);
+            assert_eq!(meter.kind == Kind::Counter, meter.name.ends_with("_total"), "{}", meter.name);
+            assert_eq!(meter.kind == Kind::Histogram, meter.name.ends_with("_seconds"), "{}", meter.name);
+            assert!(meter.text.trim().ends_with('.') && !meter.text.contains('|'), "{}: {}", meter.name, meter.text);
+            let bounded = |label: &Label| ["kind", "version"].contains(&label.name) || !label.values.is_empty();
+            assert!(meter.labels.iter().all(bounded), "{} has a label without bound", meter.name);
+        }
+        assert!(BUCKETS.is_sorted());
+    }
+
+    /// The names of metrics in a text, each with what follows it.
+    fn names_in(text: &str) -> Vec<(&str, &str)> {
+        let is_of_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        let starts = text.match_indices("podlock_").map(|(at, _)| at);
+        let starts = starts.filter(|at| !text[..*at].ends_with(is_of_name));
+        starts.map(|at| text[at..].split_at(text[at..].find(|c| !is_of_name(c)).unwrap_or(text.len() - at))).collect()
+    }
+
+    /// The metric of a series. A histogram has three series.
+    #[track_caller]
+    fn meter(series: &str) -> &'static Meter {
+        let is_of = |meter: &&Meter| {
+            meter.name == series
+                || (meter.kind == Kind::Histogram
+                    && ["_bucket", "_sum", "_count"].iter().any(|end| series.strip_suffix(end) == Some(meter.name)))
+        };
+        ALL.iter().find(is_of).unwrap_or_else(|| panic!("there is no metric {series}"))
+    }
+
+    /// Labels that Prometheus and its scrape add.
+    const ADDED: [&str; 3] = ["job", "instance", "le"];
+
+    /// Checks the names, the labels and the values of labels in an expression. Returns the names.
+    #[track_caller]
+    fn check(expression: &str) -> Vec<&'static str> {
+        let mut known: BTreeSet<&str> = ADDED.into();
+        let mut seen = Vec::new();
+        for (series, rest) in names_in(expression) {
+            let meter = meter(series);
+            seen.push(meter.name);
+            known.extend(meter.labels.iter().map(|label| label.name));
+            let Some((selectors, _)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) else { continue };
+            for selector in selectors.split(',') {
+                let at = selector.find(['=', '!']).expect("a comparison");
+                let (name, values) = (selector[..at].trim(), selector[at..].trim_start_matches(['=', '!', '~']));
+                let label = meter.labels.iter().find(|label| label.name == name);
+                assert!(label.is_some() || ADDED.contains(&name), "{series} has no label {name}: {expression}");
+                for value in values.trim_matches('"').split('|') {
+                    let known = label.is_none_or(|label| label.values.is_empty() || label.values.contains(&value));
+                    assert!(known, "label {name} of {series} is never {value:?}: {expression}");
+                }
+            }
+        }
+        assert!(!seen.is_empty(), "it names no metric: {expression}");
+        for grouped in expression.split(" by (").skip(1) {
+            for label in grouped.split_once(')').expect("it ends").0.split(',').map(str::trim) {
+                assert!(known.contains(label), "no metric of this has a label {label}: {expression}");
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn each_metric_and_label_that_the_alerts_name_is_recorded() {
+        let file: serde_json::Value = serde_yaml_ng::from_str(ALERTS).expect("YAML");
+        let mut alerts = BTreeSet::new();
+        let groups = file["groups"].as_array().expect("groups");
+        for rule in groups.iter().flat_map(|group| group["rules"].as_array().expect("rules")) {
+            let text = |value: &serde_json::Value| value.as_str().map(ToOwned::to_owned).expect("text");
+            assert!(alerts.insert(text(&rule["alert"])), "twice: {rule}");
+            check(&text(&rule["expr"]));
+            assert!(["warning", "critical"].contains(&text(&rule["labels"]["severity"]).as_str()), "{rule}");
+            assert!(!text(&rule["annotations"]["summary"]).is_empty());
+            assert!(!text(&rule["annotations"]["description"]).is_empty());
+            let known = ["alert", "expr", "for", "labels", "annotations"];
+            assert!(rule.as_object().expect("a map").keys().all(|key| known.contains(&key.as_str())), "{rule}");
+        }
+        for wanted in ["PodLost", "WorkerInactive", "OrphansWaiting", "Quarantine", "SelfFence"] {
+            assert!(alerts.contains(&format!("Podlock{wanted}")), "there is no alert {wanted}");
+        }
+    }
+
+    #[test]
+    fn each_metric_and_label_that_the_dashboard_names_is_recorded_and_it_shows_each_metric() {
+        let file: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");
+        let mut shown = BTreeSet::new();
+        for panel in file["panels"].as_array().expect("panels") {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                let expression = target["expr"].as_str().expect("an expression").replace("=~\"$job\"", "=\"j\"");
+                let of_this = check(&expression);
+                for label in target["legendFormat"].as_str().expect("a legend").split("{{").skip(1) {
+                    let label = label.split_once("}}").expect("it ends").0;
+                    assert!(expression.contains(&format!("by ({label})")), "the legend has {label}: {expression}");
+                }
+                shown.extend(of_this);
+            }
+        }
+        let all: BTreeSet<_> = ALL.iter().map(|meter| meter.name).collect();
+        assert_eq!(shown, all, "a metric without a panel, or the reverse");
+    }
+
+    #[test]
+    fn each_metric_that_the_page_names_is_recorded() {
+        for (series, _) in names_in(&document()).into_iter().filter(|(name, _)| !name.ends_with('_')) {
+            meter(series);
+        }
+    }
+}

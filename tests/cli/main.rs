@@ -16,6 +16,7 @@ mod http_limits;
 #[path = "../common/inherited.rs"]
 mod inherited;
 mod inherited_by_tests;
+mod metrics;
 mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
