@@ -30,7 +30,7 @@ use crate::meters;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::protocol::state::Cancelled;
-use crate::runs::engine::Engine;
+use crate::runs::engine::{Engine, OnAttempt};
 use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
@@ -67,6 +67,7 @@ pub struct PodBuilder {
     workers: workers::Functions,
     stop_on_signals: bool,
     report_backlog: Option<Duration>,
+    on_attempt: Option<OnAttempt>,
 }
 
 impl PodBuilder {
@@ -127,6 +128,19 @@ impl PodBuilder {
     /// the process by themselves, so the service must call [`Pod::until_stopped`].
     pub fn stop_on_signals(mut self) -> Self {
         self.stop_on_signals = true;
+        self
+    }
+
+    /// Calls `hook` before each attempt, with the run's [`traceparent`](Run::traceparent) and the attempt's span,
+    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it exports
+    /// bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook must not
+    /// block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older versions made, are
+    /// passed over.
+    pub fn on_attempt<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&str, &tracing::Span) + Send + Sync + 'static,
+    {
+        self.on_attempt = Some(Arc::new(hook));
         self
     }
 
@@ -191,7 +205,7 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds, self.on_attempt);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
         let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
@@ -239,6 +253,7 @@ impl Pod {
             workers: workers::Functions::default(),
             stop_on_signals: false,
             report_backlog: None,
+            on_attempt: None,
         }
     }
 

@@ -115,6 +115,13 @@ impl Run {
         self.facts.attempt
     }
 
+    /// The trace that the run belongs to, as the header `traceparent` of W3C Trace Context writes it: the same in every
+    /// attempt, on whichever pod. `None` if an older version, or another program, made the run.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.facts.traceparent.as_deref()
+    }
+
     /// The fence of this attempt.
     #[must_use]
     pub fn fence(&self) -> Fence {
@@ -281,6 +288,16 @@ impl Run {
         let over = self.refuse_if_over("a guard").err();
         let taken = guard::take(&self.engine, self.owner, &self.stop, over, txn).await;
         taken.map_err(|e| if e.is_fenced() { self.report(e) } else { e })
+    }
+
+    /// The span of this attempt. It has no parent among the spans of this process: what began the attempt is not what the
+    /// run belongs to.
+    pub(super) fn span(&self) -> tracing::Span {
+        let Claimed { run_id, kind, attempt, fence, traceparent, taken_over, .. } = &*self.facts;
+        tracing::info_span!(
+            target: "podlock", parent: None, "podlock::run", run_id = %run_id, kind, attempt, fence = fence.get(),
+            traceparent, taken_over
+        )
     }
 
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {

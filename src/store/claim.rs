@@ -146,6 +146,7 @@ fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Clai
         crashes: u32::try_from(row.at::<i32>("crashes")?).unwrap_or(0),
         checkpoint_seq: row.at("checkpoint_seq")?,
         movable: row.at("movable")?,
+        traceparent: row.at("traceparent")?,
         taken_over: row.at::<Option<&str>>("taken_over")?.map(taken_over),
     })
 }

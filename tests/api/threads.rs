@@ -91,6 +91,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::SessionRow>();
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
+    crosses::<podlock::operator::BacklogRow>();
+    crosses::<podlock::meters::Kind>();
+    crosses::<podlock::meters::Label>();
+    crosses::<podlock::meters::Meter>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();

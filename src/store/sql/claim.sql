@@ -73,7 +73,7 @@ WITH
        AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
        AND (r.crashes >= :'poison_from'::int4 - 1 AND :crashed) IS NOT TRUE
     RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq,
-              r.movable, r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
+              r.movable, r.traceparent, r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
   ),
   quarantined AS (
     UPDATE :"schema".studio_runs r
@@ -159,7 +159,7 @@ WITH
 SELECT c.run_id, c.kind, c.key, c.fence, c.attempt,
        CASE WHEN z.rides THEN c.input END AS input,
        CASE WHEN z.rides THEN c.checkpoint END AS checkpoint,
-       c.crashes, c.checkpoint_seq, c.movable,
+       c.crashes, c.checkpoint_seq, c.movable, c.traceparent,
        NULL AS error,
        CASE WHEN NOT z.rides THEN z.bytes END AS unread,
        CASE WHEN c.attempt <= 1 THEN NULL
@@ -171,6 +171,6 @@ SELECT c.run_id, c.kind, c.key, c.fence, c.attempt,
   JOIN along z ON z.run_id = c.run_id
   CROSS JOIN logged
 UNION ALL
-SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, q.error, NULL, NULL
+SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, NULL, q.error, NULL, NULL
   FROM quarantined q
   JOIN told t ON t.run_id = q.run_id;
