@@ -6,7 +6,7 @@ ALTER TABLE @.studio_pods ADD COLUMN capacity_of jsonb;
 COMMENT ON COLUMN @.studio_pods.capacity_of IS 'How many runs of a kind the pod executes at a time, at most, where that is fewer than capacity: an object of numbers by kind. NULL: no kind has a limit of its own, or a pod of an older version wrote the row.';
 
 ALTER TABLE @.studio_runs ADD COLUMN traceparent text;
-COMMENT ON COLUMN @.studio_runs.traceparent IS 'The trace that the run belongs to, as W3C Trace Context writes it. NULL: none was given.';
+COMMENT ON COLUMN @.studio_runs.traceparent IS 'The trace that the run belongs to, as W3C Trace Context writes it. NULL: an older version, or another program, made the run.';
 
 -- Both reads of the runs use the partial index on (owner_incarnation, run_id), so they read running runs alone, and at most
 -- so many. More than that is a number for no autoscaler, and each reader would pay for it.

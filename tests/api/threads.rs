@@ -146,6 +146,7 @@ fn every_public_future_is_send(
     is_send(Operator::run(operator, run_id));
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::workers(operator, WorkerFilter::new()));
+    is_send(Operator::backlog(operator));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::latest(operator, "kind", "key"));
     is_send(Operator::cancel(operator, run_id));

@@ -25,6 +25,7 @@ mod retention;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
+mod traces;
 mod verbs;
 mod worker;
 mod workers;
