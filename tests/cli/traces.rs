@@ -38,7 +38,9 @@ fn both_pods_export_the_attempts_of_a_run_under_one_trace_id() {
         let row = db.client().await.query_one("SELECT run_id::text, traceparent, attempt FROM studio_runs", &[]).await;
         let row = row.unwrap();
         let (run_id, traceparent, number): (String, String, i32) = (row.get(0), row.get(1), row.get(2));
-        let [_, trace_id, parent_id, _] = traceparent.split('-').collect::<Vec<_>>()[..] else { panic!("{traceparent}") };
+        let [_, trace_id, parent_id, _] = traceparent.split('-').collect::<Vec<_>>()[..] else {
+            panic!("{traceparent}")
+        };
         assert_eq!((&attempt["trace_id"], &attempt["parent_id"]), (&trace_id.into(), &parent_id.into()), "{attempt}");
         assert_eq!((&step["trace_id"], &next["parent_id"]), (&trace_id.into(), &attempt["span_id"]), "{next}");
         let of = |name: &str| attempt["attributes"][name].as_str().unwrap_or_default().to_owned();
