@@ -172,9 +172,13 @@ meters! {
     /// Pods that this pod buried, by reason.
     Counter BURIALS = "podlock_burials_total"
         ["reason" = ["shutdown", "lost", "replaced", "detached", "stalled", "evicted"]];
-    /// Peers whose lock this pod saw free and that it did not count as dead at once, by why it waits.
+    /// Burials that wait, by why, each counted by this pod when it begins to wait. The peer's lock is free, and it may live:
+    /// `connection_broken`, `second_loss`, `many_lost`, `unconfirmed`, `many_unknown`. Or the peer is dead: `unsettled` (this
+    /// pod has not been up for long enough to bury it), `door_closed` (the server accepts no connection), `held_up` (another
+    /// transaction has had its row locked for a lease).
     Counter WAITS = "podlock_waits_total"
-        ["reason" = ["connection_broken", "second_loss", "many_lost", "unconfirmed", "many_unknown"]];
+        ["reason" = ["connection_broken", "second_loss", "many_lost", "unconfirmed", "many_unknown", "unsettled",
+                     "door_closed", "held_up"]];
     /// Runs that this process executes, or is about to begin.
     Gauge RUNS = "podlock_runs" [];
     /// Runs that this pod took over, by how the attempt before ended: as the incarnation of the owner ended, `released` (a

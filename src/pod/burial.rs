@@ -353,6 +353,7 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
         let Some((peer, _)) = passed_over.iter().find(|(peer, _)| peer.probe.incarnation == incarnation) else {
             continue;
         };
+        meters::count(meters::WAITS, "reason", "held_up");
         tracing::warn!(
             target: "podlock", event = "burial_held_up", pod = %peer.probe.pod_id, %incarnation,
             by = %local.shared.member.pod_id,
@@ -459,9 +460,15 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
     }
     let before = local.in_sight();
     let decision = local.decide(probe);
-    local.delays.note_look(&decision);
+    let newly_dead = local.delays.note_look(&decision);
     delays::show_roster(local, probe);
     let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.probe.incarnation, p)).collect();
+    if let Some(lock) = local.lock() {
+        let dead = newly_dead.iter().filter_map(|dead| peers.get(dead));
+        for _ in dead.filter(|peer| !local.is_settled_for(&lock, &peer.probe)) {
+            meters::count(meters::WAITS, "reason", "unsettled");
+        }
+    }
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Wait(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
@@ -547,6 +554,7 @@ async fn bury_just_lost(
         Ok(()) if local.has_lost_one_since(decided) => Ok(()),
         Ok(()) => bury_all(local, session, lock, trigger, just_lost).await,
         Err(why) => {
+            metrics::counter!(meters::WAITS, "reason" => "door_closed").increment(just_lost.len() as u64);
             local.note_closed_door(just_lost.iter().map(|(peer, _)| peer.probe.incarnation));
             tracing::warn!(
                 target: "podlock", event = "door_closed", by = %local.shared.member.pod_id, lost = just_lost.len(), why,

@@ -30,8 +30,10 @@ impl Delays {
         self.0.borrow_mut().entry(peer).or_insert(lost);
     }
 
-    /// A look at the whole roster was decided on. Only peers that stay in sight are remembered.
-    pub(crate) fn note_look(&self, decision: &Decision) {
+    /// A look at the whole roster was decided on. Only peers that stay in sight are remembered. Returns the peers that are
+    /// now found dead for the first time.
+    pub(crate) fn note_look(&self, decision: &Decision) -> Vec<Incarnation> {
+        let mut dead = Vec::new();
         let mut lost = self.0.borrow_mut();
         lost.retain(|peer, _| decision.observer.sighting(*peer).is_some());
         let now = clock::now();
@@ -42,8 +44,10 @@ impl Delays {
             let of_peer = lost.entry(*peer).or_insert(Lost { since: now, is_counted: false });
             if matches!(verdict, Verdict::Dead(_)) && !std::mem::replace(&mut of_peer.is_counted, true) {
                 meters::took(meters::DETECTION, now.saturating_sub(of_peer.since));
+                dead.push(*peer);
             }
         }
+        dead
     }
 
     /// This pod's burial of the peer was committed.

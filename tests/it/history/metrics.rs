@@ -156,7 +156,8 @@ fn each_label_has_the_values_that_the_library_knows() {
     assert_eq!(values("podlock_notices_heard_total", "word"), Word::ALL.map(Word::as_str));
     let waits =
         [WaitFor::ConnectionBroken, WaitFor::SecondLoss, WaitFor::ManyLost, WaitFor::Unconfirmed, WaitFor::ManyUnknown];
-    assert_eq!(values("podlock_waits_total", "reason"), waits.map(WaitFor::as_str));
+    let waits = [waits.map(WaitFor::as_str).as_slice(), &["unsettled", "door_closed", "held_up"]].concat();
+    assert_eq!(values("podlock_waits_total", "reason"), waits);
     let fences = [StopReason::SelfFenced, StopReason::Fenced].map(StopReason::as_str);
     assert_eq!(values("podlock_self_fences_total", "reason"), fences);
 }

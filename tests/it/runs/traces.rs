@@ -9,6 +9,9 @@ use crate::support::{Db, eventually, sql, start_of, timed, with_kinds};
 
 const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
 
+/// What the hook got: the traceparent, and the id of the span.
+type Hooked = (String, Option<tracing::Id>);
+
 async fn row(db: &Db, run_id: RunId) -> Option<String> {
     db.client.scalar("SELECT traceparent FROM studio_runs WHERE run_id = $1", &[&run_id.as_uuid()]).await
 }
@@ -104,7 +107,7 @@ async fn a_restarted_run_begins_a_trace_and_a_row_without_one_is_no_fault() {
 async fn the_handler_runs_in_the_span_of_its_attempt_and_a_hook_that_panics_ends_nothing() {
     timed(async {
         let db = Db::new().await;
-        let hooked: Arc<Mutex<Vec<(String, Option<tracing::Id>)>>> = Arc::default();
+        let hooked: Arc<Mutex<Vec<Hooked>>> = Arc::default();
         let pod = start_of(|| {
             let hooked = Arc::clone(&hooked);
             with_kinds(Pod::builder(db.config("hooked")))
