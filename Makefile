@@ -88,7 +88,7 @@ fmt: cargo ## Format the code
 		{ echo 'fmt: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	$(CARGO) fmt
 
-docs: cargo ## Renew the pages that are made from the code (settings, errors, connections, model); the tests compare them
+docs: cargo ## Renew the pages that are made from the code (settings, metrics, errors, connections, model); the tests compare them
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --test model the_page_on
 

@@ -225,6 +225,8 @@ pub struct RunDetail {
     /// The run, as in the list.
     #[serde(flatten)]
     pub row: RunRow,
+    /// The trace that the run belongs to, as the header `traceparent` of W3C Trace Context writes it.
+    pub traceparent: Option<String>,
     /// The input with which the run was started.
     pub input: Value,
     /// The checkpoint that its last owner saved.
@@ -520,6 +522,7 @@ impl RunDetail {
     pub(super) fn read(row: &Row) -> Result<Self> {
         Ok(Self {
             row: RunRow::read(row)?,
+            traceparent: get(row, "traceparent")?,
             input: get(row, "input")?,
             checkpoint: get(row, "checkpoint")?,
             output: RunOutput::read(row)?,

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::ops::Deref;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::{ClientWrapper, Runtime};
@@ -18,6 +18,7 @@ use super::schema::Schema;
 use super::session::CONFIRM_COMMITS;
 use super::txn::commit_patience;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::meters;
 
 /// Statements that each new connection of the pool runs before its first use. They must leave the connection as it
 /// was.
@@ -168,13 +169,16 @@ impl Database {
     }
 
     async fn get_any(&self, step: &str) -> Result<Leased> {
+        let began = Instant::now();
         // Boxed because the type of opening a connection is deep.
         let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
-        let Ok(got) = tokio::time::timeout(self.get_limit, get).await else {
+        let got = tokio::time::timeout(self.get_limit, get).await;
+        meters::took(meters::POOL_WAIT, began.elapsed());
+        let Ok(got) = got else {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
         };
         match got {
-            Ok(client) => Ok(Leased { client: Some(client) }),
+            Ok(client) => Ok(Leased::new(client)),
             Err(PoolError::Backend(e)) => Err(e.during(step)),
             Err(PoolError::Timeout(kind)) => {
                 let what = match kind {
@@ -328,6 +332,11 @@ struct Leased {
 }
 
 impl Leased {
+    fn new(client: managed::Object<Manager>) -> Self {
+        meters::pool_in_use(1);
+        Self { client: Some(client) }
+    }
+
     fn give_back(mut self) {
         self.client = None;
     }
@@ -344,6 +353,7 @@ impl Deref for Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
+        meters::pool_in_use(-1);
         if let Some(client) = self.client.take() {
             drop(managed::Object::take(client));
         }

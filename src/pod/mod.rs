@@ -4,6 +4,7 @@ mod admission;
 mod boot;
 mod burial;
 mod canary;
+mod delays;
 mod hints;
 mod keeper;
 pub(crate) mod local;
@@ -26,10 +27,11 @@ use crate::history::samples::Samples;
 use crate::history::{self, Counter, Gauge, ProcessExit, SampleCounts};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
+use crate::meters;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::protocol::state::Cancelled;
-use crate::runs::engine::Engine;
+use crate::runs::engine::{Engine, OnAttempt};
 use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
@@ -66,6 +68,8 @@ pub struct PodBuilder {
     workers: workers::Functions,
     former_exit: Option<ProcessExit>,
     stop_on_signals: bool,
+    report_backlog: Option<Duration>,
+    on_attempt: Option<OnAttempt>,
 }
 
 impl PodBuilder {
@@ -138,6 +142,28 @@ impl PodBuilder {
         self
     }
 
+    /// Calls `hook` before each attempt, with the run's [`traceparent`](Run::traceparent) and the attempt's span,
+    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it exports
+    /// bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook must not
+    /// block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older versions made, are
+    /// passed over.
+    pub fn on_attempt<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&str, &tracing::Span) + Send + Sync + 'static,
+    {
+        self.on_attempt = Some(Arc::new(hook));
+        self
+    }
+
+    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod does not,
+    /// because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod reads more rarely,
+    /// so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second. Let one or two pods of a
+    /// large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
+    pub fn report_backlog(mut self, every: Duration) -> Self {
+        self.report_backlog = Some(every);
+        self
+    }
+
     /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that the lock is real, registers.
     ///
     /// # Errors
@@ -175,6 +201,7 @@ impl PodBuilder {
 
     async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
+        meters::describe();
         let kinds = self.handlers.kinds();
         if let Some(kind) = settings.capacity_of.keys().find(|kind| !kinds.contains(kind)) {
             return Err(Error::new(
@@ -189,7 +216,7 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds, self.on_attempt);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
         let samples = samples_of(&member, &engine);
@@ -207,6 +234,7 @@ impl PodBuilder {
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
+        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -255,6 +283,8 @@ impl Pod {
             workers: workers::Functions::default(),
             former_exit: None,
             stop_on_signals: false,
+            report_backlog: None,
+            on_attempt: None,
         }
     }
 

@@ -35,9 +35,14 @@ pub(crate) struct Loaded {
     pub(super) seen: Seen,
 }
 
+/// What a service does with the trace and the span of an attempt, before it begins.
+pub(crate) type OnAttempt = Arc<dyn Fn(&str, &tracing::Span) + Send + Sync>;
+
 pub(crate) struct Engine {
     pub(crate) member: Arc<Membership>,
     pub(crate) db: Database,
+    /// Called with the trace and the span of each attempt before it begins.
+    pub(super) on_attempt: Option<OnAttempt>,
     /// The kinds for which this pod has a handler, sorted.
     pub(crate) kinds: Vec<String>,
     /// The runs of this process. The task of each attempt shares it, to free its place.
@@ -76,6 +81,7 @@ impl Engine {
         member: Arc<Membership>,
         db: Database,
         kinds: Vec<String>,
+        on_attempt: Option<OnAttempt>,
     ) -> (Arc<Self>, mpsc::Receiver<Loaded>) {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
         let (loaded, received) = mpsc::channel(1);
@@ -83,6 +89,7 @@ impl Engine {
             member,
             db,
             kinds,
+            on_attempt,
             registry: Arc::new(registry),
             flusher: Flusher::default(),
             readers: Readers::default(),

@@ -309,6 +309,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         "studio_foreign_locks",
         "studio_worker_status",
         "studio_pod_history",
+        "studio_backlog",
     ] {
         grant("SELECT", &format!("@.{readable}"));
     }

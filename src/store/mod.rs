@@ -7,6 +7,7 @@
 //! that).
 
 pub(crate) mod admission;
+pub(crate) mod backlog;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;

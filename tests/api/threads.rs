@@ -108,6 +108,8 @@ fn every_public_type_is_send_and_sync() {
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
     crosses::<podlock::http::AdminKey>();
+    crosses::<podlock::operator::BacklogRow>();
+    crosses::<podlock::meters::Label>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();
@@ -161,6 +163,8 @@ fn every_public_future_is_send(
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
+    is_send(Operator::backlog(operator));
+    is_send(Operator::record_backlog(operator));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));
     is_send(Operator::reliability_of(operator, "name"));

@@ -17,6 +17,7 @@ mod http_limits;
 #[path = "../common/inherited.rs"]
 mod inherited;
 mod inherited_by_tests;
+mod metrics;
 mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
@@ -26,6 +27,7 @@ mod serve;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
+mod traces;
 mod verbs;
 mod worker;
 mod workers;

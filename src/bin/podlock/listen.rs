@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::metrics;
 
 /// How long requests in progress may take when the listener ends. A pod has drained by then. Longer delays the end of
 /// the process; shorter cuts answers off that were about to be sent.
@@ -21,6 +22,9 @@ pub(crate) struct HttpArgs {
     /// Where to listen for HTTP; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Serve metrics as Prometheus text at http://ADDR/metrics, from before the start is complete
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// A host name under which clients reach this process, beside localhost; may be given again; `*`: any. Off loopback
     /// any name is taken unless this gives some
     #[arg(long = "allow-host", value_name = "NAME", value_parser = host)]
@@ -39,6 +43,14 @@ impl HttpArgs {
     /// The key for what is not open to everybody. It is never an argument: other users of the machine see those.
     pub(crate) fn key(&self) -> Result<AdminKey, Failure> {
         Ok(AdminKey::from_env(self.admin_key_file.as_deref())?)
+    }
+
+    /// Serves the metrics, if that is asked for.
+    pub(crate) async fn metrics(&self) -> Result<Option<metrics::Listening>, Failure> {
+        match self.metrics {
+            Some(address) => Ok(Some(metrics::listen(address).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Binds the address. Both verbs do so before anything else, so that an address that is taken is known at once.

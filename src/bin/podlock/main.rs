@@ -12,6 +12,7 @@ mod global;
 mod history;
 mod hold;
 mod listen;
+mod metrics;
 mod migrate;
 mod output;
 mod pod;

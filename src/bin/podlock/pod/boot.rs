@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::failure::{Failure, note};
 use crate::listen::Server;
+use crate::metrics::BACKLOG;
 use crate::pod::{Args, kind};
 use crate::signals::EndSignals;
 
@@ -45,7 +46,11 @@ pub(super) async fn start(
     signals: &mut EndSignals,
 ) -> Result<Option<Pod>, Failure> {
     let server = Server::start(another(listener)?, starting(), &args.http);
-    let starting = Pod::builder(config).handler(kind::NAME, kind::run).start();
+    let mut builder = Pod::builder(config).handler(kind::NAME, kind::run);
+    if args.http.metrics.is_some() {
+        builder = builder.report_backlog(BACKLOG);
+    }
+    let starting = builder.start();
     let pod = tokio::select! {
         pod = starting => pod.map(Some),
         signal = signals.next() => {

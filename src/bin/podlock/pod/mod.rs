@@ -72,6 +72,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
     let key = args.http.key()?;
     let listener = args.http.bind().await?;
+    let metrics = args.http.metrics().await?;
     let address = listener.local_addr()?;
     let needs_key = !address.ip().to_canonical().is_loopback() && !args.open;
     if !needs_key && !address.ip().to_canonical().is_loopback() {
@@ -79,15 +80,23 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     } else if needs_key && key.is_none() {
         warn_of_the_shut_door(address);
     }
-    let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
-    let server = Server::start(listener, routes(&pod, key, needs_key), &args.http);
-
-    let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
-    // The program that started this process may not read it.
-    let _ = output::line(&ready);
-
-    let outcome = live(pod, args.grace, &mut signals).await;
-    server.end().await;
+    let started = boot::start(&listener, &args, config, &mut signals).await;
+    let outcome = match started {
+        Ok(Some(pod)) => {
+            let server = Server::start(listener, routes(&pod, key, needs_key), &args.http);
+            let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
+            // The program that started this process may not read it.
+            let _ = output::line(&ready);
+            let outcome = live(pod, args.grace, &mut signals).await;
+            server.end().await;
+            outcome
+        }
+        Ok(None) => Ok(()),
+        Err(e) => Err(e),
+    };
+    if let Some(metrics) = metrics {
+        metrics.end().await;
+    }
     outcome
 }
 
