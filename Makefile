@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-stream bench-workers test test-quick model chaos faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,11 @@ model: cargo ## Explore the larger configurations of the protocol's model (docs/
 
 chaos: cargo chaos-programs ## Faults at random on real pods, for a seed and a time; SEED=7 MINUTES=10
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) $(CARGO) test --all-features --test chaos
+
+soak: cargo ## Let pods write samples of themselves for an hour, and measure it; MINUTES=60
+	@sh scripts/ensure-postgres.sh
+	SOAK_MINUTES=$(if $(filter command line environment,$(origin MINUTES)),$(MINUTES),60) $(CARGO) test --release --all-features --test it \
+		history::samples::soak -- --nocapture
 
 faults: cargo chaos-programs ## Play every fault of docs/faults.md, and renew its figures; ROUNDS=5
 	PODLOCK_RENEW_DOCS=1 CHAOS_ROUNDS=$(ROUNDS) $(CARGO) test --all-features --test chaos

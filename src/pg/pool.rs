@@ -16,6 +16,7 @@ use super::errors;
 use super::limits::Limits;
 use super::schema::Schema;
 use super::session::CONFIRM_COMMITS;
+use super::txn::commit_patience;
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// Statements that each new connection of the pool runs before its first use. They must leave the connection as it
@@ -92,6 +93,47 @@ impl Database {
                 client.query(&statement, params).await
             })
             .await;
+        if leaves_idle(&rows) {
+            client.give_back();
+        }
+        rows
+    }
+
+    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query_limited(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[&(dyn ToSql + Sync)],
+        limit: Duration,
+    ) -> Result<Vec<Row>> {
+        let sql = self.schema.sql(template);
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", limit.as_millis());
+        let client = self.get(step).await?;
+        let work = async {
+            let statement = client.prepare_cached(&sql).await?;
+            // Polled in this order, so sent in this order, in one round trip. All three are answered, also after an
+            // error: then the connection is idle, and COMMIT has rolled back.
+            let (begun, rows, ended) = tokio::join!(
+                biased;
+                client.batch_execute(&begin),
+                client.query(&statement, params),
+                client.batch_execute("COMMIT")
+            );
+            begun?;
+            let rows = rows?;
+            ended?;
+            Ok(rows)
+        };
+        let patience = commit_patience(limit);
+        let rows = match tokio::time::timeout(patience, work).await {
+            Ok(done) => done.map_err(|e| errors::translate(step, e)),
+            Err(_) => Err(errors::timed_out(step, patience)),
+        };
         if leaves_idle(&rows) {
             client.give_back();
         }

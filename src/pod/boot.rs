@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::admission::Admission;
@@ -11,6 +12,7 @@ use super::local::{LivenessLock, Local};
 use super::shared::Shared;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::cgroup;
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::membership::clock;
 use crate::pg::pooler;
@@ -121,6 +123,7 @@ pub(crate) async fn register(
         cordoned_by: shared.member.cordoned_by().map(|by| by.to_string()),
         stated: shared.member.settings.stated(),
         channel: shared.member.channel.clone(),
+        cgroup: cgroup::read().map(|cgroup| json!(cgroup)),
     };
     let mut tries = 0;
     let (sent, Registered { replaced, cordoned_by }) = loop {

@@ -22,7 +22,8 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::history;
+use crate::history::samples::Samples;
+use crate::history::{self, Counter, Gauge, ProcessExit, SampleCounts};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
@@ -33,7 +34,7 @@ use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
 use crate::store::migrate::Policy;
-use crate::store::runs as statements;
+use crate::store::{runs as statements, sessions};
 use crate::workers::{self, Workers};
 use shared::Shared;
 use until_stopped::Signals;
@@ -63,6 +64,7 @@ pub struct PodBuilder {
     config: Config,
     handlers: Handlers,
     workers: workers::Functions,
+    former_exit: Option<ProcessExit>,
     stop_on_signals: bool,
 }
 
@@ -116,6 +118,15 @@ impl PodBuilder {
         F: Fn(&str, &str) -> Option<workers::Secret> + Send + Sync + 'static,
     {
         self.workers.set_secrets(secret);
+        self
+    }
+
+    /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
+    /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
+    /// had recorded none itself. Without this, the pod compares its cgroup with that of the former process, and records
+    /// `out_of_memory` if the kernel has killed one of its processes meanwhile.
+    pub fn former_exit(mut self, exit: ProcessExit) -> Self {
+        self.former_exit = Some(exit);
         self
     }
 
@@ -181,7 +192,8 @@ impl PodBuilder {
         let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
-        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
+        let samples = samples_of(&member, &engine);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers), Arc::clone(&samples));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -205,9 +217,27 @@ impl PodBuilder {
         shared.spawn(workers::Hooked::new(Arc::clone(&workers)));
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
+        shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
+        let former_exit = self.former_exit.map(|exit| exit.0);
+        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
+        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
+        shared.spawn(history::samples::Sampling::new(&samples));
+        shared.spawn(history::samples::Lag::new(&samples));
+        shared.spawn(history::samples::Writing::new(&samples));
+        shared.spawn(history::samples::Days::new(&samples));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
+}
+
+/// The samples of a pod that these runs are of.
+fn samples_of(member: &Arc<Membership>, engine: &Arc<Engine>) -> Arc<Samples> {
+    let (registry, counting) = (Arc::clone(&engine.registry), Arc::clone(engine));
+    let runs = history::samples::Runs {
+        running: Box::new(move || registry.len()),
+        begun: Box::new(move |under| counting.begun(under)),
+    };
+    Samples::new(Arc::clone(member), engine.db.clone(), runs)
 }
 
 impl fmt::Debug for PodBuilder {
@@ -223,6 +253,7 @@ impl Pod {
             config,
             handlers: Handlers::default(),
             workers: workers::Functions::default(),
+            former_exit: None,
             stop_on_signals: false,
         }
     }
@@ -439,6 +470,44 @@ impl Pod {
         self.shared.member.sources.register()
     }
 
+    /// A number of the application's own that each sample of this pod has, such as the memory of a GPU. Calls with the
+    /// same name set the same gauge.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the name is empty, longer than 64 bytes or contains a NUL, or if the pod has 64
+    /// other gauges.
+    pub fn gauge(&self, name: impl Into<String>) -> Result<Gauge> {
+        self.shared.samples.gauge(name.into())
+    }
+
+    /// A count of the application's own that the session of this pod has in the history, such as requests served. Calls
+    /// with the same name add to the same counter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::gauge`], for 64 counters.
+    pub fn counter(&self, name: impl Into<String>) -> Result<Counter> {
+        self.shared.samples.counter(name.into())
+    }
+
+    /// Sets the JSON that each sample of this pod has from now on (`details`). `None`: none. It is stored with every
+    /// sample, so keep it small.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or is
+    /// nested deeper than 32. What was set before stays.
+    pub fn set_details(&self, details: impl Into<Option<serde_json::Value>>) -> Result<()> {
+        self.shared.samples.set_details(details.into())
+    }
+
+    /// How many samples this pod has taken of itself, and what became of them. Touches no database.
+    #[must_use]
+    pub fn samples(&self) -> SampleCounts {
+        self.shared.samples.counts()
+    }
+
     /// Resolves when this pod was asked to drain (`podlock drain`, `studio_drain`). From then on it takes no more work.
     /// Answer with [`Pod::shutdown`].
     ///
@@ -456,6 +525,30 @@ impl Pod {
     /// Cancel safe.
     pub async fn closed(&self) {
         self.shared.ended.cancelled().await;
+    }
+
+    /// Records in the history how the process ended for which this pod stands, if that is another process: a supervisor
+    /// such as `podlock hold` calls it before it stops the pod. The cause is `out_of_memory`, `killed` or `exited` if
+    /// the exit is a failure. A process that SIGKILL ended counts as killed for lack of memory if the kernel has killed
+    /// one in this pod's cgroup since the pod registered.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Timeout`] if another transaction has locked the row of the history; or the database's error. Nothing
+    /// was recorded then. Of a lost reply, the error says so; calling again is safe.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call has recorded the exit or not. Calling again is safe.
+    pub async fn note_exit(&self, exit: ProcessExit) -> Result<()> {
+        let pod = self.pod_id();
+        let cgroup = history::cgroup::read().map(|cgroup| serde_json::json!(cgroup));
+        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.0, cgroup).await? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Timeout, format!("pod {pod}: the row of its session is locked, or was deleted"))
+            .state("the exit was not recorded")
+            .help("try again"))
     }
 
     /// Why the pod ended by itself. `None`: it did not.

@@ -72,7 +72,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
-    tokio::join!(tell_of_the_yielded(shared), tell_that_it_stopped(shared));
+    tokio::join!(tell_of_the_yielded(shared), tell_that_it_stopped(shared), shared.samples.drain());
     let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;

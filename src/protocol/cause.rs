@@ -3,7 +3,8 @@
 //!
 //! * **Authority.** The pod itself knows best. It writes its cause before it ends its sessions, or when its process
 //!   registers again. It writes only for its own former incarnation. Its burier writes what the burier saw, unless the
-//!   pod has written a cause.
+//!   pod has written a cause. Whoever watched the process, or reads its cgroup when it starts again, may know more than
+//!   the burier ([`of_exit`]).
 //! * **Not promised.** A killed process writes nothing. From outside, a killed process looks like closed connections. A
 //!   frozen process, a pod that is cut off and a lost host look like each other.
 
@@ -39,11 +40,20 @@ pub enum Cause {
     Closed,
     /// Seen by the burier: the pod had not beaten for a lease, so its lease may have expired.
     Silent,
+    /// Said by whoever watched the process: a signal killed it.
+    Killed,
+    /// Said by whoever watched the process: it ended with an exit code that is not 0.
+    Exited,
+    /// Said by whoever watched the process, or seen at the next start in the same cgroup: the kernel killed it for lack
+    /// of memory.
+    OutOfMemory,
+    /// Nobody recorded the end. It was found later that the incarnation is not in the roster.
+    Unrecorded,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Frozen,
         Self::CutOff,
         Self::RuntimeBlocked,
@@ -54,6 +64,10 @@ impl Cause {
         Self::Dropped,
         Self::Closed,
         Self::Silent,
+        Self::Killed,
+        Self::Exited,
+        Self::OutOfMemory,
+        Self::Unrecorded,
     ];
 
     /// Its stable name.
@@ -70,6 +84,10 @@ impl Cause {
             Self::Dropped => "dropped",
             Self::Closed => "closed",
             Self::Silent => "silent",
+            Self::Killed => "killed",
+            Self::Exited => "exited",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Unrecorded => "unrecorded",
         }
     }
 
@@ -93,7 +111,36 @@ impl Cause {
             Self::Dropped => "its service dropped it without a shutdown",
             Self::Closed => "its process ended, or its connections were closed",
             Self::Silent => "it was silent for a lease before",
+            Self::Killed => "a signal killed its process",
+            Self::Exited => "its process ended with an error",
+            Self::OutOfMemory => "its process was killed for lack of memory",
+            Self::Unrecorded => "nobody recorded its end",
         }
+    }
+}
+
+/// How a process ended, as whoever watched it knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code. `None`: a signal ended it, or the code is unknown.
+    pub code: Option<i32>,
+    /// The signal that ended it. `None`: none did, or it is unknown.
+    pub signal: Option<i32>,
+    /// The kernel killed it for lack of memory.
+    pub out_of_memory: bool,
+    /// Somebody had asked it to stop. Then an exit code or a signal is no failure.
+    pub was_asked: bool,
+}
+
+/// The cause of an end that an exit shows. `None`: it shows none, because the process ended well or as it was asked to.
+#[must_use]
+pub const fn of_exit(exit: Exit) -> Option<Cause> {
+    match exit {
+        Exit { out_of_memory: true, .. } => Some(Cause::OutOfMemory),
+        Exit { was_asked: true, .. } => None,
+        Exit { signal: Some(_), .. } => Some(Cause::Killed),
+        Exit { code: Some(0) | None, .. } => None,
+        Exit { code: Some(_), .. } => Some(Cause::Exited),
     }
 }
 
@@ -192,6 +239,20 @@ mod tests {
             assert_eq!(serde_json::to_value(cause).ok(), Some(cause.as_str().into()));
         }
         assert_eq!(Cause::parse("meteorite"), None);
+    }
+
+    #[test]
+    fn an_exit_is_a_failure_unless_it_was_asked_for_and_lack_of_memory_always_is() {
+        let exit = |code, signal, out_of_memory, was_asked| of_exit(Exit { code, signal, out_of_memory, was_asked });
+        assert_eq!(exit(Some(0), None, false, false), None);
+        assert_eq!(exit(None, None, false, false), None, "nothing is known");
+        assert_eq!(exit(Some(3), None, false, false), Some(Cause::Exited));
+        assert_eq!(exit(None, Some(11), false, false), Some(Cause::Killed));
+        assert_eq!(exit(Some(3), None, false, true), None);
+        assert_eq!(exit(None, Some(15), false, true), None);
+        for was_asked in [false, true] {
+            assert_eq!(exit(None, Some(9), true, was_asked), Some(Cause::OutOfMemory));
+        }
     }
 
     #[test]

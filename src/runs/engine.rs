@@ -3,8 +3,8 @@
 //! Architecture invariant: nothing that the engine is made of knows the engine. What works with the engine (a `Run`,
 //! the parts in the background, the recovery pass) stands above it, and so do the handlers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -66,6 +66,8 @@ pub(crate) struct Engine {
     /// shutdown reads them.
     finished: AtomicUsize,
     yielded: AtomicUsize,
+    /// The incarnation whose runs began last here, and how many attempts began under it. Attempts count; samples read.
+    begun: Mutex<(Option<Incarnation>, u64)>,
 }
 
 impl Engine {
@@ -92,6 +94,7 @@ impl Engine {
             loaded,
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
+            begun: Mutex::default(),
         };
         (Arc::new(engine), received)
     }
@@ -167,6 +170,17 @@ impl Engine {
     /// How many runs this pod has finished, and how many it has yielded.
     pub(crate) fn endings(&self) -> (usize, usize) {
         (self.finished.load(Ordering::Acquire), self.yielded.load(Ordering::Acquire))
+    }
+
+    /// How many attempts have begun under this incarnation.
+    pub(crate) fn begun(&self, under: Incarnation) -> u64 {
+        let (of, count) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if of == Some(under) { count } else { 0 }
+    }
+
+    pub(crate) fn note_begun(&self, under: Incarnation) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun = (Some(under), if begun.0 == Some(under) { begun.1 + 1 } else { 1 });
     }
 
     pub(crate) fn note_finished(&self) {

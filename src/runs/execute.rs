@@ -27,6 +27,7 @@ pub(crate) fn begin(
     if engine.member.root.is_cancelled() {
         return;
     }
+    engine.note_begun(incarnation);
     let stop = Arc::new(StopSignal::default());
     // The run may have been claimed while the pod began to drain or lost its lock. Then it is told to stop from the
     // start.

@@ -47,6 +47,8 @@ pub(crate) struct Registration {
     pub(crate) stated: Stated,
     /// The NOTIFY channel on which only this pod listens.
     pub(crate) channel: String,
+    /// The cgroup of this process, if it has one.
+    pub(crate) cgroup: Option<Value>,
 }
 
 /// Milliseconds from a row. `None` if the column is NULL or has a value that no pod writes.
@@ -137,7 +139,9 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         .state("nothing was registered")
         .help("connect to PostgreSQL directly, or through a pooler in session mode"));
     }
-    txn.query("registering", BEGIN, &[(&incarnation, Type::UUID), (&pod, Type::TEXT)]).await?;
+    let params: [Param<'_>; 4] =
+        [(&incarnation, Type::UUID), (&pod, Type::TEXT), (&new.labels, Type::JSONB), (&new.cgroup, Type::JSONB)];
+    txn.query("registering", BEGIN, &params).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
     Ok(Registered { replaced: former.map(|(replaced, ..)| replaced.into()), cordoned_by })

@@ -50,6 +50,9 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::Timestamp>();
     crosses::<podlock::WorkerId>();
     crosses::<podlock::WorstCase>();
+    crosses::<podlock::history::ProcessExit>();
+    crosses::<podlock::meters::Kind>();
+    crosses::<podlock::meters::Meter>();
     crosses::<podlock::workers::Available>();
     crosses::<podlock::workers::Filter>();
     crosses::<podlock::workers::Health>();
@@ -68,6 +71,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();
     crosses::<migrate::Version>();
+    crosses::<podlock::history::Counter>();
+    crosses::<podlock::history::Gauge>();
+    crosses::<podlock::history::Health>();
+    crosses::<podlock::history::SampleCounts>();
     crosses::<podlock::operator::AttemptRow>();
     crosses::<EventFilter>();
     crosses::<podlock::operator::EventRow>();
@@ -76,6 +83,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<Notices>();
     crosses::<Operator>();
     crosses::<podlock::operator::Pruned>();
+    crosses::<podlock::operator::RolledUp>();
     crosses::<podlock::operator::Retention>();
     crosses::<podlock::Output>();
     crosses::<podlock::OutputFormat>();
@@ -127,6 +135,7 @@ fn every_public_future_is_send(
     is_send(Pod::cancel(pod, run_id));
     is_send(Pod::drain_requested(pod));
     is_send(Pod::over(pod, pod.incarnation()));
+    is_send(Pod::note_exit(pod, podlock::history::ProcessExit::code(0)));
     is_send(Pod::closed(pod));
     can_be_spawned(Pod::status_changes(pod));
     can_be_spawned(Pod::shutdown(pod.clone(), Duration::ZERO));
@@ -150,6 +159,7 @@ fn every_public_future_is_send(
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::incarnation(operator, pod.incarnation()));
+    is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));

@@ -688,3 +688,110 @@ fn the_pages_worker_completes_what_a_killed_one_had_taken() {
         signal(survivor.pid(), Signal::TERM);
     });
 }
+
+/// Issue: "a supervisor such as `hold` … may add what it knows (signal, exit code …)". The exit code 137 is not taken
+/// for a signal, and an end that somebody asked for is no failure.
+#[test]
+fn the_history_says_how_the_command_ended() {
+    within(TEST, async {
+        let stage = Stage::new().await;
+        let ended = async |name: &str| -> (Option<String>, Option<String>, Option<i32>, Option<i32>) {
+            let sql = "SELECT reason, cause, exit_code, exit_signal FROM studio_pod_sessions WHERE pod_id = $1";
+            let row = stage.db.client().await.query_one(sql, &[&name]).await.unwrap();
+            (row.get(0), row.get(1), row.get(2), row.get(3))
+        };
+        let some = |word: &str| Some(word.to_owned());
+        // Somebody must bury the pods.
+        let other = stage.db.pod("other", &[]).await;
+        let cases = [
+            ("fine", "exit 0", None, Some(0), None),
+            ("failed", "exit 7", some("exited"), Some(7), None),
+            ("odd", "exit 137", some("exited"), Some(137), None),
+            ("killed", "kill -SEGV $$", some("killed"), None, Some(11)),
+        ];
+        for (name, script, cause, code, by) in cases {
+            stage.done(name, &[], script).await;
+            wait_for(&format!("{name} has ended"), || async {
+                let seen = ended(name).await;
+                if seen == (some("shutdown"), cause.clone(), code, by) { Ok(()) } else { Err(format!("{seen:?}")) }
+            })
+            .await;
+        }
+        let mut asked = stage.start("asked", &[], "echo $$ > asked.pid; exec sleep 100");
+        stage.pid("asked").await;
+        signal(asked.pid(), Signal::TERM);
+        asked.ended().await;
+        wait_for("the one that was asked to stop has ended", || async {
+            let seen = ended("asked").await;
+            if seen == (some("shutdown"), None, None, Some(15)) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+        drop(other);
+    });
+}
+
+/// Issue: "OOM read from the cgroup's events". A real cgroup with a limit, and a command that wants more. It needs root and
+/// a writable hierarchy.
+#[test]
+fn a_command_that_lacks_memory_is_recorded_as_such() {
+    within(TEST, async {
+        let Some(cgroup) = Limited::new() else {
+            eprintln!("skipped: this system lets the test make no cgroup with a limit of memory");
+            return;
+        };
+        let stage = Stage::new().await;
+        let other = stage.db.pod("other", &[]).await;
+        // The shell moves podlock into the cgroup before podlock starts. The command then doubles a string until the
+        // kernel kills it.
+        let podlock = stage.command("hungry", &[], "x=1234567890; while :; do x=$x$x; done");
+        let mut command = clean(Path::new("sh"));
+        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(cgroup.tasks()).arg(podlock.as_std().get_program());
+        command.args(podlock.as_std().get_args()).current_dir(stage.files.path());
+        for (name, value) in podlock.as_std().get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        let done = finish(command).await;
+        assert_eq!(done.code, 137, "{}", done.all());
+        let sql = "SELECT cause, exit_signal FROM studio_pod_sessions WHERE pod_id = 'hungry'";
+        wait_for("the history says why", || async {
+            let row = stage.db.client().await.query_one(sql, &[]).await.unwrap();
+            let seen: (Option<String>, Option<i32>) = (row.get(0), row.get(1));
+            if seen == (Some("out_of_memory".to_owned()), Some(9)) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+        drop(other);
+    });
+}
+
+/// A cgroup with 128 MiB of memory and no swap. It is removed at the end.
+struct Limited(std::path::PathBuf);
+
+impl Limited {
+    fn new() -> Option<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let name = format!("podlock-test-{}", std::process::id());
+        let v1 = own.lines().find_map(|line| line.split_once(":memory:").map(|(_, path)| path));
+        let parent = match v1 {
+            Some(path) => Path::new("/sys/fs/cgroup/memory").join(path.trim_start_matches('/')),
+            None => Path::new("/sys/fs/cgroup").join(own.lines().find_map(|l| l.strip_prefix("0::/"))?),
+        };
+        let this = Self(parent.join(name));
+        std::fs::create_dir(&this.0).ok()?;
+        let limit = if v1.is_some() { "memory.limit_in_bytes" } else { "memory.max" };
+        std::fs::write(this.0.join(limit), "134217728").ok()?;
+        Some(this)
+    }
+
+    fn tasks(&self) -> std::path::PathBuf {
+        self.0.join("cgroup.procs")
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        // The last process may be a zombie for a moment. A cgroup that is left over holds nothing.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}

@@ -39,6 +39,15 @@ pub(super) enum Word {
     Lost,
 }
 
+/// The last message of the supervisor to podlock: how the command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Report {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
 /// The current time of the clock that all moments here use. The clock counts suspended time, and is the same for every
 /// process of the host.
 pub(super) fn now() -> Duration {
@@ -88,6 +97,31 @@ impl Orders {
             grace: Duration::from_nanos(field(2)),
         };
         Ok(Some((Self { limits, answered: Duration::from_nanos(field(3)) }, stdin)))
+    }
+}
+
+impl Report {
+    pub(super) fn send(self, to: impl AsFd) -> io::Result<()> {
+        let (tag, value) = match self {
+            Self::Code(code) => (b'c', code),
+            Self::Signal(signal) => (b's', signal),
+        };
+        let mut message = [tag; WORD];
+        message[1..].copy_from_slice(&u64::try_from(value).unwrap_or(0).to_le_bytes());
+        send(to, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        Ok(())
+    }
+
+    /// `None`: the supervisor ended without a report.
+    pub(super) fn receive(from: impl AsFd) -> Option<Self> {
+        let mut message = [0; WORD];
+        let (_, bytes) = recv(from, &mut message, RecvFlags::DONTWAIT).ok()?;
+        let value = i32::try_from(number(&message[1..])).ok()?;
+        match (bytes, message[0]) {
+            (WORD, b'c') => Some(Self::Code(value)),
+            (WORD, b's') => Some(Self::Signal(value)),
+            _ => None,
+        }
     }
 }
 
@@ -154,6 +188,11 @@ mod tests {
             assert_eq!(Word::receive(&theirs).unwrap(), Some(word));
         }
         assert_eq!(Word::receive(&theirs).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(Report::receive(&ours), None, "nothing was reported");
+        for report in [Report::Code(137), Report::Signal(9)] {
+            report.send(&theirs).unwrap();
+            assert_eq!(Report::receive(&ours), Some(report));
+        }
         drop(ours);
         assert_eq!(Word::receive(&theirs).unwrap(), None);
     }

@@ -15,6 +15,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use podlock::history::ProcessExit;
 use podlock::{Config, Incarnation, OnDetach, Pod, PodId};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::process::{Child, Command};
@@ -25,7 +26,7 @@ use crate::pod::logs::LogArgs;
 use crate::pod::{label, lease};
 use crate::signals::Passed;
 
-use link::{Orders, Word, now};
+use link::{Orders, Report, Word, now};
 use rule::Limits;
 
 pub(crate) use supervisor::{ExecArgs, SupervisorArgs, exec, run as supervise};
@@ -42,6 +43,10 @@ const NOT_FOUND: u8 = 127;
 /// How long it may take to record that the end is a clean one. The command has ended by then, so whoever waits for
 /// podlock waits for this. Without the record, the log says that the pod was lost.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long it may take to record how the command ended. Longer delays whoever waits for podlock; shorter loses the record
+/// if the database is slow.
+const NOTE_AT_MOST: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = include_str!("help.txt").trim_end())]
@@ -130,7 +135,7 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
     let incarnation = pod.incarnation();
     let mut held = Held::start(pod, incarnation, args).map_err(|e| not_started(e.into()))?;
     let mut ticks = tokio::time::interval(pod.settings().hold_probe_interval);
-    let (mut lost, mut draining) = (false, false);
+    let (mut lost, mut draining, mut asked) = (false, false, false);
     let status = loop {
         tokio::select! {
             status = held.supervisor.wait() => break status?,
@@ -140,6 +145,7 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
                     family::reap_others(held.pid())?;
                     continue;
                 }
+                asked |= matches!(signal, Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT);
                 held.say(Word::Signal(signal.as_raw()));
                 if signal == Signal::TSTP {
                     stop_self();
@@ -157,7 +163,24 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
             }
         }
     };
+    if let Some(report) = held.report().filter(|_| !lost) {
+        note_exit(pod, report, asked || draining).await;
+    }
     held.end(status)
+}
+
+/// Records how the command ended. A failure only makes the history poorer.
+async fn note_exit(pod: &Pod, report: Report, was_asked: bool) {
+    let exit = match report {
+        Report::Code(code) => ProcessExit::code(code),
+        Report::Signal(signal) => ProcessExit::signal(signal),
+    };
+    let exit = if was_asked { exit.was_asked() } else { exit };
+    match tokio::time::timeout(NOTE_AT_MOST, pod.note_exit(exit)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => note_error(&format!("pod {}", pod.pod_id()), &error),
+        Err(_) => note(&format!("pod {}: how the command ended could not be recorded in time", pod.pod_id())),
+    }
 }
 
 /// When the last answered ping was sent. The clock is read first, so the result is never later than the real moment.
@@ -213,6 +236,11 @@ impl Held {
             }
             _ => {}
         }
+    }
+
+    /// How the command ended. `None`: the supervisor did not say.
+    fn report(&self) -> Option<Report> {
+        self.line.as_ref().and_then(Report::receive)
     }
 
     /// The result of the command, from the supervisor's exit status.

@@ -31,7 +31,7 @@ use rustix::process::{
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
 use super::family::{self, NoChildren};
-use super::link::{Orders, Word, now};
+use super::link::{Orders, Report, Word, now};
 use super::rule::Told;
 use super::{LOST, NOT_FOUND, NOT_RUN, NOT_STARTED, status_of_signal};
 use crate::failure::note;
@@ -102,7 +102,7 @@ fn supervise(args: &SupervisorArgs) -> io::Result<u8> {
         .process_group(0)
         .spawn()?;
     let child = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    Supervisor { orders, line, signals, child, told: None, terminal: None }.watch()
+    Supervisor { orders, line, signals, child, told: None, ended: None, terminal: None }.watch()
 }
 
 /// Why the watch over the command ended.
@@ -119,6 +119,8 @@ struct Supervisor {
     signals: SignalFd,
     child: Pid,
     told: Option<Told>,
+    /// How the command ended, for the history.
+    ended: Option<Report>,
     /// The terminal, once the command was given its foreground.
     terminal: Option<File>,
 }
@@ -136,8 +138,13 @@ impl Supervisor {
         family::kill_all(|pid, status| {
             if pid == self.child {
                 code = code.or(exit_code(status));
+                self.ended = self.ended.or(report(status));
             }
         })?;
+        if let Some(report) = self.ended {
+            // podlock may be gone. The history then says what its burier saw.
+            let _ = report.send(&self.line);
+        }
         self.take_terminal_back();
         Ok(match self.told {
             Some(Told { lost: true, .. }) => LOST,
@@ -152,6 +159,7 @@ impl Supervisor {
                     if let Some(signal) = status.stopping_signal() {
                         self.has_stopped(signal);
                     } else if let Some(code) = exit_code(status) {
+                        self.ended = report(status);
                         return Ok(CommandEnd::Ended(code));
                     }
                     continue;
@@ -276,6 +284,11 @@ impl Supervisor {
             let _ = tcsetpgrp(terminal, getpgrp());
         }
     }
+}
+
+fn report(status: WaitStatus) -> Option<Report> {
+    let code = status.exit_status().map(Report::Code);
+    code.or_else(|| status.terminating_signal().map(Report::Signal))
 }
 
 fn exit_code(status: WaitStatus) -> Option<u8> {
