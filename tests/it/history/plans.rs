@@ -5,6 +5,7 @@
 //! partitions that are pruned at run time do not count.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -186,4 +187,32 @@ async fn no_statement_on_the_history_reads_a_big_table_whole() {
         assert!(bad.is_empty(), "{}", bad.join("\n"));
     })
     .await;
+}
+
+/// What a roll-up costs, for docs/history.md. By hand:
+/// `cargo test --release --all-features --test it history::plans::what_a_roll_up_costs -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn what_a_roll_up_costs() {
+    let db = Db::new().await;
+    large_fleet(&db.client).await;
+    let config = podlock::Config::new(&db.pod_url).with(|c| c.statement_timeout = Some(Duration::from_secs(60)));
+    let operator = podlock::Operator::connect(&config).await.expect("an operator");
+    let measure = async |what: &str| {
+        let free = "UPDATE studio_roll_ups SET token = NULL";
+        db.client.batch_execute(free).await.expect("nobody is at it");
+        for round in 1..=3 {
+            let began = Instant::now();
+            let rolled = operator.roll_up().await.expect("a roll-up");
+            println!("{what}, round {round}: {:?}, {rolled:?}", began.elapsed());
+        }
+    };
+    db.client.batch_execute("TRUNCATE studio_pod_heartbeats_hourly, studio_pod_reliability").await.expect("empty");
+    measure("1,000 pods, 56,000 sessions in 28 days, 672,000 samples").await;
+    let names = "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason) \
+                 SELECT gen_random_uuid(), 'web-' || md5(n::text), now() - n * interval '12 s', \
+                 now() - n * interval '12 s' + interval '3 h', 'shutdown' FROM generate_series(1000, 100999) n";
+    db.client.batch_execute(names).await.expect("sessions");
+    db.client.batch_execute("ANALYZE studio_pod_sessions").await.expect("analyzed");
+    measure("the same and 100,000 random names").await;
 }
