@@ -14,7 +14,7 @@ WITH mine AS MATERIALIZED (
                       WHERE m.what = 'hourly' AND m.token = :'token'::uuid FOR UPDATE SKIP LOCKED)
     RETURNING r.what
 ), made AS MATERIALIZED (
-    SELECT s.pod_id, date_trunc('hour', s.sampled_at, 'UTC') AS hour, count(*) AS heartbeat_count,
+    SELECT s.pod_id, date_bin('1 hour'::interval, s.sampled_at, 'epoch'::timestamptz) AS hour, count(*) AS heartbeat_count,
            avg(s.memory_pressure) AS avg_memory_pressure, avg(s.cpu_usage) AS avg_cpu_usage,
            -- By severity. A name that a newer version added does not count.
            (ARRAY['nominal', 'fair', 'serious', 'critical'])[
