@@ -55,6 +55,9 @@ impl Hints {
     /// Takes in the notices that were heard.
     pub(super) fn hear(&mut self, local: &Local, heard: &Heard) {
         let (now, words) = (clock::now(), heard.words);
+        for word in Word::ALL.into_iter().filter(|word| words.has(*word)) {
+            meters::count(meters::NOTICES_HEARD, "word", word.as_str());
+        }
         if words.has(Word::Look) {
             self.probe.ask(now, Duration::ZERO);
             self.told_of_a_loss = true;

@@ -5,6 +5,7 @@ mod alerts;
 mod boot;
 mod burial;
 mod canary;
+mod delays;
 mod hints;
 mod keeper;
 pub(crate) mod local;
@@ -23,13 +24,15 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::history::{self, ProcessExit};
+use crate::history::samples::Samples;
+use crate::history::{self, Counter, Gauge, ProcessExit, SampleCounts};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
+use crate::meters;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::protocol::state::Cancelled;
-use crate::runs::engine::Engine;
+use crate::runs::engine::{Engine, OnAttempt};
 use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
@@ -67,6 +70,8 @@ pub struct PodBuilder {
     former_exit: Option<ProcessExit>,
     alert_hook: Option<Arc<history::alerts::Hook>>,
     stop_on_signals: bool,
+    report_backlog: Option<Duration>,
+    on_attempt: Option<OnAttempt>,
 }
 
 impl PodBuilder {
@@ -139,6 +144,28 @@ impl PodBuilder {
         self
     }
 
+    /// Calls `hook` before each attempt, with the run's [`traceparent`](Run::traceparent) and the attempt's span,
+    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it exports
+    /// bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook must not
+    /// block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older versions made, are
+    /// passed over.
+    pub fn on_attempt<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&str, &tracing::Span) + Send + Sync + 'static,
+    {
+        self.on_attempt = Some(Arc::new(hook));
+        self
+    }
+
+    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod does not,
+    /// because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod reads more rarely,
+    /// so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second. Let one or two pods of a
+    /// large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
+    pub fn report_backlog(mut self, every: Duration) -> Self {
+        self.report_backlog = Some(every);
+        self
+    }
+
     /// Boots the pod: connects, brings the schema up to date, takes the lock, proves that the lock is real, registers.
     ///
     /// # Errors
@@ -176,6 +203,7 @@ impl PodBuilder {
 
     async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
+        meters::describe();
         let kinds = self.handlers.kinds();
         if let Some(kind) = settings.capacity_of.keys().find(|kind| !kinds.contains(kind)) {
             return Err(Error::new(
@@ -190,10 +218,11 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds, self.on_attempt);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
-        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
+        let samples = samples_of(&member, &engine);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers), Arc::clone(&samples));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -207,6 +236,7 @@ impl PodBuilder {
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
+        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -221,9 +251,24 @@ impl PodBuilder {
         shared.spawn(history::alerts::Hooked::new(Arc::clone(&member), self.alert_hook));
         let former_exit = self.former_exit.map(|exit| exit.0);
         shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
+        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
+        shared.spawn(history::samples::Sampling::new(&samples));
+        shared.spawn(history::samples::Lag::new(&samples));
+        shared.spawn(history::samples::Writing::new(&samples));
+        shared.spawn(history::samples::Days::new(&samples));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
+}
+
+/// The samples of a pod that these runs are of.
+fn samples_of(member: &Arc<Membership>, engine: &Arc<Engine>) -> Arc<Samples> {
+    let (registry, counting) = (Arc::clone(&engine.registry), Arc::clone(engine));
+    let runs = history::samples::Runs {
+        running: Box::new(move || registry.len()),
+        begun: Box::new(move |under| counting.begun(under)),
+    };
+    Samples::new(Arc::clone(member), engine.db.clone(), runs)
 }
 
 impl fmt::Debug for PodBuilder {
@@ -242,6 +287,8 @@ impl Pod {
             former_exit: None,
             alert_hook: None,
             stop_on_signals: false,
+            report_backlog: None,
+            on_attempt: None,
         }
     }
 
@@ -455,6 +502,44 @@ impl Pod {
     #[must_use]
     pub fn progress_source(&self) -> ProgressSource {
         self.shared.member.sources.register()
+    }
+
+    /// A number of the application's own that each sample of this pod has, such as the memory of a GPU. Calls with the
+    /// same name set the same gauge.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the name is empty, longer than 64 bytes or contains a NUL, or if the pod has 64
+    /// other gauges.
+    pub fn gauge(&self, name: impl Into<String>) -> Result<Gauge> {
+        self.shared.samples.gauge(name.into())
+    }
+
+    /// A count of the application's own that the session of this pod has in the history, such as requests served. Calls
+    /// with the same name add to the same counter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::gauge`], for 64 counters.
+    pub fn counter(&self, name: impl Into<String>) -> Result<Counter> {
+        self.shared.samples.counter(name.into())
+    }
+
+    /// Sets the JSON that each sample of this pod has from now on (`details`). `None`: none. It is stored with every
+    /// sample, so keep it small.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or is
+    /// nested deeper than 32. What was set before stays.
+    pub fn set_details(&self, details: impl Into<Option<serde_json::Value>>) -> Result<()> {
+        self.shared.samples.set_details(details.into())
+    }
+
+    /// How many samples this pod has taken of itself, and what became of them. Touches no database.
+    #[must_use]
+    pub fn samples(&self) -> SampleCounts {
+        self.shared.samples.counts()
     }
 
     /// Resolves when this pod was asked to drain (`podlock drain`, `studio_drain`). From then on it takes no more work.

@@ -6,11 +6,13 @@
 //! Public only for models and tests of the protocol. It changes with the protocol and does not follow semantic
 //! versioning.
 //!
-//! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process.
+//! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process. The
+//! exception is [`reliability`], which computes with the server's time. People read it, and no pod decides by it.
 
 pub mod alerts;
 pub mod awake;
 pub mod batch;
+pub mod batching;
 pub mod cause;
 pub mod condition;
 pub mod deadline;
@@ -19,6 +21,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod health;
 pub mod interest;
 pub mod moves;
 mod names;
@@ -30,9 +33,11 @@ pub mod poison;
 pub mod portions;
 pub mod probing;
 pub mod recover;
+pub mod reliability;
 pub mod replica;
 pub mod reports;
 pub mod ring;
+pub mod score;
 pub mod share;
 pub mod stall;
 pub mod state;

@@ -7,7 +7,8 @@ use super::engine::Engine;
 use super::handlers::Handlers;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Fence, Incarnation, RunId};
+use crate::id::{Fence, Incarnation, RunId, traceparent};
+use crate::meters;
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
 use crate::protocol::offer::Untold;
@@ -27,7 +28,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
     let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
-    let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new)).await };
+    let trace = trace_of(&new);
+    let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new, &trace)).await };
     let inserted = repeat(run_id, start).await?;
     let fence = outcome(engine, inserted, &new)?;
     let claimed = Claimed {
@@ -41,6 +43,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
         checkpoint_seq: 0,
         crashes: 0,
         movable: new.movable,
+        traceparent: Some(trace),
+        taken_over: None,
     };
     execute::begin(engine, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
@@ -50,7 +54,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     check(engine, new)?;
     let run_id = RunId::generate();
-    let insert = insert_of(engine, run_id, new);
+    let trace = trace_of(new);
+    let insert = insert_of(engine, run_id, new, &trace);
     let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
@@ -82,7 +87,8 @@ pub(crate) async fn insert_in_txn(
         None
     };
     let run_id = RunId::generate();
-    let insert = insert_of(engine, run_id, new);
+    let trace = trace_of(new);
+    let insert = insert_of(engine, run_id, new, &trace);
     // The commit is the caller's, so the statement itself has to notify. The server sends the notice at the commit.
     let tells = engine.offers.may_tell();
     let inserted = if let Some(owner) = owner {
@@ -96,7 +102,9 @@ pub(crate) async fn insert_in_txn(
         runs::submit_in_txn(txn, schema, &insert, tells.then_some((channel, word))).await?
     };
     outcome(engine, inserted, new)?;
-    if !tells {
+    if tells {
+        meters::count(meters::NOTICES_SENT, "about", "run");
+    } else {
         // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
         // ended. A pass of this pod finds an owned run.
         let untold = if owned { Untold { own: true, ..Untold::default() } } else { engine.untold(&new.kind) };
@@ -105,10 +113,15 @@ pub(crate) async fn insert_in_txn(
     Ok(run_id)
 }
 
-fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
+/// The trace that the run belongs to: the caller's, or one that begins here, so that all attempts are in one trace.
+fn trace_of(new: &NewRun) -> String {
+    new.traceparent.clone().unwrap_or_else(traceparent::generate)
+}
+
+fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun, traceparent: &'a str) -> Insert<'a> {
     let floor = engine.registry.highest_fence();
-    let NewRun { kind, key, input, movable } = new;
-    Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, floor }
+    let NewRun { kind, key, input, movable, traceparent: _ } = new;
+    Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, traceparent, floor }
 }
 
 /// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
@@ -188,6 +201,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
         Some("its key must have 1 to 1024 bytes".to_owned())
     } else if new.kind.contains('\0') || new.key.as_ref().is_some_and(|k| k.contains('\0')) {
         Some("PostgreSQL cannot store the character U+0000".to_owned())
+    } else if let Some(Err(why)) = new.traceparent.as_deref().map(traceparent::check) {
+        Some(format!("its traceparent {why}"))
     } else {
         storable(&new.input).err().map(|why| format!("its input cannot be stored: {why}"))
     };

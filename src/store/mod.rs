@@ -8,6 +8,7 @@
 
 pub(crate) mod admission;
 mod alerts;
+pub(crate) mod backlog;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
@@ -35,8 +36,10 @@ pub(crate) mod pods;
 pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
+pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
+pub(crate) mod samples;
 pub(crate) mod sessions;
 mod start;
 pub(crate) mod strangers;

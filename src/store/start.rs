@@ -8,7 +8,7 @@ use super::fences;
 use super::rows::{Holder, Insert, Inserted};
 use super::runs::status_for;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Fence, Incarnation, RunId};
+use crate::id::{Fence, Incarnation, RunId, traceparent};
 use crate::pg::errors;
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply;
@@ -34,7 +34,8 @@ const KEY_TRIES: usize = 5;
 pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -> Result<Inserted> {
     let step = "starting a run";
     let (owner_id, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
-    let params: [&(dyn ToSql + Sync); 7] = [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor, &new.movable];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&owner_id, &run_id, &new.kind, &new.key, &new.input, &floor, &new.movable, &new.traceparent];
     for _ in 0..KEY_TRIES {
         let row = one(step, db.query_opt(step, START, &params).await?)?;
         if let Some(fence) = row.at::<Option<i64>>("fence")? {
@@ -62,7 +63,8 @@ pub(crate) async fn start(db: &Database, owner: Incarnation, new: &Insert<'_>) -
 pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> {
     let step = "submitting a run";
     let (nobody, run_id): (Option<&str>, _) = (None, new.run_id.as_uuid());
-    let params: [&(dyn ToSql + Sync); 7] = [&run_id, &new.kind, &new.key, &new.input, &nobody, &nobody, &new.movable];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&run_id, &new.kind, &new.key, &new.input, &nobody, &nobody, &new.movable, &new.traceparent];
     for _ in 0..KEY_TRIES {
         if db.query_opt(step, SUBMIT, &params).await?.is_some() {
             return Ok(Inserted::Yes(Fence::from(0)));
@@ -76,9 +78,11 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
 
 /// Starts a run that nobody owns, with the kind, key, input and `movable` of a run that has ended. The input is copied in the
 /// server, so every digit of it stays the same. Returns false if there is no such run, it is still running, or its key
-/// is taken.
+/// is taken. The new run begins a trace of its own.
 pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
-    Ok(db.query_opt("starting a run again", RESTART, &[&ended.as_uuid(), &new.as_uuid()]).await?.is_some())
+    let trace = traceparent::generate();
+    let params: [&(dyn ToSql + Sync); 3] = [&ended.as_uuid(), &new.as_uuid(), &trace];
+    Ok(db.query_opt("starting a run again", RESTART, &params).await?.is_some())
 }
 
 /// The same as [`start`], in the caller's transaction on the caller's connection. `owner` begins the run's first attempt
@@ -91,8 +95,8 @@ pub(crate) async fn start_in_txn(
     told: Option<&str>,
 ) -> Result<Inserted> {
     let (owner, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told, &new.movable];
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told, &new.movable, &new.traceparent];
     let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
     if let Some(fence) = row.at::<Option<i64>>("fence")? {
         return Ok(Inserted::Yes(fence.into()));
@@ -119,7 +123,8 @@ pub(crate) async fn submit_in_txn(
 ) -> Result<Inserted> {
     let (channel, word) = (told.map(|(channel, _)| channel), told.map(|(_, word)| word.as_str()));
     let run_id = new.run_id.as_uuid();
-    let params: [&(dyn ToSql + Sync); 7] = [&run_id, &new.kind, &new.key, &new.input, &channel, &word, &new.movable];
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&run_id, &new.kind, &new.key, &new.input, &channel, &word, &new.movable, &new.traceparent];
     match txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail_in_txn)? {
         Some(_) => Ok(Inserted::Yes(Fence::from(0))),
         None => busy_in_txn(txn, schema, new).await,

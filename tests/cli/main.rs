@@ -10,12 +10,14 @@ mod examples;
 mod extremes;
 mod gateway;
 mod harness;
+mod history;
 mod hold;
 mod http;
 mod http_limits;
 #[path = "../common/inherited.rs"]
 mod inherited;
 mod inherited_by_tests;
+mod metrics;
 mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
@@ -23,9 +25,11 @@ mod pod;
 #[path = "../common/receiver.rs"]
 mod receiver;
 mod retention;
+mod serve;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
+mod traces;
 mod verbs;
 mod webhook;
 mod worker;

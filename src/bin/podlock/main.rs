@@ -9,7 +9,10 @@ mod events;
 mod evict;
 mod failure;
 mod global;
+mod history;
 mod hold;
+mod listen;
+mod metrics;
 mod migrate;
 mod output;
 mod pod;
@@ -17,6 +20,7 @@ mod pods;
 mod probe;
 mod prune;
 mod runs;
+mod serve;
 mod signals;
 mod workers;
 
@@ -51,6 +55,10 @@ enum Verb {
     /// Look at the workers that the pods have registered
     #[command(subcommand)]
     Workers(workers::Verb),
+    /// What is known of a pod's past: how it did, how it ended, how far it can be trusted
+    History(history::Args),
+    /// How far each pod can be trusted with a long run, best first
+    Score(history::ScoreArgs),
     /// The log of the pods' lives
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
@@ -68,6 +76,8 @@ enum Verb {
     Migrate(migrate::Verb),
     /// Run the reference pod, which links the library as any service would
     Pod(Box<pod::Args>),
+    /// Serve the liveness history over HTTP, without being a pod
+    Serve(Box<serve::Args>),
     /// Hold a pod's lock while a command runs that need not know of podlock
     Hold(Box<hold::Args>),
     #[command(hide = true)]
@@ -123,6 +133,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Pods(verb) => pods::run(global, verb).await,
         Verb::Runs(verb) => runs::run(global, verb).await,
         Verb::Workers(verb) => workers::run(global, verb).await,
+        Verb::History(args) => history::run(global, args).await,
+        Verb::Score(args) => history::score(global, args).await,
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
         Verb::Cordon(args) => cordon::cordon(global, args).await,
@@ -131,6 +143,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Serve(args) => serve::run(global, *args).await,
         Verb::Hold(args) => hold::run(global, *args).await,
         // These verbs returned before the runtime was built.
         Verb::HoldSupervisor(_) | Verb::HoldExec(_) => Ok(()),

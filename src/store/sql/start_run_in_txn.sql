@@ -13,6 +13,7 @@
 --   floor    int8   the highest fence that this process was ever given
 --   told     text   the channel of the owner, which is notified when the transaction commits; NULL: none
 --   movable  bool   whether it may move to a less busy pod
+--   trace    text   the trace that it belongs to, as W3C Trace Context writes it
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
 -- roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences must be raised
@@ -45,11 +46,13 @@ WITH
               FROM reach e) AS missing
   ),
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, movable)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, movable,
+                                        traceparent)
     -- L9: the new fence is above the floor, because `nextval` comes after `above`.
     SELECT :'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text,
            :'input'::pg_catalog.jsonb, me.pod_id, me.incarnation,
-           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), :'movable'::pg_catalog.bool
+           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), :'movable'::pg_catalog.bool,
+           :'trace'::pg_catalog.text
       FROM me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e)
        AND NOT me.is_cordoned

@@ -2,6 +2,8 @@
 
 mod alerts;
 mod endpoints;
+mod metrics;
+mod plans;
 mod roll_ups;
 mod samples;
 mod sessions;
