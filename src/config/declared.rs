@@ -144,7 +144,8 @@ settings! {
         /// deletion the log begins with a snapshot of the roster. An incarnation that a running run names is
         /// kept.
         keep_events: Duration => Duration = [30 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_EVENTS";
-        /// How often a pod deletes what is older than the `keep_…` settings say, jittered by a half.
+        /// How often a pod deletes what is older than the `keep_…` settings of this group say, jittered by a half. Samples
+        /// are dropped hourly.
         prune_interval: Duration => Duration = [10 min] in [from 10 ms to 24 days] env "PODLOCK_PRUNE_INTERVAL";
     }
 
@@ -152,8 +153,8 @@ settings! {
         /// How often the pod takes a sample of itself for the history: processor, memory, runs, health. 0 takes none.
         /// More often shows more, and takes more room: 1,000 pods write 8.6 million rows a day at 10 s.
         sample_interval: Duration => Duration = [10 s] in [0 or from 100 ms to 24 days] env "PODLOCK_SAMPLE_INTERVAL";
-        /// How long samples are kept. 0 keeps them for ever. They are dropped a whole day (UTC) at a time. What was
-        /// made from them by the hour stays.
+        /// How long samples are kept. 0 keeps them for ever. They are dropped a whole day (UTC) at a time. Hourly
+        /// rows stay for 400 days, whatever this says.
         keep_samples: Duration => Duration = [28 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_SAMPLES";
         /// How often the hourly rows and the scores are made, by one pod for all. Less often costs less, and
         /// endpoints and scores show older data.

@@ -47,7 +47,8 @@ pub struct Evidence {
     pub since_unclean: Option<f64>,
 }
 
-/// The score: `0.35·uptime + 0.25·stays_4h + 0.15·stays_8h + 0.25·sigmoid((mtbf − 4 h)/1 h) − 0.10·recency`, from 0 to 1.
+/// The score: `0.35·uptime·min(1, observed/4 h) + 0.25·stays_4h + 0.15·stays_8h + 0.25·sigmoid((mtbf − 4 h)/1 h) −
+/// 0.10·recency`, from 0 to 1.
 ///
 /// `recency` is 1 at the last unclean end, and falls linearly to 0 within 24 hours.
 #[must_use]
