@@ -127,7 +127,7 @@ pub struct Liveness {
     pub last_beat_at: Option<Timestamp>,
     /// When the incarnation last wrote samples.
     pub last_heartbeat_at: Option<Timestamp>,
-    /// How many runs the incarnation has begun to execute, as it last said.
+    /// How many attempts of runs the incarnation has begun, as it last said.
     pub runs_served: Option<i64>,
     /// Counters of the application's own, as the incarnation last said.
     pub counters: Option<Value>,

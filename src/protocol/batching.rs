@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// The shortest time between two writes. With a shorter one, each sample of a busy pod would be a write of its own.
+/// The shortest time between two writes: 1 s. It batches only pods that sample faster than once a second, or whose writes
+/// are slow.
 pub const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest time between two writes. With a longer one, people wait for samples, and more are lost when a pod dies.
 pub const LONGEST: Duration = Duration::from_secs(30);

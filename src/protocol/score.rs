@@ -20,7 +20,7 @@ const MTBF: f64 = 0.25;
 const RECENCY: f64 = 0.10;
 /// The mean time between failures that counts half: four hours, the length of the runs that the score is about.
 const MTBF_MIDDLE: Duration = Duration::from_secs(4 * 3600);
-/// How steep the step around it is: an hour more makes 0.73 of a half, two make 0.88.
+/// How steep the step around it is. At the middle MTBF this part is 0.5. One hour more gives 0.73, two give 0.88.
 const MTBF_WIDTH: Duration = Duration::from_secs(3600);
 /// After this time an unclean end costs nothing more. A day: what happens every night still shows the next evening.
 const RECENCY_FADES: Duration = Duration::from_secs(24 * 3600);

@@ -28,5 +28,6 @@ SELECT p.incarnation AS own_incarnation, p.state, p.started_at, p.beat_at, p.ver
   -- label itself.
   LEFT JOIN :"schema".studio_pod_reliability r
          ON r.pod_id = coalesce(nullif(left(coalesce(p.labels, s.labels) ->> (
-              SELECT nullif(u.score_by, '') FROM :"schema".studio_roll_ups u WHERE u.what = 'reliability'), 512), ''), w.pod_id)
+              SELECT nullif(u.score_by, '') FROM :"schema".studio_roll_ups u WHERE u.what = 'reliability'), 512), ''),
+              w.pod_id)
  WHERE coalesce(p.pod_id, s.pod_id, h.pod_id, r.pod_id) IS NOT NULL;
