@@ -22,7 +22,7 @@ CREATE INDEX ON @.studio_pod_sessions (began_at) WHERE ended_at IS NULL;
 
 COMMENT ON COLUMN @.studio_pod_sessions.labels IS 'The labels of the pod when it registered, as in studio_pods.';
 COMMENT ON COLUMN @.studio_pod_sessions.last_heartbeat_at IS 'When the pod last wrote samples, by the server''s clock. NULL: it wrote none. For people, and for the end of a session that nobody recorded.';
-COMMENT ON COLUMN @.studio_pod_sessions.runs_served IS 'How many runs the incarnation has begun to execute, as it last said.';
+COMMENT ON COLUMN @.studio_pod_sessions.runs_served IS 'How many attempts of runs the incarnation has begun, as it last said.';
 COMMENT ON COLUMN @.studio_pod_sessions.counters IS 'Counters of the application''s own, by name, as the incarnation last said.';
 COMMENT ON COLUMN @.studio_pod_sessions.exit_code IS 'The exit code of its process, as a supervisor or the service itself said. NULL: unknown.';
 COMMENT ON COLUMN @.studio_pod_sessions.exit_signal IS 'The signal that ended its process, as a supervisor or the service itself said. NULL: none, or unknown.';

@@ -21,17 +21,18 @@ pub struct ProcessExit {
 }
 
 impl ProcessExit {
-    /// It ended with this exit code. A code other than 0 is a failure, and the cause becomes `exited`.
+    /// It ended with this exit code. A code other than 0 is a failure, and the cause becomes `exited`, unless the pod wrote a
+    /// cause. `former_exit` also leaves the cause of a clean stop as it is.
     pub fn code(code: i32) -> Self {
         Self { exit: Exit { code: Some(code), ..Exit::default() }, of: None }
     }
 
-    /// This signal ended it. The cause becomes `killed`.
+    /// This signal ended it. The cause becomes `killed`, with the same exceptions as for [`ProcessExit::code`].
     pub fn signal(signal: i32) -> Self {
         Self { exit: Exit { signal: Some(signal), ..Exit::default() }, of: None }
     }
 
-    /// The kernel killed it for lack of memory. The cause becomes `out_of_memory`.
+    /// The kernel killed it for lack of memory. The cause becomes `out_of_memory`, with the same exceptions.
     pub fn out_of_memory(mut self) -> Self {
         self.exit.out_of_memory = true;
         self
