@@ -72,6 +72,7 @@ CREATE TABLE @.studio_roll_ups (
     slice      integer,
     slices     integer,
     score_by   text        NOT NULL DEFAULT '',
+    label_at   timestamptz,
     PRIMARY KEY (what),
     CONSTRAINT studio_roll_ups_what_check CHECK (what IN ('hourly', 'reliability'))
 );
@@ -86,6 +87,7 @@ COMMENT ON COLUMN @.studio_roll_ups.claimed_at IS 'Its last sign of life, by the
 COMMENT ON COLUMN @.studio_roll_ups.slice IS 'reliability: how many slices of the pods are done. NULL: none is.';
 COMMENT ON COLUMN @.studio_roll_ups.slices IS 'reliability: into how many slices the pods are divided, so that each fits into memory. NULL: not known yet.';
 COMMENT ON COLUMN @.studio_roll_ups.score_by IS 'The label that the scores were last made by. Empty: by the name of the pod.';
+COMMENT ON COLUMN @.studio_roll_ups.label_at IS 'reliability: when a pod or an operator last used the label in score_by, by the server''s clock. Pods with another label replace it once nobody has for three intervals. NULL: nobody has yet.';
 
 CREATE FUNCTION @.studio_prune_hours(older_than interval, most integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms'
@@ -96,6 +98,13 @@ BEGIN
     IF older_than IS NULL OR older_than < '1 hour'::interval THEN
         RAISE EXCEPTION 'rows of the last hour are not deleted' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    -- L8: after a jump of the clock by a year, all rows look old. So nothing goes before two days have got new rows.
+    IF NOT EXISTS (SELECT FROM @.studio_pod_heartbeats_hourly AS n WHERE n.hour > pg_catalog.now() - '2 days'::interval)
+       OR NOT EXISTS (SELECT FROM @.studio_pod_heartbeats_hourly AS n
+                       WHERE n.hour <= pg_catalog.now() - '2 days'::interval
+                         AND n.hour > pg_catalog.now() - '9 days'::interval) THEN
+        RETURN 0;
+    END IF;
     DELETE FROM @.studio_pod_heartbeats_hourly AS h USING (
         SELECT o.pod_id, o.hour FROM @.studio_pod_heartbeats_hourly AS o
          WHERE o.hour < pg_catalog.now() - older_than
@@ -104,7 +113,7 @@ BEGIN
     GET DIAGNOSTICS gone = ROW_COUNT;
     RETURN gone;
 END $function$;
-COMMENT ON FUNCTION @.studio_prune_hours(interval, integer) IS 'Deletes at most so many hourly rows that are older than that, the oldest first. Returns how many. Passes over rows that are locked, and refuses to delete those of the last hour.';
+COMMENT ON FUNCTION @.studio_prune_hours(interval, integer) IS 'Deletes at most so many hourly rows that are older than that, the oldest first. Returns how many. Passes over rows that are locked, and refuses to delete those of the last hour. Deletes nothing unless there are rows of the last two days and of the week before: after a jump of the clock there are none.';
 
 CREATE VIEW @.studio_pod_history AS
 SELECT s.pod_id,
@@ -173,6 +182,26 @@ BEGIN
         EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s'::text, '@.studio_pod_history'::text, writer.name);
         EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s'::text,
             '@.studio_prune_hours(interval, integer)'::text, writer.name);
+    END LOOP;
+END $function$;
+
+-- Whoever may read studio_orphans may also read these.
+DO $function$
+DECLARE
+    reader record;
+    readable text;
+BEGIN
+    FOR reader IN
+        SELECT DISTINCT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC'::text
+                             ELSE pg_catalog.format('%I'::text, pg_catalog.pg_get_userbyid(a.grantee)) END AS name
+          FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
+         WHERE c.oid = '@.studio_orphans'::pg_catalog.regclass AND a.privilege_type = 'SELECT'::text
+           AND a.grantee <> c.relowner
+    LOOP
+        FOREACH readable IN ARRAY ARRAY['@.studio_pod_heartbeats_hourly'::text, '@.studio_pod_reliability'::text,
+                                        '@.studio_roll_ups'::text, '@.studio_pod_history'::text] LOOP
+            EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s'::text, readable, reader.name);
+        END LOOP;
     END LOOP;
 END $function$;
 

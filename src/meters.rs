@@ -166,11 +166,13 @@ meters! {
     /// Seconds from sending a ping on the liveness session to its answer. Only answered pings count.
     Histogram LEASE_ROUND_TRIP = "podlock_lease_round_trip_seconds" [];
     /// Seconds from when this pod saw a peer's liveness lock free to its verdict that the peer is dead. It sees the lock free
-    /// when its watch session is granted the lock, or when a look at the roster is answered.
+    /// when its watch session is granted the lock, or when a look at the roster is answered. The time from the peer's death
+    /// to that moment is not counted: until the server frees the lock, nobody can see the death.
     Histogram DETECTION = "podlock_detection_seconds" [];
     /// Seconds from when this pod saw a peer's liveness lock free to the commit of its burial by this pod.
     Histogram BURIAL = "podlock_burial_seconds" [];
-    /// Pods that this pod buried, by reason.
+    /// Incarnations whose end this pod recorded, by reason: those that it buried, and the one before of its own name that its
+    /// registration replaced.
     Counter BURIALS = "podlock_burials_total"
         ["reason" = ["shutdown", "lost", "replaced", "detached", "stalled", "evicted"]];
     /// Burials that wait, by why, each counted by this pod when it begins to wait. The peer's lock is free, and it may live:

@@ -22,6 +22,6 @@ impl Operator {
     /// A dropped call has written some rows and not others. Calling it again continues. Pods continue it after a minute.
     pub async fn roll_up(&self) -> Result<RolledUp> {
         let (db, label) = (self.database.clone(), self.score_by.clone());
-        Maker { db, token: Uuid::now_v7(), by: None, label }.now().await
+        Maker { db, token: Uuid::now_v7(), by: None, label, unused: None }.now().await
     }
 }

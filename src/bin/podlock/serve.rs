@@ -64,6 +64,7 @@ async fn report_backlog(operator: &Operator) -> Infallible {
                 "the backlog cannot be read, so its metrics are old; the next read comes"
             );
         }
-        tokio::time::sleep(BACKLOG).await;
+        // Processes that began together should not read together.
+        tokio::time::sleep(BACKLOG.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
     }
 }
