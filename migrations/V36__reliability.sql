@@ -14,9 +14,6 @@ CREATE TABLE @.studio_pod_heartbeats_hourly (
 );
 -- For retention, and for what is read of all pods by the hour.
 CREATE INDEX ON @.studio_pod_heartbeats_hourly (hour);
--- For the roll-up, which reads an hour of all pods. Samples arrive in the order of their time, so a few pages hold an hour, and
--- this index costs an insert nothing. Pages that it does not know yet are the newest ones.
-CREATE INDEX ON @.studio_pod_heartbeats USING brin (sampled_at) WITH (pages_per_range = 32, autosummarize = on);
 COMMENT ON TABLE  @.studio_pod_heartbeats_hourly IS 'One row for each pod and whole hour (UTC) with samples. Only hours that are over have rows. They stay for 400 days, longer than the samples.';
 COMMENT ON COLUMN @.studio_pod_heartbeats_hourly.pod_id IS 'The name of the pod.';
 COMMENT ON COLUMN @.studio_pod_heartbeats_hourly.hour IS 'When the hour begins.';
@@ -53,12 +50,12 @@ COMMENT ON COLUMN @.studio_pod_reliability.updated_at IS 'When the row was made,
 COMMENT ON COLUMN @.studio_pod_reliability.window_days IS 'How many days it looks back.';
 COMMENT ON COLUMN @.studio_pod_reliability.uptime_pct IS 'Covered time by the time since the later of the begin of the window and the first session: 0 to 100. Time that several sessions cover counts once. NULL: no time has passed yet.';
 COMMENT ON COLUMN @.studio_pod_reliability.sessions_count IS 'How many sessions reach into the window.';
-COMMENT ON COLUMN @.studio_pod_reliability.mtbf_seconds IS 'The mean time between failures: covered time by the number of unclean ends, or the covered time if there was none. An end is clean if its reason is shutdown.';
+COMMENT ON COLUMN @.studio_pod_reliability.mtbf_seconds IS 'The mean time between failures: covered time by the number of unclean ends, or the covered time if there was none. An end is clean if its reason is shutdown, and its cause is not killed, exited or out_of_memory.';
 COMMENT ON COLUMN @.studio_pod_reliability.p10_session_seconds IS 'A tenth of the sessions were shorter. A session counts whole, also the part before the window; an open one, up to now.';
 COMMENT ON COLUMN @.studio_pod_reliability.median_session_seconds IS 'Half of the sessions were shorter.';
 COMMENT ON COLUMN @.studio_pod_reliability.p90_session_seconds IS 'Nine tenths of the sessions were shorter.';
 COMMENT ON COLUMN @.studio_pod_reliability.hourly_availability IS 'An array of 7 arrays, Monday first, of 24 shares: which part of this hour of the week (UTC) was covered. NULL in an hour without data.';
-COMMENT ON COLUMN @.studio_pod_reliability.disconnect_reasons IS 'How many sessions ended in the window for each reason, by name.';
+COMMENT ON COLUMN @.studio_pod_reliability.disconnect_reasons IS 'How many sessions ended in the window for each reason, by name. A shutdown with the cause killed, exited or out_of_memory counts as lost. unknown: reasons that the version of the roll-up does not know.';
 COMMENT ON COLUMN @.studio_pod_reliability.p_stays_4h IS 'The share of the sessions that lasted four hours: 0 to 1. A session that is younger and open, or that ended earlier by a clean shutdown, says nothing. NULL: no session says anything.';
 COMMENT ON COLUMN @.studio_pod_reliability.p_stays_8h IS 'The same for eight hours.';
 COMMENT ON COLUMN @.studio_pod_reliability.last_disconnect_at IS 'When a session last ended. NULL: none has.';
@@ -75,6 +72,7 @@ CREATE TABLE @.studio_roll_ups (
     slice      integer,
     slices     integer,
     score_by   text        NOT NULL DEFAULT '',
+    label_at   timestamptz,
     PRIMARY KEY (what),
     CONSTRAINT studio_roll_ups_what_check CHECK (what IN ('hourly', 'reliability'))
 );
@@ -89,6 +87,7 @@ COMMENT ON COLUMN @.studio_roll_ups.claimed_at IS 'Its last sign of life, by the
 COMMENT ON COLUMN @.studio_roll_ups.slice IS 'reliability: how many slices of the pods are done. NULL: none is.';
 COMMENT ON COLUMN @.studio_roll_ups.slices IS 'reliability: into how many slices the pods are divided, so that each fits into memory. NULL: not known yet.';
 COMMENT ON COLUMN @.studio_roll_ups.score_by IS 'The label that the scores were last made by. Empty: by the name of the pod.';
+COMMENT ON COLUMN @.studio_roll_ups.label_at IS 'reliability: when a pod or an operator last used the label in score_by, by the server''s clock. Pods with another label replace it once nobody has for three intervals. NULL: nobody has yet.';
 
 CREATE FUNCTION @.studio_prune_hours(older_than interval, most integer) RETURNS integer
     LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms'
@@ -99,6 +98,13 @@ BEGIN
     IF older_than IS NULL OR older_than < '1 hour'::interval THEN
         RAISE EXCEPTION 'rows of the last hour are not deleted' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    -- L8: after a jump of the clock by a year, all rows look old. So nothing goes before two days have got new rows.
+    IF NOT EXISTS (SELECT FROM @.studio_pod_heartbeats_hourly AS n WHERE n.hour > pg_catalog.now() - '2 days'::interval)
+       OR NOT EXISTS (SELECT FROM @.studio_pod_heartbeats_hourly AS n
+                       WHERE n.hour <= pg_catalog.now() - '2 days'::interval
+                         AND n.hour > pg_catalog.now() - '9 days'::interval) THEN
+        RETURN 0;
+    END IF;
     DELETE FROM @.studio_pod_heartbeats_hourly AS h USING (
         SELECT o.pod_id, o.hour FROM @.studio_pod_heartbeats_hourly AS o
          WHERE o.hour < pg_catalog.now() - older_than
@@ -107,7 +113,7 @@ BEGIN
     GET DIAGNOSTICS gone = ROW_COUNT;
     RETURN gone;
 END $function$;
-COMMENT ON FUNCTION @.studio_prune_hours(interval, integer) IS 'Deletes at most so many hourly rows that are older than that, the oldest first. Returns how many. Passes over rows that are locked, and refuses to delete those of the last hour.';
+COMMENT ON FUNCTION @.studio_prune_hours(interval, integer) IS 'Deletes at most so many hourly rows that are older than that, the oldest first. Returns how many. Passes over rows that are locked, and refuses to delete those of the last hour. Deletes nothing unless there are rows of the last two days and of the week before: after a jump of the clock there are none.';
 
 CREATE VIEW @.studio_pod_history AS
 SELECT s.pod_id,
@@ -140,7 +146,7 @@ SELECT s.pod_id,
 COMMENT ON VIEW   @.studio_pod_history IS 'The life of each incarnation, in one row: start here to see who died last night, of what, and who took over.';
 COMMENT ON COLUMN @.studio_pod_history.pod_id IS 'The name of the pod.';
 COMMENT ON COLUMN @.studio_pod_history.began_at IS 'When it registered.';
-COMMENT ON COLUMN @.studio_pod_history.ended_at IS 'When it ended. NULL: it is in the roster. If nobody recorded the end, when it last wrote samples.';
+COMMENT ON COLUMN @.studio_pod_history.ended_at IS 'When it ended. NULL: it is in the roster. If nobody has recorded the end, when it last wrote samples, or when it began if it wrote none.';
 COMMENT ON COLUMN @.studio_pod_history.seconds IS 'How long it lasted, or has lasted.';
 COMMENT ON COLUMN @.studio_pod_history.reason IS 'As in studio_pod_sessions. NULL: it has not ended, or nobody recorded the end.';
 COMMENT ON COLUMN @.studio_pod_history.cause IS 'As in studio_pod_sessions.';
@@ -176,6 +182,26 @@ BEGIN
         EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s'::text, '@.studio_pod_history'::text, writer.name);
         EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s'::text,
             '@.studio_prune_hours(interval, integer)'::text, writer.name);
+    END LOOP;
+END $function$;
+
+-- Whoever may read studio_orphans may also read these.
+DO $function$
+DECLARE
+    reader record;
+    readable text;
+BEGIN
+    FOR reader IN
+        SELECT DISTINCT CASE WHEN a.grantee = 0::oid THEN 'PUBLIC'::text
+                             ELSE pg_catalog.format('%I'::text, pg_catalog.pg_get_userbyid(a.grantee)) END AS name
+          FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
+         WHERE c.oid = '@.studio_orphans'::pg_catalog.regclass AND a.privilege_type = 'SELECT'::text
+           AND a.grantee <> c.relowner
+    LOOP
+        FOREACH readable IN ARRAY ARRAY['@.studio_pod_heartbeats_hourly'::text, '@.studio_pod_reliability'::text,
+                                        '@.studio_roll_ups'::text, '@.studio_pod_history'::text] LOOP
+            EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s'::text, readable, reader.name);
+        END LOOP;
     END LOOP;
 END $function$;
 

@@ -3,25 +3,28 @@
 SET LOCAL search_path = pg_catalog, pg_temp;
 
 ALTER TABLE @.studio_pods ADD COLUMN capacity_of jsonb;
-COMMENT ON COLUMN @.studio_pods.capacity_of IS 'How many runs of a kind the pod executes at a time, at most, where that is fewer than capacity: an object of numbers by kind. NULL: no kind has a limit of its own, or a pod of an older version wrote the row.';
+COMMENT ON COLUMN @.studio_pods.capacity_of IS 'How many runs of a kind the pod executes at a time, at most, where that is fewer than capacity: an object of numbers by kind. NULL: no kind has a limit of its own, or a pod of an older version made the row. One that took over the name of a newer pod has left what that one wrote.';
 
 ALTER TABLE @.studio_runs ADD COLUMN traceparent text;
+-- Only new rows are checked, so that nothing is read. A text of any length would go into each claim.
+ALTER TABLE @.studio_runs ADD CONSTRAINT studio_runs_traceparent_check CHECK (length(traceparent) <= 55) NOT VALID;
 COMMENT ON COLUMN @.studio_runs.traceparent IS 'The trace that the run belongs to, as W3C Trace Context writes it. NULL: an older version, or another program, made the run.';
 
 -- Both reads of the runs use the partial index on (owner_incarnation, run_id), so they read running runs alone, and at most
--- so many. More than that is a number for no autoscaler, and each reader would pay for it.
+-- so many. More than that is a number for no autoscaler, and each reader would pay for it. One more is read, to know that
+-- there are more.
 CREATE VIEW @.studio_backlog AS
 WITH unowned AS MATERIALIZED (
     SELECT r.kind
       FROM @.studio_runs AS r
      WHERE r.state = 'running' AND r.owner_incarnation IS NULL
-     LIMIT 100000
+     LIMIT 20001
 ), owned AS MATERIALIZED (
     SELECT o.kind, o.owner_incarnation, count(*) AS runs
       FROM (SELECT r.kind, r.owner_incarnation
               FROM @.studio_runs AS r
              WHERE r.state = 'running' AND r.owner_incarnation IS NOT NULL
-             LIMIT 100000) AS o
+             LIMIT 20001) AS o
      GROUP BY o.kind, o.owner_incarnation
 ), loads AS (
     SELECT o.owner_incarnation, sum(o.runs) AS runs
@@ -56,15 +59,17 @@ SELECT a.kind,
        sum(a.waiting)::bigint AS waiting,
        sum(a.running)::bigint AS running,
        sum(a.free)::bigint AS free_capacity,
-       sum(a.pods)::bigint AS pods
+       sum(a.pods)::bigint AS pods,
+       (SELECT count(*) > 20000 FROM unowned AS u) OR (SELECT COALESCE(sum(o.runs), 0) > 20000 FROM owned AS o) AS is_cut
   FROM kinds AS a
  GROUP BY a.kind;
-COMMENT ON VIEW @.studio_backlog IS 'By kind: runs that wait for a pod, and the room for them. For autoscalers. It counts at most 100,000 running runs without an owner, and as many with one.';
+COMMENT ON VIEW @.studio_backlog IS 'By kind: runs that wait for a pod, and the room for them. For autoscalers. It counts about 20,000 running runs without an owner, and as many with one.';
 COMMENT ON COLUMN @.studio_backlog.kind IS 'The kind. Each that a running run has, or that a pod takes.';
 COMMENT ON COLUMN @.studio_backlog.waiting IS 'Its running runs that no pod of the roster owns.';
 COMMENT ON COLUMN @.studio_backlog.running IS 'Its running runs that a pod of the roster owns.';
 COMMENT ON COLUMN @.studio_backlog.free_capacity IS 'How many more runs of it the pods have room for that take it: active, not cordoned, not evicted. 0: no pod takes it, or all are full. A place that may go to several kinds counts for each of them. A pod of an older version does not state its limits by kind.';
 COMMENT ON COLUMN @.studio_backlog.pods IS 'How many such pods there are.';
+COMMENT ON COLUMN @.studio_backlog.is_cut IS 'Whether there are more running runs than are counted: then waiting and running are lower bounds, and free_capacity is an upper bound. The same in all rows.';
 
 -- Whoever may read studio_orphans may also read the backlog.
 DO $function$

@@ -75,7 +75,8 @@ pub const BUCKETS: &[f64] = &[
 ];
 
 /// How many kinds have series of their own in the metrics with the label `kind`: the first so many of the pod's handlers,
-/// by name. Runs of all other kinds count under [`OTHERS`]. More kinds make more series in every pod.
+/// by name. A process that is no pod has those of [`Operator::record_backlog`](crate::Operator::record_backlog). Runs of all
+/// other kinds count under [`OTHERS`]. More kinds make more series in every pod.
 pub const KINDS_MOST: usize = 50;
 
 /// The value of the label `kind` for all kinds that have no series of their own.
@@ -165,11 +166,13 @@ meters! {
     /// Seconds from sending a ping on the liveness session to its answer. Only answered pings count.
     Histogram LEASE_ROUND_TRIP = "podlock_lease_round_trip_seconds" [];
     /// Seconds from when this pod saw a peer's liveness lock free to its verdict that the peer is dead. It sees the lock free
-    /// when its watch session is granted the lock, or when a look at the roster is answered.
+    /// when its watch session is granted the lock, or when a look at the roster is answered. The time from the peer's death
+    /// to that moment is not counted: until the server frees the lock, nobody can see the death.
     Histogram DETECTION = "podlock_detection_seconds" [];
     /// Seconds from when this pod saw a peer's liveness lock free to the commit of its burial by this pod.
     Histogram BURIAL = "podlock_burial_seconds" [];
-    /// Pods that this pod buried, by reason.
+    /// Incarnations whose end this pod recorded, by reason: those that it buried, and the one before of its own name that its
+    /// registration replaced.
     Counter BURIALS = "podlock_burials_total"
         ["reason" = ["shutdown", "lost", "replaced", "detached", "stalled", "evicted"]];
     /// Burials that wait, by why, each counted by this pod when it begins to wait. The peer's lock is free, and it may live:
@@ -216,7 +219,8 @@ meters! {
         ["about" = ["look", "orphans", "run", "workers", "drain", "burial", "stream"]];
     /// 1, with the version of podlock.
     Gauge BUILD = "podlock_build_info" ["version"];
-    /// Samples that were dropped because the queue was full.
+    /// Samples that were lost: the queue was full, the server refused what they contain, they waited for more than a week, or
+    /// the pod stopped before it could write them.
     Counter SAMPLES_DROPPED = "podlock_samples_dropped_total" [];
     /// Flushes of samples that failed. The samples stay in the queue.
     Counter FLUSHES_FAILED = "podlock_flushes_failed_total" [];
@@ -230,13 +234,14 @@ meters! {
     Counter WORKER_TRANSITIONS = "podlock_worker_transitions_total" ["to" = ["active", "inactive"]];
     /// Bytes of memory that this pod's copy of the worker registry takes, about.
     Gauge WORKER_BYTES = "podlock_worker_bytes" [];
-    /// Alerts that this pod heard, by kind: lost, quarantined, inactive. Each pod hears each alert.
-    Counter ALERTS = "podlock_alerts_total" ["kind" = ["lost", "quarantined", "inactive"]];
+    /// Alerts that this pod heard, by what they are about: `lost` (a pod), `quarantined` (a run), `inactive` (workers). Each
+    /// pod hears each alert.
+    Counter ALERTS = "podlock_alerts_total" ["alert" = ["lost", "quarantined", "inactive"]];
     /// Alerts that the callback of the service missed because it was too slow.
     Counter ALERTS_MISSED = "podlock_alerts_missed_total" [];
-    /// Attempts of this pod to deliver an alert to a webhook, by outcome: delivered, failed (tried again), given_up.
-    Counter WEBHOOK_DELIVERIES = "podlock_webhook_deliveries_total"
-        ["outcome" = ["delivered", "failed", "given_up"]];
+    /// Attempts of this pod to deliver an alert to a webhook, by outcome: `delivered`, `failed` (another attempt follows),
+    /// `given_up`.
+    Counter WEBHOOK_DELIVERIES = "podlock_webhook_deliveries_total" ["outcome" = ["delivered", "failed", "given_up"]];
     /// How often this pod found that the log was cut before all of it was delivered to a webhook. Alerts may be lost.
     Counter WEBHOOK_CUTS = "podlock_webhook_cuts_total" [];
 }

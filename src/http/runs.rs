@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::http::api::Api;
 use crate::http::problem::Problem;
-use crate::id::{Fence, Incarnation, PodId, RunId};
+use crate::id::{Fence, Incarnation, PodId, RunId, traceparent};
 use crate::{Cancelled, NewRun};
 
 /// The longest kind and key, in bytes. Services choose both, and one entry of an index holds both: PostgreSQL refuses
@@ -59,9 +59,18 @@ struct StartedBody<'a> {
     fence: Fence,
 }
 
+/// The trace of the caller. A header that is wrong, or of another version, is passed over, as W3C Trace Context wants it: the
+/// run then begins a trace of its own.
+fn trace_of(headers: &HeaderMap) -> Option<&str> {
+    let mut given = headers.get_all("traceparent").iter();
+    let text = given.next()?.to_str().ok()?.trim();
+    (given.next().is_none() && traceparent::check(text).is_ok()).then_some(text)
+}
+
 /// Starts a run on this pod.
 pub(super) async fn start(
     State(api): State<Api>,
+    headers: HeaderMap,
     body: Result<Json<Map<String, Value>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let Json(fields) = body?;
@@ -71,6 +80,9 @@ pub(super) async fn start(
     let mut new = NewRun::new(body.kind).input(body.input).movable(body.movable);
     if let Some(key) = body.key {
         new = new.key(key);
+    }
+    if let Some(trace) = trace_of(&headers) {
+        new = new.traceparent(trace);
     }
     let started = api.pod.start(new).await?;
     let body = StartedBody {
@@ -182,6 +194,23 @@ fn invalid(error: String) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_belongs_to_the_trace_of_the_caller_if_the_header_is_valid() {
+        const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let trace = |texts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for text in texts {
+                headers.append("traceparent", axum::http::HeaderValue::from_static(text));
+            }
+            trace_of(&headers).map(ToOwned::to_owned)
+        };
+        assert_eq!(trace(&[GIVEN]).as_deref(), Some(GIVEN));
+        for none in [&[][..], &[""], &["nonsense"], &["ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]] {
+            assert_eq!(trace(none), None, "{none:?}");
+        }
+        assert_eq!(trace(&[GIVEN, GIVEN]), None, "two say nothing");
+    }
 
     #[test]
     fn a_query_names_a_kind_and_a_key_and_nothing_else() {

@@ -13,7 +13,7 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if a pod was at it for more than a minute.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if a pod was at it for more than 75 s.
     /// [`ErrorKind::Forbidden`](crate::ErrorKind::Forbidden) if the role may not write the rows. Others as
     /// [`Operator::pods`]. An error of one of the two roll-ups does not stop the other. Rows that were written stay.
     ///
@@ -22,6 +22,6 @@ impl Operator {
     /// A dropped call has written some rows and not others. Calling it again continues. Pods continue it after a minute.
     pub async fn roll_up(&self) -> Result<RolledUp> {
         let (db, label) = (self.database.clone(), self.score_by.clone());
-        Maker { db, token: Uuid::now_v7(), by: None, label }.now().await
+        Maker { db, token: Uuid::now_v7(), by: None, label, unused: None }.now().await
     }
 }

@@ -70,6 +70,11 @@ impl Database {
         &self.schema
     }
 
+    /// How many connections the pool has at most.
+    pub(crate) fn size(&self) -> usize {
+        self.pool.status().max_size
+    }
+
     /// Runs one statement on a pooled connection. `@.` in it stands for the schema.
     ///
     /// # Cancel safety

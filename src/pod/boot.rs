@@ -129,13 +129,17 @@ pub(crate) async fn register(
         cgroup: cgroup::read().map(|cgroup| json!(cgroup)),
     };
     let mut tries = 0;
-    let (sent, Registered { replaced, cordoned_by }) = loop {
+    let (sent, Registered { replaced, reason, cordoned_by }) = loop {
         let sent = clock::now();
         match pods::register(liveness, &registration).await {
             Err(e) if is_worth_another_try(&e, &mut tries) => {}
             done => break (sent, done?),
         }
     };
+    // Nobody buries an incarnation that its own name has replaced.
+    if let Some(reason) = reason {
+        meters::count(meters::BURIALS, "reason", reason);
+    }
     if shared.member.is_draining() {
         pods::mark_draining_here(liveness, incarnation).await?;
     }

@@ -83,9 +83,18 @@ pub(crate) fn show_roster(local: &Local, probe: &RosterProbe) {
     let member = &local.shared.member;
     let own = if member.is_draining() { &mut draining } else { &mut alive };
     *own += i64::from(probe.own.is_some());
-    for (state, pods) in [("alive", alive), ("draining", draining), ("free", free), ("unknown", unknown)] {
-        meters::gauge_of(meters::PODS, "state", state, pods);
-    }
+    set_pods([alive, draining, free, unknown]);
     meters::gauge(meters::ATTACHED, i64::from(member.is_attached()));
     meters::note_build();
+}
+
+/// While the pod is detached it looks at no roster. What it saw before would stand as if it were so now.
+pub(crate) fn show_no_roster() {
+    set_pods([0; 4]);
+}
+
+fn set_pods(pods: [i64; 4]) {
+    for (state, pods) in ["alive", "draining", "free", "unknown"].into_iter().zip(pods) {
+        meters::gauge_of(meters::PODS, "state", state, pods);
+    }
 }

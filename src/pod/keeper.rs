@@ -26,7 +26,7 @@ use tokio::time::MissedTickBehavior;
 use super::boot::{self, Booted, Identity};
 use super::local::{Away, LivenessLock, Local};
 use super::shared::Shared;
-use super::{sweeper, watcher};
+use super::{delays, sweeper, watcher};
 use crate::backoff::Backoff;
 use crate::config::{OnDetach, RECONNECT_BACKOFF_MIN};
 use crate::error::{Error, ErrorKind, Result};
@@ -408,6 +408,7 @@ impl<'a> Keeper<'a> {
         self.local.lock.send_replace(None);
         self.shared.member.set_detached();
         meters::gauge(meters::ATTACHED, 0);
+        delays::show_no_roster();
         metrics::counter!(meters::DETACHES).increment(1);
         self.remember(liveness.backend());
         self.shared.member.publish(PodEvent::Detached);

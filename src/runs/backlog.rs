@@ -86,7 +86,7 @@ fn show(own: &[String], rows: &[OfKind]) {
 /// One backlog for each series. A kind of this pod that is in no row has none, which is 0. Pods and places of other kinds
 /// are not summed up, because a pod that takes several kinds counts for each.
 fn by_series<'a>(own: &'a [String], rows: &[OfKind]) -> BTreeMap<&'a str, OfKind> {
-    let empty = OfKind { kind: String::new(), waiting: 0, running: 0, free_capacity: 0, pods: 0 };
+    let empty = OfKind { kind: String::new(), waiting: 0, running: 0, free_capacity: 0, pods: 0, is_cut: false };
     let own = &own[..own.len().min(KINDS_MOST)];
     let mut series: BTreeMap<&str, OfKind> =
         own.iter().map(String::as_str).chain([OTHERS]).map(|kind| (kind, empty.clone())).collect();
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn row(kind: &str, waiting: i64, free_capacity: i64) -> OfKind {
-        OfKind { kind: kind.to_owned(), waiting, running: 1, free_capacity, pods: 2 }
+        OfKind { kind: kind.to_owned(), waiting, running: 1, free_capacity, pods: 2, is_cut: false }
     }
 
     #[test]

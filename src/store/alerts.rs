@@ -25,12 +25,14 @@ pub(crate) fn read(row: &Row, schema: &Schema) -> Result<Option<Alert>> {
     };
     let pod = PodId::new(row.at::<String>("pod_id")?);
     let (Some(incarnation), Ok(pod)) = (incarnation.map(Incarnation::from), pod) else { return Ok(None) };
+    // A time that no clock shows, such as `infinity`, was written by hand.
+    let Ok(at) = row.at("at") else { return Ok(None) };
     let idx: i64 = row.at("idx")?;
     let mut alert = Alert {
         kind,
         id: Alert::id_of(idx, incarnation),
         idx,
-        at: row.at("at")?,
+        at,
         schema: schema.name().to_owned(),
         pod,
         incarnation,

@@ -16,6 +16,7 @@ pub(crate) struct OfKind {
     pub(crate) running: i64,
     pub(crate) free_capacity: i64,
     pub(crate) pods: i64,
+    pub(crate) is_cut: bool,
 }
 
 /// Reads the backlog, by kind.
@@ -28,6 +29,7 @@ pub(crate) async fn backlog(db: &Database) -> Result<Vec<OfKind>> {
             running: row.at("running")?,
             free_capacity: row.at("free_capacity")?,
             pods: row.at("pods")?,
+            is_cut: row.at("is_cut")?,
         })
     };
     rows.iter().map(read).collect()

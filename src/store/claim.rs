@@ -11,7 +11,7 @@ use super::crashes::crash_reasons;
 use super::pods::warm_up_log;
 use super::rows::{Claimed, Claims, Owner, Quarantined, Unreadable};
 use crate::error::{Result, chain};
-use crate::id::{Fence, Incarnation};
+use crate::id::{Fence, Incarnation, traceparent};
 use crate::pg::pool::{Database, Planned};
 use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
@@ -146,7 +146,8 @@ fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Clai
         crashes: u32::try_from(row.at::<i32>("crashes")?).unwrap_or(0),
         checkpoint_seq: row.at("checkpoint_seq")?,
         movable: row.at("movable")?,
-        traceparent: row.at("traceparent")?,
+        // A text that somebody wrote by hand is none (L12).
+        traceparent: row.at::<Option<String>>("traceparent")?.filter(|text| traceparent::check(text).is_ok()),
         taken_over: row.at::<Option<&str>>("taken_over")?.map(taken_over),
     })
 }

@@ -327,13 +327,12 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_worker_tombstones", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_pods", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_monitor", "SELECT, INSERT, UPDATE"),
-        ("studio_webhooks", "SELECT, INSERT, UPDATE"),
         ("studio_pod_heartbeats", "SELECT, INSERT"),
         ("studio_pod_heartbeats_hourly", "SELECT, INSERT, UPDATE"),
         ("studio_pod_reliability", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_roll_ups", "SELECT, UPDATE"),
-        ("studio_pod_heartbeats", "SELECT, INSERT"),
         ("studio_sample_writers", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_webhooks", "SELECT, INSERT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

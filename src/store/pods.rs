@@ -63,6 +63,8 @@ pub(super) fn interval(ms: Option<i32>) -> Option<Duration> {
 pub(crate) struct Registered {
     /// The incarnation of the same name that was replaced.
     pub(crate) replaced: Option<Incarnation>,
+    /// The reason that was recorded for its end.
+    pub(crate) reason: Option<&'static str>,
     /// Who cordoned the pod. `None`: it is not cordoned.
     pub(crate) cordoned_by: Option<String>,
 }
@@ -79,6 +81,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let txn = session.begin("registering").await?;
     let former = txn.query("registering", FORMER, &[(&pod, Type::TEXT)]).await?;
     let mut cordoned_by = new.cordoned_by.clone();
+    let mut reason = None;
     let former = match former.first() {
         Some(row) => {
             let (incarnation, draining) = (row.at::<Uuid>("incarnation")?, row.at::<bool>("draining")?);
@@ -95,10 +98,11 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     if let Some((replaced, draining, evicted)) = &former {
         let (replaced, evicted) = (*replaced, evictions::mark(evicted.as_deref()));
         let gave_up = new.given_up.is_some_and(|i| i.as_uuid() == replaced);
-        let reason = ending::replaced(*draining, gave_up, evicted).as_str();
-        txn.query("registering", END, &[(&replaced, Type::UUID), (&reason, Type::TEXT)]).await?;
+        let why = ending::replaced(*draining, gave_up, evicted).as_str();
+        txn.query("registering", END, &[(&replaced, Type::UUID), (&why, Type::TEXT)]).await?;
         detail["replaced"] = json!(replaced);
-        detail["reason"] = json!(reason);
+        detail["reason"] = json!(why);
+        reason = Some(why);
     }
     if let Some(by) = &cordoned_by {
         detail["cordoned_by"] = json!(by);
@@ -147,7 +151,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     txn.query("registering", BEGIN, &params).await?;
     let joined = Event { kind: "joined", pod: &new.pod_id, incarnation: new.incarnation, by: &new.pod_id, detail };
     commit_with_events(txn, "registering", &[joined]).await?;
-    Ok(Registered { replaced: former.map(|(replaced, ..)| replaced.into()), cordoned_by })
+    Ok(Registered { replaced: former.map(|(replaced, ..)| replaced.into()), reason, cordoned_by })
 }
 
 /// Records why `of`, the process's own former incarnation, ended. Returns false if nothing was recorded.

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +44,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) label: Option<&'a str>,
     /// How old the last one must be. `None`: it is wanted at once.
     pub(crate) every: Option<Duration>,
+    /// For how long nobody may have used another label before this one replaces it. `None`: it does at once.
+    pub(crate) unused: Option<Duration>,
 }
 
 /// A roll-up that the caller is at.
@@ -52,6 +55,7 @@ pub(crate) struct Claimed {
     pub(crate) upto: Option<Timestamp>,
     /// The slices that are done, of how many.
     pub(crate) slices: Option<(i32, i32)>,
+    /// The label in force, which may be another than the wanted one.
     pub(crate) score_by: String,
     pub(crate) now: Timestamp,
     /// When the current hour began.
@@ -60,14 +64,28 @@ pub(crate) struct Claimed {
 
 /// Begins or continues a roll-up. `None`: it is not due, or another is at it.
 pub(crate) async fn claim(db: &Database, what: What, wanted: Wanted<'_>) -> Result<Option<Claimed>> {
-    const SQL: &str = sql!("claim_roll_up");
-    let Wanted { token, by, label, every } = wanted;
+    const SQL: &str = sql!("claim_roll_up", "label_in_force");
+    let Wanted { token, by, label, every, unused } = wanted;
     let (what, every, claim) = (what.as_str(), every.map(|every| every.as_secs_f64()), CLAIM.as_secs_f64());
-    let row = db.query_opt("claiming a roll-up", SQL, &[&what, &token, &by, &label, &every, &claim]).await?;
+    let unused = unused.map(|unused| unused.as_secs_f64());
+    let row = db.query_opt("claiming a roll-up", SQL, &[&what, &token, &by, &label, &every, &claim, &unused]).await?;
     let Some(row) = row else { return Ok(None) };
     let slices = row.at::<Option<i32>>("slice")?.zip(row.at("slices")?);
     let (upto, score_by, now) = (row.at("upto")?, row.at("score_by")?, row.at("now")?);
     Ok(Some(Claimed { upto, slices, score_by, now, hour: row.at("hour")? }))
+}
+
+/// Says that a pod uses this label, so that pods with another do not replace it. Writes it at most once in `every`. Returns
+/// the label in force, if it is another that stays because it was used within `unused`.
+pub(crate) async fn keep_label(
+    db: &Database,
+    label: &str,
+    every: Duration,
+    unused: Duration,
+) -> Result<Option<String>> {
+    const SQL: &str = sql!("keep_label", "label_in_force");
+    let step = "looking at the label of the scores";
+    one(step, db.query(step, SQL, &[&label, &every.as_secs_f64(), &unused.as_secs_f64()]).await?)?.at("other")
 }
 
 /// Says that a roll-up goes on, and how many slices are done. False: it is another's by now.
@@ -93,6 +111,13 @@ pub(crate) async fn first_hour(db: &Database) -> Result<Timestamp> {
     one(step, db.query(step, SQL, &[]).await?)?.at("hour")
 }
 
+/// Finds the end of the newest hour before the current one that has rows.
+pub(crate) async fn last_hour(db: &Database) -> Result<Option<Timestamp>> {
+    const SQL: &str = sql!("find_last_hour");
+    let step = "looking for the newest hourly rows";
+    one(step, db.query(step, SQL, &[]).await?)?.at("hour")
+}
+
 /// What a write did. `None`: the roll-up is another's by now, and nothing was written.
 type Written = Result<Option<i64>>;
 
@@ -101,17 +126,29 @@ fn written(step: &str, rows: Vec<Row>) -> Written {
     Ok(if row.at("is_mine")? { Some(row.at("rows")?) } else { None })
 }
 
-/// Makes the rows of some whole hours. Afterwards, all hours before `upto` have their rows.
-pub(crate) async fn roll_up_hours(
-    db: &Database,
-    token: Uuid,
-    from: Timestamp,
-    to: Timestamp,
-    upto: Timestamp,
-) -> Written {
-    const SQL: &str = sql!("roll_up_hours");
+/// Some whole hours, of some pods.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hours {
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
+    /// All hours before this one have their rows afterwards.
+    pub(crate) upto: Timestamp,
+    /// Into how many slices the pods are divided, and which one this is.
+    pub(crate) slices: i32,
+    pub(crate) slice: i32,
+}
+
+/// Makes the rows of some whole hours. `limit`: the statement's own time limit.
+pub(crate) async fn roll_up_hours(db: &Database, token: Uuid, of: Hours, limit: Option<Duration>) -> Written {
+    const SQL: &str = sql!("roll_up_hours", "in_slice");
     let step = "rolling up samples";
-    written(step, db.query(step, SQL, &[&token, &from, &to, &upto]).await?)
+    let Hours { from, to, upto, slices, slice } = of;
+    let params: [&(dyn ToSql + Sync); 6] = [&token, &from, &to, &upto, &slices, &slice];
+    let rows = match limit {
+        Some(limit) => db.query_limited(step, SQL, &params, limit).await?,
+        None => db.query(step, SQL, &params).await?,
+    };
+    written(step, rows)
 }
 
 /// Deletes at most `most` hourly rows that are older than `keep`.

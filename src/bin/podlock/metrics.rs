@@ -26,8 +26,9 @@ const CONNECTIONS: usize = 16;
 /// The version of the text, as Prometheus names it.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How often `--metrics` reads the backlog. Autoscalers look about as often.
-pub(crate) const BACKLOG: Duration = Duration::from_secs(15);
+/// How often `--metrics` reads the backlog. Autoscalers look about as often. A read of the largest backlog takes the server
+/// tens of milliseconds.
+pub(crate) const BACKLOG: Duration = Duration::from_secs(30);
 
 /// The listener's task.
 pub(crate) struct Listening {

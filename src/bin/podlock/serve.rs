@@ -1,6 +1,7 @@
 //! `podlock serve`: the liveness history over HTTP, from a process that is no pod. It needs no lock, no name and no place
 //! in the roster. So it answers while no pod lives.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use podlock::Operator;
@@ -55,13 +56,15 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
 /// Sets the metrics of the backlog now and then.
 async fn report_backlog(operator: &Operator) -> Infallible {
+    let mut shown = BTreeSet::new();
     loop {
-        if let Err(error) = operator.record_backlog().await {
+        if let Err(error) = operator.record_backlog(&mut shown).await {
             tracing::warn!(
                 target: "podlock::serve", event = "backlog_unread", error = %error,
                 "the backlog cannot be read, so its metrics are old; the next read comes"
             );
         }
-        tokio::time::sleep(BACKLOG).await;
+        // Processes that began together should not read together.
+        tokio::time::sleep(BACKLOG.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
     }
 }

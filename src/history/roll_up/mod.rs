@@ -30,9 +30,12 @@ use crate::store::roll_ups::{self as statements, Wanted, What};
 /// How old the last roll-up must be, as a share of the interval. A pod tries after one to 1.1 intervals, so its own last
 /// one is always old enough. With less, a large fleet would roll up more often than it was told.
 const DUE: f64 = 0.95;
+/// For how many intervals nobody may have used the label of the scores before a pod with another label replaces it: three.
+/// With fewer, pods of a fleet that is half rolled out rewrite all scores again and again. With more, a new label waits longer.
+const UNUSED: u32 = 3;
 /// The time between two rounds of a pod, if the first has hours left.
 const PACE: Duration = Duration::from_secs(1);
-/// How long an operator waits while a pod is at it: a minute, after which a pod that has died is replaced.
+/// How long an operator waits while a pod is at it: 75 s. The claim of a pod that has died can be taken over after a minute.
 const BUSY: Duration = Duration::from_secs(75);
 /// The time between two tries of an operator.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -64,6 +67,8 @@ pub(crate) struct Maker {
     pub(crate) by: Option<String>,
     /// The label to score by, or an empty text. `None`: as the last roll-up did.
     pub(crate) label: Option<String>,
+    /// For how long nobody may have used another label before this one replaces it. `None`: it does at once.
+    pub(crate) unused: Option<Duration>,
 }
 
 /// How a try ended.
@@ -80,7 +85,7 @@ enum Tried {
 impl Maker {
     fn wanted(&self, what: What, every: Option<Duration>) -> Wanted<'_> {
         let label = self.label.as_deref().filter(|_| what == What::Reliability);
-        Wanted { token: self.token, by: self.by.as_deref(), label, every }
+        Wanted { token: self.token, by: self.by.as_deref(), label, every, unused: self.unused }
     }
 
     /// Makes one roll-up if it is due, and counts that.
@@ -141,20 +146,39 @@ pub(crate) struct RollingUp {
     member: Arc<Membership>,
     db: Database,
     nag: Nag,
+    /// The label by which the scores are made instead of this pod's own, as last logged.
+    other: Option<String>,
 }
 
 impl RollingUp {
     pub(crate) fn new(member: Arc<Membership>, db: Database) -> Self {
-        Self { member, db, nag: Nag::new(SAID) }
+        Self { member, db, nag: Nag::new(SAID), other: None }
     }
 
     /// Makes what is due. A roll-up that fails does not stop the other.
-    async fn round(&self, maker: &Maker) -> Result<Tried> {
+    async fn round(&mut self, maker: &Maker) -> Result<Tried> {
         let every = Some(self.member.settings.roll_up_interval.mul_f64(DUE));
+        let kept = self.keep_label().await;
         let mut total = RolledUp::default();
         let hourly = maker.make(What::Hourly, every, &mut total).await;
         let reliability = maker.make(What::Reliability, every, &mut total).await?;
+        kept?;
         hourly.map(|hourly| if hourly == Tried::More { hourly } else { reliability })
+    }
+
+    /// Says that this pod uses its label, and logs once if the scores are made by another one.
+    async fn keep_label(&mut self) -> Result<()> {
+        let (interval, own) = (self.member.settings.roll_up_interval, &self.member.settings.score_by);
+        let other = statements::keep_label(&self.db, own, interval, interval * UNUSED).await?;
+        if let Some(label) = other.as_deref().filter(|_| other != self.other) {
+            tracing::info!(
+                target: "podlock", event = "scores_by_another_label", pod = %self.member.pod_id, own = %own, label = %label,
+                "the scores are made by the label of other pods; that of this pod follows when none has used theirs for \
+                 three intervals"
+            );
+        }
+        self.other = other;
+        Ok(())
     }
 
     fn report(&mut self, error: &Error) {
@@ -191,6 +215,7 @@ impl Part for RollingUp {
             token: incarnation.as_uuid(),
             by: Some(self.member.pod_id.to_string()),
             label: Some(self.member.settings.score_by.clone()),
+            unused: Some(self.member.settings.roll_up_interval * UNUSED),
         };
         match self.round(&maker).await {
             Ok(tried) => {

@@ -2,27 +2,35 @@
 -- waited for.
 --
 -- Arguments:
---   what     text    `hourly` or `reliability`
---   token    uuid    whose roll-up it becomes: each further write of it names this token
---   by_pod   text    the name of the pod; NULL: an operator
---   label    text    the label to score by, `` for none; NULL: as the last roll-up did
---   every_s  float8  how old the last one must be, in seconds; NULL: it is wanted at once, from its beginning
---   claim_s  float8  how long another may be silent before its roll-up is continued, in seconds
+--   what      text    `hourly` or `reliability`
+--   token     uuid    whose roll-up it becomes: each further write of it names this token
+--   by_pod    text    the name of the pod; NULL: an operator
+--   label     text    the label to score by, `` for none; NULL: as the last roll-up did
+--   every_s   float8  how old the last one must be, in seconds; NULL: it is wanted at once, from its beginning
+--   claim_s   float8  how long another may be silent before its roll-up is continued, in seconds
+--   unused_s  float8  for how long nobody may have used another label before this one replaces it; NULL: at once
 --
--- Returns the state, and the server's time. No row: it is not due, or another is at it.
+-- Returns the state, and the server's time. No row: it is not due, or another is at it. `score_by` is the label in force,
+-- which may be another than `label`.
+\set label_in_force `cat part/label_in_force.sql`
 UPDATE :"schema".studio_roll_ups r
    SET token = :'token'::uuid, claimed_by = :'by_pod'::text, claimed_at = now(),
-       score_by = COALESCE(:'label'::text, r.score_by),
+       score_by = :label_in_force,
+       label_at = CASE WHEN :label_in_force = :'label'::text THEN clock_timestamp() ELSE r.label_at END,
        -- From the beginning if it is wanted at once, or if the slices were those of other keys.
-       slice = CASE WHEN :'every_s'::float8 IS NULL OR :'label'::text <> r.score_by THEN NULL ELSE r.slice END,
-       slices = CASE WHEN :'every_s'::float8 IS NULL OR :'label'::text <> r.score_by THEN NULL ELSE r.slices END
+       slice = CASE WHEN :'every_s'::float8 IS NULL OR :label_in_force <> r.score_by THEN NULL ELSE r.slice END,
+       slices = CASE WHEN :'every_s'::float8 IS NULL OR :label_in_force <> r.score_by THEN NULL ELSE r.slices END
  WHERE r.what = (
     SELECT d.what FROM :"schema".studio_roll_ups d
      WHERE d.what = :'what'::text
        -- L8: by the server's clock. A time in the future comes from a clock that has jumped back, and counts as long ago.
+       -- Another may have written its time after this transaction began, so that is compared with the time of this moment,
+       -- and a small correction of the clock takes no roll-up away.
        AND (d.token IS NULL OR d.token = :'token'::uuid
-            OR d.claimed_at < now() - make_interval(secs => :'claim_s'::float8) OR d.claimed_at > now())
+            OR d.claimed_at < clock_timestamp() - make_interval(secs => :'claim_s'::float8)
+            OR d.claimed_at > clock_timestamp() + make_interval(secs => :'claim_s'::float8))
        AND (:'every_s'::float8 IS NULL OR d.token IS NOT NULL OR d.done_at IS NULL
-            OR d.done_at <= now() - make_interval(secs => :'every_s'::float8) OR d.done_at > now())
+            OR d.done_at <= now() - make_interval(secs => :'every_s'::float8)
+            OR d.done_at > clock_timestamp())
        FOR UPDATE SKIP LOCKED)
 RETURNING r.upto, r.slice, r.slices, r.score_by, now() AS now, date_trunc('hour', now(), 'UTC') AS hour;

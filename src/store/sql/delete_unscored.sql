@@ -10,7 +10,9 @@
 -- Returns one row: whether the roll-up is still the caller's (if not, nothing was deleted), and how many are gone.
 \set in_slice `cat part/in_slice.sql`
 WITH mine AS MATERIALIZED (
-    SELECT m.what FROM :"schema".studio_roll_ups m WHERE m.what = 'reliability' AND m.token = :'token'::uuid
+    SELECT m.what FROM :"schema".studio_roll_ups m
+     -- Locked until the rows are gone, so that another cannot take the roll-up over meanwhile.
+     WHERE m.what = 'reliability' AND m.token = :'token'::uuid FOR UPDATE SKIP LOCKED
 ), old AS MATERIALIZED (
     SELECT r.pod_id FROM :"schema".studio_pod_reliability r
      -- Arrays and hashes, and no joins: a plan may be older than the rows of a first roll-up, and expect none.

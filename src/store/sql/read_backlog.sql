@@ -4,7 +4,7 @@
 --   most   int8    how many kinds at most
 --
 -- Returns a row for each kind, those with the most waiting runs first.
-SELECT b.kind, b.waiting, b.running, b.free_capacity, b.pods
+SELECT b.kind, b.waiting, b.running, b.free_capacity, b.pods, b.is_cut
   FROM :"schema".studio_backlog b
  ORDER BY b.waiting DESC, b.kind
  LIMIT :'most'::int8;

@@ -5,9 +5,12 @@
 --   from_hour  timestamptz  the first hour
 --   to_hour    timestamptz  the end of the last hour
 --   upto       timestamptz  all hours before this one have their rows afterwards
+--   slices     int4         into how many slices the pods are divided
+--   slice      int4         for which of them the rows are made, from 0 on
 --
 -- Returns one row: whether the roll-up is still the caller's (if not, nothing was written), and how many rows were added or
 -- changed. A row that another transaction has locked is passed over.
+\set in_slice `cat part/in_slice.sql`
 WITH mine AS MATERIALIZED (
     UPDATE :"schema".studio_roll_ups r SET upto = :'upto'::timestamptz, claimed_at = now()
      WHERE r.what = (SELECT m.what FROM :"schema".studio_roll_ups m
@@ -20,15 +23,17 @@ WITH mine AS MATERIALIZED (
            (ARRAY['nominal', 'fair', 'serious', 'critical'])[
                COALESCE(max(array_position(ARRAY['nominal', 'fair', 'serious', 'critical'], s.health)), 1)] AS max_health,
            avg(s.memory_available)::float8 AS avg_memory_available
-      FROM :"schema".studio_pod_heartbeats s
+      FROM :"schema".studio_pod_heartbeats s CROSS JOIN LATERAL (SELECT s.pod_id AS key) k
      WHERE s.sampled_at >= :'from_hour'::timestamptz AND s.sampled_at < :'to_hour'::timestamptz
+       AND (:'slices'::int4 = 1 OR :in_slice)
        AND EXISTS (SELECT FROM mine)
      GROUP BY 1, 2
 ), held AS MATERIALIZED (
-    SELECT h.pod_id, h.hour FROM :"schema".studio_pod_heartbeats_hourly h
+    SELECT h.pod_id, h.hour FROM :"schema".studio_pod_heartbeats_hourly h CROSS JOIN LATERAL (SELECT h.pod_id AS key) k
      WHERE h.hour >= :'from_hour'::timestamptz AND h.hour < :'to_hour'::timestamptz
+       AND (:'slices'::int4 = 1 OR :in_slice)
        AND EXISTS (SELECT FROM mine)
-       FOR UPDATE SKIP LOCKED
+       FOR UPDATE OF h SKIP LOCKED
 ), known AS MATERIALIZED (
     SELECT h.pod_id, h.hour FROM :"schema".studio_pod_heartbeats_hourly h
      WHERE h.hour >= :'from_hour'::timestamptz AND h.hour < :'to_hour'::timestamptz

@@ -582,7 +582,7 @@ async fn a_clean_stop_after_a_failed_command_counts_as_lost() {
         operator(&db).await.roll_up().await.unwrap();
         for (pod, reason) in [("killed", "lost"), ("fine", "shutdown")] {
             let row = reliability(&db.client, pod).await.unwrap();
-            let reasons: serde_json::Value = row.get("disconnect_reasons");
+            let reasons: Value = row.get("disconnect_reasons");
             assert_eq!(reasons, serde_json::json!({reason: 1}), "{pod}");
         }
         let score = async |pod: &str| number(&reliability(&db.client, pod).await.unwrap(), "score");
