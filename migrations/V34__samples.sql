@@ -3,9 +3,11 @@
 --
 -- * No DEFAULT partition. A new partition would scan it, under a lock that stops all readers and writers. A sample whose day
 --   has no partition is refused. It stays in its pod's queue, and the pod makes the partition and writes again.
--- * A new partition is made apart and attached: that lock lets readers and writers go on. A drop stops them, so it waits for
---   its lock only 100 ms, and is tried again later.
--- * The partitions are named podlock_heartbeats_YYYYMMDD, without the prefix of the tables that later versions alter.
+-- * A new partition is made apart and attached: that lock lets readers and writers go on. A drop stops them, so it never waits
+--   for its lock: all readers and writers would wait behind it. It tries for half a second, and again in the next round.
+-- * The partitions are named podlock_heartbeats_YYYYMMDD, without the prefix of the tables that later versions alter. If a
+--   table of that name is no partition (somebody has detached the day), it stays as it is, and the partition's name ends in
+--   _2.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
@@ -49,13 +51,17 @@ CREATE TABLE @.studio_sample_writers (
     incarnation uuid        NOT NULL,
     number      bigint      NOT NULL,
     before      bigint      NOT NULL,
+    began_at    timestamptz NOT NULL,
     wrote_at    timestamptz NOT NULL,
     PRIMARY KEY (incarnation)
 ) WITH (fillfactor = 50);
+-- For the deletion. An index on wrote_at would cost each write of samples an index entry, and its dead row a vacuum.
+CREATE INDEX ON @.studio_sample_writers (began_at);
 COMMENT ON TABLE  @.studio_sample_writers IS 'How far each incarnation has written its samples, so that a write whose answer was lost stores nothing twice. The partitioned table could not tell: its unique keys would have to include sampled_at.';
 COMMENT ON COLUMN @.studio_sample_writers.incarnation IS 'The registration of the pod.';
 COMMENT ON COLUMN @.studio_sample_writers.number IS 'The number of the last sample that was written. Samples up to it are not written again.';
 COMMENT ON COLUMN @.studio_sample_writers.before IS 'The same before the last write.';
+COMMENT ON COLUMN @.studio_sample_writers.began_at IS 'When it first wrote, by the server''s clock.';
 COMMENT ON COLUMN @.studio_sample_writers.wrote_at IS 'When it last wrote, by the server''s clock. The row is deleted nine days later, if the incarnation is not in studio_pods.';
 
 CREATE FUNCTION @.studio_add_sample_days(days_back integer) RETURNS integer
@@ -66,24 +72,37 @@ DECLARE
     day date;
     partition text;
     made integer := 0;
+    attached text[];
 BEGIN
     IF days_back IS NULL OR days_back < 0 OR days_back > 8 THEN
         RAISE EXCEPTION 'samples are at most 8 days late' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- This is all that most calls do.
-    IF NOT EXISTS (
-        SELECT FROM pg_catalog.generate_series(-days_back, 2) AS d
-         WHERE pg_catalog.to_regclass(pg_catalog.concat('@.podlock_heartbeats_'::text,
-                   pg_catalog.to_char(today + d, 'YYYYMMDD'::text))) IS NULL) THEN
-        RETURN 0;
-    END IF;
-    IF NOT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('@'::text, 12::bigint)) THEN
-        RETURN NULL;
-    END IF;
+    -- The second look sees what another transaction has made before this one got the lock.
+    FOR look IN 1..2 LOOP
+        SELECT pg_catalog.array_agg(pg_catalog.substr(c.relname::text, 20, 8)) INTO attached
+          FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+         WHERE i.inhparent = '@.studio_pod_heartbeats'::pg_catalog.regclass
+           AND c.relname::text ~ '^podlock_heartbeats_[0-9]{8}(_2)?$'::text;
+        -- This is all that most calls do.
+        IF NOT EXISTS (
+            SELECT FROM pg_catalog.generate_series(-days_back, 2) AS d
+             WHERE (pg_catalog.to_char(today + d, 'YYYYMMDD'::text) = ANY (attached)) IS NOT TRUE) THEN
+            RETURN 0;
+        END IF;
+        IF look = 1 AND NOT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('@'::text, 12::bigint)) THEN
+            RETURN NULL;
+        END IF;
+    END LOOP;
     FOR day IN SELECT today + d FROM pg_catalog.generate_series(-days_back, 2) AS d ORDER BY 1 LOOP
+        CONTINUE WHEN pg_catalog.to_char(day, 'YYYYMMDD'::text) = ANY (attached);
         partition := pg_catalog.concat('@.podlock_heartbeats_'::text, pg_catalog.to_char(day, 'YYYYMMDD'::text));
+        IF pg_catalog.to_regclass(partition) IS NOT NULL THEN
+            partition := pg_catalog.concat(partition, '_2'::text);
+        END IF;
         CONTINUE WHEN pg_catalog.to_regclass(partition) IS NOT NULL;
         BEGIN
+            -- The lock that ATTACH takes. Whoever waits for one makes others wait behind it.
+            LOCK TABLE ONLY @.studio_pod_heartbeats IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
             EXECUTE pg_catalog.concat('CREATE TABLE '::text, partition, ' (LIKE '::text,
                 '@.studio_pod_heartbeats'::text, ' INCLUDING ALL)'::text);
             EXECUTE pg_catalog.concat('ALTER TABLE '::text, '@.studio_pod_heartbeats'::text, ' ATTACH PARTITION '::text, partition,
@@ -105,7 +124,7 @@ BEGIN
     END LOOP;
     RETURN made;
 END $function$;
-COMMENT ON FUNCTION @.studio_add_sample_days(integer) IS 'Makes the partitions of studio_pod_heartbeats for today (UTC), the next two days, and so many days back (at most 8). Returns how many were missing and are made; NULL: another transaction makes them, or has locked the table. It waits for nobody longer than 100 ms.';
+COMMENT ON FUNCTION @.studio_add_sample_days(integer) IS 'Makes the partitions of studio_pod_heartbeats for today (UTC), the next two days, and so many days back (at most 8). Returns how many were missing and are made; NULL: another transaction makes them, or has locked the table. It waits for no lock on the table.';
 REVOKE ALL ON FUNCTION @.studio_add_sample_days(integer) FROM PUBLIC;
 
 CREATE FUNCTION @.studio_drop_sample_day(older_than interval, OUT dropped text, OUT kept text)
@@ -115,6 +134,7 @@ DECLARE
     spared constant integer := pg_catalog.floor(EXTRACT(EPOCH FROM older_than) / 86400)::integer + 1;
     before constant timestamptz := pg_catalog.clock_timestamp() - older_than;
     candidate record;
+    is_locked boolean;
 BEGIN
     IF older_than IS NULL OR older_than < interval '1 hour' THEN
         RAISE EXCEPTION 'nothing younger than an hour is dropped' USING ERRCODE = 'invalid_parameter_value';
@@ -122,7 +142,7 @@ BEGIN
     BEGIN
     FOR candidate IN
         SELECT d.relation::text AS name
-          FROM (SELECT c.oid::regclass AS relation, pg_catalog.to_date(pg_catalog.right(c.relname::text, 8), 'YYYYMMDD'::text) AS day,
+          FROM (SELECT c.oid::regclass AS relation, pg_catalog.to_date(pg_catalog.substr(c.relname::text, 20, 8), 'YYYYMMDD'::text) AS day,
                        pg_catalog.pg_relation_size(c.oid::regclass) > 0 AS has_rows,
                        -- How many newer days have samples.
                        pg_catalog.count(*) FILTER (WHERE pg_catalog.pg_relation_size(c.oid::regclass) > 0) OVER (
@@ -130,7 +150,7 @@ BEGIN
                   FROM pg_catalog.pg_inherits AS i
                   JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
                  WHERE i.inhparent = '@.studio_pod_heartbeats'::regclass
-                   AND c.relname::text ~ '^podlock_heartbeats_[0-9]{8}$'::text) AS d
+                   AND c.relname::text ~ '^podlock_heartbeats_[0-9]{8}(_2)?$'::text) AS d
          WHERE (d.day + 1)::timestamp AT TIME ZONE 'UTC'::text <= before
            -- The server's clock may be wrong. Whatever it says, as many days with samples stay as are to be kept.
            AND (NOT d.has_rows OR d.newer >= spared)
@@ -141,6 +161,21 @@ BEGIN
         END IF;
         -- Another transaction has dropped it since this statement began.
         CONTINUE WHEN pg_catalog.to_regclass(candidate.name) IS NULL;
+        -- Without a queue: readers and writers go on between two tries.
+        is_locked := false;
+        FOR try IN 1..50 LOOP
+            BEGIN
+                EXECUTE pg_catalog.concat('LOCK TABLE ONLY '::text, '@.studio_pod_heartbeats'::text,
+                    ', ONLY '::text, candidate.name, ' IN ACCESS EXCLUSIVE MODE NOWAIT'::text);
+                is_locked := true;
+                EXIT;
+            EXCEPTION WHEN lock_not_available THEN
+                PERFORM pg_catalog.pg_sleep(0.01);
+            END;
+        END LOOP;
+        IF NOT is_locked THEN
+            RETURN;
+        END IF;
         BEGIN
             EXECUTE pg_catalog.concat('DROP TABLE '::text, candidate.name);
             dropped := candidate.name;
@@ -152,12 +187,12 @@ BEGIN
         END;
     END LOOP;
     EXCEPTION
-        -- Somebody reads or writes samples for long: the next round drops it.
+        -- An object that depends on it is in use: the next round drops it.
         WHEN lock_not_available THEN
             RETURN;
     END;
 END $function$;
-COMMENT ON FUNCTION @.studio_drop_sample_day(interval) IS 'Drops the oldest partition of studio_pod_heartbeats whose samples are all older than that, which is at least an hour. Of the days with samples, at least as many as fit into that time stay, and one more, whatever the clock says. Returns its name, and that of an older one that stays because an object of the service''s own depends on it. Without a name nothing was dropped: nothing is old, another transaction is at it, or somebody reads or writes for longer than the 100 ms that it waits.';
+COMMENT ON FUNCTION @.studio_drop_sample_day(interval) IS 'Drops the oldest partition of studio_pod_heartbeats whose samples are all older than that, which is at least an hour. Of the days with samples, at least as many as fit into that time stay, and one more, whatever the clock says. Returns its name, and that of an older one that stays because an object of the service''s own depends on it. Without a name nothing was dropped: nothing is old, another transaction is at it, or somebody read or wrote at each try within half a second.';
 REVOKE ALL ON FUNCTION @.studio_drop_sample_day(interval) FROM PUBLIC;
 
 -- Whoever may register a pod may also write samples.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use serde::Serialize;
@@ -18,14 +19,14 @@ use crate::error::Error;
 use crate::http::admin::AdminKey;
 use crate::http::openapi;
 use crate::http::parameters::{Given, Kind, Parameter, bad};
+use crate::http::places::in_a_place;
 use crate::http::problem::{self, Problem};
 use crate::operator::{Liveness, NetworkAvailability, Operator, ReliabilityFilter, ReliabilityRow, Sample, SessionRow};
 use crate::timestamp::Timestamp;
 
-/// How many requests read the database at a time. The connections are those of the pool that runs use too (4 by
-/// default), so these routes never take more than half of them.
-const AT_ONCE: usize = 2;
-/// How many requests may be there at a time. A further one is refused at once: it would only wait.
+/// How many requests may be there at a time. A further one is refused at once: it would only wait. A request is there until
+/// its answer is sent, so this also bounds the memory of answers to clients that read slowly. 1,000 samples with the largest
+/// gauges and details have 15 MB, so 64 such answers have a gigabyte; without gauges and details, 20 MB.
 const REQUESTS: usize = 64;
 /// How long a request may take. The server ends each statement sooner; this bounds the wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +54,8 @@ pub(super) const OF_SAMPLES: &[Parameter] = &[
     Parameter {
         name: "since",
         kind: Kind::Time,
-        text: "Only samples from this time on: at most 31 days before `until`.",
+        text: "Only samples from this time on: at most 31 days before `until`, which is also where they begin if this is not \
+               given.",
     },
     Parameter {
         name: "until",
@@ -92,13 +94,14 @@ pub fn liveness_router(operator: Operator, key: AdminKey) -> Router {
             "no admin key is set: the routes of the liveness history are refused to everybody"
         );
     }
+    let places = Arc::new(Semaphore::new(REQUESTS));
     let state = Arc::new(History {
-        operator,
-        places: Semaphore::new(REQUESTS),
-        turns: Semaphore::new(AT_ONCE),
+        turns: Semaphore::new(operator.share_size()),
+        operator: operator.in_share(),
         availability: Mutex::new(None),
     });
     let routes = routes().into_iter().fold(Router::new(), |router, (path, answer)| router.route(path, answer));
+    let routes = routes.route_layer(from_fn_with_state(places, in_a_place));
     key.protect(routes.method_not_allowed_fallback(problem::method_not_allowed).with_state(state))
         .route(DOCUMENT, get(async || Json(openapi::document())).fallback(problem::method_not_allowed))
 }
@@ -123,9 +126,9 @@ pub(super) fn paths() -> Vec<&'static str> {
 /// What the handlers share.
 struct History {
     operator: Operator,
-    /// A permit for each request that is being answered.
-    places: Semaphore,
-    /// A permit for each request that reads the database. Requests wait for one.
+    /// A permit for each request that reads the database. Requests wait for one. It has as many permits as the pool's share
+    /// for background work has connections: half of the pool, which runs use too, and one of a pool of one. So the writer
+    /// of samples never waits behind all requests.
     turns: Semaphore,
     /// The last answer about the whole fleet, and when it was read. It is locked while it is read, so that requests that
     /// come together read once.
@@ -135,9 +138,6 @@ struct History {
 impl History {
     /// Answers a request when it is its turn, within the limits.
     async fn ask<T>(&self, read: impl Future<Output = Result<T, Error>>) -> Result<T, Problem> {
-        let Ok(_place) = self.places.try_acquire() else {
-            return Err(Problem::unavailable("busy", "too many requests read the history of this server now"));
-        };
         let in_turn = async {
             // The semaphore is never closed.
             let _turn = self.turns.acquire().await;

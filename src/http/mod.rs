@@ -7,6 +7,7 @@ mod liveness;
 mod names;
 mod openapi;
 mod parameters;
+mod places;
 mod probes;
 mod problem;
 mod router;

@@ -96,6 +96,18 @@ fn known_to_the_server(at: Timestamp) -> Timestamp {
 }
 
 impl Operator {
+    /// The same operator, within the share of the pool that background work has.
+    #[cfg(feature = "http")]
+    pub(crate) fn in_share(&self) -> Self {
+        Self { database: self.database.in_share(), ..self.clone() }
+    }
+
+    /// How many connections that share has.
+    #[cfg(feature = "http")]
+    pub(crate) fn share_size(&self) -> usize {
+        self.database.share_size()
+    }
+
     /// Lists how reliable the pods are: the highest score first, then the highest uptime, then the least name. It shows
     /// what the newest roll-up found.
     ///
@@ -124,9 +136,9 @@ impl Operator {
         liveness::reliability_of(&self.database, pod).await?.as_ref().map(ReliabilityRow::read).transpose()
     }
 
-    /// Returns what is known of one pod now: whether it is in the roster, its newest sample, how it last ended, how
-    /// reliable it was: where scores are made by a label, how reliable the label's value was. `None` if nothing is known of
-    /// the name. It reads no locks, so it costs little however large the fleet is.
+    /// Returns what is known of one pod now: whether it is in the roster, its newest sample of the last two days, how it
+    /// last ended, how reliable it was: where scores are made by a label, how reliable the label's value was. `None` if
+    /// nothing is known of the name, or only samples. It reads no locks, so it costs little however large the fleet is.
     ///
     /// # Errors
     ///
@@ -136,11 +148,12 @@ impl Operator {
     ///
     /// Safe: it only reads.
     pub async fn liveness(&self, pod: &str) -> Result<Option<Liveness>> {
-        let row = liveness::liveness(&self.database, pod).await?;
-        row.as_ref().map(|row| Liveness::read(row, pod)).transpose()
+        let known = liveness::liveness(&self.database, pod).await?;
+        known.map(|(row, newest)| Liveness::read(&row, newest.as_ref(), pod)).transpose()
     }
 
-    /// Returns whether anything is known of a pod: it is in the roster, or the history has something of it.
+    /// Returns whether anything is known of a pod: it is in the roster, has a session, or is scored. Samples alone do not
+    /// count: they would be looked for in each day.
     ///
     /// # Errors
     ///
@@ -170,7 +183,8 @@ impl Operator {
     }
 
     /// Lists the samples of a pod that were taken from `since` on and before `until`, newest first: at most `limit`, and
-    /// at most [`PAGE_MAX`]. `None` does not filter. For the next page, give [`Sample::sampled_at`] of the last row as
+    /// at most [`PAGE_MAX`]. Without `until`, up to now. Without `since`, from 31 days before that: older ones are only read if
+    /// `since` asks for them. The statement locks the days (partitions) from `since` on, so a `since` makes it cheaper. For the next page, give [`Sample::sampled_at`] of the last row as
     /// `until`.
     ///
     /// # Errors

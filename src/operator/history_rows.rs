@@ -299,14 +299,13 @@ impl LastEnd {
 }
 
 impl Liveness {
-    pub(super) fn read(row: &Row, pod: &str) -> Result<Self> {
+    pub(super) fn read(row: &Row, newest: Option<&Row>, pod: &str) -> Result<Self> {
         let own: Option<Uuid> = get(row, "own_incarnation")?;
         let last: Option<Uuid> = get(row, "last_incarnation")?;
         let state: Option<String> = get(row, "state")?;
         let began_at: Option<Timestamp> = get(row, "began_at")?;
         // The session of another incarnation says nothing of the one in the roster.
         let of_session = own.is_none() || own == last;
-        let sample: Option<Uuid> = get(row, "incarnation")?;
         Ok(Self {
             pod_id: pod.to_owned(),
             in_roster: own.is_some(),
@@ -321,7 +320,7 @@ impl Liveness {
             last_heartbeat_at: get::<Option<Timestamp>>(row, "last_heartbeat_at")?.filter(|_| of_session),
             runs_served: get::<Option<i64>>(row, "runs_served")?.filter(|_| of_session),
             counters: get::<Option<Value>>(row, "counters")?.filter(|_| of_session),
-            last_sample: sample.map(|_| Sample::read(row)).transpose()?,
+            last_sample: newest.map(Sample::read).transpose()?,
             last_end: get::<Option<Timestamp>>(row, "ended_at")?.map(|at| LastEnd::read(row, at)).transpose()?,
             features: Features::read(row)?,
         })

@@ -2,11 +2,13 @@
 
 use std::future::Future;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::{ClientWrapper, Runtime};
 use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, SimpleQueryMessage, Statement};
 
@@ -24,10 +26,17 @@ use crate::meters;
 /// was.
 pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<'a, Result<(), tokio_postgres::Error>>;
 
+/// An argument of a statement that is made when the connection is there.
+pub(crate) type Late = Box<dyn ToSql + Sync + Send>;
+
 /// The pool with its schema and its time limits. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Database {
     pool: managed::Pool<Manager>,
+    /// A permit for each connection that work in the background may hold: half of the pool.
+    share: Arc<Semaphore>,
+    /// Whether this view gets its connections within the share.
+    in_share: bool,
     schema: Schema,
     limit: Duration,
     /// How long getting a connection may take: waiting for a free one, connecting, setting it up.
@@ -63,7 +72,22 @@ impl Database {
             .build()
             .map_err(|e| Error::new(ErrorKind::Config, format!("making the connection pool: {e}")).caused_by(e))?;
         let get_limit = limits.statement + connecting;
-        Ok(Self { pool, schema, limit: limits.statement, get_limit, place: dialer.describe() })
+        let share = Arc::new(Semaphore::new(share_of(limits.pool)));
+        let place = dialer.describe();
+        Ok(Self { pool, share, in_share: false, schema, limit: limits.statement, get_limit, place })
+    }
+
+    /// The same pool for work that no run waits for. All such views together hold at most half of its connections, and
+    /// one of a pool of one. The others wait for each other, in the order of their calls, before they ask the pool. So
+    /// work must not ask for a second connection while it has one.
+    pub(crate) fn in_share(&self) -> Self {
+        Self { in_share: true, ..self.clone() }
+    }
+
+    /// How many connections the share has.
+    #[cfg(feature = "http")]
+    pub(crate) fn share_size(&self) -> usize {
+        share_of(self.pool.status().max_size)
     }
 
     pub(crate) fn schema(&self) -> &Schema {
@@ -105,7 +129,8 @@ impl Database {
         rows
     }
 
-    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection.
+    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection. `params` is
+    /// called when the statement can be sent, so what it says of the time does not include the wait for a connection.
     ///
     /// # Cancel safety
     ///
@@ -114,20 +139,50 @@ impl Database {
         &self,
         step: &str,
         template: &str,
-        params: &[&(dyn ToSql + Sync)],
         limit: Duration,
+        params: impl FnOnce() -> Vec<Late> + Send,
+    ) -> Result<Vec<Row>> {
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", limit.as_millis());
+        self.query_between(step, &begin, template, commit_patience(limit), params).await
+    }
+
+    /// Runs one statement with a plan for these arguments. Other statements keep one plan for all arguments, which locks
+    /// each partition of a table, also those that the arguments exclude.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query_replanned(
+        &self,
+        step: &str,
+        template: &str,
+        params: impl FnOnce() -> Vec<Late> + Send,
+    ) -> Result<Vec<Row>> {
+        let begin = "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan";
+        self.query_between(step, begin, template, commit_patience(self.limit), params).await
+    }
+
+    /// Runs one statement in a transaction that begins with `begin`.
+    async fn query_between(
+        &self,
+        step: &str,
+        begin: &str,
+        template: &str,
+        patience: Duration,
+        params: impl FnOnce() -> Vec<Late> + Send,
     ) -> Result<Vec<Row>> {
         let sql = self.schema.sql(template);
-        let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", limit.as_millis());
         let client = self.get(step).await?;
         let work = async {
             let statement = client.prepare_cached(&sql).await?;
+            let params = params();
+            let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|param| &**param as &(dyn ToSql + Sync)).collect();
             // Polled in this order, so sent in this order, in one round trip. All three are answered, also after an
             // error: then the connection is idle, and COMMIT has rolled back.
             let (begun, rows, ended) = tokio::join!(
                 biased;
-                client.batch_execute(&begin),
-                client.query(&statement, params),
+                client.batch_execute(begin),
+                client.query(&statement, &params),
                 client.batch_execute("COMMIT")
             );
             begun?;
@@ -135,7 +190,6 @@ impl Database {
             ended?;
             Ok(rows)
         };
-        let patience = commit_patience(limit);
         let rows = match tokio::time::timeout(patience, work).await {
             Ok(done) => done.map_err(|e| errors::translate(step, e)),
             Err(_) => Err(errors::timed_out(step, patience)),
@@ -173,7 +227,24 @@ impl Database {
         self.get_any(step).await.map_err(|e| if e.kind() == ErrorKind::Stopped { e } else { e.unconnected() })
     }
 
+    /// Waits until the share of the work in the background has a permit left.
+    async fn permit(&self, step: &str) -> Result<Option<OwnedSemaphorePermit>> {
+        if !self.in_share {
+            return Ok(None);
+        }
+        match tokio::time::timeout(self.limit, Arc::clone(&self.share).acquire_owned()).await {
+            // It is never closed.
+            Ok(permit) => Ok(permit.ok()),
+            Err(_) => {
+                let what = format!("{step}: other work in the background holds its half of the pool ({})", self.place);
+                let todo = "see in pg_stat_activity what those statements wait for, or raise pool_size";
+                Err(Error::new(ErrorKind::Timeout, what).help(todo))
+            }
+        }
+    }
+
     async fn get_any(&self, step: &str) -> Result<Leased> {
+        let permit = self.permit(step).await?;
         let began = Instant::now();
         // Boxed because the type of opening a connection is deep.
         let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
@@ -183,7 +254,7 @@ impl Database {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
         };
         match got {
-            Ok(client) => Ok(Leased::new(client)),
+            Ok(client) => Ok(Leased::new(client, permit)),
             Err(PoolError::Backend(e)) => Err(e.during(step)),
             Err(PoolError::Timeout(kind)) => {
                 let what = match kind {
@@ -334,12 +405,14 @@ impl Manager {
 /// A pooled connection. Unless it is given back, it is closed.
 struct Leased {
     client: Option<managed::Object<Manager>>,
+    /// Returns to the share after the connection has returned to the pool.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Leased {
-    fn new(client: managed::Object<Manager>) -> Self {
+    fn new(client: managed::Object<Manager>, permit: Option<OwnedSemaphorePermit>) -> Self {
         meters::pool_in_use(1);
-        Self { client: Some(client) }
+        Self { client: Some(client), _permit: permit }
     }
 
     fn give_back(mut self) {
@@ -363,6 +436,12 @@ impl Drop for Leased {
             drop(managed::Object::take(client));
         }
     }
+}
+
+/// How many connections of a pool of this size work in the background may hold.
+fn share_of(pool: usize) -> usize {
+    // A semaphore cannot have more permits; no pool has as many connections.
+    (pool / 2).clamp(1, Semaphore::MAX_PERMITS)
 }
 
 fn major_version(text: &str) -> u32 {
@@ -393,4 +472,16 @@ fn set_statements(limits: &Limits) -> String {
          SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = {};",
         keepalives.idle, keepalives.interval, keepalives.count
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn background_work_has_at_most_half_of_a_pool_and_one_connection_of_a_pool_of_one() {
+        for (pool, share) in [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (1_000_000, 500_000)] {
+            assert_eq!(share_of(pool), share, "of {pool}");
+        }
+    }
 }

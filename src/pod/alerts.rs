@@ -44,7 +44,7 @@ impl Pod {
             .state("the second one was not started")
             .help("give each webhook a name of its own"));
         }
-        let (member, db) = (Arc::clone(&shared.member), shared.engine.db.clone());
+        let (member, db) = (Arc::clone(&shared.member), shared.engine.db.in_share());
         shared.spawn(crate::history::alerts::Deliverer::new(member, db, endpoint, courier));
         Ok(())
     }

@@ -232,11 +232,13 @@ impl PodBuilder {
                 .state("its connections are closed; what it had registered, a survivor buries")
                 .help("look for its panic on stderr")
         })??;
+        // No run waits for the history: its parts together hold at most half of the pool.
+        let history_db = engine.db.in_share();
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
-        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), self.report_backlog));
+        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), history_db.clone(), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -247,11 +249,11 @@ impl PodBuilder {
         shared.spawn(workers::Hooked::new(Arc::clone(&workers)));
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
-        shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
+        shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), history_db.clone()));
         shared.spawn(history::alerts::Hooked::new(Arc::clone(&member), self.alert_hook));
-        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), self.former_exit));
-        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
-        shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
+        shared.spawn(history::sessions::Former::new(Arc::clone(&member), history_db.clone(), self.former_exit));
+        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), history_db.clone()));
+        shared.spawn(history::retention::Pruning::new(member, history_db));
         shared.spawn(history::samples::Sampling::new(&samples));
         shared.spawn(history::samples::Lag::new(&samples));
         shared.spawn(history::samples::Writing::new(&samples));
@@ -267,7 +269,7 @@ fn samples_of(member: &Arc<Membership>, engine: &Arc<Engine>) -> Arc<Samples> {
         running: Box::new(move || registry.len()),
         begun: Box::new(move |under| counting.begun(under)),
     };
-    Samples::new(Arc::clone(member), engine.db.clone(), runs)
+    Samples::new(Arc::clone(member), engine.db.in_share(), runs)
 }
 
 impl fmt::Debug for PodBuilder {

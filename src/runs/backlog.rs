@@ -12,6 +12,7 @@ use crate::background::part::{Next, Part};
 use crate::membership::clock;
 use crate::meters::{self, KINDS_MOST, OTHERS};
 use crate::nag::Nag;
+use crate::pg::pool::Database;
 use crate::protocol::neighbours;
 use crate::store::backlog::{self, OfKind};
 
@@ -23,14 +24,15 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Reads the backlog now and then.
 pub(crate) struct Backlog {
     engine: Arc<Engine>,
+    db: Database,
     /// `None`: nobody asked for it.
     every: Option<Duration>,
     nag: Nag,
 }
 
 impl Backlog {
-    pub(crate) fn new(engine: Arc<Engine>, every: Option<Duration>) -> Self {
-        Self { engine, every: every.map(|every| every.max(SHORTEST)), nag: Nag::new(SAY_AGAIN) }
+    pub(crate) fn new(engine: Arc<Engine>, db: Database, every: Option<Duration>) -> Self {
+        Self { engine, db, every: every.map(|every| every.max(SHORTEST)), nag: Nag::new(SAY_AGAIN) }
     }
 }
 
@@ -48,7 +50,7 @@ impl Part for Backlog {
     }
 
     async fn work(&mut self) -> Next {
-        match backlog::backlog(&self.engine.db).await {
+        match backlog::backlog(&self.db).await {
             Ok(rows) => {
                 self.nag.passed();
                 show(&self.engine.kinds, &rows);

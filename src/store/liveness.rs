@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::error::Result;
-use crate::pg::pool::Database;
+use crate::pg::pool::{Database, Late};
 use crate::pg::reply::Reply as _;
 use crate::pg::statement::sql;
 use crate::timestamp::Timestamp;
@@ -40,20 +40,25 @@ pub(crate) async fn reliability_of(db: &Database, pod: &str) -> Result<Option<Ro
     db.query_opt("reading how reliable a pod is", SQL, &[&pod]).await
 }
 
-/// What is known of one pod; `None` if nothing is.
-pub(crate) async fn liveness(db: &Database, pod: &str) -> Result<Option<Row>> {
-    const SQL: &str = sql!("read_liveness", "sample_columns", "reliability_columns");
-    db.query_opt("reading a pod's liveness", SQL, &[&pod]).await
+/// What is known of one pod, and its newest sample of the last two days. `None` if nothing is known but samples.
+pub(crate) async fn liveness(db: &Database, pod: &str) -> Result<Option<(Row, Option<Row>)>> {
+    const SQL: &str = sql!("read_liveness", "reliability_columns");
+    let Some(row) = db.query_opt("reading a pod's liveness", SQL, &[&pod]).await? else { return Ok(None) };
+    // L8: by the server's clock. A bound that the plan knows keeps it from locking each day of samples.
+    let since = row.at("two_days_ago")?;
+    let newest = samples(db, pod, Some(since), None, 1).await?.into_iter().next();
+    Ok(Some((row, newest)))
 }
 
-/// Whether anything is known of a pod.
+/// Whether anything is known of a pod, besides samples.
 pub(crate) async fn is_known(db: &Database, pod: &str) -> Result<bool> {
     const SQL: &str = sql!("is_known_pod");
     let row = db.query_opt("looking for a pod", SQL, &[&pod]).await?;
     row.map_or(Ok(false), |row| row.at("is_known"))
 }
 
-/// The samples of a pod from `since` on and before `until`, newest first.
+/// The samples of a pod from `since` on and before `until`, newest first. Locks only the days from `since` to `until`, or all
+/// days if one is missing.
 pub(crate) async fn samples(
     db: &Database,
     pod: &str,
@@ -62,7 +67,9 @@ pub(crate) async fn samples(
     limit: i64,
 ) -> Result<Vec<Row>> {
     const SQL: &str = sql!("list_samples", "sample_columns");
-    db.query("listing a pod's samples", SQL, &[&pod, &since, &until, &limit]).await
+    let pod = pod.to_owned();
+    let params = move || -> Vec<Late> { vec![Box::new(pod), Box::new(since), Box::new(until), Box::new(limit)] };
+    db.query_replanned("listing a pod's samples", SQL, params).await
 }
 
 /// Percentiles over the first `most` pods, and the mean of each hour of the week.

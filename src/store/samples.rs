@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::error::{Error, Result};
 use crate::id::{Incarnation, PodId};
-use crate::pg::pool::Database;
+use crate::pg::pool::{Database, Late};
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::pg::txn::one;
@@ -39,19 +39,30 @@ pub(crate) struct SampleRow<'a> {
 }
 
 /// Stores samples of one incarnation, ordered by number, up to the number `last`. Those that are stored already are
-/// passed over. Returns how many were stored.
-pub(crate) async fn write(
+/// passed over. `now` is called when the statement can be sent, and returns the samples, and the age of an older sample
+/// whose hour a former write could not give back to the roll-up, in seconds. Returns whether this write could not either.
+pub(crate) async fn write<'a>(
     db: &Database,
     own: Incarnation,
     pod: &PodId,
     last: i64,
-    samples: &[SampleRow<'_>],
-) -> Result<i64> {
+    now: impl FnOnce() -> (Vec<SampleRow<'a>>, Option<f64>) + Send,
+) -> Result<bool> {
     const SQL: &str = sql!("write_samples");
     let step = "writing samples";
-    let samples = serde_json::to_value(samples).unwrap_or_default();
-    let params: [&(dyn ToSql + Sync); 4] = [&own.as_uuid(), &pod.as_str(), &last, &samples];
-    one(step, db.query_limited(step, SQL, &params, LIMIT).await?)?.at("stored")
+    let params = || {
+        let (samples, owed) = now();
+        let samples = serde_json::to_value(samples).unwrap_or_default();
+        let params: [Late; 5] = [
+            Box::new(own.as_uuid()),
+            Box::new(pod.as_str().to_owned()),
+            Box::new(last),
+            Box::new(samples),
+            Box::new(owed),
+        ];
+        params.into()
+    };
+    one(step, db.query_limited(step, SQL, LIMIT, params).await?)?.at("owes")
 }
 
 /// Whether a write was refused because the day of a sample has no partition.

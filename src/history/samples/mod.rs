@@ -33,9 +33,10 @@ use tokio::sync::Notify;
 
 use crate::error::Result;
 use crate::id::Incarnation;
-use crate::membership::Membership;
+use crate::membership::{Membership, clock};
 use crate::meters;
 use crate::pg::pool::Database;
+use crate::protocol::Moment;
 use gauges::Own;
 use queue::Queue;
 use sampler::Taker;
@@ -80,6 +81,8 @@ pub(crate) struct Samples {
     queue: Queue,
     /// The lag of the runtime since the last sample, the worst, in nanoseconds. The lag's part raises it, a sample takes it.
     lag: AtomicU64,
+    /// When the process made its pod.
+    began: Moment,
     /// The part `Sampling` and the stop take samples, one after the other. Nobody holds it across an await.
     taker: Mutex<Taker>,
     /// The part `Writing` and the stop write. Whoever writes holds it, so there is one write at a time.
@@ -102,6 +105,7 @@ impl Samples {
             own: Own::default(),
             queue: Queue::default(),
             lag: AtomicU64::new(0),
+            began: clock::now(),
             taker: Mutex::new(Taker::new()),
             writer: tokio::sync::Mutex::new(Writer::new()),
             came: Notify::new(),
@@ -184,6 +188,7 @@ mod tests {
     async fn a_stop_without_a_database_takes_a_second_at_most_and_counts_what_is_lost() {
         let samples = unconnected();
         samples.take();
+        samples.counter("served".to_owned()).unwrap().add(1);
         let began = tokio::time::Instant::now();
         samples.drain().await;
         // Ten times what it may take: a loaded machine is no failure.
@@ -191,6 +196,15 @@ mod tests {
         let counts = samples.counts();
         assert_eq!((counts.taken, counts.dropped), (2, 2));
         assert!(counts.flushes_failed > 1, "it tried again without a back-off: {counts:?}");
+    }
+
+    /// "Nothing grows": processes that live for a second leave no samples.
+    #[tokio::test]
+    async fn a_stop_before_the_first_sample_takes_none_unless_there_is_something_to_say() {
+        let samples = unconnected();
+        samples.drain().await;
+        let counts = samples.counts();
+        assert_eq!((counts.taken, counts.dropped, counts.flushes_failed), (0, 0, 0));
     }
 
     #[tokio::test]

@@ -41,12 +41,14 @@ pub(super) struct Writer {
     most: usize,
     /// How long to wait before the next write.
     interval: Duration,
+    /// When the oldest sample was taken whose hour must be given back to the roll-up.
+    owed: Option<Moment>,
     nag: Nag,
 }
 
 impl Writer {
     pub(super) fn new() -> Self {
-        Self { most: MOST, interval: batching::SHORTEST, nag: Nag::new(SAID) }
+        Self { most: MOST, interval: batching::SHORTEST, owed: None, nag: Nag::new(SAID) }
     }
 }
 
@@ -68,10 +70,9 @@ impl Samples {
         let batch = self.queue.batch(writer.most);
         let Some(last) = batch.last() else { return Ok(Flushed::All) };
         let began = clock::now();
-        match self.store(&batch).await {
+        match self.store(writer, &batch).await {
             Ok(()) => {}
-            Err(e) => {
-                let refused = statements::is_about_the_data(&e) && !statements::lacks_a_day(&e);
+            Err((e, refused)) => {
                 if refused && batch.len() == 1 {
                     self.lose(&batch[0], &e);
                     return Ok(Flushed::Part);
@@ -94,26 +95,49 @@ impl Samples {
         Ok(if is_cut { Flushed::Part } else { Flushed::All })
     }
 
-    /// Stores a batch. If the day of a sample has no partition, makes it and tries again.
-    async fn store(&self, batch: &[Arc<Sample>]) -> Result<()> {
-        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
-        let write = || async {
-            let now = clock::now();
-            let names: Vec<String> = batch.iter().map(|sample| sample.phase.to_string()).collect();
-            let rows: Vec<_> = batch.iter().zip(&names).map(|(sample, name)| sample.row(now, name)).collect();
-            statements::write(&self.db, last.incarnation, &self.member.pod_id, last.number, &rows).await
+    /// Stores a batch. If the day of a sample has no partition, makes it and tries again. The error comes with whether the
+    /// server refuses what the batch contains.
+    async fn store(&self, writer: &mut Writer, batch: &[Arc<Sample>]) -> Result<(), (Error, bool)> {
+        let Some(first) = batch.first() else { return Ok(()) };
+        let judged = |e: Error| {
+            let is_refused = statements::is_about_the_data(&e);
+            (e, is_refused)
         };
-        match write().await {
-            Err(e) if statements::lacks_a_day(&e) => {
-                let age = clock::now().saturating_sub(first.taken).min(LATEST);
-                // A young sample is of today. If it was taken just before midnight, the next try finds it older.
-                let is_young = age < Duration::from_secs(60);
-                let back = if is_young { 0 } else { i32::try_from(age.as_secs() / 86400).unwrap_or(0) + 1 };
-                statements::add_days(&self.db, back).await?;
-                write().await.map(drop)
+        let mut error = match self.write(writer, batch).await {
+            Err(e) if statements::lacks_a_day(&e) => e,
+            written => return written.map_err(judged),
+        };
+        let age = clock::now().saturating_sub(first.taken).min(LATEST);
+        let back = i32::try_from(age.as_secs() / 86400).unwrap_or(0) + 1;
+        // A young sample is of today, unless it was taken just before midnight.
+        let is_young = age < Duration::from_secs(60);
+        let tries = if is_young { &[0, back][..] } else { &[back] };
+        let mut nothing_is_missing = false;
+        for back in tries {
+            let made = statements::add_days(&self.db, *back).await.map_err(|e| (e, false))?;
+            nothing_is_missing = made == Some(0);
+            match self.write(writer, batch).await {
+                Err(e) if statements::lacks_a_day(&e) => error = e,
+                written => return written.map_err(judged),
             }
-            written => written.map(drop),
         }
+        // All days are there, or cannot be made: a constraint of the service's own, or a day that a table of another name
+        // takes. It would be refused for ever, and all later samples with it.
+        Err((error, nothing_is_missing))
+    }
+
+    async fn write(&self, writer: &mut Writer, batch: &[Arc<Sample>]) -> Result<()> {
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(()) };
+        let names: Vec<String> = batch.iter().map(|sample| sample.phase.to_string()).collect();
+        let owed = writer.owed;
+        let rows = || {
+            let now = clock::now();
+            let rows = batch.iter().zip(&names).map(|(sample, name)| sample.row(now, name)).collect();
+            (rows, owed.map(|taken| now.saturating_sub(taken).as_secs_f64()))
+        };
+        let owes = statements::write(&self.db, last.incarnation, &self.member.pod_id, last.number, rows).await?;
+        writer.owed = owes.then(|| owed.map_or(first.taken, |before| before.min(first.taken)));
+        Ok(())
     }
 
     /// Records the activity in the session's row. If it fails, or the row is locked, the next write records it.
@@ -155,13 +179,23 @@ impl Samples {
         }
     }
 
+    /// Whether the last sample of a pod says anything: it lived for `sample_interval`, began a run or has a counter.
+    fn is_worth_a_sample(&self) -> bool {
+        let own = self.member.incarnation();
+        let is_old = clock::now().saturating_sub(self.began) >= self.member.settings.sample_interval;
+        is_old || (self.runs.begun)(own) > 0 || !self.own.counts(own).is_empty()
+    }
+
     /// For the stop: takes a last sample and writes all that wait, for a second at most. What is left then is lost and
     /// counted.
     pub(crate) async fn drain(&self) {
         if !self.are_taken() {
             return;
         }
-        self.take_last();
+        // Short processes, such as a `podlock hold` of a second, cost the history no sample.
+        if self.is_worth_a_sample() {
+            self.take_last();
+        }
         let until = Instant::now() + DRAIN_AT_MOST;
         let write_all = async {
             let mut writer = self.writer.lock().await;

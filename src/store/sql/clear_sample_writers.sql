@@ -8,8 +8,11 @@ WITH
   old AS MATERIALIZED (
     SELECT w.incarnation
       FROM :"schema".studio_sample_writers w
-     WHERE w.wrote_at < clock_timestamp() - make_interval(days => 9)
+     -- The index is on this column: it never changes, so a write of samples does not change the index.
+     WHERE w.began_at < clock_timestamp() - make_interval(days => 9)
+       AND w.wrote_at < clock_timestamp() - make_interval(days => 9)
        AND NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = w.incarnation)
+     ORDER BY w.began_at
      LIMIT :'most'::int8
        FOR UPDATE SKIP LOCKED
   ),

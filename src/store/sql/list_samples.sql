@@ -2,7 +2,7 @@
 --
 -- Arguments:
 --   pod    text         the pod's name
---   since  timestamptz  only samples from this time on; NULL for all
+--   since  timestamptz  only samples from this time on; NULL: from 31 days before `until`, or before now
 --   until  timestamptz  only samples before this time; NULL for all
 --   most   int8         how many samples at most
 --
@@ -11,7 +11,7 @@
 SELECT :sample_columns
   FROM :"schema".studio_pod_heartbeats h
  WHERE h.pod_id = :'pod'::text
-   AND h.sampled_at >= coalesce(:'since'::timestamptz, '-infinity')
+   AND h.sampled_at >= coalesce(:'since'::timestamptz, coalesce(:'until'::timestamptz, now()) - make_interval(days => 31))
    AND h.sampled_at < coalesce(:'until'::timestamptz, 'infinity')
  ORDER BY h.sampled_at DESC
  LIMIT :'most'::int8;

@@ -9,12 +9,18 @@
 --   last     int8   the number of the last of the samples
 --   samples  jsonb  an array of objects with the members of `s` below, ordered by number. `age`: for how many seconds
 --                   the pod has kept the sample, by its own monotonic clock
+--   owed     float8  the age of an earlier sample whose hour could not be given back to the roll-up, in seconds; NULL: none
 --
--- Returns one row: how many were stored. Fails with 23514 if the day of a sample has no partition.
+-- A sample of an hour that the roll-up does not make again any more lowers how far the roll-up has got, so that it makes that
+-- hour again: at most 28 days back. While a roll-up is at work, or its row is locked, the hour stays owed: the roll-up would
+-- write over it, and a write of samples waits for nobody.
+--
+-- Returns one row: how many were stored, and whether an hour is owed. Fails with 23514 if the day of a sample has no
+-- partition.
 WITH
   marked AS (
-    INSERT INTO :"schema".studio_sample_writers AS w (incarnation, number, before, wrote_at)
-    VALUES (:'own'::uuid, :'last'::int8, 0, clock_timestamp())
+    INSERT INTO :"schema".studio_sample_writers AS w (incarnation, number, before, began_at, wrote_at)
+    VALUES (:'own'::uuid, :'last'::int8, 0, clock_timestamp(), clock_timestamp())
         ON CONFLICT (incarnation) DO UPDATE
            SET before = w.number,
                number = GREATEST(w.number, EXCLUDED.number),
@@ -34,5 +40,24 @@ WITH
                  memory_available int8, running_runs int4, runtime_lag_ms float4, gauges jsonb, details jsonb)
      WHERE s.number > marked.before
     RETURNING number
+  ),
+  late AS MATERIALIZED (
+    SELECT u.at
+      FROM (SELECT statement_timestamp() - make_interval(secs => GREATEST(max(s.age), :'owed'::float8)) AS at
+              FROM jsonb_to_recordset(:'samples'::jsonb) AS s (age float8)) u
+      JOIN :"schema".studio_roll_ups r
+        -- The roll-up makes two hours again. It may be at the second one now.
+        ON r.what = 'hourly' AND u.at < r.upto - make_interval(hours => 1)
+  ),
+  given_back AS (
+    UPDATE :"schema".studio_roll_ups r
+       SET upto = LEAST(r.upto, date_trunc('hour',
+               GREATEST(late.at, statement_timestamp() - make_interval(days => 28)), 'UTC'))
+      FROM late
+     WHERE r.what = (SELECT m.what FROM :"schema".studio_roll_ups m
+                      WHERE m.what = 'hourly' AND m.token IS NULL AND EXISTS (SELECT FROM late)
+                        FOR UPDATE SKIP LOCKED)
+    RETURNING r.what
   )
-SELECT count(*) AS stored FROM stored;
+SELECT (SELECT count(*) FROM stored) AS stored,
+       EXISTS (SELECT FROM late) AND NOT EXISTS (SELECT FROM given_back) AS owes;

@@ -48,12 +48,12 @@ const ROLL_UPS: &[Planned] = &[
 
 /// What endpoints and the command read.
 const REQUESTS: &[Planned] = &[
-    Planned { file: "read_liveness", arguments: &["'p500'"], days: 30 },
+    Planned { file: "read_liveness", arguments: &["'p500'"], days: 0 },
     Planned { file: "list_samples", arguments: &["'p500'", "now() - interval '3 h'", "now()", "100"], days: 2 },
     Planned { file: "list_samples", arguments: &["'p500'", "NULL", "NULL", "100"], days: 30 },
     Planned { file: "list_sessions", arguments: &["'p500'", "20", "NULL"], days: 0 },
     Planned { file: "read_reliability", arguments: &["'p500'"], days: 0 },
-    Planned { file: "is_known_pod", arguments: &["'p500'"], days: 30 },
+    Planned { file: "is_known_pod", arguments: &["'p500'"], days: 0 },
     Planned {
         file: "list_reliability",
         arguments: &["NULL", "NULL", "0.9", "1", "NULL", "NULL", "NULL", "100"],
@@ -116,7 +116,7 @@ fn read(name: &str) -> String {
 }
 
 /// The text of a statement with `$1` for its first argument, as the library sends it.
-fn rendered(file: &str) -> String {
+pub(super) fn rendered(file: &str) -> String {
     let text = read(&format!("{file}.sql"));
     let mut sql: String = text.lines().filter(|line| !line.starts_with('\\')).map(|line| format!("{line}\n")).collect();
     for line in text.lines().filter(|line| line.starts_with("\\set ")) {

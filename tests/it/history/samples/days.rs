@@ -240,3 +240,83 @@ async fn a_pod_that_takes_no_samples_still_drops_old_ones() {
     })
     .await;
 }
+
+/// "Cost bounded whatever is kept": a read locks the days that it reads, and no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_of_the_history_do_not_wait_for_days_that_they_do_not_read() {
+    timed(async {
+        let db = Db::new().await;
+        add_old(&db, [20], true).await;
+        let pod = pod(&db, "a").await;
+        stores(&db.client, "a", 1).await;
+        let old = days(&db.client).await.remove(0);
+        let holder = sql::connect(&db.url).await;
+        holder.batch_execute(&format!("BEGIN; LOCK TABLE ONLY {old} IN ACCESS EXCLUSIVE MODE")).await.unwrap();
+        let operator = pod.operator();
+        let hour_ago: String = db
+            .client
+            .scalar(
+                "SELECT to_char((now() - interval '1 h') AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')",
+                &[],
+            )
+            .await;
+        let hour_ago: podlock::Timestamp = hour_ago.parse().unwrap();
+        // Often enough that the server would use one plan for all arguments.
+        for _ in 0..8 {
+            let known = operator.liveness("a").await.expect("it does not wait").expect("it is known");
+            assert!(known.last_sample.is_some(), "the newest sample");
+            let read = operator.heartbeats("a", Some(hour_ago), None, 10).await.expect("it does not wait");
+            assert!(!read.is_empty());
+            assert!(!operator.knows_pod("nobody").await.expect("it does not wait"));
+        }
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        let hidden = operator.heartbeats("old", None, None, 10).await.expect("the last 31 days");
+        assert_eq!(hidden.len(), 1);
+        all_are_stored_once(&db, pod).await;
+    })
+    .await;
+}
+
+/// A day that somebody has detached, and whose table still has the partition's name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_was_detached_is_made_again_under_another_name() {
+    timed(async {
+        let db = Db::new().await;
+        let pod = pod(&db, "a").await;
+        stores(&db.client, "a", 1).await;
+        let today = days(&db.client).await.remove(0);
+        db.client.batch_execute(&format!("ALTER TABLE studio_pod_heartbeats DETACH PARTITION {today}")).await.unwrap();
+        stores(&db.client, "a", 5).await;
+        assert!(days(&db.client).await.contains(&format!("{today}_2")), "{:?}", days(&db.client).await);
+        let back = format!("INSERT INTO studio_pod_heartbeats SELECT * FROM {today}");
+        db.client.batch_execute(&back).await.unwrap();
+        all_are_stored_once(&db, pod).await;
+        assert_eq!(add(&db.client, 0).await, Some(0), "nothing is missing");
+    })
+    .await;
+}
+
+/// A drop that waited for its lock would make all readers and writers wait behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_queue_forms_behind_a_drop() {
+    timed(async {
+        let db = Db::new().await;
+        add_old(&db, [61, 60], false).await;
+        let reader = sql::connect(&db.url).await;
+        reader.batch_execute("BEGIN; SELECT count(*) FROM studio_pod_heartbeats").await.unwrap();
+        let (as_pod, watch) = (sql::connect(&db.pod_url).await, sql::connect(&db.url).await);
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation' \
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let dropping = tokio::spawn(async move { drop_all(&as_pod, "28 days").await });
+        let mut looks = 0;
+        while !dropping.is_finished() {
+            assert_eq!(watch.scalar::<i64>(waiting, &[]).await, 0, "look {looks}");
+            looks += 1;
+        }
+        assert!(looks > 0);
+        assert_eq!(dropping.await.unwrap(), 0, "it gave up");
+        reader.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(drop_all(&db.client, "28 days").await, 2);
+    })
+    .await;
+}

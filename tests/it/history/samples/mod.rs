@@ -1,6 +1,7 @@
 //! Samples: what a pod takes of itself, and how it reaches the store.
 
 mod days;
+mod late;
 mod outages;
 mod soak;
 

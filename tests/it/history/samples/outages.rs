@@ -156,14 +156,23 @@ async fn a_stop_whose_samples_cannot_be_written_ends_all_the_same_and_counts_the
     .await;
 }
 
-/// A sample that the server refuses costs itself. Here a trigger of the service's own refuses it.
+/// A sample that the server refuses costs itself. Here a trigger of the service's own refuses it, or a constraint, whose code is
+/// that of a day without a partition.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sample_that_the_server_refuses_is_dropped_and_the_others_are_stored() {
+    for refuse in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                          IF NEW.number = 7 THEN RAISE 'not 7' USING ERRCODE = '22023'; END IF; RETURN NEW; END $$; \
+                      CREATE TRIGGER refuse BEFORE INSERT ON studio_pod_heartbeats FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "ALTER TABLE studio_pod_heartbeats ADD CHECK (number <> 7)",
+    ] {
+        refused(refuse).await;
+    }
+}
+
+async fn refused(refuse: &str) {
     timed(async {
         let db = Db::new().await;
-        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                          IF NEW.number = 7 THEN RAISE 'not 7' USING ERRCODE = '22023'; END IF; RETURN NEW; END $$; \
-                      CREATE TRIGGER refuse BEFORE INSERT ON studio_pod_heartbeats FOR EACH ROW EXECUTE FUNCTION refuse()";
         db.client.batch_execute(refuse).await.unwrap();
         let pod = pod(&db, "a").await;
         stores(&db.client, "a", 30).await;
@@ -173,6 +182,87 @@ async fn a_sample_that_the_server_refuses_is_dropped_and_the_others_are_stored()
         let taken = i64::try_from(counts.taken).unwrap();
         assert_eq!(counts.dropped, 1, "{counts:?}");
         assert_eq!(stored(&db.client, "a").await, (taken - 1, taken - 1, taken), "{counts:?}");
+    })
+    .await;
+}
+
+/// A wait for a connection does not make samples younger: their times follow their numbers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn samples_that_waited_for_a_connection_keep_their_times() {
+    timed(async {
+        let db = Db::new().await;
+        let pod = start(often(db.config("a")).with(|c| c.pool_size = 1)).await;
+        stores(&db.client, "a", 5).await;
+        let holder = sql::connect(&db.url).await;
+        holder.batch_execute("BEGIN; LOCK TABLE studio_runs IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        // It takes the only connection.
+        let own = pod.clone();
+        let run = tokio::spawn(async move { own.start(NewRun::new("echo")).await });
+        hangs(&db, "a", 1).await;
+        let before = pod.samples().waiting;
+        eventually(SOON, "samples wait", || async {
+            let counts = pod.samples();
+            if counts.waiting >= before + 20 { Ok(()) } else { Err(format!("{counts:?}")) }
+        })
+        .await;
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        let _ = run.await.unwrap();
+        let taken = i64::try_from(pod.samples().taken).unwrap();
+        stores(&db.client, "a", taken + 20).await;
+        // They are taken 95 ms apart or more. Half a second is for a machine that is busy.
+        let wrong = "SELECT count(*) FROM (SELECT sampled_at, lag(sampled_at) OVER (ORDER BY number) AS before \
+                       FROM studio_pod_heartbeats) s WHERE sampled_at < before - interval '500 ms'";
+        assert_eq!(db.client.scalar::<i64>(wrong, &[]).await, 0);
+        all_are_stored_once(&db, pod).await;
+    })
+    .await;
+}
+
+/// Waits until at least so many connections of a pod's pool wait for a lock. Returns how many.
+async fn hangs(db: &Db, pod: &str, least: i64) -> i64 {
+    eventually(SOON, &format!("{least} statements of {pod} hang"), || async {
+        let hanging = hanging(&db.client, pod).await;
+        if hanging >= least { Ok(hanging) } else { Err(format!("{hanging}")) }
+    })
+    .await
+}
+
+async fn hanging(client: &sql::Client, pod: &str) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+               AND wait_event_type = 'Lock' AND application_name LIKE 'podlock/%' || $1 || '%/pool'";
+    client.scalar(sql, &[&pod]).await
+}
+
+/// "The history must never slow the liveness": all its parts together take half of the pool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_that_hangs_leaves_half_of_the_pool_to_runs() {
+    timed(async {
+        let db = Db::new().await;
+        let config = often(db.config("a")).with(|c| {
+            c.pool_size = 4;
+            c.roll_up_interval = Duration::from_secs(1);
+        });
+        let pod = start(config).await;
+        stores(&db.client, "a", 1).await;
+        // The writer, the repair of sessions and the roll-ups hang, and the keeper of days in its first seconds.
+        let holder = sql::connect(&db.url).await;
+        let lock = "BEGIN; LOCK TABLE studio_pod_heartbeats, studio_sample_writers, studio_pod_sessions, studio_roll_ups, \
+                    studio_pod_heartbeats_hourly, studio_pod_reliability IN ACCESS EXCLUSIVE MODE";
+        holder.batch_execute(lock).await.unwrap();
+        let watch = sql::connect(&db.url).await;
+        let mut most = hangs(&db, "a", 2).await;
+        let failed = pod.samples().flushes_failed;
+        let mut runs = 0;
+        // For as long as it takes the writer to give up twice, all the others have come to hang too.
+        while pod.samples().flushes_failed < failed + 2 || runs < 20 {
+            let run = pod.start(NewRun::new("echo")).await.expect("a run starts").run_id;
+            db.client.run_in_state(run, "succeeded", SOON).await;
+            most = hanging(&watch, "a").await.max(most);
+            runs += 1;
+        }
+        assert_eq!(most, 2, "half of the pool, after {runs} runs");
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        all_are_stored_once(&db, pod).await;
     })
     .await;
 }
