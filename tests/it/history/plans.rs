@@ -41,6 +41,8 @@ const ROLL_UPS: &[Planned] = &[
             "date_trunc('day', now(), 'UTC') - interval '30 h'",
             "date_trunc('day', now(), 'UTC') - interval '29 h'",
             "date_trunc('day', now(), 'UTC')",
+            "1",
+            "0",
         ],
         days: 1,
     },
@@ -116,7 +118,7 @@ fn read(name: &str) -> String {
 }
 
 /// The text of a statement with `$1` for its first argument, as the library sends it.
-fn rendered(file: &str) -> String {
+pub(super) fn rendered(file: &str) -> String {
     let text = read(&format!("{file}.sql"));
     let mut sql: String = text.lines().filter(|line| !line.starts_with('\\')).map(|line| format!("{line}\n")).collect();
     for line in text.lines().filter(|line| line.starts_with("\\set ")) {
