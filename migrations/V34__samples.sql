@@ -26,8 +26,9 @@ CREATE TABLE @.studio_pod_heartbeats (
 ) PARTITION BY RANGE (sampled_at);
 CREATE INDEX ON @.studio_pod_heartbeats (pod_id, sampled_at);
 -- For the roll-up, which reads an hour of all pods. Rows come nearly in the order of their time, so a BRIN index finds the hour's
--- part of a day. A btree of 8.6 million entries a day would cost each write a page, and take 180 MB a day; this takes 100 KB.
-CREATE INDEX ON @.studio_pod_heartbeats USING brin (sampled_at) WITH (autosummarize = on);
+-- part of a day. A btree of 8.6 million entries a day would cost each write a page, and take 180 MB a day; this takes some
+-- 100 KB. Pages that it does not know yet are the newest ones.
+CREATE INDEX ON @.studio_pod_heartbeats USING brin (sampled_at) WITH (pages_per_range = 32, autosummarize = on);
 
 COMMENT ON TABLE  @.studio_pod_heartbeats IS 'Samples: each pod writes one of itself every sample_interval. Partitioned by day, in UTC. Old partitions are dropped whole.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.pod_id IS 'The name of the pod.';
@@ -37,8 +38,8 @@ COMMENT ON COLUMN @.studio_pod_heartbeats.sampled_at IS 'When the sample was tak
 COMMENT ON COLUMN @.studio_pod_heartbeats.status IS 'The phase of the pod: active, cordoned, draining, detached.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.health IS 'nominal, fair, serious or critical.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.cpu_usage IS 'The processor time that the process used since the sample before, as a share of the processors that it may use: 0 to 1. NULL: unknown.';
-COMMENT ON COLUMN @.studio_pod_heartbeats.memory_pressure IS 'The share of the memory that is in use, of the process''s cgroup if that has a limit, else of the host: 0 to 1. NULL: unknown.';
-COMMENT ON COLUMN @.studio_pod_heartbeats.memory_available IS 'The bytes of memory that are left, in the cgroup or on the host. NULL: unknown.';
+COMMENT ON COLUMN @.studio_pod_heartbeats.memory_pressure IS 'The share of the memory that is in use: 0 to 1. Of all cgroups around the process that have a memory limit, the one that is fullest. Without a limit: the host. NULL: unknown.';
+COMMENT ON COLUMN @.studio_pod_heartbeats.memory_available IS 'The bytes of memory that are left, in the same cgroup or on the host. NULL: unknown.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.running_runs IS 'How many runs the pod was executing.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.runtime_lag_ms IS 'How late the application''s runtime woke a timer, in milliseconds: the worst since the sample before. NULL: unknown.';
 COMMENT ON COLUMN @.studio_pod_heartbeats.gauges IS 'Numbers of the application''s own, by name. NULL: none.';

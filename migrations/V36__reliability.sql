@@ -14,9 +14,6 @@ CREATE TABLE @.studio_pod_heartbeats_hourly (
 );
 -- For retention, and for what is read of all pods by the hour.
 CREATE INDEX ON @.studio_pod_heartbeats_hourly (hour);
--- For the roll-up, which reads an hour of all pods. Samples arrive in the order of their time, so a few pages hold an hour, and
--- this index costs an insert nothing. Pages that it does not know yet are the newest ones.
-CREATE INDEX ON @.studio_pod_heartbeats USING brin (sampled_at) WITH (pages_per_range = 32, autosummarize = on);
 COMMENT ON TABLE  @.studio_pod_heartbeats_hourly IS 'One row for each pod and whole hour (UTC) with samples. Only hours that are over have rows. They stay for 400 days, longer than the samples.';
 COMMENT ON COLUMN @.studio_pod_heartbeats_hourly.pod_id IS 'The name of the pod.';
 COMMENT ON COLUMN @.studio_pod_heartbeats_hourly.hour IS 'When the hour begins.';
@@ -53,12 +50,12 @@ COMMENT ON COLUMN @.studio_pod_reliability.updated_at IS 'When the row was made,
 COMMENT ON COLUMN @.studio_pod_reliability.window_days IS 'How many days it looks back.';
 COMMENT ON COLUMN @.studio_pod_reliability.uptime_pct IS 'Covered time by the time since the later of the begin of the window and the first session: 0 to 100. Time that several sessions cover counts once. NULL: no time has passed yet.';
 COMMENT ON COLUMN @.studio_pod_reliability.sessions_count IS 'How many sessions reach into the window.';
-COMMENT ON COLUMN @.studio_pod_reliability.mtbf_seconds IS 'The mean time between failures: covered time by the number of unclean ends, or the covered time if there was none. An end is clean if its reason is shutdown.';
+COMMENT ON COLUMN @.studio_pod_reliability.mtbf_seconds IS 'The mean time between failures: covered time by the number of unclean ends, or the covered time if there was none. An end is clean if its reason is shutdown, and its cause is not killed, exited or out_of_memory.';
 COMMENT ON COLUMN @.studio_pod_reliability.p10_session_seconds IS 'A tenth of the sessions were shorter. A session counts whole, also the part before the window; an open one, up to now.';
 COMMENT ON COLUMN @.studio_pod_reliability.median_session_seconds IS 'Half of the sessions were shorter.';
 COMMENT ON COLUMN @.studio_pod_reliability.p90_session_seconds IS 'Nine tenths of the sessions were shorter.';
 COMMENT ON COLUMN @.studio_pod_reliability.hourly_availability IS 'An array of 7 arrays, Monday first, of 24 shares: which part of this hour of the week (UTC) was covered. NULL in an hour without data.';
-COMMENT ON COLUMN @.studio_pod_reliability.disconnect_reasons IS 'How many sessions ended in the window for each reason, by name.';
+COMMENT ON COLUMN @.studio_pod_reliability.disconnect_reasons IS 'How many sessions ended in the window for each reason, by name. A shutdown with the cause killed, exited or out_of_memory counts as lost. unknown: reasons that the version of the roll-up does not know.';
 COMMENT ON COLUMN @.studio_pod_reliability.p_stays_4h IS 'The share of the sessions that lasted four hours: 0 to 1. A session that is younger and open, or that ended earlier by a clean shutdown, says nothing. NULL: no session says anything.';
 COMMENT ON COLUMN @.studio_pod_reliability.p_stays_8h IS 'The same for eight hours.';
 COMMENT ON COLUMN @.studio_pod_reliability.last_disconnect_at IS 'When a session last ended. NULL: none has.';
@@ -149,7 +146,7 @@ SELECT s.pod_id,
 COMMENT ON VIEW   @.studio_pod_history IS 'The life of each incarnation, in one row: start here to see who died last night, of what, and who took over.';
 COMMENT ON COLUMN @.studio_pod_history.pod_id IS 'The name of the pod.';
 COMMENT ON COLUMN @.studio_pod_history.began_at IS 'When it registered.';
-COMMENT ON COLUMN @.studio_pod_history.ended_at IS 'When it ended. NULL: it is in the roster. If nobody recorded the end, when it last wrote samples.';
+COMMENT ON COLUMN @.studio_pod_history.ended_at IS 'When it ended. NULL: it is in the roster. If nobody has recorded the end, when it last wrote samples, or when it began if it wrote none.';
 COMMENT ON COLUMN @.studio_pod_history.seconds IS 'How long it lasted, or has lasted.';
 COMMENT ON COLUMN @.studio_pod_history.reason IS 'As in studio_pod_sessions. NULL: it has not ended, or nobody recorded the end.';
 COMMENT ON COLUMN @.studio_pod_history.cause IS 'As in studio_pod_sessions.';

@@ -75,7 +75,8 @@ pub const BUCKETS: &[f64] = &[
 ];
 
 /// How many kinds have series of their own in the metrics with the label `kind`: the first so many of the pod's handlers,
-/// by name. Runs of all other kinds count under [`OTHERS`]. More kinds make more series in every pod.
+/// by name. A process that is no pod has those of [`Operator::record_backlog`](crate::Operator::record_backlog). Runs of all
+/// other kinds count under [`OTHERS`]. More kinds make more series in every pod.
 pub const KINDS_MOST: usize = 50;
 
 /// The value of the label `kind` for all kinds that have no series of their own.
@@ -218,7 +219,8 @@ meters! {
         ["about" = ["look", "orphans", "run", "workers", "drain", "burial", "stream"]];
     /// 1, with the version of podlock.
     Gauge BUILD = "podlock_build_info" ["version"];
-    /// Samples that were dropped because the queue was full.
+    /// Samples that were lost: the queue was full, the server refused what they contain, they waited for more than a week, or
+    /// the pod stopped before it could write them.
     Counter SAMPLES_DROPPED = "podlock_samples_dropped_total" [];
     /// Flushes of samples that failed. The samples stay in the queue.
     Counter FLUSHES_FAILED = "podlock_flushes_failed_total" [];
@@ -232,12 +234,14 @@ meters! {
     Counter WORKER_TRANSITIONS = "podlock_worker_transitions_total" ["to" = ["active", "inactive"]];
     /// Bytes of memory that this pod's copy of the worker registry takes, about.
     Gauge WORKER_BYTES = "podlock_worker_bytes" [];
-    /// Alerts that this pod heard, by kind: lost, quarantined, inactive. Each pod hears each alert.
-    Counter ALERTS = "podlock_alerts_total" ["kind"];
+    /// Alerts that this pod heard, by what they are about: `lost` (a pod), `quarantined` (a run), `inactive` (workers). Each
+    /// pod hears each alert.
+    Counter ALERTS = "podlock_alerts_total" ["alert" = ["lost", "quarantined", "inactive"]];
     /// Alerts that the callback of the service missed because it was too slow.
     Counter ALERTS_MISSED = "podlock_alerts_missed_total" [];
-    /// Attempts of this pod to deliver an alert to a webhook, by outcome: delivered, failed (tried again), given_up.
-    Counter WEBHOOK_DELIVERIES = "podlock_webhook_deliveries_total" ["outcome"];
+    /// Attempts of this pod to deliver an alert to a webhook, by outcome: `delivered`, `failed` (another attempt follows),
+    /// `given_up`.
+    Counter WEBHOOK_DELIVERIES = "podlock_webhook_deliveries_total" ["outcome" = ["delivered", "failed", "given_up"]];
     /// How often this pod found that the log was cut before all of it was delivered to a webhook. Alerts may be lost.
     Counter WEBHOOK_CUTS = "podlock_webhook_cuts_total" [];
 }

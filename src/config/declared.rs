@@ -84,7 +84,7 @@ settings! {
         watch_slice: Option<Duration> => Duration = [lease / 10] in [from 10 ms to 24 days] env "PODLOCK_WATCH_SLICE";
         /// How long a starting pod waits for the lock of a predecessor of its name that is still dying.
         acquire_timeout: Option<Duration> => Duration = [lease * 2] in [at most 24 days] env "PODLOCK_ACQUIRE_TIMEOUT";
-        /// How often the pod writes the next beat (heartbeat), if it made progress, and checks the beats of its
+        /// How often the pod writes the next beat, if it made progress, and checks the beats of its
         /// peers. A pod that beats less often than its peers check is suspected after as many of its own
         /// intervals.
         beat_interval: Option<Duration> => Duration = [lease] in [from 10 ms to 24 days] env "PODLOCK_BEAT_INTERVAL";
@@ -140,26 +140,28 @@ settings! {
         /// How long runs are kept that have failed or were quarantined. 0 keeps them for ever. Operators want
         /// to see such runs for longer than those that succeeded.
         keep_failed_runs: Duration => Duration = [0 s] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_FAILED_RUNS";
-        /// How long the event log and incarnations that have ended are kept. 0 keeps them for ever. After a
-        /// deletion the log begins with a snapshot of the roster. An incarnation that a running run names is
-        /// kept.
+        /// How long the event log and the sessions of incarnations that have ended are kept. 0 keeps them for ever.
+        /// Below 14 days, scores know only what is left. After a deletion the log begins with a snapshot of the
+        /// roster. An incarnation that a running run names is kept.
         keep_events: Duration => Duration = [30 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_EVENTS";
-        /// How often a pod deletes what is older than the `keep_…` settings say, jittered by a half.
+        /// How often a pod deletes what is older than the `keep_…` settings of this group say, jittered by a half. Samples
+        /// are dropped hourly.
         prune_interval: Duration => Duration = [10 min] in [from 10 ms to 24 days] env "PODLOCK_PRUNE_INTERVAL";
     }
 
     group "History" {
-        /// How often the pod takes a sample of itself for the history: processor, memory, runs, health. 0 takes none.
-        /// More often shows more, and takes more room: 1,000 pods write 8.6 million rows a day at 10 s.
+        /// How often the pod takes a sample of itself for the history: processor, memory, runs, health. 0 takes none, and
+        /// stops the gauges, details and counters of the service, `runs_served` and `last_heartbeat_at`. More often shows
+        /// more, and takes more room: 1,000 pods write 8.6 million rows a day at 10 s.
         sample_interval: Duration => Duration = [10 s] in [0 or from 100 ms to 24 days] env "PODLOCK_SAMPLE_INTERVAL";
-        /// How long samples are kept. 0 keeps them for ever. They are dropped a whole day (UTC) at a time. What was
-        /// made from them by the hour stays.
+        /// How long samples are kept. 0 keeps them for ever. They are dropped a whole day (UTC) at a time. Hourly
+        /// rows stay for 400 days, whatever this says.
         keep_samples: Duration => Duration = [28 days] in [0 or from 1 h to 1000 years] env "PODLOCK_KEEP_SAMPLES";
         /// How often the hourly rows and the scores are made, by one pod for all. Less often costs less, and
         /// endpoints and scores show older data.
         roll_up_interval: Duration => Duration = [5 min] in [from 100 ms to 24 days] env "PODLOCK_ROLL_UP_INTERVAL";
         /// The label by which scores are made, such as `node`, if the names of pods are random. By default, each
-        /// name has a score of its own. Give all pods of a service the same.
+        /// name has a score of its own. Set `score_by` to the same label name on all pods.
         score_by: String => String = [none] env "PODLOCK_SCORE_BY";
     }
 

@@ -104,7 +104,7 @@ impl AdminKey {
         match (variable(KEY), file) {
             (None, None) => Ok(Self::none()),
             (None, Some(file)) => Self::from_file(file),
-            (Some(key), None) => Self::new(key.to_str().unwrap_or_default()),
+            (Some(key), None) => Ok(Self { hashes: [hash_of(&key.to_string_lossy(), KEY)?].into() }),
             (Some(_), Some(_)) => Err(refused(format!("both {KEY} and a file of the admin key are given"))),
         }
     }
@@ -179,7 +179,7 @@ fn hash_of(key: &str, named: &str) -> Result<Hash> {
 
 fn refused(what: String) -> Error {
     Error::new(ErrorKind::Config, what)
-        .state("nothing was started")
+        .state("no key was taken")
         .help(format!("give either {KEY} or {FILE}; `openssl rand -hex 32` makes a good key"))
 }
 

@@ -58,7 +58,8 @@ pub(super) const OF_SAMPLES: &[Parameter] = &[
     Parameter {
         name: "until",
         kind: Kind::Time,
-        text: "Only samples before this time; now, if not given. `next` of an answer gives the next page.",
+        text: "Only samples before this time. Without it, no bound; `since` is then checked against now. `next` of an \
+               answer gives the next page.",
     },
     LIMIT,
 ];

@@ -122,8 +122,8 @@ fn translate(value: &mut Value) {
     }
 }
 
-/// The replies have all of their fields always, `null` or not. utoipa takes an `Option` for one that may be missing, as
-/// it may in a refusal.
+/// The replies have all of their fields always, `null` or not. utoipa treats an `Option` field as one that may be absent.
+/// Only `Problem.field` may be.
 fn require_all(document: &mut Value) {
     let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) else { return };
     for (_, schema) in schemas.iter_mut().filter(|(name, _)| *name != "Problem") {

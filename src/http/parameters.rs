@@ -110,7 +110,7 @@ impl Kind {
     }
 }
 
-/// A `+` that a client did not encode arrives as a space: it stood before the offset.
+/// A client that does not encode `+` sends it as a space. The last space is therefore the `+` of the offset.
 fn time(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);

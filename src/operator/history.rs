@@ -125,8 +125,8 @@ impl Operator {
     }
 
     /// Returns what is known of one pod now: whether it is in the roster, its newest sample, how it last ended, how
-    /// reliable it was. `None` if nothing is known of the name. It reads no locks, so it costs little however large the
-    /// fleet is.
+    /// reliable it was: where scores are made by a label, how reliable the label's value was. `None` if nothing is known of
+    /// the name. It reads no locks, so it costs little however large the fleet is.
     ///
     /// # Errors
     ///
@@ -136,8 +136,7 @@ impl Operator {
     ///
     /// Safe: it only reads.
     pub async fn liveness(&self, pod: &str) -> Result<Option<Liveness>> {
-        let row =
-            liveness::liveness(&self.database, pod, self.score_by.as_deref().filter(|label| !label.is_empty())).await?;
+        let row = liveness::liveness(&self.database, pod).await?;
         row.as_ref().map(|row| Liveness::read(row, pod)).transpose()
     }
 

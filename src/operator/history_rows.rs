@@ -51,7 +51,8 @@ pub struct ReliabilityRow {
     /// An array of 7 arrays, Monday first, of 24 shares: which part of this hour of the week (UTC) was covered. `null`
     /// in an hour without data.
     pub hourly_availability: Option<Value>,
-    /// How many sessions ended for each reason, by name.
+    /// How many sessions ended for each reason, by name. `unknown`: for reasons that the version of the roll-up does not
+    /// know.
     pub disconnect_reasons: Value,
     /// How many days it looks back.
     pub window_days: i32,
@@ -126,7 +127,7 @@ pub struct Liveness {
     pub last_beat_at: Option<Timestamp>,
     /// When the incarnation last wrote samples.
     pub last_heartbeat_at: Option<Timestamp>,
-    /// How many runs the incarnation has begun to execute, as it last said.
+    /// How many attempts of runs the incarnation has begun, as it last said.
     pub runs_served: Option<i64>,
     /// Counters of the application's own, as the incarnation last said.
     pub counters: Option<Value>,

@@ -13,7 +13,7 @@ impl Operator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if a pod was at it for more than a minute.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) if a pod was at it for more than 75 s.
     /// [`ErrorKind::Forbidden`](crate::ErrorKind::Forbidden) if the role may not write the rows. Others as
     /// [`Operator::pods`]. An error of one of the two roll-ups does not stop the other. Rows that were written stay.
     ///

@@ -144,7 +144,7 @@ pub struct SessionRow {
     pub labels: Value,
     /// When the pod last wrote samples. `None`: it wrote none.
     pub last_heartbeat_at: Option<Timestamp>,
-    /// How many runs it has begun to execute, as it last said.
+    /// How many attempts of runs it has begun, as it last said.
     pub runs_served: i64,
     /// Counters of the application's own, by name, as it last said.
     pub counters: Value,

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Pod, PodBuilder};
+#[cfg(feature = "http")]
+use super::Pod;
+use super::PodBuilder;
 use crate::alert::Alert;
 
 impl PodBuilder {

@@ -181,7 +181,7 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
 fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     let shared = &local.shared;
     if let Some(alert) = &told.alert {
-        metrics::counter!(meters::ALERTS, "kind" => alert.kind.as_str()).increment(1);
+        metrics::counter!(meters::ALERTS, "alert" => alert.kind.as_str()).increment(1);
         shared.member.publish_alert(alert.clone());
     }
     let is_ours = told.incarnation == shared.member.incarnation();

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-/// The shortest time between two writes. With a shorter one, each sample of a busy pod would be a write of its own.
+/// The shortest time between two writes: 1 s. It batches only pods that sample faster than once a second, or whose writes
+/// are slow.
 pub const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest time between two writes. With a longer one, people wait for samples, and more are lost when a pod dies.
 pub const LONGEST: Duration = Duration::from_secs(30);
 /// The most samples of one write. More make one statement long; fewer cost round trips after an outage.
 pub const MOST: usize = 500;
-/// A write takes at most this share of a pod's time: a hundredth.
-const SHARE: u32 = 100;
+/// The pause after a write, in times that the write took. So writes of up to 300 ms take about 1 % of the time; slower ones
+/// take more, because the pause is at most [`LONGEST`].
+const PAUSE_PER_WRITE: u32 = 100;
 
 /// What the last write showed.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +31,7 @@ pub struct Seen {
 #[must_use]
 pub fn next_interval(last: Duration, seen: Seen) -> Duration {
     let last = last.clamp(SHORTEST, LONGEST);
-    let wanted = if seen.filled >= 0.5 { Duration::ZERO } else { seen.took.saturating_mul(SHARE) };
+    let wanted = if seen.filled >= 0.5 { Duration::ZERO } else { seen.took.saturating_mul(PAUSE_PER_WRITE) };
     wanted.clamp(last / 2, last * 2).clamp(SHORTEST, LONGEST)
 }
 

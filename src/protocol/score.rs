@@ -20,7 +20,7 @@ const MTBF: f64 = 0.25;
 const RECENCY: f64 = 0.10;
 /// The mean time between failures that counts half: four hours, the length of the runs that the score is about.
 const MTBF_MIDDLE: Duration = Duration::from_secs(4 * 3600);
-/// How steep the step around it is: an hour more makes 0.73 of a half, two make 0.88.
+/// How steep the step around it is. At the middle MTBF this part is 0.5. One hour more gives 0.73, two give 0.88.
 const MTBF_WIDTH: Duration = Duration::from_secs(3600);
 /// After this time an unclean end costs nothing more. A day: what happens every night still shows the next evening.
 const RECENCY_FADES: Duration = Duration::from_secs(24 * 3600);
@@ -47,7 +47,8 @@ pub struct Evidence {
     pub since_unclean: Option<f64>,
 }
 
-/// The score: `0.35·uptime + 0.25·stays_4h + 0.15·stays_8h + 0.25·sigmoid((mtbf − 4 h)/1 h) − 0.10·recency`, from 0 to 1.
+/// The score: `0.35·uptime·min(1, observed/4 h) + 0.25·stays_4h + 0.15·stays_8h + 0.25·sigmoid((mtbf − 4 h)/1 h) −
+/// 0.10·recency`, from 0 to 1.
 ///
 /// `recency` is 1 at the last unclean end, and falls linearly to 0 within 24 hours.
 #[must_use]

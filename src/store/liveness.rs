@@ -41,9 +41,9 @@ pub(crate) async fn reliability_of(db: &Database, pod: &str) -> Result<Option<Ro
 }
 
 /// What is known of one pod; `None` if nothing is.
-pub(crate) async fn liveness(db: &Database, pod: &str, score_by: Option<&str>) -> Result<Option<Row>> {
+pub(crate) async fn liveness(db: &Database, pod: &str) -> Result<Option<Row>> {
     const SQL: &str = sql!("read_liveness", "sample_columns", "reliability_columns");
-    db.query_opt("reading a pod's liveness", SQL, &[&pod, &score_by]).await
+    db.query_opt("reading a pod's liveness", SQL, &[&pod]).await
 }
 
 /// Whether anything is known of a pod.

@@ -167,7 +167,7 @@ fn every_public_future_is_send(
     is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
     is_send(Operator::backlog(operator));
-    is_send(Operator::record_backlog(operator));
+    is_send(Operator::record_backlog(operator, &mut std::collections::BTreeSet::new()));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));
     is_send(Operator::reliability_of(operator, "name"));

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::harness::{Db, Lines, PodProcess, TEST, http_client, wait_for, within};
 
 /// Metrics that this scenario cannot provoke, and why.
-const ELSEWHERE: [(&str, &str); 7] = [
+const ELSEWHERE: [(&str, &str); 10] = [
     (
         "podlock_worker_transitions_total",
         "a worker is active from its first report; the tests of workers make some inactive",
@@ -20,6 +20,9 @@ const ELSEWHERE: [(&str, &str); 7] = [
     ("podlock_flush_seconds", "the tests of the history see it"),
     ("podlock_roll_ups_total", "the tests of the history see it"),
     ("podlock_close_failures_total", "the burial here closes each session"),
+    ("podlock_alerts_missed_total", "the pods here have no callback for alerts; the tests of alerts have a slow one"),
+    ("podlock_webhook_deliveries_total", "the pods here have no webhook; the tests of webhooks see it"),
+    ("podlock_webhook_cuts_total", "as above"),
 ];
 
 /// The address of a pod's metrics, as its log says it.

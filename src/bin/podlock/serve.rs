@@ -1,6 +1,7 @@
 //! `podlock serve`: the liveness history over HTTP, from a process that is no pod. It needs no lock, no name and no place
 //! in the roster. So it answers while no pod lives.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use podlock::Operator;
@@ -55,8 +56,9 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
 
 /// Sets the metrics of the backlog now and then.
 async fn report_backlog(operator: &Operator) -> Infallible {
+    let mut shown = BTreeSet::new();
     loop {
-        if let Err(error) = operator.record_backlog().await {
+        if let Err(error) = operator.record_backlog(&mut shown).await {
             tracing::warn!(
                 target: "podlock::serve", event = "backlog_unread", error = %error,
                 "the backlog cannot be read, so its metrics are old; the next read comes"

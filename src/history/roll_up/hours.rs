@@ -1,4 +1,4 @@
-//! Hourly rows. Only hours that are over are made, and always from all of their samples.
+//! Hourly rows. Only hours that are over are made, each from the samples of it that have arrived.
 //!
 //! A round first makes the hours that have no rows yet, the oldest first, and records how far it has got in the same
 //! statement. So a pod that dies loses nothing. Then the round makes the two hours before again, for samples that came
@@ -12,7 +12,8 @@ use crate::membership::clock;
 use crate::store::roll_ups::{self as statements, Claimed, Hours, at};
 
 const HOUR: i64 = 3_600_000_000;
-/// How many hours are made again: two. Samples are late by ten minutes at most, so the last hour but one is complete.
+/// How many hours are made again: two. Samples that arrive later than about two hours after their hour are not in its row.
+/// A queue may hold them for longer. More hours would cost each roll-up more; with fewer, a short outage would show as a gap.
 const AGAIN: i64 = 2 * HOUR;
 /// The most hours of one statement: a day. A statement doubles its hours while it is quick.
 const SPAN_MAX: i64 = 24;

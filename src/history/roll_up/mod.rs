@@ -35,7 +35,7 @@ const DUE: f64 = 0.95;
 const UNUSED: u32 = 3;
 /// The time between two rounds of a pod, if the first has hours left.
 const PACE: Duration = Duration::from_secs(1);
-/// How long an operator waits while a pod is at it: a minute, after which a pod that has died is replaced.
+/// How long an operator waits while a pod is at it: 75 s. The claim of a pod that has died can be taken over after a minute.
 const BUSY: Duration = Duration::from_secs(75);
 /// The time between two tries of an operator.
 const AGAIN: Duration = Duration::from_millis(50);

@@ -64,12 +64,12 @@ fn allowed(cgroups: &[Cgroup]) -> Option<f64> {
     Some(cgroups.iter().filter_map(Cgroup::quota).fold(whole, f64::min))
 }
 
-/// The memory of the process's cgroup if that has a limit, else of the host.
+/// Of all cgroups around the process that have a memory limit, the one that is fullest. Without a limit: the host.
 pub(super) fn memory() -> Option<Memory> {
     memory_below(Path::new("/"))
 }
 
-/// The tightest limit of the process's cgroup and of those around it counts: any of them kills.
+/// The fullest counts, because the kernel kills at the limit that is reached first.
 fn memory_below(root: &Path) -> Option<Memory> {
     let host = host(&fs::read_to_string(root.join("proc/meminfo")).ok()?)?;
     let limited = cgroups(root).into_iter().filter_map(|cgroup| cgroup.memory(host.0));

@@ -67,7 +67,7 @@ pub struct SampleCounts {
 pub(crate) struct Runs {
     /// How many the pod executes.
     pub(crate) running: Box<dyn Fn() -> usize + Send + Sync>,
-    /// How many an incarnation has begun.
+    /// How many attempts an incarnation has begun.
     pub(crate) begun: Box<dyn Fn(Incarnation) -> u64 + Send + Sync>,
 }
 

@@ -16,7 +16,8 @@ use crate::store::samples as statements;
 
 /// The time between two rounds: an hour. There are two days to make a partition in, and a day to drop one.
 const EVERY: Duration = Duration::from_secs(3600);
-/// How soon after the start the first round comes at most, so that pods that live shortly need none.
+/// The first round comes within 5 s of the start. Later: a young fleet has no partition for its first write. Sooner: pods
+/// that live for seconds ask for nothing.
 const FIRST: Duration = Duration::from_secs(5);
 /// The most partitions that a round drops: 8. A clock of the server that jumps costs at most that many in an hour, and of
 /// those only what is beyond the days that stay (`studio_drop_sample_day`). With fewer, a shorter `keep_samples` frees the
@@ -28,19 +29,22 @@ const CLEARED: i64 = 1000;
 const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How often a lasting failure is logged: once an hour.
 const SAID: Duration = EVERY;
+/// How often a pod logs that a day is kept: daily. The service knows of its object, and nothing is wrong.
+const KEPT_SAID: Duration = Duration::from_secs(24 * 3600);
 
 /// Looks after the partitions.
 pub(crate) struct Days {
     samples: Arc<Samples>,
     nag: Nag,
+    kept: Nag,
 }
 
 impl Days {
     pub(crate) fn new(samples: &Arc<Samples>) -> Self {
-        Self { samples: Arc::clone(samples), nag: Nag::new(SAID) }
+        Self { samples: Arc::clone(samples), nag: Nag::new(SAID), kept: Nag::new(KEPT_SAID) }
     }
 
-    async fn round(&self) -> Result<()> {
+    async fn round(&mut self) -> Result<()> {
         let Samples { db, member, .. } = &*self.samples;
         if self.samples.are_taken() {
             statements::add_days(db, 0).await?;
@@ -49,7 +53,9 @@ impl Days {
         if !keep.is_zero() {
             for _ in 0..DROPS {
                 let done = statements::drop_day(db, keep).await?;
-                if let Some(kept) = done.kept {
+                if let Some(kept) = done.kept
+                    && self.kept.failed(clock::now(), Duration::ZERO).is_some()
+                {
                     tracing::warn!(
                         target: "podlock", event = "sample_day_kept", pod = %member.pod_id, partition = kept,
                         "the samples of this day are old, and an object of the service's own depends on their table"

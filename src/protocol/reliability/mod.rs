@@ -7,6 +7,7 @@
 //! * **Observed time** begins at the later of the begin of the window and the first session, and ends now.
 //! * **An end is clean** if its reason is `shutdown`. Every other end is unclean: `lost`, `stalled`, `replaced`, and also
 //!   `detached` and `evicted`. These two say nothing about the run (`ending::Reason::is_crash`), but they interrupt it.
+//!   `read_ended_sessions.sql` gives a `shutdown` with the cause `killed`, `exited` or `out_of_memory` as `lost`.
 //! * **A session's length** is the whole one, also the part before the window. An open session lasts until now.
 //! * **A clock that jumped** leaves times in the future. They count as now. A session that ended before it began has the
 //!   length 0.
@@ -76,7 +77,7 @@ pub struct Features {
     pub lengths: [f64; 3],
     /// By hour of the week.
     pub availability: Availability,
-    /// How many sessions ended for each reason.
+    /// How many sessions ended for each reason. `unknown`: for reasons that this version does not know.
     pub reasons: BTreeMap<&'static str, u64>,
     /// The share of the sessions that lasted four hours. `None`: no session says anything.
     pub stays_4h: Option<f64>,

@@ -1,5 +1,4 @@
--- Deletes how far incarnations have written samples that have ended and can have no more. No pod keeps a sample for
--- longer than eight days.
+-- Deletes the rows of incarnations that have ended. A pod keeps a sample for at most 7 days; 9 leaves room for clocks.
 --
 -- Arguments:
 --   most  int8  the most rows

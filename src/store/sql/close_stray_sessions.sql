@@ -17,7 +17,8 @@ WITH
        FOR NO KEY UPDATE SKIP LOCKED
   )
 UPDATE :"schema".studio_pod_sessions s
-   -- The pod lived at its last sample. Without one, the end is dated by its discovery.
+   -- The pod lived at its last sample. Without one, the end is dated by its discovery. Scores let it end when it began until
+   -- then (read_open_sessions.sql), because they do not know when it will be discovered.
    SET ended_at = greatest(s.began_at, COALESCE(s.last_heartbeat_at, clock_timestamp())),
        reason = 'lost',
        cause = COALESCE(s.cause, 'unrecorded')

@@ -3,7 +3,7 @@
 --
 -- Arguments:
 --   own       uuid   the incarnation
---   runs      int8   how many runs it has begun
+--   runs      int8   how many attempts of runs it has begun
 --   counters  jsonb  the application's counters: an object of numbers
 WITH
   free AS MATERIALIZED (

@@ -1,8 +1,7 @@
 -- Reads what is known of one pod now. It reads no locks: a pod that has died stays in the roster until it is buried.
 --
 -- Arguments:
---   pod       text  the pod's name
---   score_by  text  the label that scores are made by; NULL: by the names of pods
+--   pod  text  the pod's name
 --
 -- Returns one row, or none if the name was never seen, or nothing of it is left. Columns of what is missing are NULL.
 \set sample_columns `cat part/sample_columns.sql`
@@ -25,7 +24,10 @@ SELECT p.incarnation AS own_incarnation, p.state, p.started_at, p.beat_at, p.ver
   LEFT JOIN LATERAL (
        SELECT * FROM :"schema".studio_pod_heartbeats x
         WHERE x.pod_id = w.pod_id ORDER BY x.sampled_at DESC LIMIT 1) h ON true
-  -- A name without the label may be a value of the label itself.
+  -- By the label of the newest roll-up, as part/score_key.sql names the rows. A name without the label may be a value of the
+  -- label itself.
   LEFT JOIN :"schema".studio_pod_reliability r
-         ON r.pod_id = coalesce(coalesce(p.labels, s.labels) ->> :'score_by'::text, w.pod_id)
+         ON r.pod_id = coalesce(nullif(left(coalesce(p.labels, s.labels) ->> (
+              SELECT nullif(u.score_by, '') FROM :"schema".studio_roll_ups u WHERE u.what = 'reliability'), 512), ''),
+              w.pod_id)
  WHERE coalesce(p.pod_id, s.pod_id, h.pod_id, r.pod_id) IS NOT NULL;

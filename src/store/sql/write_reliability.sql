@@ -38,7 +38,7 @@ WITH mine AS MATERIALIZED (
        -- Arrays and hashes, and no further joins: a plan may be older than the rows of a first roll-up, and expect none.
        AND r.pod_id = ANY (ARRAY(SELECT h.pod_id FROM held h))
        -- A fleet of random names has many pods that are over, and their numbers creep. Each write is two index entries and
-       -- two kilobytes of log.
+       -- two kilobytes of log. What is not compared here may be a day old.
        AND (NOT m.is_over OR r.sessions_count <> m.sessions_count OR r.window_days <> m.window_days
             OR r.last_disconnect_at IS DISTINCT FROM m.last_disconnect_at
             OR r.disconnect_reasons <> m.disconnect_reasons

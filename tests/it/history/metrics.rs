@@ -7,7 +7,7 @@ use podlock::operator::BacklogRow;
 use podlock::protocol::ending::Reason;
 use podlock::protocol::notices::Word;
 use podlock::protocol::verdict::WaitFor;
-use podlock::{NewRun, Pod, StopReason, meters};
+use podlock::{AlertKind, NewRun, Pod, StopReason, meters};
 use serde_json::{Value, json};
 
 use crate::patience::SOON;
@@ -187,4 +187,5 @@ fn each_label_has_the_values_that_the_library_knows() {
     assert_eq!(values("podlock_waits_total", "reason"), waits);
     let fences = [StopReason::SelfFenced, StopReason::Fenced].map(StopReason::as_str);
     assert_eq!(values("podlock_self_fences_total", "reason"), fences);
+    assert_eq!(values("podlock_alerts_total", "alert"), AlertKind::ALL.map(AlertKind::as_str));
 }

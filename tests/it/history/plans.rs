@@ -50,7 +50,7 @@ const ROLL_UPS: &[Planned] = &[
 
 /// What endpoints and the command read.
 const REQUESTS: &[Planned] = &[
-    Planned { file: "read_liveness", arguments: &["'p500'", "NULL"], days: 30 },
+    Planned { file: "read_liveness", arguments: &["'p500'"], days: 30 },
     Planned { file: "list_samples", arguments: &["'p500'", "now() - interval '3 h'", "now()", "100"], days: 2 },
     Planned { file: "list_samples", arguments: &["'p500'", "NULL", "NULL", "100"], days: 30 },
     Planned { file: "list_sessions", arguments: &["'p500'", "20", "NULL"], days: 0 },

@@ -269,8 +269,8 @@ async fn an_alert_whose_deliverer_dies_before_it_could_write_so_is_delivered_aga
         .await;
         let a = pod(&db, "webhook-dies", hook(&receiver.url).timeout(Duration::from_secs(30))).await;
         let b = pod(&db, "webhook-repeats", hook(&receiver.url)).await;
-        let before = reached(&db, "default").await;
         let id = alert(&db, 1).await;
+        let idx: i64 = id.split_once('-').unwrap().0.parse().unwrap();
         eventually(SOON, "the receiver has it", || async {
             if receiver.ids().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
         })
@@ -289,7 +289,7 @@ async fn an_alert_whose_deliverer_dies_before_it_could_write_so_is_delivered_aga
             db.client.session_end(dead).await.ok_or_else(|| "not yet".to_owned())
         })
         .await;
-        assert_eq!(reached(&db, "default").await, before, "the position was not written");
+        assert!(reached(&db, "default").await < idx, "the position was not written");
         other.batch_execute("COMMIT").await.unwrap();
         eventually(SOON, "it is delivered again, and the lost deliverer after it", || async {
             let got = receiver.got();
