@@ -41,6 +41,8 @@ const ROLL_UPS: &[Planned] = &[
             "date_trunc('day', now(), 'UTC') - interval '30 h'",
             "date_trunc('day', now(), 'UTC') - interval '29 h'",
             "date_trunc('day', now(), 'UTC')",
+            "1",
+            "0",
         ],
         days: 1,
     },
