@@ -22,7 +22,7 @@ pub struct ProcessExit {
 
 impl ProcessExit {
     /// It ended with this exit code. A code other than 0 is a failure, and the cause becomes `exited`, unless the pod wrote a
-    /// cause. `former_exit` also leaves the cause of a clean stop as it is.
+    /// cause. `former_exit` also leaves a clean stop and an exit that is recorded already as they are.
     pub fn code(code: i32) -> Self {
         Self { exit: Exit { code: Some(code), ..Exit::default() }, of: None }
     }

@@ -183,8 +183,9 @@ impl Operator {
     }
 
     /// Lists the samples of a pod that were taken from `since` on and before `until`, newest first: at most `limit`, and
-    /// at most [`PAGE_MAX`]. Without `until`, up to now. Without `since`, from 31 days before that: older ones are only read if
-    /// `since` asks for them. The statement locks the days (partitions) from `since` on, so a `since` makes it cheaper. For the next page, give [`Sample::sampled_at`] of the last row as
+    /// at most [`PAGE_MAX`]. Without `until`, there is no upper bound. Without `since`, they begin 31 days before `until`, or
+    /// before now. The statement locks the days (partitions) from `since` on, so a `since` makes it cheaper. For the next
+    /// page, give [`Sample::sampled_at`] of the last row as
     /// `until`.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! A round first makes the hours that have no rows yet, the oldest first, and records how far it has got in the same
 //! statement. So a pod that dies loses nothing. Then the round makes the two hours before again, for samples that came
-//! late: a pod keeps its samples while the database is away.
+//! late: a pod keeps its samples while the database is away. A sample that comes later still gives its hour back
+//! (`write_samples.sql`): it lowers how far the roll-up has got.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::membership::clock;
 use crate::store::roll_ups::{self as statements, Claimed, Hours, at};
 
 const HOUR: i64 = 3_600_000_000;
-/// How many hours are made again: two. Samples that arrive later than about two hours after their hour are not in its row.
-/// A queue may hold them for longer. More hours would cost each roll-up more; with fewer, a short outage would show as a gap.
+/// How many hours are made again: two. `write_samples.sql` relies on it, and gives back the hours of samples that are later.
+/// More hours would cost each roll-up more; with fewer, each short outage would give hours back.
 const AGAIN: i64 = 2 * HOUR;
 /// The most hours of one statement: a day. A statement doubles its hours while it is quick.
 const SPAN_MAX: i64 = 24;
