@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     fn row(kind: &str) -> BacklogRow {
-        BacklogRow { kind: kind.to_owned(), waiting: 1, running: 2, free_capacity: 3, pods: 4 }
+        BacklogRow { kind: kind.to_owned(), waiting: 1, running: 2, free_capacity: 3, pods: 4, is_cut: false }
     }
 
     #[test]

@@ -4,11 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pg::pool::Database;
+use crate::pg::pool::{Database, Late};
 use crate::pg::reply::Reply;
 use crate::pg::statement::sql;
 use crate::timestamp::Timestamp;
@@ -143,10 +142,13 @@ pub(crate) async fn roll_up_hours(db: &Database, token: Uuid, of: Hours, limit: 
     const SQL: &str = sql!("roll_up_hours", "in_slice");
     let step = "rolling up samples";
     let Hours { from, to, upto, slices, slice } = of;
-    let params: [&(dyn ToSql + Sync); 6] = [&token, &from, &to, &upto, &slices, &slice];
     let rows = match limit {
-        Some(limit) => db.query_limited(step, SQL, &params, limit).await?,
-        None => db.query(step, SQL, &params).await?,
+        Some(limit) => {
+            let params: [Late; 6] =
+                [Box::new(token), Box::new(from), Box::new(to), Box::new(upto), Box::new(slices), Box::new(slice)];
+            db.query_limited(step, SQL, limit, || params.into()).await?
+        }
+        None => db.query(step, SQL, &[&token, &from, &to, &upto, &slices, &slice]).await?,
     };
     written(step, rows)
 }
