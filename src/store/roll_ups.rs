@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -144,11 +145,15 @@ pub(crate) async fn roll_up_hours(db: &Database, token: Uuid, of: Hours, limit: 
     let Hours { from, to, upto, slices, slice } = of;
     let rows = match limit {
         Some(limit) => {
-            let params: [Late; 6] =
-                [Box::new(token), Box::new(from), Box::new(to), Box::new(upto), Box::new(slices), Box::new(slice)];
-            db.query_limited(step, SQL, limit, || params.into()).await?
+            let params = move || -> Vec<Late> {
+                vec![Box::new(token), Box::new(from), Box::new(to), Box::new(upto), Box::new(slices), Box::new(slice)]
+            };
+            db.query_limited(step, SQL, limit, params).await?
         }
-        None => db.query(step, SQL, &[&token, &from, &to, &upto, &slices, &slice]).await?,
+        None => {
+            let params: [&(dyn ToSql + Sync); 6] = [&token, &from, &to, &upto, &slices, &slice];
+            db.query(step, SQL, &params).await?
+        }
     };
     written(step, rows)
 }

@@ -134,6 +134,19 @@ fn a_taken_address_is_said_and_nothing_starts() {
     });
 }
 
+/// A pod that crashed and came back before anybody buried it was lost all the same.
+#[test]
+fn a_crash_that_ends_by_the_next_registration_is_counted() {
+    within(TEST, async {
+        let db = Db::new().await;
+        let mut first = Measured::start(&db, "a").await;
+        first.pod.signal(Signal::KILL);
+        first.pod.ended().await;
+        let second = Measured::start(&db, "a").await;
+        second.counts("podlock_burials_total", "reason=\"replaced\"").await;
+    });
+}
+
 /// "every metric": a pod is cut off, killed and frozen; its runs are taken over, quarantined and fenced.
 #[test]
 fn each_metric_is_recorded_by_pods_that_live_and_die() {

@@ -9,14 +9,16 @@ WITH
     SELECT w.incarnation
       FROM :"schema".studio_sample_writers w
      -- The index is on this column: it never changes, so a write of samples does not change the index.
-     WHERE w.began_at < clock_timestamp() - make_interval(days => 9)
-       AND w.wrote_at < clock_timestamp() - make_interval(days => 9)
+     WHERE w.began_at < now() - make_interval(days => 9)
+       AND w.wrote_at < now() - make_interval(days => 9)
        AND NOT EXISTS (SELECT FROM :"schema".studio_pods p WHERE p.incarnation = w.incarnation)
      ORDER BY w.began_at
      LIMIT :'most'::int8
        FOR UPDATE SKIP LOCKED
   ),
   gone AS (
-    DELETE FROM :"schema".studio_sample_writers w USING old WHERE w.incarnation = old.incarnation RETURNING 1
+    DELETE FROM :"schema".studio_sample_writers w
+     WHERE w.incarnation = ANY (ARRAY(SELECT old.incarnation FROM old))
+    RETURNING 1
   )
 SELECT count(*) AS gone FROM gone;

@@ -173,3 +173,22 @@ async fn a_callback_that_panics_is_called_again_and_one_that_is_slow_misses_aler
     })
     .await;
 }
+
+/// A row of the log that somebody wrote by hand, with a time that no clock shows, stops no later alert (L12).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_without_a_time_that_can_be_read_is_passed_over() {
+    timed(async {
+        let db = Db::new().await;
+        let heard = Heard::default();
+        let pod = heard.pod(&db, "a").await;
+        let by_hand = "BEGIN; \
+                       SELECT studio_append_event('workers_inactive', 'w', gen_random_uuid(), 'w', '{\"workers\": 1}'); \
+                       UPDATE studio_pod_events SET at = 'infinity' WHERE kind = 'workers_inactive'; COMMIT";
+        db.client.batch_execute(by_hand).await.unwrap();
+        append(&db, "workers_inactive", "w", json!({"workers": 2})).await;
+        let all = heard.hears("the alert after it", 1).await;
+        assert_eq!(all.iter().map(|alert| alert.workers).collect::<Vec<_>>(), [Some(2)]);
+        pod.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}

@@ -102,6 +102,33 @@ async fn the_backlog_reads_an_index_at_10_000_running_runs_beside_many_that_ende
     .await;
 }
 
+/// More running runs than it counts: it says so, and reads no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_backlog_says_when_it_does_not_count_all_runs_and_reads_no_more() {
+    timed(async {
+        let db = Db::new().await;
+        let pod = db.pod("a").await;
+        pod.operator().cordon("a").await.unwrap();
+        let many = "INSERT INTO studio_runs (run_id, kind, owner_pod, owner_incarnation, fence, attempt) \
+                    SELECT gen_random_uuid(), 'k' || n % 7, \
+                           CASE WHEN n % 2 = 0 THEN p.pod_id END, CASE WHEN n % 2 = 0 THEN p.incarnation END, 1, 1 \
+                      FROM generate_series(1, 50000) AS n CROSS JOIN studio_pods AS p; \
+                    ANALYZE studio_runs";
+        assert!(pod.operator().backlog().await.unwrap().iter().all(|row| !row.is_cut));
+        db.client.batch_execute(many).await.unwrap();
+        // All rows of this table are running, so that the server might as well read the table, up to the same limit.
+        db.client.batch_execute("SET enable_seqscan = off").await.unwrap();
+        let plan: Value = db.client.scalar("EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM studio_backlog", &[]).await;
+        let read = rows_read(&plan[0]["Plan"]);
+        println!("{read} rows, {} ms", plan[0]["Execution Time"]);
+        assert!(read <= 40_002.0, "{read} rows: {plan:#}");
+        let rows = pod.operator().backlog().await.unwrap();
+        assert!(rows.iter().all(|row| row.is_cut), "{rows:?}");
+        assert_eq!(rows.iter().map(|row| row.waiting).sum::<i64>(), 20_001);
+    })
+    .await;
+}
+
 /// The row of a pod without limits by kind says so, and that of one with a limit has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_states_the_limits_by_kind() {

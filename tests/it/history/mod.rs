@@ -2,6 +2,7 @@
 
 mod alerts;
 mod endpoints;
+mod mended;
 mod metrics;
 mod plans;
 mod roll_ups;

@@ -41,10 +41,15 @@ const ROLL_UPS: &[Planned] = &[
             "date_trunc('day', now(), 'UTC') - interval '30 h'",
             "date_trunc('day', now(), 'UTC') - interval '29 h'",
             "date_trunc('day', now(), 'UTC')",
+            "1",
+            "0",
         ],
         days: 1,
     },
 ];
+
+/// What the keeper of days deletes.
+const DAYS: &[Planned] = &[Planned { file: "clear_sample_writers", arguments: &["1000"], days: 0 }];
 
 /// What endpoints and the command read.
 const REQUESTS: &[Planned] = &[
@@ -63,8 +68,13 @@ const REQUESTS: &[Planned] = &[
 ];
 
 /// Tables that are big in a large fleet. A partition has the name of its table.
-const BIG: [&str; 4] =
-    ["studio_pod_heartbeats", "studio_pod_sessions", "studio_pod_heartbeats_hourly", "studio_pod_reliability"];
+const BIG: [&str; 5] = [
+    "studio_pod_heartbeats",
+    "studio_pod_sessions",
+    "studio_pod_heartbeats_hourly",
+    "studio_pod_reliability",
+    "studio_sample_writers",
+];
 
 /// 1,000 pods and 28 days: a sample an hour, two sessions a day, an hourly row each hour.
 async fn large_fleet(client: &Client) {
@@ -96,7 +106,9 @@ async fn large_fleet(client: &Client) {
            (SELECT jsonb_agg((SELECT jsonb_agg(round(random()::numeric, 4)) FROM generate_series(1, 24))) \
               FROM generate_series(1, 7) WHERE p > 0) FROM generate_series(1, 1000) p",
         "UPDATE studio_roll_ups SET token = '00000000-0000-0000-0000-000000000007', claimed_at = now()",
-        "VACUUM (ANALYZE) studio_pod_sessions, studio_pod_heartbeats_hourly, studio_pod_reliability, studio_pods, \
+        "INSERT INTO studio_sample_writers SELECT gen_random_uuid(), 1, 0, now() - n * interval '1 min', \
+           now() - n * interval '1 min' FROM generate_series(1, 20000) n",
+        "VACUUM (ANALYZE) studio_sample_writers, studio_pod_sessions, studio_pod_heartbeats_hourly, studio_pod_reliability, studio_pods, \
            studio_pod_heartbeats",
     ] {
         client.batch_execute(fill).await.unwrap_or_else(|e| panic!("{fill}: {e:?}"));
@@ -175,7 +187,7 @@ async fn no_statement_on_the_history_reads_a_big_table_whole() {
         large_fleet(&db.client).await;
         db.client.batch_execute("SET plan_cache_mode = force_generic_plan; SET jit = off").await.unwrap();
         let mut bad = Vec::new();
-        for of in ROLL_UPS.iter().chain(REQUESTS) {
+        for of in ROLL_UPS.iter().chain(DAYS).chain(REQUESTS) {
             bad.extend(check(&db.client, of).await.err());
         }
         assert!(bad.is_empty(), "{}", bad.join("\n"));

@@ -12,7 +12,7 @@ use crate::patience::SOON;
 use crate::support::sql::Client;
 use crate::support::{Db, eventually, start, timed};
 
-async fn operator(db: &Db) -> Operator {
+pub(super) async fn operator(db: &Db) -> Operator {
     Operator::connect(&Config::new(&db.pod_url)).await.expect("an operator, with the rights of pods")
 }
 
@@ -22,7 +22,7 @@ async fn operator_by(db: &Db, label: &str) -> Operator {
 }
 
 /// Partitions of samples for so many days back. Those of pods and migrations stay.
-async fn days(client: &Client, back: i32) {
+pub(super) async fn days(client: &Client, back: i32) {
     let sql = format!(
         "DO $$ DECLARE day timestamptz; BEGIN FOR i IN -1..{back} LOOP \
            day := date_trunc('day', now(), 'UTC') - i * interval '1 day'; \
@@ -35,7 +35,7 @@ async fn days(client: &Client, back: i32) {
 }
 
 /// A sample so many hours before the beginning of the current hour.
-async fn sample(client: &Client, pod: &str, hours_back: f64, health: &str, value: Option<f32>) {
+pub(super) async fn sample(client: &Client, pod: &str, hours_back: f64, health: &str, value: Option<f32>) {
     let sql = "INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, cpu_usage, \
                memory_pressure, memory_available, running_runs) SELECT $1, gen_random_uuid(), 1, \
                date_trunc('hour', now(), 'UTC') - make_interval(secs => $2::float8 * 3600), 'active', $3, $4::real, \
@@ -44,10 +44,10 @@ async fn sample(client: &Client, pod: &str, hours_back: f64, health: &str, value
 }
 
 /// An hourly row: samples, processor, memory, worst health, memory left.
-type Hour = (i64, Option<f64>, Option<f64>, String, Option<f64>);
+pub(super) type Hour = (i64, Option<f64>, Option<f64>, String, Option<f64>);
 
 /// The hourly rows of a pod, by how many hours before the current one they begin.
-async fn hours(client: &Client, pod: &str) -> BTreeMap<i64, Hour> {
+pub(super) async fn hours(client: &Client, pod: &str) -> BTreeMap<i64, Hour> {
     let sql = "SELECT (extract(epoch FROM date_trunc('hour', now(), 'UTC') - hour) / 3600)::bigint, heartbeat_count, \
                avg_cpu_usage, avg_memory_pressure, max_health, avg_memory_available \
                FROM studio_pod_heartbeats_hourly WHERE pod_id = $1";
@@ -142,7 +142,14 @@ async fn a_roll_up_that_died_half_way_is_continued() {
 }
 
 /// A session so many hours ago, and how long it lasted. No reason: it is open.
-async fn session(client: &Client, pod: &str, began: f64, hours: f64, reason: Option<&str>, node: Option<&str>) {
+pub(super) async fn session(
+    client: &Client,
+    pod: &str,
+    began: f64,
+    hours: f64,
+    reason: Option<&str>,
+    node: Option<&str>,
+) {
     let sql = "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason, labels) SELECT \
                gen_random_uuid(), $1, now() - make_interval(secs => $2::float8 * 3600), CASE WHEN $4::text IS NOT NULL THEN \
                now() - make_interval(secs => ($2::float8 - $3::float8) * 3600) END, $4, \

@@ -59,6 +59,25 @@ async fn each_way_to_start_a_run_keeps_its_trace_over_a_yield_and_a_kill() {
     .await;
 }
 
+/// A text that somebody wrote by hand into the row is no trace, and a long one is refused (L12).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_in_the_row_that_is_none_does_not_reach_the_handler() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        a.start(act().traceparent(GIVEN)).await.unwrap();
+        let first = stage.act().await;
+        let long = "UPDATE studio_runs SET traceparent = repeat('x', 56)";
+        let refused = db.client.batch_execute(long).await.expect_err("it is too long");
+        assert_eq!(refused.code().map(|code| code.code()), Some("23514"));
+        db.client.batch_execute("UPDATE studio_runs SET traceparent = 'nonsense'").await.unwrap();
+        first.give_back();
+        let second = stage.act().await;
+        assert_eq!((second.run.attempt(), second.run.traceparent()), (2, None));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_text_that_is_no_traceparent_is_refused_before_anything_is_started() {
     timed(async {
