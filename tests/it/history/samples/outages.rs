@@ -228,9 +228,15 @@ async fn hangs(db: &Db, pod: &str, least: i64) -> i64 {
 }
 
 async fn hanging(client: &sql::Client, pod: &str) -> i64 {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-               AND wait_event_type = 'Lock' AND application_name LIKE 'podlock/%' || $1 || '%/pool'";
-    client.scalar(sql, &[&pod]).await
+    i64::try_from(hanging_statements(client, pod).await.len()).unwrap()
+}
+
+/// The statements of a pod's pool that wait for the lock of a table.
+async fn hanging_statements(client: &sql::Client, pod: &str) -> Vec<String> {
+    let sql = "SELECT a.query FROM pg_stat_activity a WHERE a.datname = current_database() \
+               AND a.application_name LIKE 'podlock/%' || $1 || '%/pool' AND EXISTS ( \
+                 SELECT FROM pg_locks l WHERE l.pid = a.pid AND NOT l.granted AND l.locktype = 'relation')";
+    client.query(sql, &[&pod]).await.expect("the statements").iter().map(|row| row.get(0)).collect()
 }
 
 /// "The history must never slow the liveness": all its parts together take half of the pool.
@@ -250,17 +256,19 @@ async fn history_that_hangs_leaves_half_of_the_pool_to_runs() {
                     studio_pod_heartbeats_hourly, studio_pod_reliability IN ACCESS EXCLUSIVE MODE";
         holder.batch_execute(lock).await.unwrap();
         let watch = sql::connect(&db.url).await;
-        let mut most = hangs(&db, "a", 2).await;
+        hangs(&db, "a", 2).await;
         let failed = pod.samples().flushes_failed;
         let mut runs = 0;
         // For as long as it takes the writer to give up twice, all the others have come to hang too.
         while pod.samples().flushes_failed < failed + 2 || runs < 20 {
             let run = pod.start(NewRun::new("echo")).await.expect("a run starts").run_id;
             db.client.run_in_state(run, "succeeded", SOON).await;
-            most = hanging(&watch, "a").await.max(most);
+            let mut hanging = hanging_statements(&watch, "a").await;
+            // Recovery looks at the sessions of other pods, and is no part of the history.
+            hanging.retain(|statement| !statement.contains("studio_runs"));
+            assert!(hanging.len() <= 2, "more than half of the pool, after {runs} runs: {hanging:#?}");
             runs += 1;
         }
-        assert_eq!(most, 2, "half of the pool, after {runs} runs");
         holder.batch_execute("ROLLBACK").await.unwrap();
         all_are_stored_once(&db, pod).await;
     })
