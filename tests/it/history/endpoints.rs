@@ -126,7 +126,15 @@ async fn what_is_known_of_a_pod_and_its_sessions_and_samples() {
             (&json!(0.75), &json!(95.0), &json!("web-1"))
         );
         assert_eq!(json["last_end"]["exit_signal"], 9);
-        assert_eq!((&json["last_sample"]["number"], &json["last_sample"]["gauges"]), (&json!(30), &json!({"gpu": 30})));
+        assert_eq!(json["last_sample"], Value::Null, "its samples are older than two days");
+        let fresh = "SELECT studio_add_sample_days(1);
+            INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, running_runs, gauges)
+            VALUES ('web-1', '00000000-0000-0000-0000-000000000012', 31, now() - interval '1 s', 'active', 'nominal', 0,
+                    '{\"gpu\": 31}')";
+        db.client.batch_execute(fresh).await.expect("a sample of now");
+        let now = operator.liveness("web-1").await.expect("an answer").expect("it is known");
+        let json = serde_json::to_value(&now).expect("JSON");
+        assert_eq!((&json["last_sample"]["number"], &json["last_sample"]["gauges"]), (&json!(31), &json!({"gpu": 31})));
         assert_eq!(json["last_sample"]["memory_pressure"], Value::Null);
 
         let two =
@@ -157,10 +165,12 @@ async fn what_is_known_of_a_pod_and_its_sessions_and_samples() {
                 rows.iter().map(|row| row.number).collect::<Vec<_>>()
             }
         };
-        assert_eq!(samples(None, None, 3).await, [30, 29, 28]);
-        assert_eq!(samples(Some("2026-03-02T12:04:50Z"), None, 9).await, [30, 29]);
+        assert_eq!(samples(None, None, 3).await, [31], "without a begin, those of 31 days");
+        let day = Some("2026-03-03T00:00:00Z");
+        assert_eq!(samples(None, day, 3).await, [30, 29, 28]);
+        assert_eq!(samples(Some("2026-03-02T12:04:50Z"), day, 9).await, [30, 29]);
         assert_eq!(samples(None, Some("2026-03-02T12:00:30Z"), 9).await, [2, 1]);
-        assert_eq!(samples(Some("-005000-01-01T00:00:00Z"), Some("9999-12-30T00:00:00Z"), 1).await, [30]);
+        assert_eq!(samples(Some("-005000-01-01T00:00:00Z"), Some("9999-12-30T00:00:00Z"), 1).await, [31]);
     })
     .await;
 }

@@ -21,8 +21,12 @@ async fn operator_by(db: &Db, label: &str) -> Operator {
     Operator::connect(&config).await.expect("an operator")
 }
 
-/// Partitions of samples for so many days back. Those of pods and migrations stay.
+/// Partitions of samples for so many days back. Those of pods and migrations stay. The tests count hours from the current
+/// one. So this waits if the hour ends within 90 seconds.
 pub(super) async fn days(client: &Client, back: i32) {
+    let wait = "SELECT pg_sleep(3601 - t.s) FROM (SELECT floor(extract(epoch FROM now()))::bigint % 3600 AS s) t \
+                WHERE t.s > 3510";
+    client.query(wait, &[]).await.expect("a new hour");
     let sql = format!(
         "DO $$ DECLARE day timestamptz; BEGIN FOR i IN -1..{back} LOOP \
            day := date_trunc('day', now(), 'UTC') - i * interval '1 day'; \
