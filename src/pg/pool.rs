@@ -95,7 +95,7 @@ impl Database {
     }
 
     /// How many connections the pool has at most.
-    pub(crate) fn size(&self) -> usize {
+    pub(crate) fn most_connections(&self) -> usize {
         self.pool.status().max_size
     }
 

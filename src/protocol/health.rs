@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn the_worst_of_memory_processors_and_lag_counts() {
         use Health::{Critical, Fair, Nominal, Serious};
-        let cases: [(Option<f32>, Option<f32>, Option<f32>, Health); 17] = [
+        type Case = (Option<f32>, Option<f32>, Option<f32>, Health);
+        let cases: [Case; 17] = [
             (None, None, None, Nominal),
             (Some(0.0), Some(0.0), Some(0.0), Nominal),
             (Some(0.79), Some(0.84), Some(99.0), Nominal),

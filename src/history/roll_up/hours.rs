@@ -109,7 +109,7 @@ impl Walk {
         self.statements += 1;
         let (slices, slice) = self.slices;
         let of = Hours { from: at(self.from)?, to: at(to)?, upto: at(upto)?, slices, slice };
-        let limit = (self.is_long && maker.db.size() > 1).then_some(LONG);
+        let limit = (self.is_long && maker.db.most_connections() > 1).then_some(LONG);
         match statements::roll_up_hours(&maker.db, maker.token, of, limit).await {
             Ok(None) => return Ok(false),
             Ok(Some(rows)) => {
@@ -134,7 +134,7 @@ impl Walk {
             self.span = 1;
         } else if !self.is_long {
             self.is_long = true;
-            if maker.db.size() == 1 {
+            if maker.db.most_connections() == 1 {
                 self.slices = (SLICES, 0);
             }
         } else if self.slices.0 < SLICES_MAX {
