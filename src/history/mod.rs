@@ -5,6 +5,7 @@ pub(crate) mod cgroup;
 mod exit;
 pub(crate) mod keep;
 pub(crate) mod retention;
+pub(crate) mod roll_up;
 pub(crate) mod sessions;
 mod walk;
 

@@ -136,7 +136,8 @@ impl Operator {
     ///
     /// Safe: it only reads.
     pub async fn liveness(&self, pod: &str) -> Result<Option<Liveness>> {
-        let row = liveness::liveness(&self.database, pod, self.score_by.as_deref()).await?;
+        let row =
+            liveness::liveness(&self.database, pod, self.score_by.as_deref().filter(|label| !label.is_empty())).await?;
         row.as_ref().map(|row| Liveness::read(row, pod)).transpose()
     }
 

@@ -22,6 +22,7 @@ mod filter;
 mod follow;
 mod history;
 mod history_rows;
+mod roll_up;
 mod rows;
 mod workers;
 
@@ -41,6 +42,7 @@ use crate::store::{connections, queries, runs};
 
 pub use crate::history::keep::Retention;
 pub use crate::history::retention::{Kept, Pruned};
+pub use crate::history::roll_up::RolledUp;
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::event::EventKind;
@@ -85,7 +87,7 @@ pub struct Operator {
     database: Database,
     /// Opens the connection on which [`Operator::notices`] listens.
     opener: Opener,
-    /// The label by which scores are made. `None`: by the names of pods.
+    /// The label that scores are made by, or an empty text. `None`: as the pods do.
     score_by: Option<String>,
 }
 
@@ -100,7 +102,7 @@ impl Pod {
     #[must_use]
     pub fn operator(&self) -> Operator {
         let (database, opener) = self.connections();
-        Operator::new(database, opener, &self.settings().score_by)
+        Operator::new(database, opener, Some(self.settings().score_by.clone()))
     }
 }
 
@@ -118,8 +120,10 @@ impl Operator {
     ///
     /// Safe: a connection that was being made is closed.
     pub async fn connect(config: &Config) -> Result<Self> {
-        let opener = connections::opener(config, &config.validate()?, None)?;
-        let operator = Self::new(connections::pool_of_operator(&opener)?, opener, &config.score_by);
+        let settings = config.validate()?;
+        let opener = connections::opener(config, &settings, None)?;
+        let score_by = Some(settings.score_by).filter(|label| !label.is_empty());
+        let operator = Self::new(connections::pool_of_operator(&opener)?, opener, score_by);
         // The check comes first, on connections without any setting. The pool sets up its own connections for as long
         // as they live.
         pooler::check(&operator.opener, Role::Operator, "nothing was changed").await?;
@@ -127,8 +131,7 @@ impl Operator {
         Ok(operator)
     }
 
-    pub(crate) fn new(database: Database, opener: Opener, score_by: &str) -> Self {
-        let score_by = (!score_by.is_empty()).then(|| score_by.to_owned());
+    pub(crate) fn new(database: Database, opener: Opener, score_by: Option<String>) -> Self {
         Self { database, opener, score_by }
     }
 

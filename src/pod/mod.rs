@@ -218,6 +218,7 @@ impl PodBuilder {
         shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
         let former_exit = self.former_exit.map(|exit| exit.0);
         shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
+        shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }

@@ -6,7 +6,8 @@
 //! Public only for models and tests of the protocol. It changes with the protocol and does not follow semantic
 //! versioning.
 //!
-//! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process.
+//! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process. The
+//! exception is [`reliability`], which computes with the server's time. People read it, and no pod decides by it.
 
 pub mod awake;
 pub mod batch;
@@ -29,9 +30,11 @@ pub mod poison;
 pub mod portions;
 pub mod probing;
 pub mod recover;
+pub mod reliability;
 pub mod replica;
 pub mod reports;
 pub mod ring;
+pub mod score;
 pub mod share;
 pub mod stall;
 pub mod state;

@@ -35,6 +35,7 @@ pub(crate) mod pods;
 pub(crate) mod quarantine;
 pub(crate) mod queries;
 pub(crate) mod role;
+pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
 pub(crate) mod sessions;

@@ -79,6 +79,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<Notices>();
     crosses::<Operator>();
     crosses::<podlock::operator::Pruned>();
+    crosses::<podlock::operator::RolledUp>();
     crosses::<podlock::operator::Retention>();
     crosses::<podlock::Output>();
     crosses::<podlock::OutputFormat>();
@@ -153,6 +154,7 @@ fn every_public_future_is_send(
     is_send(Operator::runs(operator, RunFilter::new()));
     is_send(Operator::run(operator, run_id));
     is_send(Operator::incarnation(operator, pod.incarnation()));
+    is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));

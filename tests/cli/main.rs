@@ -10,6 +10,7 @@ mod examples;
 mod extremes;
 mod gateway;
 mod harness;
+mod history;
 mod hold;
 mod http;
 mod http_limits;

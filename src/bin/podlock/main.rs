@@ -9,6 +9,7 @@ mod events;
 mod evict;
 mod failure;
 mod global;
+mod history;
 mod hold;
 mod migrate;
 mod output;
@@ -51,6 +52,10 @@ enum Verb {
     /// Look at the workers that the pods have registered
     #[command(subcommand)]
     Workers(workers::Verb),
+    /// What is known of a pod's past: how it did, how it ended, how far it can be trusted
+    History(history::Args),
+    /// How far each pod can be trusted with a long run, best first
+    Score(history::ScoreArgs),
     /// The log of the pods' lives
     Events(events::Args),
     /// Ask a pod to stop cleanly: it takes no more work, and a service that listens hands its runs over and ends
@@ -123,6 +128,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Pods(verb) => pods::run(global, verb).await,
         Verb::Runs(verb) => runs::run(global, verb).await,
         Verb::Workers(verb) => workers::run(global, verb).await,
+        Verb::History(args) => history::run(global, args).await,
+        Verb::Score(args) => history::score(global, args).await,
         Verb::Events(args) => events::run(global, args).await,
         Verb::Drain(args) => drain::run(global, args).await,
         Verb::Cordon(args) => cordon::cordon(global, args).await,
