@@ -204,6 +204,7 @@ impl PodBuilder {
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
+        runs::writer::Writing::all(&engine).for_each(|worker| shared.spawn(worker));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
@@ -338,7 +339,7 @@ impl Pod {
     /// As [`Pod::start`].
     pub async fn submit(&self, new: NewRun) -> Result<RunId> {
         let engine = Arc::clone(&self.shared.engine);
-        self.in_background(async move { runs::submit(&engine, &new).await }).await
+        self.in_background(async move { runs::submit(&engine, &Arc::new(new)).await }).await
     }
 
     /// Inserts a run in the caller's transaction, on the caller's connection to the same database. The run exists if

@@ -18,6 +18,7 @@ pub(crate) mod registry;
 pub(crate) mod run;
 mod start;
 pub(crate) mod stream;
+pub(crate) mod writer;
 
 use std::future::Future;
 use std::pin::Pin;

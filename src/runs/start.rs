@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::handlers::Handlers;
+use super::writer::NewStart;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, RunId};
@@ -23,13 +24,15 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 /// Starts a run that this pod owns, and begins it.
 pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun) -> Result<Started> {
     let incarnation = engine.member.may_take_work()?;
-    check(engine, &new)?;
+    let bytes = check(engine, &new)?;
     let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
-    let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new)).await };
-    let inserted = repeat(run_id, start).await?;
-    let fence = outcome(engine, inserted, &new)?;
+    let floor = engine.registry.highest_fence();
+    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), floor };
+    let inserted = repeat(run_id, || engine.write_start(&start, bytes)).await?;
+    let fence = outcome(engine, inserted, &start.new)?;
+    let new = Arc::unwrap_or_clone(start.new);
     let claimed = Claimed {
         run_id,
         kind: new.kind,
@@ -47,11 +50,11 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 }
 
 /// Starts a run without an owner. Any pod with a handler and room claims it.
-pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
-    check(engine, new)?;
+pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> {
+    let bytes = check(engine, new)?;
     let run_id = RunId::generate();
-    let insert = insert_of(engine, run_id, new);
-    let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await;
+    let submit = NewStart { run_id, owner: None, new: Arc::clone(new), floor: Fence::from(0) };
+    let inserted = repeat(run_id, || engine.write_start(&submit, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
     if may_be_there {
@@ -172,7 +175,8 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
         .help("follow that run, or wait until it has ended")
 }
 
-fn check(engine: &Engine, new: &NewRun) -> Result<()> {
+/// Refuses a run that cannot be stored. Returns how many bytes its input has.
+fn check(engine: &Engine, new: &NewRun) -> Result<usize> {
     let most = engine.member.settings.input_max_bytes;
     let bytes = size(&new.input)?;
     if bytes > most {
@@ -192,7 +196,7 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
         storable(&new.input).err().map(|why| format!("its input cannot be stored: {why}"))
     };
     match fault {
-        None => Ok(()),
+        None => Ok(bytes),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
             .state("no run was started")
             .help("correct it")),

@@ -1,6 +1,8 @@
 //! Statements that make the same write for several runs. [`super::start`] and [`super::owner_writes`] make one write, and
 //! keep to the same rules. Each row of a reply answers one write.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -87,8 +89,7 @@ pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Vec<Sta
     const SQL: &str = sql!("submit_runs");
     let Inserts { run_ids, kinds, keys, inputs, movables, patience } = Inserts::of(runs);
     let nobody: Option<&str> = None;
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&run_ids, &kinds, &keys, &inputs, &movables, &nobody, &nobody, &patience];
+    let params: [&(dyn ToSql + Sync); 8] = [&run_ids, &kinds, &keys, &inputs, &movables, &nobody, &nobody, &patience];
     let answer = |row: &Row| {
         let is_inserted = row.at::<bool>("is_inserted")?;
         Ok(if is_inserted { StartAnswer::Yes(Fence::from(0)) } else { StartAnswer::Ask })
@@ -103,7 +104,7 @@ pub(crate) struct Checkpoint {
     pub(crate) owner: Owner,
     /// The number of the write among those of its attempt.
     pub(crate) number: i64,
-    pub(crate) value: Value,
+    pub(crate) value: Arc<Value>,
     /// How many chunks the run's stream has now. `None` leaves the number unchanged.
     pub(crate) seq: Option<i64>,
 }
@@ -130,7 +131,7 @@ pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Re
     const SQL: &str = sql!("save_checkpoints", "mine", "owned_by_each", "still_mine", "stream_length");
     let Owners { run_ids, owners, fences } = Owners::of(checkpoints.iter().map(|c| c.owner));
     let numbers: Vec<i64> = checkpoints.iter().map(|c| c.number).collect();
-    let values: Vec<&Value> = checkpoints.iter().map(|c| &c.value).collect();
+    let values: Vec<&Value> = checkpoints.iter().map(|c| &*c.value).collect();
     let seqs: Vec<Option<i64>> = checkpoints.iter().map(|c| c.seq).collect();
     let params: [&(dyn ToSql + Sync); 6] = [&run_ids, &owners, &fences, &numbers, &values, &seqs];
     let step = "saving checkpoints";

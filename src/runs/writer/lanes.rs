@@ -58,16 +58,16 @@ pub(super) struct Lanes {
     pub(super) keyed_starts: Lane<NewStart, StartAnswer>,
     pub(super) submits: Lane<NewStart, StartAnswer>,
     pub(super) keyed_submits: Lane<NewStart, StartAnswer>,
-    pub(super) checkpoints: Lane<Arc<Checkpoint>, WriteAnswer>,
+    pub(super) checkpoints: Lane<Checkpoint, WriteAnswer>,
     pub(super) ends: Lane<End, WriteAnswer>,
     pub(super) yields: Lane<Release, WriteAnswer>,
 }
 
 /// The writes of one statement.
 pub(super) enum Group {
+    /// All of one owner, or all of none.
     Starts(Vec<Waiting<NewStart, StartAnswer>>),
-    Submits(Vec<Waiting<NewStart, StartAnswer>>),
-    Checkpoints(Vec<Waiting<Arc<Checkpoint>, WriteAnswer>>),
+    Checkpoints(Vec<Waiting<Checkpoint, WriteAnswer>>),
     Ends(Vec<Waiting<End, WriteAnswer>>),
     Yields(Vec<Waiting<Release, WriteAnswer>>),
 }
@@ -127,8 +127,8 @@ impl Lanes {
         Some(match heads.iter().position(|head| head.as_ref() == Some(oldest))? {
             0 => Group::Starts(take(&mut self.starts, one_owner)),
             1 => Group::Starts(take(&mut self.keyed_starts, one_owner)),
-            2 => Group::Submits(take(&mut self.submits, one_owner)),
-            3 => Group::Submits(take(&mut self.keyed_submits, one_owner)),
+            2 => Group::Starts(take(&mut self.submits, one_owner)),
+            3 => Group::Starts(take(&mut self.keyed_submits, one_owner)),
             4 => Group::Checkpoints(take(&mut self.checkpoints, |_, _| true)),
             5 => Group::Ends(take(&mut self.ends, |_, _| true)),
             _ => Group::Yields(take(&mut self.yields, |_, _| true)),
@@ -139,7 +139,7 @@ impl Lanes {
 impl Group {
     fn is_empty(&self) -> bool {
         match self {
-            Self::Starts(starts) | Self::Submits(starts) => starts.is_empty(),
+            Self::Starts(starts) => starts.is_empty(),
             Self::Checkpoints(checkpoints) => checkpoints.is_empty(),
             Self::Ends(ends) => ends.is_empty(),
             Self::Yields(yields) => yields.is_empty(),

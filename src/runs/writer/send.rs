@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use super::lanes::{End, Group, alone};
-use super::{NewStart, Release, Slot, Turn, Waiting, Writer};
+use super::{NewStart, Release, Slot, Turn, Waiting};
 use crate::background::part::{Next, Part};
 use crate::error::{Error, ErrorKind, Result};
+use crate::output::Columns;
+use crate::pg::pool::Database;
 use crate::protocol::batch::{Fault, fault};
 use crate::runs::engine::Engine;
 use crate::store::grouped::{self, Checkpoint, Finish, StartAnswer, WriteAnswer};
@@ -24,64 +26,109 @@ impl Writing {
     }
 
     async fn send(&self, group: Group, slot: Slot) {
-        let (engine, db) = (&self.engine, &self.engine.db);
-        let is_over = engine.member.is_past_deadline();
         match group {
-            Group::Starts(starts) => {
-                let Some((starts, _slot)) = alone(starts, slot) else { return };
-                in_parts(starts, async |starts: &[&NewStart]| {
-                    let inserts: Vec<_> = starts.iter().map(|start| start.insert()).collect();
-                    match starts.first().and_then(|start| start.owner) {
-                        Some(own) => grouped::start(db, own, &inserts).await,
-                        None => Ok(vec![StartAnswer::NoOwner; starts.len()]),
+            Group::Starts(starts) => self.answer(starts, slot).await,
+            // L7: nothing of an owner is sent past the deadline.
+            Group::Checkpoints(checkpoints) if self.engine.member.is_past_deadline() => refuse(checkpoints),
+            Group::Checkpoints(checkpoints) => self.answer(checkpoints, slot).await,
+            Group::Ends(ends) if self.engine.member.is_past_deadline() => refuse(ends),
+            Group::Ends(ends) => self.answer(ends, slot).await,
+            Group::Yields(yields) if self.engine.member.is_past_deadline() => refuse(yields),
+            Group::Yields(yields) => self.answer(yields, slot).await,
+        }
+    }
+
+    /// Sends a group and answers its callers. If the server refuses the statement because of a row, the halves are tried,
+    /// so that one bad row does not cost the others their group. A write that is at fault is made by its caller alone.
+    async fn answer<T: Grouped>(&self, group: Vec<Waiting<T, T::Answer>>, slot: Slot) {
+        let Some((group, _slot)) = alone(group, slot) else { return };
+        let mut parts = vec![group];
+        while let Some(mut part) = parts.pop() {
+            let sent = {
+                let writes: Vec<&T> = part.iter().map(|waiting| &waiting.what).collect();
+                T::send(&self.engine.db, &writes).await
+            };
+            match sent {
+                Ok(answers) => {
+                    for (waiting, answer) in part.into_iter().zip(answers) {
+                        // A caller that is gone needs no answer.
+                        let _ = waiting.reply.send(Ok(Turn::Answered(answer)));
                     }
-                })
-                .await;
-            }
-            Group::Submits(submits) => {
-                let Some((submits, _slot)) = alone(submits, slot) else { return };
-                in_parts(submits, async |submits: &[&NewStart]| {
-                    let inserts: Vec<_> = submits.iter().map(|submit| submit.insert()).collect();
-                    grouped::submit(db, &inserts).await
-                })
-                .await;
-            }
-            Group::Checkpoints(checkpoints) if is_over => refuse(checkpoints),
-            Group::Checkpoints(checkpoints) => {
-                let Some((checkpoints, _slot)) = alone(checkpoints, slot) else { return };
-                in_parts(checkpoints, async |checkpoints: &[&Arc<Checkpoint>]| {
-                    let checkpoints: Vec<&Checkpoint> = checkpoints.iter().map(|checkpoint| &***checkpoint).collect();
-                    grouped::checkpoint(db, &checkpoints).await
-                })
-                .await;
-            }
-            Group::Ends(ends) if is_over => refuse(ends),
-            Group::Ends(ends) => {
-                let Some((ends, _slot)) = alone(ends, slot) else { return };
-                in_parts(ends, async |ends: &[&End]| {
-                    let ends: Vec<Finish<'_>> = ends
-                        .iter()
-                        .map(|End { owner, ending, seq }| Finish {
-                            owner: *owner,
-                            ending,
-                            output: ending.output().checked_columns(),
-                            seq: *seq,
-                        })
-                        .collect();
-                    grouped::finish(db, &ends).await
-                })
-                .await;
-            }
-            Group::Yields(yields) if is_over => refuse(yields),
-            Group::Yields(yields) => {
-                let Some((yields, _slot)) = alone(yields, slot) else { return };
-                in_parts(yields, async |yields: &[&Release]| {
-                    let yields: Vec<(Owner, &str)> = yields.iter().map(|y| (y.owner, y.reason)).collect();
-                    grouped::give_back(db, &yields).await
-                })
-                .await;
+                }
+                Err(e) => match why(&e) {
+                    Fault::Row if part.len() > 2 => {
+                        let rest = part.split_off(part.len() / 2);
+                        parts.extend([rest, part]);
+                    }
+                    // A smaller statement may end in time, or without the row at fault.
+                    Fault::Row | Fault::TooSlow => {
+                        for waiting in part {
+                            let _ = waiting.reply.send(Ok(Turn::Alone(None)));
+                        }
+                    }
+                    Fault::Other => {
+                        for waiting in part {
+                            let _ = waiting.reply.send(Err(e.for_another()));
+                        }
+                    }
+                },
             }
         }
+    }
+}
+
+/// A write that can be made together with others of its kind.
+trait Grouped: Sync + Send + Sized {
+    type Answer: Send;
+
+    /// Makes the writes in one statement. The answers are in their order.
+    fn send(db: &Database, writes: &[&Self]) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
+}
+
+impl Grouped for NewStart {
+    type Answer = StartAnswer;
+
+    /// A lane has only starts of one owner, or only of none.
+    async fn send(db: &Database, writes: &[&Self]) -> Result<Vec<StartAnswer>> {
+        let inserts: Vec<_> = writes.iter().map(|start| start.insert()).collect();
+        match writes.first().and_then(|start| start.owner) {
+            Some(own) => grouped::start(db, own, &inserts).await,
+            None => grouped::submit(db, &inserts).await,
+        }
+    }
+}
+
+impl Grouped for Checkpoint {
+    type Answer = WriteAnswer;
+
+    async fn send(db: &Database, writes: &[&Self]) -> Result<Vec<WriteAnswer>> {
+        grouped::checkpoint(db, writes).await
+    }
+}
+
+impl Grouped for End {
+    type Answer = WriteAnswer;
+
+    async fn send(db: &Database, writes: &[&Self]) -> Result<Vec<WriteAnswer>> {
+        let ends: Vec<Finish<'_>> = writes
+            .iter()
+            .map(|end| Finish {
+                owner: end.owner,
+                ending: &end.ending,
+                output: end.ending.output().checked_columns(),
+                seq: end.seq,
+            })
+            .collect();
+        grouped::finish(db, &ends).await
+    }
+}
+
+impl Grouped for Release {
+    type Answer = WriteAnswer;
+
+    async fn send(db: &Database, writes: &[&Self]) -> Result<Vec<WriteAnswer>> {
+        let yields: Vec<(Owner, &str)> = writes.iter().map(|release| (release.owner, release.reason)).collect();
+        grouped::give_back(db, &yields).await
     }
 }
 
@@ -100,40 +147,6 @@ impl Part for Writing {
     }
 }
 
-/// Sends a group and answers its callers. If the server refuses the statement because of a row, the halves are tried, so
-/// that one bad row does not cost the others their group. A write that is at fault is made by its caller alone.
-async fn in_parts<T, A>(group: Vec<Waiting<T, A>>, send: impl AsyncFn(&[&T]) -> Result<Vec<A>>) {
-    let mut parts = vec![group];
-    while let Some(mut part) = parts.pop() {
-        let sent = send(&part.iter().map(|waiting| &waiting.what).collect::<Vec<_>>()).await;
-        match sent {
-            Ok(answers) => {
-                for (waiting, answer) in part.into_iter().zip(answers) {
-                    // A caller that is gone needs no answer.
-                    let _ = waiting.reply.send(Ok(Turn::Answered(answer)));
-                }
-            }
-            Err(e) => match why(&e) {
-                Fault::Row if part.len() > 2 => {
-                    let rest = part.split_off(part.len() / 2);
-                    parts.extend([rest, part]);
-                }
-                // A smaller statement may end in time, or without the row at fault.
-                Fault::Row | Fault::TooSlow => {
-                    for waiting in part {
-                        let _ = waiting.reply.send(Ok(Turn::Alone(None)));
-                    }
-                }
-                Fault::Other => {
-                    for waiting in part {
-                        let _ = waiting.reply.send(Err(e.for_another()));
-                    }
-                }
-            },
-        }
-    }
-}
-
 /// Whether parts of a group may pass where the whole group failed. A wait for a key, a deadlock and a conflict end with a
 /// row as well.
 fn why(error: &Error) -> Fault {
@@ -146,9 +159,13 @@ fn why(error: &Error) -> Fault {
 /// L7: answers writes of a pod that is past its deadline. Nothing was sent. The caller looks again, and stops.
 fn refuse<T, A>(group: Vec<Waiting<T, A>>) {
     for waiting in group {
-        let what = "the pod is past its deadline";
-        let _ = waiting.reply.send(Err(Error::new(ErrorKind::Timeout, what).unconnected()));
+        let _ = waiting.reply.send(Err(past_deadline()));
     }
+}
+
+/// Nothing was sent. `Run::write` looks at the deadline again, and says so.
+fn past_deadline() -> Error {
+    Error::new(ErrorKind::Timeout, "the pod is past its deadline").unconnected()
 }
 
 /// What an answer of a group says of a write. `None`: its caller makes it alone.
@@ -191,31 +208,36 @@ impl Engine {
     }
 
     /// Saves a checkpoint, as [`runs::checkpoint`].
-    pub(crate) async fn write_checkpoint(&self, checkpoint: &Arc<Checkpoint>, bytes: usize) -> Result<bool> {
-        let Checkpoint { owner, number, value, seq } = &**checkpoint;
+    pub(crate) async fn write_checkpoint(&self, checkpoint: &Checkpoint, bytes: usize) -> Result<bool> {
+        let Checkpoint { owner, number, value, seq } = checkpoint;
         let alone = async || runs::checkpoint(&self.db, *owner, *number, value, *seq).await;
         let first = async { alone().await.map(Some) };
         let written = self.writer.write(
             bytes,
-            || Arc::clone(checkpoint),
+            || checkpoint.clone(),
             |lanes, waiting| lanes.checkpoints.push_back(waiting),
             first,
             settled,
         );
         match written.await? {
             Some(written) => Ok(written),
+            None if self.member.is_past_deadline() => Err(past_deadline()),
             None => alone().await,
         }
     }
 
     /// Ends a run, as [`runs::finish`]. The output was checked.
-    pub(crate) async fn write_end(&self, owner: Owner, ending: &Arc<Ending>, seq: Option<i64>) -> Result<bool> {
-        let columns = ending.output().checked_columns();
-        let bytes = columns.stdout.len() + columns.stderr.len() + columns.result.map_or(0, crate::output::about);
-        let alone = async || runs::finish(&self.db, owner, ending, &columns, seq).await;
+    pub(crate) async fn write_end(
+        &self,
+        owner: Owner,
+        ending: &Arc<Ending>,
+        columns: &Columns<'_>,
+        seq: Option<i64>,
+    ) -> Result<bool> {
+        let alone = async || runs::finish(&self.db, owner, ending, columns, seq).await;
         let first = async { alone().await.map(Some) };
         let written = self.writer.write(
-            bytes,
+            columns.bytes,
             || End { owner, ending: Arc::clone(ending), seq },
             |lanes, waiting| lanes.ends.push_back(waiting),
             first,
@@ -223,6 +245,7 @@ impl Engine {
         );
         match written.await? {
             Some(written) => Ok(written),
+            None if self.member.is_past_deadline() => Err(past_deadline()),
             None => alone().await,
         }
     }
@@ -236,6 +259,7 @@ impl Engine {
             self.writer.write(0, || release, |lanes, waiting| lanes.yields.push_back(waiting), first, settled);
         match written.await? {
             Some(written) => Ok(written),
+            None if self.member.is_past_deadline() => Err(past_deadline()),
             None => alone().await,
         }
     }
