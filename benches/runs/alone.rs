@@ -139,11 +139,12 @@ impl Hand {
                    VALUES ('by hand', '', 0, $1, 1, 2, 1, now())";
         client.execute(sql, &[&own]).await?;
         client
-            .batch_execute("SET jit = off; SET plan_cache_mode = force_generic_plan; SET search_path = pg_catalog, pg_temp")
+            .batch_execute(
+                "SET jit = off; SET plan_cache_mode = force_generic_plan; SET search_path = pg_catalog, pg_temp",
+            )
             .await?;
         let [start, checkpoint, end] = texts;
-        let statements =
-            [client.prepare(start).await?, client.prepare(checkpoint).await?, client.prepare(end).await?];
+        let statements = [client.prepare(start).await?, client.prepare(checkpoint).await?, client.prepare(end).await?];
         Ok(Self { client, own, statements })
     }
 

@@ -163,5 +163,9 @@ fn columns<'a>(part: &[(Uuid, i64)], value: &'a Value) -> (Vec<Uuid>, Vec<i64>, 
 }
 
 fn expect(expected: usize, written: u64) -> Result<()> {
-    if written == expected as u64 { Ok(()) } else { Err(format!("{written} of {expected} runs were written by hand").into()) }
+    if written == expected as u64 {
+        Ok(())
+    } else {
+        Err(format!("{written} of {expected} runs were written by hand").into())
+    }
 }

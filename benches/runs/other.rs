@@ -42,13 +42,25 @@ pub(crate) enum Part {
 pub(crate) enum Says {
     Ready,
     /// A run of this caller has ended.
-    Ended { caller: usize },
+    Ended {
+        caller: usize,
+    },
     /// So many runs as expected have begun; when, in nanoseconds since 1970.
-    Begun { at: u128 },
+    Begun {
+        at: u128,
+    },
     /// The runs were started; the resident memory is in bytes.
-    Started { ms: f64, before: f64, after: f64 },
+    Started {
+        ms: f64,
+        before: f64,
+        after: f64,
+    },
     /// The pod has shut down.
-    Drained { ms: f64, yielded: usize, aborted: usize },
+    Drained {
+        ms: f64,
+        yielded: usize,
+        aborted: usize,
+    },
 }
 
 /// Nanoseconds since 1970, to compare with those of another process.
@@ -78,8 +90,7 @@ impl Other {
             }
         }
         let mut child = command.env_remove("POD_NAME").env("DATABASE_URL", url).spawn()?;
-        let (stdin, stdout) =
-            child.stdin.take().zip(child.stdout.take()).ok_or("a process has no pipes")?;
+        let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).ok_or("a process has no pipes")?;
         let (said, heard) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             let mut lines = BufReader::new(stdout).lines();

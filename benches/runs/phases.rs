@@ -186,7 +186,8 @@ fn rates(what: &str, one: &Measured, rows: &[Row]) -> Table {
     for (callers, measured, groups) in rows {
         let counts = &measured.counts;
         let sizes = [&counts.starts, &counts.claims, &counts.checkpoints, &counts.ends];
-        let sizes = sizes.map(|writes| if writes.calls > 0.0 { format!("{:.1}", writes.group()) } else { "-".to_owned() });
+        let sizes =
+            sizes.map(|writes| if writes.calls > 0.0 { format!("{:.1}", writes.group()) } else { "-".to_owned() });
         let micros = |m: &Measured| format!("{:.0}", m.counts.ms * 1e3 / m.runs);
         table.row(vec![
             callers.to_string(),
