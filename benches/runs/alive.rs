@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::counts::{Counts, beginning};
+use crate::counts::{Counts, gist};
 use crate::other::{Other, Says, now};
 use crate::report::{Report, Table};
 use crate::stage::Stage;
@@ -107,7 +107,7 @@ fn more(none: &Counts, all: &Counts, report: &mut Report) {
         let (calls, ms) = before.map_or((0.0, 0.0), |before| (before.calls, before.ms));
         if statement.calls - calls > 2.0 || statement.ms - ms > 20.0 {
             let (more, longer) = (statement.calls - calls, statement.ms - ms);
-            report.note(format!("{more:+.0} calls, {longer:+.1} ms: {}", beginning(&statement.text)));
+            report.note(format!("{more:+.0} calls, {longer:+.1} ms: {}", gist(&statement.text)));
         }
     }
 }

@@ -63,6 +63,15 @@ impl Counts {
         Ok(counts)
     }
 
+    /// The statements that take most of the server's time.
+    pub(crate) fn top(&self, runs: f64) -> Vec<String> {
+        let show = |statement: &Statement| {
+            let Statement { text, calls, ms } = statement;
+            format!("{:7.1} µs a run, {:7.3} ms each, {calls:6} calls: {}", ms * 1e3 / runs, ms / calls, gist(text))
+        };
+        self.statements.iter().take(4).map(show).collect()
+    }
+
     /// Which kind of write a statement is.
     fn of(&mut self, text: &str) -> Option<&mut Writes> {
         Some(if text.contains("quarantined AS") {
@@ -73,7 +82,7 @@ impl Counts {
             &mut self.checkpoints
         } else if text.contains("SET state =") && text.contains("parse_error =") {
             &mut self.ends
-        } else if text.contains("SET owner_pod = NULL") {
+        } else if text.contains("given AS") {
             &mut self.yields
         } else {
             return None;
@@ -81,7 +90,11 @@ impl Counts {
     }
 }
 
-/// The first words of a statement, for people.
-pub(crate) fn beginning(sql: &str) -> String {
-    sql.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(100).collect()
+/// A part of a statement that tells it from others, for people: what it writes, or else its first words.
+pub(crate) fn gist(sql: &str) -> String {
+    let words = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let from = ["INSERT INTO", "UPDATE"].iter().filter_map(|word| words.find(word)).min().unwrap_or(0);
+    let first: String = words.chars().take(40).collect();
+    let rest: String = words.get(from..).unwrap_or_default().chars().take(70).collect();
+    if from > 40 { format!("{first} … {rest}") } else { words.chars().take(110).collect() }
 }

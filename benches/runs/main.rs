@@ -94,10 +94,12 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(measure(&args))
+    // As a task, because a future on the main thread is woken from another thread each time.
+    runtime.block_on(async { tokio::spawn(measure(args)).await? })
 }
 
-async fn measure(args: &Args) -> Result<()> {
+async fn measure(args: Args) -> Result<()> {
+    let args = &args;
     let mut report = Report::default();
     for fsync in &args.fsync {
         let stage = Stage::start(*fsync).await?;

@@ -66,6 +66,7 @@ async fn owned(
     let again = floor.one_by_one(args).await?;
     one.rate = f64::midpoint(one.rate, again.rate);
     pod.shutdown(SOON).await?;
+    top(&rows, report);
     report.table(rates(what, &one, &rows));
     judge(stage, what, &one, &rows, report);
     Ok(rows.iter().map(|(_, measured, _)| measured.rate).fold(0.0, f64::max))
@@ -130,6 +131,7 @@ pub(crate) async fn submits(stage: &Stage, args: &Args, report: &mut Report) -> 
     one.rate = f64::midpoint(one.rate, again.rate);
     worker.end().await?;
     front.shutdown(SOON).await?;
+    top(&rows, report);
     report.table(rates(what, &one, &rows));
     judge(stage, what, &one, &rows, report);
     Ok(())
@@ -203,6 +205,17 @@ fn rates(what: &str, one: &Measured, rows: &[Row]) -> Table {
         ]);
     }
     table
+}
+
+/// Where the server's time goes at the peak.
+fn top(rows: &[Row], report: &mut Report) {
+    let Some((callers, measured, groups)) = rows.iter().max_by(|a, b| a.1.rate.total_cmp(&b.1.rate)) else { return };
+    for (whose, measured) in [("the pod's", measured), ("by hand in groups", groups)] {
+        report.note(format!("{callers} callers, the server's time, {whose}:"));
+        for line in measured.counts.top(measured.runs) {
+            report.note(format!("  {line}"));
+        }
+    }
 }
 
 /// The goals are for the rate at the peak, and for the ratio to groups at each number of callers that makes groups.
