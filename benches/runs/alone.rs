@@ -49,7 +49,7 @@ pub(crate) async fn measure(stage: &Stage, args: &Args) -> Result<Alone> {
     let url = stage.database(DATABASE).await?;
     let pod = pod(&url, &steps).await?;
     let statements = shown(&connect(&url).await?, &pod, &steps).await?;
-    let by_hand = Hand::new(&stage.bare("alone_floor").await?, &statements).await?;
+    let by_hand = Hand::new(&stage.database("alone_floor").await?, &statements).await?;
     // The first calls are slower.
     for _ in 0..100 {
         by_hand.run(&mut Default::default()).await?;

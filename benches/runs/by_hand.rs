@@ -46,6 +46,8 @@ pub(crate) const ONE: Texts = Texts {
             FROM run WHERE a.run_id = run.run_id AND a.attempt = run.attempt",
 };
 
+/// Each row is looked up by its key, and written at its place. As a plain join, the server would read all runs that go on,
+/// because it expects few.
 pub(crate) const MANY: Texts = Texts {
     start: "WITH run AS (
               INSERT INTO studio_runs (run_id, kind, input, owner_pod, owner_incarnation, fence, attempt)
@@ -56,27 +58,40 @@ pub(crate) const MANY: Texts = Texts {
             SELECT run_id, 1, 'by hand', $3::uuid, fence FROM run RETURNING run_id, fence",
     submit: "INSERT INTO studio_runs (run_id, kind, input)
              SELECT u.run_id, 'work', u.input FROM unnest($1::uuid[], $2::jsonb[]) AS u (run_id, input)",
-    claim: "WITH run AS (
+    claim: "WITH u AS MATERIALIZED (
+              SELECT (SELECT r.ctid FROM studio_runs r WHERE r.run_id = u.run_id) AS place
+                FROM unnest($1::uuid[]) AS u (run_id)
+            ), run AS (
               UPDATE studio_runs r SET owner_pod = 'by hand', owner_incarnation = $2::uuid, attempt = r.attempt + 1,
                      fence = nextval('studio_fence')
-                FROM unnest($1::uuid[]) AS u (run_id)
-               WHERE r.run_id = u.run_id AND r.state = 'running' AND r.owner_incarnation IS NULL
+                FROM u WHERE r.ctid = u.place AND r.finished_at IS NULL AND r.owner_incarnation IS NULL
               RETURNING r.run_id, r.fence, r.attempt
             )
             INSERT INTO studio_run_attempts (run_id, attempt, pod_id, incarnation, fence)
             SELECT run_id, attempt, 'by hand', $2::uuid, fence FROM run RETURNING run_id, fence",
-    checkpoint: "UPDATE studio_runs r SET checkpoint = u.checkpoint, crashes = 0, written = $4::int8
-                   FROM unnest($1::uuid[], $2::int8[], $5::jsonb[]) AS u (run_id, fence, checkpoint)
-                  WHERE r.run_id = u.run_id AND r.fence = u.fence AND r.owner_incarnation = $3::uuid
-                    AND r.state = 'running'",
-    end: "WITH run AS (
-            UPDATE studio_runs r SET state = 'succeeded', result = u.result, finished_at = clock_timestamp()
+    checkpoint: "WITH u AS MATERIALIZED (
+                   SELECT u.*, (SELECT r.ctid FROM studio_runs r WHERE r.run_id = u.run_id) AS place
+                     FROM unnest($1::uuid[], $2::int8[], $5::jsonb[]) AS u (run_id, fence, checkpoint)
+                 )
+                 UPDATE studio_runs r SET checkpoint = u.checkpoint, crashes = 0, written = $4::int8
+                   FROM u WHERE r.ctid = u.place AND r.fence = u.fence AND r.owner_incarnation = $3::uuid
+                    AND r.finished_at IS NULL",
+    end: "WITH u AS MATERIALIZED (
+            SELECT u.*, (SELECT r.ctid FROM studio_runs r WHERE r.run_id = u.run_id) AS place
               FROM unnest($1::uuid[], $2::int8[], $4::jsonb[]) AS u (run_id, fence, result)
-             WHERE r.run_id = u.run_id AND r.fence = u.fence AND r.owner_incarnation = $3::uuid AND r.state = 'running'
+          ), run AS (
+            UPDATE studio_runs r SET state = 'succeeded', result = u.result, finished_at = clock_timestamp()
+              FROM u WHERE r.ctid = u.place AND r.fence = u.fence AND r.owner_incarnation = $3::uuid
+               AND r.finished_at IS NULL
             RETURNING r.run_id, r.attempt
+          ), place AS MATERIALIZED (
+            SELECT (SELECT a.ctid FROM studio_run_attempts a WHERE a.run_id = run.run_id AND a.attempt = run.attempt)
+                   AS place FROM run
+          ), closed AS (
+            UPDATE studio_run_attempts a SET ended_at = clock_timestamp(), reason = 'succeeded'
+              FROM place WHERE a.ctid = place.place
           )
-          UPDATE studio_run_attempts a SET ended_at = clock_timestamp(), reason = 'succeeded'
-            FROM run WHERE a.run_id = run.run_id AND a.attempt = run.attempt",
+          SELECT run_id FROM run",
 };
 
 /// A connection with the statements, prepared.

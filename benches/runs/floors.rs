@@ -60,7 +60,7 @@ pub(crate) struct Floor<'a> {
 
 impl<'a> Floor<'a> {
     pub(crate) async fn new(stage: &'a Stage, name: &str, shape: Shape) -> Result<Self> {
-        let url = stage.bare(name).await?;
+        let url = stage.database(name).await?;
         Ok(Self { stage, name: name.to_owned(), url, shape })
     }
 
@@ -151,7 +151,8 @@ async fn many(hand: &Hand, shape: Shape, sizes: Sizes, load: &Load) -> Result<()
     let result = json!(null);
     for part in owned.chunks(sizes.end) {
         let (run_ids, fences, results) = columns(part, &result);
-        expect(part.len(), hand.client.execute(&hand.end, &[&run_ids, &fences, &hand.own, &results]).await?)?;
+        let rows = hand.client.query(&hand.end, &[&run_ids, &fences, &hand.own, &results]).await?;
+        expect(part.len(), rows.len() as u64)?;
         load.add(part.len());
     }
     Ok(())
