@@ -51,6 +51,10 @@ pub mod guards {}
 struct HttpPage;
 
 #[cfg(doctest)]
+#[doc = include_str!("../docs/history.md")]
+struct HistoryPage;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/workers.md")]
 struct WorkersPage;
 

@@ -6,7 +6,10 @@ mod exit;
 pub(crate) mod keep;
 pub(crate) mod retention;
 pub(crate) mod roll_up;
+pub(crate) mod samples;
 pub(crate) mod sessions;
 mod walk;
 
+pub use crate::protocol::health::Health;
 pub use exit::ProcessExit;
+pub use samples::{Counter, Gauge, SampleCounts};

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::part::{self, Part};
 use crate::error::{Error, ErrorKind};
+use crate::history::samples::Samples;
 use crate::id::Incarnation;
 use crate::membership::{Membership, PodStatus};
 use crate::runs::StopReason;
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) member: Arc<Membership>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) workers: Arc<Registry>,
+    pub(crate) samples: Arc<Samples>,
     /// Fires when the thread of the pod's sessions has ended.
     pub(crate) ended: CancellationToken,
     /// Makes the next probe of the roster come now.
@@ -32,11 +34,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(member: Arc<Membership>, engine: Arc<Engine>, workers: Arc<Registry>) -> Arc<Self> {
+    pub(crate) fn new(
+        member: Arc<Membership>,
+        engine: Arc<Engine>,
+        workers: Arc<Registry>,
+        samples: Arc<Samples>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             member,
             engine,
             workers,
+            samples,
             ended: CancellationToken::new(),
             probe_now: Notify::new(),
             row_gone: Notify::new(),

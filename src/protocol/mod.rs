@@ -11,6 +11,7 @@
 
 pub mod awake;
 pub mod batch;
+pub mod batching;
 pub mod cause;
 pub mod condition;
 pub mod deadline;
@@ -19,6 +20,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod health;
 pub mod interest;
 pub mod moves;
 mod names;

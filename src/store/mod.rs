@@ -7,6 +7,7 @@
 //! that).
 
 pub(crate) mod admission;
+pub(crate) mod backlog;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
@@ -38,6 +39,7 @@ pub(crate) mod role;
 pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
+pub(crate) mod samples;
 pub(crate) mod sessions;
 mod start;
 pub(crate) mod strangers;

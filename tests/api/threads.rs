@@ -71,6 +71,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();
     crosses::<migrate::Version>();
+    crosses::<podlock::history::Counter>();
+    crosses::<podlock::history::Gauge>();
+    crosses::<podlock::history::Health>();
+    crosses::<podlock::history::SampleCounts>();
     crosses::<podlock::operator::AttemptRow>();
     crosses::<EventFilter>();
     crosses::<podlock::operator::EventRow>();
@@ -103,6 +107,9 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Sample>();
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
+    crosses::<podlock::http::AdminKey>();
+    crosses::<podlock::operator::BacklogRow>();
+    crosses::<podlock::meters::Label>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
     crosses::<podlock::throwaway::Builder>();
@@ -156,6 +163,8 @@ fn every_public_future_is_send(
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
+    is_send(Operator::backlog(operator));
+    is_send(Operator::record_backlog(operator));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));
     is_send(Operator::reliability_of(operator, "name"));

@@ -1,6 +1,7 @@
 //! The liveness history: samples, sessions, roll-ups, and what is read from them.
 
 mod endpoints;
+mod metrics;
 mod plans;
 mod roll_ups;
 mod samples;
