@@ -230,6 +230,14 @@ meters! {
     Counter WORKER_TRANSITIONS = "podlock_worker_transitions_total" ["to" = ["active", "inactive"]];
     /// Bytes of memory that this pod's copy of the worker registry takes, about.
     Gauge WORKER_BYTES = "podlock_worker_bytes" [];
+    /// Alerts that this pod heard, by kind: lost, quarantined, inactive. Each pod hears each alert.
+    Counter ALERTS = "podlock_alerts_total" ["kind"];
+    /// Alerts that the callback of the service missed because it was too slow.
+    Counter ALERTS_MISSED = "podlock_alerts_missed_total" [];
+    /// Attempts of this pod to deliver an alert to a webhook, by outcome: delivered, failed (tried again), given_up.
+    Counter WEBHOOK_DELIVERIES = "podlock_webhook_deliveries_total" ["outcome"];
+    /// How often this pod found that the log was cut before all of it was delivered to a webhook. Alerts may be lost.
+    Counter WEBHOOK_CUTS = "podlock_webhook_cuts_total" [];
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The record of the past: samples that pods take of themselves, sessions, what is made from them, and how long all of it
 //! is kept.
 
+pub(crate) mod alerts;
 pub(crate) mod cgroup;
 mod exit;
 pub(crate) mod keep;

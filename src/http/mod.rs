@@ -14,6 +14,7 @@ mod runs;
 mod seats;
 mod serve;
 mod sse;
+mod webhook;
 mod workers;
 
 pub use admin::AdminKey;
@@ -22,3 +23,4 @@ pub use problem::not_found;
 pub use router::{BODY_LIMIT, operator_probes, probes, router, router_with, runs_router, workers_router};
 pub use serve::{Limits, Serve, serve};
 pub use sse::{last_event_id, sse, sse_refused, sse_run};
+pub use webhook::{Webhook, webhook};

@@ -307,6 +307,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     let me = &local.shared.member.pod_id;
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
+    let since: Vec<_> = dead.iter().map(|(peer, seen)| local.delays.since(peer.probe.incarnation, *seen)).collect();
     // The same round trip reads the resulting orphans for the next recovery pass.
     let load = Load::new(&local.shared.engine, lock.incarnation, true);
     let params = load.wanted.params();
@@ -333,9 +334,9 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     meters::count(meters::NOTICES_SENT, "about", "burial");
     let gone: Vec<_> = buried.gone.keys().copied().collect();
     local.note_burials(&gone);
-    for ((peer, evidence), burial) in dead.iter().zip(&burials) {
+    for (((peer, evidence), burial), since) in dead.iter().zip(&burials).zip(since) {
         let Some(cause) = buried.gone.get(&burial.incarnation) else { continue };
-        local.delays.note_buried(burial.incarnation, burial.reason);
+        local.delays.note_buried(burial.incarnation, since, burial.reason);
         tracing::info!(
             target: "podlock", event = "buried", pod = %peer.probe.pod_id, incarnation = %burial.incarnation, by = %me,
             reason = burial.reason, cause, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,

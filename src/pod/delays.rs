@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::local::Local;
 use crate::id::Incarnation;
 use crate::membership::clock;
 use crate::meters;
 use crate::protocol::Moment;
-use crate::protocol::verdict::{Decision, Verdict};
+use crate::protocol::verdict::{Decision, Evidence, Verdict};
 use crate::store::burials::RosterProbe;
 
 /// A peer whose liveness lock was seen free.
@@ -50,12 +51,19 @@ impl Delays {
         dead
     }
 
+    /// When this pod saw the dead peer's lock free. Ask before the burial is sent: the other session may look while it is
+    /// under way, and then forgets the peer.
+    pub(crate) fn since(&self, peer: Incarnation, evidence: Evidence) -> Moment {
+        let in_sight = Duration::from_millis(evidence.in_sight_ms);
+        let lost = self.0.borrow().get(&peer).copied();
+        lost.map_or_else(|| clock::now().saturating_sub(in_sight), |lost| lost.since)
+    }
+
     /// This pod's burial of the peer was committed.
-    pub(crate) fn note_buried(&self, peer: Incarnation, reason: &'static str) {
+    pub(crate) fn note_buried(&self, peer: Incarnation, since: Moment, reason: &'static str) {
         meters::count(meters::BURIALS, "reason", reason);
-        if let Some(lost) = self.0.borrow_mut().remove(&peer) {
-            meters::took(meters::BURIAL, clock::now().saturating_sub(lost.since));
-        }
+        meters::took(meters::BURIAL, clock::now().saturating_sub(since));
+        self.0.borrow_mut().remove(&peer);
     }
 }
 

@@ -180,6 +180,10 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
 /// Acts on an event of the log. Returns how soon a roster probe is due because of it.
 fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     let shared = &local.shared;
+    if let Some(alert) = &told.alert {
+        metrics::counter!(meters::ALERTS, "kind" => alert.kind.as_str()).increment(1);
+        shared.member.publish_alert(alert.clone());
+    }
     let is_ours = told.incarnation == shared.member.incarnation();
     // The run was quarantined: the readers of its stream should see the end.
     shared.engine.readers.stir(told.run.iter());

@@ -1,6 +1,7 @@
 //! A pod's life: boot, hold the lock, watch, sweep, stop.
 
 mod admission;
+mod alerts;
 mod boot;
 mod burial;
 mod canary;
@@ -68,6 +69,7 @@ pub struct PodBuilder {
     handlers: Handlers,
     workers: workers::Functions,
     former_exit: Option<ProcessExit>,
+    alert_hook: Option<Arc<history::alerts::Hook>>,
     stop_on_signals: bool,
     report_backlog: Option<Duration>,
     on_attempt: Option<OnAttempt>,
@@ -248,6 +250,7 @@ impl PodBuilder {
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
+        shared.spawn(history::alerts::Hooked::new(Arc::clone(&member), self.alert_hook));
         let former_exit = self.former_exit.map(|exit| exit.0);
         shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
         shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
@@ -284,6 +287,7 @@ impl Pod {
             handlers: Handlers::default(),
             workers: workers::Functions::default(),
             former_exit: None,
+            alert_hook: None,
             stop_on_signals: false,
             report_backlog: None,
             on_attempt: None,

@@ -30,6 +30,9 @@ pub(crate) struct Shared {
     /// A stop that could not join its runs: the lock stays until the process ends.
     stuck: AtomicBool,
     failure: OnceLock<String>,
+    /// The names of this pod's webhooks.
+    #[cfg(feature = "http")]
+    webhooks: Mutex<std::collections::BTreeSet<String>>,
     keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -50,12 +53,20 @@ impl Shared {
             row_gone: Notify::new(),
             stuck: AtomicBool::new(false),
             failure: OnceLock::new(),
+            #[cfg(feature = "http")]
+            webhooks: Mutex::default(),
             keeper: Mutex::new(None),
         })
     }
 
     pub(crate) fn status(&self) -> PodStatus {
         self.member.status(self.engine.registry.len())
+    }
+
+    /// Returns false if the pod has a webhook of this name.
+    #[cfg(feature = "http")]
+    pub(crate) fn add_webhook(&self, name: &str) -> bool {
+        self.webhooks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
     }
 
     pub(crate) fn set_stuck(&self) {

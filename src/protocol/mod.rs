@@ -9,6 +9,7 @@
 //! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process. The
 //! exception is [`reliability`], which computes with the server's time. People read it, and no pod decides by it.
 
+pub mod alerts;
 pub mod awake;
 pub mod batch;
 pub mod batching;

@@ -74,6 +74,7 @@ files!(
     "V35__sessions",
     "V36__reliability",
     "V37__backlog",
+    "V38__webhooks",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -330,8 +331,8 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_pod_heartbeats_hourly", "SELECT, INSERT, UPDATE"),
         ("studio_pod_reliability", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_roll_ups", "SELECT, UPDATE"),
-        ("studio_pod_heartbeats", "SELECT, INSERT"),
         ("studio_sample_writers", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_webhooks", "SELECT, INSERT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -7,6 +7,7 @@
 //! that).
 
 pub(crate) mod admission;
+mod alerts;
 pub(crate) mod backlog;
 pub(crate) mod beats;
 pub(crate) mod burials;
@@ -44,4 +45,6 @@ pub(crate) mod sessions;
 mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;
+#[cfg(feature = "http")]
+pub(crate) mod webhooks;
 pub(crate) mod workers;

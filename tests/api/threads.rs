@@ -15,6 +15,8 @@ fn can_be_spawned<T: Send + 'static>(_: T) {}
 
 #[test]
 fn every_public_type_is_send_and_sync() {
+    crosses::<podlock::Alert>();
+    crosses::<podlock::AlertKind>();
     crosses::<podlock::Attached>();
     crosses::<podlock::Cancelled>();
     crosses::<Config>();
@@ -112,6 +114,7 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::meters::Label>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
+    crosses::<podlock::http::Webhook>();
     crosses::<podlock::throwaway::Builder>();
     crosses::<podlock::throwaway::Server>();
     crosses::<podlock::throwaway::ThrowawayError>();

@@ -22,6 +22,8 @@ mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
 mod pod;
+#[path = "../common/receiver.rs"]
+mod receiver;
 mod retention;
 mod serve;
 #[path = "../common/sse.rs"]
@@ -29,5 +31,6 @@ mod sse;
 mod streams;
 mod traces;
 mod verbs;
+mod webhook;
 mod worker;
 mod workers;

@@ -45,8 +45,9 @@ impl Measured {
         Self { pod, url, http: http_client() }
     }
 
+    /// A process that was frozen may have lost the connection on which this one reads, so it is read again.
     async fn series(&self) -> Series {
-        read(&self.http, &self.url).await.unwrap_or_else(|e| panic!("no metrics: {e}"))
+        wait_for("the metrics are read", || read(&self.http, &self.url)).await
     }
 
     /// Waits until the sum of the series of a metric whose labels contain `label` is at least 1.

@@ -50,15 +50,23 @@ impl Writer {
     }
 }
 
+/// How much of what waited a write has stored.
+enum Flushed {
+    /// All of it, but for what came meanwhile.
+    All,
+    /// As many as one write may have. The next one follows at once.
+    Part,
+}
+
 impl Samples {
-    /// Writes one batch. Returns false if there was nothing to write.
-    async fn flush(&self, writer: &mut Writer) -> Result<bool> {
+    /// Writes one batch.
+    async fn flush(&self, writer: &mut Writer) -> Result<Flushed> {
         let expired = self.queue.expire(clock::now());
         if expired > 0 {
             self.note_dropped(expired);
         }
         let batch = self.queue.batch(writer.most);
-        let Some(last) = batch.last() else { return Ok(false) };
+        let Some(last) = batch.last() else { return Ok(Flushed::All) };
         let began = clock::now();
         match self.store(&batch).await {
             Ok(()) => {}
@@ -66,7 +74,7 @@ impl Samples {
                 let refused = statements::is_about_the_data(&e) && !statements::lacks_a_day(&e);
                 if refused && batch.len() == 1 {
                     self.lose(&batch[0], &e);
-                    return Ok(true);
+                    return Ok(Flushed::Part);
                 }
                 let is_too_much = refused || e.kind() == ErrorKind::Timeout;
                 writer.most = batching::next_most(batch.len(), is_too_much).min(writer.most);
@@ -77,12 +85,13 @@ impl Samples {
         }
         self.queue.written(last.incarnation, last.number);
         self.written.fetch_add(batch.len() as u64, Ordering::AcqRel);
+        let is_cut = batch.len() >= writer.most && self.queue.len() > 0;
         writer.most = batching::next_most(writer.most, false);
         self.note_activity(last).await;
         let took = clock::now().saturating_sub(began);
         metrics::histogram!(meters::FLUSH_SECONDS).record(took.as_secs_f64());
         writer.interval = batching::next_interval(writer.interval, Seen { took, filled: self.queue.filled() });
-        Ok(true)
+        Ok(if is_cut { Flushed::Part } else { Flushed::All })
     }
 
     /// Stores a batch. If the day of a sample has no partition, makes it and tries again.
@@ -158,8 +167,8 @@ impl Samples {
             let mut writer = self.writer.lock().await;
             loop {
                 match self.flush(&mut writer).await {
-                    Ok(true) => {}
-                    Ok(false) => return,
+                    Ok(_) if self.queue.len() == 0 => return,
+                    Ok(_) => {}
                     Err(e) => {
                         self.note_failure(&mut writer.nag, &e);
                         tokio::time::sleep(DRAIN_AGAIN).await;
@@ -241,7 +250,8 @@ impl Part for Writing {
         }
         let mut writer = samples.writer.lock().await;
         match samples.flush(&mut writer).await {
-            Ok(_) => {
+            Ok(Flushed::Part) => Next::Within(Duration::ZERO),
+            Ok(Flushed::All) => {
                 writer.nag.passed();
                 self.rest(writer.interval)
             }

@@ -46,7 +46,7 @@ async fn score(db: &Db, rows: &[(&str, f64, Option<f64>, Option<f64>)]) {
 }
 
 async fn operator(db: &Db) -> Operator {
-    Operator::connect(&Config::new(&db.url)).await.expect("an operator")
+    Operator::connect(&Config::new(&db.pod_url)).await.expect("an operator")
 }
 
 fn names(rows: &[podlock::operator::ReliabilityRow]) -> Vec<&str> {
@@ -208,7 +208,7 @@ async fn a_pod_is_scored_as_its_label() {
         let db = Db::new().await;
         db.client.batch_execute(KNOWN).await.expect("the history");
         score(&db, &[("n1", 0.75, None, None)]).await;
-        let config = Config::new(&db.url).with(|c| c.score_by = "node".to_owned());
+        let config = Config::new(&db.pod_url).with(|c| c.score_by = "node".to_owned());
         let operator = Operator::connect(&config).await.expect("an operator");
         for (pod, expected) in [("web-1", Some("n1")), ("web-2", None), ("n1", Some("n1"))] {
             let known = operator.liveness(pod).await.expect("an answer").expect("it is known");

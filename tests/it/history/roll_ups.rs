@@ -568,3 +568,25 @@ async fn the_view_shows_the_life_of_each_incarnation_and_who_took_over_its_runs(
     })
     .await;
 }
+
+/// A supervisor stops its pod in order after its command has failed: for the score, that is no clean end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_stop_after_a_failed_command_counts_as_lost() {
+    timed(async {
+        let db = Db::new().await;
+        for (pod, cause) in [("killed", Some("killed")), ("fine", None)] {
+            session(&db.client, pod, 5.0, 5.0, Some("shutdown"), None).await;
+            let sql = "UPDATE studio_pod_sessions SET cause = $2 WHERE pod_id = $1";
+            db.client.execute(sql, &[&pod, &cause]).await.unwrap();
+        }
+        operator(&db).await.roll_up().await.unwrap();
+        for (pod, reason) in [("killed", "lost"), ("fine", "shutdown")] {
+            let row = reliability(&db.client, pod).await.unwrap();
+            let reasons: serde_json::Value = row.get("disconnect_reasons");
+            assert_eq!(reasons, serde_json::json!({reason: 1}), "{pod}");
+        }
+        let score = async |pod: &str| number(&reliability(&db.client, pod).await.unwrap(), "score");
+        assert!(score("killed").await < score("fine").await);
+    })
+    .await;
+}

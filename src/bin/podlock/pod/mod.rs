@@ -8,6 +8,7 @@
 mod boot;
 mod kind;
 pub(crate) mod logs;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub(crate) struct Args {
     #[arg(long)]
     exit_with_stdin: bool,
     #[command(flatten)]
+    webhook: webhook::WebhookArgs,
+    #[command(flatten)]
     logs: LogArgs,
 }
 
@@ -69,6 +72,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     }
     let mut signals = EndSignals::listen()?;
     let config = args.config(global)?;
+    let webhook = args.webhook.webhook()?;
 
     let key = args.http.key()?;
     let listener = args.http.bind().await?;
@@ -83,6 +87,9 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let started = boot::start(&listener, &args, config, &mut signals).await;
     let outcome = match started {
         Ok(Some(pod)) => {
+            if let Some(webhook) = webhook {
+                podlock::http::webhook(&pod, webhook)?;
+            }
             let server = Server::start(listener, routes(&pod, key, needs_key), &args.http);
             let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
             // The program that started this process may not read it.

@@ -12,6 +12,16 @@ use crate::support::faults::{OwnServer, no_lock_is_left, reconnected};
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::{Db, eventually, server, sql, start, timed};
 
+/// Waits until a write of samples waits for the row that says how far its incarnation has written.
+async fn waits_for_its_row(db: &Db) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+               AND wait_event_type = 'Lock' AND query LIKE '%studio_sample_writers%'";
+    eventually(SOON, "the pod's write waits for its row", || async {
+        if db.client.scalar::<i64>(sql, &[]).await > 0 { Ok(()) } else { Err("it does not wait".to_owned()) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_table_is_locked_samples_wait_runs_go_on_and_afterwards_all_are_stored_once() {
     timed(async {
@@ -79,12 +89,17 @@ async fn a_write_whose_answer_is_lost_is_sent_again_and_stores_nothing_twice() {
         let config = often(db.config("a")).with(|c| c.database_url = proxy.url(&db.pod_url, server().port()).into());
         let pod = start(config).await;
         stores(&db.client, "a", 5).await;
-        // What the pool's connections send arrives, and no answer comes back. New ones work.
+        // The next write waits for its row. Then it may go on, and its answer does not arrive. New connections work.
+        let gate = sql::connect(&db.url).await;
+        gate.batch_execute("BEGIN; SELECT FROM studio_sample_writers FOR UPDATE").await.unwrap();
+        waits_for_its_row(&db).await;
+        let known = pod.samples().written;
         assert!(proxy.present(&["pool"], Flow::Mute) > 0);
-        eventually(SOON, "a write that the pod does not know of", || async {
+        gate.batch_execute("ROLLBACK").await.unwrap();
+        eventually(SOON, "a write is stored that the pod does not know of", || async {
             let (counts, (rows, ..)) = (pod.samples(), stored(&db.client, "a").await);
-            let known = i64::try_from(counts.written).unwrap();
-            if rows > known { Ok(()) } else { Err(format!("{rows}, {counts:?}")) }
+            assert_eq!((counts.written, counts.flushes_failed), (known, 0), "it cannot know");
+            if rows > i64::try_from(known).unwrap() { Ok(()) } else { Err(format!("{rows}, {counts:?}")) }
         })
         .await;
         eventually(SOON, "the pod has given that write up, and written again", || async {
@@ -115,13 +130,7 @@ async fn a_second_attempt_waits_for_a_first_one_that_still_runs() {
         let store = "INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, running_runs) \
                      SELECT 'a', $1, $2::int8 + n, now(), 'active', 'nominal', 0 FROM generate_series(1, 50) n";
         txn.execute(store, &[&own, &before]).await.unwrap();
-        eventually(SOON, "the pod's own write waits for the row", || async {
-            let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                         AND wait_event_type = 'Lock' AND query LIKE '%studio_sample_writers%'";
-            let waiting: i64 = db.client.scalar(waits, &[]).await;
-            if waiting > 0 { Ok(()) } else { Err(format!("{:?}", pod.samples())) }
-        })
-        .await;
+        waits_for_its_row(&db).await;
         txn.commit().await.unwrap();
         stores(&db.client, "a", before + 60).await;
         all_are_stored_once(&db, pod).await;

@@ -84,10 +84,11 @@ async fn a_soak_drops_nothing_and_nothing_grows() {
             most_connections = pool_sizes(&db).await.into_iter().max().unwrap_or(0).max(most_connections);
         }
         let grown = resident().saturating_sub(before);
-        // At most one more than the writer's own: boot, drain and the keeper of days ask in between.
-        assert!(most_connections <= 2, "{most_connections} connections of a pool");
-        // A write each 30 s at the latest, of 300 samples then.
-        assert!(most_waiting <= 330, "{most_waiting} samples waited");
+        // The writer's own, and one more: the keeper of days asks in between. And a write each 30 s at the latest, of 300
+        // samples then. Beside other tests, no more than the pool has, and half a queue.
+        let (connections, waiting) = if minutes.is_some() { (2, 330) } else { (4, 1000) };
+        assert!(most_connections <= connections, "{most_connections} connections of a pool");
+        assert!(most_waiting <= waiting, "{most_waiting} samples waited");
         let mut rows = 0;
         for pod in pods {
             let name = pod.pod_id().to_string();
