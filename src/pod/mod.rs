@@ -130,7 +130,7 @@ impl PodBuilder {
 
     /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
     /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
-    /// had recorded none itself. Without this, the pod compares its cgroup with that of the former process, and records
+    /// had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without this, the pod compares its cgroup with that of the former process, and records
     /// `out_of_memory` if the kernel has killed one of its processes meanwhile.
     pub fn former_exit(mut self, exit: ProcessExit) -> Self {
         self.former_exit = Some(exit);
@@ -251,8 +251,7 @@ impl PodBuilder {
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::alerts::Hooked::new(Arc::clone(&member), self.alert_hook));
-        let former_exit = self.former_exit.map(|exit| exit.0);
-        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
+        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), self.former_exit));
         shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
         shared.spawn(history::samples::Sampling::new(&samples));
@@ -636,7 +635,7 @@ impl Pod {
     pub async fn note_exit(&self, exit: ProcessExit) -> Result<()> {
         let pod = self.pod_id();
         let cgroup = history::cgroup::read().map(|cgroup| serde_json::json!(cgroup));
-        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.0, cgroup).await? {
+        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.exit, cgroup).await? {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Timeout, format!("pod {pod}: the row of its session is locked, or was deleted"))
