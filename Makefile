@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,7 @@ bench-workers: cargo ## Measure the registry of workers, beside floors; ARGS="--
 test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbouncers and nginx; its last lines are one summary
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
 	@sh scripts/ensure-daemon.sh nginx nginx-light
+	-@sh scripts/ensure-schemathesis.sh
 	@CARGO="$(CARGO)" sh scripts/test.sh
 
 test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process
@@ -64,6 +65,11 @@ model: cargo ## Explore the larger configurations of the protocol's model (docs/
 
 chaos: cargo chaos-programs ## Faults at random on real pods, for a seed and a time; SEED=7 MINUTES=10
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) $(CARGO) test --all-features --test chaos
+
+soak: cargo ## Let pods write samples of themselves for an hour, and measure it; MINUTES=60
+	@sh scripts/ensure-postgres.sh
+	SOAK_MINUTES=$(if $(filter command line environment,$(origin MINUTES)),$(MINUTES),60) $(CARGO) test --release --all-features --test it \
+		history::samples::soak -- --nocapture
 
 faults: cargo chaos-programs ## Play every fault of docs/faults.md, and renew its figures; ROUNDS=5
 	PODLOCK_RENEW_DOCS=1 CHAOS_ROUNDS=$(ROUNDS) $(CARGO) test --all-features --test chaos
@@ -86,7 +92,7 @@ fmt: cargo ## Format the code
 		{ echo 'fmt: rustfmt is missing: rustup component add rustfmt' >&2; exit 1; }
 	$(CARGO) fmt
 
-docs: cargo ## Renew the pages that are made from the code (settings, errors, connections, model); the tests compare them
+docs: cargo ## Renew the pages that are made from the code (settings, metrics, errors, connections, model); the tests compare them
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --test model the_page_on
 

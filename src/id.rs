@@ -236,6 +236,38 @@ impl Error {
     }
 }
 
+/// The header `traceparent` of W3C Trace Context, version 00: `00-{trace id}-{parent id}-{flags}`, in lower-case hex.
+pub(crate) mod traceparent {
+    /// Begins a trace: the ids are random, and the trace is marked as sampled, so that samplers that follow the parent export
+    /// it. The ids are no secret, and need no secure randomness.
+    pub(crate) fn generate() -> String {
+        format!("00-{:032x}-{:016x}-01", fastrand::u128(1..), fastrand::u64(1..))
+    }
+
+    /// Says what is wrong with a text.
+    pub(crate) fn check(text: &str) -> Result<(), String> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let [version, trace, parent, flags] = parts[..] else {
+            return Err("must have four parts, version-trace-parent-flags".to_owned());
+        };
+        let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if version != "00" {
+            return Err("must be of version 00".to_owned());
+        }
+        for (name, part, digits) in [("trace id", trace, 32), ("parent id", parent, 16), ("flags", flags, 2)] {
+            if part.len() != digits || !is_hex(part) {
+                return Err(format!("must have {digits} digits of lower-case hex as its {name}"));
+            }
+        }
+        for (name, part) in [("trace id", trace), ("parent id", parent)] {
+            if part.bytes().all(|b| b == b'0') {
+                return Err(format!("must not have only zeros as its {name}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,5 +309,28 @@ mod tests {
         let json = serde_json::to_string(&run).expect("serialises");
         assert_eq!(serde_json::from_str::<RunId>(&json).expect("parses"), run);
         assert!("nonsense".parse::<RunId>().expect_err("refused").to_string().contains("nonsense"));
+    }
+
+    #[test]
+    fn a_traceparent_is_as_w3c_trace_context_writes_it() {
+        let made = traceparent::generate();
+        assert_eq!((made.len(), traceparent::check(&made)), (55, Ok(())), "{made}");
+        assert_ne!(made, traceparent::generate());
+        assert_eq!(traceparent::check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"), Ok(()));
+        for (text, why) in [
+            ("", "four parts"),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", "four parts"),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x", "four parts"),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "version 00"),
+            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "version 00"),
+            ("00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "trace id"),
+            ("00-0af7651916cd43dd8448eb211c80319-b7ad6b7169203331-01", "trace id"),
+            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", "zeros as its trace id"),
+            ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", "zeros as its parent id"),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b716920333g-01", "parent id"),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1", "flags"),
+        ] {
+            assert!(traceparent::check(text).is_err_and(|e| e.contains(why)), "{text}: {why}");
+        }
     }
 }

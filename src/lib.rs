@@ -1,11 +1,13 @@
 //! podlock: when a pod dies, its peers know within milliseconds and resume its runs, each under a fence.
 #![doc = include_str!("../docs/promises.md")]
 
+mod alert;
 mod background;
 mod backoff;
 pub mod config;
 mod connect;
 mod error;
+mod fetch;
 pub mod history;
 #[cfg(feature = "http")]
 pub mod http;
@@ -51,12 +53,21 @@ pub mod guards {}
 struct HttpPage;
 
 #[cfg(doctest)]
+#[doc = include_str!("../docs/history.md")]
+struct HistoryPage;
+
+#[cfg(doctest)]
 #[doc = include_str!("../docs/workers.md")]
 struct WorkersPage;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/alerts.md")]
+struct AlertsPage;
 
 /// The driver whose transactions [`Pod::start_in_txn`] and [`Run::guard`] join.
 pub use tokio_postgres;
 
+pub use alert::Alert;
 pub use config::{Config, OnDetach, OnStall, PasswordRequest, Settings, WorstCase};
 pub use connect::connect;
 pub use error::{Error, ErrorKind, Result};
@@ -66,6 +77,7 @@ pub use output::{ERROR_LIMIT, Output, OutputFormat};
 pub use pod::{
     Phase, Pod, PodBuilder, PodEvent, PodStatus, ProgressSource, ShutdownReport, StopCause, StopSignal, Stopped,
 };
+pub use protocol::alerts::AlertKind;
 pub use protocol::state::Cancelled;
 pub use runs::{
     Attached, CHUNK_LIMIT, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamEvent, StreamPosition,

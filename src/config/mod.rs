@@ -289,7 +289,8 @@ fn is_ours(name: &str) -> bool {
 
 /// Variables of the command, and those that Kubernetes makes for a service that is called podlock.
 fn is_known_other(name: &str) -> bool {
-    matches!(name, "PODLOCK_LOG" | "PODLOCK_PG_BIN" | "PODLOCK_POD" | "PODLOCK_INCARNATION")
+    let of_the_command = ["ADMIN_KEY", "ADMIN_KEY_FILE", "INCARNATION", "LOG", "PG_BIN", "POD", "WEBHOOK_SECRET"];
+    name.strip_prefix("PODLOCK_").is_some_and(|name| of_the_command.contains(&name))
         || name.contains("_SERVICE_")
         || name.contains("_PORT")
 }

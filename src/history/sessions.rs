@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
+use crate::history::ProcessExit;
 use crate::id::Incarnation;
 use crate::membership::{Membership, clock};
 use crate::meters;
 use crate::nag::Nag;
 use crate::pg::pool::Database;
-use crate::protocol::cause::Exit;
 use crate::store::sessions as statements;
 
 /// The most sessions that one round closes: 200. More hold row locks for longer; fewer take more rounds.
@@ -88,12 +88,12 @@ pub(crate) struct Former {
     db: Database,
     /// The first incarnation of this process.
     own: Incarnation,
-    exit: Option<Exit>,
+    exit: Option<ProcessExit>,
     tries: u32,
 }
 
 impl Former {
-    pub(crate) fn new(member: Arc<Membership>, db: Database, exit: Option<Exit>) -> Self {
+    pub(crate) fn new(member: Arc<Membership>, db: Database, exit: Option<ProcessExit>) -> Self {
         let own = member.incarnation();
         Self { member, db, own, exit, tries: 0 }
     }
@@ -113,7 +113,8 @@ impl Part for Former {
     async fn work(&mut self) -> Next {
         let pod = &self.member.pod_id;
         self.tries += 1;
-        match statements::note_former_exit(&self.db, self.own, pod, self.exit).await {
+        let (before, exit) = (self.exit.and_then(|exit| exit.of), self.exit.map(|exit| exit.exit));
+        match statements::note_former_exit(&self.db, self.own, pod, before, exit).await {
             Ok(Some((former, cause))) => {
                 tracing::info!(
                     target: "podlock", event = "former_exit", pod = %pod, %former, cause,

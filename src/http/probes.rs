@@ -1,12 +1,24 @@
-//! The probes. None of them uses the database: they report only what this process knows.
+//! The probes. Those of a pod do not use the database: they report only what this process knows. A process that is no
+//! pod knows nothing, and is ready while the database answers it.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::http::problem::Problem;
-use crate::{Phase, Pod};
+use crate::operator::EventFilter;
+use crate::{Operator, Phase, Pod};
+
+/// How long an answer of the database is used again. So probes cost the database little, however many there are.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long the database may take to answer a probe. Those who probe give up after a few seconds.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The process answers. A restart could fix nothing more.
 pub(super) async fn livez() -> Response {
@@ -44,4 +56,45 @@ pub(super) async fn healthz(State(pod): State<Pod>) -> Response {
         "podlock": env!("CARGO_PKG_VERSION"),
     }))
     .into_response()
+}
+
+/// An operator, and when the database last answered it.
+pub(super) struct Asked {
+    operator: Operator,
+    /// When it was last asked, and whether it answered. Locked while it is asked, so that probes that come together ask
+    /// once.
+    last: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Asked {
+    pub(super) fn new(operator: Operator) -> Self {
+        Self { operator, last: Mutex::new(None) }
+    }
+
+    async fn answers(&self) -> bool {
+        let mut last = self.last.lock().await;
+        if let Some((at, answered)) = *last
+            && at.elapsed() < FRESH
+        {
+            return answered;
+        }
+        let asked = self.operator.events(EventFilter::new().limit(1));
+        let answered = matches!(tokio::time::timeout(ANSWER, asked).await, Ok(Ok(_)));
+        *last = Some((Instant::now(), answered));
+        answered
+    }
+}
+
+/// Whether the database answers this process.
+pub(super) async fn database_answers(State(asked): State<Arc<Asked>>) -> Response {
+    if asked.answers().await {
+        return Json(json!({ "status": "ready" })).into_response();
+    }
+    Problem::unavailable("database", "the database does not answer this process").into_response()
+}
+
+/// What this process is.
+pub(super) async fn health_of_operator(State(asked): State<Arc<Asked>>) -> Response {
+    let ready = asked.answers().await;
+    Json(json!({ "ready": ready, "podlock": env!("CARGO_PKG_VERSION") })).into_response()
 }

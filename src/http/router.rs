@@ -7,9 +7,9 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use serde_json::Value;
 
-use crate::Pod;
 use crate::http::api::Api;
 use crate::http::{probes as answers, problem, runs, sse, workers};
+use crate::{Operator, Pod};
 
 /// The largest body that is read, in bytes. A larger one is refused: every open request may hold that much memory.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -28,14 +28,22 @@ pub fn router_with<V>(pod: Pod, validate: V) -> Router
 where
     V: Fn(&str, &Value) -> Result<(), String> + Clone + Send + Sync + 'static,
 {
+    runs_router(pod.clone(), validate).merge(probes(pod))
+}
+
+/// Returns only the routes of runs (`/v1/runs`), with a check as in [`router_with`]. They are for a service that puts
+/// them behind a key, and leaves the probes open: `key.protect(runs_router(pod.clone(), check)).merge(probes(pod))`.
+pub fn runs_router<V>(pod: Pod, validate: V) -> Router
+where
+    V: Fn(&str, &Value) -> Result<(), String> + Clone + Send + Sync + 'static,
+{
     Router::new()
         .route("/v1/runs", get(runs::latest).post(runs::start))
         .route("/v1/runs/{id}", get(runs::describe).delete(runs::cancel))
         .route("/v1/runs/{id}/stream", get(sse::stream))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(Api { pod: pod.clone(), validate: Arc::new(validate) })
-        .merge(probes(pod))
+        .with_state(Api { pod, validate: Arc::new(validate) })
 }
 
 /// Returns the routes of the worker registry (`/v1/workers`). They are no part of [`router`], because whoever may register
@@ -61,4 +69,15 @@ pub fn probes(pod: Pod) -> Router {
         .route("/healthz", get(answers::healthz))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(pod)
+}
+
+/// Returns the probes (`/livez`, `/readyz`, `/healthz`) of a process that is no pod and serves what an operator reads.
+/// `/readyz` asks the database, at most once a second.
+pub fn operator_probes(operator: Operator) -> Router {
+    Router::new()
+        .route("/livez", get(answers::livez))
+        .route("/readyz", get(answers::database_answers))
+        .route("/healthz", get(answers::health_of_operator))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .with_state(Arc::new(answers::Asked::new(operator)))
 }

@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::alert::Alert;
 use crate::config::{OnDetach, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId};
@@ -80,6 +81,8 @@ pub(crate) struct Membership {
     pub(crate) drain_requested: CancellationToken,
     /// Events for the application. The pod's sessions send; each subscriber receives. A slow one misses some.
     pub(crate) events: broadcast::Sender<PodEvent>,
+    /// Alerts for the application. The pod's sessions send; the callback and the webhooks receive. A slow one misses some.
+    pub(crate) alerts: broadcast::Sender<Alert>,
     /// A task of the application's runtime increments it, to show that the runtime runs tasks. The keeper reads it.
     pub(crate) runtime_pulse: AtomicU64,
     /// Each accepted fenced write of a run increments it. A beat reads it as progress.
@@ -112,6 +115,7 @@ impl Membership {
             root: CancellationToken::new(),
             drain_requested: CancellationToken::new(),
             events: broadcast::channel(EVENTS).0,
+            alerts: broadcast::channel(EVENTS).0,
             runtime_pulse: AtomicU64::new(0),
             accepted_writes: AtomicU64::new(0),
             sources: Sources::default(),
@@ -329,6 +333,11 @@ impl Membership {
     pub(crate) fn publish(&self, event: PodEvent) {
         // It does not matter if nobody listens.
         let _ = self.events.send(event);
+    }
+
+    pub(crate) fn publish_alert(&self, alert: Alert) {
+        // It does not matter if nobody listens.
+        let _ = self.alerts.send(alert);
     }
 
     /// The application's progress so far.

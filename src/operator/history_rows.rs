@@ -20,6 +20,7 @@ const WEEK: (usize, usize) = (7, 24);
 
 /// How reliable a pod was in the last days, as the newest roll-up found: a row of `studio_pod_reliability`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ReliabilityRow {
     /// The pod's name, or the value of the label that `score_by` names.
@@ -60,6 +61,7 @@ pub struct ReliabilityRow {
 
 /// What [`ReliabilityRow`] says, of a pod that may have no such row yet. Then all is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Features {
     /// The name of the row that was found: the pod's, or the value of its label that `score_by` names.
@@ -98,6 +100,7 @@ pub struct Features {
 
 /// What is known of one pod now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Liveness {
     /// The pod's name.
@@ -138,6 +141,7 @@ pub struct Liveness {
 
 /// How an incarnation ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct LastEnd {
     /// When its row left the roster.
@@ -156,6 +160,7 @@ pub struct LastEnd {
 
 /// A sample that a pod took of itself: a row of `studio_pod_heartbeats`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Sample {
     /// The registration of the pod.
@@ -186,6 +191,7 @@ pub struct Sample {
 
 /// Percentiles over the pods. The rank of a percentile is `round(p * (n - 1))`. All are `None` if no pod has a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct ByShare {
     /// A tenth of the pods have less.
@@ -198,6 +204,7 @@ pub struct ByShare {
 
 /// How available the whole fleet was, by the newest roll-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct NetworkAvailability {
     /// How many pods have a row in `studio_pod_reliability`. At most 10,000: the first by name, and all numbers here are

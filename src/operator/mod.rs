@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod backlog;
 mod filter;
 mod follow;
 mod history;
@@ -46,6 +47,7 @@ pub use crate::history::roll_up::RolledUp;
 pub use crate::protocol::condition::Condition;
 /// Every kind of event of this version.
 pub use crate::protocol::event::EventKind;
+pub use backlog::BacklogRow;
 pub use filter::{EventFilter, PodFilter, RunFilter};
 pub use follow::{Follow, Notices};
 pub use history::{PAGE_MAX, ReliabilityFilter};

@@ -122,6 +122,7 @@ pub struct PodDetail {
 
 /// One incarnation: when it began, when and why it ended, who buried it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "http", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct SessionRow {
     /// The registration.
@@ -224,6 +225,8 @@ pub struct RunDetail {
     /// The run, as in the list.
     #[serde(flatten)]
     pub row: RunRow,
+    /// The trace that the run belongs to, as the header `traceparent` of W3C Trace Context writes it.
+    pub traceparent: Option<String>,
     /// The input with which the run was started.
     pub input: Value,
     /// The checkpoint that its last owner saved.
@@ -519,6 +522,7 @@ impl RunDetail {
     pub(super) fn read(row: &Row) -> Result<Self> {
         Ok(Self {
             row: RunRow::read(row)?,
+            traceparent: get(row, "traceparent")?,
             input: get(row, "input")?,
             checkpoint: get(row, "checkpoint")?,
             output: RunOutput::read(row)?,

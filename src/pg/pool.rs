@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::ops::Deref;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::{ClientWrapper, Runtime};
@@ -16,7 +16,9 @@ use super::errors;
 use super::limits::Limits;
 use super::schema::Schema;
 use super::session::CONFIRM_COMMITS;
+use super::txn::commit_patience;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::meters;
 
 /// Statements that each new connection of the pool runs before its first use. They must leave the connection as it
 /// was.
@@ -98,6 +100,47 @@ impl Database {
         rows
     }
 
+    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query_limited(
+        &self,
+        step: &str,
+        template: &str,
+        params: &[&(dyn ToSql + Sync)],
+        limit: Duration,
+    ) -> Result<Vec<Row>> {
+        let sql = self.schema.sql(template);
+        let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", limit.as_millis());
+        let client = self.get(step).await?;
+        let work = async {
+            let statement = client.prepare_cached(&sql).await?;
+            // Polled in this order, so sent in this order, in one round trip. All three are answered, also after an
+            // error: then the connection is idle, and COMMIT has rolled back.
+            let (begun, rows, ended) = tokio::join!(
+                biased;
+                client.batch_execute(&begin),
+                client.query(&statement, params),
+                client.batch_execute("COMMIT")
+            );
+            begun?;
+            let rows = rows?;
+            ended?;
+            Ok(rows)
+        };
+        let patience = commit_patience(limit);
+        let rows = match tokio::time::timeout(patience, work).await {
+            Ok(done) => done.map_err(|e| errors::translate(step, e)),
+            Err(_) => Err(errors::timed_out(step, patience)),
+        };
+        if leaves_idle(&rows) {
+            client.give_back();
+        }
+        rows
+    }
+
     /// Prepares a statement that will run several times, with a plan for the current contents of the tables.
     pub(crate) async fn plan(&self, step: &'static str, template: &str, types: &[Type]) -> Result<Planned> {
         let sql = self.schema.sql(template);
@@ -126,13 +169,16 @@ impl Database {
     }
 
     async fn get_any(&self, step: &str) -> Result<Leased> {
+        let began = Instant::now();
         // Boxed because the type of opening a connection is deep.
         let get: BoxFuture<'_, _> = Box::pin(self.pool.get());
-        let Ok(got) = tokio::time::timeout(self.get_limit, get).await else {
+        let got = tokio::time::timeout(self.get_limit, get).await;
+        meters::took(meters::POOL_WAIT, began.elapsed());
+        let Ok(got) = got else {
             return Err(errors::timed_out(&format!("{step}: connecting to {}", self.place), self.get_limit));
         };
         match got {
-            Ok(client) => Ok(Leased { client: Some(client) }),
+            Ok(client) => Ok(Leased::new(client)),
             Err(PoolError::Backend(e)) => Err(e.during(step)),
             Err(PoolError::Timeout(kind)) => {
                 let what = match kind {
@@ -286,6 +332,11 @@ struct Leased {
 }
 
 impl Leased {
+    fn new(client: managed::Object<Manager>) -> Self {
+        meters::pool_in_use(1);
+        Self { client: Some(client) }
+    }
+
     fn give_back(mut self) {
         self.client = None;
     }
@@ -302,6 +353,7 @@ impl Deref for Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
+        meters::pool_in_use(-1);
         if let Some(client) = self.client.take() {
             drop(managed::Object::take(client));
         }

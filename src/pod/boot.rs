@@ -1,5 +1,6 @@
 //! From nothing to a registered pod: connect, refuse a server that cannot hold a lock, migrate, lock, prove, register.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history::cgroup;
 use crate::id::{Incarnation, LockKey, PodId};
 use crate::membership::clock;
+use crate::meters;
 use crate::pg::pooler;
 use crate::pg::session::{Opener, Session};
 use crate::protocol::Moment;
@@ -114,6 +116,7 @@ pub(crate) async fn register(
         labels: identity.labels.clone(),
         kinds: shared.engine.kinds.clone(),
         capacity: i32::try_from(shared.member.settings.capacity).unwrap_or(i32::MAX),
+        capacity_of: limits_by_kind(&shared.member.settings.capacity_of),
         liveness: liveness.backend(),
         control: local.control.get(),
         given_up,
@@ -140,6 +143,7 @@ pub(crate) async fn register(
     shared.engine.registry.take_lost();
     shared.member.set_cordoned(cordoned_by);
     shared.member.set_attached(incarnation);
+    meters::gauge(meters::ATTACHED, 1);
     local.lock.send_replace(Some(LivenessLock { incarnation, backend: liveness.backend(), since }));
     tracing::info!(
         target: "podlock", event = "started", pod = %shared.member.pod_id, incarnation = %incarnation,
@@ -280,6 +284,11 @@ fn age(holder: &Holder) -> String {
 async fn admit(opener: &Opener, pod: &PodId) -> Result<Admission> {
     let session = pooler::open_proven(opener, Role::Migrate, canary::NOT_REGISTERED).await?;
     Admission::wait(session, pod).await
+}
+
+/// The limits by kind, as the row states them. `None`: there are none.
+fn limits_by_kind(limits: &BTreeMap<String, usize>) -> Option<serde_json::Value> {
+    (!limits.is_empty()).then(|| serde_json::json!(limits))
 }
 
 /// Migrates the schema on the first session of a boot, if that is due.

@@ -6,10 +6,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::boot::LOCK_NOT_AVAILABLE;
+use super::delays;
 use super::local::{LivenessLock, Local};
 use crate::error::Result;
 use crate::id::{Incarnation, LockKey};
 use crate::membership::clock;
+use crate::meters;
 use crate::pg::errors::refused;
 use crate::pg::knock;
 use crate::pg::session::Session;
@@ -305,6 +307,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     let me = &local.shared.member.pod_id;
     let burials: Vec<Burial<'_>> =
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
+    let since: Vec<_> = dead.iter().map(|(peer, seen)| local.delays.since(peer.probe.incarnation, *seen)).collect();
     // The same round trip reads the resulting orphans for the next recovery pass.
     let load = Load::new(&local.shared.engine, lock.incarnation, true);
     let params = load.wanted.params();
@@ -328,10 +331,12 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
     // the error.
     let seen = orphans.and_then(|rows| candidates::read(&rows).ok());
     local.shared.engine.recover_with(seen.map(|seen| load.with(seen)));
+    meters::count(meters::NOTICES_SENT, "about", "burial");
     let gone: Vec<_> = buried.gone.keys().copied().collect();
     local.note_burials(&gone);
-    for ((peer, evidence), burial) in dead.iter().zip(&burials) {
+    for (((peer, evidence), burial), since) in dead.iter().zip(&burials).zip(since) {
         let Some(cause) = buried.gone.get(&burial.incarnation) else { continue };
+        local.delays.note_buried(burial.incarnation, since, burial.reason);
         tracing::info!(
             target: "podlock", event = "buried", pod = %peer.probe.pod_id, incarnation = %burial.incarnation, by = %me,
             reason = burial.reason, cause, trigger = trigger.as_str(), in_sight_ms = evidence.in_sight_ms,
@@ -349,6 +354,7 @@ fn say_held_up(local: &Local, passed_over: &[Dead<'_>]) {
         let Some((peer, _)) = passed_over.iter().find(|(peer, _)| peer.probe.incarnation == incarnation) else {
             continue;
         };
+        meters::count(meters::WAITS, "reason", "held_up");
         tracing::warn!(
             target: "podlock", event = "burial_held_up", pod = %peer.probe.pod_id, %incarnation,
             by = %local.shared.member.pod_id,
@@ -425,6 +431,7 @@ async fn tell_news(local: &Local, session: &Session, mut lost: Vec<Incarnation>)
     lost.retain(|incarnation| !local.is_told(*incarnation));
     if !lost.is_empty() {
         notices::ask_for_a_look(session).await?;
+        meters::count(meters::NOTICES_SENT, "about", "look");
         tracing::info!(
             target: "podlock", event = "told", pod = %local.shared.member.pod_id, lost = lost.len(),
             "not settled yet: told the others of a loss"
@@ -454,13 +461,22 @@ pub(crate) fn decide(local: &Local, probe: &RosterProbe) -> Decision {
     }
     let before = local.in_sight();
     let decision = local.decide(probe);
+    let newly_dead = local.delays.note_look(&decision);
+    delays::show_roster(local, probe);
     let peers: BTreeMap<_, _> = probe.peers.iter().map(|p| (p.probe.incarnation, p)).collect();
+    if let Some(lock) = local.lock() {
+        let dead = newly_dead.iter().filter_map(|dead| peers.get(dead));
+        for _ in dead.filter(|peer| !local.is_settled_for(&lock, &peer.probe)) {
+            meters::count(meters::WAITS, "reason", "unsettled");
+        }
+    }
     for (incarnation, verdict) in &decision.verdicts {
         let Verdict::Wait(reason, _) = verdict else { continue };
         if before.contains(incarnation) {
             continue;
         }
         if let Some(peer) = peers.get(incarnation) {
+            meters::count(meters::WAITS, "reason", reason.as_str());
             tracing::info!(
                 target: "podlock", event = "held", pod = %peer.probe.pod_id, incarnation = %incarnation,
                 by = %local.shared.member.pod_id, reason = reason.as_str(),
@@ -539,6 +555,7 @@ async fn bury_just_lost(
         Ok(()) if local.has_lost_one_since(decided) => Ok(()),
         Ok(()) => bury_all(local, session, lock, trigger, just_lost).await,
         Err(why) => {
+            metrics::counter!(meters::WAITS, "reason" => "door_closed").increment(just_lost.len() as u64);
             local.note_closed_door(just_lost.iter().map(|(peer, _)| peer.probe.incarnation));
             tracing::warn!(
                 target: "podlock", event = "door_closed", by = %local.shared.member.pod_id, lost = just_lost.len(), why,

@@ -9,6 +9,7 @@ use super::local::Local;
 use crate::error::Result;
 use crate::membership::PodEvent;
 use crate::membership::clock;
+use crate::meters;
 use crate::pg::session::Session;
 use crate::protocol::Moment;
 use crate::protocol::event::EventKind;
@@ -54,6 +55,9 @@ impl Hints {
     /// Takes in the notices that were heard.
     pub(super) fn hear(&mut self, local: &Local, heard: &Heard) {
         let (now, words) = (clock::now(), heard.words);
+        for word in Word::ALL.into_iter().filter(|word| words.has(*word)) {
+            meters::count(meters::NOTICES_HEARD, "word", word.as_str());
+        }
         if words.has(Word::Look) {
             self.probe.ask(now, Duration::ZERO);
             self.told_of_a_loss = true;
@@ -176,6 +180,10 @@ async fn look_at_own_runs(local: &Local, session: &Session) -> Result<()> {
 /// Acts on an event of the log. Returns how soon a roster probe is due because of it.
 fn act_on(local: &Local, told: LoggedEvent) -> Option<Duration> {
     let shared = &local.shared;
+    if let Some(alert) = &told.alert {
+        metrics::counter!(meters::ALERTS, "kind" => alert.kind.as_str()).increment(1);
+        shared.member.publish_alert(alert.clone());
+    }
     let is_ours = told.incarnation == shared.member.incarnation();
     // The run was quarantined: the readers of its stream should see the end.
     shared.engine.readers.stir(told.run.iter());

@@ -33,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
 use crate::membership::PodEvent;
 use crate::membership::clock;
+use crate::meters;
 use crate::pg::errors;
 use crate::pg::errors::refused;
 use crate::pg::session::{Backend, Opener, Session};
@@ -291,7 +292,10 @@ impl<'a> Keeper<'a> {
             let pinged = self.ping(session, pings.is_multiple_of(CHECK_EVERY)).await;
             self.note_sleep(clock::now().saturating_sub(sent), settings.ping_timeout);
             match pinged {
-                Ok(()) => self.answered(sent),
+                Ok(()) => {
+                    meters::took(meters::LEASE_ROUND_TRIP, clock::now().saturating_sub(sent));
+                    self.answered(sent);
+                }
                 Err(e) if e.kind() == ErrorKind::PooledLock => return LivenessEnd::Fatal(e),
                 Err(e) => {
                     // A ping may fail a moment before the session's driver says why the connection ended.
@@ -403,6 +407,8 @@ impl<'a> Keeper<'a> {
     fn detach(&self, liveness: &Session, cause: &str) {
         self.local.lock.send_replace(None);
         self.shared.member.set_detached();
+        meters::gauge(meters::ATTACHED, 0);
+        metrics::counter!(meters::DETACHES).increment(1);
         self.remember(liveness.backend());
         self.shared.member.publish(PodEvent::Detached);
         tracing::warn!(
@@ -589,6 +595,7 @@ impl<'a> Keeper<'a> {
     fn attach_again(&self, session: &Session, incarnation: Incarnation, since: Moment, number: i64, away: Duration) {
         self.shared.engine.registry.take_lost();
         self.shared.member.set_attached(incarnation);
+        meters::gauge(meters::ATTACHED, 1);
         self.local.lock.send_replace(Some(LivenessLock { incarnation, backend: session.backend(), since }));
         self.cause.set(None);
         self.shared.member.publish(PodEvent::Returned);
@@ -612,6 +619,7 @@ impl<'a> Keeper<'a> {
         // Runs that were stopped earlier, by a peer's claim, count too: the same loss stopped them.
         let runs = self.shared.engine.stop_all_runs(reason) + self.shared.engine.registry.take_lost();
         self.shared.member.publish(PodEvent::SelfFenced);
+        meters::count(meters::SELF_FENCES, "reason", reason.as_str());
         tracing::warn!(
             target: "podlock", event = "self_fenced", pod = %self.shared.member.pod_id, incarnation = %incarnation,
             runs,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::delays::Delays;
 use super::shared::Shared;
 use crate::id::{Incarnation, PodId};
 use crate::membership::clock;
@@ -100,6 +101,8 @@ pub(crate) struct Local {
     /// peer to watch. The wake of a busy watcher is stored.
     pub(crate) roster_changed: Notify,
     observer: RefCell<LossObserver>,
+    /// For the metrics.
+    pub(crate) delays: Delays,
     beats: RefCell<stall::StallObserver>,
     roster: RefCell<Vec<RingPlace>>,
     roster_version: Cell<i64>,
@@ -176,6 +179,7 @@ impl Local {
             liveness_is_kept: Cell::new(false),
             roster_changed: Notify::new(),
             observer: RefCell::default(),
+            delays: Delays::default(),
             beats: RefCell::default(),
             roster: RefCell::default(),
             roster_version: Cell::new(0),

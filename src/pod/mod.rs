@@ -1,9 +1,11 @@
 //! A pod's life: boot, hold the lock, watch, sweep, stop.
 
 mod admission;
+mod alerts;
 mod boot;
 mod burial;
 mod canary;
+mod delays;
 mod hints;
 mod keeper;
 pub(crate) mod local;
@@ -18,17 +20,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::history::{self, ProcessExit};
+use crate::history::samples::Samples;
+use crate::history::{self, Counter, Gauge, ProcessExit, SampleCounts};
 use crate::id::{Incarnation, PodId, RunId};
 use crate::membership::Membership;
+use crate::meters;
 use crate::pg::pool::Database;
 use crate::pg::session::Opener;
 use crate::protocol::state::Cancelled;
-use crate::runs::engine::Engine;
+use crate::runs::engine::{Engine, OnAttempt};
 use crate::runs::handlers::Handlers;
 use crate::runs::{self, Attached, HandlerError, NewRun, Outcome, Run, Started, StopReason, StreamPosition};
 use crate::store::connections;
@@ -64,7 +69,10 @@ pub struct PodBuilder {
     handlers: Handlers,
     workers: workers::Functions,
     former_exit: Option<ProcessExit>,
+    alert_hook: Option<Arc<history::alerts::Hook>>,
     stop_on_signals: bool,
+    report_backlog: Option<Duration>,
+    on_attempt: Option<OnAttempt>,
 }
 
 impl PodBuilder {
@@ -122,7 +130,7 @@ impl PodBuilder {
 
     /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
     /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
-    /// had recorded none itself. Without this, the pod compares its cgroup with that of the former process, and records
+    /// had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without this, the pod compares its cgroup with that of the former process, and records
     /// `out_of_memory` if the kernel has killed one of its processes meanwhile.
     pub fn former_exit(mut self, exit: ProcessExit) -> Self {
         self.former_exit = Some(exit);
@@ -134,6 +142,28 @@ impl PodBuilder {
     /// the process by themselves, so the service must call [`Pod::until_stopped`].
     pub fn stop_on_signals(mut self) -> Self {
         self.stop_on_signals = true;
+        self
+    }
+
+    /// Calls `hook` before each attempt, with the run's [`traceparent`](Run::traceparent) and the attempt's span,
+    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it exports
+    /// bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook must not
+    /// block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older versions made, are
+    /// passed over.
+    pub fn on_attempt<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&str, &tracing::Span) + Send + Sync + 'static,
+    {
+        self.on_attempt = Some(Arc::new(hook));
+        self
+    }
+
+    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod does not,
+    /// because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod reads more rarely,
+    /// so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second. Let one or two pods of a
+    /// large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
+    pub fn report_backlog(mut self, every: Duration) -> Self {
+        self.report_backlog = Some(every);
         self
     }
 
@@ -174,6 +204,7 @@ impl PodBuilder {
 
     async fn boot(self, signals: Option<Arc<Signals>>) -> Result<Pod> {
         let settings = Arc::new(self.config.validate()?);
+        meters::describe();
         let kinds = self.handlers.kinds();
         if let Some(kind) = settings.capacity_of.keys().find(|kind| !kinds.contains(kind)) {
             return Err(Error::new(
@@ -188,10 +219,11 @@ impl PodBuilder {
         let db = connections::pool_of_pod(&opener)?;
         let runtime = tokio::runtime::Handle::current();
         let member = Membership::new(pod_id, settings, runtime);
-        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds);
+        let (engine, from_burials) = Engine::new(Arc::clone(&member), db, kinds, self.on_attempt);
         let handlers = Arc::new(self.handlers);
         let workers = workers::Registry::new(Arc::clone(&member), engine.db.clone(), self.workers);
-        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers));
+        let samples = samples_of(&member, &engine);
+        let shared = Shared::new(Arc::clone(&member), Arc::clone(&engine), Arc::clone(&workers), Arc::clone(&samples));
         let guard = Arc::new(EndOnDrop(Arc::clone(&shared)));
         let (booted_tx, booted) = oneshot::channel();
         let identity = boot::Identity::of(&self.config);
@@ -206,6 +238,7 @@ impl PodBuilder {
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
         runs::writer::Writing::all(&engine).for_each(|worker| shared.spawn(worker));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
+        shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::looking::Looking::new(Arc::clone(&engine)));
         shared.spawn(runs::stream::listening::Listening::new(Arc::clone(&engine), opener.clone()));
@@ -217,12 +250,26 @@ impl PodBuilder {
         shared.spawn(workers::Prober::new(workers, member.settings.worker_probes_at_once));
         shared.spawn(shutdown::Drain { shared: Arc::clone(&shared) });
         shared.spawn(history::sessions::Repairing::new(Arc::clone(&member), engine.db.clone()));
-        let former_exit = self.former_exit.map(|exit| exit.0);
-        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), former_exit));
+        shared.spawn(history::alerts::Hooked::new(Arc::clone(&member), self.alert_hook));
+        shared.spawn(history::sessions::Former::new(Arc::clone(&member), engine.db.clone(), self.former_exit));
         shared.spawn(history::roll_up::RollingUp::new(Arc::clone(&member), engine.db.clone()));
         shared.spawn(history::retention::Pruning::new(member, engine.db.clone()));
+        shared.spawn(history::samples::Sampling::new(&samples));
+        shared.spawn(history::samples::Lag::new(&samples));
+        shared.spawn(history::samples::Writing::new(&samples));
+        shared.spawn(history::samples::Days::new(&samples));
         Ok(Pod { shared, handlers, opener, signals, _guard: guard })
     }
+}
+
+/// The samples of a pod that these runs are of.
+fn samples_of(member: &Arc<Membership>, engine: &Arc<Engine>) -> Arc<Samples> {
+    let (registry, counting) = (Arc::clone(&engine.registry), Arc::clone(engine));
+    let runs = history::samples::Runs {
+        running: Box::new(move || registry.len()),
+        begun: Box::new(move |under| counting.begun(under)),
+    };
+    Samples::new(Arc::clone(member), engine.db.clone(), runs)
 }
 
 impl fmt::Debug for PodBuilder {
@@ -239,7 +286,10 @@ impl Pod {
             handlers: Handlers::default(),
             workers: workers::Functions::default(),
             former_exit: None,
+            alert_hook: None,
             stop_on_signals: false,
+            report_backlog: None,
+            on_attempt: None,
         }
     }
 
@@ -328,6 +378,28 @@ impl Pod {
         self.in_background(async move { runs::start(&engine, &handlers, new).await }).await
     }
 
+    /// [`Pod::start`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
+    /// refused does not stop the others. The results have the errors of [`Pod::start`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start`], for each run.
+    pub async fn start_many(&self, new: impl IntoIterator<Item = NewRun>) -> Vec<Result<Started>> {
+        let starts = new.into_iter().map(|new| self.start(new)).collect::<Vec<_>>();
+        join_all(starts).await
+    }
+
+    /// [`Pod::submit`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
+    /// refused does not stop the others. The results have the errors of [`Pod::submit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::submit`], for each run.
+    pub async fn submit_many(&self, new: impl IntoIterator<Item = NewRun>) -> Vec<Result<RunId>> {
+        let submits = new.into_iter().map(|new| self.submit(new)).collect::<Vec<_>>();
+        join_all(submits).await
+    }
+
     /// Inserts a run without an owner. Any pod with a handler and room claims it, even a pod that starts later.
     ///
     /// # Errors
@@ -353,7 +425,25 @@ impl Pod {
     ///
     /// After a dropped call, roll the transaction back.
     pub async fn start_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared.engine, txn, &new, true).await
+        runs::only(runs::insert_in_txn(&self.shared.engine, txn, &[new], true).await?)
+    }
+
+    /// [`Pod::start_in_txn`] for many runs, in few statements. Each has a result of its own, in the order of `new`.
+    ///
+    /// # Errors
+    ///
+    /// The database's: the transaction is aborted then. The results have the others of [`Pod::start_in_txn`]; such a run
+    /// was not inserted, and the transaction can go on.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start_in_txn`].
+    pub async fn start_many_in_txn(
+        &self,
+        txn: &tokio_postgres::Transaction<'_>,
+        new: &[NewRun],
+    ) -> Result<Vec<Result<RunId>>> {
+        runs::insert_in_txn(&self.shared.engine, txn, new, true).await
     }
 
     /// [`Pod::submit`] in the caller's transaction.
@@ -366,7 +456,24 @@ impl Pod {
     ///
     /// As [`Pod::start_in_txn`].
     pub async fn submit_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared.engine, txn, &new, false).await
+        runs::only(runs::insert_in_txn(&self.shared.engine, txn, &[new], false).await?)
+    }
+
+    /// [`Pod::submit_in_txn`] for many runs, in few statements. Each has a result of its own, in the order of `new`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start_many_in_txn`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start_in_txn`].
+    pub async fn submit_many_in_txn(
+        &self,
+        txn: &tokio_postgres::Transaction<'_>,
+        new: &[NewRun],
+    ) -> Result<Vec<Result<RunId>>> {
+        runs::insert_in_txn(&self.shared.engine, txn, new, false).await
     }
 
     /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted. Its handler is told
@@ -455,6 +562,44 @@ impl Pod {
         self.shared.member.sources.register()
     }
 
+    /// A number of the application's own that each sample of this pod has, such as the memory of a GPU. Calls with the
+    /// same name set the same gauge.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the name is empty, longer than 64 bytes or contains a NUL, or if the pod has 64
+    /// other gauges.
+    pub fn gauge(&self, name: impl Into<String>) -> Result<Gauge> {
+        self.shared.samples.gauge(name.into())
+    }
+
+    /// A count of the application's own that the session of this pod has in the history, such as requests served. Calls
+    /// with the same name add to the same counter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::gauge`], for 64 counters.
+    pub fn counter(&self, name: impl Into<String>) -> Result<Counter> {
+        self.shared.samples.counter(name.into())
+    }
+
+    /// Sets the JSON that each sample of this pod has from now on (`details`). `None`: none. It is stored with every
+    /// sample, so keep it small.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or is
+    /// nested deeper than 32. What was set before stays.
+    pub fn set_details(&self, details: impl Into<Option<serde_json::Value>>) -> Result<()> {
+        self.shared.samples.set_details(details.into())
+    }
+
+    /// How many samples this pod has taken of itself, and what became of them. Touches no database.
+    #[must_use]
+    pub fn samples(&self) -> SampleCounts {
+        self.shared.samples.counts()
+    }
+
     /// Resolves when this pod was asked to drain (`podlock drain`, `studio_drain`). From then on it takes no more work.
     /// Answer with [`Pod::shutdown`].
     ///
@@ -490,7 +635,7 @@ impl Pod {
     pub async fn note_exit(&self, exit: ProcessExit) -> Result<()> {
         let pod = self.pod_id();
         let cgroup = history::cgroup::read().map(|cgroup| serde_json::json!(cgroup));
-        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.0, cgroup).await? {
+        if sessions::note_exit(&self.shared.engine.db, self.incarnation(), exit.exit, cgroup).await? {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Timeout, format!("pod {pod}: the row of its session is locked, or was deleted"))

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::part::{self, Part};
 use crate::error::{Error, ErrorKind};
+use crate::history::samples::Samples;
 use crate::id::Incarnation;
 use crate::membership::{Membership, PodStatus};
 use crate::runs::StopReason;
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) member: Arc<Membership>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) workers: Arc<Registry>,
+    pub(crate) samples: Arc<Samples>,
     /// Fires when the thread of the pod's sessions has ended.
     pub(crate) ended: CancellationToken,
     /// Makes the next probe of the roster come now.
@@ -28,26 +30,43 @@ pub(crate) struct Shared {
     /// A stop that could not join its runs: the lock stays until the process ends.
     stuck: AtomicBool,
     failure: OnceLock<String>,
+    /// The names of this pod's webhooks.
+    #[cfg(feature = "http")]
+    webhooks: Mutex<std::collections::BTreeSet<String>>,
     keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl Shared {
-    pub(crate) fn new(member: Arc<Membership>, engine: Arc<Engine>, workers: Arc<Registry>) -> Arc<Self> {
+    pub(crate) fn new(
+        member: Arc<Membership>,
+        engine: Arc<Engine>,
+        workers: Arc<Registry>,
+        samples: Arc<Samples>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             member,
             engine,
             workers,
+            samples,
             ended: CancellationToken::new(),
             probe_now: Notify::new(),
             row_gone: Notify::new(),
             stuck: AtomicBool::new(false),
             failure: OnceLock::new(),
+            #[cfg(feature = "http")]
+            webhooks: Mutex::default(),
             keeper: Mutex::new(None),
         })
     }
 
     pub(crate) fn status(&self) -> PodStatus {
         self.member.status(self.engine.registry.len())
+    }
+
+    /// Returns false if the pod has a webhook of this name.
+    #[cfg(feature = "http")]
+    pub(crate) fn add_webhook(&self, name: &str) -> bool {
+        self.webhooks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
     }
 
     pub(crate) fn set_stuck(&self) {

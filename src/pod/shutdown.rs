@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::RECONNECT_BACKOFF_MIN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::RunId;
+use crate::meters;
 use crate::runs::{StopReason, failures, herald};
 use crate::store::pods;
 
@@ -72,7 +73,7 @@ pub(crate) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Result
         .help("end the process; let handlers await, or do blocking work on spawn_blocking"));
     }
     tell_of_failures(shared).await;
-    tokio::join!(tell_of_the_yielded(shared), tell_that_it_stopped(shared));
+    tokio::join!(tell_of_the_yielded(shared), tell_that_it_stopped(shared), shared.samples.drain());
     let now = shared.engine.endings();
     let report = ShutdownReport { finished: now.0 - finished, yielded: now.1 - yielded, aborted };
     end(shared).await;
@@ -111,7 +112,10 @@ enum Marked {
 
 async fn try_to_mark(shared: &Shared) -> Marked {
     match pods::mark_draining(&shared.engine.db, shared.member.incarnation()).await {
-        Ok(_) => Marked::Settled,
+        Ok(_) => {
+            meters::count(meters::NOTICES_SENT, "about", "drain");
+            Marked::Settled
+        }
         Err(e) if e.is_transient() => Marked::NotYet,
         Err(e) => {
             tracing::warn!(

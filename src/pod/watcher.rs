@@ -206,6 +206,7 @@ async fn watch(local: &Local, session: &mut Session, backoff: &mut Backoff) -> R
             continue;
         }
         let granted = Instant::now();
+        local.delays.note_free(successor.incarnation);
         let acted = match local.lock() {
             Some(lock) if local.is_settled(&lock) => {
                 burial::hold(local, session, &lock, Trigger::Push, Some(successor)).await.map(drop)

@@ -9,8 +9,10 @@
 //! Deliberately absent: wall-clock time. A [`Moment`] is compared only with another [`Moment`] of the same process. The
 //! exception is [`reliability`], which computes with the server's time. People read it, and no pod decides by it.
 
+pub mod alerts;
 pub mod awake;
 pub mod batch;
+pub mod batching;
 pub mod cause;
 pub mod condition;
 pub mod deadline;
@@ -19,6 +21,7 @@ pub mod event;
 pub mod failures;
 pub mod fences;
 pub mod fold;
+pub mod health;
 pub mod interest;
 pub mod moves;
 mod names;

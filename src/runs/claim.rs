@@ -18,6 +18,7 @@ use super::{execute, failures};
 use crate::error::{Error, Result};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::clock;
+use crate::meters;
 use crate::nag::Nag;
 use crate::output::{Limits, Output};
 use crate::protocol::Moment;
@@ -255,6 +256,7 @@ impl<'a> Claiming<'a> {
                 error = run.error, "a run that takes its owners down with it was quarantined"
             );
         }
+        metrics::counter!(meters::QUARANTINED).increment(quarantined.len() as u64);
         self.took.passed_over += quarantined.len();
         self.unreadable.extend(unreadable);
         for run in claimed {
@@ -273,6 +275,9 @@ impl<'a> Claiming<'a> {
     fn begin(&mut self, place: Reservation<'_>, run: Claimed) {
         let Some(handler) = self.handlers.of(&run.kind) else { return };
         self.took.begun.push(run.run_id);
+        if let Some(reason) = run.taken_over {
+            meters::count(meters::RECOVERED, "reason", reason);
+        }
         let suspect = poison::judge(run.crashes, false, self.max_crashes) == Suspicion::Suspect;
         let place = if suspect { place.suspect() } else { place };
         execute::begin(self.engine, handler, place, run, self.own);
@@ -404,6 +409,7 @@ impl<'a> Claiming<'a> {
             match quarantine::quarantine(&self.engine.db, self.own, run, why).await {
                 Ok(true) => {
                     pace.blamed.remove(&run.run_id);
+                    metrics::counter!(meters::QUARANTINED).increment(1);
                     tracing::error!(
                         target: "podlock", event = "quarantined", run = %run.run_id, kind = %run.kind, by = %pod,
                         error = why,

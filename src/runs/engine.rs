@@ -3,8 +3,8 @@
 //! Architecture invariant: nothing that the engine is made of knows the engine. What works with the engine (a `Run`,
 //! the parts in the background, the recovery pass) stands above it, and so do the handlers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -36,9 +36,14 @@ pub(crate) struct Loaded {
     pub(super) seen: Seen,
 }
 
+/// What a service does with the trace and the span of an attempt, before it begins.
+pub(crate) type OnAttempt = Arc<dyn Fn(&str, &tracing::Span) + Send + Sync>;
+
 pub(crate) struct Engine {
     pub(crate) member: Arc<Membership>,
     pub(crate) db: Database,
+    /// Called with the trace and the span of each attempt before it begins.
+    pub(super) on_attempt: Option<OnAttempt>,
     /// The kinds for which this pod has a handler, sorted.
     pub(crate) kinds: Vec<String>,
     /// The runs of this process. The task of each attempt shares it, to free its place.
@@ -69,6 +74,8 @@ pub(crate) struct Engine {
     /// shutdown reads them.
     finished: AtomicUsize,
     yielded: AtomicUsize,
+    /// The incarnation whose runs began last here, and how many attempts began under it. Attempts count; samples read.
+    begun: Mutex<(Option<Incarnation>, u64)>,
 }
 
 impl Engine {
@@ -77,6 +84,7 @@ impl Engine {
         member: Arc<Membership>,
         db: Database,
         kinds: Vec<String>,
+        on_attempt: Option<OnAttempt>,
     ) -> (Arc<Self>, mpsc::Receiver<Loaded>) {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
         let (loaded, received) = mpsc::channel(1);
@@ -84,6 +92,7 @@ impl Engine {
             member,
             db,
             kinds,
+            on_attempt,
             registry: Arc::new(registry),
             writer: Writer::new(),
             flusher: Flusher::default(),
@@ -96,6 +105,7 @@ impl Engine {
             loaded,
             finished: AtomicUsize::new(0),
             yielded: AtomicUsize::new(0),
+            begun: Mutex::default(),
         };
         (Arc::new(engine), received)
     }
@@ -171,6 +181,17 @@ impl Engine {
     /// How many runs this pod has finished, and how many it has yielded.
     pub(crate) fn endings(&self) -> (usize, usize) {
         (self.finished.load(Ordering::Acquire), self.yielded.load(Ordering::Acquire))
+    }
+
+    /// How many attempts have begun under this incarnation.
+    pub(crate) fn begun(&self, under: Incarnation) -> u64 {
+        let (of, count) = *self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if of == Some(under) { count } else { 0 }
+    }
+
+    pub(crate) fn note_begun(&self, under: Incarnation) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun = (Some(under), if begun.0 == Some(under) { begun.1 + 1 } else { 1 });
     }
 
     pub(crate) fn note_finished(&self) {

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tracing::Instrument as _;
 
 use super::engine::Engine;
 use super::mobility::Mobility;
@@ -27,6 +28,7 @@ pub(crate) fn begin(
     if engine.member.root.is_cancelled() {
         return;
     }
+    engine.note_begun(incarnation);
     let stop = Arc::new(StopSignal::default());
     // The run may have been claimed while the pod began to drain or lost its lock. Then it is told to stop from the
     // start.
@@ -43,7 +45,7 @@ pub(crate) fn begin(
                 let stop = run.stop_signal();
                 tokio::select! {
                     biased;
-                    () = attempt(handler, run) => {}
+                    () = traced(handler, run) => {}
                     // This drops the handler's future, which aborts the handler at its next await.
                     () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
                 }
@@ -61,6 +63,20 @@ pub(crate) fn begin(
     if engine.member.phase() == crate::membership::Phase::Draining {
         stop.fire(StopReason::Draining);
     }
+}
+
+/// One attempt in its span. The service may first say what the span belongs to.
+async fn traced(handler: Arc<dyn Handler>, run: Run) {
+    let span = run.span();
+    if let (Some(on_attempt), Some(traceparent)) = (&run.engine.on_attempt, run.traceparent())
+        && std::panic::catch_unwind(AssertUnwindSafe(|| on_attempt(traceparent, &span))).is_err()
+    {
+        tracing::error!(
+            target: "podlock", event = "hook_panicked", pod = %run.pod_id(),
+            "the hook for attempts panicked; the attempt goes on"
+        );
+    }
+    attempt(handler, run).instrument(span).await;
 }
 
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {

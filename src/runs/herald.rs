@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::engine::Engine;
 use crate::background::part::{Next, Part};
 use crate::error::Result;
+use crate::meters;
 use crate::protocol::offer::Untold;
 use crate::store::orphans;
 
@@ -75,5 +76,7 @@ pub(crate) async fn tell(engine: &Engine, untold: &Untold) -> Result<()> {
     let list = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>();
     let Untold { kinds, pods, everybody, still, own: _ } = untold;
     let told = orphans::Told { kinds: list(kinds), pods: list(pods), everybody: *everybody, still: list(still) };
-    orphans::tell(&engine.db, engine.member.incarnation(), &told).await
+    orphans::tell(&engine.db, engine.member.incarnation(), &told).await?;
+    meters::count(meters::NOTICES_SENT, "about", "orphans");
+    Ok(())
 }

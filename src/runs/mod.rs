@@ -1,5 +1,6 @@
 //! Runs: the long work of a service. A run survives the death of the pod that executes it: another pod resumes it.
 
+pub(crate) mod backlog;
 mod claim;
 pub(crate) mod engine;
 pub(crate) mod execute;
@@ -31,7 +32,7 @@ use crate::output::Output;
 use crate::protocol::named;
 
 pub use run::Run;
-pub(crate) use start::{insert_in_txn, start, submit};
+pub(crate) use start::{insert_in_txn, only, start, submit};
 pub use stream::CHUNK_LIMIT;
 #[cfg(feature = "http")]
 pub(crate) use stream::attach::cut_off;
@@ -106,12 +107,13 @@ pub struct NewRun {
     pub(crate) key: Option<String>,
     pub(crate) input: Value,
     pub(crate) movable: bool,
+    pub(crate) traceparent: Option<String>,
 }
 
 impl NewRun {
     /// Makes a run of this kind, without a key and with the input `null`.
     pub fn new(kind: impl Into<String>) -> Self {
-        Self { kind: kind.into(), key: None, input: Value::Null, movable: false }
+        Self { kind: kind.into(), key: None, input: Value::Null, movable: false, traceparent: None }
     }
 
     /// Sets the key. At most one run of the same kind and key is running at a time.
@@ -131,6 +133,15 @@ impl NewRun {
     /// if its attempt has saved a checkpoint and has lasted for `move_rest`. Set it for long runs that resume cheaply.
     pub fn movable(mut self, movable: bool) -> Self {
         self.movable = movable;
+        self
+    }
+
+    /// Sets the trace that the run belongs to, as the header `traceparent` of W3C Trace Context has it, version 00:
+    /// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`. It is kept in the run's row, and each attempt gets it,
+    /// whichever pod makes it ([`Run::traceparent`]). By default the run begins a trace of its own, which is marked as
+    /// sampled. Another text is refused when the run is started.
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
         self
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::StopReason;
 use super::mobility::Mobility;
 use crate::id::{Fence, RunId};
+use crate::meters;
 use crate::protocol::moves::Mine;
 use crate::protocol::{Moment, poison};
 
@@ -195,7 +196,7 @@ impl Registry {
             of.taken += 1;
         }
         entries.runs.insert(run_id, RunEntry::Pending);
-        self.count.send_replace(entries.runs.len());
+        self.note_count(entries.runs.len());
         Some(Reservation { registry: self, run_id, limited, suspect: false, kept: false })
     }
 
@@ -335,9 +336,14 @@ impl Registry {
         if let Some(of) = limited.and_then(|kind| entries.limited.get_mut(kind)) {
             of.taken = of.taken.saturating_sub(1);
         }
-        self.count.send_replace(entries.runs.len());
+        self.note_count(entries.runs.len());
         drop(entries);
         self.freed.notify_one();
+    }
+
+    fn note_count(&self, runs: usize) {
+        self.count.send_replace(runs);
+        metrics::gauge!(meters::RUNS).set(runs as f64);
     }
 
     /// Changes when a run comes or leaves.

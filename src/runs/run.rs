@@ -19,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::membership::clock;
+use crate::meters;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
 use crate::store::grouped::Checkpoint;
@@ -114,6 +115,13 @@ impl Run {
     #[must_use]
     pub fn attempt(&self) -> i32 {
         self.facts.attempt
+    }
+
+    /// The trace that the run belongs to, as the header `traceparent` of W3C Trace Context writes it: the same in every
+    /// attempt, on whichever pod. `None` if an older version, or another program, made the run.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.facts.traceparent.as_deref()
     }
 
     /// The fence of this attempt.
@@ -288,6 +296,16 @@ impl Run {
         taken.map_err(|e| if e.is_fenced() { self.report(e) } else { e })
     }
 
+    /// The span of this attempt. It has no parent among the spans of this process: what began the attempt is not what the
+    /// run belongs to.
+    pub(super) fn span(&self) -> tracing::Span {
+        let Claimed { run_id, kind, attempt, fence, traceparent, taken_over, .. } = &*self.facts;
+        tracing::info_span!(
+            target: "podlock", parent: None, "podlock::run", run_id = %run_id, kind, attempt, fence = fence.get(),
+            traceparent, taken_over
+        )
+    }
+
     pub(super) fn stop_signal(&self) -> Arc<StopSignal> {
         Arc::clone(&self.stop)
     }
@@ -334,6 +352,7 @@ impl Run {
         let accepted = written?;
         self.engine.flusher.note_changed(self.owner.run_id, began);
         self.engine.note_finished();
+        meters::count(meters::ENDED, "outcome", state);
         if let Ending::Failed(why, _) = &**ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
@@ -371,6 +390,7 @@ impl Run {
             registry.set_aside(self.owner.run_id, now + self.engine.member.settings.lease);
         }
         self.engine.note_yielded();
+        meters::count(meters::ENDED, "outcome", "yielded");
         self.engine.offers.add(self.engine.untold_to_others(self.kind()));
         Ok(())
     }
@@ -492,6 +512,7 @@ impl Run {
     }
 
     pub(super) fn report(&self, error: Error) -> Error {
+        metrics::counter!(meters::FENCE_REFUSALS).increment(1);
         tracing::info!(
             target: "podlock", event = "fenced", pod = %self.engine.member.pod_id,
             incarnation = %self.owner.incarnation,

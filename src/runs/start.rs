@@ -8,7 +8,8 @@ use super::handlers::Handlers;
 use super::writer::NewStart;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Fence, Incarnation, RunId};
+use crate::id::{Fence, RunId, traceparent};
+use crate::meters;
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
 use crate::protocol::offer::Untold;
@@ -17,6 +18,8 @@ use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
 /// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
+/// The most runs of one statement in a caller's transaction. More would make a long statement; fewer cost round trips.
+const INSERTS_MOST: usize = 500;
 /// The delay between two tries. A failover takes longer, but a dropped connection is over by then. Shorter: the tries
 /// are used up at once. Longer: the caller waits.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
@@ -28,8 +31,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
     let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
-    let floor = engine.registry.highest_fence();
-    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), floor };
+    let (trace, floor) = (trace_of(&new), engine.registry.highest_fence());
+    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), floor };
     let inserted = repeat(run_id, || engine.write_start(&start, bytes)).await?;
     let fence = outcome(engine, inserted, &start.new)?;
     let new = Arc::unwrap_or_clone(start.new);
@@ -44,6 +47,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
         checkpoint_seq: 0,
         crashes: 0,
         movable: new.movable,
+        traceparent: Some(trace),
+        taken_over: None,
     };
     execute::begin(engine, handler, place, claimed, incarnation);
     Ok(Started { run_id, incarnation, fence })
@@ -53,7 +58,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> {
     let bytes = check(engine, new)?;
     let run_id = RunId::generate();
-    let submit = NewStart { run_id, owner: None, new: Arc::clone(new), floor: Fence::from(0) };
+    let submit =
+        NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new), floor: Fence::from(0) };
     let inserted = repeat(run_id, || engine.write_start(&submit, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
@@ -65,53 +71,97 @@ pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> 
     Ok(run_id)
 }
 
-/// Starts a run in the caller's transaction. With `owned`, this pod begins the run once the transaction has committed.
+/// Starts runs in the caller's transaction. With `owned`, this pod begins them once the transaction has committed. One run
+/// that is refused does not stop the others. The results are in the order of `new`.
 pub(crate) async fn insert_in_txn(
     engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
-    new: &NewRun,
+    new: &[NewRun],
     owned: bool,
-) -> Result<RunId> {
+) -> Result<Vec<Result<RunId>>> {
+    let mut results: Vec<Result<RunId>> =
+        new.iter().map(|new| may_be_inserted(engine, new, owned).map(|()| RunId::generate())).collect();
+    let sound: Vec<(usize, RunId)> =
+        results.iter().enumerate().filter_map(|(nth, id)| Some((nth, *id.as_ref().ok()?))).collect();
+    for portion in sound.chunks(INSERTS_MOST) {
+        let traces: Vec<String> = portion.iter().map(|(nth, _)| trace_of(&new[*nth])).collect();
+        let inserts: Vec<Insert<'_>> = portion
+            .iter()
+            .zip(&traces)
+            .map(|((nth, run_id), trace)| insert_of(engine, *run_id, &new[*nth], trace))
+            .collect();
+        let inserted = insert_portion_in_txn(engine, txn, &inserts, owned).await?;
+        for ((nth, _), inserted) in portion.iter().zip(inserted) {
+            if let Err(e) = inserted.and_then(|inserted| outcome(engine, inserted, &new[*nth])) {
+                results[*nth] = Err(e);
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// The result of the only run.
+pub(crate) fn only(results: Vec<Result<RunId>>) -> Result<RunId> {
+    results.into_iter().next().unwrap_or_else(|| Err(Error::new(ErrorKind::InvalidInput, "no run was given")))
+}
+
+fn may_be_inserted(engine: &Engine, new: &NewRun, owned: bool) -> Result<()> {
     check(engine, new)?;
-    let owner: Option<Incarnation> = if owned {
-        if !engine.kinds.contains(&new.kind) {
-            return Err(no_handler(engine, &new.kind));
-        }
-        if !engine.registry.has_room(&new.kind) {
-            return Err(full(engine, &new.kind));
-        }
-        Some(engine.member.may_take_work()?)
-    } else {
-        None
-    };
-    let run_id = RunId::generate();
-    let insert = insert_of(engine, run_id, new);
+    if !owned {
+        return Ok(());
+    }
+    if !engine.kinds.contains(&new.kind) {
+        return Err(no_handler(engine, &new.kind));
+    }
+    if !engine.registry.has_room(&new.kind) {
+        return Err(full(engine, &new.kind));
+    }
+    engine.member.may_take_work().map(drop)
+}
+
+async fn insert_portion_in_txn(
+    engine: &Engine,
+    txn: &tokio_postgres::Transaction<'_>,
+    inserts: &[Insert<'_>],
+    owned: bool,
+) -> Result<Vec<Result<Inserted>>> {
     // The commit is the caller's, so the statement itself has to notify. The server sends the notice at the commit.
     let tells = engine.offers.may_tell();
-    let inserted = if let Some(owner) = owner {
+    let mut untold = Untold { own: owned, ..Untold::default() };
+    if !owned {
+        for insert in inserts {
+            untold.add(engine.untold(insert.kind));
+        }
+    }
+    if tells {
+        meters::count(meters::NOTICES_SENT, "about", "run");
+    }
+    let schema = engine.db.schema();
+    let inserted = if owned {
         let told = tells.then_some(&*engine.member.channel);
-        runs::start_in_txn(txn, engine.db.schema(), owner, &insert, told).await?
+        runs::start_in_txn(txn, schema, engine.member.incarnation(), inserts, told).await?
     } else {
-        let schema = engine.db.schema();
         let fleet = schema.channel();
-        let (channel, word) =
-            if engine.untold(&new.kind).own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
-        runs::submit_in_txn(txn, schema, &insert, tells.then_some((channel, word))).await?
+        let only_own = untold.own && untold.kinds.is_empty();
+        let (channel, word) = if only_own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
+        runs::submit_in_txn(txn, schema, inserts, tells.then_some((channel, word))).await?
     };
-    outcome(engine, inserted, new)?;
     if !tells {
         // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
         // ended. A pass of this pod finds an owned run.
-        let untold = if owned { Untold { own: true, ..Untold::default() } } else { engine.untold(&new.kind) };
         engine.offers.add_for_later(untold);
     }
-    Ok(run_id)
+    Ok(inserted)
 }
 
-fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun) -> Insert<'a> {
+fn trace_of(new: &NewRun) -> String {
+    new.traceparent.clone().unwrap_or_else(traceparent::generate)
+}
+
+fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun, traceparent: &'a str) -> Insert<'a> {
     let floor = engine.registry.highest_fence();
-    let NewRun { kind, key, input, movable } = new;
-    Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, floor }
+    let NewRun { kind, key, input, movable, traceparent: _ } = new;
+    Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, traceparent, floor }
 }
 
 /// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
@@ -192,6 +242,8 @@ fn check(engine: &Engine, new: &NewRun) -> Result<usize> {
         Some("its key must have 1 to 1024 bytes".to_owned())
     } else if new.kind.contains('\0') || new.key.as_ref().is_some_and(|k| k.contains('\0')) {
         Some("PostgreSQL cannot store the character U+0000".to_owned())
+    } else if let Some(Err(why)) = new.traceparent.as_deref().map(traceparent::check) {
+        Some(format!("its traceparent {why}"))
     } else {
         storable(&new.input).err().map(|why| format!("its input cannot be stored: {why}"))
     };

@@ -17,6 +17,7 @@ use crate::pg::reply::Reply;
 use crate::pg::schema::Schema;
 use crate::pg::statement::sql;
 use crate::pg::txn::{BEGIN_IMPATIENTLY, Param};
+use crate::protocol::ending::Reason;
 use crate::protocol::recover::Candidate;
 
 const CLAIM: &str = sql!("claim", "reach", "above", "as_expected", "crashed", "died_with");
@@ -145,7 +146,18 @@ fn read_facts(row: &Row, input: Value, checkpoint: Option<Value>) -> Result<Clai
         crashes: u32::try_from(row.at::<i32>("crashes")?).unwrap_or(0),
         checkpoint_seq: row.at("checkpoint_seq")?,
         movable: row.at("movable")?,
+        traceparent: row.at("traceparent")?,
+        taken_over: row.at::<Option<&str>>("taken_over")?.map(taken_over),
     })
+}
+
+/// The stable name of how the attempt before ended. A reason that a newer version writes counts as a loss.
+fn taken_over(name: &str) -> &'static str {
+    match name {
+        "released" => "released",
+        "adopted" => "adopted",
+        reason => Reason::parse(reason).unwrap_or(Reason::Lost).as_str(),
+    }
 }
 
 fn read_owner(row: &Row, incarnation: Incarnation) -> Result<Owner> {

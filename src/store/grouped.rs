@@ -41,25 +41,30 @@ pub(crate) enum WriteAnswer {
     Locked,
 }
 
+/// Also runs on a caller's own connection, under the caller's `search_path` ([`super::start`]).
+pub(super) const SUBMIT: &str = sql!("submit_runs");
+
 /// The columns of a multi-row insert.
-struct Inserts<'a> {
-    run_ids: Vec<Uuid>,
-    kinds: Vec<&'a str>,
-    keys: Vec<Option<&'a str>>,
-    inputs: Vec<&'a Value>,
-    movables: Vec<bool>,
+pub(super) struct Inserts<'a> {
+    pub(super) run_ids: Vec<Uuid>,
+    pub(super) kinds: Vec<&'a str>,
+    pub(super) keys: Vec<Option<&'a str>>,
+    pub(super) inputs: Vec<&'a Value>,
+    pub(super) movables: Vec<bool>,
+    pub(super) traces: Vec<&'a str>,
     /// Only keys can make an insert wait.
-    patience: Option<&'static str>,
+    pub(super) patience: Option<&'static str>,
 }
 
 impl<'a> Inserts<'a> {
-    fn of(runs: &[Insert<'a>]) -> Self {
+    pub(super) fn of(runs: &[Insert<'a>]) -> Self {
         Self {
             run_ids: runs.iter().map(|run| run.run_id.as_uuid()).collect(),
             kinds: runs.iter().map(|run| run.kind).collect(),
             keys: runs.iter().map(|run| run.key).collect(),
             inputs: runs.iter().map(|run| run.input).collect(),
             movables: runs.iter().map(|run| run.movable).collect(),
+            traces: runs.iter().map(|run| run.traceparent).collect(),
             patience: runs.iter().any(|run| run.key.is_some()).then_some(KEY_PATIENCE),
         }
     }
@@ -69,10 +74,10 @@ impl<'a> Inserts<'a> {
 /// of `runs`.
 pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) -> Result<Vec<StartAnswer>> {
     const SQL: &str = sql!("start_runs", "reach", "above");
-    let Inserts { run_ids, kinds, keys, inputs, movables, patience } = Inserts::of(runs);
+    let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let floor = runs.iter().map(|run| run.floor).max().unwrap_or(Fence::from(0)).get();
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&own.as_uuid(), &run_ids, &kinds, &keys, &inputs, &movables, &floor, &patience];
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&own.as_uuid(), &run_ids, &kinds, &keys, &inputs, &movables, &traces, &floor, &patience];
     let answer = |row: &Row| {
         Ok(match row.at::<Option<i64>>("fence")? {
             Some(fence) => StartAnswer::Yes(fence.into()),
@@ -86,16 +91,16 @@ pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) 
 
 /// Starts runs that nobody owns. The answers are in the order of `runs`.
 pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Vec<StartAnswer>> {
-    const SQL: &str = sql!("submit_runs");
-    let Inserts { run_ids, kinds, keys, inputs, movables, patience } = Inserts::of(runs);
+    let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let nobody: Option<&str> = None;
-    let params: [&(dyn ToSql + Sync); 8] = [&run_ids, &kinds, &keys, &inputs, &movables, &nobody, &nobody, &patience];
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &nobody, &nobody, &patience];
     let answer = |row: &Row| {
         let is_inserted = row.at::<bool>("is_inserted")?;
         Ok(if is_inserted { StartAnswer::Yes(Fence::from(0)) } else { StartAnswer::Ask })
     };
     let step = "submitting runs";
-    answers(step, runs.len(), &db.query(step, SQL, &params).await?, answer)
+    answers(step, runs.len(), &db.query(step, SUBMIT, &params).await?, answer)
 }
 
 /// One checkpoint of a group.

@@ -74,6 +74,7 @@ files!(
     "V35__sessions",
     "V36__reliability",
     "V37__backlog",
+    "V38__webhooks",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";
@@ -246,7 +247,7 @@ pub fn sql(schema: &str, from: i32) -> String {
 
 /// Every function of the schema that pods or operators may call: all except a trigger's function. A test compares the
 /// list with the schema.
-const FUNCTIONS: [&str; 30] = [
+const FUNCTIONS: [&str; 32] = [
     "studio_lock_key(text)",
     "studio_witness_key(text)",
     "studio_channel()",
@@ -277,6 +278,8 @@ const FUNCTIONS: [&str; 30] = [
     "studio_limit_transaction(integer)",
     "studio_note_foreign_locks(jsonb, text)",
     "studio_prune_hours(interval, integer)",
+    "studio_add_sample_days(integer)",
+    "studio_drop_sample_day(interval)",
 ];
 
 /// What a role may do with podlock's tables.
@@ -307,6 +310,7 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         "studio_foreign_locks",
         "studio_worker_status",
         "studio_pod_history",
+        "studio_backlog",
     ] {
         grant("SELECT", &format!("@.{readable}"));
     }
@@ -323,9 +327,12 @@ pub fn grants(schema: &str, role: &str, access: Access) -> String {
         ("studio_worker_tombstones", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_pods", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_worker_monitor", "SELECT, INSERT, UPDATE"),
+        ("studio_pod_heartbeats", "SELECT, INSERT"),
         ("studio_pod_heartbeats_hourly", "SELECT, INSERT, UPDATE"),
         ("studio_pod_reliability", "SELECT, INSERT, UPDATE, DELETE"),
         ("studio_roll_ups", "SELECT, UPDATE"),
+        ("studio_sample_writers", "SELECT, INSERT, UPDATE, DELETE"),
+        ("studio_webhooks", "SELECT, INSERT, UPDATE"),
     ] {
         grant(if access == Access::Pod { rights } else { "SELECT" }, &format!("@.{table}"));
     }

@@ -7,6 +7,8 @@
 //! that).
 
 pub(crate) mod admission;
+mod alerts;
+pub(crate) mod backlog;
 pub(crate) mod beats;
 pub(crate) mod burials;
 pub(crate) mod candidates;
@@ -38,8 +40,11 @@ pub(crate) mod role;
 pub(crate) mod roll_ups;
 mod rows;
 pub(crate) mod runs;
+pub(crate) mod samples;
 pub(crate) mod sessions;
 mod start;
 pub(crate) mod strangers;
 pub(crate) mod streams;
+#[cfg(feature = "http")]
+pub(crate) mod webhooks;
 pub(crate) mod workers;

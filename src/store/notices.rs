@@ -4,6 +4,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::alerts;
+use crate::alert::Alert;
 use crate::error::Result;
 use crate::id::{Fence, Incarnation, PodId, RunId};
 use crate::pg::reply::Reply;
@@ -42,11 +44,13 @@ pub(crate) struct LoggedEvent {
     pub(crate) incarnation: Incarnation,
     pub(crate) reason: Option<String>,
     pub(crate) run: Option<RunId>,
+    /// What services are told, if the event is an alert.
+    pub(crate) alert: Option<Alert>,
 }
 
 /// Reads the events after a position, at most [`EVENTS_MOST`].
 pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<LoggedEvent>> {
-    const SQL: &str = sql!("read_events_after");
+    const SQL: &str = sql!("read_events_after", "alert_columns");
     let most = i64::try_from(EVENTS_MOST).unwrap_or(i64::MAX);
     let params: [Param<'_>; 2] = [(&idx, Type::INT8), (&most, Type::INT8)];
     let rows = session.query("reading the event log", SQL, &params).await?;
@@ -58,6 +62,7 @@ pub(crate) async fn events_after(session: &Session, idx: i64) -> Result<Vec<Logg
             incarnation: row.at::<Uuid>("incarnation")?.into(),
             reason: row.at("reason")?,
             run: row.at::<Option<String>>("run")?.and_then(|run| run.parse().ok()),
+            alert: alerts::read(row, session.schema())?,
         })
     };
     rows.iter().map(read).collect()

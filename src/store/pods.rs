@@ -31,6 +31,8 @@ pub(crate) struct Registration {
     pub(crate) labels: Value,
     pub(crate) kinds: Vec<String>,
     pub(crate) capacity: i32,
+    /// The kinds with a limit of their own, as JSON. `None`: there are none.
+    pub(crate) capacity_of: Option<Value>,
     pub(crate) liveness: Backend,
     pub(crate) control: Option<Backend>,
     /// An incarnation of ours that gave itself up (L7). Its end is recorded as a detach, not as a crash.
@@ -110,7 +112,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
     let control_pid = new.control.map(|b| b.pid);
     let control_started = new.control.map(|b| b.started);
     let given_up = new.given_up.map(|i| i.as_uuid());
-    let params: [Param<'_>; 18] = [
+    let params: [Param<'_>; 19] = [
         (&pod, Type::TEXT),
         (&new.version, Type::TEXT),
         (&new.labels, Type::JSONB),
@@ -129,6 +131,7 @@ pub(crate) async fn register(session: &mut Session, new: &Registration) -> Resul
         (&millis(new.stated.self_fence), Type::INT4),
         (&new.channel, Type::TEXT),
         (&cordoned_by, Type::TEXT),
+        (&new.capacity_of, Type::JSONB),
     ];
     let registered = txn.query("registering", REGISTER, &params).await.map_err(|e| collision(e, &new.pod_id))?;
     if registered.is_empty() {

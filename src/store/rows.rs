@@ -14,6 +14,8 @@ pub(crate) struct Insert<'a> {
     pub(crate) input: &'a Value,
     /// Whether it may move to a less busy pod.
     pub(crate) movable: bool,
+    /// The trace that it belongs to.
+    pub(crate) traceparent: &'a str,
     /// The highest fence that this process was ever given. The fence of an owned run must be above it.
     pub(crate) floor: Fence,
 }
@@ -58,6 +60,10 @@ pub(crate) struct Claimed {
     pub(crate) crashes: u32,
     /// Whether it may move to a less busy pod.
     pub(crate) movable: bool,
+    /// The trace that it belongs to. `None`: an older version, or another program, made the run.
+    pub(crate) traceparent: Option<String>,
+    /// How the attempt before ended. `None`: this is the first attempt.
+    pub(crate) taken_over: Option<&'static str>,
 }
 
 /// A run that the claim quarantined instead of claiming it.

@@ -9,6 +9,7 @@ use crate::background::part::{Next, Part};
 use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::membership::clock;
+use crate::meters;
 use crate::nag::Nag;
 use crate::protocol::replica::Teller;
 use crate::store::workers::{self, PORTION};
@@ -64,6 +65,9 @@ impl Publishing {
         self.most = (self.most * 2).min(PORTION);
         if published.changed || published.told {
             self.teller.wrote(published.told, clock::now(), peers);
+        }
+        if published.told {
+            meters::count(meters::NOTICES_SENT, "about", "workers");
         }
         let again = table.wrote(&batch, &published);
         Ok(Next::Within(if again { AGAIN } else { Duration::ZERO }))

@@ -15,6 +15,8 @@ fn can_be_spawned<T: Send + 'static>(_: T) {}
 
 #[test]
 fn every_public_type_is_send_and_sync() {
+    crosses::<podlock::Alert>();
+    crosses::<podlock::AlertKind>();
     crosses::<podlock::Attached>();
     crosses::<podlock::Cancelled>();
     crosses::<Config>();
@@ -71,6 +73,10 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::config::Keepalives>();
     crosses::<migrate::Access>();
     crosses::<migrate::Version>();
+    crosses::<podlock::history::Counter>();
+    crosses::<podlock::history::Gauge>();
+    crosses::<podlock::history::Health>();
+    crosses::<podlock::history::SampleCounts>();
     crosses::<podlock::operator::AttemptRow>();
     crosses::<EventFilter>();
     crosses::<podlock::operator::EventRow>();
@@ -103,8 +109,12 @@ fn every_public_type_is_send_and_sync() {
     crosses::<podlock::operator::Sample>();
     crosses::<WorkerFilter>();
     crosses::<podlock::operator::WorkerRow>();
+    crosses::<podlock::http::AdminKey>();
+    crosses::<podlock::operator::BacklogRow>();
+    crosses::<podlock::meters::Label>();
     crosses::<podlock::http::Limits>();
     crosses::<podlock::http::Serve>();
+    crosses::<podlock::http::Webhook>();
     crosses::<podlock::throwaway::Builder>();
     crosses::<podlock::throwaway::Server>();
     crosses::<podlock::throwaway::ThrowawayError>();
@@ -156,6 +166,8 @@ fn every_public_future_is_send(
     is_send(Operator::incarnation(operator, pod.incarnation()));
     is_send(Operator::roll_up(operator));
     is_send(Operator::workers(operator, WorkerFilter::new()));
+    is_send(Operator::backlog(operator));
+    is_send(Operator::record_backlog(operator));
     is_send(Operator::worker(operator, podlock::WorkerId::of(pod.pod_id(), "http://a")));
     is_send(Operator::reliability(operator, podlock::operator::ReliabilityFilter::new()));
     is_send(Operator::reliability_of(operator, "name"));

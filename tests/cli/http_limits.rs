@@ -222,10 +222,10 @@ fn an_event_source_of_a_foreign_page_is_refused() {
 }
 
 #[test]
-fn a_pod_off_loopback_warns_that_there_is_no_authentication() {
+fn an_open_pod_off_loopback_warns_that_there_is_no_authentication() {
     within(TEST, async {
         let db = Db::new().await;
-        let pod = db.pod("web-0", &["--listen", "0.0.0.0:0"]).await;
+        let pod = db.pod("web-0", &["--listen", "0.0.0.0:0", "--open"]).await;
         let warning = pod.log.event("no_authentication").await;
         assert_eq!(warning["level"], "WARN", "{warning}");
         // Off loopback it may be meant by any name.
@@ -233,7 +233,7 @@ fn a_pod_off_loopback_warns_that_there_is_no_authentication() {
         let asked = pod.http.get(format!("{local}/livez")).header("host", "pods.example.com").send().await.unwrap();
         assert_eq!(asked.status(), 200);
 
-        let mut command = db.command(&["pod", "--name", "web-1", "--listen", "0.0.0.0:0"]);
+        let mut command = db.command(&["pod", "--name", "web-1", "--listen", "0.0.0.0:0", "--open"]);
         command.env("PODLOCK_LOG", "off");
         let quiet = PodProcess::start(command).await;
         quiet.log.find("it is said without a log", |line| line.contains("no authentication").then_some(())).await;

@@ -17,14 +17,20 @@ mod http_limits;
 #[path = "../common/inherited.rs"]
 mod inherited;
 mod inherited_by_tests;
+mod metrics;
 mod own_table;
 #[path = "../common/patience.rs"]
 mod patience;
 mod pod;
+#[path = "../common/receiver.rs"]
+mod receiver;
 mod retention;
+mod serve;
 #[path = "../common/sse.rs"]
 mod sse;
 mod streams;
+mod traces;
 mod verbs;
+mod webhook;
 mod worker;
 mod workers;

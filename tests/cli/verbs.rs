@@ -69,7 +69,10 @@ fn json_bears_the_names_of_the_contract() {
         let runs = db.ok(&["runs", "list", "-o", "jsonl"]).await;
         assert_eq!(fields(&runs), RUN);
         let described = db.ok(&["runs", "describe", &run, "-o", "jsonl"]).await;
-        assert_eq!(fields(&described), [&RUN[..], &["input", "checkpoint", "output", "attempts"]].concat());
+        assert_eq!(
+            fields(&described),
+            [&RUN[..], &["traceparent", "input", "checkpoint", "output", "attempts"]].concat()
+        );
         let described: Value = serde_json::from_str(&described).unwrap();
         assert_eq!(described["run_id"], run);
         assert_eq!(described["state"], "running");

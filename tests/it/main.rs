@@ -32,6 +32,8 @@ mod offers;
 mod open_transactions;
 mod pinned;
 mod probes;
+#[path = "../common/receiver.rs"]
+mod receiver;
 mod retention;
 mod rosters;
 mod runs;

@@ -79,7 +79,7 @@ async fn everything(client: &Client) -> serde_json::Value {
         'pods', (SELECT jsonb_agg(to_jsonb(p) - 'event_index' - 'beat_at' ORDER BY p.pod_id) FROM studio_pods p), \
         'runs', (SELECT jsonb_agg(to_jsonb(r) ORDER BY r.run_id) FROM studio_runs r), \
         'attempts', (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.run_id, a.attempt) FROM studio_run_attempts a), \
-        'sessions', (SELECT jsonb_agg(to_jsonb(s) ORDER BY s.incarnation) FROM studio_pod_sessions s), \
+        'sessions', (SELECT jsonb_agg(to_jsonb(s) - 'last_heartbeat_at' - 'runs_served' ORDER BY s.incarnation) FROM studio_pod_sessions s), \
         'events', (SELECT jsonb_agg(to_jsonb(e) ORDER BY e.idx) FROM studio_pod_events e))";
     client.scalar(sql, &[]).await
 }

@@ -11,6 +11,8 @@ mod failure;
 mod global;
 mod history;
 mod hold;
+mod listen;
+mod metrics;
 mod migrate;
 mod output;
 mod pod;
@@ -18,6 +20,7 @@ mod pods;
 mod probe;
 mod prune;
 mod runs;
+mod serve;
 mod signals;
 mod workers;
 
@@ -73,6 +76,8 @@ enum Verb {
     Migrate(migrate::Verb),
     /// Run the reference pod, which links the library as any service would
     Pod(Box<pod::Args>),
+    /// Serve the liveness history over HTTP, without being a pod
+    Serve(Box<serve::Args>),
     /// Hold a pod's lock while a command runs that need not know of podlock
     Hold(Box<hold::Args>),
     #[command(hide = true)]
@@ -138,6 +143,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Prune(args) => prune::run(global, args).await,
         Verb::Migrate(verb) => migrate::run(global, verb).await,
         Verb::Pod(args) => pod::run(global, *args).await,
+        Verb::Serve(args) => serve::run(global, *args).await,
         Verb::Hold(args) => hold::run(global, *args).await,
         // These verbs returned before the runtime was built.
         Verb::HoldSupervisor(_) | Verb::HoldExec(_) => Ok(()),

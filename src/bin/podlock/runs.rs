@@ -215,6 +215,7 @@ fn describe(out: &mut impl std::io::Write, run: &RunDetail) -> std::io::Result<(
             ("created_at", output::millis(row.created_at)),
             ("finished_at", or_dash(row.finished_at.map(output::millis))),
             ("movable", row.movable.to_string()),
+            ("traceparent", or_dash(run.traceparent.as_ref())),
             ("input", run.input.to_string()),
             ("checkpoint", or_dash(run.checkpoint.as_ref())),
             ("result", or_dash(run.output.result.as_ref())),

@@ -32,11 +32,11 @@ const WRITTEN: usize = 200;
 const PORTION: usize = 1000;
 
 pub(super) async fn make(maker: &Maker, claimed: &Claimed, total: &mut RolledUp) -> Result<Tried> {
-    let frame = Times::of(claimed);
+    let times = Times::of(claimed);
     let (done, slices) = match claimed.slices {
         Some((done, slices)) if (1..=SLICES_MAX).contains(&i64::from(slices)) => (done, slices),
         _ => {
-            let sessions = statements::count_sessions(&maker.db, at(frame.since)?, SLICE * SLICES_MAX).await?;
+            let sessions = statements::count_sessions(&maker.db, at(times.since)?, SLICE * SLICES_MAX).await?;
             (0, i32::try_from((sessions / SLICE + 1).min(SLICES_MAX)).unwrap_or(1))
         }
     };
@@ -45,8 +45,8 @@ pub(super) async fn make(maker: &Maker, claimed: &Claimed, total: &mut RolledUp)
             return Ok(Tried::NotMine);
         }
         let of = Slice { label: &claimed.score_by, slices, slice };
-        let groups = load(maker, of, frame).await?;
-        if !write(maker, of, groups, frame, total).await? {
+        let groups = load(maker, of, times).await?;
+        if !write(maker, of, groups, times, total).await? {
             return Ok(Tried::NotMine);
         }
     }

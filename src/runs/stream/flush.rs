@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::error::Result;
 use crate::id::RunId;
 use crate::membership::clock;
+use crate::meters;
 use crate::protocol::Moment;
 use crate::protocol::awake::Teller;
 use crate::protocol::state::RunState;
@@ -151,6 +152,7 @@ impl Round {
             let asked = teller.ask(batch.chunks.iter().map(|chunks| chunks.owner.run_id), now);
             match streams::append(&engine.db, &batch.chunks, &tell_of(engine, asked.iter().copied())).await {
                 Ok((stored, told)) => {
+                    note_told(told);
                     let ended = clock::now();
                     // If the statement found no row at all, it notified nobody.
                     if stored.iter().any(|stored| *stored != Stored::No) {
@@ -222,7 +224,14 @@ async fn tell(engine: &Engine, teller: &mut Teller) {
         );
         true
     });
+    note_told(told);
     teller.answered(&asked, told, clock::now());
+}
+
+fn note_told(told: bool) {
+    if told {
+        meters::count(meters::NOTICES_SENT, "about", "stream");
+    }
 }
 
 /// Handles the result of a batch. Chunks that were not stored belong to a run that another attempt has by now, or whose

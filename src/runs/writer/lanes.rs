@@ -21,14 +21,24 @@ pub(crate) struct NewStart {
     pub(crate) run_id: RunId,
     pub(crate) owner: Option<Incarnation>,
     pub(crate) new: Arc<NewRun>,
+    /// The trace that the run belongs to.
+    pub(crate) trace: String,
     /// The highest fence that this process was ever given.
     pub(crate) floor: Fence,
 }
 
 impl NewStart {
     pub(crate) fn insert(&self) -> Insert<'_> {
-        let NewRun { kind, key, input, movable } = &*self.new;
-        Insert { run_id: self.run_id, kind, key: key.as_deref(), input, movable: *movable, floor: self.floor }
+        let NewRun { kind, key, input, movable, traceparent: _ } = &*self.new;
+        Insert {
+            run_id: self.run_id,
+            kind,
+            key: key.as_deref(),
+            input,
+            movable: *movable,
+            traceparent: &self.trace,
+            floor: self.floor,
+        }
     }
 }
 

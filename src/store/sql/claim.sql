@@ -16,7 +16,8 @@
 --   along_bytes  int8    how many bytes of inputs and checkpoints are returned, for all runs together
 --
 -- Returns a row for each run that was claimed or quarantined (`error` is not NULL). If `unread` is not NULL, input and
--- checkpoint must still be read. It is their size in bytes, as stored.
+-- checkpoint must still be read. It is their size in bytes, as stored. `taken_over` says how the attempt before ended: as
+-- its owner's incarnation, `released`, or `adopted`. It is NULL if this is the first attempt.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 \set as_expected `cat part/as_expected.sql`
@@ -72,7 +73,7 @@ WITH
        AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
        AND (r.crashes >= :'poison_from'::int4 - 1 AND :crashed) IS NOT TRUE
     RETURNING r.run_id, r.kind, r.key, r.fence, r.attempt, r.input, r.checkpoint, r.crashes, r.checkpoint_seq,
-              r.movable, r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
+              r.movable, r.traceparent, r.owner_pod, r.owner_incarnation, w.expected, w.ended_at, w.reason
   ),
   quarantined AS (
     UPDATE :"schema".studio_runs r
@@ -158,13 +159,18 @@ WITH
 SELECT c.run_id, c.kind, c.key, c.fence, c.attempt,
        CASE WHEN z.rides THEN c.input END AS input,
        CASE WHEN z.rides THEN c.checkpoint END AS checkpoint,
-       c.crashes, c.checkpoint_seq, c.movable,
+       c.crashes, c.checkpoint_seq, c.movable, c.traceparent,
        NULL AS error,
-       CASE WHEN NOT z.rides THEN z.bytes END AS unread
+       CASE WHEN NOT z.rides THEN z.bytes END AS unread,
+       CASE WHEN c.attempt <= 1 THEN NULL
+            WHEN c.expected IS NULL THEN 'released'
+            WHEN c.expected = :'own'::uuid THEN 'adopted'
+            ELSE COALESCE(c.reason, 'lost')
+       END AS taken_over
   FROM claimed c
   JOIN along z ON z.run_id = c.run_id
   CROSS JOIN logged
 UNION ALL
-SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, q.error, NULL
+SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, NULL, q.error, NULL, NULL
   FROM quarantined q
   JOIN told t ON t.run_id = q.run_id;

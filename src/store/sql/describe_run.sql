@@ -10,7 +10,7 @@
 \set owners_that_died `cat part/owners_that_died.sql`
 \set died_with `cat part/died_with.sql`
 SELECT :run_columns,
-       r.input, r.checkpoint, r.result, r.error, r.stdout, r.stderr, r.exit_code, r.output_escaped, r.parse_error,
+       r.traceparent, r.input, r.checkpoint, r.result, r.error, r.stdout, r.stderr, r.exit_code, r.output_escaped, r.parse_error,
        a.attempts, a.attempt_pods, a.attempt_incarnations, a.attempt_fences, a.attempt_began, a.attempt_ended,
        a.attempt_reasons
   FROM :"schema".studio_runs r

@@ -5,7 +5,7 @@
 --   exit_code    int4   the exit code of the process; NULL: unknown, or a signal ended it
 --   exit_signal  int4   the signal that ended the process; NULL: none, or unknown
 --   cause        text   the cause that this shows; NULL: none
---   cgroup       jsonb  the cgroup of the pod's process now; NULL: unknown
+--   cgroup       jsonb  the cgroup of the pod's process now; NULL: unknown, or the end was asked for
 --
 -- Returns one row, or none if nothing was recorded.
 UPDATE :"schema".studio_pod_sessions s

@@ -12,7 +12,11 @@
 \set score_key `cat part/score_key.sql`
 \set in_slice `cat part/in_slice.sql`
 SELECT k.key, k.began_at, k.ended_at, k.reason, k.incarnation, k.ended_at AS place
-  FROM (SELECT :score_key AS key, s.began_at, s.ended_at, s.reason, s.incarnation FROM :"schema".studio_pod_sessions s) k
+  FROM (SELECT :score_key AS key, s.began_at, s.ended_at, s.incarnation,
+               -- A supervisor stops its pod in order after the command has failed. That is a failure all the same.
+               CASE WHEN s.reason = 'shutdown' AND s.cause IN ('killed', 'exited', 'out_of_memory') THEN 'lost'
+                    ELSE s.reason END AS reason
+          FROM :"schema".studio_pod_sessions s) k
  -- The index serves this condition. The one below is exact.
  WHERE k.ended_at >= :'after_at'::timestamptz
    AND (k.ended_at, k.incarnation) > (:'after_at'::timestamptz, :'after_id'::uuid)

@@ -19,18 +19,19 @@
 --   self_fence_ms     int4         after how long without an answer it stops its runs (L7)
 --   channel           text         the NOTIFY channel on which only this pod listens
 --   cordoned_by       text         who cordoned this process under its incarnation before; NULL: nobody
+--   capacity_of       jsonb        the kinds with a limit of their own, as an object of numbers; NULL: none
 --
 -- Returns one row, or none if this session does not hold the lock.
 \set holds_twice `cat part/holds_twice.sql`
 INSERT INTO :"schema".studio_pods AS p
        (pod_id, version, labels, event_index, incarnation, lock_key, witness_key, liveness_pid, liveness_started,
         control_pid, control_started, kinds, capacity, beat_ms, lease_ms, self_fence_ms, channel, channel_of,
-        cordoned_by)
+        cordoned_by, capacity_of)
 SELECT :'pod'::text, :'version'::text, :'labels'::jsonb, nextval(:'studio_beat'::regclass), :'own'::uuid,
        :'lock_key'::int8, :'witness_key'::int8, :'liveness_pid'::int4, :'liveness_started'::timestamptz,
        :'control_pid'::int4, :'control_started'::timestamptz, :'kinds'::text[], :'capacity'::int4, :'beat_ms'::int4,
        :'lease_ms'::int4, :'self_fence_ms'::int4, :'channel'::text, :'own'::uuid,
-       :'cordoned_by'::text
+       :'cordoned_by'::text, :'capacity_of'::jsonb
  -- L1: lock before row. The session that registers must hold the lock, and a pooler must not have swapped its backend.
  WHERE :'liveness_pid'::int4 = pg_backend_pid()
    AND :holds_twice
@@ -57,6 +58,7 @@ ON CONFLICT (pod_id) DO UPDATE
        control_started = EXCLUDED.control_started,
        kinds = EXCLUDED.kinds,
        capacity = EXCLUDED.capacity,
+       capacity_of = EXCLUDED.capacity_of,
        beat_ms = EXCLUDED.beat_ms,
        lease_ms = EXCLUDED.lease_ms,
        self_fence_ms = EXCLUDED.self_fence_ms,

@@ -4,12 +4,13 @@
 -- Arguments:
 --   ended   uuid  the run that has ended
 --   run_id  uuid  the new run
+--   trace   text  the trace that the new run belongs to
 --
 -- Returns a row if the new run was inserted. No row: there is no such ended run, or its key is taken.
 WITH
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable)
-    SELECT :'run_id'::uuid, r.kind, r.key, r.input, r.movable
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable, traceparent)
+    SELECT :'run_id'::uuid, r.kind, r.key, r.input, r.movable, :'trace'::text
       FROM :"schema".studio_runs r
      WHERE r.run_id = :'ended'::uuid
        AND r.state <> 'running'

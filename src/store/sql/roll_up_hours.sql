@@ -14,7 +14,7 @@ WITH mine AS MATERIALIZED (
                       WHERE m.what = 'hourly' AND m.token = :'token'::uuid FOR UPDATE SKIP LOCKED)
     RETURNING r.what
 ), made AS MATERIALIZED (
-    SELECT s.pod_id, date_trunc('hour', s.sampled_at, 'UTC') AS hour, count(*) AS heartbeat_count,
+    SELECT s.pod_id, date_bin('1 hour'::interval, s.sampled_at, 'epoch'::timestamptz) AS hour, count(*) AS heartbeat_count,
            avg(s.memory_pressure) AS avg_memory_pressure, avg(s.cpu_usage) AS avg_cpu_usage,
            -- By severity. A name that a newer version added does not count.
            (ARRAY['nominal', 'fair', 'serious', 'critical'])[
@@ -29,12 +29,16 @@ WITH mine AS MATERIALIZED (
      WHERE h.hour >= :'from_hour'::timestamptz AND h.hour < :'to_hour'::timestamptz
        AND EXISTS (SELECT FROM mine)
        FOR UPDATE SKIP LOCKED
+), known AS MATERIALIZED (
+    SELECT h.pod_id, h.hour FROM :"schema".studio_pod_heartbeats_hourly h
+     WHERE h.hour >= :'from_hour'::timestamptz AND h.hour < :'to_hour'::timestamptz
 ), changed AS (
     UPDATE :"schema".studio_pod_heartbeats_hourly h
        SET heartbeat_count = m.heartbeat_count, avg_memory_pressure = m.avg_memory_pressure,
            avg_cpu_usage = m.avg_cpu_usage, max_health = m.max_health, avg_memory_available = m.avg_memory_available
       FROM made m JOIN held USING (pod_id, hour)
      WHERE h.pod_id = m.pod_id AND h.hour = m.hour
+       AND h.hour >= :'from_hour'::timestamptz AND h.hour < :'to_hour'::timestamptz
        -- What did not change costs no write.
        AND (h.heartbeat_count, h.avg_memory_pressure, h.avg_cpu_usage, h.max_health, h.avg_memory_available)
            IS DISTINCT FROM
@@ -45,7 +49,8 @@ WITH mine AS MATERIALIZED (
            avg_cpu_usage, max_health, avg_memory_available)
     SELECT m.pod_id, m.hour, m.heartbeat_count, m.avg_memory_pressure, m.avg_cpu_usage, m.max_health,
            m.avg_memory_available FROM made m
-     WHERE NOT EXISTS (SELECT FROM :"schema".studio_pod_heartbeats_hourly h WHERE h.pod_id = m.pod_id AND h.hour = m.hour)
+     -- A hash, and no join: a plan may be older than the rows of a first roll-up, and expect none.
+     WHERE (m.pod_id, m.hour) NOT IN (SELECT k.pod_id, k.hour FROM known k)
         ON CONFLICT (pod_id, hour) DO NOTHING
     RETURNING 1
 )

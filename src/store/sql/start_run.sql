@@ -9,6 +9,7 @@
 --   input    jsonb
 --   floor    int8   the highest fence that this process was ever given
 --   movable  bool   whether it may move to a less busy pod
+--   trace    text   the trace that it belongs to, as W3C Trace Context writes it
 --
 -- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
 -- roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences must be raised
@@ -30,10 +31,11 @@ WITH
   ),
   :above,
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt, movable)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt, movable,
+                                        traceparent)
     -- L9: the new fence is above the floor, because `nextval` comes after `above`.
     SELECT :'run_id'::uuid, :'kind'::text, :'key'::text, :'input'::jsonb, me.pod_id, me.incarnation,
-           nextval(:'studio_fence'::regclass), 1, :'movable'::bool
+           nextval(:'studio_fence'::regclass), 1, :'movable'::bool, :'trace'::text
       FROM me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
        AND NOT me.is_cordoned

@@ -8,6 +8,7 @@
 --   keys      text[]    NULL for none; at most one running run of a kind has it
 --   inputs    jsonb[]
 --   movables  bool[]    whether it may move to a less busy pod
+--   traces    text[]    the trace that it belongs to, as W3C Trace Context writes it
 --   floor     int8    the highest fence that this process was ever given
 --   patience  text    how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
 --
@@ -20,11 +21,11 @@ WITH
     SELECT set_config('lock_timeout', COALESCE(:'patience'::text, current_setting('lock_timeout')), true) AS is_set
   ),
   wanted AS MATERIALIZED (
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.nth
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth
       FROM patience
      CROSS JOIN ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'kinds'::text[]), unnest(:'keys'::text[]),
-                           unnest(:'inputs'::jsonb[]), unnest(:'movables'::bool[]))
-                WITH ORDINALITY AS w (run_id, kind, key, input, movable, nth)
+                           unnest(:'inputs'::jsonb[]), unnest(:'movables'::bool[]), unnest(:'traces'::text[]))
+                WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
      WHERE patience.is_set IS NOT NULL
   ),
   -- L6: if the owner were not in the roster, the runs would be orphans at once. A pod that drains takes no new run.
@@ -41,9 +42,11 @@ WITH
   ),
   :above,
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt, movable)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, attempt, movable,
+                                        traceparent)
     -- L9: the new fences are above the floor, because `nextval` comes after `above`.
-    SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation, nextval(:'studio_fence'::regclass), 1, w.movable
+    SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation, nextval(:'studio_fence'::regclass), 1, w.movable,
+           w.trace
       -- One order of keys, so that two such statements cannot deadlock.
       FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.nth) w
      CROSS JOIN me CROSS JOIN above

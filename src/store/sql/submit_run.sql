@@ -11,13 +11,14 @@
 --   told     text   the channel that is notified when the transaction commits; NULL: none
 --   word     text   the notice
 --   movable  bool   whether it may move to a less busy pod
+--   trace    text   the trace that it belongs to, as W3C Trace Context writes it
 --
 -- Returns a row if the run was inserted. No row: a run with this id, or a running one with this key, exists.
 WITH
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable)
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable, traceparent)
     VALUES (:'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text, :'input'::pg_catalog.jsonb,
-            :'movable'::pg_catalog.bool)
+            :'movable'::pg_catalog.bool, :'trace'::pg_catalog.text)
     ON CONFLICT DO NOTHING
     RETURNING run_id
   )

@@ -9,6 +9,7 @@
 --   keys      text[]     NULL for none; at most one running run of a kind has it
 --   inputs    jsonb[]
 --   movables  bool[]     whether it may move to a less busy pod
+--   traces    text[]     the trace that it belongs to, as W3C Trace Context writes it
 --   told      text     the channel that is notified when the transaction commits; NULL: none
 --   word      text     the notice
 --   patience  text     how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
@@ -21,16 +22,17 @@ WITH
            END AS set_to
   ),
   wanted AS MATERIALIZED (
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.nth, patience.set_to
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth, patience.set_to
       FROM patience
      CROSS JOIN ROWS FROM (pg_catalog.unnest(:'run_ids'::pg_catalog._uuid), pg_catalog.unnest(:'kinds'::pg_catalog._text),
                            pg_catalog.unnest(:'keys'::pg_catalog._text), pg_catalog.unnest(:'inputs'::pg_catalog._jsonb),
-                           pg_catalog.unnest(:'movables'::pg_catalog._bool))
-                WITH ORDINALITY AS w (run_id, kind, key, input, movable, nth)
+                           pg_catalog.unnest(:'movables'::pg_catalog._bool),
+                           pg_catalog.unnest(:'traces'::pg_catalog._text))
+                WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
   ),
   run AS (
-    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable)
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable, traceparent)
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
       FROM wanted w
      -- One order of keys, so that two such statements cannot deadlock.
      ORDER BY w.kind, w.key, w.nth

@@ -23,6 +23,8 @@ WITH mine AS MATERIALIZED (
     SELECT r.pod_id FROM :"schema".studio_pod_reliability r
      WHERE r.pod_id = ANY (ARRAY(SELECT m.pod_id FROM made m))
        FOR UPDATE SKIP LOCKED
+), known AS MATERIALIZED (
+    SELECT r.pod_id FROM :"schema".studio_pod_reliability r WHERE r.pod_id = ANY (ARRAY(SELECT m.pod_id FROM made m))
 ), changed AS (
     UPDATE :"schema".studio_pod_reliability r
        SET updated_at = now(), window_days = m.window_days, uptime_pct = m.uptime_pct,
@@ -31,8 +33,10 @@ WITH mine AS MATERIALIZED (
            p90_session_seconds = m.p90_session_seconds, hourly_availability = m.hourly_availability,
            disconnect_reasons = m.disconnect_reasons, p_stays_4h = m.p_stays_4h, p_stays_8h = m.p_stays_8h,
            last_disconnect_at = m.last_disconnect_at, last_session_seconds = m.last_session_seconds, score = m.score
-      FROM made m JOIN held USING (pod_id)
+      FROM made m
      WHERE r.pod_id = m.pod_id
+       -- Arrays and hashes, and no further joins: a plan may be older than the rows of a first roll-up, and expect none.
+       AND r.pod_id = ANY (ARRAY(SELECT h.pod_id FROM held h))
        -- A fleet of random names has many pods that are over, and their numbers creep. Each write is two index entries and
        -- two kilobytes of log.
        AND (NOT m.is_over OR r.sessions_count <> m.sessions_count OR r.window_days <> m.window_days
@@ -48,7 +52,7 @@ WITH mine AS MATERIALIZED (
     SELECT m.pod_id, now(), m.window_days, m.uptime_pct, m.sessions_count, m.mtbf_seconds, m.p10_session_seconds,
            m.median_session_seconds, m.p90_session_seconds, m.hourly_availability, m.disconnect_reasons, m.p_stays_4h,
            m.p_stays_8h, m.last_disconnect_at, m.last_session_seconds, m.score FROM made m
-     WHERE NOT EXISTS (SELECT FROM :"schema".studio_pod_reliability r WHERE r.pod_id = m.pod_id)
+     WHERE m.pod_id NOT IN (SELECT k.pod_id FROM known k)
         ON CONFLICT (pod_id) DO NOTHING
     RETURNING 1
 )

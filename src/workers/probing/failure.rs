@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use crate::fetch::Failure;
 
 /// Why a probe failed. The words name what the probe met, and never contain a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,21 @@ impl ProbeFailure {
     }
 }
 
+impl From<Failure> for ProbeFailure {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::TimedOut { after, step } => Self::TimedOut { after, step },
+            Failure::Unresolved { host, why } => Self::Unresolved { host, why },
+            Failure::Unconnected { why } => Self::Unconnected { why },
+            #[cfg(feature = "http")]
+            Failure::Tls { why } => Self::Tls { why },
+            #[cfg(feature = "http")]
+            Failure::Answer { why } => Self::Answer { why },
+            Failure::Impossible { why } => Self::Impossible { why },
+        }
+    }
+}
+
 impl fmt::Display for ProbeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -62,24 +77,5 @@ impl fmt::Display for ProbeFailure {
             Self::Panicked { why } => write!(f, "the function panicked: {why}"),
             Self::Impossible { why } => write!(f, "this pod cannot probe it: {why}"),
         }
-    }
-}
-
-/// By when a probe must have ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
-    after: Duration,
-    deadline: Instant,
-}
-
-impl Limit {
-    pub(super) fn begin(after: Duration) -> Self {
-        Self { after, deadline: Instant::now() + after }
-    }
-
-    /// Waits for `work`, until the time of the whole probe is over. `step` completes the sentence "time-out while …".
-    /// If both are ready, as after a pause of the process, the work counts.
-    pub(super) async fn wait<T>(self, step: &'static str, work: impl Future<Output = T>) -> Result<T, ProbeFailure> {
-        timeout_at(self.deadline, work).await.map_err(|_| ProbeFailure::TimedOut { after: self.after, step })
     }
 }

@@ -10,7 +10,6 @@
 //! Invariant: nothing here decides the health of a worker, or knows the registry but for [`Targets`].
 
 mod address;
-mod dial;
 mod failure;
 #[cfg(feature = "http")]
 mod get;

@@ -9,11 +9,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use super::dial::Dialer;
-use super::failure::{Limit, ProbeFailure};
+use super::failure::ProbeFailure;
 #[cfg(feature = "http")]
 use super::get;
 use super::{ProbeFunction, Target};
+#[cfg(feature = "http")]
+use crate::fetch::Tls;
+use crate::fetch::{Dialer, Limit};
 use crate::id::WorkerId;
 use crate::protocol::failures::beginning;
 use crate::workers::check::Means;
@@ -22,7 +24,7 @@ use crate::workers::check::Means;
 pub(super) struct Tools {
     dialer: Dialer,
     #[cfg(feature = "http")]
-    tls: get::Tls,
+    tls: Tls,
 }
 
 impl Tools {
@@ -30,14 +32,14 @@ impl Tools {
         Self {
             dialer: Dialer::new(),
             #[cfg(feature = "http")]
-            tls: get::Tls::default(),
+            tls: Tls::default(),
         }
     }
 
     /// Trusts these authorities alone.
     #[cfg(all(test, feature = "http"))]
     pub(super) fn trusting(roots: rustls::RootCertStore) -> Self {
-        Self { dialer: Dialer::new(), tls: get::Tls::trusting(roots) }
+        Self { dialer: Dialer::new(), tls: Tls::trusting(roots) }
     }
 }
 
@@ -99,7 +101,7 @@ pub(super) async fn probe(target: &Target, function: Option<ProbeFunction>, tool
             let said = limit.wait("waiting for the function", function(request)).await?;
             said.map_err(|why| ProbeFailure::Function { why: beginning(&why).into_owned() })
         }
-        Means::Tcp => tools.dialer.connect(&url_of(target)?, limit).await.map(drop),
+        Means::Tcp => Ok(tools.dialer.connect(&url_of(target)?, limit).await.map(drop)?),
         #[cfg(feature = "http")]
         Means::Http(path) => get::probe(target, &url_of(target)?, path, (&tools.dialer, &tools.tls), limit).await,
         #[cfg(not(feature = "http"))]

@@ -1,7 +1,10 @@
 //! The liveness history: samples, sessions, roll-ups, and what is read from them.
 
+mod alerts;
 mod endpoints;
+mod metrics;
 mod plans;
 mod roll_ups;
 mod samples;
 mod sessions;
+mod webhooks;

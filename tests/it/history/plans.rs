@@ -5,6 +5,7 @@
 //! partitions that are pruned at run time do not count.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -45,11 +46,27 @@ const ROLL_UPS: &[Planned] = &[
     },
 ];
 
+/// What endpoints and the command read.
+const REQUESTS: &[Planned] = &[
+    Planned { file: "read_liveness", arguments: &["'p500'", "NULL"], days: 30 },
+    Planned { file: "list_samples", arguments: &["'p500'", "now() - interval '3 h'", "now()", "100"], days: 2 },
+    Planned { file: "list_samples", arguments: &["'p500'", "NULL", "NULL", "100"], days: 30 },
+    Planned { file: "list_sessions", arguments: &["'p500'", "20", "NULL"], days: 0 },
+    Planned { file: "read_reliability", arguments: &["'p500'"], days: 0 },
+    Planned { file: "is_known_pod", arguments: &["'p500'"], days: 30 },
+    Planned {
+        file: "list_reliability",
+        arguments: &["NULL", "NULL", "0.9", "1", "NULL", "NULL", "NULL", "100"],
+        days: 0,
+    },
+    Planned { file: "list_reliability", arguments: &["50", "0.5", "0", "1", "0.95", "95", "'p950'", "100"], days: 0 },
+];
+
 /// Tables that are big in a large fleet. A partition has the name of its table.
 const BIG: [&str; 4] =
     ["studio_pod_heartbeats", "studio_pod_sessions", "studio_pod_heartbeats_hourly", "studio_pod_reliability"];
 
-/// 1,000 pods and 28 days: a sample each half an hour, two sessions a day, an hourly row each hour.
+/// 1,000 pods and 28 days: a sample an hour, two sessions a day, an hourly row each hour.
 async fn large_fleet(client: &Client) {
     let partitions = format!(
         "DO $$ DECLARE day timestamptz; BEGIN FOR i IN -1..28 LOOP \
@@ -62,8 +79,8 @@ async fn large_fleet(client: &Client) {
     for fill in [
         "INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, cpu_usage, \
            memory_pressure, memory_available, running_runs, runtime_lag_ms) \
-         SELECT 'p' || p, gen_random_uuid(), h, date_trunc('day', now(), 'UTC') - h * interval '30 min', 'active', \
-           'nominal', 0.5, 0.5, 1000000000, 3, 0.5 FROM generate_series(28 * 48, 1, -1) h, generate_series(1, 1000) p",
+         SELECT 'p' || p, gen_random_uuid(), h, date_trunc('day', now(), 'UTC') - h * interval '1 h', 'active', \
+           'nominal', 0.5, 0.5, 1000000000, 3, 0.5 FROM generate_series(28 * 24, 1, -1) h, generate_series(1, 1000) p ORDER BY h DESC",
         "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason, labels) \
          SELECT gen_random_uuid(), 'p' || p, now() - h * interval '12 h', CASE WHEN h > 1 THEN \
            now() - h * interval '12 h' + interval '11 h' END, CASE WHEN h > 1 THEN 'lost' END, \
@@ -86,6 +103,13 @@ async fn large_fleet(client: &Client) {
     }
 }
 
+/// The names that a file lists under `-- Arguments:`.
+fn arguments(text: &str) -> Vec<&str> {
+    let listed = text.lines().map_while(|line| line.strip_prefix("--")).skip_while(|line| line.trim() != "Arguments:");
+    let listed = listed.skip(1).take_while(|line| line.starts_with("   ")).filter(|line| !line.starts_with("    "));
+    listed.filter_map(|line| line.split_whitespace().next()).collect()
+}
+
 fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sql").join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -99,10 +123,7 @@ fn rendered(file: &str) -> String {
         let name = line.split_whitespace().nth(1).expect("a name");
         sql = sql.replace(&format!(":{name}"), &read(&format!("part/{name}.sql")));
     }
-    let listed = text.lines().map_while(|line| line.strip_prefix("--")).skip_while(|line| line.trim() != "Arguments:");
-    let listed = listed.skip(1).take_while(|line| line.starts_with("   ")).filter(|line| !line.starts_with("    "));
-    for (place, line) in listed.enumerate() {
-        let name = line.split_whitespace().next().expect("a name");
+    for (place, name) in arguments(&text).into_iter().enumerate() {
         sql = sql.replace(&format!(":'{name}'"), &format!("${}", place + 1));
     }
     sql.replace(":\"schema\"", "public")
@@ -154,10 +175,38 @@ async fn no_statement_on_the_history_reads_a_big_table_whole() {
         large_fleet(&db.client).await;
         db.client.batch_execute("SET plan_cache_mode = force_generic_plan; SET jit = off").await.unwrap();
         let mut bad = Vec::new();
-        for of in ROLL_UPS {
+        for of in ROLL_UPS.iter().chain(REQUESTS) {
             bad.extend(check(&db.client, of).await.err());
         }
         assert!(bad.is_empty(), "{}", bad.join("\n"));
     })
     .await;
+}
+
+/// What a roll-up costs, for docs/history.md. By hand:
+/// `cargo test --release --all-features --test it history::plans::what_a_roll_up_costs -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn what_a_roll_up_costs() {
+    let db = Db::new().await;
+    large_fleet(&db.client).await;
+    let config = podlock::Config::new(&db.pod_url).with(|c| c.statement_timeout = Some(Duration::from_secs(60)));
+    let operator = podlock::Operator::connect(&config).await.expect("an operator");
+    let measure = async |what: &str| {
+        let free = "UPDATE studio_roll_ups SET token = NULL";
+        db.client.batch_execute(free).await.expect("nobody is at it");
+        for round in 1..=3 {
+            let began = Instant::now();
+            let rolled = operator.roll_up().await.expect("a roll-up");
+            println!("{what}, round {round}: {:?}, {rolled:?}", began.elapsed());
+        }
+    };
+    db.client.batch_execute("TRUNCATE studio_pod_heartbeats_hourly, studio_pod_reliability").await.expect("empty");
+    measure("1,000 pods, 56,000 sessions in 28 days, 672,000 samples").await;
+    let names = "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason) \
+                 SELECT gen_random_uuid(), 'web-' || md5(n::text), now() - n * interval '12 s', \
+                 now() - n * interval '12 s' + interval '3 h', 'shutdown' FROM generate_series(1000, 100999) n";
+    db.client.batch_execute(names).await.expect("sessions");
+    db.client.batch_execute("ANALYZE studio_pod_sessions").await.expect("analyzed");
+    measure("the same and 100,000 random names").await;
 }

@@ -38,8 +38,8 @@ async fn days(client: &Client, back: i32) {
 async fn sample(client: &Client, pod: &str, hours_back: f64, health: &str, value: Option<f32>) {
     let sql = "INSERT INTO studio_pod_heartbeats (pod_id, incarnation, number, sampled_at, status, health, cpu_usage, \
                memory_pressure, memory_available, running_runs) SELECT $1, gen_random_uuid(), 1, \
-               date_trunc('hour', now(), 'UTC') - make_interval(secs => $2 * 3600), 'active', $3, $4, $4, \
-               ($4 * 1000)::bigint, 0";
+               date_trunc('hour', now(), 'UTC') - make_interval(secs => $2::float8 * 3600), 'active', $3, $4::real, \
+               $4::real, ($4::real * 1000)::bigint, 0";
     client.execute(sql, &[&pod, &hours_back, &health, &value]).await.expect("a sample");
 }
 
@@ -144,8 +144,8 @@ async fn a_roll_up_that_died_half_way_is_continued() {
 /// A session so many hours ago, and how long it lasted. No reason: it is open.
 async fn session(client: &Client, pod: &str, began: f64, hours: f64, reason: Option<&str>, node: Option<&str>) {
     let sql = "INSERT INTO studio_pod_sessions (incarnation, pod_id, began_at, ended_at, reason, labels) SELECT \
-               gen_random_uuid(), $1, now() - make_interval(secs => $2 * 3600), CASE WHEN $4::text IS NOT NULL THEN \
-               now() - make_interval(secs => ($2 - $3) * 3600) END, $4, \
+               gen_random_uuid(), $1, now() - make_interval(secs => $2::float8 * 3600), CASE WHEN $4::text IS NOT NULL THEN \
+               now() - make_interval(secs => ($2::float8 - $3::float8) * 3600) END, $4, \
                CASE WHEN $5::text IS NULL THEN '{}' ELSE jsonb_build_object('node', $5::text) END";
     client.execute(sql, &[&pod, &began, &hours, &reason, &node]).await.expect("a session");
     if reason.is_none() {
@@ -362,7 +362,7 @@ async fn of_two_that_race_one_makes_the_roll_up_and_the_other_is_refused() {
         let rolled = first.await.unwrap().unwrap();
         assert!(rolled.scores >= 1, "{rolled:?}");
         assert!(reliability(c, "a").await.is_some());
-        pod.shutdown().await.unwrap();
+        pod.shutdown(SOON).await.unwrap();
     })
     .await;
 }
@@ -436,8 +436,8 @@ async fn a_pod_makes_the_roll_ups_when_they_are_due_and_a_clock_that_jumped_does
         .await;
         let score = number(&reliability(c, "a").await.unwrap(), "score");
         assert!(score < 0.01, "brand new: {score}");
-        a.shutdown().await.unwrap();
-        b.shutdown().await.unwrap();
+        a.shutdown(SOON).await.unwrap();
+        b.shutdown(SOON).await.unwrap();
         // Within the interval: nobody makes them.
         let c_pod = start(db.config("c").with(|c| c.roll_up_interval = Duration::from_secs(3600))).await;
         c.batch_execute("UPDATE studio_roll_ups SET done_at = now() - interval '30 minutes', token = NULL").await.unwrap();
@@ -449,8 +449,8 @@ async fn a_pod_makes_the_roll_ups_when_they_are_due_and_a_clock_that_jumped_does
         let RolledUp { scores, .. } = other.operator().roll_up().await.unwrap();
         assert!(scores >= 2, "{scores}");
         assert_ne!(c.scalar::<String>(claim, &[]).await, before);
-        c_pod.shutdown().await.unwrap();
-        other.shutdown().await.unwrap();
+        c_pod.shutdown(SOON).await.unwrap();
+        other.shutdown(SOON).await.unwrap();
     })
     .await;
 }
@@ -564,7 +564,29 @@ async fn the_view_shows_the_life_of_each_incarnation_and_who_took_over_its_runs(
         let row = db.client.query_one(sql, &[&b.incarnation().as_uuid()]).await.unwrap();
         assert_eq!(row.get::<_, Option<String>>("reason"), None);
         assert_eq!(row.get::<_, i64>("runs_taken_over"), 0);
-        b.shutdown().await.unwrap();
+        b.shutdown(SOON).await.unwrap();
+    })
+    .await;
+}
+
+/// A supervisor stops its pod in order after its command has failed: for the score, that is no clean end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clean_stop_after_a_failed_command_counts_as_lost() {
+    timed(async {
+        let db = Db::new().await;
+        for (pod, cause) in [("killed", Some("killed")), ("fine", None)] {
+            session(&db.client, pod, 5.0, 5.0, Some("shutdown"), None).await;
+            let sql = "UPDATE studio_pod_sessions SET cause = $2 WHERE pod_id = $1";
+            db.client.execute(sql, &[&pod, &cause]).await.unwrap();
+        }
+        operator(&db).await.roll_up().await.unwrap();
+        for (pod, reason) in [("killed", "lost"), ("fine", "shutdown")] {
+            let row = reliability(&db.client, pod).await.unwrap();
+            let reasons: serde_json::Value = row.get("disconnect_reasons");
+            assert_eq!(reasons, serde_json::json!({reason: 1}), "{pod}");
+        }
+        let score = async |pod: &str| number(&reliability(&db.client, pod).await.unwrap(), "score");
+        assert!(score("killed").await < score("fine").await);
     })
     .await;
 }

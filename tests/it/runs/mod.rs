@@ -24,4 +24,5 @@ mod slow_links;
 pub(crate) mod stage;
 mod start;
 mod too_large;
+mod traces;
 mod txn;

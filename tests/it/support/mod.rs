@@ -56,7 +56,9 @@ impl Db {
     /// [`podlock::migrate::grants`] gives it, and nothing more.
     pub(crate) async fn new() -> Self {
         let roles = roles::of(server()).await;
-        let mut db = Self::at(|database| server().url(database), roles.template).await;
+        // The owner of the tables makes the partitions of the samples, so it must be able to create tables here too.
+        let template = format!("{} OWNER podlock_owner", roles.template);
+        let mut db = Self::at(|database| server().url(database), &template).await;
         db.pod_url = roles.pod_url(&db.name);
         db
     }

@@ -13,10 +13,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podlock::history::ProcessExit;
-use podlock::{Config, Incarnation, OnDetach, Pod, PodId};
+use podlock::{Config, ErrorKind, Incarnation, OnDetach, Pod, PodId};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::process::{Child, Command};
 
@@ -47,6 +47,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long it may take to record how the command ended. Longer delays whoever waits for podlock; shorter loses the record
 /// if the database is slow.
 const NOTE_AT_MOST: Duration = Duration::from_millis(500);
+/// The pause between two tries of it. The row is locked for a moment at most.
+const NOTE_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = include_str!("help.txt").trim_end())]
@@ -135,7 +137,8 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
     let incarnation = pod.incarnation();
     let mut held = Held::start(pod, incarnation, args).map_err(|e| not_started(e.into()))?;
     let mut ticks = tokio::time::interval(pod.settings().hold_probe_interval);
-    let (mut lost, mut draining, mut asked) = (false, false, false);
+    let (mut lost, mut draining) = (false, false);
+    let mut passed: Option<(Signal, Instant)> = None;
     let status = loop {
         tokio::select! {
             status = held.supervisor.wait() => break status?,
@@ -145,7 +148,9 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
                     family::reap_others(held.pid())?;
                     continue;
                 }
-                asked |= matches!(signal, Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT);
+                if matches!(signal, Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT) {
+                    passed = Some((signal, Instant::now()));
+                }
                 held.say(Word::Signal(signal.as_raw()));
                 if signal == Signal::TSTP {
                     stop_self();
@@ -164,9 +169,16 @@ async fn hold(pod: &Pod, args: &Args, signals: &mut Passed) -> Result<(), Failur
         }
     };
     if let Some(report) = held.report().filter(|_| !lost) {
+        let asked = passed.is_some_and(|(signal, at)| ends_by(signal, at.elapsed(), args.grace, report));
         note_exit(pod, report, asked || draining).await;
     }
     held.end(status)
+}
+
+/// Whether the command ended because of a signal that was passed on so long ago: by that very signal, or soon after one that
+/// asks to stop. Many programs reload at a SIGHUP, so an exit after it is no answer to it.
+fn ends_by(signal: Signal, ago: Duration, grace: Duration, report: Report) -> bool {
+    report == Report::Signal(signal.as_raw()) || (signal != Signal::HUP && ago <= grace)
 }
 
 /// Records how the command ended. A failure only makes the history poorer.
@@ -176,7 +188,16 @@ async fn note_exit(pod: &Pod, report: Report, was_asked: bool) {
         Report::Signal(signal) => ProcessExit::signal(signal),
     };
     let exit = if was_asked { exit.was_asked() } else { exit };
-    match tokio::time::timeout(NOTE_AT_MOST, pod.note_exit(exit)).await {
+    let noted = tokio::time::timeout(NOTE_AT_MOST, async {
+        loop {
+            match pod.note_exit(exit).await {
+                // The pod itself may be writing its row.
+                Err(error) if error.kind() == ErrorKind::Timeout => tokio::time::sleep(NOTE_AGAIN).await,
+                noted => return noted,
+            }
+        }
+    });
+    match noted.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => note_error(&format!("pod {}", pod.pod_id()), &error),
         Err(_) => note(&format!("pod {}: how the command ended could not be recorded in time", pod.pod_id())),

@@ -1,7 +1,6 @@
 //! From nothing to a pod in the roster.
 
 use std::io::{self, Read as _};
-use std::net::SocketAddr;
 
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -13,7 +12,9 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::failure::{Failure, note};
-use crate::pod::{Args, Server, kind};
+use crate::listen::Server;
+use crate::metrics::BACKLOG;
+use crate::pod::{Args, kind};
 use crate::signals::EndSignals;
 
 /// Ends this process when the other end of stdin is closed. If the kernel supports it, also when the thread that
@@ -36,10 +37,6 @@ pub(super) fn exit_with_stdin() -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|e| Failure::Failed(format!("cannot listen on {address}: {e}")))
-}
-
 /// Starts the pod. That may take as long as a predecessor of the same name takes to die. Meanwhile the probes are
 /// answered: alive, not ready. `None`: a signal came first.
 pub(super) async fn start(
@@ -48,8 +45,12 @@ pub(super) async fn start(
     config: Config,
     signals: &mut EndSignals,
 ) -> Result<Option<Pod>, Failure> {
-    let server = Server::start(another(listener)?, starting(), args);
-    let starting = Pod::builder(config).handler(kind::NAME, kind::run).start();
+    let server = Server::start(another(listener)?, starting(), &args.http);
+    let mut builder = Pod::builder(config).handler(kind::NAME, kind::run);
+    if args.http.metrics.is_some() {
+        builder = builder.report_backlog(BACKLOG);
+    }
+    let starting = builder.start();
     let pod = tokio::select! {
         pod = starting => pod.map(Some),
         signal = signals.next() => {
@@ -81,5 +82,7 @@ fn starting() -> Router {
         .route("/v1/runs/{id}", axum::routing::any(not_ready))
         .route("/v1/workers", axum::routing::any(not_ready))
         .route("/v1/workers/{id}", axum::routing::any(not_ready))
+        .route("/v1/pods/{*of_a_pod}", axum::routing::any(not_ready))
+        .route("/v1/network/{*of_all}", axum::routing::any(not_ready))
         .fallback(not_found)
 }

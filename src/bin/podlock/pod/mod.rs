@@ -8,26 +8,22 @@
 mod boot;
 mod kind;
 pub(crate) mod logs;
+mod webhook;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use podlock::http::{not_found, router_with, serve, workers_router};
+use podlock::http::{AdminKey, liveness_router, not_found, probes, runs_router, workers_router};
 use podlock::{Config, Pod, PodId};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::global::Global;
+use crate::listen::{HttpArgs, Server};
 use crate::output;
 use crate::signals::EndSignals;
 
 use logs::LogArgs;
-
-/// How long requests in progress may take when the listener ends. The pod has drained by then. Longer delays the end of
-/// the process; shorter cuts answers off that were about to be sent.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = include_str!("help.txt").trim_end())]
@@ -35,17 +31,12 @@ pub(crate) struct Args {
     /// The pod's name [env: POD_NAME] [default: a random one, but not where PODLOCK_ENV=production]
     #[arg(long)]
     name: Option<PodId>,
-    /// Where to listen for HTTP; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
-    /// A host name under which clients reach this pod, beside localhost; may be given again; `*`: any. Off loopback
-    /// any name is taken unless this gives some
-    #[arg(long = "allow-host", value_name = "NAME", value_parser = host)]
-    allowed_hosts: Vec<String>,
-    /// An origin whose pages may start and cancel runs here and read streams, beside this host's own; may be given
-    /// again; `*`: any
-    #[arg(long = "allow-origin", value_name = "ORIGIN", value_parser = origin)]
-    allowed_origins: Vec<String>,
+    #[command(flatten)]
+    http: HttpArgs,
+    /// Leave the routes of runs and workers open to whoever reaches the address, off loopback too; without it they need
+    /// the admin key there
+    #[arg(long)]
+    open: bool,
     /// How long a drain may take before what is left is aborted
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -69,6 +60,8 @@ pub(crate) struct Args {
     #[arg(long)]
     exit_with_stdin: bool,
     #[command(flatten)]
+    webhook: webhook::WebhookArgs,
+    #[command(flatten)]
     logs: LogArgs,
 }
 
@@ -79,23 +72,46 @@ pub(crate) async fn run(global: &Global, args: Args) -> Result<(), Failure> {
     }
     let mut signals = EndSignals::listen()?;
     let config = args.config(global)?;
+    let webhook = args.webhook.webhook()?;
 
-    let listener = boot::bind(args.listen).await?;
+    let key = args.http.key()?;
+    let listener = args.http.bind().await?;
+    let metrics = args.http.metrics().await?;
     let address = listener.local_addr()?;
-    if !address.ip().to_canonical().is_loopback() {
+    let needs_key = !address.ip().to_canonical().is_loopback() && !args.open;
+    if !needs_key && !address.ip().to_canonical().is_loopback() {
         warn_of_the_open_door(address);
+    } else if needs_key && key.is_none() {
+        warn_of_the_shut_door(address);
     }
-    let Some(pod) = boot::start(&listener, &args, config, &mut signals).await? else { return Ok(()) };
-    let router = router_with(pod.clone(), kind::validate).merge(workers_router(pod.clone())).fallback(not_found);
-    let server = Server::start(listener, router, &args);
-
-    let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
-    // The program that started this process may not read it.
-    let _ = output::line(&ready);
-
-    let outcome = live(pod, args.grace, &mut signals).await;
-    server.end().await;
+    let started = boot::start(&listener, &args, config, &mut signals).await;
+    let outcome = match started {
+        Ok(Some(pod)) => {
+            if let Some(webhook) = webhook {
+                podlock::http::webhook(&pod, webhook)?;
+            }
+            let server = Server::start(listener, routes(&pod, key, needs_key), &args.http);
+            let ready = format!("podlock pod {} listening on http://{address}", pod.pod_id());
+            // The program that started this process may not read it.
+            let _ = output::line(&ready);
+            let outcome = live(pod, args.grace, &mut signals).await;
+            server.end().await;
+            outcome
+        }
+        Ok(None) => Ok(()),
+        Err(e) => Err(e),
+    };
+    if let Some(metrics) = metrics {
+        metrics.end().await;
+    }
     outcome
+}
+
+/// All routes of the pod. Probes are always open, and the liveness history always needs the key.
+fn routes(pod: &Pod, key: AdminKey, needs_key: bool) -> Router {
+    let work = runs_router(pod.clone(), kind::validate).merge(workers_router(pod.clone()));
+    let work = if needs_key { key.protect(work) } else { work };
+    work.merge(probes(pod.clone())).merge(liveness_router(pod.operator(), key)).fallback(not_found)
 }
 
 impl Args {
@@ -157,45 +173,12 @@ async fn live(pod: Pod, grace: Duration, signals: &mut EndSignals) -> Result<(),
     Ok(())
 }
 
-/// The task of the HTTP server. It ends last: while the pod drains, probes and reads are still answered.
-struct Server {
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
-}
-
-impl Server {
-    fn start(listener: TcpListener, router: Router, args: &Args) -> Self {
-        let stop = CancellationToken::new();
-        let mut server = serve(listener, router);
-        server = args.allowed_hosts.iter().fold(server, |server, name| server.allow_host(name));
-        server = args.allowed_origins.iter().fold(server, |server, origin| server.allow_origin(origin));
-        let task = tokio::spawn(server.until(stop.clone().cancelled_owned(), LAST_REQUESTS));
-        Self { stop, task }
-    }
-
-    /// Takes no more requests, and waits a moment for those in progress.
-    async fn end(self) {
-        self.stop.cancel();
-        match self.task.await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => {
-                tracing::warn!(target: "podlock::pod", event = "http_failed", error = %e, "HTTP was not served")
-            }
-            Err(e) => {
-                tracing::warn!(
-                    target: "podlock::pod", event = "http_failed", error = %e,
-                    "HTTP was not served to its end"
-                )
-            }
-        }
-    }
-}
-
 /// Warns that there is no authentication: anyone who reaches the address may use all routes.
 fn warn_of_the_open_door(address: SocketAddr) {
     let warning = format!(
-        "listening on {address}, which is not loopback: there is no authentication, and whoever reaches it may start, \
-         read and cancel runs, and register workers. Let only those connect who may, or put a proxy that asks before it"
+        "listening on {address}, which is not loopback, with --open: there is no authentication, and whoever reaches it \
+         may start, read and cancel runs, and register workers. Let only those connect who may, or put a proxy that asks \
+         before it"
     );
     if tracing::enabled!(target: "podlock::pod", tracing::Level::WARN) {
         tracing::warn!(target: "podlock::pod", event = "no_authentication", %address, "{warning}");
@@ -203,6 +186,15 @@ fn warn_of_the_open_door(address: SocketAddr) {
         // A user who filters the log is warned on stderr nevertheless.
         crate::failure::note(&warning);
     }
+}
+
+/// Says why the routes of runs and workers are refused.
+fn warn_of_the_shut_door(address: SocketAddr) {
+    tracing::warn!(
+        target: "podlock::pod", event = "runs_refused", %address,
+        "listening on {address}, which is not loopback, without an admin key: the routes of runs and workers are refused to \
+         everybody. Set PODLOCK_ADMIN_KEY or PODLOCK_ADMIN_KEY_FILE, or leave the routes open by --open"
+    );
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -248,29 +240,6 @@ where
 
 fn within_its_bound(config: Config) -> Result<(), String> {
     config.validate().map(|_| ()).map_err(|e| e.to_string())
-}
-
-/// A host name as in a URL, without the port.
-fn host(text: &str) -> Result<String, String> {
-    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-    let address = text.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    if text == "*" || address.is_ok() || is_name(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("it is a host name or an address, without scheme and port, or *".to_owned())
-    }
-}
-
-/// An origin, as browsers send it.
-fn origin(text: &str) -> Result<String, String> {
-    let is_origin = text.split_once("://").is_some_and(|(scheme, rest)| {
-        !scheme.is_empty() && !rest.is_empty() && !rest.contains(['/', '@', '?', '#', ' '])
-    });
-    if ["*", "null"].contains(&text) || is_origin {
-        Ok(text.to_owned())
-    } else {
-        Err("it is written scheme://host or scheme://host:port, or null, or *".to_owned())
-    }
 }
 
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {

@@ -1,7 +1,7 @@
-//! Connections of probes: the name lookup, and a TCP connection.
+//! Connections: the name lookup, and a TCP connection.
 //!
 //! The system's lookup blocks a thread and cannot be stopped. While the name server does not answer, each lookup takes
-//! such a thread for up to half a minute, much longer than its probe. The runtime has 512 of these threads, for the
+//! such a thread for up to half a minute, much longer than its request. The runtime has 512 of these threads, for the
 //! whole service. So the number of lookups is limited, and one that nobody waits for any more still counts.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -11,25 +11,25 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use url::{Host, Url};
 
-use super::failure::{Limit, ProbeFailure};
+use super::failure::{Failure, Limit};
 
 /// How many lookups of a pod may be under way: 32. Fewer delay the probes of many workers with names. More take threads
 /// from the service while the name server does not answer.
 const LOOKUPS_AT_ONCE: usize = 32;
 
-/// Makes the connections of all probes of a pod.
-pub(super) struct Dialer {
+/// Makes connections, and limits how many lookups are under way.
+pub(crate) struct Dialer {
     /// A lookup holds a permit until its thread is free.
     lookups: Arc<Semaphore>,
 }
 
 impl Dialer {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)) }
     }
 
     /// Connects to the host and the port of the URL. Several addresses are tried in turn.
-    pub(super) async fn connect(&self, url: &Url, limit: Limit) -> Result<TcpStream, ProbeFailure> {
+    pub(crate) async fn connect(&self, url: &Url, limit: Limit) -> Result<TcpStream, Failure> {
         let port = url.port_or_known_default().ok_or_else(|| impossible("the URL has no port"))?;
         let addresses = match url.host() {
             Some(Host::Ipv4(ip)) => vec![SocketAddr::from((ip, port))],
@@ -41,11 +41,11 @@ impl Dialer {
             None => return Err(impossible("the URL has no host")),
         };
         let connected = limit.wait("connecting", TcpStream::connect(&addresses[..])).await?;
-        connected.map_err(|e| ProbeFailure::Unconnected { why: format!("{e}, at {}", listed(&addresses)) })
+        connected.map_err(|e| Failure::Unconnected { why: format!("{e}, at {}", listed(&addresses)) })
     }
 
-    async fn look_up(&self, name: &str, port: u16) -> Result<Vec<SocketAddr>, ProbeFailure> {
-        let unresolved = |why: String| ProbeFailure::Unresolved { host: name.to_owned(), why };
+    async fn look_up(&self, name: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+        let unresolved = |why: String| Failure::Unresolved { host: name.to_owned(), why };
         let permit = Arc::clone(&self.lookups).acquire_owned().await.map_err(|e| unresolved(e.to_string()))?;
         let asked = name.to_owned();
         let lookup = tokio::task::spawn_blocking(move || {
@@ -61,8 +61,8 @@ impl Dialer {
     }
 }
 
-fn impossible(why: &str) -> ProbeFailure {
-    ProbeFailure::Impossible { why: why.to_owned() }
+fn impossible(why: &str) -> Failure {
+    Failure::Impossible { why: why.to_owned() }
 }
 
 fn listed(addresses: &[SocketAddr]) -> String {

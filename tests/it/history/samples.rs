@@ -1,1 +1,0 @@
-//! Samples: what a pod takes of itself, and how it reaches the store.
