@@ -2,6 +2,8 @@
 //!
 //! A process that is killed so cannot say it. But if a supervisor starts the next process in the same cgroup, that one
 //! finds that the count has grown. A container that is started again has another cgroup, and this shows nothing.
+//!
+//! [`places`] finds the directories. The samples read memory and processors from them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -25,31 +27,50 @@ pub(crate) fn read() -> Option<Cgroup> {
 }
 
 fn read_at(root: &Path) -> Option<Cgroup> {
-    let text = |path: &str| fs::read_to_string(root.join(path)).ok();
-    let boot = text("proc/sys/kernel/random/boot_id")?;
-    let (folder, file) = memory_folder(&text("proc/self/cgroup")?)?;
-    // Where a container sees the path of its host, its own cgroup is the root of what is mounted.
-    let below = root.join(&folder);
-    let folder = if below.is_dir() { below } else { root.join(mount_of(&folder)) };
-    let oom_kills = count(&fs::read_to_string(folder.join(file)).ok()?)?;
+    let boot = fs::read_to_string(root.join("proc/sys/kernel/random/boot_id")).ok()?;
+    let (folder, oom_kills) = places(root).iter().find_map(|place| {
+        let (folder, file) = match place {
+            Place::V2(folder) => (folder, "memory.events"),
+            Place::Memory(folder) => (folder, "memory.oom_control"),
+            Place::Cpu(_) => return None,
+        };
+        Some((folder.clone(), count(&fs::read_to_string(folder.join(file)).ok()?)?))
+    })?;
     let inode = fs::metadata(&folder).ok()?.ino();
     Some(Cgroup { id: format!("{}/{inode}", boot.trim()), oom_kills })
 }
 
-/// The folder of the cgroup that accounts for the memory, below the root of the file system, and the file with the count.
-fn memory_folder(cgroups: &str) -> Option<(PathBuf, &'static str)> {
-    let lines = || cgroups.lines().filter_map(|line| line.splitn(3, ':').collect::<Vec<_>>().try_into().ok());
-    let below = |mount: &str, path: &str| Path::new(mount).join(path.trim_start_matches('/'));
-    let first = lines().find(|[_, controllers, _]: &[&str; 3]| controllers.split(',').any(|c| c == "memory"));
-    if let Some([.., path]) = first {
-        return Some((below("sys/fs/cgroup/memory", path), "memory.oom_control"));
-    }
-    let [.., path] = lines().find(|[number, ..]| *number == "0")?;
-    Some((below("sys/fs/cgroup", path), "memory.events"))
+/// The directory of a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    V2(PathBuf),
+    /// Of version 1: the memory controller's.
+    Memory(PathBuf),
+    /// Of version 1: the processor controller's.
+    Cpu(PathBuf),
 }
 
-fn mount_of(folder: &Path) -> &'static str {
-    if folder.starts_with("sys/fs/cgroup/memory") { "sys/fs/cgroup/memory" } else { "sys/fs/cgroup" }
+/// The cgroups of this process, and those around them, the inner ones first. Inside a container the outer ones cannot be seen, and the path
+/// may name a directory that is not there: then the root of the mount is the container's own.
+pub(super) fn places(root: &Path) -> Vec<Place> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mount = root.join("sys/fs/cgroup");
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (mount, kind): (PathBuf, fn(PathBuf) -> Place) = match controllers {
+            "" => (mount.clone(), Place::V2),
+            _ if controllers.split(',').any(|c| c == "memory") => (mount.join("memory"), Place::Memory),
+            _ if controllers.split(',').any(|c| c == "cpu") => (mount.join("cpu"), Place::Cpu),
+            _ => continue,
+        };
+        let inner = Path::new(path.trim_start_matches('/'));
+        // `..` is how a path outside of the namespace shows.
+        let inner = if inner.components().any(|c| c.as_os_str() == "..") { Path::new("") } else { inner };
+        found.extend(inner.ancestors().map(|path| kind(mount.join(path))));
+    }
+    found
 }
 
 /// The line `oom_kill N`.

@@ -24,8 +24,9 @@ const AT_ONCE: i64 = 200;
 const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How often a lasting failure is logged: once a minute.
 const SAID: Duration = Duration::from_secs(60);
-/// How often a pod tries to record how the process before it ended, at most. The row may be locked for a moment.
-const TRIES: u32 = 10;
+/// How often a pod tries to record how the process before it ended, at most: 3 times within some seconds. A lock on the
+/// row is gone by then. With more, a pod whose predecessor stopped cleanly asks again and again for nothing.
+const TRIES: u32 = 3;
 
 /// Closes sessions that nobody closed.
 pub(crate) struct Repairing {

@@ -129,8 +129,9 @@ impl PodBuilder {
 
     /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
     /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
-    /// had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without this, the pod compares its cgroup with that of the former process, and records
-    /// `out_of_memory` if the kernel has killed one of its processes meanwhile.
+    /// had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without this, the pod
+    /// compares its cgroup with that of the former process, and records `out_of_memory` if the kernel has killed one of its
+    /// processes meanwhile.
     pub fn former_exit(mut self, exit: ProcessExit) -> Self {
         self.former_exit = Some(exit);
         self

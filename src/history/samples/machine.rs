@@ -4,11 +4,12 @@
 //! memory, so reading them waits for no disk.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::history::cgroup::{Place, places};
 use crate::membership::clock;
 use crate::protocol::Moment;
 
@@ -46,7 +47,7 @@ impl Processors {
         let before = std::mem::replace(self, Self::new());
         let elapsed = self.at.saturating_sub(before.at).as_secs_f64();
         let used = self.used.saturating_sub(before.used).as_secs_f64();
-        let share = used / elapsed / allowed(&cgroups(Path::new("/")))?;
+        let share = used / elapsed / allowed(&places(Path::new("/")))?;
         #[expect(clippy::cast_possible_truncation, reason = "a share needs few digits")]
         share.is_finite().then_some(share.clamp(0.0, 1.0) as f32)
     }
@@ -59,9 +60,9 @@ fn processor_time() -> Duration {
 }
 
 /// How many processors the process may use. Less than one is possible: half of one, by the quota of a cgroup.
-fn allowed(cgroups: &[Cgroup]) -> Option<f64> {
+fn allowed(cgroups: &[Place]) -> Option<f64> {
     let whole = f64::from(u32::try_from(std::thread::available_parallelism().ok()?.get()).ok()?);
-    Some(cgroups.iter().filter_map(Cgroup::quota).fold(whole, f64::min))
+    Some(cgroups.iter().filter_map(Place::quota).fold(whole, f64::min))
 }
 
 /// Of all cgroups around the process that have a memory limit, the one that is fullest. Without a limit: the host.
@@ -72,7 +73,7 @@ pub(super) fn memory() -> Option<Memory> {
 /// The fullest counts, because the kernel kills at the limit that is reached first.
 fn memory_below(root: &Path) -> Option<Memory> {
     let host = host(&fs::read_to_string(root.join("proc/meminfo")).ok()?)?;
-    let limited = cgroups(root).into_iter().filter_map(|cgroup| cgroup.memory(host.0));
+    let limited = places(root).into_iter().filter_map(|cgroup| cgroup.memory(host.0));
     limited.max_by(|a, b| a.pressure.total_cmp(&b.pressure)).or_else(|| Memory::of(host.0 - host.1.min(host.0), host.0))
 }
 
@@ -85,40 +86,7 @@ fn host(text: &str) -> Option<(u64, u64)> {
     Some((bytes("MemTotal")?, bytes("MemAvailable")?))
 }
 
-/// A directory of a cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Cgroup {
-    V2(PathBuf),
-    /// Of version 1: the memory controller's.
-    Memory(PathBuf),
-    /// Of version 1: the processor controller's.
-    Cpu(PathBuf),
-}
-
-/// The cgroups of this process, and those around them. Inside a container the outer ones cannot be seen, and the path
-/// may name a directory that is not there: then the root of the mount is the container's own.
-fn cgroups(root: &Path) -> Vec<Cgroup> {
-    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let mount = root.join("sys/fs/cgroup");
-    let mut found = Vec::new();
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let (mount, kind): (PathBuf, fn(PathBuf) -> Cgroup) = match controllers {
-            "" => (mount.clone(), Cgroup::V2),
-            _ if controllers.split(',').any(|c| c == "memory") => (mount.join("memory"), Cgroup::Memory),
-            _ if controllers.split(',').any(|c| c == "cpu") => (mount.join("cpu"), Cgroup::Cpu),
-            _ => continue,
-        };
-        let inner = Path::new(path.trim_start_matches('/'));
-        // `..` is how a path outside of the namespace shows.
-        let inner = if inner.components().any(|c| c.as_os_str() == "..") { Path::new("") } else { inner };
-        found.extend(inner.ancestors().map(|path| kind(mount.join(path))));
-    }
-    found
-}
-
-impl Cgroup {
+impl Place {
     /// How its memory is used, if it has a limit below what the host has.
     fn memory(&self, host: u64) -> Option<Memory> {
         let (dir, [limit, usage, inactive]) = match self {
@@ -215,13 +183,13 @@ mod tests {
         assert_eq!(seen(&[of, files[0], files[1], files[2]]), Some((0.5, 500)));
         let quota =
             [("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "50000"), ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000")];
-        assert_eq!(allowed(&cgroups(root(&[of, quota[0], quota[1]]).path())), Some(0.5));
+        assert_eq!(allowed(&places(root(&[of, quota[0], quota[1]]).path())), Some(0.5));
     }
 
     #[test]
     fn a_quota_below_the_processors_counts() {
         let of = ("proc/self/cgroup", "0::/x\n");
-        let allowed_with = |max: &str| allowed(&cgroups(root(&[of, ("sys/fs/cgroup/x/cpu.max", max)]).path())).unwrap();
+        let allowed_with = |max: &str| allowed(&places(root(&[of, ("sys/fs/cgroup/x/cpu.max", max)]).path())).unwrap();
         let all = allowed(&[]).unwrap();
         assert!(all >= 1.0);
         assert_eq!((allowed_with("25000 100000"), allowed_with("max 100000")), (0.25, all));
