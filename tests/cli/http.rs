@@ -34,7 +34,13 @@ fn a_run_is_started_described_and_cancelled() {
         let (status, ended) = pod.delete(&path).await;
         assert_eq!((status, &ended["kind"], &ended["state"]), (409, &json!("already_ended"), &json!("succeeded")));
 
-        let long = pod.demo(json!({"chunks": 1000, "delay_ms": 100})).await;
+        // It sleeps when it is cancelled. A write under way would be refused, and its handler is not told to stop.
+        let long = pod.demo(json!({"chunks": 1000, "delay_ms": 600_000})).await;
+        wait_for("the long run is executing", || async {
+            let executing = pod.log.all().into_iter().any(|l| l.contains("\"executing\"") && l.contains(&long));
+            if executing { Ok(()) } else { Err(pod.log.all().join("\n")) }
+        })
+        .await;
         let (status, cancelled) = pod.delete(&format!("/v1/runs/{long}")).await;
         assert_eq!((status, &cancelled["state"]), (200, &json!("cancelled")));
         let told = pod.log.event("told_to_stop").await;
