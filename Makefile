@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,10 @@ bench-detect: cargo ## Measure how fast deaths are noticed, beside a floor; ARGS
 bench-fleet: cargo ## Measure what 10 to 500 pods cost their database; ARGS="--pods 10,200 --statements"
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench fleet -- $(ARGS)
+
+bench-runs: cargo ## Measure how many runs a second start and end, beside floors; ARGS="--phases trivial,checkpoints --seconds 5 --fsync on"
+	@sh scripts/ensure-postgres.sh
+	$(CARGO) bench --features cli --bench runs -- $(ARGS)
 
 bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a floor; ARGS="--chunks 200000 --rounds 5"
 	@sh scripts/ensure-postgres.sh

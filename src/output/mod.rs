@@ -220,14 +220,10 @@ impl Output {
     /// The columns for this output, or why it cannot be stored.
     pub(crate) fn columns(&self, limits: Limits) -> Result<Columns<'_>> {
         let refuse = |kind, what: String| Error::new(kind, what).state("nothing was written; the run goes on");
-        let streams = [text(&self.stdout), text(&self.stderr)];
-        let (stdout, stderr, escaped) = match streams {
-            [Some(stdout), Some(stderr)] => (Cow::Borrowed(stdout), Cow::Borrowed(stderr), false),
-            _ => (Cow::Owned(escape(&self.stdout)), Cow::Owned(escape(&self.stderr)), true),
-        };
+        let columns = self.checked_columns();
         let mut sizes = vec![
-            ("standard output", stdout.len(), "result_max_bytes", limits.result),
-            ("standard error", stderr.len(), "stderr_max_bytes", limits.stderr),
+            ("standard output", columns.stdout.len(), "result_max_bytes", limits.result),
+            ("standard error", columns.stderr.len(), "stderr_max_bytes", limits.stderr),
         ];
         if let Some(value) = &self.result {
             storable(value).map_err(|why| {
@@ -236,6 +232,7 @@ impl Output {
             })?;
             sizes.push(("result", size(value)?, "result_max_bytes", limits.result));
         }
+        let bytes = sizes.iter().map(|(_, size, ..)| size).sum();
         for (what, size, setting, most) in sizes {
             if size > most {
                 let what =
@@ -244,9 +241,19 @@ impl Output {
                 return Err(refuse(ErrorKind::TooLarge, what).help(todo));
             }
         }
+        Ok(Columns { bytes, ..columns })
+    }
+
+    /// The columns of an output that was checked before.
+    pub(crate) fn checked_columns(&self) -> Columns<'_> {
+        let streams = [text(&self.stdout), text(&self.stderr)];
+        let (stdout, stderr, escaped) = match streams {
+            [Some(stdout), Some(stderr)] => (Cow::Borrowed(stdout), Cow::Borrowed(stderr), false),
+            _ => (Cow::Owned(escape(&self.stdout)), Cow::Owned(escape(&self.stderr)), true),
+        };
         let Self { result, exit_code, parse_error, .. } = self;
         let (result, parse_error) = (result.as_ref(), parse_error.as_deref());
-        Ok(Columns { result, stdout, stderr, exit_code: *exit_code, escaped, parse_error })
+        Columns { result, stdout, stderr, exit_code: *exit_code, escaped, parse_error, bytes: 0 }
     }
 }
 
@@ -274,6 +281,8 @@ pub(crate) struct Columns<'a> {
     /// Whether `stdout` and `stderr` were encoded by [`escape`].
     pub(crate) escaped: bool,
     pub(crate) parse_error: Option<&'a str>,
+    /// About how many bytes all of it has; 0 in [`Output::checked_columns`].
+    pub(crate) bytes: usize,
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {

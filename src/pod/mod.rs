@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::config::{Config, Settings};
@@ -238,6 +239,7 @@ impl PodBuilder {
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
+        runs::writer::Writing::all(&engine).for_each(|worker| shared.spawn(worker));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
         shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), history_db.clone(), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));
@@ -379,6 +381,28 @@ impl Pod {
         self.in_background(async move { runs::start(&engine, &handlers, new).await }).await
     }
 
+    /// [`Pod::start`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
+    /// refused does not stop the others. The results have the errors of [`Pod::start`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start`], for each run.
+    pub async fn start_many(&self, new: impl IntoIterator<Item = NewRun>) -> Vec<Result<Started>> {
+        let starts = new.into_iter().map(|new| self.start(new)).collect::<Vec<_>>();
+        join_all(starts).await
+    }
+
+    /// [`Pod::submit`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
+    /// refused does not stop the others. The results have the errors of [`Pod::submit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::submit`], for each run.
+    pub async fn submit_many(&self, new: impl IntoIterator<Item = NewRun>) -> Vec<Result<RunId>> {
+        let submits = new.into_iter().map(|new| self.submit(new)).collect::<Vec<_>>();
+        join_all(submits).await
+    }
+
     /// Inserts a run without an owner. Any pod with a handler and room claims it, even a pod that starts later.
     ///
     /// # Errors
@@ -390,7 +414,7 @@ impl Pod {
     /// As [`Pod::start`].
     pub async fn submit(&self, new: NewRun) -> Result<RunId> {
         let engine = Arc::clone(&self.shared.engine);
-        self.in_background(async move { runs::submit(&engine, &new).await }).await
+        self.in_background(async move { runs::submit(&engine, &Arc::new(new)).await }).await
     }
 
     /// Inserts a run in the caller's transaction, on the caller's connection to the same database. The run exists if
@@ -404,7 +428,25 @@ impl Pod {
     ///
     /// After a dropped call, roll the transaction back.
     pub async fn start_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared.engine, txn, &new, true).await
+        runs::only(runs::insert_in_txn(&self.shared.engine, txn, &[new], true).await?)
+    }
+
+    /// [`Pod::start_in_txn`] for many runs, in few statements. Each has a result of its own, in the order of `new`.
+    ///
+    /// # Errors
+    ///
+    /// The database's: the transaction is aborted then. The results have the others of [`Pod::start_in_txn`]; such a run
+    /// was not inserted, and the transaction can go on.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start_in_txn`].
+    pub async fn start_many_in_txn(
+        &self,
+        txn: &tokio_postgres::Transaction<'_>,
+        new: &[NewRun],
+    ) -> Result<Vec<Result<RunId>>> {
+        runs::insert_in_txn(&self.shared.engine, txn, new, true).await
     }
 
     /// [`Pod::submit`] in the caller's transaction.
@@ -417,7 +459,24 @@ impl Pod {
     ///
     /// As [`Pod::start_in_txn`].
     pub async fn submit_in_txn(&self, txn: &tokio_postgres::Transaction<'_>, new: NewRun) -> Result<RunId> {
-        runs::insert_in_txn(&self.shared.engine, txn, &new, false).await
+        runs::only(runs::insert_in_txn(&self.shared.engine, txn, &[new], false).await?)
+    }
+
+    /// [`Pod::submit_in_txn`] for many runs, in few statements. Each has a result of its own, in the order of `new`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start_many_in_txn`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pod::start_in_txn`].
+    pub async fn submit_many_in_txn(
+        &self,
+        txn: &tokio_postgres::Transaction<'_>,
+        new: &[NewRun],
+    ) -> Result<Vec<Result<RunId>>> {
+        runs::insert_in_txn(&self.shared.engine, txn, new, false).await
     }
 
     /// Cancels a run, whichever pod owns it. From the return on, no write of its owner is accepted. Its handler is told

@@ -50,7 +50,8 @@ impl Untold {
         self.everybody || !self.kinds.is_empty() || !self.pods.is_empty() || !self.still.is_empty()
     }
 
-    fn add(&mut self, more: Self) {
+    /// Adds what else is to be told.
+    pub fn add(&mut self, more: Self) {
         self.pods.extend(more.pods);
         self.own |= more.own;
         self.everybody |= more.everybody;

@@ -16,6 +16,7 @@ use super::offers::Offers;
 use super::registry::Registry;
 use super::stream::queue::Flusher;
 use super::stream::readers::Readers;
+use super::writer::Writer;
 use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::Membership;
 use crate::pg::pool::Database;
@@ -47,6 +48,8 @@ pub(crate) struct Engine {
     pub(crate) kinds: Vec<String>,
     /// The runs of this process. The task of each attempt shares it, to free its place.
     pub(crate) registry: Arc<Registry>,
+    /// Groups the writes of the runs.
+    pub(crate) writer: Arc<Writer>,
     /// Stores the chunks that the runs append to their streams.
     pub(crate) flusher: Flusher,
     /// The readers that are attached to streams on this pod.
@@ -91,6 +94,7 @@ impl Engine {
             kinds,
             on_attempt,
             registry: Arc::new(registry),
+            writer: Writer::new(),
             flusher: Flusher::default(),
             readers: Readers::default(),
             failures: Failures::default(),

@@ -96,12 +96,12 @@ async fn attempt(handler: Arc<dyn Handler>, run: Run) {
         return;
     }
     let written = match decide(called, run.stop_reason()) {
-        AttemptEnd::Finish(ending) => match run.end(&ending).await {
+        AttemptEnd::Finish(ending) => match run.end(&Arc::new(ending)).await {
             // An end that the server refuses is refused at each try. Without an end the run would begin again for ever,
             // so it is ended as failed.
             Err(e) if is_about_the_end(&e) => {
                 let why = format!("its end could not be stored: {e}").replace('\0', "\u{fffd}");
-                run.end(&Ending::Failed(why, Output::default())).await
+                run.end(&Arc::new(Ending::Failed(why, Output::default()))).await
             }
             written => written,
         },

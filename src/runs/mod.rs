@@ -19,6 +19,7 @@ pub(crate) mod registry;
 pub(crate) mod run;
 mod start;
 pub(crate) mod stream;
+pub(crate) mod writer;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -31,7 +32,7 @@ use crate::output::Output;
 use crate::protocol::named;
 
 pub use run::Run;
-pub(crate) use start::{insert_in_txn, start, submit};
+pub(crate) use start::{insert_in_txn, only, start, submit};
 pub use stream::CHUNK_LIMIT;
 #[cfg(feature = "http")]
 pub(crate) use stream::attach::cut_off;

@@ -12,6 +12,7 @@ use super::engine::Engine;
 use super::mobility::{self, Mobility};
 use super::registry::StopSignal;
 use super::stream::Stream;
+use super::writer::Release;
 use super::{Outcome, StopReason};
 use super::{failures, guard};
 use crate::backoff::Backoff;
@@ -21,6 +22,7 @@ use crate::membership::clock;
 use crate::meters;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
+use crate::store::grouped::Checkpoint;
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
 /// The least and the longest delay between two tries of a write while the database cannot be reached. Shorter delays
@@ -195,13 +197,16 @@ impl Run {
     /// the order in which they were first polled. A value never replaces a value of a later call.
     pub async fn checkpoint(&self, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
-        self.check_checkpoint(&value)?;
-        let (what, db) = ("a checkpoint", &self.engine.db);
+        let bytes = self.check_checkpoint(&value)?;
+        let what = "a checkpoint";
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;
         let seq = self.stream.going().place().map(|place| place.next);
-        let value = &value;
-        let save = |number| done(runs::checkpoint(db, self.owner, number, value, seq));
+        let value = Arc::new(value);
+        let save = |number| {
+            let checkpoint = Checkpoint { owner: self.owner, number, value: Arc::clone(&value), seq };
+            async move { done(self.engine.write_checkpoint(&checkpoint, bytes)).await }
+        };
         self.write(&mut writes, what, save, |_| None).await?;
         self.note_saved();
         Ok(())
@@ -215,7 +220,8 @@ impl Run {
     }
 
     /// Refuses a value that the next attempt could not read.
-    pub(super) fn check_checkpoint(&self, value: &Value) -> Result<()> {
+    /// Returns how many bytes it has.
+    pub(super) fn check_checkpoint(&self, value: &Value) -> Result<usize> {
         let run_id = self.owner.run_id;
         let most = self.engine.member.settings.checkpoint_max_bytes;
         let bytes = size(value)?;
@@ -227,7 +233,7 @@ impl Run {
                 .state("nothing was written; the run goes on")
                 .help("keep it elsewhere and save where it is, or raise the limit"));
         }
-        storable(value).map_err(|why| {
+        storable(value).map(|()| bytes).map_err(|why| {
             Error::new(ErrorKind::InvalidInput, format!("run {run_id}: a checkpoint cannot be stored: {why}"))
                 .about_run(run_id)
                 .state("nothing was written; the run goes on")
@@ -261,7 +267,7 @@ impl Run {
     ///
     /// A dropped call may or may not have ended the run. If it did not, the handler's return value ends it.
     pub async fn finish(&self, output: impl Into<Output>) -> Result<Outcome> {
-        self.end(&Ending::of(output.into())).await.map(|()| Outcome::Finished)
+        self.end(&Arc::new(Ending::of(output.into()))).await.map(|()| Outcome::Finished)
     }
 
     /// Guards a handler's own transaction, on a connection to the same database. The transaction can be committed only
@@ -309,7 +315,7 @@ impl Run {
         self.writes.lock().await.end == Written::Surely
     }
 
-    pub(super) async fn end(&self, ending: &Ending) -> Result<()> {
+    pub(super) async fn end(&self, ending: &Arc<Ending>) -> Result<()> {
         let settings = &self.engine.member.settings;
         let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
         let about = |e: Error| e.during(&format!("run {}: its end", self.owner.run_id)).about_run(self.owner.run_id);
@@ -318,13 +324,12 @@ impl Run {
         if writes.end == Written::Surely {
             return Err(self.report(self.ended_before()));
         }
-        match ending {
+        match **ending {
             Ending::Succeeded(_) => self.settle_stream(&mut writes, "its end").await?,
             // If the stream of a failed run has a gap, the gap is part of the failure and does not stop the end.
             Ending::Failed(..) => self.stream.settled().await,
         }
         let was = std::mem::replace(&mut writes.end, Written::Perhaps);
-        let db = &self.engine.db;
         let state = ending.state();
         // A finish whose reply was lost may have been accepted. The row shows it: it has this state, owner and fence.
         let was_done = |s: &RunStatus| {
@@ -332,11 +337,11 @@ impl Run {
             by_us.then_some(false)
         };
         let columns = &columns;
-        let seq = match ending {
+        let seq = match **ending {
             Ending::Succeeded(_) => self.stream.going().place().map(|place| place.next),
             Ending::Failed(..) => None,
         };
-        let finish = async |_| Ok(runs::finish(db, self.owner, ending, columns, seq).await?.then_some(true));
+        let finish = async |_| Ok(self.engine.write_end(self.owner, ending, columns, seq).await?.then_some(true));
         let began = clock::now();
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {
@@ -348,7 +353,7 @@ impl Run {
         self.engine.flusher.note_changed(self.owner.run_id, began);
         self.engine.note_finished();
         meters::count(meters::ENDED, "outcome", state);
-        if let Ending::Failed(why, _) = ending {
+        if let Ending::Failed(why, _) = &**ending {
             failures::note(&self.engine, self.owner, self.kind(), self.attempt(), why);
         }
         // An earlier call that ended this run may have been dropped. The stored end may be that call's, with another
@@ -368,7 +373,6 @@ impl Run {
     }
 
     pub(super) async fn give_back(&self) -> Result<()> {
-        let db = &self.engine.db;
         let was_done = |s: &RunStatus| {
             (RunState::Running.is(&s.state) && s.owner.is_none() && s.fence == self.owner.fence).then_some(())
         };
@@ -376,7 +380,7 @@ impl Run {
         self.stream.settled().await;
         let stop = self.stop.reason();
         let reason = mobility::reason_of_yield(stop);
-        let give_back = |_| done(runs::give_back(db, self.owner, reason));
+        let give_back = |_| done(self.engine.write_release(Release { owner: self.owner, reason }));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
         let (registry, now) = (&self.engine.registry, clock::now());
         registry.note_yielded(self.owner.run_id, now);

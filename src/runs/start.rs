@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::handlers::Handlers;
+use super::writer::NewStart;
 use super::{NewRun, Started, execute};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Fence, Incarnation, RunId, traceparent};
+use crate::id::{Fence, RunId, traceparent};
 use crate::meters;
 use crate::output::{size, storable};
 use crate::protocol::notices::Word;
@@ -17,6 +18,8 @@ use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
 /// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
+/// The most runs of one statement in a caller's transaction. More would make a long statement; fewer cost round trips.
+const INSERTS_MOST: usize = 500;
 /// The delay between two tries. A failover takes longer, but a dropped connection is over by then. Shorter: the tries
 /// are used up at once. Longer: the caller waits.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
@@ -24,14 +27,15 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 /// Starts a run that this pod owns, and begins it.
 pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun) -> Result<Started> {
     let incarnation = engine.member.may_take_work()?;
-    check(engine, &new)?;
+    let bytes = check(engine, &new)?;
     let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
-    let trace = trace_of(&new);
-    let start = || async { runs::start(&engine.db, incarnation, &insert_of(engine, run_id, &new, &trace)).await };
-    let inserted = repeat(run_id, start).await?;
-    let fence = outcome(engine, inserted, &new)?;
+    let (trace, floor) = (trace_of(&new), engine.registry.highest_fence());
+    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), floor };
+    let inserted = repeat(run_id, || engine.write_start(&start, bytes)).await?;
+    let fence = outcome(engine, inserted, &start.new)?;
+    let new = Arc::unwrap_or_clone(start.new);
     let claimed = Claimed {
         run_id,
         kind: new.kind,
@@ -51,12 +55,12 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 }
 
 /// Starts a run without an owner. Any pod with a handler and room claims it.
-pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
-    check(engine, new)?;
+pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> {
+    let bytes = check(engine, new)?;
     let run_id = RunId::generate();
-    let trace = trace_of(new);
-    let insert = insert_of(engine, run_id, new, &trace);
-    let inserted = repeat(run_id, || runs::submit(&engine.db, &insert)).await;
+    let submit =
+        NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new), floor: Fence::from(0) };
+    let inserted = repeat(run_id, || engine.write_start(&submit, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
     if may_be_there {
@@ -67,53 +71,89 @@ pub(crate) async fn submit(engine: &Engine, new: &NewRun) -> Result<RunId> {
     Ok(run_id)
 }
 
-/// Starts a run in the caller's transaction. With `owned`, this pod begins the run once the transaction has committed.
+/// Starts runs in the caller's transaction. With `owned`, this pod begins them once the transaction has committed. One run
+/// that is refused does not stop the others. The results are in the order of `new`.
 pub(crate) async fn insert_in_txn(
     engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
-    new: &NewRun,
+    new: &[NewRun],
     owned: bool,
-) -> Result<RunId> {
-    check(engine, new)?;
-    let owner: Option<Incarnation> = if owned {
-        if !engine.kinds.contains(&new.kind) {
-            return Err(no_handler(engine, &new.kind));
+) -> Result<Vec<Result<RunId>>> {
+    let mut results: Vec<Result<RunId>> =
+        new.iter().map(|new| may_be_inserted(engine, new, owned).map(|()| RunId::generate())).collect();
+    let sound: Vec<(usize, RunId)> =
+        results.iter().enumerate().filter_map(|(nth, id)| Some((nth, *id.as_ref().ok()?))).collect();
+    for portion in sound.chunks(INSERTS_MOST) {
+        let traces: Vec<String> = portion.iter().map(|(nth, _)| trace_of(&new[*nth])).collect();
+        let inserts: Vec<Insert<'_>> = portion
+            .iter()
+            .zip(&traces)
+            .map(|((nth, run_id), trace)| insert_of(engine, *run_id, &new[*nth], trace))
+            .collect();
+        let inserted = insert_portion_in_txn(engine, txn, &inserts, owned).await?;
+        for ((nth, _), inserted) in portion.iter().zip(inserted) {
+            if let Err(e) = inserted.and_then(|inserted| outcome(engine, inserted, &new[*nth])) {
+                results[*nth] = Err(e);
+            }
         }
-        if !engine.registry.has_room(&new.kind) {
-            return Err(full(engine, &new.kind));
-        }
-        Some(engine.member.may_take_work()?)
-    } else {
-        None
-    };
-    let run_id = RunId::generate();
-    let trace = trace_of(new);
-    let insert = insert_of(engine, run_id, new, &trace);
-    // The commit is the caller's, so the statement itself has to notify. The server sends the notice at the commit.
-    let tells = engine.offers.may_tell();
-    let inserted = if let Some(owner) = owner {
-        let told = tells.then_some(&*engine.member.channel);
-        runs::start_in_txn(txn, engine.db.schema(), owner, &insert, told).await?
-    } else {
-        let schema = engine.db.schema();
-        let fleet = schema.channel();
-        let (channel, word) =
-            if engine.untold(&new.kind).own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
-        runs::submit_in_txn(txn, schema, &insert, tells.then_some((channel, word))).await?
-    };
-    outcome(engine, inserted, new)?;
-    if tells {
-        meters::count(meters::NOTICES_SENT, "about", "run");
-    } else {
-        // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
-        // ended. A pass of this pod finds an owned run.
-        let untold = if owned { Untold { own: true, ..Untold::default() } } else { engine.untold(&new.kind) };
-        engine.offers.add_for_later(untold);
     }
-    Ok(run_id)
+    Ok(results)
 }
 
-/// The trace that the run belongs to: the caller's, or one that begins here, so that all attempts are in one trace.
+/// The result of the only run.
+pub(crate) fn only(results: Vec<Result<RunId>>) -> Result<RunId> {
+    results.into_iter().next().unwrap_or_else(|| Err(Error::new(ErrorKind::InvalidInput, "no run was given")))
+}
+
+fn may_be_inserted(engine: &Engine, new: &NewRun, owned: bool) -> Result<()> {
+    check(engine, new)?;
+    if !owned {
+        return Ok(());
+    }
+    if !engine.kinds.contains(&new.kind) {
+        return Err(no_handler(engine, &new.kind));
+    }
+    if !engine.registry.has_room(&new.kind) {
+        return Err(full(engine, &new.kind));
+    }
+    engine.member.may_take_work().map(drop)
+}
+
+async fn insert_portion_in_txn(
+    engine: &Engine,
+    txn: &tokio_postgres::Transaction<'_>,
+    inserts: &[Insert<'_>],
+    owned: bool,
+) -> Result<Vec<Result<Inserted>>> {
+    // The commit is the caller's, so the statement itself has to notify. The server sends the notice at the commit.
+    let tells = engine.offers.may_tell();
+    let mut untold = Untold { own: owned, ..Untold::default() };
+    if !owned {
+        for insert in inserts {
+            untold.add(engine.untold(insert.kind));
+        }
+    }
+    if tells {
+        meters::count(meters::NOTICES_SENT, "about", "run");
+    }
+    let schema = engine.db.schema();
+    let inserted = if owned {
+        let told = tells.then_some(&*engine.member.channel);
+        runs::start_in_txn(txn, schema, engine.member.incarnation(), inserts, told).await?
+    } else {
+        let fleet = schema.channel();
+        let only_own = untold.own && untold.kinds.is_empty();
+        let (channel, word) = if only_own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
+        runs::submit_in_txn(txn, schema, inserts, tells.then_some((channel, word))).await?
+    };
+    if !tells {
+        // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
+        // ended. A pass of this pod finds an owned run.
+        engine.offers.add_for_later(untold);
+    }
+    Ok(inserted)
+}
+
 fn trace_of(new: &NewRun) -> String {
     new.traceparent.clone().unwrap_or_else(traceparent::generate)
 }
@@ -185,7 +225,8 @@ fn key_busy(run_id: RunId, holder: Holder, new: &NewRun) -> Error {
         .help("follow that run, or wait until it has ended")
 }
 
-fn check(engine: &Engine, new: &NewRun) -> Result<()> {
+/// Refuses a run that cannot be stored. Returns how many bytes its input has.
+fn check(engine: &Engine, new: &NewRun) -> Result<usize> {
     let most = engine.member.settings.input_max_bytes;
     let bytes = size(&new.input)?;
     if bytes > most {
@@ -207,7 +248,7 @@ fn check(engine: &Engine, new: &NewRun) -> Result<()> {
         storable(&new.input).err().map(|why| format!("its input cannot be stored: {why}"))
     };
     match fault {
-        None => Ok(()),
+        None => Ok(bytes),
         Some(fault) => Err(Error::new(ErrorKind::InvalidInput, format!("the run cannot be started: {fault}"))
             .state("no run was started")
             .help("correct it")),

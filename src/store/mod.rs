@@ -18,6 +18,7 @@ mod crashes;
 pub(crate) mod creators;
 mod evictions;
 pub(crate) mod fences;
+pub(crate) mod grouped;
 pub(crate) mod guards;
 pub(crate) mod history;
 pub(crate) mod holders;

@@ -5,6 +5,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::fences;
+use super::grouped::{Inserts, SUBMIT as SUBMIT_MANY};
 use super::rows::{Holder, Insert, Inserted};
 use super::runs::status_for;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +22,7 @@ const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
 /// The statements of [`start_in_txn`] and [`submit_in_txn`] run on the user's own connection, under the user's `search_path`. They name the
 /// schema of every operator, function and type, and give every literal a type. A test checks that (`super::pins`).
-const START_IN_TXN: &str = sql!("start_run_in_txn");
+const START_IN_TXN: &str = sql!("start_runs_in_txn");
 const SUBMIT: &str = sql!("submit_run");
 const FIND_KEY_HOLDER: &str = sql!("find_key_holder");
 
@@ -85,65 +86,80 @@ pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<b
     Ok(db.query_opt("starting a run again", RESTART, &params).await?.is_some())
 }
 
-/// The same as [`start`], in the caller's transaction on the caller's connection. `owner` begins the run's first attempt
-/// once the transaction has committed. The commit notifies the channel `told`.
+/// Starts runs as [`start`], in the caller's transaction on the caller's connection. `owner` begins their first attempts
+/// once the transaction has committed. The commit notifies the channel `told`. The results are in the order of `new`.
 pub(crate) async fn start_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
     owner: Incarnation,
-    new: &Insert<'_>,
+    new: &[Insert<'_>],
     told: Option<&str>,
-) -> Result<Inserted> {
-    let (owner, run_id, floor) = (owner.as_uuid(), new.run_id.as_uuid(), new.floor.get());
+) -> Result<Vec<Result<Inserted>>> {
+    let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience: _ } = Inserts::of(new);
+    let (owner, floor) = (owner.as_uuid(), new.iter().map(|new| new.floor).max().unwrap_or(Fence::from(0)));
     let params: [&(dyn ToSql + Sync); 9] =
-        [&owner, &run_id, &new.kind, &new.key, &new.input, &floor, &told, &new.movable, &new.traceparent];
-    let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
-    if let Some(fence) = row.at::<Option<i64>>("fence")? {
-        return Ok(Inserted::Yes(fence.into()));
+        [&owner, &run_ids, &kinds, &keys, &inputs, &movables, &traces, &floor.get(), &told];
+    let rows = txn.query(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
+    let mut inserted = Vec::with_capacity(new.len());
+    for (new, row) in new.iter().zip(&rows) {
+        inserted.push(if let Some(fence) = row.at::<Option<i64>>("fence")? {
+            Ok(Inserted::Yes(fence.into()))
+        } else if !row.at::<bool>("has_owner")? {
+            Ok(Inserted::NoOwner)
+        } else if row.at::<bool>("is_cordoned")? {
+            Ok(Inserted::Cordoned)
+        } else if !row.at::<bool>("in_reach")? {
+            Err(fences::not_risen(floor))
+        } else {
+            busy_in_txn(txn, schema, new).await?
+        });
     }
-    if !row.at::<bool>("has_owner")? {
-        return Ok(Inserted::NoOwner);
-    }
-    if row.at::<bool>("is_cordoned")? {
-        return Ok(Inserted::Cordoned);
-    }
-    if !row.at::<bool>("in_reach")? {
-        return Err(fences::not_risen(new.floor));
-    }
-    busy_in_txn(txn, schema, new).await
+    Ok(inserted)
 }
 
-/// The same as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told` to
-/// its channel.
+/// Starts runs as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told`
+/// to its channel. The results are in the order of `new`.
 pub(crate) async fn submit_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
-    new: &Insert<'_>,
+    new: &[Insert<'_>],
     told: Option<(&String, Word)>,
-) -> Result<Inserted> {
+) -> Result<Vec<Result<Inserted>>> {
     let (channel, word) = (told.map(|(channel, _)| channel), told.map(|(_, word)| word.as_str()));
-    let run_id = new.run_id.as_uuid();
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&run_id, &new.kind, &new.key, &new.input, &channel, &word, &new.movable, &new.traceparent];
-    match txn.query_opt(&*schema.sql(SUBMIT), &params).await.map_err(fail_in_txn)? {
-        Some(_) => Ok(Inserted::Yes(Fence::from(0))),
-        None => busy_in_txn(txn, schema, new).await,
+    let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience: _ } = Inserts::of(new);
+    // The caller's own time-outs hold.
+    let patience: Option<&str> = None;
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &channel, &word, &patience];
+    let rows = txn.query(&*schema.sql(SUBMIT_MANY), &params).await.map_err(fail_in_txn)?;
+    let mut inserted = Vec::with_capacity(new.len());
+    for (new, row) in new.iter().zip(&rows) {
+        inserted.push(if row.at::<bool>("is_inserted")? {
+            Ok(Inserted::Yes(Fence::from(0)))
+        } else {
+            busy_in_txn(txn, schema, new).await?
+        });
     }
+    Ok(inserted)
 }
 
 fn fail_in_txn(error: tokio_postgres::Error) -> Error {
     errors::translate("starting a run in the caller's transaction", error)
 }
 
-/// Finds the run that has the key of this one.
-async fn busy_in_txn(txn: &tokio_postgres::Transaction<'_>, schema: &Schema, new: &Insert<'_>) -> Result<Inserted> {
+/// Finds the run that has the key of this one. The inner error is about this run alone.
+async fn busy_in_txn(
+    txn: &tokio_postgres::Transaction<'_>,
+    schema: &Schema,
+    new: &Insert<'_>,
+) -> Result<Result<Inserted>> {
     let busy = txn.query_opt(&*schema.sql(FIND_KEY_HOLDER), &[&new.kind, &new.key]).await.map_err(fail_in_txn)?;
     let busy = busy.as_ref().map(key_busy).transpose()?;
-    busy.ok_or_else(|| {
+    Ok(busy.ok_or_else(|| {
         Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
             .state("no run was started; the transaction is as it was")
             .help("under an isolation level that cannot see it, begin a new transaction to find it")
-    })
+    }))
 }
 
 /// Finds the row that was in the way of an insert: its own, from a try whose reply was lost, or another run with the
@@ -192,7 +208,7 @@ mod tests {
 
     #[test]
     fn statements_on_the_users_connection_are_pinned() {
-        for sql in [START_IN_TXN, SUBMIT, FIND_KEY_HOLDER] {
+        for sql in [START_IN_TXN, SUBMIT, SUBMIT_MANY, FIND_KEY_HOLDER] {
             assert!(sql.starts_with("-- Runs on a caller's connection"), "the first line says so: {sql}");
             assert_eq!(unpinned(sql), Vec::<String>::new(), "{sql}");
         }

@@ -52,7 +52,7 @@ WITH
       FROM :"schema".studio_runs r
       JOIN wanted w ON w.run_id = r.run_id
       LEFT JOIN :"schema".studio_pod_sessions s ON s.incarnation = w.expected
-     WHERE r.state = 'running'
+     WHERE r.finished_at IS NULL
        AND r.owner_incarnation IS NOT DISTINCT FROM w.expected
        AND r.fence = w.fence
        AND w.fence <= (SELECT e.most FROM reach e)

@@ -1,24 +1,31 @@
 -- Runs on a caller's connection, under the caller's search_path. So each operator, function and type is named with its
 -- schema, and each literal has a type.
 --
--- Starts a run that one pod owns, in the caller's transaction. The pod begins the run's first attempt once the
--- transaction has committed. `start_run.sql` does the same outside of a caller's transaction.
+-- Starts several runs that one pod owns, in the caller's transaction. The pod begins their first attempts once the
+-- transaction has committed. `start_runs.sql` does the same outside of a caller's transaction.
 --
 -- Arguments:
---   own      uuid   the owner's incarnation
---   run_id   uuid   the new run
---   kind     text
---   key      text   NULL for none; at most one running run of a kind has it
---   input    jsonb
---   floor    int8   the highest fence that this process was ever given
---   told     text   the channel of the owner, which is notified when the transaction commits; NULL: none
---   movable  bool   whether it may move to a less busy pod
---   trace    text   the trace that it belongs to, as W3C Trace Context writes it
+--   own       uuid    the owner's incarnation
+--   run_ids   uuid[]  the new runs, and for each:
+--   kinds     text[]
+--   keys      text[]    NULL for none; at most one running run of a kind has it
+--   inputs    jsonb[]
+--   movables  bool[]    whether it may move to a less busy pod
+--   traces    text[]    the trace that it belongs to, as W3C Trace Context writes it
+--   floor     int8    the highest fence that this process was ever given
+--   told      text    the channel of the owner, which is notified when the transaction commits; NULL: none
 --
--- Returns one row. `fence` is NULL if no run was inserted: because `has_owner` is false (the incarnation is not in the
--- roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences must be raised
--- first), or else because a run with this id, or a running one with this key, exists.
+-- Returns a row for each run. `fence` is NULL if the run was not inserted: because `has_owner` is false (the incarnation
+-- is not in the roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences
+-- must be raised first), or else because a run with this id, or a running one with this key, exists.
 WITH
+  wanted AS MATERIALIZED (
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth
+      FROM ROWS FROM (pg_catalog.unnest(:'run_ids'::pg_catalog._uuid), pg_catalog.unnest(:'kinds'::pg_catalog._text),
+                      pg_catalog.unnest(:'keys'::pg_catalog._text), pg_catalog.unnest(:'inputs'::pg_catalog._jsonb),
+                      pg_catalog.unnest(:'movables'::pg_catalog._bool), pg_catalog.unnest(:'traces'::pg_catalog._text))
+           WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
+  ),
   -- L6: if the owner were not in the roster, the run would be an orphan at once. A pod that drains takes no new run.
   me AS MATERIALIZED (
     SELECT p.pod_id, p.incarnation,
@@ -48,26 +55,29 @@ WITH
   run AS (
     INSERT INTO :"schema".studio_runs (run_id, kind, key, input, owner_pod, owner_incarnation, fence, movable,
                                         traceparent)
-    -- L9: the new fence is above the floor, because `nextval` comes after `above`.
-    SELECT :'run_id'::pg_catalog.uuid, :'kind'::pg_catalog.text, :'key'::pg_catalog.text,
-           :'input'::pg_catalog.jsonb, me.pod_id, me.incarnation,
-           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), :'movable'::pg_catalog.bool,
-           :'trace'::pg_catalog.text
-      FROM me CROSS JOIN above
+    -- L9: the new fences are above the floor, because `nextval` comes after `above`.
+    SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation,
+           pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), w.movable, w.trace
+      -- One order of keys, so that two such statements cannot deadlock.
+      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.nth) w
+     CROSS JOIN me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e)
        AND NOT me.is_cordoned
     ON CONFLICT DO NOTHING
-    RETURNING fence
+    RETURNING run_id, fence
   ),
   -- The server delivers the notification when the transaction commits. It is only a hint (L11).
   told AS MATERIALIZED (
     SELECT pg_catalog.pg_notify(:'told'::pg_catalog.text, 'runs'::pg_catalog.text) AS told
-      FROM run
      WHERE :'told'::pg_catalog.text IS NOT NULL
+       AND EXISTS (SELECT FROM run)
   )
-SELECT (SELECT fence FROM run) AS fence,
+SELECT w.nth, run.fence,
        EXISTS (SELECT FROM me) AS has_owner,
        EXISTS (SELECT FROM me WHERE me.is_cordoned) AS is_cordoned,
        -- Without it, the server would leave `told` out.
        (SELECT pg_catalog.count(*) FROM told) AS told,
-       (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e) AS in_reach;
+       (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e) AS in_reach
+  FROM wanted w
+  LEFT JOIN run ON run.run_id OPERATOR(pg_catalog.=) w.run_id
+ ORDER BY w.nth;

@@ -1,0 +1,53 @@
+-- Runs on a caller's connection as well, under the caller's search_path. So each operator, function and type is named
+-- with its schema, and each literal has a type.
+--
+-- Starts several runs that nobody owns. Pods with a handler and room claim them.
+--
+-- Arguments:
+--   run_ids   uuid[]   the new runs, and for each:
+--   kinds     text[]
+--   keys      text[]     NULL for none; at most one running run of a kind has it
+--   inputs    jsonb[]
+--   movables  bool[]     whether it may move to a less busy pod
+--   traces    text[]     the trace that it belongs to, as W3C Trace Context writes it
+--   told      text     the channel that is notified when the transaction commits; NULL: none
+--   word      text     the notice
+--   patience  text     how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
+--
+-- Returns a row for each run. `is_inserted` is false if a run with this id, or a running one with this key, exists.
+WITH
+  patience AS MATERIALIZED (
+    SELECT CASE WHEN :'patience'::pg_catalog.text IS NOT NULL
+                THEN pg_catalog.set_config('lock_timeout'::pg_catalog.text, :'patience'::pg_catalog.text, true)
+           END AS set_to
+  ),
+  wanted AS MATERIALIZED (
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth, patience.set_to
+      FROM patience
+     CROSS JOIN ROWS FROM (pg_catalog.unnest(:'run_ids'::pg_catalog._uuid), pg_catalog.unnest(:'kinds'::pg_catalog._text),
+                           pg_catalog.unnest(:'keys'::pg_catalog._text), pg_catalog.unnest(:'inputs'::pg_catalog._jsonb),
+                           pg_catalog.unnest(:'movables'::pg_catalog._bool),
+                           pg_catalog.unnest(:'traces'::pg_catalog._text))
+                WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
+  ),
+  run AS (
+    INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable, traceparent)
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
+      FROM wanted w
+     -- One order of keys, so that two such statements cannot deadlock.
+     ORDER BY w.kind, w.key, w.nth
+    ON CONFLICT DO NOTHING
+    RETURNING run_id
+  ),
+  -- This is only a hint (L11). Without it, the next recovery pass of any pod finds the runs (L6).
+  told AS MATERIALIZED (
+    SELECT CASE WHEN :'told'::pg_catalog.text IS NOT NULL
+                THEN pg_catalog.pg_notify(:'told'::pg_catalog.text, :'word'::pg_catalog.text)
+           END AS told
+     WHERE EXISTS (SELECT FROM run)
+  )
+SELECT w.nth,
+       EXISTS (SELECT FROM run WHERE run.run_id OPERATOR(pg_catalog.=) w.run_id) AS is_inserted,
+       (SELECT pg_catalog.count(*) FROM told) AS told
+  FROM wanted w
+ ORDER BY w.nth;
