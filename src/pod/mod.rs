@@ -239,7 +239,7 @@ impl PodBuilder {
         shared.spawn(runs::pulse::Pulse { member: Arc::clone(&member) });
         shared.spawn(runs::recover::Recovery::new(Arc::clone(&engine), Arc::clone(&handlers), from_burials));
         shared.spawn(runs::herald::Herald::new(Arc::clone(&engine)));
-        runs::writer::Writing::all(&engine).for_each(|worker| shared.spawn(worker));
+        runs::writer::Sending::all(&engine).for_each(|worker| shared.spawn(worker));
         shared.spawn(runs::moving::Moving::new(Arc::clone(&engine)));
         shared.spawn(runs::backlog::Backlog::new(Arc::clone(&engine), history_db.clone(), self.report_backlog));
         shared.spawn(runs::stream::flush::Flushing::new(Arc::clone(&engine)));

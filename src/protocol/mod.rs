@@ -39,6 +39,7 @@ pub mod reports;
 pub mod ring;
 pub mod score;
 pub mod share;
+pub mod slots;
 pub mod stall;
 pub mod state;
 pub mod stream;

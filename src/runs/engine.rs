@@ -89,12 +89,12 @@ impl Engine {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
         let (loaded, received) = mpsc::channel(1);
         let engine = Self {
+            writer: Writer::new(db.most_connections()),
             member,
             db,
             kinds,
             on_attempt,
             registry: Arc::new(registry),
-            writer: Writer::new(),
             flusher: Flusher::default(),
             readers: Readers::default(),
             failures: Failures::default(),

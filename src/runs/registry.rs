@@ -144,7 +144,12 @@ impl Registry {
 
     /// Whether there is room for one more run of this kind.
     pub(crate) fn has_room(&self, kind: &str) -> bool {
-        self.entries().has_room(self.capacity, kind)
+        self.entries().has_room(self.capacity, kind, 0, 0)
+    }
+
+    /// The same beside `others` runs that have no place yet, `of_kind` of them of this kind.
+    pub(crate) fn has_room_beside(&self, kind: &str, others: usize, of_kind: usize) -> bool {
+        self.entries().has_room(self.capacity, kind, others, of_kind)
     }
 
     pub(crate) fn snapshot(&self) -> RegistrySnapshot {
@@ -188,7 +193,7 @@ impl Registry {
     /// this process already has the run.
     pub(crate) fn reserve(self: &Registry, run_id: RunId, kind: &str) -> Option<Reservation<'_>> {
         let mut entries = self.entries();
-        if !entries.has_room(self.capacity, kind) || entries.runs.contains_key(&run_id) {
+        if !entries.has_room(self.capacity, kind, 0, 0) || entries.runs.contains_key(&run_id) {
             return None;
         }
         let limited = entries.limited.get_key_value(kind).map(|(kind, _)| Arc::clone(kind));
@@ -371,8 +376,8 @@ impl Registry {
 }
 
 impl Entries {
-    fn has_room(&self, capacity: usize, kind: &str) -> bool {
-        self.runs.len() < capacity && self.limited.get(kind).is_none_or(|of| of.taken < of.most)
+    fn has_room(&self, capacity: usize, kind: &str, others: usize, of_kind: usize) -> bool {
+        self.runs.len() + others < capacity && self.limited.get(kind).is_none_or(|of| of.taken + of_kind < of.most)
     }
 }
 

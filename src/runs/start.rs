@@ -1,5 +1,6 @@
 //! Starts runs. This pod or nobody owns the new run, and the insert is made in our transaction or the caller's.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Fence, RunId, traceparent};
 use crate::meters;
 use crate::output::{size, storable};
+use crate::protocol::batch::by_bytes;
 use crate::protocol::notices::Word;
 use crate::protocol::offer::Untold;
 use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
@@ -18,8 +20,10 @@ use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
 /// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
-/// The most runs of one statement in a caller's transaction. More would make a long statement; fewer cost round trips.
+/// The most runs of one statement in a caller's transaction: 500. More would make a long statement; fewer cost round trips.
 const INSERTS_MOST: usize = 500;
+/// The most bytes of their inputs: 1 MiB. A larger one has a statement of its own.
+const INSERT_BYTES: i64 = 1 << 20;
 /// The delay between two tries. A failover takes longer, but a dropped connection is over by then. Shorter: the tries
 /// are used up at once. Longer: the caller waits.
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
@@ -31,8 +35,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
     let handler = handlers.of(&new.kind).ok_or_else(|| no_handler(engine, &new.kind))?;
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
-    let (trace, floor) = (trace_of(&new), engine.registry.highest_fence());
-    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), floor };
+    let trace = trace_of(&new);
+    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone() };
     let inserted = repeat(run_id, || engine.write_start(&start, bytes)).await?;
     let fence = outcome(engine, inserted, &start.new)?;
     let new = Arc::unwrap_or_clone(start.new);
@@ -58,8 +62,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> {
     let bytes = check(engine, new)?;
     let run_id = RunId::generate();
-    let submit =
-        NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new), floor: Fence::from(0) };
+    let submit = NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new) };
     let inserted = repeat(run_id, || engine.write_start(&submit, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
@@ -79,44 +82,75 @@ pub(crate) async fn insert_in_txn(
     new: &[NewRun],
     owned: bool,
 ) -> Result<Vec<Result<RunId>>> {
-    let mut results: Vec<Result<RunId>> =
-        new.iter().map(|new| may_be_inserted(engine, new, owned).map(|()| RunId::generate())).collect();
-    let sound: Vec<(usize, RunId)> =
-        results.iter().enumerate().filter_map(|(nth, id)| Some((nth, *id.as_ref().ok()?))).collect();
-    for portion in sound.chunks(INSERTS_MOST) {
-        let traces: Vec<String> = portion.iter().map(|(nth, _)| trace_of(&new[*nth])).collect();
-        let inserts: Vec<Insert<'_>> = portion
-            .iter()
-            .zip(&traces)
-            .map(|((nth, run_id), trace)| insert_of(engine, *run_id, &new[*nth], trace))
-            .collect();
-        let inserted = insert_portion_in_txn(engine, txn, &inserts, owned).await?;
-        for ((nth, _), inserted) in portion.iter().zip(inserted) {
-            if let Err(e) = inserted.and_then(|inserted| outcome(engine, inserted, &new[*nth])) {
-                results[*nth] = Err(e);
+    let mut room = Room { engine, taken: HashMap::new() };
+    let mut results = Vec::with_capacity(new.len());
+    let mut sound = Vec::with_capacity(new.len());
+    for (nth, new) in new.iter().enumerate() {
+        let bytes = check(engine, new).and_then(|bytes| if owned { room.take(&new.kind).map(|()| bytes) } else { Ok(bytes) });
+        results.push(bytes.map(|bytes| {
+            let run_id = RunId::generate();
+            sound.push(Portioned { nth, run_id, bytes: i64::try_from(bytes).unwrap_or(i64::MAX), trace: trace_of(new) });
+            run_id
+        }));
+    }
+    // All portions keep to one order of keys, so that two such transactions cannot deadlock.
+    sound.sort_by(|a, b| key_of(&new[a.nth]).cmp(&key_of(&new[b.nth])));
+    let sizes: Vec<i64> = sound.iter().map(|run| run.bytes).collect();
+    for group in by_bytes(&sizes, INSERT_BYTES) {
+        for portion in sound[group].chunks(INSERTS_MOST) {
+            let inserts: Vec<Insert<'_>> =
+                portion.iter().map(|run| insert_of(engine, run.run_id, &new[run.nth], &run.trace)).collect();
+            let inserted = insert_portion_in_txn(engine, txn, &inserts, owned).await?;
+            for (run, inserted) in portion.iter().zip(inserted) {
+                if let Err(e) = inserted.and_then(|inserted| outcome(engine, inserted, &new[run.nth])) {
+                    results[run.nth] = Err(e);
+                }
             }
         }
     }
     Ok(results)
 }
 
+/// A run of a list that is to be inserted.
+struct Portioned {
+    /// Its place in the list.
+    nth: usize,
+    run_id: RunId,
+    bytes: i64,
+    trace: String,
+}
+
+fn key_of(new: &NewRun) -> (&str, Option<&str>) {
+    (&new.kind, new.key.as_deref())
+}
+
+/// The room of this pod for runs that it is to own, while a list of them is checked.
+struct Room<'a> {
+    engine: &'a Engine,
+    /// How many runs of each kind the list has so far.
+    taken: HashMap<&'a str, usize>,
+}
+
+impl<'a> Room<'a> {
+    fn take(&mut self, kind: &'a str) -> Result<()> {
+        let engine = self.engine;
+        if !engine.kinds.iter().any(|known| known == kind) {
+            return Err(no_handler(engine, kind));
+        }
+        engine.member.may_take_work()?;
+        let all = self.taken.values().sum();
+        let of_kind = self.taken.entry(kind).or_default();
+        if !engine.registry.has_room_beside(kind, all, *of_kind) {
+            return Err(full(engine, kind));
+        }
+        *of_kind += 1;
+        Ok(())
+    }
+}
+
 /// The result of the only run.
 pub(crate) fn only(results: Vec<Result<RunId>>) -> Result<RunId> {
     results.into_iter().next().unwrap_or_else(|| Err(Error::new(ErrorKind::InvalidInput, "no run was given")))
-}
-
-fn may_be_inserted(engine: &Engine, new: &NewRun, owned: bool) -> Result<()> {
-    check(engine, new)?;
-    if !owned {
-        return Ok(());
-    }
-    if !engine.kinds.contains(&new.kind) {
-        return Err(no_handler(engine, &new.kind));
-    }
-    if !engine.registry.has_room(&new.kind) {
-        return Err(full(engine, &new.kind));
-    }
-    engine.member.may_take_work().map(drop)
 }
 
 async fn insert_portion_in_txn(
@@ -133,20 +167,21 @@ async fn insert_portion_in_txn(
             untold.add(engine.untold(insert.kind));
         }
     }
-    if tells {
-        meters::count(meters::NOTICES_SENT, "about", "run");
-    }
     let schema = engine.db.schema();
     let inserted = if owned {
         let told = tells.then_some(&*engine.member.channel);
         runs::start_in_txn(txn, schema, engine.member.incarnation(), inserts, told).await?
     } else {
         let fleet = schema.channel();
-        let only_own = untold.own && untold.kinds.is_empty();
+        let only_own = untold.own && !untold.is_for_others();
         let (channel, word) = if only_own { (&engine.member.channel, Word::Take) } else { (&fleet, Word::Recover) };
         runs::submit_in_txn(txn, schema, inserts, tells.then_some((channel, word))).await?
     };
-    if !tells {
+    if tells {
+        if inserted.iter().any(|inserted| matches!(inserted, Ok(Inserted::Yes(_)))) {
+            meters::count(meters::NOTICES_SENT, "about", "run");
+        }
+    } else {
         // Another statement notified a moment ago. By the time that the herald acts, this transaction has most likely
         // ended. A pass of this pod finds an owned run.
         engine.offers.add_for_later(untold);

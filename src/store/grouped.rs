@@ -1,6 +1,10 @@
 //! Statements that make the same write for several runs. [`super::start`] and [`super::owner_writes`] make one write, and
-//! keep to the same rules. Each row of a reply answers one write.
+//! keep to the same rules.
+//!
+//! A reply tells which writes were made. It does not tell why another was not: a locked row, a busy key, a lost run. The
+//! statement for one write finds that, and waits where it must.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -9,7 +13,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::rows::{Ending, Insert, Owner};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::id::{Fence, Incarnation};
 use crate::output::{Columns, cut_error};
 use crate::pg::pool::Database;
@@ -19,27 +23,6 @@ use crate::pg::statement::sql;
 /// How long a grouped insert waits for another transaction that is inserting one of its keys. The neighbours in the
 /// statement wait as well, so this is short. A statement that waits for longer fails, and is tried in smaller parts.
 const KEY_PATIENCE: &str = "50ms";
-
-/// The answer to one start of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StartAnswer {
-    /// The run exists under this fence. The fence is 0 if nobody owns the run.
-    Yes(Fence),
-    /// The incarnation that should own the run is not in the roster, or drains.
-    NoOwner,
-    /// The run was not inserted. A start of this run alone finds the reason.
-    Ask,
-}
-
-/// The answer to one write of an owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WriteAnswer {
-    Yes,
-    /// The owner is fenced, or the write came too late.
-    No,
-    /// Another transaction has locked the row. A write of this run alone waits for it.
-    Locked,
-}
 
 /// Also runs on a caller's own connection, under the caller's `search_path` ([`super::start`]).
 pub(super) const SUBMIT: &str = sql!("submit_runs");
@@ -70,37 +53,35 @@ impl<'a> Inserts<'a> {
     }
 }
 
-/// Starts runs that this incarnation owns. Repeating it with the same ids changes nothing. The answers are in the order
-/// of `runs`.
-pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) -> Result<Vec<StartAnswer>> {
+/// Starts runs that this incarnation owns. Repeating it with the same ids changes nothing. The fences are in the order of
+/// `runs`; `None`: the run was not inserted.
+pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) -> Result<Vec<Option<Fence>>> {
     const SQL: &str = sql!("start_runs", "reach", "above");
     let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let floor = runs.iter().map(|run| run.floor).max().unwrap_or(Fence::from(0)).get();
     let params: [&(dyn ToSql + Sync); 9] =
         [&own.as_uuid(), &run_ids, &kinds, &keys, &inputs, &movables, &traces, &floor, &patience];
-    let answer = |row: &Row| {
-        Ok(match row.at::<Option<i64>>("fence")? {
-            Some(fence) => StartAnswer::Yes(fence.into()),
-            None if !row.at::<bool>("has_owner")? => StartAnswer::NoOwner,
-            None => StartAnswer::Ask,
-        })
-    };
-    let step = "starting runs";
-    answers(step, runs.len(), &db.query(step, SQL, &params).await?, answer)
+    let rows = db.query("starting runs", SQL, &params).await?;
+    by_run(&run_ids, &rows, |row| row.at::<i64>("fence").map(Fence::from))
 }
 
-/// Starts runs that nobody owns. The answers are in the order of `runs`.
-pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Vec<StartAnswer>> {
+/// Starts runs that nobody owns. The answers are in the order of `runs`; `None`: the run was not inserted.
+pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Vec<Option<Fence>>> {
     let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let nobody: Option<&str> = None;
     let params: [&(dyn ToSql + Sync); 9] =
         [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &nobody, &nobody, &patience];
-    let answer = |row: &Row| {
-        let is_inserted = row.at::<bool>("is_inserted")?;
-        Ok(if is_inserted { StartAnswer::Yes(Fence::from(0)) } else { StartAnswer::Ask })
-    };
-    let step = "submitting runs";
-    answers(step, runs.len(), &db.query(step, SUBMIT, &params).await?, answer)
+    let rows = db.query("submitting runs", SUBMIT, &params).await?;
+    by_run(&run_ids, &rows, |_| Ok(Fence::from(0)))
+}
+
+/// What the rows say of these runs, in their order. A run without a row was not inserted.
+fn by_run<T>(runs: &[Uuid], rows: &[Row], read: impl Fn(&Row) -> Result<T>) -> Result<Vec<Option<T>>> {
+    let mut of: HashMap<Uuid, T> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        of.insert(row.at("run_id")?, read(row)?);
+    }
+    Ok(runs.iter().map(|run| of.remove(run)).collect())
 }
 
 /// One checkpoint of a group.
@@ -131,16 +112,15 @@ impl Owners {
     }
 }
 
-/// Saves checkpoints. No two are of one run. The answers are in their order.
-pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Result<Vec<WriteAnswer>> {
-    const SQL: &str = sql!("save_checkpoints", "mine", "owned_by_each", "still_mine", "stream_length");
+/// Saves checkpoints. No two are of one attempt. The answers are in their order.
+pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Result<Vec<Option<()>>> {
+    const SQL: &str = sql!("save_checkpoints", "owned_by_each", "stream_length");
     let Owners { run_ids, owners, fences } = Owners::of(checkpoints.iter().map(|c| c.owner));
     let numbers: Vec<i64> = checkpoints.iter().map(|c| c.number).collect();
     let values: Vec<&Value> = checkpoints.iter().map(|c| &*c.value).collect();
     let seqs: Vec<Option<i64>> = checkpoints.iter().map(|c| c.seq).collect();
     let params: [&(dyn ToSql + Sync); 6] = [&run_ids, &owners, &fences, &numbers, &values, &seqs];
-    let step = "saving checkpoints";
-    answers(step, checkpoints.len(), &db.query(step, SQL, &params).await?, written)
+    made(checkpoints.len(), &db.query("saving checkpoints", SQL, &params).await?)
 }
 
 /// One end of a group.
@@ -153,9 +133,9 @@ pub(crate) struct Finish<'a> {
     pub(crate) seq: Option<i64>,
 }
 
-/// Ends runs with the columns of their outputs. No two are of one run. The answers are in their order.
-pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<WriteAnswer>> {
-    const SQL: &str = sql!("finish_runs", "mine", "owned_by_each", "still_mine", "stream_length");
+/// Ends runs with the columns of their outputs. No two are of one attempt. The answers are in their order.
+pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Option<()>>> {
+    const SQL: &str = sql!("finish_runs", "owned_by_each", "stream_length");
     let Owners { run_ids, owners, fences } = Owners::of(ends.iter().map(|end| end.owner));
     let states: Vec<&str> = ends.iter().map(|end| end.ending.state()).collect();
     let results: Vec<Option<&Value>> = ends.iter().map(|end| end.output.result).collect();
@@ -180,33 +160,26 @@ pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Wri
         &parse_errors,
         &seqs,
     ];
-    let step = "ending runs";
-    answers(step, ends.len(), &db.query(step, SQL, &params).await?, written)
+    made(ends.len(), &db.query("ending runs", SQL, &params).await?)
 }
 
-/// Releases runs, each with how its attempt ended. No two are the same. The answers are in their order.
-pub(crate) async fn give_back(db: &Database, yields: &[(Owner, &str)]) -> Result<Vec<WriteAnswer>> {
-    const SQL: &str = sql!("give_back_runs", "mine", "owned_by_each", "still_mine");
+/// Releases runs, each with how its attempt ended. No two are of one attempt. The answers are in their order.
+pub(crate) async fn give_back(db: &Database, yields: &[(Owner, &str)]) -> Result<Vec<Option<()>>> {
+    const SQL: &str = sql!("give_back_runs", "owned_by_each");
     let Owners { run_ids, owners, fences } = Owners::of(yields.iter().map(|(owner, _)| *owner));
     let reasons: Vec<&str> = yields.iter().map(|(_, reason)| *reason).collect();
     let params: [&(dyn ToSql + Sync); 4] = [&run_ids, &owners, &fences, &reasons];
-    let step = "yielding runs";
-    answers(step, yields.len(), &db.query(step, SQL, &params).await?, written)
+    made(yields.len(), &db.query("yielding runs", SQL, &params).await?)
 }
 
-fn written(row: &Row) -> Result<WriteAnswer> {
-    Ok(match (row.at("is_written")?, row.at("is_mine")?) {
-        (true, _) => WriteAnswer::Yes,
-        (false, true) => WriteAnswer::Locked,
-        (false, false) => WriteAnswer::No,
-    })
-}
-
-/// The answers in the order of what was asked.
-fn answers<T>(step: &str, asked: usize, rows: &[Row], answer: impl Fn(&Row) -> Result<T>) -> Result<Vec<T>> {
-    if rows.len() != asked {
-        let what = format!("{step}: the server sent {} rows for {asked} runs", rows.len());
-        return Err(Error::new(ErrorKind::Database, what).state("some runs may have been written"));
+/// Which of so many writes were made, in their order. The rows have the numbers of those that were, from 1 on.
+fn made(of: usize, rows: &[Row]) -> Result<Vec<Option<()>>> {
+    let mut made = vec![None; of];
+    for row in rows {
+        let nth = usize::try_from(row.at::<i64>("nth")?).ok().and_then(|nth| nth.checked_sub(1));
+        if let Some(place) = nth.and_then(|nth| made.get_mut(nth)) {
+            *place = Some(());
+        }
     }
-    rows.iter().map(answer).collect()
+    Ok(made)
 }

@@ -1,5 +1,7 @@
 //! Starts runs. Repeating a start with the same id changes nothing, so a start whose reply was lost is sent again.
 
+use std::collections::{HashMap, HashSet};
+
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -20,11 +22,12 @@ use crate::protocol::state::RunState;
 
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
-/// The statements of [`start_in_txn`] and [`submit_in_txn`] run on the user's own connection, under the user's `search_path`. They name the
-/// schema of every operator, function and type, and give every literal a type. A test checks that (`super::pins`).
+/// The statements of [`start_in_txn`] and [`submit_in_txn`] run on the user's own connection, under the user's
+/// `search_path`. They name the schema of every operator, function and type, and give every literal a type. A test checks
+/// that (`super::pins`).
 const START_IN_TXN: &str = sql!("start_runs_in_txn");
 const SUBMIT: &str = sql!("submit_run");
-const FIND_KEY_HOLDER: &str = sql!("find_key_holder");
+const FIND_KEY_HOLDERS: &str = sql!("find_key_holders");
 
 /// How often a start tries to take a key. A try is repeated if the run that had the key ends between the insert and
 /// the query for that run. Each try that fails so means that a run of the key began and ended meanwhile. After five,
@@ -99,22 +102,17 @@ pub(crate) async fn start_in_txn(
     let (owner, floor) = (owner.as_uuid(), new.iter().map(|new| new.floor).max().unwrap_or(Fence::from(0)));
     let params: [&(dyn ToSql + Sync); 9] =
         [&owner, &run_ids, &kinds, &keys, &inputs, &movables, &traces, &floor.get(), &told];
-    let rows = txn.query(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
-    let mut inserted = Vec::with_capacity(new.len());
-    for (new, row) in new.iter().zip(&rows) {
-        inserted.push(if let Some(fence) = row.at::<Option<i64>>("fence")? {
-            Ok(Inserted::Yes(fence.into()))
-        } else if !row.at::<bool>("has_owner")? {
-            Ok(Inserted::NoOwner)
-        } else if row.at::<bool>("is_cordoned")? {
-            Ok(Inserted::Cordoned)
-        } else if !row.at::<bool>("in_reach")? {
-            Err(fences::not_risen(floor))
-        } else {
-            busy_in_txn(txn, schema, new).await?
-        });
+    let row = txn.query_one(&*schema.sql(START_IN_TXN), &params).await.map_err(fail_in_txn)?;
+    if !row.at::<bool>("has_owner")? {
+        return Ok(new.iter().map(|_| Ok(Inserted::NoOwner)).collect());
     }
-    Ok(inserted)
+    if row.at::<bool>("is_cordoned")? {
+        return Ok(new.iter().map(|_| Ok(Inserted::Cordoned)).collect());
+    }
+    if !row.at::<bool>("in_reach")? {
+        return Ok(new.iter().map(|_| Err(fences::not_risen(floor))).collect());
+    }
+    settled_in_txn(txn, schema, new, row.at::<Vec<Uuid>>("run_ids")?.into_iter().collect()).await
 }
 
 /// Starts runs as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told`
@@ -132,34 +130,49 @@ pub(crate) async fn submit_in_txn(
     let params: [&(dyn ToSql + Sync); 9] =
         [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &channel, &word, &patience];
     let rows = txn.query(&*schema.sql(SUBMIT_MANY), &params).await.map_err(fail_in_txn)?;
-    let mut inserted = Vec::with_capacity(new.len());
-    for (new, row) in new.iter().zip(&rows) {
-        inserted.push(if row.at::<bool>("is_inserted")? {
-            Ok(Inserted::Yes(Fence::from(0)))
-        } else {
-            busy_in_txn(txn, schema, new).await?
-        });
-    }
-    Ok(inserted)
+    let inserted = rows.iter().map(|row| row.at::<Uuid>("run_id")).collect::<Result<_>>()?;
+    settled_in_txn(txn, schema, new, inserted).await
 }
 
 fn fail_in_txn(error: tokio_postgres::Error) -> Error {
     errors::translate("starting a run in the caller's transaction", error)
 }
 
-/// Finds the run that has the key of this one. The inner error is about this run alone.
-async fn busy_in_txn(
+/// The results, in the order of `new`. For each run that was not inserted, finds the run that has its key. The inner errors
+/// are about one run each.
+async fn settled_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
-    new: &Insert<'_>,
-) -> Result<Result<Inserted>> {
-    let busy = txn.query_opt(&*schema.sql(FIND_KEY_HOLDER), &[&new.kind, &new.key]).await.map_err(fail_in_txn)?;
-    let busy = busy.as_ref().map(key_busy).transpose()?;
-    Ok(busy.ok_or_else(|| {
-        Error::new(ErrorKind::KeyBusy, format!("a run with key {:?} is running", new.key.unwrap_or_default()))
-            .state("no run was started; the transaction is as it was")
-            .help("under an isolation level that cannot see it, begin a new transaction to find it")
-    }))
+    new: &[Insert<'_>],
+    inserted: HashSet<Uuid>,
+) -> Result<Vec<Result<Inserted>>> {
+    let is_in = |new: &Insert<'_>| inserted.contains(&new.run_id.as_uuid());
+    let refused: Vec<&Insert<'_>> = new.iter().filter(|new| !is_in(new)).collect();
+    let mut holders = HashMap::new();
+    if !refused.is_empty() {
+        let (kinds, keys) = kinds_and_keys(&refused);
+        let rows = txn.query(&*schema.sql(FIND_KEY_HOLDERS), &[&kinds, &keys]).await.map_err(fail_in_txn)?;
+        for row in &rows {
+            holders.insert((row.at::<String>("kind")?, row.at::<String>("key")?), key_busy(row)?);
+        }
+    }
+    let of = |new: &Insert<'_>| {
+        if is_in(new) {
+            return Ok(Inserted::Yes(Fence::from(0)));
+        }
+        let key = new.key.unwrap_or_default();
+        let holder = holders.get(&(new.kind.to_owned(), key.to_owned())).copied();
+        holder.ok_or_else(|| {
+            Error::new(ErrorKind::KeyBusy, format!("a run with key {key:?} is running"))
+                .state("no run was started; the transaction is as it was")
+                .help("under an isolation level that cannot see it, begin a new transaction to find it")
+        })
+    };
+    Ok(new.iter().map(of).collect())
+}
+
+fn kinds_and_keys<'a>(new: &[&Insert<'a>]) -> (Vec<&'a str>, Vec<&'a str>) {
+    new.iter().filter_map(|new| Some((new.kind, new.key?))).unzip()
 }
 
 /// Finds the row that was in the way of an insert: its own, from a try whose reply was lost, or another run with the
@@ -177,7 +190,8 @@ async fn conflict(db: &Database, step: &str, owner: Option<Incarnation>, new: &I
         .done_before()
         .help("follow it by its id"));
     }
-    let busy = db.query_opt(step, FIND_KEY_HOLDER, &[&new.kind, &new.key]).await?;
+    let (kinds, keys) = kinds_and_keys(&[new]);
+    let busy = db.query_opt(step, FIND_KEY_HOLDERS, &[&kinds, &keys]).await?;
     busy.as_ref().map(key_busy).transpose()
 }
 
@@ -208,7 +222,7 @@ mod tests {
 
     #[test]
     fn statements_on_the_users_connection_are_pinned() {
-        for sql in [START_IN_TXN, SUBMIT, SUBMIT_MANY, FIND_KEY_HOLDER] {
+        for sql in [START_IN_TXN, SUBMIT, SUBMIT_MANY, FIND_KEY_HOLDERS] {
             assert!(sql.starts_with("-- Runs on a caller's connection"), "the first line says so: {sql}");
             assert_eq!(unpinned(sql), Vec::<String>::new(), "{sql}");
         }

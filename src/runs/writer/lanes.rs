@@ -1,18 +1,20 @@
-//! The lanes: the writes that wait, by kind, and what a worker takes of them.
+//! The lanes: the writes that wait, by kind, and which of them a worker takes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Slot, State, Turn, Waiting, Writer};
+use super::{Taken, Waiting, Writer};
 use crate::id::{Fence, Incarnation, RunId};
+use crate::membership::clock;
+use crate::protocol::slots::Use;
 use crate::runs::NewRun;
-use crate::store::grouped::{Checkpoint, StartAnswer, WriteAnswer};
+use crate::store::grouped::Checkpoint;
 use crate::store::runs::{Ending, Insert, Owner};
 
 /// The most writes of one statement: 500. A larger statement takes longer than others should wait. Smaller ones need more
 /// commits.
 const GROUP_MOST: usize = 500;
-/// The most bytes of one statement: 1 MiB. A write that is larger goes alone.
+/// The most bytes of one statement: 1 MiB. A write that is larger is a group of its own.
 const GROUP_BYTES: usize = 1 << 20;
 
 /// A run to start. Its owner is `None` for a run that nobody owns.
@@ -23,12 +25,11 @@ pub(crate) struct NewStart {
     pub(crate) new: Arc<NewRun>,
     /// The trace that the run belongs to.
     pub(crate) trace: String,
-    /// The highest fence that this process was ever given.
-    pub(crate) floor: Fence,
 }
 
 impl NewStart {
-    pub(crate) fn insert(&self) -> Insert<'_> {
+    /// `floor` is the highest fence that this process was ever given.
+    pub(crate) fn insert(&self, floor: Fence) -> Insert<'_> {
         let NewRun { kind, key, input, movable, traceparent: _ } = &*self.new;
         Insert {
             run_id: self.run_id,
@@ -37,7 +38,7 @@ impl NewStart {
             input,
             movable: *movable,
             traceparent: &self.trace,
-            floor: self.floor,
+            floor,
         }
     }
 }
@@ -57,6 +58,7 @@ pub(crate) struct Release {
     pub(crate) reason: &'static str,
 }
 
+pub(super) type Starts = Lane<NewStart, Fence>;
 pub(super) type Lane<T, A> = VecDeque<Waiting<T, A>>;
 
 /// The writes that wait. Runs with a key have lanes of their own, because an insert of a key may have to wait for another
@@ -64,22 +66,41 @@ pub(super) type Lane<T, A> = VecDeque<Waiting<T, A>>;
 #[derive(Default)]
 pub(super) struct Lanes {
     last: u64,
-    pub(super) starts: Lane<NewStart, StartAnswer>,
-    pub(super) keyed_starts: Lane<NewStart, StartAnswer>,
-    pub(super) submits: Lane<NewStart, StartAnswer>,
-    pub(super) keyed_submits: Lane<NewStart, StartAnswer>,
-    pub(super) checkpoints: Lane<Checkpoint, WriteAnswer>,
-    pub(super) ends: Lane<End, WriteAnswer>,
-    pub(super) yields: Lane<Release, WriteAnswer>,
+    pub(super) starts: Starts,
+    pub(super) keyed_starts: Starts,
+    pub(super) submits: Starts,
+    pub(super) keyed_submits: Starts,
+    pub(super) checkpoints: Lane<Checkpoint, ()>,
+    pub(super) ends: Lane<End, ()>,
+    pub(super) yields: Lane<Release, ()>,
 }
 
-/// The writes of one statement.
+/// The writes of one statement. No two are of one attempt: an attempt makes its next write when the call of the one
+/// before has ended, and a write whose call has ended is not taken.
 pub(super) enum Group {
     /// All of one owner, or all of none.
-    Starts(Vec<Waiting<NewStart, StartAnswer>>),
-    Checkpoints(Vec<Waiting<Checkpoint, WriteAnswer>>),
-    Ends(Vec<Waiting<End, WriteAnswer>>),
-    Yields(Vec<Waiting<Release, WriteAnswer>>),
+    Starts(Vec<Waiting<NewStart, Fence>>),
+    Checkpoints(Vec<Waiting<Checkpoint, ()>>),
+    Ends(Vec<Waiting<End, ()>>),
+    Yields(Vec<Waiting<Release, ()>>),
+}
+
+/// Which lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Starts,
+    KeyedStarts,
+    Submits,
+    KeyedSubmits,
+    Checkpoints,
+    Ends,
+    Yields,
+}
+
+impl Kind {
+    fn used_for(self) -> Use {
+        if matches!(self, Self::KeyedStarts | Self::KeyedSubmits) { Use::KeyedGroup } else { Use::Group }
+    }
 }
 
 fn head<T, A>(lane: &Lane<T, A>) -> Option<u64> {
@@ -106,6 +127,10 @@ fn take<T, A>(lane: &mut Lane<T, A>, goes_along: impl Fn(&T, &T) -> bool) -> Vec
     taken
 }
 
+fn release<T, A>(lane: Lane<T, A>) {
+    lane.into_iter().for_each(|waiting| waiting.answer(Ok(None)));
+}
+
 impl Lanes {
     /// The place of the next write among all.
     pub(super) fn next(&mut self) -> u64 {
@@ -113,36 +138,56 @@ impl Lanes {
         self.last
     }
 
-    fn heads(&self) -> [Option<u64>; 7] {
+    fn heads(&self) -> [(Kind, Option<u64>); 7] {
         [
-            head(&self.starts),
-            head(&self.keyed_starts),
-            head(&self.submits),
-            head(&self.keyed_submits),
-            head(&self.checkpoints),
-            head(&self.ends),
-            head(&self.yields),
+            (Kind::Starts, head(&self.starts)),
+            (Kind::KeyedStarts, head(&self.keyed_starts)),
+            (Kind::Submits, head(&self.submits)),
+            (Kind::KeyedSubmits, head(&self.keyed_submits)),
+            (Kind::Checkpoints, head(&self.checkpoints)),
+            (Kind::Ends, head(&self.ends)),
+            (Kind::Yields, head(&self.yields)),
         ]
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.heads().iter().all(Option::is_none)
+        self.heads().iter().all(|(_, head)| head.is_none())
     }
 
-    /// Takes a group from the lane that has waited longest.
-    fn take(&mut self) -> Option<Group> {
-        let heads = self.heads();
-        let oldest = heads.iter().flatten().min()?;
+    /// The lane whose head has waited longest. `keys`: whether a lane of runs with keys will do.
+    fn oldest(&self, keys: bool) -> Option<Kind> {
+        let heads = self.heads().into_iter().filter(|(kind, _)| keys || kind.used_for() != Use::KeyedGroup);
+        heads.filter_map(|(kind, head)| Some((head?, kind))).min_by_key(|(nth, _)| *nth).map(|(_, kind)| kind)
+    }
+
+    pub(super) fn of_start(&mut self, owned: bool, keyed: bool) -> &mut Starts {
+        match (owned, keyed) {
+            (true, false) => &mut self.starts,
+            (true, true) => &mut self.keyed_starts,
+            (false, false) => &mut self.submits,
+            (false, true) => &mut self.keyed_submits,
+        }
+    }
+
+    fn take(&mut self, kind: Kind) -> Group {
         let one_owner = |a: &NewStart, b: &NewStart| a.owner == b.owner;
-        Some(match heads.iter().position(|head| head.as_ref() == Some(oldest))? {
-            0 => Group::Starts(take(&mut self.starts, one_owner)),
-            1 => Group::Starts(take(&mut self.keyed_starts, one_owner)),
-            2 => Group::Starts(take(&mut self.submits, one_owner)),
-            3 => Group::Starts(take(&mut self.keyed_submits, one_owner)),
-            4 => Group::Checkpoints(take(&mut self.checkpoints, |_, _| true)),
-            5 => Group::Ends(take(&mut self.ends, |_, _| true)),
-            _ => Group::Yields(take(&mut self.yields, |_, _| true)),
-        })
+        match kind {
+            Kind::Starts => Group::Starts(take(&mut self.starts, one_owner)),
+            Kind::KeyedStarts => Group::Starts(take(&mut self.keyed_starts, one_owner)),
+            Kind::Submits => Group::Starts(take(&mut self.submits, one_owner)),
+            Kind::KeyedSubmits => Group::Starts(take(&mut self.keyed_submits, one_owner)),
+            Kind::Checkpoints => Group::Checkpoints(take(&mut self.checkpoints, |_, _| true)),
+            Kind::Ends => Group::Ends(take(&mut self.ends, |_, _| true)),
+            Kind::Yields => Group::Yields(take(&mut self.yields, |_, _| true)),
+        }
+    }
+
+    /// Lets the caller of each write make it alone.
+    pub(super) fn release(self) {
+        [self.starts, self.keyed_starts, self.submits, self.keyed_submits].into_iter().for_each(release);
+        release(self.checkpoints);
+        release(self.ends);
+        release(self.yields);
     }
 }
 
@@ -158,33 +203,28 @@ impl Group {
 }
 
 impl Writer {
-    /// Takes a group and a slot for it. `None`: nothing waits, or no slot is free.
-    pub(super) fn take(self: &Arc<Self>) -> Option<(Group, Slot)> {
+    /// Takes a group, and a slot for it. `None`: nothing waits, or no slot is free.
+    pub(super) fn take(self: &Arc<Self>) -> Option<(Group, Taken)> {
         let mut state = self.state();
-        let State { lanes, under_way } = &mut *state;
-        if *under_way >= super::SLOTS {
+        let now = clock::now();
+        if !state.slots.is_free(now) {
             return None;
         }
-        let group = loop {
-            let group = lanes.take()?;
+        let (group, kind) = loop {
+            let kind = state.lanes.oldest(state.slots.takes_keys())?;
+            let group = state.lanes.take(kind);
             // All callers of the lane's head may be gone.
             if !group.is_empty() {
-                break group;
+                break (group, kind);
             }
         };
-        *under_way += 1;
-        Some((group, Slot(Arc::clone(self))))
+        let id = state.slots.take(kind.used_for(), now)?;
+        // Another worker sends what is left.
+        let is_wanted = !state.lanes.is_empty() && state.slots.is_free(now);
+        drop(state);
+        if is_wanted {
+            self.wake.notify_one();
+        }
+        Some((group, Taken { writer: Arc::clone(self), id }))
     }
-}
-
-/// Gives a write that is the only one of its group back to its caller, with the slot.
-pub(super) fn alone<T, A>(mut group: Vec<Waiting<T, A>>, slot: Slot) -> Option<(Vec<Waiting<T, A>>, Slot)> {
-    if group.len() > 1 {
-        return Some((group, slot));
-    }
-    if let Some(only) = group.pop() {
-        // If the caller is gone, the slot is dropped with the reply.
-        let _ = only.reply.send(Ok(Turn::Alone(Some(slot))));
-    }
-    None
 }

@@ -14,11 +14,9 @@
 --   parse_errors  text[]
 --   chunks        int8[]     how many chunks the run's stream has, NULL: any number
 --
--- Returns a row for each run. `is_written` is true if it was ended. If not, `is_mine` says whether the owner had the run
--- all the same: another transaction has locked the row, or has just changed it.
-\set mine `cat part/mine.sql`
+-- Returns the number `nth` of each write that was made, from 1 on, in any order. A write is not made if the owner no longer
+-- has the run, if it came too late, or if another transaction has locked the row.
 \set owned_by_each `cat part/owned_by_each.sql`
-\set still_mine `cat part/still_mine.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
   wanted AS MATERIALIZED (
@@ -30,8 +28,24 @@ WITH
                       unnest(:'escaped'::bool[]), unnest(:'parse_errors'::text[]), unnest(:'chunks'::int8[]))
            WITH ORDINALITY AS w (run_id, owner, fence, state, result, error, stdout, stderr, exit_code, escaped,
                                  parse_error, chunks, nth)
+     -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
+     LIMIT cardinality(:'run_ids'::uuid[])
   ),
-  :mine,
+  -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
+  -- locked (L12): the neighbours do not wait for them.
+  mine AS MATERIALIZED (
+    SELECT w.*
+      FROM (SELECT * FROM wanted ORDER BY wanted.run_id) w
+     CROSS JOIN LATERAL (
+       SELECT
+         FROM :"schema".studio_runs r
+        WHERE :owned_by_each
+          -- If a failover lost chunks, the run's stream is not what its owner believes.
+          AND (w.chunks IS NULL
+               OR w.chunks <= :stream_length)
+          FOR NO KEY UPDATE OF r SKIP LOCKED
+     ) held
+  ),
   done AS (
     UPDATE :"schema".studio_runs r
        SET state = w.state,
@@ -43,13 +57,9 @@ WITH
            exit_code = w.exit_code,
            output_escaped = w.escaped,
            parse_error = w.parse_error
-      FROM mine m
-      JOIN wanted w ON w.nth = m.nth
+      FROM mine w
      WHERE :owned_by_each
-       -- If a failover lost chunks, the run's stream is not what its owner believes.
-       AND (w.chunks IS NULL
-            OR w.chunks <= :stream_length)
-    RETURNING r.run_id, r.attempt, w.state
+    RETURNING r.run_id, r.attempt, w.state, w.nth
   ),
   closed AS (
     UPDATE :"schema".studio_run_attempts a
@@ -58,11 +68,5 @@ WITH
       FROM done
      WHERE a.run_id = done.run_id AND a.attempt = done.attempt
   )
-SELECT w.nth,
-       d.run_id IS NOT NULL AS is_written,
-       CASE WHEN d.run_id IS NULL
-            THEN :still_mine
-            ELSE true END AS is_mine
-  FROM wanted w
-  LEFT JOIN done d ON d.run_id = w.run_id
- ORDER BY w.nth;
+SELECT nth
+  FROM done;

@@ -6,27 +6,37 @@
 --   fences   int8[]
 --   reasons  text[]    how the attempt ended: `yielded` or `moved`
 --
--- Returns a row for each run. `is_written` is true if it was released. If not, `is_mine` says whether the owner had the
--- run all the same: another transaction has locked the row, or has just changed it.
-\set mine `cat part/mine.sql`
+-- Returns the number `nth` of each write that was made, from 1 on, in any order. A write is not made if the owner no longer
+-- has the run, if it came too late, or if another transaction has locked the row.
 \set owned_by_each `cat part/owned_by_each.sql`
-\set still_mine `cat part/still_mine.sql`
 WITH
   wanted AS MATERIALIZED (
     SELECT w.run_id, w.owner, w.fence, w.reason, w.nth
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
                       unnest(:'reasons'::text[]))
            WITH ORDINALITY AS w (run_id, owner, fence, reason, nth)
+     -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
+     LIMIT cardinality(:'run_ids'::uuid[])
   ),
-  :mine,
+  -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
+  -- locked (L12): the neighbours do not wait for them.
+  mine AS MATERIALIZED (
+    SELECT w.*
+      FROM (SELECT * FROM wanted ORDER BY wanted.run_id) w
+     CROSS JOIN LATERAL (
+       SELECT
+         FROM :"schema".studio_runs r
+        WHERE :owned_by_each
+          FOR NO KEY UPDATE OF r SKIP LOCKED
+     ) held
+  ),
   given AS (
     UPDATE :"schema".studio_runs r
        SET owner_pod = NULL,
            owner_incarnation = NULL
-      FROM mine m
-      JOIN wanted w ON w.nth = m.nth
+      FROM mine w
      WHERE :owned_by_each
-    RETURNING r.run_id, r.attempt, w.reason
+    RETURNING r.run_id, r.attempt, w.reason, w.nth
   ),
   closed AS (
     UPDATE :"schema".studio_run_attempts a
@@ -36,11 +46,5 @@ WITH
      WHERE a.run_id = given.run_id AND a.attempt = given.attempt
   )
 -- The runs are orphans now, and the next recovery pass of any pod finds them (L6).
-SELECT w.nth,
-       g.run_id IS NOT NULL AS is_written,
-       CASE WHEN g.run_id IS NULL
-            THEN :still_mine
-            ELSE true END AS is_mine
-  FROM wanted w
-  LEFT JOIN given g ON g.run_id = w.run_id
- ORDER BY w.nth;
+SELECT nth
+  FROM given;

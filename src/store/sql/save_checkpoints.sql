@@ -9,11 +9,9 @@
 --   checkpoints  jsonb[]
 --   chunks       int8[]     how many chunks the run's stream has by now, NULL: as at the checkpoint before
 --
--- Returns a row for each run. `is_written` is true if its checkpoint was saved. If not, `is_mine` says whether the owner
--- had the run all the same: another transaction has locked the row, or has just changed it.
-\set mine `cat part/mine.sql`
+-- Returns the number `nth` of each write that was made, from 1 on, in any order. A write is not made if the owner no longer
+-- has the run, if it came too late, or if another transaction has locked the row.
 \set owned_by_each `cat part/owned_by_each.sql`
-\set still_mine `cat part/still_mine.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
   wanted AS MATERIALIZED (
@@ -21,8 +19,26 @@ WITH
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
                       unnest(:'numbers'::int8[]), unnest(:'checkpoints'::jsonb[]), unnest(:'chunks'::int8[]))
            WITH ORDINALITY AS w (run_id, owner, fence, number, checkpoint, chunks, nth)
+     -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
+     LIMIT cardinality(:'run_ids'::uuid[])
   ),
-  :mine,
+  -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
+  -- locked (L12): the neighbours do not wait for them.
+  mine AS MATERIALIZED (
+    SELECT w.*
+      FROM (SELECT * FROM wanted ORDER BY wanted.run_id) w
+     CROSS JOIN LATERAL (
+       SELECT
+         FROM :"schema".studio_runs r
+        WHERE :owned_by_each
+          -- A write that was given up and arrives late changes nothing.
+          AND r.written <= w.number
+          -- If a failover lost chunks, the attempt must not go on as if they were still stored.
+          AND (w.chunks IS NULL
+               OR w.chunks <= :stream_length)
+          FOR NO KEY UPDATE OF r SKIP LOCKED
+     ) held
+  ),
   saved AS (
     UPDATE :"schema".studio_runs r
        SET checkpoint = w.checkpoint,
@@ -30,21 +46,9 @@ WITH
            -- A checkpoint is progress: the crashes of former owners no longer count (`protocol::poison`).
            crashes = 0,
            written = w.number
-      FROM mine m
-      JOIN wanted w ON w.nth = m.nth
+      FROM mine w
      WHERE :owned_by_each
-       -- A write that was given up and arrives late changes nothing.
-       AND r.written <= w.number
-       -- If a failover lost chunks, the attempt must not go on as if they were still stored.
-       AND (w.chunks IS NULL
-            OR w.chunks <= :stream_length)
-    RETURNING r.run_id
+    RETURNING w.nth
   )
-SELECT w.nth,
-       s.run_id IS NOT NULL AS is_written,
-       CASE WHEN s.run_id IS NULL
-            THEN :still_mine
-            ELSE true END AS is_mine
-  FROM wanted w
-  LEFT JOIN saved s ON s.run_id = w.run_id
- ORDER BY w.nth;
+SELECT nth
+  FROM saved;

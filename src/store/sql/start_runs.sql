@@ -12,8 +12,7 @@
 --   floor     int8    the highest fence that this process was ever given
 --   patience  text    how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
 --
--- Returns a row for each run. `fence` is NULL if the run was not inserted: because `has_owner` is false (the incarnation
--- is not in the roster, or drains), or for another reason, which `start_run` finds.
+-- Returns a row for each run that was inserted. `start_run` finds why another was not.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 WITH
@@ -21,11 +20,11 @@ WITH
     SELECT set_config('lock_timeout', COALESCE(:'patience'::text, current_setting('lock_timeout')), true) AS is_set
   ),
   wanted AS MATERIALIZED (
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
       FROM patience
      CROSS JOIN ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'kinds'::text[]), unnest(:'keys'::text[]),
                            unnest(:'inputs'::jsonb[]), unnest(:'movables'::bool[]), unnest(:'traces'::text[]))
-                WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
+                AS w (run_id, kind, key, input, movable, trace)
      WHERE patience.is_set IS NOT NULL
   ),
   -- L6: if the owner were not in the roster, the runs would be orphans at once. A pod that drains takes no new run.
@@ -48,7 +47,7 @@ WITH
     SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation, nextval(:'studio_fence'::regclass), 1, w.movable,
            w.trace
       -- One order of keys, so that two such statements cannot deadlock.
-      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.nth) w
+      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.run_id) w
      CROSS JOIN me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
        AND NOT me.is_cordoned
@@ -60,8 +59,5 @@ WITH
     SELECT run_id, 1, owner_pod, owner_incarnation, fence
       FROM run
   )
-SELECT w.nth, run.fence,
-       EXISTS (SELECT FROM me) AS has_owner
-  FROM wanted w
-  LEFT JOIN run ON run.run_id = w.run_id
- ORDER BY w.nth;
+SELECT run_id, fence
+  FROM run;

@@ -15,16 +15,16 @@
 --   floor     int8    the highest fence that this process was ever given
 --   told      text    the channel of the owner, which is notified when the transaction commits; NULL: none
 --
--- Returns a row for each run. `fence` is NULL if the run was not inserted: because `has_owner` is false (the incarnation
--- is not in the roster, or drains), because `is_cordoned` is true, because `in_reach` is false (the sequence of fences
--- must be raised first), or else because a run with this id, or a running one with this key, exists.
+-- Returns one row: the runs that were inserted, and why another was not. `has_owner` is false if the incarnation is not in
+-- the roster, or drains. `is_cordoned`. `in_reach` is false if the sequence of fences must be raised first. Otherwise a run
+-- with its id, or a running one with its key, exists.
 WITH
   wanted AS MATERIALIZED (
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
       FROM ROWS FROM (pg_catalog.unnest(:'run_ids'::pg_catalog._uuid), pg_catalog.unnest(:'kinds'::pg_catalog._text),
                       pg_catalog.unnest(:'keys'::pg_catalog._text), pg_catalog.unnest(:'inputs'::pg_catalog._jsonb),
                       pg_catalog.unnest(:'movables'::pg_catalog._bool), pg_catalog.unnest(:'traces'::pg_catalog._text))
-           WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
+           AS w (run_id, kind, key, input, movable, trace)
   ),
   -- L6: if the owner were not in the roster, the run would be an orphan at once. A pod that drains takes no new run.
   me AS MATERIALIZED (
@@ -59,12 +59,12 @@ WITH
     SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation,
            pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), w.movable, w.trace
       -- One order of keys, so that two such statements cannot deadlock.
-      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.nth) w
+      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.run_id) w
      CROSS JOIN me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e)
        AND NOT me.is_cordoned
     ON CONFLICT DO NOTHING
-    RETURNING run_id, fence
+    RETURNING run_id
   ),
   -- The server delivers the notification when the transaction commits. It is only a hint (L11).
   told AS MATERIALIZED (
@@ -72,12 +72,9 @@ WITH
      WHERE :'told'::pg_catalog.text IS NOT NULL
        AND EXISTS (SELECT FROM run)
   )
-SELECT w.nth, run.fence,
+SELECT ARRAY(SELECT run_id FROM run) AS run_ids,
        EXISTS (SELECT FROM me) AS has_owner,
        EXISTS (SELECT FROM me WHERE me.is_cordoned) AS is_cordoned,
        -- Without it, the server would leave `told` out.
        (SELECT pg_catalog.count(*) FROM told) AS told,
-       (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e) AS in_reach
-  FROM wanted w
-  LEFT JOIN run ON run.run_id OPERATOR(pg_catalog.=) w.run_id
- ORDER BY w.nth;
+       (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e) AS in_reach;

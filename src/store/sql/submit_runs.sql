@@ -14,7 +14,7 @@
 --   word      text     the notice
 --   patience  text     how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
 --
--- Returns a row for each run. `is_inserted` is false if a run with this id, or a running one with this key, exists.
+-- Returns a row for each run that was inserted. Another is not if a run with its id, or a running one with its key, exists.
 WITH
   patience AS MATERIALIZED (
     SELECT CASE WHEN :'patience'::pg_catalog.text IS NOT NULL
@@ -22,20 +22,20 @@ WITH
            END AS set_to
   ),
   wanted AS MATERIALIZED (
-    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, w.nth, patience.set_to
+    SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, patience.set_to
       FROM patience
      CROSS JOIN ROWS FROM (pg_catalog.unnest(:'run_ids'::pg_catalog._uuid), pg_catalog.unnest(:'kinds'::pg_catalog._text),
                            pg_catalog.unnest(:'keys'::pg_catalog._text), pg_catalog.unnest(:'inputs'::pg_catalog._jsonb),
                            pg_catalog.unnest(:'movables'::pg_catalog._bool),
                            pg_catalog.unnest(:'traces'::pg_catalog._text))
-                WITH ORDINALITY AS w (run_id, kind, key, input, movable, trace, nth)
+                AS w (run_id, kind, key, input, movable, trace)
   ),
   run AS (
     INSERT INTO :"schema".studio_runs (run_id, kind, key, input, movable, traceparent)
     SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
       FROM wanted w
      -- One order of keys, so that two such statements cannot deadlock.
-     ORDER BY w.kind, w.key, w.nth
+     ORDER BY w.kind, w.key, w.run_id
     ON CONFLICT DO NOTHING
     RETURNING run_id
   ),
@@ -46,8 +46,7 @@ WITH
            END AS told
      WHERE EXISTS (SELECT FROM run)
   )
-SELECT w.nth,
-       EXISTS (SELECT FROM run WHERE run.run_id OPERATOR(pg_catalog.=) w.run_id) AS is_inserted,
+SELECT run_id,
+       -- Without it, the server would leave `told` out.
        (SELECT pg_catalog.count(*) FROM told) AS told
-  FROM wanted w
- ORDER BY w.nth;
+  FROM run;

@@ -2,5 +2,5 @@
   r.run_id = w.run_id
   AND r.owner_incarnation = w.owner
   AND r.fence = w.fence
-  -- It goes on. Not by its state: the server would then read the index of all runs that go on, because it expects few.
+  -- It goes on. A condition on its state would let the server read the index of all runs that go on.
   AND r.finished_at IS NULL
