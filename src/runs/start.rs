@@ -86,10 +86,16 @@ pub(crate) async fn insert_in_txn(
     let mut results = Vec::with_capacity(new.len());
     let mut sound = Vec::with_capacity(new.len());
     for (nth, new) in new.iter().enumerate() {
-        let bytes = check(engine, new).and_then(|bytes| if owned { room.take(&new.kind).map(|()| bytes) } else { Ok(bytes) });
+        let bytes =
+            check(engine, new).and_then(|bytes| if owned { room.take(&new.kind).map(|()| bytes) } else { Ok(bytes) });
         results.push(bytes.map(|bytes| {
             let run_id = RunId::generate();
-            sound.push(Portioned { nth, run_id, bytes: i64::try_from(bytes).unwrap_or(i64::MAX), trace: trace_of(new) });
+            sound.push(Portioned {
+                nth,
+                run_id,
+                bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+                trace: trace_of(new),
+            });
             run_id
         }));
     }

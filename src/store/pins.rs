@@ -132,6 +132,8 @@ pub(super) fn unpinned(sql: &str) -> Vec<String> {
                 if i > 1 && word(i - 1) == "pg_catalog." && word_before(&tokens, i - 1) == "operator" => {}
             // count(*)
             Token::Operator(star) if star == "*" && is_mark(i - 1, "(") && is_mark(i + 1, ")") => {}
+            // SELECT *
+            Token::Operator(star) if star == "*" && word(i - 1) == "select" => {}
             Token::Operator(sign) => found.push(format!("operator {sign}")),
             Token::Literal(literal) if !is_mark(i + 1, "::") => found.push(format!("{literal} without a type")),
             Token::Word(null) if null.eq_ignore_ascii_case("null") => {
@@ -150,7 +152,9 @@ pub(super) fn unpinned(sql: &str) -> Vec<String> {
                     found.push(format!("type {name}"));
                 }
                 let is_qualified = name.contains('.') || GRAMMAR.contains(&lower.as_str()) || lower == "operator";
-                if is_mark(i + 1, "(") && !is_qualified {
+                // FROM … AS name (column, …)
+                let is_alias = i > 0 && word(i - 1) == "as";
+                if is_mark(i + 1, "(") && !is_qualified && !is_alias {
                     found.push(format!("function {name}"));
                 }
             }

@@ -221,3 +221,6 @@ fn ended() -> Error {
         .state("the write was perhaps made")
         .help("look at the run's row")
 }
+
+#[cfg(test)]
+mod tests;

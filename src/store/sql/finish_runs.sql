@@ -19,7 +19,7 @@
 \set owned_by_each `cat part/owned_by_each.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
-  wanted AS MATERIALIZED (
+  writes AS MATERIALIZED (
     SELECT w.run_id, w.owner, w.fence, w.state, w.result, w.error, w.stdout, w.stderr, w.exit_code, w.escaped,
            w.parse_error, w.chunks, w.nth
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
@@ -35,7 +35,7 @@ WITH
   -- locked (L12): the neighbours do not wait for them.
   mine AS MATERIALIZED (
     SELECT w.*
-      FROM (SELECT * FROM wanted ORDER BY wanted.run_id) w
+      FROM (SELECT * FROM writes ORDER BY writes.run_id) w
      CROSS JOIN LATERAL (
        SELECT
          FROM :"schema".studio_runs r

@@ -10,7 +10,7 @@
 -- has the run, if it came too late, or if another transaction has locked the row.
 \set owned_by_each `cat part/owned_by_each.sql`
 WITH
-  wanted AS MATERIALIZED (
+  writes AS MATERIALIZED (
     SELECT w.run_id, w.owner, w.fence, w.reason, w.nth
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
                       unnest(:'reasons'::text[]))
@@ -22,7 +22,7 @@ WITH
   -- locked (L12): the neighbours do not wait for them.
   mine AS MATERIALIZED (
     SELECT w.*
-      FROM (SELECT * FROM wanted ORDER BY wanted.run_id) w
+      FROM (SELECT * FROM writes ORDER BY writes.run_id) w
      CROSS JOIN LATERAL (
        SELECT
          FROM :"schema".studio_runs r

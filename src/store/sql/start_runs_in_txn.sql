@@ -72,7 +72,7 @@ WITH
      WHERE :'told'::pg_catalog.text IS NOT NULL
        AND EXISTS (SELECT FROM run)
   )
-SELECT ARRAY(SELECT run_id FROM run) AS run_ids,
+SELECT (SELECT pg_catalog.array_agg(run_id) FROM run) AS run_ids,
        EXISTS (SELECT FROM me) AS has_owner,
        EXISTS (SELECT FROM me WHERE me.is_cordoned) AS is_cordoned,
        -- Without it, the server would leave `told` out.

@@ -9,6 +9,7 @@ mod drain;
 mod endings;
 mod failures;
 mod fences;
+mod grouped;
 mod guards;
 mod keys;
 mod lost_replies;
