@@ -137,6 +137,10 @@ fn every_public_future_is_send(
     is_send(Pod::submit(pod, new()));
     is_send(Pod::start_in_txn(pod, txn, new()));
     is_send(Pod::submit_in_txn(pod, txn, new()));
+    is_send(Pod::start_many(pod, [new()]));
+    is_send(Pod::submit_many(pod, [new()]));
+    is_send(Pod::start_many_in_txn(pod, txn, &[]));
+    is_send(Pod::submit_many_in_txn(pod, txn, &[]));
     is_send(Pod::cancel(pod, run_id));
     is_send(Pod::drain_requested(pod));
     is_send(Pod::over(pod, pod.incarnation()));
