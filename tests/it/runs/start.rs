@@ -240,3 +240,21 @@ async fn a_detached_pod_starts_and_claims_nothing_until_it_is_back() {
     })
     .await;
 }
+
+/// Nothing checks that the run of an attempt is there; so the attempts of a run that somebody deletes must go along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_attempts_of_a_run_that_is_deleted_by_hand_are_deleted() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        let (gone, kept) = (a.start(act()).await.unwrap().run_id, a.start(act()).await.unwrap().run_id);
+        for act in stage.acts(2).await {
+            act.done(json!(null));
+        }
+        db.client.run_in_state(gone, "succeeded", SOON).await;
+        db.client.execute("DELETE FROM studio_runs WHERE run_id = $1", &[&gone.as_uuid()]).await.unwrap();
+        assert_eq!(story(&db.client, gone).await, told(&[]));
+        assert_eq!(story(&db.client, kept).await.len(), 1);
+    })
+    .await;
+}
