@@ -152,6 +152,39 @@ pub(crate) fn batch_and_cut() -> Exploration {
     Exploration { config, sights: &[SENT_BEFORE_A_CLAIM, TAKEN_OVER, REFUSED] }
 }
 
+pub(crate) fn batches_of_two_runs() -> Exploration {
+    let faults = Faults { calls: 4, yields: 1, drops: 1, locks: 1, lost_answers: 1, ..NONE };
+    let sights = &[STALE_BESIDE_SOUND, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, REFUSED];
+    Exploration { config: pods(1, &[Some(0), Some(0)], faults), sights }
+}
+
+/// A pod loses two runs to the other one, or to itself, while its batches are under way.
+pub(crate) fn batches_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0), Some(0)], Faults { calls: 2, cuts: 1, ..NONE });
+    Exploration { config, sights: &[STALE_BESIDE_SOUND, TWO_ATTEMPTS, SENT_BEFORE_A_CLAIM, TAKEN_OVER, REFUSED] }
+}
+
+pub(crate) fn batches_in_doubt_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { calls: 2, cuts: 1, drops: 1, locks: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[TWO_ATTEMPTS, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_kill() -> Exploration {
+    let faults = Faults { calls: 3, kills: 1, spawns: 1, locks: 1, lost_answers: 1, ..NONE };
+    let config = pods(2, &[Some(0), Some(0)], faults);
+    Exploration { config, sights: &[SENDER_DEAD, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_stop() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { calls: 2, stops: 1, cuts: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[SENT_BEFORE_A_CLAIM, OVERTAKEN, STOPPED, YIELDED, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_failover() -> Exploration {
+    let config = pods(1, &[Some(0)], Faults { calls: 2, failovers: 1, drops: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SENT_BEFORE_A_CLAIM, TWO_ATTEMPTS] }
+}
+
 pub(crate) fn same_key() -> Exploration {
     let config =
         Config { names: 3, pods: 1, same_key: true, ..pods(1, &[Some(0)], Faults { kills: 1, spawns: 2, ..NONE }) };

@@ -124,13 +124,14 @@ mod larger {
         unequal_three_pods_restart two_cuts_and_spawn restart_and_cut restart_and_kill failover_of_a_claim
         failover_of_an_end failover_and_kill
         failover_and_cut failover_and_stop failover_and_lost_reply two_failovers silence_and_cut two_runs stop_and_cut
-        stop_kill_and_cut three_pods_shutdown shutdown_and_kill);
+        stop_kill_and_cut three_pods_shutdown shutdown_and_kill batches_of_two_runs batches_and_cut
+        batches_in_doubt_and_cut batches_and_kill batches_and_stop batches_and_failover);
 }
 
 mod larger_ends {
     use super::*;
     each!(always_ends, #[ignore = "large: make model"]: three_pods_cut_and_kill failover_of_an_end failover_of_a_claim
-        failover_and_kill two_runs stop_and_cut);
+        failover_and_kill two_runs stop_and_cut batches_of_two_runs batches_and_kill);
 }
 
 /// One test for each mistake, and the table of them.
