@@ -143,8 +143,8 @@ pub(crate) fn batch_of_two_attempts() -> Exploration {
 
 /// A batch arrives before or after the burial of its pod, and the claim by the other.
 pub(crate) fn batch_and_kill() -> Exploration {
-    let config = pods(2, &[Some(0)], Faults { calls: 2, kills: 1, ..NONE });
-    Exploration { config, sights: &[SENDER_DEAD, SENT_BEFORE_A_CLAIM, TAKEN_OVER] }
+    let config = pods(2, &[Some(0), Some(0)], Faults { calls: 2, kills: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[SENDER_DEAD, SENT_BEFORE_A_CLAIM, OVERTAKEN, TAKEN_OVER] }
 }
 
 pub(crate) fn batch_and_cut() -> Exploration {
