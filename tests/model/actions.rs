@@ -6,7 +6,7 @@ use podlock::protocol::deadline::Deadline;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::state::{Inc, Loss, Name, Phase, Proc, ProcId, State};
-use crate::writer::{Kind, rows_of};
+use crate::writer::{self, Kind};
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,9 +78,7 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
             out.extend((0..proc.calls.len()).map(|nth| Action::Alone(p, nth)));
         }
     }
-    // The server answers somebody who waits.
-    let awaited = s.under_way.iter().enumerate().filter(|(_, statement)| statement.is_awaited);
-    out.extend(awaited.map(|(nth, _)| Action::Execute(nth, 0)));
+    writer::steps(s, out);
     if s.closing {
         out.extend((0..s.procs.len()).map(Action::EndSessions));
         out.push(Action::Reopen);
@@ -109,20 +107,7 @@ pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
             out.extend((0..proc.calls.len()).map(|nth| Action::DropCall(p, nth)));
         }
     }
-    for (nth, statement) in s.under_way.iter().enumerate() {
-        if !statement.is_awaited {
-            // It may arrive some day, or never.
-            out.push(Action::Execute(nth, 0));
-            continue;
-        }
-        if s.left.lost_answers > 0 {
-            out.push(Action::LoseAnswers(nth));
-        }
-        if s.left.locks > 0 {
-            let rows = rows_of(statement);
-            out.extend((1..=rows).filter(|locked| locked & !rows == 0).map(|locked| Action::Execute(nth, locked)));
-        }
-    }
+    writer::faults(s, out);
     if s.left.spawns > 0 {
         out.extend((0..names).map(Action::Spawn));
     }

@@ -1,11 +1,12 @@
 //! The writer of a pod: it sends the writes of several attempts in one statement, a *batch*.
 //!
 //! A call of an attempt waits in the lane of its kind. Then it is made alone, or a batch takes all that wait in the
-//! lane. The server executes a batch at any later time: after the burial of its pod, after a claim of its run, after the
-//! end of its attempt. Each row has conditions of its own. A row that another transaction has locked is skipped. A write
-//! that a batch did not make is made alone, and learns there whether its attempt is fenced. If the reply of a batch does
-//! not come, each of its calls is repeated under the same number.
+//! lane. The server executes a batch at any later time: after the burial of its pod, after a claim of its run, after
+//! the end of its attempt. Each row has conditions of its own. A row that another transaction has locked is skipped. A
+//! write that a batch did not make is made alone, and learns there whether its attempt is fenced. If the reply of a
+//! batch does not come, each of its calls is repeated under the same number.
 
+use crate::actions::Action;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::properties::Rule;
@@ -91,9 +92,28 @@ impl State {
     }
 }
 
-/// The rows of these runs, as bits.
-pub(crate) fn rows_of(statement: &Statement) -> u8 {
-    statement.writes.iter().fold(0, |rows, write| rows | 1 << write.run)
+/// The server answers those who wait.
+pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
+    let awaited = s.under_way.iter().enumerate().filter(|(_, statement)| statement.is_awaited);
+    out.extend(awaited.map(|(nth, _)| Action::Execute(nth, 0)));
+}
+
+/// What may go wrong with a batch under way.
+pub(crate) fn faults(s: &State, out: &mut Vec<Action>) {
+    for (nth, statement) in s.under_way.iter().enumerate() {
+        if !statement.is_awaited {
+            // It may arrive some day, or never.
+            out.push(Action::Execute(nth, 0));
+            continue;
+        }
+        if s.left.lost_answers > 0 {
+            out.push(Action::LoseAnswers(nth));
+        }
+        if s.left.locks > 0 {
+            let rows = statement.writes.iter().fold(0_u8, |rows, write| rows | 1 << write.run);
+            out.extend((1..=rows).filter(|locked| locked & !rows == 0).map(|locked| Action::Execute(nth, locked)));
+        }
+    }
 }
 
 impl Podlock {
