@@ -6,6 +6,7 @@ use podlock::protocol::deadline::Deadline;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::state::{Inc, Loss, Name, Phase, Proc, ProcId, State};
+use crate::writer::{self, Kind};
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,10 +29,18 @@ pub(crate) enum Action {
     Wait(ProcId),
     Settle(ProcId),
     Exit(ProcId),
+    Send(ProcId, Kind),
+    Alone(ProcId, usize),
+    /// Of a batch under way. The bits are the rows that others have locked.
+    Execute(usize, u8),
+    // What handlers do. It is limited, as faults are.
+    Call(ProcId, usize, Kind),
+    DropCall(ProcId, usize),
     // Faults, and what operators do.
     ClaimWithoutReply(ProcId),
     LeaveWrite(ProcId, usize),
     LateWrite(ProcId),
+    LoseAnswers(usize),
     Kill(ProcId),
     CutLiveness(ProcId),
     CutBoth(ProcId),
@@ -64,7 +73,12 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
             Action::DeleteDoomed(p),
         ]);
         out.extend([Action::Wait(p), Action::Settle(p), Action::Exit(p)]);
+        if !proc.calls.is_empty() {
+            out.extend(Kind::ALL.map(|kind| Action::Send(p, kind)));
+            out.extend((0..proc.calls.len()).map(|nth| Action::Alone(p, nth)));
+        }
     }
+    writer::steps(s, out);
     if s.closing {
         out.extend((0..s.procs.len()).map(Action::EndSessions));
         out.push(Action::Reopen);
@@ -73,7 +87,7 @@ pub(crate) fn steps(s: &State, out: &mut Vec<Action>) {
 
 /// The faults that are left.
 pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
-    for (p, _) in s.procs.iter().enumerate().filter(|(_, proc)| proc.lives()) {
+    for (p, proc) in s.procs.iter().enumerate().filter(|(_, proc)| proc.lives()) {
         let budgets = [
             (s.left.lost_replies, Action::ClaimWithoutReply(p)),
             (s.left.late_writes, Action::LeaveWrite(p, 0)),
@@ -86,7 +100,14 @@ pub(crate) fn faults(names: usize, s: &State, out: &mut Vec<Action>) {
             (s.left.stops, Action::Stop(p)),
         ];
         out.extend(budgets.into_iter().filter(|(left, _)| *left > 0).map(|(_, action)| action));
+        for r in (0..s.db.runs.len()).filter(|_| s.left.calls > 0) {
+            out.extend(Kind::ALL.map(|kind| Action::Call(p, r, kind)));
+        }
+        if s.left.drops > 0 {
+            out.extend((0..proc.calls.len()).map(|nth| Action::DropCall(p, nth)));
+        }
     }
+    writer::faults(s, out);
     if s.left.spawns > 0 {
         out.extend((0..names).map(Action::Spawn));
     }
@@ -123,6 +144,15 @@ impl Podlock {
             Wait(p) => self.wait(s, p),
             Settle(p) => self.settle(s, p),
             Exit(p) => self.exit(s, p),
+            Send(p, kind) => self.send(s, p, kind),
+            Alone(p, nth) => self.alone(s, p, nth),
+            Execute(nth, locked) => {
+                s.left.locks -= u8::from(locked != 0);
+                self.execute(s, nth, locked);
+            }
+            Call(p, r, kind) => self.call(s, p, r, kind),
+            DropCall(p, nth) => self.drop_call(s, p, nth),
+            LoseAnswers(nth) => self.lose_answers(s, nth),
             ClaimWithoutReply(p) if s.procs[p].pass.is_some() => {
                 s.left.lost_replies -= 1;
                 self.claim(s, p, false);
@@ -133,6 +163,7 @@ impl Podlock {
                 s.left.kills -= 1;
                 release(s, p);
                 s.procs[p].end(Phase::Dead);
+                s.hang_up(p);
             }
             CutLiveness(p) if self.holds(s, p) => {
                 s.left.cuts -= 1;
@@ -185,7 +216,7 @@ impl Podlock {
 
     /// A task ends, finished or told to stop, and leaves a write on its way: a statement, or a task of its handler.
     fn leave_write(&self, s: &mut State, p: ProcId, r: usize) {
-        let Some(task) = s.procs[p].tasks[r] else { return };
+        let Some(task) = s.procs[p].tasks[r].filter(|task| !s.procs[p].is_writing(task)) else { return };
         if s.procs[p].is_told(&task) {
             end_task(&mut s.procs[p], r);
         } else {
@@ -325,6 +356,7 @@ impl Podlock {
         }
         release(s, p);
         s.procs[p].end(Phase::Stopped);
+        s.hang_up(p);
     }
 }
 

@@ -22,6 +22,11 @@ const NONE: Faults = Faults {
     stops: 0,
     lost_replies: 0,
     late_writes: 0,
+    calls: 0,
+    yields: 0,
+    locks: 0,
+    lost_answers: 0,
+    drops: 0,
 };
 
 /// `pods` settled pods of as many names, with these runs and faults.
@@ -116,6 +121,68 @@ pub(crate) fn lost_reply() -> Exploration {
 pub(crate) fn late_write() -> Exploration {
     let config = pods(2, &[Some(0)], Faults { cuts: 1, late_writes: 1, ..NONE });
     Exploration { config, sights: &[TAKEN_OVER, REFUSED, LATE] }
+}
+
+/// The writes of two runs in one batch. A handler gives its run back, and the pod claims it again.
+pub(crate) fn batch() -> Exploration {
+    let config = pods(1, &[Some(0), Some(0)], Faults { calls: 2, yields: 1, drops: 1, locks: 1, ..NONE });
+    Exploration { config, sights: &[STALE_BESIDE_SOUND, SENT_BEFORE_A_CLAIM, LEFT_OUT, REFUSED] }
+}
+
+/// A batch whose reply does not come arrives among the later writes of its attempt.
+pub(crate) fn batch_in_doubt() -> Exploration {
+    let config = pods(1, &[Some(0)], Faults { calls: 3, yields: 1, drops: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[OVERTAKEN, SENT_BEFORE_A_CLAIM] }
+}
+
+/// Two attempts of one run on one pod, in one batch: the pod gave the first one up.
+pub(crate) fn batch_of_two_attempts() -> Exploration {
+    let config = pods(1, &[Some(0)], Faults { calls: 2, cuts: 1, locks: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[TWO_ATTEMPTS, STALE_BESIDE_SOUND, SENT_BEFORE_A_CLAIM, LEFT_OUT, REFUSED] }
+}
+
+/// A batch arrives before or after the burial of its pod, and the claim by the other.
+pub(crate) fn batch_and_kill() -> Exploration {
+    let config = pods(2, &[Some(0), Some(0)], Faults { calls: 2, kills: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[SENDER_DEAD, SENT_BEFORE_A_CLAIM, OVERTAKEN, TAKEN_OVER] }
+}
+
+pub(crate) fn batch_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { calls: 1, cuts: 1, ..NONE });
+    Exploration { config, sights: &[SENT_BEFORE_A_CLAIM, TAKEN_OVER, REFUSED] }
+}
+
+pub(crate) fn batches_of_two_runs() -> Exploration {
+    let faults = Faults { calls: 4, yields: 1, drops: 1, locks: 1, lost_answers: 1, ..NONE };
+    let sights = &[STALE_BESIDE_SOUND, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, REFUSED];
+    Exploration { config: pods(1, &[Some(0), Some(0)], faults), sights }
+}
+
+/// A pod loses two runs to the other one, or to itself, while its batches are under way.
+pub(crate) fn batches_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0), Some(0)], Faults { calls: 2, cuts: 1, ..NONE });
+    Exploration { config, sights: &[STALE_BESIDE_SOUND, TWO_ATTEMPTS, SENT_BEFORE_A_CLAIM, TAKEN_OVER, REFUSED] }
+}
+
+pub(crate) fn batches_in_doubt_and_cut() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { calls: 2, cuts: 1, drops: 1, locks: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[TWO_ATTEMPTS, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_kill() -> Exploration {
+    let faults = Faults { calls: 3, kills: 1, spawns: 1, locks: 1, lost_answers: 1, ..NONE };
+    let config = pods(2, &[Some(0), Some(0)], faults);
+    Exploration { config, sights: &[SENDER_DEAD, SENT_BEFORE_A_CLAIM, OVERTAKEN, LEFT_OUT, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_stop() -> Exploration {
+    let config = pods(2, &[Some(0)], Faults { calls: 2, stops: 1, cuts: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[SENT_BEFORE_A_CLAIM, OVERTAKEN, STOPPED, YIELDED, TAKEN_OVER] }
+}
+
+pub(crate) fn batches_and_failover() -> Exploration {
+    let config = pods(1, &[Some(0)], Faults { calls: 2, failovers: 1, drops: 1, lost_answers: 1, ..NONE });
+    Exploration { config, sights: &[COMMIT_LOST, SENT_BEFORE_A_CLAIM, TWO_ATTEMPTS] }
 }
 
 pub(crate) fn same_key() -> Exploration {

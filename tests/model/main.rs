@@ -25,6 +25,7 @@ mod model;
 mod properties;
 mod runs;
 mod state;
+mod writer;
 
 use std::time::Instant;
 
@@ -106,13 +107,15 @@ macro_rules! each {
 mod explored {
     use super::*;
     each!(explore: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover stop lost_reply
-        late_write same_key unequal_restart unequal_cut shutdown);
+        late_write same_key unequal_restart unequal_cut shutdown batch batch_in_doubt batch_of_two_attempts
+        batch_and_kill batch_and_cut);
 }
 
 mod ends {
     use super::*;
     each!(always_ends: kill two_kills cut cut_and_kill cut_and_spawn silence restart failover stop lost_reply
-        late_write same_key unequal_restart unequal_cut shutdown);
+        late_write same_key unequal_restart unequal_cut shutdown batch batch_in_doubt batch_of_two_attempts
+        batch_and_kill batch_and_cut);
 }
 
 mod larger {
@@ -121,13 +124,14 @@ mod larger {
         unequal_three_pods_restart two_cuts_and_spawn restart_and_cut restart_and_kill failover_of_a_claim
         failover_of_an_end failover_and_kill
         failover_and_cut failover_and_stop failover_and_lost_reply two_failovers silence_and_cut two_runs stop_and_cut
-        stop_kill_and_cut three_pods_shutdown shutdown_and_kill);
+        stop_kill_and_cut three_pods_shutdown shutdown_and_kill batches_of_two_runs batches_and_cut
+        batches_in_doubt_and_cut batches_and_kill batches_and_stop batches_and_failover);
 }
 
 mod larger_ends {
     use super::*;
     each!(always_ends, #[ignore = "large: make model"]: three_pods_cut_and_kill failover_of_an_end failover_of_a_claim
-        failover_and_kill two_runs stop_and_cut);
+        failover_and_kill two_runs stop_and_cut batches_of_two_runs batches_and_kill);
 }
 
 /// One test for each mistake, and the table of them.
@@ -169,5 +173,12 @@ mod caught {
         no_fence_check: NoFence,
         fence_by_number_alone: FenceByNumber,
         fence_from_the_sequence_alone: FenceFromSequence,
+        answers_of_a_batch_joined_by_run: AnswersByRun,
+        no_fence_in_one_row_of_a_batch: NoFenceInOneRow,
+        batch_made_as_a_whole_or_not_at_all: AllOrNothing,
+        repeat_without_its_number: RepeatWithoutNumber,
+        write_left_out_of_a_batch_counts_as_fenced: LeftOutIsFenced,
+        end_that_does_not_ask_whether_the_run_has_ended: EndsAgain,
+        end_of_a_dropped_call_taken_for_its_own: EndOfAnotherCall,
     );
 }

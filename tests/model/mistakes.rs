@@ -4,6 +4,9 @@ use crate::model::Config;
 use crate::properties::Rule;
 use crate::state::Faults;
 
+/// Two runs of one owner.
+const TWO: &[Option<usize>] = &[Some(0), Some(0)];
+
 /// A way to get the protocol wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
@@ -35,6 +38,13 @@ pub(crate) enum Mistake {
     NoFence,
     FenceByNumber,
     FenceFromSequence,
+    AnswersByRun,
+    NoFenceInOneRow,
+    AllOrNothing,
+    RepeatWithoutNumber,
+    LeftOutIsFenced,
+    EndsAgain,
+    EndOfAnotherCall,
 }
 
 /// A mistake's entry in the table.
@@ -79,6 +89,13 @@ impl Mistake {
             Self::FenceFromSequence => {
                 "a claim takes the next number of the sequence, even if it is not above former fences"
             }
+            Self::AnswersByRun => "the answers of a batch are joined by run, not by the place of the write",
+            Self::NoFenceInOneRow => "a batch asks for the fence in its first row alone",
+            Self::AllOrNothing => "a batch is made as a whole or not at all, as its first row's condition says",
+            Self::RepeatWithoutNumber => "checkpoints have no number, and are repeated after a lost reply",
+            Self::LeftOutIsFenced => "a write that a batch did not make counts as fenced",
+            Self::EndsAgain => "an end does not ask whether the run has ended",
+            Self::EndOfAnotherCall => "the end of a call that was dropped counts as that of a later call",
         }
     }
 
@@ -147,6 +164,21 @@ impl Mistake {
             Self::FenceByNumber => (Rule::OneWriter, of(2, 2, &[None], Faults { failovers: 1, ..none })),
             Self::FenceFromSequence => {
                 (Rule::OneWriter, of(2, 2, &[None], Faults { failovers: 1, late_writes: 1, ..none }))
+            }
+            Self::AnswersByRun => (Rule::ToldWhatIsTrue, of(1, 1, &[Some(0)], Faults { calls: 2, cuts: 1, ..none })),
+            Self::NoFenceInOneRow => (Rule::OneWriter, of(1, 1, TWO, Faults { calls: 2, drops: 1, yields: 1, ..none })),
+            Self::AllOrNothing => {
+                (Rule::NeighbourIsMade, of(1, 1, TWO, Faults { calls: 2, drops: 1, yields: 1, ..none }))
+            }
+            Self::RepeatWithoutNumber => {
+                (Rule::NoWriteGoesBack, of(1, 1, &[Some(0)], Faults { calls: 2, lost_answers: 1, ..none }))
+            }
+            Self::LeftOutIsFenced => {
+                (Rule::OnlyTheStaleAreFenced, of(1, 1, &[Some(0)], Faults { calls: 1, locks: 1, ..none }))
+            }
+            Self::EndsAgain => (Rule::EndsOnce, of(1, 1, &[Some(0)], Faults { calls: 1, lost_answers: 1, ..none })),
+            Self::EndOfAnotherCall => {
+                (Rule::ToldWhatIsTrue, of(1, 1, &[Some(0)], Faults { calls: 2, drops: 1, ..none }))
             }
         };
         Case { caught_by, config }

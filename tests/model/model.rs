@@ -76,6 +76,7 @@ impl Model for Podlock {
             liveness: vec![None; config.names],
             witness: (0..config.names).map(|n| (n < config.pods).then_some(n)).collect(),
             procs: (0..config.pods).map(attached).collect(),
+            under_way: Vec::new(),
             next_inc: inc_of(config.pods),
             next_claim: 1,
             left: config.faults,
@@ -88,12 +89,12 @@ impl Model for Podlock {
         }
         assert!(config.runs.len() <= RUNS, "a configuration has at most {RUNS} runs");
         for (r, owner) in config.runs.iter().enumerate() {
-            let mut run = Run { finished: false, owner: None, fence: 0, attempt: 0, claim: 0 };
+            let mut run = Run { finished: false, owner: None, fence: 0, attempt: 0, claim: 0, written: 0 };
             if let Some(p) = *owner {
                 s.db.sequence += 1;
                 run = Run { owner: Some(inc_of(p)), fence: s.db.sequence, attempt: 1, claim: s.next_claim, ..run };
                 s.next_claim += 1;
-                s.procs[p].tasks[r] = Some(Task { inc: inc_of(p), fence: run.fence, claim: run.claim, fenced: false });
+                s.procs[p].tasks[r] = Some(Task::of_claim(inc_of(p), &run));
             }
             s.db.runs.push(run);
         }

@@ -4,6 +4,7 @@ use stateright::Property;
 
 use crate::model::Podlock;
 use crate::state::{Loss, Phase, Proc, State, Task};
+use crate::writer::{Stage, Write, is_stale};
 
 /// A rule that holds in every state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +23,22 @@ pub(crate) enum Rule {
     StopBeforeReplaced,
     EveryRunEnds,
     EveryRunCanEnd,
+    ToldWhatIsTrue,
+    OnlyTheStaleAreFenced,
+    NeighbourIsMade,
+    NoWriteGoesBack,
+    EndsOnce,
 }
 
 impl Rule {
     /// Those that one state or step shows. [`Rule::EveryRunCanEnd`] needs the whole graph.
-    pub(crate) const OF_STATES: [Self; 12] = [
+    pub(crate) const OF_STATES: [Self; 17] = [
         Self::OneWriter,
+        Self::ToldWhatIsTrue,
+        Self::OnlyTheStaleAreFenced,
+        Self::NeighbourIsMade,
+        Self::NoWriteGoesBack,
+        Self::EndsOnce,
         Self::HolderKeepsItsRow,
         Self::OnlyTheLostAreBuried,
         Self::HealthyKeepsItsRuns,
@@ -45,6 +56,11 @@ impl Rule {
     pub(crate) fn says(self) -> &'static str {
         match self {
             Self::OneWriter => "L5: only writes of the latest claim of a run are accepted",
+            Self::ToldWhatIsTrue => "L5: a caller is told that its write was made only if it was made",
+            Self::OnlyTheStaleAreFenced => "L5: an attempt that has its run is not told that it is fenced",
+            Self::NeighbourIsMade => "L12: a sound write of a batch is made, whatever the other writes are",
+            Self::NoWriteGoesBack => "a checkpoint never replaces a later one of its attempt",
+            Self::EndsOnce => "a run ends once",
             Self::HolderKeepsItsRow => "L1, L3: a pod that holds its lock is neither buried nor replaced",
             Self::OnlyTheLostAreBuried => "L1: a living pod is buried only after its session ended",
             Self::HealthyKeepsItsRuns => "L5: a healthy owner is never robbed",
@@ -91,7 +107,12 @@ impl Rule {
             CleanStopIsNoCrash,
             StopBeforeReplaced,
             EveryRunEnds,
-            EveryRunCanEnd
+            EveryRunCanEnd,
+            ToldWhatIsTrue,
+            OnlyTheStaleAreFenced,
+            NeighbourIsMade,
+            NoWriteGoesBack,
+            EndsOnce
         );
         Property::always(self.says(), condition)
     }
@@ -161,3 +182,29 @@ pub(crate) const OWN_ROW_SEEN: Sight =
     ("a pod saw a row of its own without a task", |_, s| s.procs.iter().any(|p| p.unclaimed != 0));
 pub(crate) const LATE: Sight =
     ("a write is on its way whose task has ended", |_, s| s.procs.iter().any(|p| p.late.is_some()));
+pub(crate) const STALE_BESIDE_SOUND: Sight =
+    ("a batch has a stale write and a sound one", |_, s| in_one_batch(s, |a, b| is_stale(s, a) && !is_stale(s, b)));
+pub(crate) const TWO_ATTEMPTS: Sight = ("a batch has writes of two attempts of one run", |_, s| {
+    in_one_batch(s, |a, b| a.run == b.run && a.claim != b.claim)
+});
+pub(crate) const SENT_BEFORE_A_CLAIM: Sight = ("a batch is under way whose run was claimed since", |_, s| {
+    s.under_way.iter().flat_map(|batch| &batch.writes).any(|write| s.db.runs[write.run].claim > write.claim)
+});
+pub(crate) const OVERTAKEN: Sight = ("a batch is under way, and a later write of its attempt was made", |_, s| {
+    let is_overtaken = |write: &Write| {
+        let run = &s.db.runs[write.run];
+        run.claim == write.claim && run.written > write.number
+    };
+    s.under_way.iter().flat_map(|batch| &batch.writes).any(is_overtaken)
+});
+pub(crate) const LEFT_OUT: Sight = ("a write is made alone, because its batch did not make it", |_, s| {
+    s.procs.iter().flat_map(|p| &p.calls).any(|call| call.stage == Stage::LeftOut)
+});
+pub(crate) const SENDER_DEAD: Sight = ("a batch is under way whose sender is dead", |_, s| {
+    s.under_way.iter().any(|batch| s.procs[batch.sender].phase == Phase::Dead)
+});
+
+/// Whether one batch has two such writes.
+fn in_one_batch(s: &State, are_such: impl Fn(&Write, &Write) -> bool) -> bool {
+    s.under_way.iter().any(|batch| batch.writes.iter().any(|a| batch.writes.iter().any(|b| are_such(a, b))))
+}

@@ -12,7 +12,8 @@ use crate::database::incarnation;
 use crate::mistakes::Mistake;
 use crate::model::Podlock;
 use crate::properties::Rule;
-use crate::state::{Inc, Loss, Pass, Phase, ProcId, Run, State, Task};
+use crate::state::{Fence, Inc, Loss, Pass, Phase, ProcId, Run, State, Task};
+use crate::writer::judge_refusal;
 
 /// All runs are of one kind.
 static KIND: OnceLock<Arc<str>> = OnceLock::new();
@@ -106,8 +107,9 @@ impl Podlock {
             s.next_claim += 1;
             let attempt = s.db.runs[r].attempt + 1;
             let fence = self.fence(s, p);
-            s.db.runs[r] = Run { finished: false, owner: Some(pass.own), fence, attempt, claim };
-            s.procs[p].tasks[r] = heard.then_some(Task { inc: pass.own, fence, claim, fenced: false });
+            let run = Run { finished: false, owner: Some(pass.own), fence, attempt, claim, written: 0 };
+            s.db.runs[r] = run;
+            s.procs[p].tasks[r] = heard.then_some(Task::of_claim(pass.own, &run));
         }
     }
 
@@ -153,22 +155,27 @@ impl Podlock {
         }
     }
 
+    /// L5: whether the database takes this owner for the run's.
+    pub(crate) fn is_owner(&self, run: &Run, inc: Inc, fence: Fence) -> bool {
+        let owner = run.owner == Some(inc) || self.mistake == Some(Mistake::FenceByNumber);
+        (owner && run.fence == fence) || self.mistake == Some(Mistake::NoFence)
+    }
+
     /// L5: whether the database takes a write of this attempt.
     fn accepts(&self, run: &Run, task: &Task) -> bool {
-        let owner = run.owner == Some(task.inc) || self.mistake == Some(Mistake::FenceByNumber);
-        let fence = run.fence == task.fence;
-        !run.finished && ((owner && fence) || self.mistake == Some(Mistake::NoFence))
+        !run.finished && self.is_owner(run, task.inc, task.fence)
     }
 
     /// A fenced write. Refused, its task learns that it is over.
     fn fenced_write(&self, s: &mut State, p: ProcId, r: usize) -> bool {
-        let Some(task) = s.procs[p].tasks[r] else { return false };
+        let Some(task) = s.procs[p].tasks[r].filter(|task| !s.procs[p].is_writing(task)) else { return false };
         let accepted = self.accepts(&s.db.runs[r], &task);
         if accepted && s.db.runs[r].claim != task.claim {
             Rule::OneWriter.broken(s);
         }
-        if !accepted && let Some(task) = &mut s.procs[p].tasks[r] {
-            task.fenced = true;
+        if !accepted {
+            judge_refusal(s, r, task.claim, task.inc);
+            s.procs[p].tasks[r] = Some(Task { fenced: true, ..task });
         }
         accepted
     }
@@ -200,13 +207,16 @@ impl Podlock {
         }
     }
 
-    /// A draining pod gives a run back: nobody owns it.
+    /// A draining pod gives a run back: nobody owns it. The run's handler may do the same at any time.
     pub(crate) fn yield_run(&self, s: &mut State, p: ProcId, r: usize) {
         let proc = &s.procs[p];
-        if !proc.draining || proc.tasks[r].is_none_or(|task| task.fenced || proc.inc != Some(task.inc)) {
+        let is_drained = proc.draining;
+        let may = is_drained || s.left.yields > 0;
+        if !may || proc.tasks[r].is_none_or(|task| task.fenced || proc.inc != Some(task.inc)) {
             return;
         }
         if self.fenced_write(s, p, r) {
+            s.left.yields -= u8::from(!is_drained);
             s.db.runs[r].owner = None;
             s.procs[p].tasks[r] = None;
         }

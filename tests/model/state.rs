@@ -2,6 +2,8 @@
 
 use podlock::protocol::verdict::LossObserver;
 
+use crate::writer::{Call, Statement};
+
 /// A pod's name; it may be used again.
 pub(crate) type Name = usize;
 /// One process. The second process of a name has another number.
@@ -38,6 +40,8 @@ pub(crate) struct Run {
     pub(crate) attempt: u8,
     /// The claim that this timeline of the database knows as the latest.
     pub(crate) claim: Claim,
+    /// The number of the checkpoint that is stored, among the writes of its attempt.
+    pub(crate) written: u8,
 }
 
 /// What is committed. A failover brings an earlier value of it back.
@@ -86,6 +90,17 @@ pub(crate) struct Task {
     pub(crate) claim: Claim,
     /// A write of it was refused, or a pass found that the run is no longer its own.
     pub(crate) fenced: bool,
+    /// The number of its last write, where writes are grouped.
+    pub(crate) number: u8,
+    /// A call that ends the run was dropped. Its end may be stored, now or later.
+    pub(crate) perhaps_ended: bool,
+}
+
+impl Task {
+    /// A new attempt, under the claim that the row has now.
+    pub(crate) fn of_claim(inc: Inc, run: &Run) -> Self {
+        Self { inc, fence: run.fence, claim: run.claim, fenced: false, number: 0, perhaps_ended: false }
+    }
 }
 
 /// What a recovery pass has read and planned, before it claims.
@@ -114,6 +129,8 @@ pub(crate) struct Proc {
     /// Its liveness session gets no answer, and the server still has it.
     pub(crate) silent: bool,
     pub(crate) tasks: [Option<Task>; RUNS],
+    /// The calls of its attempts that wait for an answer, in order: also of attempts that ended.
+    pub(crate) calls: Vec<Call>,
     /// A statement of a task that has ended, still on its way to the server.
     pub(crate) late: Option<(usize, Task)>,
     pub(crate) pass: Option<Pass>,
@@ -144,6 +161,7 @@ impl Proc {
             lost: None,
             silent: false,
             tasks: [None; RUNS],
+            calls: Vec::new(),
             late: None,
             pass: None,
             highest: 0,
@@ -199,6 +217,16 @@ pub(crate) struct Faults {
     pub(crate) lost_replies: u8,
     /// Writes that reach the database after their task has ended.
     pub(crate) late_writes: u8,
+    /// Writes that an attempt makes through the writer of its pod, which groups them.
+    pub(crate) calls: u8,
+    /// Runs that are given back by a pod that does not drain.
+    pub(crate) yields: u8,
+    /// Grouped statements that meet locked rows.
+    pub(crate) locks: u8,
+    /// Grouped statements whose reply does not come.
+    pub(crate) lost_answers: u8,
+    /// Calls that are dropped before their answer.
+    pub(crate) drops: u8,
 }
 
 /// A state.
@@ -212,6 +240,8 @@ pub(crate) struct State {
     /// Who holds each witness key.
     pub(crate) witness: Vec<Option<ProcId>>,
     pub(crate) procs: Vec<Proc>,
+    /// Grouped statements on their way to the server, in one order. The server may execute them in any.
+    pub(crate) under_way: Vec<Statement>,
     pub(crate) next_inc: Inc,
     pub(crate) next_claim: Claim,
     pub(crate) left: Faults,
@@ -220,7 +250,7 @@ pub(crate) struct State {
     /// A failover took commits back.
     pub(crate) lost_commits: bool,
     /// Which rules were broken, as bits of [`crate::properties::Rule`].
-    pub(crate) broken: u16,
+    pub(crate) broken: u32,
 }
 
 impl State {
