@@ -26,6 +26,14 @@ use crate::meters;
 /// was.
 pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<'a, Result<(), tokio_postgres::Error>>;
 
+/// Whether a statement may still be sent, asked when its connection is there.
+pub(crate) type MaySend = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// A statement that takes longer makes its connection forget its plans: 100 ms. Each is made once for all arguments, perhaps
+/// when the tables were empty. Shorter: statements that only waited are planned again more often, which takes about a
+/// millisecond each. Longer: a plan that is bad by now is used for longer.
+const PLANS_KEPT: Duration = Duration::from_millis(100);
+
 /// An argument of a statement that is made when the connection is there.
 pub(crate) type Late = Box<dyn ToSql + Sync + Send>;
 
@@ -37,6 +45,8 @@ pub(crate) struct Database {
     share: Arc<Semaphore>,
     /// Whether this view gets its connections within the share.
     in_share: bool,
+    /// Asked before each statement of this view.
+    may_send: Option<MaySend>,
     schema: Schema,
     limit: Duration,
     /// How long getting a connection may take: waiting for a free one, connecting, setting it up.
@@ -74,7 +84,7 @@ impl Database {
         let get_limit = limits.statement + connecting;
         let share = Arc::new(Semaphore::new(share_of(limits.pool)));
         let place = dialer.describe();
-        Ok(Self { pool, share, in_share: false, schema, limit: limits.statement, get_limit, place })
+        Ok(Self { pool, share, in_share: false, may_send: None, schema, limit: limits.statement, get_limit, place })
     }
 
     /// The same pool for work that no run waits for. All such views together hold at most half of its connections, and
@@ -82,6 +92,12 @@ impl Database {
     /// work must not ask for a second connection while it has one.
     pub(crate) fn in_share(&self) -> Self {
         Self { in_share: true, ..self.clone() }
+    }
+
+    /// The same pool for statements that may be sent only as long as `may_send` says so. It is asked when the connection is
+    /// there, however long that took.
+    pub(crate) fn guarded(&self, may_send: MaySend) -> Self {
+        Self { may_send: Some(may_send), ..self.clone() }
     }
 
     /// How many connections the share has.
@@ -92,6 +108,11 @@ impl Database {
 
     pub(crate) fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// How long a caller waits for a connection, at most.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.get_limit
     }
 
     /// How many connections the pool has at most.
@@ -117,16 +138,29 @@ impl Database {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
         let client = self.get(step).await?;
+        if let Some(may_send) = &self.may_send
+            && let Err(e) = may_send()
+        {
+            client.give_back();
+            return Err(e);
+        }
+        let began = Instant::now();
         let rows = self
             .within(step, async {
                 let statement = client.prepare_cached(sql).await?;
                 client.query(&statement, params).await
             })
             .await;
-        if leaves_idle(&rows) {
+        if leaves_idle(&rows) && (began.elapsed() < PLANS_KEPT || self.forgets_plans(step, &client).await) {
             client.give_back();
         }
         rows
+    }
+
+    /// Makes the server plan the statements of this connection again, for the tables as they are now. Returns false if it
+    /// could not, and the connection is of no use any more.
+    async fn forgets_plans(&self, step: &str, client: &Leased) -> bool {
+        self.within(step, client.batch_execute("DISCARD PLANS")).await.is_ok()
     }
 
     /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection. `params` is

@@ -346,7 +346,7 @@ impl<'a> Claiming<'a> {
                     "the input and checkpoint of a claimed run could not be read; the run is given back"
                 );
                 self.engine.registry.set_aside(owner.run_id, clock::now() + self.engine.member.settings.lease);
-                let given = runs::give_back(&self.engine.db, owner, "yielded").await;
+                let given = runs::give_back(&self.engine.db, owner, runs::ONLY, "yielded").await;
                 self.engine.offers.add(self.engine.untold_to_others(&run.claimed.kind));
                 if let Err(e) = given {
                     tracing::warn!(
@@ -459,7 +459,7 @@ async fn end_unreadable(engine: &Engine, run: &Unreadable) {
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &engine.member.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&engine.db, *owner, &ending, &ending.output().columns(limits)?, None).await };
+    let ended = async { runs::finish(&engine.db, *owner, runs::ONLY, &ending, &ending.output().columns(limits)?, None).await };
     match ended.await {
         Ok(true) => failures::note(engine, *owner, kind, *attempt, ending.error().unwrap_or_default()),
         // Another pod owns the run now.

@@ -17,9 +17,10 @@ use super::registry::Registry;
 use super::stream::queue::Flusher;
 use super::stream::readers::Readers;
 use super::writer::Writer;
+use crate::error::{Error, ErrorKind};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::Membership;
-use crate::pg::pool::Database;
+use crate::pg::pool::{Database, MaySend};
 use crate::protocol::offer::Untold;
 use crate::protocol::recover::{Memory, Seen};
 
@@ -42,6 +43,8 @@ pub(crate) type OnAttempt = Arc<dyn Fn(&str, &tracing::Span) + Send + Sync>;
 pub(crate) struct Engine {
     pub(crate) member: Arc<Membership>,
     pub(crate) db: Database,
+    /// The same for the writes of owners: nothing is sent past the deadline (L7).
+    pub(super) owners_db: Database,
     /// Called with the trace and the span of each attempt before it begins.
     pub(super) on_attempt: Option<OnAttempt>,
     /// The kinds for which this pod has a handler, sorted.
@@ -78,6 +81,18 @@ pub(crate) struct Engine {
     begun: Mutex<(Option<Incarnation>, u64)>,
 }
 
+/// L7: an owner past its deadline writes nothing. Nothing is sent then. `Run::write` looks at the deadline again, and says
+/// so.
+fn before_the_deadline(member: &Arc<Membership>) -> MaySend {
+    let member = Arc::clone(member);
+    Arc::new(move || {
+        if member.is_past_deadline() {
+            return Err(Error::new(ErrorKind::Timeout, "the pod is past its deadline").unconnected());
+        }
+        Ok(())
+    })
+}
+
 impl Engine {
     /// The engine, and the other end of `loaded`, for `recover`.
     pub(crate) fn new(
@@ -89,7 +104,8 @@ impl Engine {
         let registry = Registry::new(member.settings.capacity, &member.settings.capacity_of);
         let (loaded, received) = mpsc::channel(1);
         let engine = Self {
-            writer: Writer::new(db.most_connections()),
+            writer: Writer::new(db.most_connections(), db.longest_wait()),
+            owners_db: db.guarded(before_the_deadline(&member)),
             member,
             db,
             kinds,

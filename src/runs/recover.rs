@@ -277,7 +277,7 @@ async fn pass(
             continue;
         }
         let owner = Owner { run_id: row.run_id, incarnation: own, fence: row.fence };
-        runs::give_back(&engine.db, owner, "yielded").await?;
+        runs::give_back(&engine.db, owner, runs::ONLY, "yielded").await?;
         engine.registry.note_yielded(row.run_id, clock::now());
         engine.offers.add(engine.untold_to_others(&row.kind));
     }

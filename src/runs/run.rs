@@ -12,7 +12,6 @@ use super::engine::Engine;
 use super::mobility::{self, Mobility};
 use super::registry::StopSignal;
 use super::stream::Stream;
-use super::writer::Release;
 use super::{Outcome, StopReason};
 use super::{failures, guard};
 use crate::backoff::Backoff;
@@ -22,7 +21,7 @@ use crate::membership::clock;
 use crate::meters;
 use crate::output::{Limits, Output, size, storable};
 use crate::protocol::state::RunState;
-use crate::store::grouped::Checkpoint;
+use crate::store::grouped::{Checkpoint, Release};
 use crate::store::runs::{self, Claimed, Ending, Owner, RunStatus};
 
 /// The least and the longest delay between two tries of a write while the database cannot be reached. Shorter delays
@@ -219,8 +218,7 @@ impl Run {
         }
     }
 
-    /// Refuses a value that the next attempt could not read.
-    /// Returns how many bytes it has.
+    /// Refuses a value that the next attempt could not read. Returns how many bytes the value has.
     pub(super) fn check_checkpoint(&self, value: &Value) -> Result<usize> {
         let run_id = self.owner.run_id;
         let most = self.engine.member.settings.checkpoint_max_bytes;
@@ -341,7 +339,9 @@ impl Run {
             Ending::Succeeded(_) => self.stream.going().place().map(|place| place.next),
             Ending::Failed(..) => None,
         };
-        let finish = async |_| Ok(self.engine.write_end(self.owner, ending, columns, seq).await?.then_some(true));
+        let finish = async |number| {
+            Ok(self.engine.write_end(self.owner, number, ending, columns, seq).await?.then_some(true))
+        };
         let began = clock::now();
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {
@@ -380,7 +380,8 @@ impl Run {
         self.stream.settled().await;
         let stop = self.stop.reason();
         let reason = mobility::reason_of_yield(stop);
-        let give_back = |_| done(self.engine.write_release(Release { owner: self.owner, reason }));
+        let owner = self.owner;
+        let give_back = |number| done(self.engine.write_release(Release { owner, number, reason }));
         self.write(&mut writes, "a yield", give_back, was_done).await?;
         let (registry, now) = (&self.engine.registry, clock::now());
         registry.note_yielded(self.owner.run_id, now);
@@ -475,7 +476,7 @@ impl Run {
     /// Whether a small write of the same row ends in time. If it does, then the database, the row's lock and a
     /// synchronous standby are all well, and the other write is too large.
     async fn small_writes_pass(&self) -> bool {
-        runs::touch(&self.engine.db, self.owner).await.unwrap_or(false)
+        runs::touch(&self.engine.owners_db, self.owner).await.unwrap_or(false)
     }
 
     fn too_slow(&self, what: &str, error: &Error, in_doubt: bool) -> Error {

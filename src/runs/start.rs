@@ -36,8 +36,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
     let trace = trace_of(&new);
-    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone() };
-    let inserted = repeat(run_id, || engine.write_start(&start, bytes)).await?;
+    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), is_repeated: false };
+    let inserted = repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..start.clone() }, bytes)).await?;
     let fence = outcome(engine, inserted, &start.new)?;
     let new = Arc::unwrap_or_clone(start.new);
     let claimed = Claimed {
@@ -62,8 +62,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
 pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> {
     let bytes = check(engine, new)?;
     let run_id = RunId::generate();
-    let submit = NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new) };
-    let inserted = repeat(run_id, || engine.write_start(&submit, bytes)).await;
+    let submit = NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new), is_repeated: false };
+    let inserted = repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..submit.clone() }, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
     if may_be_there {
@@ -205,17 +205,17 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun, traceparent: &
     Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, traceparent, floor }
 }
 
-/// Repeats an insert whose reply was lost. The repetition changes nothing if the first insert was committed. If no
+/// Repeats an insert whose reply was lost, and tells it that it is a repetition. The repetition changes nothing if the first insert was committed. If no
 /// repetition shows whether the first insert was committed, the error is the lost reply, whatever else failed
 /// afterwards.
-async fn repeat<F>(run_id: RunId, insert: impl Fn() -> F) -> Result<Inserted>
+async fn repeat<F>(run_id: RunId, insert: impl Fn(bool) -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,
 {
     let (mut tried, mut lost) = (0, None);
     loop {
         tried += 1;
-        let (error, again) = match (insert().await, lost.take()) {
+        let (error, again) = match (insert(tried > 1).await, lost.take()) {
             // The owner has left the roster since, or was cordoned. The first insert may have been committed before
             // that.
             (Ok(Inserted::NoOwner | Inserted::Cordoned), Some(first)) => (first, false),
@@ -326,7 +326,7 @@ mod tests {
     /// them.
     async fn repeated(answers: Vec<Result<Inserted>>) -> Result<Inserted> {
         let answers = RefCell::new(answers.into_iter());
-        let outcome = repeat(RunId::generate(), || async { answers.borrow_mut().next().expect("not so often") }).await;
+        let outcome = repeat(RunId::generate(), |_| async { answers.borrow_mut().next().expect("not so often") }).await;
         assert_eq!(answers.borrow().len(), 0, "it gave up too early");
         outcome
     }

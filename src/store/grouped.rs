@@ -1,8 +1,8 @@
 //! Statements that make the same write for several runs. [`super::start`] and [`super::owner_writes`] make one write, and
 //! keep to the same rules.
 //!
-//! A reply tells which writes were made. It does not tell why another was not: a locked row, a busy key, a lost run. The
-//! statement for one write finds that, and waits where it must.
+//! A reply tells which writes were made, and which writes' owners have lost their runs. Of the others it tells nothing: a
+//! row is locked, or a key is taken. The statement for one write waits where it must, and finds the reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::rows::{Ending, Insert, Owner};
 use crate::error::Result;
-use crate::id::{Fence, Incarnation};
+use crate::id::{Fence, Incarnation, RunId};
 use crate::output::{Columns, cut_error};
 use crate::pg::pool::Database;
 use crate::pg::reply::Reply as _;
@@ -53,35 +53,42 @@ impl<'a> Inserts<'a> {
     }
 }
 
-/// Starts runs that this incarnation owns. Repeating it with the same ids changes nothing. The fences are in the order of
-/// `runs`; `None`: the run was not inserted.
-pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) -> Result<Vec<Option<Fence>>> {
+/// What became of a group of inserts.
+#[derive(Debug, Default)]
+pub(crate) struct Starts {
+    /// The runs that were inserted, with their fences. A fence is 0 if nobody owns the run.
+    pub(crate) inserted: HashMap<RunId, Fence>,
+    /// Whether the incarnation that should own the runs is in the roster, and does not drain.
+    pub(crate) has_owner: bool,
+}
+
+/// Starts runs that this incarnation owns. Repeating it with the same ids changes nothing.
+pub(crate) async fn start(db: &Database, own: Incarnation, runs: &[Insert<'_>]) -> Result<Starts> {
     const SQL: &str = sql!("start_runs", "reach", "above");
     let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let floor = runs.iter().map(|run| run.floor).max().unwrap_or(Fence::from(0)).get();
     let params: [&(dyn ToSql + Sync); 9] =
         [&own.as_uuid(), &run_ids, &kinds, &keys, &inputs, &movables, &traces, &floor, &patience];
-    let rows = db.query("starting runs", SQL, &params).await?;
-    by_run(&run_ids, &rows, |row| row.at::<i64>("fence").map(Fence::from))
+    let Some(row) = db.query_opt("starting runs", SQL, &params).await? else { return Ok(Starts::default()) };
+    let fences = row.at::<Option<Vec<i64>>>("fences")?.unwrap_or_default();
+    let inserted = run_ids_of(&row)?.into_iter().map(RunId::from).zip(fences.into_iter().map(Fence::from)).collect();
+    Ok(Starts { inserted, has_owner: row.at("has_owner")? })
 }
 
-/// Starts runs that nobody owns. The answers are in the order of `runs`; `None`: the run was not inserted.
-pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Vec<Option<Fence>>> {
+/// Starts runs that nobody owns.
+pub(crate) async fn submit(db: &Database, runs: &[Insert<'_>]) -> Result<Starts> {
     let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience } = Inserts::of(runs);
     let nobody: Option<&str> = None;
     let params: [&(dyn ToSql + Sync); 9] =
         [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &nobody, &nobody, &patience];
-    let rows = db.query("submitting runs", SUBMIT, &params).await?;
-    by_run(&run_ids, &rows, |_| Ok(Fence::from(0)))
+    let Some(row) = db.query_opt("submitting runs", SUBMIT, &params).await? else { return Ok(Starts::default()) };
+    let inserted = run_ids_of(&row)?.into_iter().map(|run| (run.into(), Fence::from(0))).collect();
+    Ok(Starts { inserted, has_owner: true })
 }
 
-/// What the rows say of these runs, in their order. A run without a row was not inserted.
-fn by_run<T>(runs: &[Uuid], rows: &[Row], read: impl Fn(&Row) -> Result<T>) -> Result<Vec<Option<T>>> {
-    let mut of: HashMap<Uuid, T> = HashMap::with_capacity(rows.len());
-    for row in rows {
-        of.insert(row.at("run_id")?, read(row)?);
-    }
-    Ok(runs.iter().map(|run| of.remove(run)).collect())
+/// The runs that a statement of [`SUBMIT`] or [`start`] has inserted.
+pub(super) fn run_ids_of(row: &Row) -> Result<Vec<Uuid>> {
+    Ok(row.at::<Option<Vec<Uuid>>>("run_ids")?.unwrap_or_default())
 }
 
 /// One checkpoint of a group.
@@ -113,7 +120,7 @@ impl Owners {
 }
 
 /// Saves checkpoints. No two are of one attempt. The answers are in their order.
-pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Result<Vec<Option<()>>> {
+pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Result<Vec<Option<bool>>> {
     const SQL: &str = sql!("save_checkpoints", "owned_by_each", "stream_length");
     let Owners { run_ids, owners, fences } = Owners::of(checkpoints.iter().map(|c| c.owner));
     let numbers: Vec<i64> = checkpoints.iter().map(|c| c.number).collect();
@@ -127,6 +134,8 @@ pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Re
 #[derive(Debug)]
 pub(crate) struct Finish<'a> {
     pub(crate) owner: Owner,
+    /// The number of the write among those of its attempt.
+    pub(crate) number: i64,
     pub(crate) ending: &'a Ending,
     pub(crate) output: Columns<'a>,
     /// How many chunks the run's stream has, if that must be so.
@@ -134,7 +143,7 @@ pub(crate) struct Finish<'a> {
 }
 
 /// Ends runs with the columns of their outputs. No two are of one attempt. The answers are in their order.
-pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Option<()>>> {
+pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Option<bool>>> {
     const SQL: &str = sql!("finish_runs", "owned_by_each", "stream_length");
     let Owners { run_ids, owners, fences } = Owners::of(ends.iter().map(|end| end.owner));
     let states: Vec<&str> = ends.iter().map(|end| end.ending.state()).collect();
@@ -146,7 +155,8 @@ pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Opt
     let escaped: Vec<bool> = ends.iter().map(|end| end.output.escaped).collect();
     let parse_errors: Vec<Option<&str>> = ends.iter().map(|end| end.output.parse_error).collect();
     let seqs: Vec<Option<i64>> = ends.iter().map(|end| end.seq).collect();
-    let params: [&(dyn ToSql + Sync); 12] = [
+    let numbers: Vec<i64> = ends.iter().map(|end| end.number).collect();
+    let params: [&(dyn ToSql + Sync); 13] = [
         &run_ids,
         &owners,
         &fences,
@@ -159,26 +169,38 @@ pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Opt
         &escaped,
         &parse_errors,
         &seqs,
+        &numbers,
     ];
     made(ends.len(), &db.query("ending runs", SQL, &params).await?)
 }
 
-/// Releases runs, each with how its attempt ended. No two are of one attempt. The answers are in their order.
-pub(crate) async fn give_back(db: &Database, yields: &[(Owner, &str)]) -> Result<Vec<Option<()>>> {
+/// A run to release, and how its attempt ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Release {
+    pub(crate) owner: Owner,
+    /// The number of the write among those of its attempt.
+    pub(crate) number: i64,
+    pub(crate) reason: &'static str,
+}
+
+/// Releases runs. No two are of one attempt. The answers are in their order.
+pub(crate) async fn give_back(db: &Database, yields: &[&Release]) -> Result<Vec<Option<bool>>> {
     const SQL: &str = sql!("give_back_runs", "owned_by_each");
-    let Owners { run_ids, owners, fences } = Owners::of(yields.iter().map(|(owner, _)| *owner));
-    let reasons: Vec<&str> = yields.iter().map(|(_, reason)| *reason).collect();
-    let params: [&(dyn ToSql + Sync); 4] = [&run_ids, &owners, &fences, &reasons];
+    let Owners { run_ids, owners, fences } = Owners::of(yields.iter().map(|release| release.owner));
+    let reasons: Vec<&str> = yields.iter().map(|release| release.reason).collect();
+    let numbers: Vec<i64> = yields.iter().map(|release| release.number).collect();
+    let params: [&(dyn ToSql + Sync); 5] = [&run_ids, &owners, &fences, &reasons, &numbers];
     made(yields.len(), &db.query("yielding runs", SQL, &params).await?)
 }
 
-/// Which of so many writes were made, in their order. The rows have the numbers of those that were, from 1 on.
-fn made(of: usize, rows: &[Row]) -> Result<Vec<Option<()>>> {
+/// What the rows say of so many writes, in their order: whether each was made. `None`: it was not, and its owner has the run.
+fn made(of: usize, rows: &[Row]) -> Result<Vec<Option<bool>>> {
     let mut made = vec![None; of];
     for row in rows {
+        // The numbers are those of the rows, from 1 on.
         let nth = usize::try_from(row.at::<i64>("nth")?).ok().and_then(|nth| nth.checked_sub(1));
         if let Some(place) = nth.and_then(|nth| made.get_mut(nth)) {
-            *place = Some(());
+            *place = Some(row.at("is_made")?);
         }
     }
     Ok(made)

@@ -33,17 +33,21 @@ pub(crate) async fn checkpoint(
     Ok(db.query_opt("saving a checkpoint", CHECKPOINT, &params).await?.is_some())
 }
 
-/// Ends a run with the columns of its output. Returns false if the owner is fenced, the run had ended, or its stream
-/// has fewer than `seq` chunks.
+/// The number of a write of an attempt that makes no other.
+pub(crate) const ONLY: i64 = i64::MAX;
+
+/// Ends a run with the columns of its output, under the write number of this attempt. Returns false if the owner is fenced,
+/// the run had ended, a later write of the attempt was accepted first, or its stream has fewer than `seq` chunks.
 pub(crate) async fn finish(
     db: &Database,
     owner: Owner,
+    number: i64,
     ending: &Ending,
     output: &Columns<'_>,
     seq: Option<i64>,
 ) -> Result<bool> {
     let error = ending.error().map(cut_error);
-    let params: [&(dyn ToSql + Sync); 12] = [
+    let params: [&(dyn ToSql + Sync); 13] = [
         &owner.run_id.as_uuid(),
         &owner.incarnation.as_uuid(),
         &owner.fence.get(),
@@ -56,20 +60,22 @@ pub(crate) async fn finish(
         &output.escaped,
         &output.parse_error,
         &seq,
+        &number,
     ];
     Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
 }
 
-/// Releases a run: nobody owns it then, and no crash is counted. `reason` is how the attempt ended: `yielded` or
-/// `moved`. Returns false if the owner is fenced.
-pub(crate) async fn give_back(db: &Database, owner: Owner, reason: &str) -> Result<bool> {
-    let params: [&(dyn ToSql + Sync); 4] =
-        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &reason];
+/// Releases a run, under the write number of this attempt: nobody owns it then, and no crash is counted. `reason` is how the
+/// attempt ended: `yielded` or `moved`. Returns false if the owner is fenced, or a later write of the attempt was accepted
+/// first.
+pub(crate) async fn give_back(db: &Database, owner: Owner, number: i64, reason: &str) -> Result<bool> {
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &reason, &number];
     Ok(db.query_opt("yielding a run", GIVE_BACK, &params).await?.is_some())
 }
 
 /// Writes the run's row without changing it, to find out whether small writes succeed. Returns false if the owner is
-/// fenced.
+/// fenced, or another transaction has locked the row.
 pub(crate) async fn touch(db: &Database, owner: Owner) -> Result<bool> {
     let params: [&(dyn ToSql + Sync); 3] = [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get()];
     Ok(db.query_opt("trying a small write", TOUCH, &params).await?.is_some())

@@ -7,9 +7,9 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 pub(crate) use super::claim::{Claimer, claim, warm_up_claim};
-pub(crate) use super::owner_writes::{checkpoint, finish, give_back, touch};
+pub(crate) use super::owner_writes::{ONLY, checkpoint, finish, give_back, touch};
 pub(crate) use super::rows::{Claimed, Claims, Ending, Holder, Insert, Inserted, Owner, RunStatus, Unreadable};
-pub(crate) use super::start::{restart, start, start_in_txn, submit, submit_in_txn};
+pub(crate) use super::start::{find_holders, restart, start, start_in_txn, submit, submit_in_txn};
 use super::streams::Tell;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodId, RunId};

@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::fences;
-use super::grouped::{Inserts, SUBMIT as SUBMIT_MANY};
+use super::grouped::{Inserts, SUBMIT as SUBMIT_MANY, run_ids_of};
 use super::rows::{Holder, Insert, Inserted};
 use super::runs::status_for;
 use crate::error::{Error, ErrorKind, Result};
@@ -112,7 +112,7 @@ pub(crate) async fn start_in_txn(
     if !row.at::<bool>("in_reach")? {
         return Ok(new.iter().map(|_| Err(fences::not_risen(floor))).collect());
     }
-    settled_in_txn(txn, schema, new, row.at::<Option<Vec<Uuid>>>("run_ids")?.unwrap_or_default().into_iter().collect())
+    settled_in_txn(txn, schema, new, run_ids_of(&row)?.into_iter().collect())
         .await
 }
 
@@ -130,9 +130,8 @@ pub(crate) async fn submit_in_txn(
     let patience: Option<&str> = None;
     let params: [&(dyn ToSql + Sync); 9] =
         [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &channel, &word, &patience];
-    let rows = txn.query(&*schema.sql(SUBMIT_MANY), &params).await.map_err(fail_in_txn)?;
-    let inserted = rows.iter().map(|row| row.at::<Uuid>("run_id")).collect::<Result<_>>()?;
-    settled_in_txn(txn, schema, new, inserted).await
+    let row = txn.query_one(&*schema.sql(SUBMIT_MANY), &params).await.map_err(fail_in_txn)?;
+    settled_in_txn(txn, schema, new, run_ids_of(&row)?.into_iter().collect()).await
 }
 
 fn fail_in_txn(error: tokio_postgres::Error) -> Error {
@@ -149,27 +148,54 @@ async fn settled_in_txn(
 ) -> Result<Vec<Result<Inserted>>> {
     let is_in = |new: &Insert<'_>| inserted.contains(&new.run_id.as_uuid());
     let refused: Vec<&Insert<'_>> = new.iter().filter(|new| !is_in(new)).collect();
-    let mut holders = HashMap::new();
-    if !refused.is_empty() {
+    let holders = if refused.is_empty() {
+        Holders::default()
+    } else {
         let (kinds, keys) = kinds_and_keys(&refused);
         let rows = txn.query(&*schema.sql(FIND_KEY_HOLDERS), &[&kinds, &keys]).await.map_err(fail_in_txn)?;
-        for row in &rows {
-            holders.insert((row.at::<String>("kind")?, row.at::<String>("key")?), key_busy(row)?);
-        }
-    }
+        Holders::of(&rows)?
+    };
     let of = |new: &Insert<'_>| {
         if is_in(new) {
             return Ok(Inserted::Yes(Fence::from(0)));
         }
         let key = new.key.unwrap_or_default();
-        let holder = holders.get(&(new.kind.to_owned(), key.to_owned())).copied();
-        holder.ok_or_else(|| {
+        holders.has_key_of(new).ok_or_else(|| {
             Error::new(ErrorKind::KeyBusy, format!("a run with key {key:?} is running"))
                 .state("no run was started; the transaction is as it was")
                 .help("under an isolation level that cannot see it, begin a new transaction to find it")
         })
     };
     Ok(new.iter().map(of).collect())
+}
+
+/// The runs that have keys.
+#[derive(Debug, Default)]
+pub(crate) struct Holders(HashMap<(String, String), Inserted>);
+
+impl Holders {
+    fn of(rows: &[Row]) -> Result<Self> {
+        let mut holders = HashMap::with_capacity(rows.len());
+        for row in rows {
+            holders.insert((row.at::<String>("kind")?, row.at::<String>("key")?), key_busy(row)?);
+        }
+        Ok(Self(holders))
+    }
+
+    /// The other run that has the key of this one.
+    pub(crate) fn has_key_of(&self, new: &Insert<'_>) -> Option<Inserted> {
+        let holder = self.0.get(&(new.kind.to_owned(), new.key?.to_owned())).copied()?;
+        (!matches!(holder, Inserted::KeyBusy(run_id, _) if run_id == new.run_id)).then_some(holder)
+    }
+}
+
+/// Finds the running runs that have the keys of these.
+pub(crate) async fn find_holders(db: &Database, new: &[&Insert<'_>]) -> Result<Holders> {
+    let (kinds, keys) = kinds_and_keys(new);
+    if keys.is_empty() {
+        return Ok(Holders::default());
+    }
+    Holders::of(&db.query("finding the runs that have the keys", FIND_KEY_HOLDERS, &[&kinds, &keys]).await?)
 }
 
 fn kinds_and_keys<'a>(new: &[&Insert<'a>]) -> (Vec<&'a str>, Vec<&'a str>) {

@@ -66,13 +66,16 @@ impl Run {
         let (chunk, value) = (chunk.into(), value.into());
         check_chunk(&chunk)?;
         self.check_checkpoint(&value)?;
-        let (what, db) = ("a chunk with a checkpoint", &self.engine.db);
+        let what = "a chunk with a checkpoint";
         let mut writes = self.writes.lock().await;
         self.settle_stream(&mut writes, what).await?;
         let at = self.open_stream(&mut writes).await?;
         let place = (at.generation, at.next);
         let (chunk, value) = (&chunk, &value);
-        let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
+        let save = |number| async move {
+            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
+            done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value)).await
+        };
         self.stream.set_going(Going::Unknown);
         let began = clock::now();
         self.write(&mut writes, what, save, |_| None).await?;
@@ -144,8 +147,10 @@ impl Run {
 
     /// Continues the stream at `seq`, or after all its chunks.
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
-        let db = &self.engine.db;
-        let go_on = |number| streams::go_on(db, self.owner, number, seq);
+        let go_on = |number| async move {
+            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
+            streams::go_on(db, self.owner, number, seq).await
+        };
         let began = clock::now();
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
@@ -156,14 +161,16 @@ impl Run {
     }
 
     async fn restart(&self, writes: &mut Writes) -> Result<WritePlace> {
-        let db = &self.engine.db;
         self.stream.settled().await;
         if let Some(place) = self.stream.going().place().filter(|place| place.next == 0) {
             self.refuse_if_over("restarting its stream").map_err(|e| self.report(e))?;
             return Ok(place);
         }
         self.stream.set_going(Going::Unsaid);
-        let restart = |number| streams::restart(db, self.owner, number);
+        let restart = |number| async move {
+            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
+            streams::restart(db, self.owner, number).await
+        };
         let began = clock::now();
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = WritePlace { generation, next: 0 };

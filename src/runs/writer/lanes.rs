@@ -2,18 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{Taken, Waiting, Writer};
+use super::{State, Taken, Waiting, Writer};
 use crate::id::{Fence, Incarnation, RunId};
 use crate::membership::clock;
 use crate::protocol::slots::Use;
 use crate::runs::NewRun;
-use crate::store::grouped::Checkpoint;
-use crate::store::runs::{Ending, Insert, Owner};
+use crate::store::grouped::{Checkpoint, Release};
+use crate::store::runs::{Ending, Insert, Inserted, Owner};
 
 /// The most writes of one statement: 500. A larger statement takes longer than others should wait. Smaller ones need more
 /// commits.
-const GROUP_MOST: usize = 500;
+pub(super) const GROUP_MOST: usize = 500;
 /// The most bytes of one statement: 1 MiB. A write that is larger is a group of its own.
 const GROUP_BYTES: usize = 1 << 20;
 
@@ -25,6 +26,8 @@ pub(crate) struct NewStart {
     pub(crate) new: Arc<NewRun>,
     /// The trace that the run belongs to.
     pub(crate) trace: String,
+    /// The reply to an earlier insert was lost. The run may be there.
+    pub(crate) is_repeated: bool,
 }
 
 impl NewStart {
@@ -47,18 +50,13 @@ impl NewStart {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) owner: Owner,
+    /// The number of the write among those of its attempt.
+    pub(super) number: i64,
     pub(super) ending: Arc<Ending>,
     pub(super) seq: Option<i64>,
 }
 
-/// A run to release, and how its attempt ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Release {
-    pub(crate) owner: Owner,
-    pub(crate) reason: &'static str,
-}
-
-pub(super) type Starts = Lane<NewStart, Fence>;
+pub(super) type Starts = Lane<NewStart, Inserted>;
 pub(super) type Lane<T, A> = VecDeque<Waiting<T, A>>;
 
 /// The writes that wait. Runs with a key have lanes of their own, because an insert of a key may have to wait for another
@@ -70,24 +68,24 @@ pub(super) struct Lanes {
     pub(super) keyed_starts: Starts,
     pub(super) submits: Starts,
     pub(super) keyed_submits: Starts,
-    pub(super) checkpoints: Lane<Checkpoint, ()>,
-    pub(super) ends: Lane<End, ()>,
-    pub(super) yields: Lane<Release, ()>,
+    pub(super) checkpoints: Lane<Checkpoint, bool>,
+    pub(super) ends: Lane<End, bool>,
+    pub(super) yields: Lane<Release, bool>,
 }
 
 /// The writes of one statement. No two are of one attempt: an attempt makes its next write when the call of the one
 /// before has ended, and a write whose call has ended is not taken.
 pub(super) enum Group {
     /// All of one owner, or all of none.
-    Starts(Vec<Waiting<NewStart, Fence>>),
-    Checkpoints(Vec<Waiting<Checkpoint, ()>>),
-    Ends(Vec<Waiting<End, ()>>),
-    Yields(Vec<Waiting<Release, ()>>),
+    Starts(Vec<Waiting<NewStart, Inserted>>),
+    Checkpoints(Vec<Waiting<Checkpoint, bool>>),
+    Ends(Vec<Waiting<End, bool>>),
+    Yields(Vec<Waiting<Release, bool>>),
 }
 
 /// Which lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Starts,
     KeyedStarts,
     Submits,
@@ -108,7 +106,7 @@ fn head<T, A>(lane: &Lane<T, A>) -> Option<u64> {
 }
 
 /// Takes the writes at the head of a lane. Those whose callers are gone are dropped.
-fn take<T, A>(lane: &mut Lane<T, A>, goes_along: impl Fn(&T, &T) -> bool) -> Vec<Waiting<T, A>> {
+fn take<T, A>(lane: &mut Lane<T, A>, most: usize, goes_along: impl Fn(&T, &T) -> bool) -> Vec<Waiting<T, A>> {
     let (mut taken, mut bytes): (Vec<Waiting<T, A>>, usize) = (Vec::new(), 0);
     while let Some(next) = lane.front() {
         if next.reply.is_closed() {
@@ -116,19 +114,16 @@ fn take<T, A>(lane: &mut Lane<T, A>, goes_along: impl Fn(&T, &T) -> bool) -> Vec
             continue;
         }
         let fits = taken.first().is_none_or(|first| {
-            taken.len() < GROUP_MOST && bytes + next.bytes <= GROUP_BYTES && goes_along(&first.what, &next.what)
+            taken.len() < most && bytes + next.bytes <= GROUP_BYTES && goes_along(&first.what, &next.what)
         });
         if !fits {
             break;
         }
         bytes += next.bytes;
+        next.is_taken.store(true, Ordering::Relaxed);
         taken.extend(lane.pop_front());
     }
     taken
-}
-
-fn release<T, A>(lane: Lane<T, A>) {
-    lane.into_iter().for_each(|waiting| waiting.answer(Ok(None)));
 }
 
 impl Lanes {
@@ -155,7 +150,7 @@ impl Lanes {
     }
 
     /// The lane whose head has waited longest. `keys`: whether a lane of runs with keys will do.
-    fn oldest(&self, keys: bool) -> Option<Kind> {
+    pub(super) fn oldest(&self, keys: bool) -> Option<Kind> {
         let heads = self.heads().into_iter().filter(|(kind, _)| keys || kind.used_for() != Use::KeyedGroup);
         heads.filter_map(|(kind, head)| Some((head?, kind))).min_by_key(|(nth, _)| *nth).map(|(_, kind)| kind)
     }
@@ -169,25 +164,17 @@ impl Lanes {
         }
     }
 
-    fn take(&mut self, kind: Kind) -> Group {
+    fn take(&mut self, kind: Kind, most: usize) -> Group {
         let one_owner = |a: &NewStart, b: &NewStart| a.owner == b.owner;
         match kind {
-            Kind::Starts => Group::Starts(take(&mut self.starts, one_owner)),
-            Kind::KeyedStarts => Group::Starts(take(&mut self.keyed_starts, one_owner)),
-            Kind::Submits => Group::Starts(take(&mut self.submits, one_owner)),
-            Kind::KeyedSubmits => Group::Starts(take(&mut self.keyed_submits, one_owner)),
-            Kind::Checkpoints => Group::Checkpoints(take(&mut self.checkpoints, |_, _| true)),
-            Kind::Ends => Group::Ends(take(&mut self.ends, |_, _| true)),
-            Kind::Yields => Group::Yields(take(&mut self.yields, |_, _| true)),
+            Kind::Starts => Group::Starts(take(&mut self.starts, most, one_owner)),
+            Kind::KeyedStarts => Group::Starts(take(&mut self.keyed_starts, most, one_owner)),
+            Kind::Submits => Group::Starts(take(&mut self.submits, most, one_owner)),
+            Kind::KeyedSubmits => Group::Starts(take(&mut self.keyed_submits, most, one_owner)),
+            Kind::Checkpoints => Group::Checkpoints(take(&mut self.checkpoints, most, |_, _| true)),
+            Kind::Ends => Group::Ends(take(&mut self.ends, most, |_, _| true)),
+            Kind::Yields => Group::Yields(take(&mut self.yields, most, |_, _| true)),
         }
-    }
-
-    /// Lets the caller of each write make it alone.
-    pub(super) fn release(self) {
-        [self.starts, self.keyed_starts, self.submits, self.keyed_submits].into_iter().for_each(release);
-        release(self.checkpoints);
-        release(self.ends);
-        release(self.yields);
     }
 }
 
@@ -206,25 +193,32 @@ impl Writer {
     /// Takes a group, and a slot for it. `None`: nothing waits, or no slot is free.
     pub(super) fn take(self: &Arc<Self>) -> Option<(Group, Taken)> {
         let mut state = self.state();
+        let State { lanes, slots, most, is_closed: _ } = &mut *state;
         let now = clock::now();
-        if !state.slots.is_free(now) {
+        if !slots.is_free(now) {
             return None;
         }
-        let (group, kind) = loop {
-            let kind = state.lanes.oldest(state.slots.takes_keys())?;
-            let group = state.lanes.take(kind);
+        let (group, used_for) = loop {
+            let kind = lanes.oldest(slots.takes_keys())?;
+            let group = lanes.take(kind, *most);
             // All callers of the lane's head may be gone.
             if !group.is_empty() {
-                break (group, kind);
+                break (group, kind.used_for());
             }
         };
-        let id = state.slots.take(kind.used_for(), now)?;
-        // Another worker sends what is left.
-        let is_wanted = !state.lanes.is_empty() && state.slots.is_free(now);
+        let id = slots.take(used_for, now)?;
+        let is_wanted = !lanes.is_empty();
         drop(state);
         if is_wanted {
+            // Another worker sends the rest now, or when a slot comes free.
             self.wake.notify_one();
         }
         Some((group, Taken { writer: Arc::clone(self), id }))
+    }
+
+    /// A group of so many writes took too long, or not.
+    pub(super) fn note_pace(&self, writes: usize, was_slow: bool) {
+        let mut state = self.state();
+        state.most = if was_slow { (writes / 2).max(1) } else { (state.most * 2).min(GROUP_MOST) };
     }
 }

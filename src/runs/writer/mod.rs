@@ -8,64 +8,94 @@
 //! 3. When a slot comes free, a worker takes the lane that has waited longest, and sends all of its writes in one
 //!    statement.
 //!
-//! Each caller gets the answer to its own write. Where a group has no answer, the caller makes the write alone, as if
-//! there were no group: another transaction has locked the row, the run is no longer this attempt's, a start was not
-//! inserted, or the server refused the statement because of the row. So a write waits for a foreign lock only by itself,
-//! and finds its own error.
+//! Each caller gets the answer to its own write: it was made, or the run is no longer this attempt's, or another run has
+//! the key. A group waits for no other transaction: a row that is locked, and a key that is being inserted, are left out.
+//! Their writes are made alone, which waits in the server, if few others wait so. Otherwise they are tried again in later
+//! groups.
 //!
 //! * **Order.** An attempt makes its writes one after another, and each has a number (`runs::run`). A call that was
 //!   dropped leaves a write in its lane. The worker does not send it, unless it was sent already. Then the number keeps
 //!   it from overtaking.
 //! * **Lost replies.** Each caller of a group gets the error, and repeats its write under the same number, or under the
 //!   same id.
-//! * **Memory.** The lanes hold at most [`ROOM_KIB`]. Further callers wait, in order.
-//! * **Connections.** Writes that are made alone leave one connection of the pool to the groups.
-//! * **L7.** A pod that is past its deadline sends no write of an owner. The deadline is checked before each statement.
+//! * **Memory.** The lanes hold at most [`ROOM_KIB`] of starts, and as much of other writes. Further callers wait, in order.
+//! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it was not sent.
+//! * **Connections.** Writes that are made alone leave two connections of the pool to the others.
+//! * **L7.** A pod that is past its deadline sends no write of an owner. The deadline is checked when the connection is
+//!   there.
 //! * **The end of the pod.** A group under way is in doubt for its callers. Writes that wait, and those that come later,
 //!   are made alone. A clean stop waits for the runs first, so nothing waits then.
 
 mod lanes;
 mod send;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
+use super::engine::Engine;
+use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::membership::clock;
+use crate::pg::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::slots::{Slots, Use};
-use lanes::Lanes;
+use lanes::{GROUP_MOST, Lane, Lanes};
 
-pub(crate) use lanes::{NewStart, Release};
+pub(crate) use lanes::NewStart;
 pub(crate) use send::Sending;
 
 /// The most statements of the writer that are under way at a time: 3. One more commit at a time keeps the disk busy while
 /// the server works on the others. With more, the groups are smaller, and the pool (4 connections by default) has none
 /// left for anything else.
 const STATEMENTS_MOST: usize = 3;
-/// The room of the lanes, in KiB: 64 MiB. A write takes at least one KiB of it. With less, large checkpoints wait for one
-/// another. More is memory that a pod may use while the database is away.
-const ROOM_KIB: u32 = 64 * 1024;
+/// How many connections of the pool the writes that are made alone leave to others: 2. One is for groups, so that rows that
+/// are locked hold no other write up. One is for claims and the like.
+const LEFT_TO_OTHERS: usize = 2;
+/// The room of the lanes, in KiB: 32 MiB of starts, and as much of other writes. A write takes at least one KiB of it. With
+/// less, large checkpoints wait for one another. More is memory that a pod may use while the database is away.
+const ROOM_KIB: u32 = 32 * 1024;
+/// The least and the longest delay before a write that another transaction holds up is tried in a group again. Shorter ones
+/// load the server. Longer ones hold the write up after the other transaction has ended.
+const AGAIN_MIN: Duration = Duration::from_millis(5);
+const AGAIN_MAX: Duration = Duration::from_millis(100);
 
 /// Groups the writes of a pod's runs.
 pub(crate) struct Writer {
     /// Callers and workers change it. Never held across an await.
     state: Mutex<State>,
-    /// A write waits and a slot may be free: wakes one worker. `Notify` keeps one wake while all workers are busy, and
-    /// each looks again before it waits. So none is lost.
+    /// A write waits: wakes one worker. `Notify` keeps one wake while all workers are busy, and each looks again before it
+    /// waits. So none is lost.
     wake: Notify,
-    /// The room of the lanes that is left.
-    room: Arc<Semaphore>,
-    /// The writes that may be made alone at the same time: all connections of the pool but one.
+    /// The room that is left in the lanes of starts, and in the others.
+    room_of_starts: Arc<Semaphore>,
+    room_of_writes: Arc<Semaphore>,
+    /// The writes that may be made alone at the same time.
     alone: Arc<Semaphore>,
+    /// How long a write waits for its turn, at most.
+    patience: Duration,
 }
 
 struct State {
     lanes: Lanes,
     slots: Slots,
+    /// The most writes of the next group. It halves when a group is too slow, and doubles when one is not.
+    most: usize,
     /// The pod has ended.
     is_closed: bool,
+}
+
+/// What became of a write in a group.
+#[derive(Debug)]
+enum Turn<A> {
+    Done(A),
+    /// Another transaction holds the write up.
+    HeldUp,
+    /// The group failed for a reason that need not be this write's. It was rolled back.
+    Failed(Error),
 }
 
 /// A write that waits in a lane.
@@ -74,14 +104,15 @@ struct Waiting<T, A> {
     bytes: usize,
     /// Where it stands among the writes of all lanes.
     nth: u64,
-    /// `None`: the caller makes the write alone.
-    reply: oneshot::Sender<Result<Option<A>>>,
+    /// A worker has taken it. The caller cannot take it back any more.
+    is_taken: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<Turn<A>>>,
     _room: OwnedSemaphorePermit,
 }
 
 impl<T, A> Waiting<T, A> {
     /// Answers the caller. What the write held is free before.
-    fn answer(self, answer: Result<Option<A>>) {
+    fn answer(self, answer: Result<Turn<A>>) {
         let Self { what, reply, .. } = self;
         drop(what);
         // A caller that is gone needs no answer.
@@ -108,15 +139,17 @@ impl Drop for Taken {
 }
 
 impl Writer {
-    /// A writer over a pool with so many connections.
-    pub(crate) fn new(connections: usize) -> Arc<Self> {
-        let others = connections.saturating_sub(1).max(1);
-        let state = State { lanes: Lanes::default(), slots: Slots::new(others.min(STATEMENTS_MOST)), is_closed: false };
+    /// A writer over a pool with so many connections, for which a caller waits so long.
+    pub(crate) fn new(connections: usize, patience: Duration) -> Arc<Self> {
+        let slots = Slots::new(connections.saturating_sub(1).min(STATEMENTS_MOST));
+        let room = || Arc::new(Semaphore::new(ROOM_KIB as usize));
         Arc::new(Self {
-            state: Mutex::new(state),
+            state: Mutex::new(State { lanes: Lanes::default(), slots, most: GROUP_MOST, is_closed: false }),
             wake: Notify::new(),
-            room: Arc::new(Semaphore::new(ROOM_KIB as usize)),
-            alone: Arc::new(Semaphore::new(others)),
+            room_of_starts: room(),
+            room_of_writes: room(),
+            alone: Arc::new(Semaphore::new(connections.saturating_sub(LEFT_TO_OTHERS).max(1))),
+            patience,
         })
     }
 
@@ -130,54 +163,107 @@ impl Writer {
         if !state.lanes.is_empty() {
             return None;
         }
-        let permit = Arc::clone(&self.alone).try_acquire_owned().ok()?;
+        let permit = self.alone()?;
         let id = state.slots.take(Use::Alone, clock::now())?;
         Some((Taken { writer: Arc::clone(self), id }, permit))
     }
 
-    /// Makes a write when its turn comes: `alone`, or as one of a group. `what` is called only for a group. `bytes` is
-    /// about how many bytes the write has.
+    /// The permit to make a write alone, if there is one left.
+    fn alone(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.alone).try_acquire_owned().ok()
+    }
+
+    /// Makes a write when its turn comes: `alone`, or as one of a group. `what` is called for a group. `bytes` is about how
+    /// many bytes the write has.
     ///
     /// Cancel safe as the write itself: a dropped call was made or not.
-    async fn write<T, A, R>(
+    async fn write<T, A>(
         self: &Arc<Self>,
+        room: &Arc<Semaphore>,
         bytes: usize,
-        what: impl FnOnce() -> T,
-        enqueue: impl FnOnce(&mut Lanes, Waiting<T, A>),
-        alone: impl Future<Output = Result<R>>,
-        answer: impl FnOnce(A) -> R,
-    ) -> Result<R> {
+        what: impl Fn() -> T,
+        lane: impl Fn(&mut Lanes) -> &mut Lane<T, A>,
+        alone: impl Future<Output = Result<A>>,
+    ) -> Result<A> {
         if let Some(_taken) = self.at_once() {
             return alone.await;
         }
-        let kib = u32::try_from(bytes / 1024).unwrap_or(ROOM_KIB).clamp(1, ROOM_KIB);
-        let room = acquire(&self.room, kib).await?;
-        let (reply, answered) = oneshot::channel();
-        let is_enqueued = {
-            let mut state = self.state();
-            let is_open = !state.is_closed;
-            if is_open {
-                // Later writes need no wake: a worker looks when a slot comes free.
-                let is_first = state.lanes.is_empty();
-                let nth = state.lanes.next();
-                enqueue(&mut state.lanes, Waiting { what: what(), bytes, nth, reply, _room: room });
-                if is_first || state.slots.is_free(clock::now()) {
-                    self.wake.notify_one();
+        let until = Instant::now() + self.patience;
+        let mut pause = Backoff::new(AGAIN_MIN, AGAIN_MAX);
+        loop {
+            let Some(turn) = self.in_a_group(room, bytes, until, &what, &lane).await? else { return alone.await };
+            let error = match turn {
+                Turn::Done(answer) => return Ok(answer),
+                Turn::Failed(error) => error,
+                Turn::HeldUp => {
+                    if let Some(_permit) = self.alone() {
+                        return alone.await;
+                    }
+                    tokio::time::sleep(pause.delay()).await;
+                    held_up()
                 }
-            }
-            is_open
-        };
-        if is_enqueued {
-            match answered.await {
-                Ok(Ok(Some(answered))) => return Ok(answer(answered)),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => return Err(error),
-                // The worker ended with its pod while the statement was under way.
-                Err(_) => return Err(ended()),
+            };
+            if Instant::now() >= until {
+                return Err(error);
             }
         }
-        let _permit = acquire(&self.alone, 1).await?;
-        alone.await
+    }
+
+    /// Makes a write as one of a group. `None`: the pod has ended, and nobody makes groups.
+    async fn in_a_group<T, A>(
+        &self,
+        room: &Arc<Semaphore>,
+        bytes: usize,
+        until: Instant,
+        what: impl Fn() -> T,
+        lane: impl Fn(&mut Lanes) -> &mut Lane<T, A>,
+    ) -> Result<Option<Turn<A>>> {
+        let kib = u32::try_from(bytes / 1024).unwrap_or(ROOM_KIB).clamp(1, ROOM_KIB);
+        let room = acquire(room, kib, until).await?;
+        let (reply, mut answered) = oneshot::channel();
+        let is_taken = Arc::new(AtomicBool::new(false));
+        {
+            let mut state = self.state();
+            if state.is_closed {
+                return Ok(None);
+            }
+            // Later writes need no wake: a worker looks when a slot comes free.
+            let is_first = state.lanes.is_empty();
+            let waiting = Waiting {
+                what: what(),
+                bytes,
+                nth: state.lanes.next(),
+                is_taken: Arc::clone(&is_taken),
+                reply,
+                _room: room,
+            };
+            lane(&mut state.lanes).push_back(waiting);
+            if is_first || state.slots.is_free(clock::now()) {
+                self.wake.notify_one();
+            }
+        }
+        let answer = match timeout_at(until, &mut answered).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                {
+                    // Under the lock, a worker either has taken the write or never will.
+                    let _state = self.state();
+                    if !is_taken.load(Ordering::Relaxed) {
+                        answered.close();
+                    }
+                }
+                if !is_taken.load(Ordering::Relaxed) && answered.try_recv().is_err() {
+                    return Err(not_sent());
+                }
+                answered.await
+            }
+        };
+        match answer {
+            Ok(turn) => turn.map(Some),
+            // The worker has ended with its pod. If it had taken the write, it was perhaps sent.
+            Err(_) if is_taken.load(Ordering::Relaxed) => Err(ended()),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Waits until a worker should look for a group. Cancel safe.
@@ -193,10 +279,16 @@ impl Writer {
         }
     }
 
-    /// When a slot comes free by itself, for writes that wait for it.
+    /// When a worker can take a group although nothing wakes it.
     fn free_at(&self) -> Option<Moment> {
-        let state = self.state();
-        if state.lanes.is_empty() { None } else { state.slots.free_at(clock::now()) }
+        let (state, now) = (self.state(), clock::now());
+        if !state.can_take() {
+            None
+        } else if state.slots.is_free(now) {
+            Some(now)
+        } else {
+            state.slots.free_at(now)
+        }
     }
 
     /// The pod has ended, and no worker follows: the writes that wait, and those that come, are made alone.
@@ -206,13 +298,47 @@ impl Writer {
             state.is_closed = true;
             std::mem::take(&mut state.lanes)
         };
-        lanes.release();
+        // Their callers see that nobody has taken their writes.
+        drop(lanes);
+    }
+}
+
+impl State {
+    /// Whether a write waits that a group may have.
+    fn can_take(&self) -> bool {
+        self.lanes.oldest(self.slots.takes_keys()).is_some()
+    }
+}
+
+impl Engine {
+    /// The permit to send a statement of an owner that waits for the run's row if it is locked, and where to send it.
+    pub(super) async fn to_wait_for_a_run(&self) -> Result<(OwnedSemaphorePermit, &Database)> {
+        let until = Instant::now() + self.writer.patience;
+        Ok((acquire(&self.writer.alone, 1, until).await?, &self.owners_db))
     }
 }
 
 /// The permits, in the order of the calls. The semaphores of a writer are never closed.
-async fn acquire(of: &Arc<Semaphore>, permits: u32) -> Result<OwnedSemaphorePermit> {
-    Arc::clone(of).acquire_many_owned(permits).await.map_err(|_| ended())
+async fn acquire(of: &Arc<Semaphore>, permits: u32, until: Instant) -> Result<OwnedSemaphorePermit> {
+    match timeout_at(until, Arc::clone(of).acquire_many_owned(permits)).await {
+        Ok(permit) => permit.map_err(|_| ended()),
+        Err(_) => Err(not_sent()),
+    }
+}
+
+fn not_sent() -> Error {
+    Error::new(ErrorKind::Timeout, "the write did not have its turn in time")
+        .unconnected()
+        .state("nothing was sent")
+        .help("see in pg_stat_activity what the pod's statements wait for, or raise pool_size")
+}
+
+/// As if the server had said it.
+fn held_up() -> Error {
+    Error::new(ErrorKind::Timeout, "another transaction has locked the run's row, or is inserting a run with its key")
+        .with_sqlstate("55P03")
+        .state("nothing was written")
+        .help("see in pg_locks which transaction that is")
 }
 
 fn ended() -> Error {

@@ -13,9 +13,10 @@
 --   output_escaped  bool
 --   parse_error     text
 --   chunks          int8   how many chunks the run's stream has, NULL: any number
+--   number          int8   the number of this write among those of the attempt
 --
--- Returns a row if the run was ended. No row: the owner is fenced, the run had ended, or the stream is shorter than
--- `chunks`.
+-- Returns a row if the run was ended. No row: the owner is fenced, the run had ended, a later write of the attempt was
+-- made, or the stream is shorter than `chunks`.
 \set owned_by `cat part/owned_by.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
@@ -31,6 +32,8 @@ WITH
            output_escaped = :'output_escaped'::bool,
            parse_error = :'parse_error'::text
      WHERE :owned_by
+       -- A write that was given up and arrives late changes nothing.
+       AND r.written <= :'number'::int8
        -- If a failover lost chunks, the run's stream is not what its owner believes.
        AND COALESCE(:'chunks'::int8, 0) <= :stream_length
     RETURNING r.run_id, r.attempt

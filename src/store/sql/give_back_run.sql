@@ -5,8 +5,9 @@
 --   own     uuid  the owner's incarnation
 --   fence   int8
 --   reason  text  how the attempt ended: `yielded` or `moved`
+--   number  int8  the number of this write among those of the attempt
 --
--- Returns a row if the run was released. No row: the owner is fenced.
+-- Returns a row if the run was released. No row: the owner is fenced, or a later write of the attempt was made.
 \set owned_by `cat part/owned_by.sql`
 WITH
   given AS (
@@ -14,6 +15,8 @@ WITH
        SET owner_pod = NULL,
            owner_incarnation = NULL
      WHERE :owned_by
+       -- A write that was given up and arrives late changes nothing.
+       AND r.written <= :'number'::int8
     RETURNING r.run_id, r.attempt
   ),
   closed AS (

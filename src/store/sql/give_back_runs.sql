@@ -5,37 +5,41 @@
 --   owners   uuid[]    the owner's incarnation
 --   fences   int8[]
 --   reasons  text[]    how the attempt ended: `yielded` or `moved`
+--   numbers  int8[]    the number of this write among those of the attempt
 --
--- Returns the number `nth` of each write that was made, from 1 on, in any order. A write is not made if the owner no longer
--- has the run, if it came too late, or if another transaction has locked the row.
+-- Returns a row for each write that was made, with its number `nth` from 1 on, and for each whose owner no longer has the
+-- run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt was made.
 \set owned_by_each `cat part/owned_by_each.sql`
 WITH
   writes AS MATERIALIZED (
-    SELECT w.run_id, w.owner, w.fence, w.reason, w.nth
+    SELECT w.run_id, w.owner, w.fence, w.reason, w.number, w.nth
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
-                      unnest(:'reasons'::text[]))
-           WITH ORDINALITY AS w (run_id, owner, fence, reason, nth)
+                      unnest(:'reasons'::text[]), unnest(:'numbers'::int8[]))
+           WITH ORDINALITY AS w (run_id, owner, fence, reason, number, nth)
      -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
      LIMIT cardinality(:'run_ids'::uuid[])
   ),
   -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
   -- locked (L12): the neighbours do not wait for them.
-  mine AS MATERIALIZED (
-    SELECT w.*
+  looked AS MATERIALIZED (
+    SELECT w.*, held.is_held
       FROM (SELECT * FROM writes ORDER BY writes.run_id) w
-     CROSS JOIN LATERAL (
-       SELECT
-         FROM :"schema".studio_runs r
-        WHERE :owned_by_each
-          FOR NO KEY UPDATE OF r SKIP LOCKED
-     ) held
+      LEFT JOIN LATERAL (
+        SELECT true AS is_held
+          FROM :"schema".studio_runs r
+         WHERE :owned_by_each
+           -- A write that was given up and arrives late changes nothing.
+           AND r.written <= w.number
+           FOR NO KEY UPDATE OF r SKIP LOCKED
+      ) held ON true
   ),
   given AS (
     UPDATE :"schema".studio_runs r
        SET owner_pod = NULL,
            owner_incarnation = NULL
-      FROM mine w
-     WHERE :owned_by_each
+      FROM looked w
+     WHERE w.is_held
+       AND :owned_by_each
     RETURNING r.run_id, r.attempt, w.reason, w.nth
   ),
   closed AS (
@@ -46,5 +50,12 @@ WITH
      WHERE a.run_id = given.run_id AND a.attempt = given.attempt
   )
 -- The runs are orphans now, and the next recovery pass of any pod finds them (L6).
-SELECT nth
-  FROM given;
+SELECT nth, true AS is_made
+  FROM given
+ UNION ALL
+SELECT w.nth, false
+  FROM looked w
+ WHERE w.is_held IS NULL
+   AND (SELECT count(*)
+          FROM :"schema".studio_runs r
+         WHERE :owned_by_each) = 0;

@@ -9,8 +9,8 @@
 --   checkpoints  jsonb[]
 --   chunks       int8[]     how many chunks the run's stream has by now, NULL: as at the checkpoint before
 --
--- Returns the number `nth` of each write that was made, from 1 on, in any order. A write is not made if the owner no longer
--- has the run, if it came too late, or if another transaction has locked the row.
+-- Returns a row for each write that was made, with its number `nth` from 1 on, and for each whose owner no longer has the
+-- run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt was made.
 \set owned_by_each `cat part/owned_by_each.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH
@@ -24,20 +24,20 @@ WITH
   ),
   -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
   -- locked (L12): the neighbours do not wait for them.
-  mine AS MATERIALIZED (
-    SELECT w.*
+  looked AS MATERIALIZED (
+    SELECT w.*, held.is_held
       FROM (SELECT * FROM writes ORDER BY writes.run_id) w
-     CROSS JOIN LATERAL (
-       SELECT
-         FROM :"schema".studio_runs r
-        WHERE :owned_by_each
-          -- A write that was given up and arrives late changes nothing.
-          AND r.written <= w.number
-          -- If a failover lost chunks, the attempt must not go on as if they were still stored.
-          AND (w.chunks IS NULL
-               OR w.chunks <= :stream_length)
-          FOR NO KEY UPDATE OF r SKIP LOCKED
-     ) held
+      LEFT JOIN LATERAL (
+        SELECT true AS is_held
+          FROM :"schema".studio_runs r
+         WHERE :owned_by_each
+           -- A write that was given up and arrives late changes nothing.
+           AND r.written <= w.number
+           -- If a failover lost chunks, the attempt must not go on as if they were still stored.
+           AND (w.chunks IS NULL
+                OR w.chunks <= :stream_length)
+           FOR NO KEY UPDATE OF r SKIP LOCKED
+      ) held ON true
   ),
   saved AS (
     UPDATE :"schema".studio_runs r
@@ -46,9 +46,17 @@ WITH
            -- A checkpoint is progress: the crashes of former owners no longer count (`protocol::poison`).
            crashes = 0,
            written = w.number
-      FROM mine w
-     WHERE :owned_by_each
+      FROM looked w
+     WHERE w.is_held
+       AND :owned_by_each
     RETURNING w.nth
   )
-SELECT nth
-  FROM saved;
+SELECT nth, true AS is_made
+  FROM saved
+ UNION ALL
+SELECT w.nth, false
+  FROM looked w
+ WHERE w.is_held IS NULL
+   AND (SELECT count(*)
+          FROM :"schema".studio_runs r
+         WHERE :owned_by_each) = 0;

@@ -12,12 +12,14 @@
 --   floor     int8    the highest fence that this process was ever given
 --   patience  text    how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
 --
--- Returns a row for each run that was inserted. `start_run` finds why another was not.
+-- Returns one row: the runs that were inserted, their fences, and why another was not. `has_owner` is false if the
+-- incarnation is not in the roster, or drains. Otherwise `start_run` finds the reason.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 WITH
   patience AS MATERIALIZED (
-    SELECT set_config('lock_timeout', COALESCE(:'patience'::text, current_setting('lock_timeout')), true) AS is_set
+    SELECT f.former, set_config('lock_timeout', COALESCE(:'patience'::text, f.former), true) AS is_set
+      FROM (SELECT current_setting('lock_timeout') AS former OFFSET 0) f
   ),
   wanted AS MATERIALIZED (
     SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
@@ -47,7 +49,7 @@ WITH
     SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation, nextval(:'studio_fence'::regclass), 1, w.movable,
            w.trace
       -- One order of keys, so that two such statements cannot deadlock.
-      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.run_id) w
+      FROM (SELECT * FROM wanted ORDER BY wanted.kind COLLATE "C", wanted.key COLLATE "C", wanted.run_id) w
      CROSS JOIN me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
        AND NOT me.is_cordoned
@@ -59,5 +61,9 @@ WITH
     SELECT run_id, 1, owner_pod, owner_incarnation, fence
       FROM run
   )
-SELECT run_id, fence
+SELECT array_agg(run_id ORDER BY run_id) AS run_ids,
+       array_agg(fence ORDER BY run_id) AS fences,
+       EXISTS (SELECT FROM me) AS has_owner,
+       -- After the inserts, so that the commit waits as long as the session does.
+       (SELECT set_config('lock_timeout', p.former, true) FROM patience p WHERE count(run_id) >= 0) AS patience
   FROM run;

@@ -59,7 +59,9 @@ WITH
     SELECT w.run_id, w.kind, w.key, w.input, me.pod_id, me.incarnation,
            pg_catalog.nextval(:'studio_fence'::pg_catalog.regclass), w.movable, w.trace
       -- One order of keys, so that two such statements cannot deadlock.
-      FROM (SELECT * FROM wanted ORDER BY wanted.kind, wanted.key, wanted.run_id) w
+      FROM (SELECT *
+              FROM wanted
+             ORDER BY wanted.kind COLLATE pg_catalog."C", wanted.key COLLATE pg_catalog."C", wanted.run_id) w
      CROSS JOIN me CROSS JOIN above
      WHERE (SELECT e.rises AND :'floor'::pg_catalog.int8 OPERATOR(pg_catalog.<=) e.most FROM reach e)
        AND NOT me.is_cordoned

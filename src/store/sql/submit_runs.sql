@@ -14,12 +14,14 @@
 --   word      text     the notice
 --   patience  text     how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
 --
--- Returns a row for each run that was inserted. Another is not if a run with its id, or a running one with its key, exists.
+-- Returns one row: the runs that were inserted. Another was not if a run with its id, or a running one with its key, exists.
 WITH
   patience AS MATERIALIZED (
-    SELECT CASE WHEN :'patience'::pg_catalog.text IS NOT NULL
+    SELECT f.former,
+           CASE WHEN :'patience'::pg_catalog.text IS NOT NULL
                 THEN pg_catalog.set_config('lock_timeout'::pg_catalog.text, :'patience'::pg_catalog.text, true)
            END AS set_to
+      FROM (SELECT pg_catalog.current_setting('lock_timeout'::pg_catalog.text) AS former OFFSET 0::pg_catalog.int8) f
   ),
   wanted AS MATERIALIZED (
     SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace, patience.set_to
@@ -35,7 +37,7 @@ WITH
     SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
       FROM wanted w
      -- One order of keys, so that two such statements cannot deadlock.
-     ORDER BY w.kind, w.key, w.run_id
+     ORDER BY w.kind COLLATE pg_catalog."C", w.key COLLATE pg_catalog."C", w.run_id
     ON CONFLICT DO NOTHING
     RETURNING run_id
   ),
@@ -46,7 +48,12 @@ WITH
            END AS told
      WHERE EXISTS (SELECT FROM run)
   )
-SELECT run_id,
+SELECT pg_catalog.array_agg(run_id) AS run_ids,
        -- Without it, the server would leave `told` out.
-       (SELECT pg_catalog.count(*) FROM told) AS told
+       (SELECT pg_catalog.count(*) FROM told) AS told,
+       -- After the inserts, so that the commit waits as long as the session does.
+       (SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, p.former, true)
+          FROM patience p
+         WHERE :'patience'::pg_catalog.text IS NOT NULL
+           AND pg_catalog.count(run_id) OPERATOR(pg_catalog.>=) 0::pg_catalog.int8) AS patience
   FROM run;
