@@ -459,7 +459,8 @@ async fn end_unreadable(engine: &Engine, run: &Unreadable) {
     let ending = Ending::of(Output::text("").fail(format!("its input or checkpoint cannot be read: {why}")));
     let settings = &engine.member.settings;
     let limits = Limits { result: settings.result_max_bytes, stderr: settings.stderr_max_bytes };
-    let ended = async { runs::finish(&engine.db, *owner, runs::ONLY, &ending, &ending.output().columns(limits)?, None).await };
+    let ended =
+        async { runs::finish(&engine.db, *owner, runs::ONLY, &ending, &ending.output().columns(limits)?, None).await };
     match ended.await {
         Ok(true) => failures::note(engine, *owner, kind, *attempt, ending.error().unwrap_or_default()),
         // Another pod owns the run now.

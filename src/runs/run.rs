@@ -339,9 +339,8 @@ impl Run {
             Ending::Succeeded(_) => self.stream.going().place().map(|place| place.next),
             Ending::Failed(..) => None,
         };
-        let finish = async |number| {
-            Ok(self.engine.write_end(self.owner, number, ending, columns, seq).await?.then_some(true))
-        };
+        let finish =
+            async |number| Ok(self.engine.write_end(self.owner, number, ending, columns, seq).await?.then_some(true));
         let began = clock::now();
         let written = self.write(&mut writes, "its end", finish, was_done).await;
         writes.end = match &written {

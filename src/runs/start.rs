@@ -36,8 +36,10 @@ pub(crate) async fn start(engine: &Arc<Engine>, handlers: &Handlers, new: NewRun
     let run_id = RunId::generate();
     let place = engine.registry.reserve(run_id, &new.kind).ok_or_else(|| full(engine, &new.kind))?;
     let trace = trace_of(&new);
-    let start = NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), is_repeated: false };
-    let inserted = repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..start.clone() }, bytes)).await?;
+    let start =
+        NewStart { run_id, owner: Some(incarnation), new: Arc::new(new), trace: trace.clone(), is_repeated: false };
+    let inserted =
+        repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..start.clone() }, bytes)).await?;
     let fence = outcome(engine, inserted, &start.new)?;
     let new = Arc::unwrap_or_clone(start.new);
     let claimed = Claimed {
@@ -63,7 +65,8 @@ pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> 
     let bytes = check(engine, new)?;
     let run_id = RunId::generate();
     let submit = NewStart { run_id, owner: None, new: Arc::clone(new), trace: trace_of(new), is_repeated: false };
-    let inserted = repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..submit.clone() }, bytes)).await;
+    let inserted =
+        repeat(run_id, |is_repeated| engine.write_start(NewStart { is_repeated, ..submit.clone() }, bytes)).await;
     // A submit whose reply was lost may have been committed.
     let may_be_there = inserted.as_ref().map_or_else(Error::may_have_been_done, |i| matches!(i, Inserted::Yes(_)));
     if may_be_there {

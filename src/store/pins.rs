@@ -45,6 +45,11 @@ fn tokens(sql: &str) -> Vec<Token> {
                 i += 1 + text[i + 1..].iter().take_while(|c| **c != '\'').count() + 1;
                 tokens.push(Token::Literal(upto(i)));
             }
+            // COLLATE pg_catalog."C"
+            '"' => {
+                i += 1 + text[i + 1..].iter().take_while(|c| **c != '"').count() + 1;
+                tokens.push(Token::Word(upto(i)));
+            }
             ':' if at(i + 1) == '\'' => {
                 i += 2 + text[i + 2..].iter().take_while(|c| **c != '\'').count() + 1;
                 tokens.push(Token::Literal(upto(i)));

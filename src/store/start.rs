@@ -112,8 +112,7 @@ pub(crate) async fn start_in_txn(
     if !row.at::<bool>("in_reach")? {
         return Ok(new.iter().map(|_| Err(fences::not_risen(floor))).collect());
     }
-    settled_in_txn(txn, schema, new, run_ids_of(&row)?.into_iter().collect())
-        .await
+    settled_in_txn(txn, schema, new, run_ids_of(&row)?.into_iter().collect()).await
 }
 
 /// Starts runs as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told`
