@@ -13,8 +13,11 @@ pub(crate) struct Schema {
     /// Statements from files, rendered for this schema, by the length of their files. Each is added when it is first
     /// run. All clones share them. A text of several kilobytes is compared faster than it is hashed, and few files have
     /// the same length.
-    rendered: Arc<RwLock<HashMap<usize, Vec<(Box<str>, Arc<str>)>>>>,
+    rendered: Arc<RwLock<HashMap<usize, Vec<Rendered>>>>,
 }
+
+/// The text of a file, and the statement that is sent.
+type Rendered = (Box<str>, Arc<str>);
 
 impl Schema {
     pub(crate) fn new(name: &str) -> Self {
@@ -35,7 +38,7 @@ impl Schema {
         if !statement::is_file(template) {
             return self.replace(template).into();
         }
-        let find = |same_length: &Vec<(Box<str>, Arc<str>)>| {
+        let find = |same_length: &Vec<Rendered>| {
             same_length.iter().find(|(file, _)| **file == *template).map(|(_, sql)| Arc::clone(sql))
         };
         let known = self.rendered.read().unwrap_or_else(PoisonError::into_inner).get(&template.len()).and_then(find);
