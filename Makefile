@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs costs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,7 @@ test: cargo chaos-programs ## Run all tests, on private PostgreSQL servers, pgbo
 	@sh scripts/ensure-daemon.sh pgbouncer pgbouncer
 	@sh scripts/ensure-daemon.sh nginx nginx-light
 	-@sh scripts/ensure-schemathesis.sh
+	-@sh scripts/ensure-program.sh valgrind valgrind
 	@CARGO="$(CARGO)" sh scripts/test.sh
 
 test-quick: cargo ## Run the tests of the library, the documentation and the model, and those on PostgreSQL in one process
@@ -95,6 +96,11 @@ fmt: cargo ## Format the code
 docs: cargo ## Renew the pages that are made from the code (settings, metrics, errors, connections, model); the tests compare them
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --lib the_page_on
 	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --test model the_page_on
+
+costs: cargo ## Count statements, round trips, rows and instructions again, and write the counts into docs/costs.md
+	@sh scripts/ensure-postgres.sh
+	-@sh scripts/ensure-program.sh valgrind valgrind
+	PODLOCK_RENEW_DOCS=1 $(CARGO) test --all-features --test costs
 
 features: cargo hack ## Compile each combination of features, tests and examples included
 	$(HACK) check --all-targets

@@ -231,8 +231,8 @@ impl Settings {
     /// owner has left the roster and of which no event tells any more. That is the case if the transaction that names
     /// the owner commits after the passes that followed the event.
     ///
-    /// Up to 17 pods: a sweep, and two statements. In a larger fleet, a pod reads all running runs only at every
-    /// ⌈(pods − 1) / 16⌉th sweep or so, and the bound is one and a half times as long, and one more sweep.
+    /// Up to 17 pods: a sweep, and two statements. In a larger fleet, a pod looks for orphans with an owner only at
+    /// every ⌈(pods − 1) / 16⌉th sweep or so, and the bound is one and a half times as long, and one more sweep.
     #[must_use]
     pub fn orphan_claimed(&self, pods: usize) -> Duration {
         let peers = pods.saturating_sub(1);
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(s.worst_case().outage_tolerated, Duration::from_millis(5500));
         assert_eq!(s.worst_case().frozen, secs(10) + s.worst_case().process_killed);
         assert_eq!(s.pushed(Duration::from_millis(30)), Duration::from_millis(175));
-        // Two hundred pods: each reads all running runs at every thirteenth sweep, or half as often again.
+        // Two hundred pods: each looks for orphans with an owner at every thirteenth sweep, or half as often again.
         for (pods, sweeps) in [(0, 1.1), (1, 1.1), (17, 1.1), (18, 3.0 + 1.1), (200, 13.0 * 1.5 + 1.1)] {
             let claimed = s.sweep_interval.mul_f64(sweeps) + secs(4);
             assert_eq!(s.orphan_claimed(pods).as_millis(), claimed.as_millis(), "{pods} pods");

@@ -18,7 +18,7 @@ use super::errors;
 use super::limits::Limits;
 use super::schema::Schema;
 use super::session::CONFIRM_COMMITS;
-use super::txn::commit_patience;
+use super::txn::{BY_INDEX, commit_patience};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::meters;
 
@@ -194,6 +194,21 @@ impl Database {
     ) -> Result<Vec<Row>> {
         let begin = "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan";
         self.query_between(step, begin, template, commit_patience(self.limit), params).await
+    }
+
+    /// Runs one statement that reads tables by their indexes, whatever the tables held when its plan was made
+    /// ([`BY_INDEX`]).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Database::query`].
+    pub(crate) async fn query_by_index(
+        &self,
+        step: &str,
+        template: &str,
+        params: impl FnOnce() -> Vec<Late> + Send,
+    ) -> Result<Vec<Row>> {
+        self.query_between(step, BY_INDEX, template, commit_patience(self.limit), params).await
     }
 
     /// Runs one statement in a transaction that begins with `begin`.

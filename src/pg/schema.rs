@@ -10,9 +10,14 @@ use super::statement;
 pub(crate) struct Schema {
     name: Arc<str>,
     prefix: Arc<str>,
-    /// Statements from files, rendered for this schema. Each is added when it is first run. All clones share them.
-    rendered: Arc<RwLock<HashMap<Box<str>, Arc<str>>>>,
+    /// Statements from files, rendered for this schema, by the length of their files. Each is added when it is first
+    /// run. All clones share them. A text of several kilobytes is compared faster than it is hashed, and few files have
+    /// the same length.
+    rendered: Arc<RwLock<HashMap<usize, Vec<Rendered>>>>,
 }
+
+/// The text of a file, and the statement that is sent.
+type Rendered = (Box<str>, Arc<str>);
 
 impl Schema {
     pub(crate) fn new(name: &str) -> Self {
@@ -33,12 +38,19 @@ impl Schema {
         if !statement::is_file(template) {
             return self.replace(template).into();
         }
-        let known = self.rendered.read().unwrap_or_else(PoisonError::into_inner).get(template).cloned();
+        let find = |same_length: &Vec<Rendered>| {
+            same_length.iter().find(|(file, _)| **file == *template).map(|(_, sql)| Arc::clone(sql))
+        };
+        let known = self.rendered.read().unwrap_or_else(PoisonError::into_inner).get(&template.len()).and_then(find);
         known.unwrap_or_else(|| {
             let sql: Arc<str> = statement::render(template, self.quoted()).into();
             let mut rendered = self.rendered.write().unwrap_or_else(PoisonError::into_inner);
-            rendered.insert(template.into(), Arc::clone(&sql));
-            sql
+            let same_length = rendered.entry(template.len()).or_default();
+            // Another thread may have added it meanwhile.
+            find(same_length).unwrap_or_else(|| {
+                same_length.push((template.into(), Arc::clone(&sql)));
+                sql
+            })
         })
     }
 

@@ -309,7 +309,7 @@ async fn bury(local: &Local, txn: Txn<'_>, lock: &LivenessLock, trigger: Trigger
         dead.iter().map(|(peer, evidence)| burial(local, peer, *evidence, trigger)).collect();
     let since: Vec<_> = dead.iter().map(|(peer, seen)| local.delays.since(peer.probe.incarnation, *seen)).collect();
     // The same round trip reads the resulting orphans for the next recovery pass.
-    let load = Load::new(&local.shared.engine, lock.incarnation, true);
+    let load = Load::new(&local.shared.engine, lock.incarnation, true, false);
     let params = load.wanted.params();
     let then = (CANDIDATES.template, params.as_slice());
     let (buried, orphans) = burials::commit_burials(txn, &local.proof(lock), &burials, me, then).await?;

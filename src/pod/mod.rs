@@ -677,6 +677,8 @@ impl Pod {
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        // Boxed, because a spawn copies its future from function to function.
+        let work = Box::pin(work);
         self.shared.member.tracker.spawn_on(work, &self.shared.member.runtime).await.unwrap_or_else(|e| {
             Err(Error::new(
                 ErrorKind::Stopped,

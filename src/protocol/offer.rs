@@ -168,12 +168,11 @@ pub fn after_a_pass(plan: &Plan, seen: &Seen, hidden: bool) -> Tell {
         return if hidden { Tell::Everybody } else { Tell::Nobody };
     }
     let claimed: BTreeSet<_> = plan.claim.iter().map(|row| row.run_id).collect();
-    let kinds: BTreeSet<_> = seen
-        .rows
-        .iter()
-        .filter(|row| row.owner.is_none() && !claimed.contains(&row.run_id))
-        .map(|row| Arc::clone(&row.kind))
-        .collect();
+    let listed = seen.rows.iter().filter(|row| row.owner.is_none() && !claimed.contains(&row.run_id));
+    let mut kinds: BTreeSet<_> = listed.map(|row| Arc::clone(&row.kind)).collect();
+    if seen.unlisted > 0 {
+        kinds.extend(seen.ownerless.iter().cloned());
+    }
     if kinds.len() > 1 { Tell::Kinds(kinds) } else { others(fleet, left) }
 }
 
@@ -289,6 +288,19 @@ mod tests {
         load.rows = vec![of("x"), of("y"), of("z")];
         let plan = Plan { claim: vec![load.rows[0].clone()], ..Plan::default() };
         assert_eq!(after_a_pass(&plan, &load, false), Tell::Kinds(["y", "z"].map(Arc::from).into()));
+    }
+
+    #[test]
+    fn a_kind_of_an_orphan_that_was_not_listed_counts_as_left() {
+        let of = |kind: &str| Candidate { kind: Arc::from(kind), ..candidate() };
+        let load = Seen {
+            rows: vec![of("x")],
+            unlisted: 2,
+            ownerless: ["x", "y"].map(Arc::from).into(),
+            ..seen(fleet(3, 0, &[(0, 9), (0, 9), (0, 9)]))
+        };
+        let plan = Plan { claim: vec![load.rows[0].clone()], ..Plan::default() };
+        assert_eq!(after_a_pass(&plan, &load, false), Tell::Kinds(["x", "y"].map(Arc::from).into()));
     }
 
     /// In any fleet, this pod and the pods that it tells have a share of every orphan for which there is room.

@@ -6,8 +6,11 @@
 //!
 //! A pod takes orphans up to its room, both in total and for each kind. It takes at most its share of them
 //! ([`super::share`]), and one suspect at a time ([`super::poison`]). It leaves the others to the other pods. If an
-//! orphan is still there after [`Rules::share_wait`], the others could not take it. Then this pod takes it too, the
-//! oldest first. So a share delays an orphan, and keeps no pod from taking it.
+//! orphan is still there after [`Rules::share_wait`], the others could not take it. Then this pod takes it too. So a
+//! share delays an orphan, and keeps no pod from taking it.
+//!
+//! A load usually returns about as many orphans as the pod takes. A pod that takes none of many loads all of them next
+//! ([`must_see_all`]), because `share_wait` counts from when it has seen an orphan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,7 +40,8 @@ pub struct Candidate {
     pub crashed: bool,
 }
 
-/// The result of a load: this pod's own rows, and orphans with the oldest first.
+/// The result of a load: this pod's own rows, and orphans. The orphans begin at this pod's place among all orphans, the
+/// oldest first, and go round at the end. So pods that load at the same time do not compete for the same ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// The rows.
@@ -47,6 +51,10 @@ pub struct Seen {
     pub fleet: Option<FleetLoad>,
     /// The names of the pods in `fleet`, in the same order.
     pub takers: Vec<String>,
+    /// How many more orphans there are than `rows` has.
+    pub unlisted: usize,
+    /// The kinds of all orphans without an owner, also of those that `rows` does not have.
+    pub ownerless: Vec<Arc<str>>,
 }
 
 /// The settings that a plan depends on.
@@ -193,6 +201,14 @@ pub fn plan(own: Incarnation, rules: &Rules, memory: &Memory, seen: &Seen, now: 
     planner.plan
 }
 
+/// Whether the next load must return all orphans, and not only as many as this pod takes. `saw_all`: the last load was
+/// such a load. This pod waits for others to take orphans that it has not seen, so it must note since when they are
+/// there. While it takes orphans itself, it reads no more than it takes, and all pods together read each orphan once.
+#[must_use]
+pub fn must_see_all(plan: &Plan, seen: &Seen, saw_all: bool) -> bool {
+    plan.again.is_some() && (saw_all || (seen.unlisted > 0 && plan.claim.is_empty()))
+}
+
 fn is_suspect(rules: &Rules, row: &Candidate) -> bool {
     poison::judge(row.crashes, row.crashed, rules.max_crashes) == Suspicion::Suspect
 }
@@ -255,17 +271,14 @@ impl Planner<'_> {
         false
     }
 
-    /// Chooses orphans: first those that no pod took for a while, then this pod's share of the rest, from its own place
-    /// in the list on.
+    /// Chooses orphans: first those that no pod took for a while, then this pod's share of the rest.
     fn claim(&mut self, orphans: Vec<&Candidate>, fleet: Option<&FleetLoad>) {
         let last_left = &self.memory.last.left;
         let since = |row: &Candidate| last_left.get(&row.run_id).copied().unwrap_or(self.now);
         let wait = |row: &Candidate| (since(row) + self.rules.share_wait).saturating_sub(self.now);
         let nobody_took = |row: &&Candidate| last_left.contains_key(&row.run_id) && wait(row).is_zero();
         let (mut list, mut fresh): (Vec<_>, Vec<_>) = orphans.into_iter().partition(nobody_took);
-        let begin = fleet.map_or(0, |fleet| fleet.begins_at(fresh.len()));
-        fresh.rotate_left(begin);
-        let mut share = fleet.map_or(usize::MAX, |fleet| fleet.share_of(fresh.len()));
+        let mut share = fleet.map_or(usize::MAX, FleetLoad::share);
         let overdue = list.len();
         list.append(&mut fresh);
         let list: Vec<_> = list.into_iter().map(|row| (row, since(row), wait(row))).collect();
@@ -468,7 +481,8 @@ mod tests {
         let rows: Vec<_> = (0..10).map(|_| row(None, 0)).collect();
         let taker = Taker { running: 0, capacity: Some(20) };
         let fleet = Some(FleetLoad { orphans: 10, takers: vec![taker; 2], me: 1 });
-        let seen = Seen { rows: rows.clone(), fleet, ..Seen::default() };
+        let listed = [&rows[5..], &rows[..5]].concat();
+        let seen = Seen { rows: listed, fleet, ..Seen::default() };
         let memory = Memory { room: 20, ..Memory::default() };
         let at = |memory: &Memory, seconds| super::plan(own, &RULES, memory, &seen, Duration::from_secs(seconds));
         let first = at(&memory, 100);
@@ -482,9 +496,30 @@ mod tests {
         assert!(sooner.sightings.left.values().all(|since| *since <= Duration::from_secs(102)));
         let memory = Memory { last: sooner.sightings, ..memory };
         let later = at(&memory, 103);
-        assert_eq!(ids(&later.claim)[..5], ids(&rows[..5]), "the oldest first");
+        assert_eq!(ids(&later.claim)[..5], ids(&rows[..5]), "those that nobody took come first");
         let full = at(&Memory { room: 0, ..Memory::default() }, 100);
         assert!(full.claim.is_empty() && full.short_of_room, "when a run of it ends it looks again");
+    }
+
+    #[test]
+    fn a_pod_sees_all_orphans_only_while_it_waits_for_others_to_take_some_that_it_has_not_seen() {
+        let own = Incarnation::generate();
+        let rows: Vec<_> = (0..10).map(|_| row(None, 0)).collect();
+        let plan = |running: usize, room: usize| {
+            let (me, idle) = (Taker { running, capacity: Some(99) }, Taker { running: 0, capacity: Some(99) });
+            let fleet = Some(FleetLoad { orphans: 40, takers: vec![me, idle], me: 0 });
+            let seen = Seen { rows: rows.clone(), fleet, unlisted: 30, ..Seen::default() };
+            (super::plan(own, &RULES, &Memory { room, ..Memory::default() }, &seen, Moment::ZERO), seen)
+        };
+        let (takes, seen) = plan(0, 99);
+        assert_eq!((takes.claim.len(), must_see_all(&takes, &seen, false)), (10, false), "it takes all that it saw");
+        let (leaves, seen) = plan(50, 49);
+        assert!(leaves.claim.is_empty() && must_see_all(&leaves, &seen, false), "the idle pod takes all");
+        let all = Seen { unlisted: 0, ..seen };
+        assert!(!must_see_all(&leaves, &all, false), "it saw all of them, although it did not ask for that");
+        assert!(must_see_all(&leaves, &all, true), "it goes on until nothing is left to wait for");
+        let (full, seen) = plan(99, 0);
+        assert!(!must_see_all(&full, &seen, false) && !must_see_all(&full, &seen, true), "it waits for room");
     }
 
     #[test]

@@ -56,25 +56,6 @@ impl FleetLoad {
         }
         me.up_to(low).min(self.orphans)
     }
-
-    /// How many of a list of `len` orphans this pod takes in one pass. If there are more orphans than the list has, the
-    /// pod takes only the part between its own place and that of the next taker.
-    #[must_use]
-    pub fn share_of(&self, len: usize) -> usize {
-        let takers = self.takers.iter().filter(|taker| taker.room() > 0).count();
-        if len < self.orphans { self.share().min(len.div_ceil(takers.max(1))) } else { self.share() }
-    }
-
-    /// The index in a list of `len` orphans at which this pod begins, going round. Each taker with room begins at
-    /// another place, so that pods with the same list do not compete for the same orphans.
-    #[must_use]
-    pub fn begins_at(&self, len: usize) -> usize {
-        let with_room = |takers: &[Taker]| takers.iter().filter(|taker| taker.room() > 0).count();
-        match (self.takers.get(..self.me), with_room(&self.takers)) {
-            (Some(before), all) if all > 0 => len * with_room(before).min(all - 1) / all,
-            _ => 0,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -139,21 +120,5 @@ mod tests {
         let share = |me| FleetLoad { orphans: 10, takers: takers.clone(), me }.share();
         assert_eq!([share(0), share(1), share(2)], [8, 2, 10]);
         assert_eq!(FleetLoad { orphans: 3, ..FleetLoad::default() }.share(), 3);
-    }
-
-    #[test]
-    fn each_taker_with_room_begins_at_another_place() {
-        let takers: Vec<_> =
-            [(0, 9), (9, 9), (0, 9), (0, 9)].map(|(running, c)| Taker { running, capacity: Some(c) }).to_vec();
-        let begins = |me| FleetLoad { orphans: 30, takers: takers.clone(), me }.begins_at(30);
-        assert_eq!([begins(0), begins(2), begins(3)], [0, 10, 20]);
-        assert!(begins(1) < 30, "one that is full takes nothing, wherever it begins");
-        let of_more = FleetLoad { orphans: 300, takers: takers.clone(), me: 2 };
-        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (9, 9), "it has room for nine");
-        let roomy = vec![Taker { running: 0, capacity: None }; 3];
-        let of_more = FleetLoad { orphans: 300, takers: roomy, me: 2 };
-        assert_eq!((of_more.share_of(30), of_more.share_of(300)), (10, 100));
-        assert_eq!(FleetLoad::default().begins_at(30), 0);
-        assert_eq!(FleetLoad { takers, me: 9, orphans: 1 }.begins_at(30), 0);
     }
 }

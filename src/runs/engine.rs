@@ -28,8 +28,8 @@ use crate::protocol::recover::{Memory, Seen};
 pub(crate) struct Loaded {
     pub(super) own: Incarnation,
     pub(super) memory: Memory,
-    /// There may be more orphans than the load returned.
-    pub(super) more: bool,
+    /// The load asked for all orphans, and not only for this pod's share.
+    pub(super) wide: bool,
     /// The load did not ask for all orphans. There is no room for some kinds, or a suspect runs here.
     pub(super) held_back: bool,
     /// The load left orphans out that this pod cannot take now, for this or another reason.

@@ -39,20 +39,18 @@ pub(crate) fn begin(
     let grace = engine.member.settings.stop_grace();
     let held = place.slot(&engine.registry);
     place.begin(fence, Arc::clone(&stop), mobility, || {
-        let task = task_engine.member.tracker.spawn_on(
-            async move {
-                let _place = held;
-                let stop = run.stop_signal();
-                tokio::select! {
-                    biased;
-                    () = traced(handler, run) => {}
-                    // This drops the handler's future, which aborts the handler at its next await.
-                    () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
-                }
-            },
-            &task_engine.member.runtime,
-        );
-        task.abort_handle()
+        // Boxed, because a spawn copies its future from function to function, eight times.
+        let task = Box::pin(async move {
+            let _place = held;
+            let stop = run.stop_signal();
+            tokio::select! {
+                biased;
+                () = traced(handler, run) => {}
+                // This drops the handler's future, which aborts the handler at its next await.
+                () = async { stop.over().cancelled().await; tokio::time::sleep(grace).await } => {}
+            }
+        });
+        task_engine.member.tracker.spawn_on(task, &task_engine.member.runtime).abort_handle()
     });
     if engine.member.incarnation() != incarnation {
         stop.fire(StopReason::Fenced);
@@ -81,6 +79,15 @@ async fn traced(handler: Arc<dyn Handler>, run: Run) {
 
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     let called = AssertUnwindSafe(async { handler.call(run.clone()).await }).catch_unwind().await;
+    // Boxed when it begins: a write of the end needs several kilobytes, which a run that waits shall not hold.
+    Box::pin(conclude(called, run)).await;
+}
+
+/// What the handler returned, or its panic.
+type Called = Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>;
+
+/// Stores how the attempt ends.
+async fn conclude(called: Called, run: Run) {
     if run.has_ended().await {
         let after = match &called {
             Ok(Ok(Outcome::Finished)) => return,
@@ -135,7 +142,7 @@ enum AttemptEnd {
 
 /// Decides how the attempt ends. A handler that fails after it was told to stop most likely failed because of that. Its
 /// run is not ended as failed.
-fn decide(called: Result<Result<Outcome, HandlerError>, Box<dyn Any + Send>>, stop: Option<StopReason>) -> AttemptEnd {
+fn decide(called: Called, stop: Option<StopReason>) -> AttemptEnd {
     match (called, stop) {
         (Err(panic), _) => failed(format!("the handler panicked: {}", text_of(&*panic))),
         (Ok(Ok(Outcome::Done(result))), _) => AttemptEnd::Finish(Ending::of(result.into())),

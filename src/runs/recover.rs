@@ -28,9 +28,9 @@ use crate::protocol::state::RunState;
 use crate::store::candidates::{self, Wanted};
 use crate::store::runs::{self, Owner};
 
-/// How many orphans one load returns: `AHEAD` times as many as this pod has room for, at most `LOAD`. Pods that share
-/// the orphans can then claim different ones. A load costs as much as a claim, so more is too dear. With shorter
-/// lists, pods try to claim the same runs.
+/// How many orphans one load returns at most: `AHEAD` times as many as this pod has room for, and no more than `LOAD`.
+/// Most loads return far fewer: this pod's share, and some to spare. With shorter lists, a pod that can take only some
+/// of the orphans, such as one suspect at a time, may not see those that it can take. Longer lists take long to send.
 const AHEAD: usize = 8;
 const LOAD: usize = 16_384;
 
@@ -49,7 +49,9 @@ struct Passes {
     passed_over: PassedOver,
     /// The next pass looks for orphans that still name an owner.
     whole: bool,
-    /// An event asked for that pass. What it finds may not have been committed yet, so another one follows soon.
+    /// The next pass loads all orphans, and not only this pod's share ([`recover::must_see_all`]).
+    wide: bool,
+    /// An event asked for a whole pass. What it finds may not have been committed yet, so another one follows soon.
     asked: bool,
     /// When such a pass is due although nothing asked for one. `None`: now.
     whole_due: Option<Moment>,
@@ -59,7 +61,7 @@ struct Passes {
 pub(crate) struct Load {
     own: Incarnation,
     memory: Memory,
-    limit: usize,
+    wide: bool,
     held_back: bool,
     hidden: bool,
     pub(crate) wanted: Wanted,
@@ -68,7 +70,8 @@ pub(crate) struct Load {
 impl Load {
     /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so
     /// the plan does not count it as missing from the rows. Only if `whole`, orphans that still name an owner are loaded.
-    pub(crate) fn new(engine: &Engine, own: Incarnation, whole: bool) -> Self {
+    /// Only if `wide`, orphans beyond this pod's share are loaded.
+    pub(crate) fn new(engine: &Engine, own: Incarnation, whole: bool, wide: bool) -> Self {
         let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // This pod does not claim runs that are stopping here, or that it released just now.
         let mut passed_over = winding_down;
@@ -85,11 +88,11 @@ impl Load {
         let held_back = kinds.len() < known || suspect_from.is_some();
         let hidden = held_back || !passed_over.is_empty();
         let limit = room.saturating_mul(AHEAD).min(LOAD) + 1;
-        let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from, whole);
+        let wanted = Wanted::new(own, kinds, limit, &passed_over, suspect_from, whole, wide);
         Self {
             own,
             memory: Memory { running, pending, room, room_of, ..Memory::default() },
-            limit,
+            wide,
             held_back,
             hidden,
             wanted,
@@ -97,8 +100,8 @@ impl Load {
     }
 
     pub(crate) fn with(self, seen: Seen) -> Loaded {
-        let more = seen.rows.len() >= self.limit;
-        Loaded { own: self.own, memory: self.memory, more, held_back: self.held_back, hidden: self.hidden, seen }
+        let Self { own, memory, wide, held_back, hidden, .. } = self;
+        Loaded { own, memory, wide, held_back, hidden, seen }
     }
 
     async fn run(self, engine: &Engine) -> Result<Loaded> {
@@ -243,14 +246,13 @@ async fn pass(
     let (loaded, may_be_old) = match from_a_burial {
         Some(loaded) if loaded.own == own => (loaded, true),
         _ => {
-            // The pods of a large fleet read all running runs no more often than those of a small one, all together. In
-            // between, a pass reads only what has an index. An owner that goes leaves an event, which asks for a whole
-            // pass.
+            // The pods of a large fleet look for owners that are gone no more often than those of a small one, all
+            // together. An owner that goes leaves an event, which asks for a whole pass.
             let (now, peers) = (clock::now(), engine.member.peers());
             if neighbours::are_all(peers) || passes.whole_due.is_none_or(|due| due <= now) {
                 passes.whole = true;
             }
-            let loaded = Load::new(engine, own, passes.whole).run(engine).await?;
+            let loaded = Load::new(engine, own, passes.whole, passes.wide).run(engine).await?;
             if passes.whole {
                 let sweep = engine.member.settings.sweep_interval;
                 let rarer = neighbours::rarer(sweep, peers).mul_f64(0.5 + fastrand::f64());
@@ -259,13 +261,17 @@ async fn pass(
             (loaded, false)
         }
     };
-    let Loaded { mut memory, more, held_back, hidden, seen, .. } = loaded;
+    let Loaded { mut memory, wide, held_back, hidden, seen, .. } = loaded;
     memory.last = std::mem::take(&mut passes.last);
     memory.suspects = engine.registry.suspects(clock::now(), engine.member.settings.lease);
     memory.companions = engine.member.companions();
     let rules = rules(engine);
     let mut plan = recover::plan(own, &rules, &memory, &seen, clock::now());
     let first_seen = !plan.sightings.unclaimed.is_empty();
+    // Whether it takes all that it loaded, so that it may take some of the others as well.
+    let more = seen.unlisted > 0;
+    let takes_all = more && plan.sightings.left.is_empty();
+    passes.wide = recover::must_see_all(&plan, &seen, wide);
     passes.last = std::mem::take(&mut plan.sightings);
     // A run that is no longer ours frees its place when its task ends, and may then be claimable.
     passes.short_of_room = plan.short_of_room || held_back || !plan.check.is_empty();
@@ -305,13 +311,13 @@ async fn pass(
     let missed: Vec<RunId> = wanted.iter().map(|run| run.run_id).filter(|run_id| !taken.contains(run_id)).collect();
     passes.passed_over.say(engine, &missed, &took.begun).await;
     let some_were_others = took.begun.len() + took.passed_over < wanted.len();
-    let goes_on = (more || some_were_others) && !took.begun.is_empty();
+    let goes_on = (takes_all || some_were_others) && !took.begun.is_empty();
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
     } else if !took.begun.is_empty() {
         // Other pods claimed at the same time. Nobody notifies us of the runs that they left.
         Some(AFTER_A_CLAIM)
-    } else if first_seen || some_were_others {
+    } else if first_seen || some_were_others || (passes.wide && !wide) {
         Some(engine.member.settings.hold_probe_interval)
     } else {
         None

@@ -322,7 +322,7 @@ pub(crate) async fn warm_up(session: &mut Session) -> Result<()> {
     }
     let (nobody, backend) = (Incarnation::from(Uuid::nil()), session.backend());
     let proof = Proof { incarnation: nobody, lock: LockKey::from(0), liveness: backend };
-    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None, true);
+    let nothing = Wanted::new(nobody, Vec::new(), 0, &[], None, true, false);
     let by = PodId::new("nobody")?;
     let txn = session.begin("warming up a burial").await?;
     commit_burials(txn, &proof, &[], &by, (CANDIDATES.template, &nothing.params())).await.map(drop)

@@ -46,18 +46,29 @@ WITH
        AND (SELECT e.rises AND :'floor'::int8 <= e.most FROM reach e)
   ),
   -- Locks the rows in one order, so that two pods cannot deadlock. Skips rows that another transaction has locked
-  -- (L12).
+  -- (L12). Each row is looked up by its key: a subquery that locks is not made part of another join.
   picked AS MATERIALIZED (
-    SELECT w.run_id, w.expected, w.fence, s.ended_at, s.reason
-      FROM :"schema".studio_runs r
-      JOIN wanted w ON w.run_id = r.run_id
-      LEFT JOIN :"schema".studio_pod_sessions s ON s.incarnation = w.expected
-     WHERE r.finished_at IS NULL
-       AND r.owner_incarnation IS NOT DISTINCT FROM w.expected
-       AND r.fence = w.fence
-       AND w.fence <= (SELECT e.most FROM reach e)
-     ORDER BY r.run_id
-       FOR NO KEY UPDATE OF r SKIP LOCKED
+    SELECT w.run_id, w.expected, w.fence, r.crashes, r.attempt
+      FROM (SELECT * FROM wanted WHERE fence <= (SELECT e.most FROM reach e) ORDER BY run_id) w
+     CROSS JOIN LATERAL (
+           SELECT r.crashes, r.attempt
+             FROM :"schema".studio_runs r
+            WHERE r.run_id = w.run_id
+              AND r.finished_at IS NULL
+              AND r.owner_incarnation IS NOT DISTINCT FROM w.expected
+              AND r.fence = w.fence
+              FOR NO KEY UPDATE SKIP LOCKED) r
+  ),
+  -- How the owner of each ended, and which of the runs are poison.
+  judged AS MATERIALIZED (
+    SELECT r.run_id, r.expected, r.fence, w.ended_at, w.reason,
+           (r.crashes >= :'poison_from'::int4 - 1 AND :crashed) IS TRUE AS is_poison
+      FROM picked r
+      LEFT JOIN LATERAL (
+           SELECT s.ended_at, s.reason
+             FROM :"schema".studio_pod_sessions s
+            WHERE s.incarnation = r.expected
+           OFFSET 0) w ON true
   ),
   claimed AS (
     UPDATE :"schema".studio_runs r
@@ -67,7 +78,7 @@ WITH
            fence = nextval(:'studio_fence'::regclass),
            written = 0,
            crashes = r.crashes + CASE WHEN :crashed THEN 1 ELSE 0 END
-      FROM me CROSS JOIN above CROSS JOIN picked w
+      FROM me CROSS JOIN above CROSS JOIN judged w
      WHERE :as_expected
        -- A cordoned pod gets no new runs. It may begin its own again.
        AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
@@ -88,7 +99,7 @@ WITH
                               to_char(o.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
                        ', ' ORDER BY o.attempt)
                 FROM (:died_with LIMIT LEAST(GREATEST(r.crashes + 1, 0), 1000)) o))
-      FROM me CROSS JOIN picked w
+      FROM me CROSS JOIN (SELECT * FROM judged j WHERE j.is_poison) w
      WHERE :as_expected
        AND (NOT me.is_cordoned OR w.expected IS NOT DISTINCT FROM :'own'::uuid)
        AND r.crashes >= :'poison_from'::int4 - 1
@@ -143,32 +154,30 @@ WITH
   ),
   -- The claim returns small payloads, the smallest first. A compressed payload is left out, because its stored size is
   -- not the size that is sent.
-  sized AS MATERIALIZED (
-    SELECT c.run_id,
+  sized AS (
+    SELECT c.*,
            COALESCE(pg_column_size(c.input), 0) + COALESCE(pg_column_size(c.checkpoint), 0) AS bytes,
            pg_column_compression(c.input) IS NULL AND pg_column_compression(c.checkpoint) IS NULL AS plain
       FROM claimed c
   ),
-  along AS MATERIALIZED (
-    SELECT z.run_id,
-           z.bytes,
+  along AS (
+    SELECT z.*,
            z.plain AND sum(z.bytes) OVER (ORDER BY z.bytes, z.run_id ROWS UNBOUNDED PRECEDING)
                        <= :'along_bytes'::int8 AS rides
       FROM sized z
   )
 SELECT c.run_id, c.kind, c.key, c.fence, c.attempt,
-       CASE WHEN z.rides THEN c.input END AS input,
-       CASE WHEN z.rides THEN c.checkpoint END AS checkpoint,
+       CASE WHEN c.rides THEN c.input END AS input,
+       CASE WHEN c.rides THEN c.checkpoint END AS checkpoint,
        c.crashes, c.checkpoint_seq, c.movable, c.traceparent,
        NULL AS error,
-       CASE WHEN NOT z.rides THEN z.bytes END AS unread,
+       CASE WHEN NOT c.rides THEN c.bytes END AS unread,
        CASE WHEN c.attempt <= 1 THEN NULL
             WHEN c.expected IS NULL THEN 'released'
             WHEN c.expected = :'own'::uuid THEN 'adopted'
             ELSE COALESCE(c.reason, 'lost')
        END AS taken_over
-  FROM claimed c
-  JOIN along z ON z.run_id = c.run_id
+  FROM along c
   CROSS JOIN logged
 UNION ALL
 SELECT q.run_id, q.kind, NULL, 0, 0, NULL, NULL, 0, 0, false, NULL, q.error, NULL, NULL

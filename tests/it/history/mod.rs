@@ -4,7 +4,7 @@ mod alerts;
 mod endpoints;
 mod mended;
 mod metrics;
-mod plans;
+pub(crate) mod plans;
 mod roll_ups;
 mod samples;
 mod sessions;

@@ -128,7 +128,7 @@ fn read(name: &str) -> String {
 }
 
 /// The text of a statement with `$1` for its first argument, as the library sends it.
-pub(super) fn rendered(file: &str) -> String {
+pub(crate) fn rendered(file: &str) -> String {
     let text = read(&format!("{file}.sql"));
     let mut sql: String = text.lines().filter(|line| !line.starts_with('\\')).map(|line| format!("{line}\n")).collect();
     for line in text.lines().filter(|line| line.starts_with("\\set ")) {
@@ -146,7 +146,7 @@ pub(super) fn rendered(file: &str) -> String {
 }
 
 /// The nodes of a plan that ran.
-fn nodes(plan: &Value) -> Vec<&Value> {
+pub(crate) fn nodes(plan: &Value) -> Vec<&Value> {
     let children = plan["Plans"].as_array().into_iter().flatten().flat_map(nodes);
     std::iter::once(plan).filter(|node| node["Actual Loops"].as_f64() != Some(0.0)).chain(children).collect()
 }

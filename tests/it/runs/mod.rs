@@ -16,6 +16,7 @@ mod lost_replies;
 mod moves;
 mod orphans;
 mod outputs;
+mod plans;
 mod poison;
 mod restart;
 mod sequence;
