@@ -34,6 +34,9 @@ struct Args {
     /// How often each throughput is measured, in turns; the table has the medians
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// How many seconds a worker may take for the jobs of a phase. After that, the rate is that of the jobs that ended
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    phase_limit: u64,
     /// How often a worker of each system is killed. Only once if the job does not begin again in time
     #[arg(long, default_value_t = 5)]
     kills: usize,

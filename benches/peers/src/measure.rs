@@ -1,6 +1,6 @@
 //! How fast jobs go through a system: put into its queue, worked from it, and both at the same time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::child::{Child, SOON};
 use crate::roles::Part;
@@ -11,9 +11,10 @@ use crate::{Args, Result};
 /// How long a worker of the third phase has been idle when the first job comes.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// A phase: how long it took, and what it cost the server.
+/// A phase: how many jobs went through it, how long that took, and what it cost the server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Phase {
+    pub(crate) jobs: u64,
     pub(crate) took: Duration,
     pub(crate) statements: f64,
     pub(crate) commits: f64,
@@ -83,7 +84,20 @@ impl Bench<'_> {
         let began = producer.go().await?;
         let ended = producer.reaches("done", SOON).await?;
         producer.end().await?;
-        self.phase(database, before, ended - began, 0).await
+        self.phase(database, before, Ended { jobs: self.args.jobs, took: ended - began, asked: 0 }).await
+    }
+
+    /// Waits until the jobs of a worker have ended in the database, or until the time for that is over.
+    async fn ended(&self, worker: &mut Child, database: &Database, began: Instant) -> Result<Ended> {
+        let limit = Duration::from_secs(self.args.phase_limit);
+        if worker.reaches("handled", limit.saturating_sub(began.elapsed())).await.is_ok() {
+            let (ended, asked) = database.wait_for_the_end(self.system).await?;
+            database.check(self.system, self.args.jobs).await?;
+            return Ok(Ended { jobs: self.args.jobs, took: ended - began, asked: asked + 1 });
+        }
+        let took = began.elapsed();
+        let jobs = self.args.jobs - database.left(self.system).await?;
+        Ok(Ended { jobs, took, asked: 1 })
     }
 
     /// From the moment when a process that is connected may take jobs until the last one has ended in the database.
@@ -92,12 +106,9 @@ impl Bench<'_> {
         let before = self.server.counted(database).await?;
         let mut worker = self.child(Part::Work, database, self.args.jobs).await?;
         let began = worker.go().await?;
-        worker.reaches("handled", SOON).await?;
-        let (ended, asked) = database.wait_for_the_end(self.system).await?;
+        let ended = self.ended(&mut worker, database, began).await?;
         worker.end().await?;
-        let phase = self.phase(database, before, ended - began, asked).await?;
-        database.check(self.system, self.args.jobs).await?;
-        Ok(phase)
+        self.phase(database, before, ended).await
     }
 
     /// From the first job that is put into the queue until the last one has ended, while a worker works them.
@@ -109,13 +120,10 @@ impl Bench<'_> {
         let mut producer = self.child(Part::Enqueue, database, self.args.jobs).await?;
         let began = producer.go().await?;
         producer.reaches("done", SOON).await?;
-        worker.reaches("handled", SOON).await?;
-        let (ended, asked) = database.wait_for_the_end(self.system).await?;
+        let ended = self.ended(&mut worker, database, began).await?;
         producer.end().await?;
         worker.end().await?;
-        let phase = self.phase(database, before, ended - began, asked).await?;
-        database.check(self.system, self.args.jobs).await?;
-        Ok(phase)
+        self.phase(database, before, ended).await
     }
 
     /// The same in one process, which starts each job where it runs.
@@ -125,21 +133,27 @@ impl Bench<'_> {
         tokio::time::sleep(IDLE).await;
         let began = pod.go().await?;
         pod.reaches("done", SOON).await?;
-        pod.reaches("handled", SOON).await?;
-        let (ended, asked) = database.wait_for_the_end(self.system).await?;
+        let ended = self.ended(&mut pod, database, began).await?;
         pod.end().await?;
-        let phase = self.phase(database, before, ended - began, asked).await?;
-        database.check(self.system, self.args.jobs).await?;
-        Ok(phase)
+        self.phase(database, before, ended).await
     }
 
-    /// `asked` statements were the benchmark's own; they are left out of the statements already.
-    async fn phase(&self, database: &Database, before: Counted, took: Duration, asked: u32) -> Result<Phase> {
+    /// The benchmark's own statements are not among those of the system.
+    async fn phase(&self, database: &Database, before: Counted, ended: Ended) -> Result<Phase> {
         let after = self.server.counted(database).await?;
         Ok(Phase {
-            took,
+            jobs: ended.jobs,
+            took: ended.took,
             statements: after.statements - before.statements,
-            commits: after.commits - before.commits - f64::from(asked),
+            commits: after.commits - before.commits - f64::from(ended.asked),
         })
     }
+}
+
+/// How a phase ended.
+struct Ended {
+    jobs: u64,
+    took: Duration,
+    /// The benchmark's own statements.
+    asked: u32,
 }

@@ -34,13 +34,17 @@ impl Row {
         format!("{} {}: {:?} {:?}", self.system, self.setting, self.rounds.last(), self.failures.last())
     }
 
-    fn rate(&self, args: &Args, phase: impl Fn(&Figures) -> Option<Phase>) -> String {
-        let seconds = self.rounds.iter().filter_map(phase).map(|phase| phase.took.as_secs_f64());
-        median(seconds.collect()).map_or_else(none, |seconds| thousands(args.jobs as f64 / seconds))
+    fn rate(&self, phase: impl Fn(&Figures) -> Option<Phase>) -> String {
+        let rates = self.rounds.iter().filter_map(phase).map(|phase| phase.jobs as f64 / phase.took.as_secs_f64());
+        median(rates.collect()).map_or_else(none, thousands)
     }
 
-    fn a_job(&self, args: &Args, count: impl Fn(&Phase) -> f64) -> String {
-        let counts = self.rounds.iter().map(|figures| count(&figures.both) / args.jobs as f64);
+    /// What a job costs on its way through a queue, if it is put there by itself, or at its start where it runs.
+    fn a_job(&self, count: impl Fn(&Phase) -> f64) -> String {
+        let counts = self.rounds.iter().map(|figures| match (&figures.enqueue, &figures.work) {
+            (Some(enqueue), Some(work)) => count(enqueue) / enqueue.jobs as f64 + count(work) / work.jobs as f64,
+            _ => count(&figures.both) / figures.both.jobs as f64,
+        });
         median(counts.collect()).map_or_else(none, |count| format!("{count:.2}"))
     }
 
@@ -92,12 +96,12 @@ pub(crate) fn print(args: &Args, rows: &[Row]) {
             row.system.version().to_owned(),
             row.setting.to_string(),
             row.system.promises(row.setting).to_owned(),
-            row.rate(args, |figures| figures.enqueue),
-            row.rate(args, |figures| figures.in_batches),
-            row.rate(args, |figures| figures.work),
-            row.rate(args, |figures| Some(figures.both)),
-            row.a_job(args, |phase| phase.statements),
-            row.a_job(args, |phase| phase.commits),
+            row.rate(|figures| figures.enqueue),
+            row.rate(|figures| figures.in_batches),
+            row.rate(|figures| figures.work),
+            row.rate(|figures| Some(figures.both)),
+            row.a_job(|phase| phase.statements),
+            row.a_job(|phase| phase.commits),
             row.again(args),
         ]);
     }
@@ -121,13 +125,19 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 /// A rate, with three digits that mean something.
 fn thousands(rate: f64) -> String {
+    if rate < 10.0 {
+        return format!("{rate:.1}");
+    }
     let step = 10_f64.powf((rate.log10().floor() - 2.0).max(0.0));
     let digits = format!("{:.0}", (rate / step).round() * step);
-    if digits.len() <= 3 {
-        return digits;
+    let mut grouped = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
     }
-    let (head, tail) = digits.split_at(digits.len() - 3);
-    format!("{head},{tail}")
+    grouped
 }
 
 fn span(seconds: f64) -> String {
@@ -143,7 +153,8 @@ mod tests {
         assert_eq!(thousands(12_345.0), "12,300");
         assert_eq!(thousands(1_996.0), "2,000");
         assert_eq!(thousands(317.4), "317");
-        assert_eq!(thousands(7.2), "7");
+        assert_eq!(thousands(7.23), "7.2");
+        assert_eq!(thousands(1_234_567.0), "1,230,000");
     }
 
     #[test]

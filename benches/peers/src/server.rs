@@ -53,9 +53,24 @@ impl Server {
         Ok(Database { name: name.to_owned(), url: self.postgres.url(name) })
     }
 
-    /// Removes it, with whatever is still connected to it.
+    /// Removes it.
     pub(crate) async fn drop(&self, database: Database) -> Result<()> {
-        Ok(self.admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", database.name)).await?)
+        self.until_alone(&database).await?;
+        Ok(self.admin.batch_execute(&format!("DROP DATABASE {}", database.name)).await?)
+    }
+
+    /// Waits until nobody is connected to a database.
+    async fn until_alone(&self, database: &Database) -> Result<()> {
+        const LEFT: &str =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
+        let began = Instant::now();
+        while self.admin.query_one(LEFT, &[&database.name]).await?.get::<_, i64>(0) > 0 {
+            if began.elapsed() > SOON {
+                return Err(format!("{}: a connection is left after {SOON:?}", database.name).into());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Writes what earlier phases left to write, so that a later one does not pay for it.
@@ -65,19 +80,11 @@ impl Server {
 
     /// What was counted up to now. A backend reports its commits when it ends, so this waits until none is left.
     pub(crate) async fn counted(&self, database: &Database) -> Result<Counted> {
-        const LEFT: &str =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
         const SQL: &str = "SELECT (SELECT coalesce(sum(s.calls), 0)::float8 FROM pg_stat_statements s \
                                      JOIN pg_database d ON d.oid = s.dbid \
                                     WHERE d.datname = $1 AND s.query NOT LIKE '%bench_peers_poll%'), \
                                   (SELECT xact_commit::float8 FROM pg_stat_database WHERE datname = $1)";
-        let began = Instant::now();
-        while self.admin.query_one(LEFT, &[&database.name]).await?.get::<_, i64>(0) > 0 {
-            if began.elapsed() > SOON {
-                return Err(format!("{}: a connection is left after {SOON:?}", database.name).into());
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        self.until_alone(database).await?;
         let row = self.admin.query_one(SQL, &[&database.name]).await?;
         Ok(Counted { statements: row.get(0), commits: row.get(1) })
     }
@@ -93,7 +100,7 @@ impl Database {
     /// Waits until no job is left, and says when that was, and how often it asked.
     pub(crate) async fn wait_for_the_end(&self, system: System) -> Result<(Instant, u32)> {
         let client = connect(&self.url).await?;
-        let statement = client.prepare(&system.unfinished()).await?;
+        let statement = client.prepare(&system.any_left()).await?;
         let (began, mut asked) = (Instant::now(), 0);
         loop {
             let unfinished: bool = client.query_one(&statement, &[]).await?.get(0);
@@ -106,6 +113,12 @@ impl Database {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// How many jobs have not ended yet.
+    pub(crate) async fn left(&self, system: System) -> Result<u64> {
+        let count: i64 = connect(&self.url).await?.query_one(&system.left(), &[]).await?.get(0);
+        Ok(u64::try_from(count)?)
     }
 
     /// An error if the system keeps its jobs, and not so many of them have ended well.

@@ -76,26 +76,40 @@ impl System {
         self != Self::PodlockStart
     }
 
-    /// Says whether a job has not ended yet. Its comment tells this statement from those of the system.
-    pub(crate) fn unfinished(self) -> String {
-        let rows = match self {
+    /// The rows of jobs that have not ended yet.
+    fn unfinished(self) -> &'static str {
+        match self {
             Self::Podlock | Self::PodlockStart => "studio_runs WHERE state = 'running'",
             Self::Graphile => "graphile_worker._private_jobs",
             Self::Apalis => "apalis.jobs WHERE status NOT IN ('Done', 'Killed')",
-            Self::Procrastinate => "procrastinate_jobs WHERE status IN ('todo', 'doing')",
+            // Its periodic task is a job as well.
+            Self::Procrastinate => "procrastinate_jobs WHERE status IN ('todo', 'doing') AND task_name = 'job'",
             Self::Pgqueuer => "pgqueuer",
-        };
-        format!("SELECT EXISTS (SELECT FROM {rows}) AS bench_peers_poll")
+        }
+    }
+
+    /// Says whether a job has not ended yet. By its name this statement is told from those of the system.
+    pub(crate) fn any_left(self) -> String {
+        format!("SELECT EXISTS (SELECT FROM {}) AS bench_peers_poll", self.unfinished())
+    }
+
+    /// Counts the jobs that have not ended yet.
+    pub(crate) fn left(self) -> String {
+        format!("SELECT count(*) AS bench_peers_poll FROM {}", self.unfinished())
     }
 
     /// Counts the jobs that ended well, if the system keeps them.
     pub(crate) fn succeeded(self) -> Option<&'static str> {
         match self {
-            Self::Podlock | Self::PodlockStart => Some("SELECT count(*) FROM studio_runs WHERE state = 'succeeded'"),
+            Self::Podlock | Self::PodlockStart => {
+                Some("SELECT count(*) AS bench_peers_poll FROM studio_runs WHERE state = 'succeeded'")
+            }
             Self::Graphile => None,
-            Self::Apalis => Some("SELECT count(*) FROM apalis.jobs WHERE status = 'Done'"),
-            Self::Procrastinate => Some("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"),
-            Self::Pgqueuer => Some("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'"),
+            Self::Apalis => Some("SELECT count(*) AS bench_peers_poll FROM apalis.jobs WHERE status = 'Done'"),
+            Self::Procrastinate => Some(
+                "SELECT count(*) AS bench_peers_poll FROM procrastinate_jobs WHERE status = 'succeeded' AND task_name = 'job'",
+            ),
+            Self::Pgqueuer => Some("SELECT count(*) AS bench_peers_poll FROM pgqueuer_log WHERE status = 'successful'"),
         }
     }
 }

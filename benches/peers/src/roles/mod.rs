@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use clap::{Args, ValueEnum};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin, stdin};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 
 use crate::Result;
@@ -104,21 +104,30 @@ fn say(word: &str) {
     println!("{word}");
 }
 
-/// What the benchmark tells this process.
-struct Orders(Lines<BufReader<Stdin>>);
+/// What the benchmark tells this process, one line at a time.
+struct Orders(UnboundedReceiver<String>);
 
 impl Orders {
     /// Says that this process is ready, and waits until it may begin.
     async fn ready() -> Result<Self> {
+        let (sender, mut lines) = unbounded_channel();
+        // A thread of its own: a process that fails ends without waiting for a line, as it would in tokio's stdin.
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lines() {
+                let Ok(line) = line else { return };
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
         say("ready");
-        let mut lines = BufReader::new(stdin()).lines();
-        lines.next_line().await?;
+        lines.recv().await;
         Ok(Self(lines))
     }
 
     /// Waits until this process is to end.
     async fn end(mut self) -> Result<()> {
-        while self.0.next_line().await?.is_some() {}
+        while self.0.recv().await.is_some() {}
         Ok(())
     }
 }
