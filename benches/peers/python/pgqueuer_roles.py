@@ -64,9 +64,10 @@ async def work(task: Task) -> None:
     else:
         managers, options = [await manager(task)], {}
     await ready()
-    # One that ends by itself ends them all.
-    await until_told(asyncio.wait({asyncio.ensure_future(one.run(**options)) for one in managers},
-                                  return_when=asyncio.FIRST_COMPLETED))
+    await until_told(
+        asyncio.gather(*(one.run(**options) for one in managers)),
+        stop=lambda: [one.shutdown.set() for one in managers],
+    )
 
 
 PARTS = {"install": install, "enqueue": enqueue, "enqueue_batches": enqueue, "work": work, "hold": work}

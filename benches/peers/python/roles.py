@@ -75,11 +75,14 @@ async def told_to_end() -> None:
         pass
 
 
-async def until_told(running: Awaitable[None]) -> None:
+async def until_told(running: Awaitable[None], stop: Callable[[], object] | None = None) -> None:
     """Lets a worker run until this process is to end. A worker that ends before is an error."""
     worker, told = asyncio.ensure_future(running), asyncio.ensure_future(told_to_end())
     await asyncio.wait({worker, told}, return_when=asyncio.FIRST_COMPLETED)
     if worker.done():
         raise RuntimeError("the worker ended by itself") from worker.exception()
-    worker.cancel()
+    if stop is None:
+        worker.cancel()
+    else:
+        stop()
     await asyncio.wait({worker})

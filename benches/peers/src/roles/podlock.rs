@@ -48,8 +48,9 @@ pub(super) async fn play(task: &Task) -> Result<()> {
             Ok(pod.shutdown(GRACE).await.map(drop)?)
         }
         Part::Start => {
-            // A pod refuses to start more runs than it has room for.
-            let pod = Pod::builder(config.capacity(CAPACITY)).handler("job", handler).start().await?;
+            // A pod refuses to start more runs than it has room for, and starts are faster than ends.
+            let pod =
+                Pod::builder(config.capacity(usize::try_from(task.jobs)?)).handler("job", handler).start().await?;
             let orders = Orders::ready().await?;
             one_by_one(task, {
                 let pod = pod.clone();
