@@ -1,5 +1,5 @@
-"""The processes of procrastinate. In the setting `fastest` a worker has as many jobs at a time as is useful, and the
-periodic task of its page on stalled jobs, each second."""
+"""The processes of procrastinate. In the setting `fastest` a worker has 30 jobs at a time, and the periodic task of its
+page on stalled jobs, each second."""
 
 from procrastinate import App, PsycopgConnector
 

@@ -38,6 +38,7 @@ impl Child {
         let mut command = match (system.script(), &args.python) {
             (Some(script), Some(python)) => {
                 let mut command = Command::new(python);
+                command.env("PYTHONDONTWRITEBYTECODE", "1");
                 command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script));
                 command
             }
