@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure that target/tools has a Python with the peers that are written in it: procrastinate and PgQueuer, from PyPI,
-# for `make bench-peers`.
+# Makes sure that target/tools has a Python with the peers that are written in it, for `make bench-peers`: procrastinate
+# and PgQueuer, from PyPI.
 #
 # If it does, this changes nothing and needs no network. Otherwise it makes a virtual environment of Python and installs
 # the versions below into it, as this user. Nothing outside of target/ changes, except that the package python3-venv of
@@ -51,7 +51,7 @@ python3 -m venv "$place" || fail "python3 cannot make a virtual environment in $
 "$place/bin/pip" install --quiet --disable-pip-version-check --retries 2 --timeout 20 \
     "procrastinate==$procrastinate" "pgqueuer==$pgqueuer" "asyncpg==$asyncpg" "psycopg[binary]==$psycopg" \
     "uvloop==$uvloop" ||
-    fail "pip could not install procrastinate $procrastinate and PgQueuer $pgqueuer, see above; PyPI must be reached, once"
+    fail "pip could not install procrastinate $procrastinate and PgQueuer $pgqueuer, see above; PyPI is needed, once"
 "$place/bin/python" -c 'import asyncpg, pgqueuer, procrastinate, psycopg, uvloop' ||
     fail 'the peers are installed, and Python cannot import them'
 trap - EXIT

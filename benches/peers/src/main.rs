@@ -1,7 +1,7 @@
-//! `make bench-peers`: podlock beside other job queues on PostgreSQL, in one run: the same trivial jobs through each, and
-//! the time from a SIGKILL of a worker until another worker begins its job again. README.md says how.
+//! `make bench-peers`: podlock beside other job queues on PostgreSQL, in one run: the same trivial jobs through each,
+//! and the time from a SIGKILL of a worker until another worker begins its job again. README.md says how.
 //!
-//! It prints tables in Markdown. It asserts nothing, and writes nothing but to a private server that is gone afterwards.
+//! It prints a table in Markdown. It asserts nothing. It writes only to a private server that is gone afterwards.
 //! This program is also the worker and the producer of each peer that is written in Rust: see `roles`.
 
 mod child;
@@ -43,8 +43,8 @@ struct Args {
     /// How many seconds after a kill the job may take to begin again
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     limit: u64,
-    /// How many seconds the second worker has been up when the first one is killed. Less than podlock's `settle`, 10 s by
-    /// default, and a burial may have to wait for the rest of it
+    /// How many seconds the second worker has been up when the first one is killed. If that is less than podlock's
+    /// `settle`, 10 s by default, a burial may have to wait for the rest of it
     #[arg(long, default_value_t = 12, value_name = "SECONDS")]
     warm: u64,
     /// Only these systems

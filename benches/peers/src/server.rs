@@ -13,8 +13,9 @@ use crate::system::System;
 const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) struct Server {
-    postgres: Postgres,
+    // Above the server, and so closed before it stops.
     admin: Client,
+    postgres: Postgres,
 }
 
 /// What the server counted for a database.

@@ -107,7 +107,8 @@ impl System {
             Self::Graphile => None,
             Self::Apalis => Some("SELECT count(*) AS bench_peers_poll FROM apalis.jobs WHERE status = 'Done'"),
             Self::Procrastinate => Some(
-                "SELECT count(*) AS bench_peers_poll FROM procrastinate_jobs WHERE status = 'succeeded' AND task_name = 'job'",
+                "SELECT count(*) AS bench_peers_poll FROM procrastinate_jobs \
+                  WHERE status = 'succeeded' AND task_name = 'job'",
             ),
             Self::Pgqueuer => Some("SELECT count(*) AS bench_peers_poll FROM pgqueuer_log WHERE status = 'successful'"),
         }
@@ -165,8 +166,8 @@ impl Display for Setting {
 /// What the letters of [`System::promises`] mean.
 pub(crate) const LEGEND: &str = "\
 Promises: R a job whose worker died is run again (r: after a time-out, dead or not). L a death is noticed by a lock that
-the server frees, H by heartbeats that did not come. F a late write of a former worker is refused, and the worker is told
-(f: it is passed over). K unique keys. O the job's output is stored. A ended jobs are kept.";
+the server frees, H by heartbeats that did not come. F a late write of a former worker is refused, and the worker is
+told (f: it is passed over). K unique keys. O the job's output is stored. A ended jobs are kept.";
 
 impl System {
     /// What a system keeps in a setting, by the letters of [`LEGEND`]. README.md names the source of each.
