@@ -14,7 +14,7 @@ TOOLS = $${CARGO_TARGET_DIR:-target}/tools
 HACK = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) hack --feature-powerset --exclude-features default
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench-claim bench-detect bench-fleet bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs costs features msrv deny package clean cargo hack
+.PHONY: help demo bench-claim bench-detect bench-fleet bench-peers bench-runs bench-stream bench-workers test test-quick model chaos soak faults chaos-programs compose-test lint fmt docs costs features msrv deny package clean cargo hack
 
 help: ## List these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,12 @@ bench-fleet: cargo ## Measure what 10 to 500 pods cost their database; ARGS="--p
 bench-runs: cargo ## Measure how many runs a second start and end, beside floors; ARGS="--phases trivial,checkpoints --seconds 5 --fsync on"
 	@sh scripts/ensure-postgres.sh
 	$(CARGO) bench --features cli --bench runs -- $(ARGS)
+
+bench-peers: cargo ## Measure other job queues on PostgreSQL beside podlock; ARGS="--jobs 5000 --only podlock,graphile --limit 90"
+	@sh scripts/ensure-postgres.sh
+	-@sh scripts/ensure-peers.sh
+	CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/peers" $(CARGO) run --release --locked --manifest-path benches/peers/Cargo.toml -- \
+		--python "$$(sh scripts/ensure-peers.sh --print)" $(ARGS)
 
 bench-stream: cargo ## Measure how fast chunks pass from pod to pod, beside a floor; ARGS="--chunks 200000 --rounds 5"
 	@sh scripts/ensure-postgres.sh
