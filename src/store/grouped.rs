@@ -22,7 +22,7 @@ use crate::pg::statement::sql;
 
 /// How long a grouped insert waits for another transaction that is inserting one of its keys. The neighbours in the
 /// statement wait as well, so this is short. A statement that waits for longer fails, and is tried in smaller parts.
-const KEY_PATIENCE: &str = "50ms";
+const KEY_PATIENCE_MS: i32 = 50;
 
 /// Also runs on a caller's own connection, under the caller's `search_path` ([`super::start`]).
 pub(super) const SUBMIT: &str = sql!("submit_runs");
@@ -36,7 +36,7 @@ pub(super) struct Inserts<'a> {
     pub(super) movables: Vec<bool>,
     pub(super) traces: Vec<&'a str>,
     /// Only keys can make an insert wait.
-    pub(super) patience: Option<&'static str>,
+    pub(super) patience: Option<i32>,
 }
 
 impl<'a> Inserts<'a> {
@@ -48,7 +48,7 @@ impl<'a> Inserts<'a> {
             inputs: runs.iter().map(|run| run.input).collect(),
             movables: runs.iter().map(|run| run.movable).collect(),
             traces: runs.iter().map(|run| run.traceparent).collect(),
-            patience: runs.iter().any(|run| run.key.is_some()).then_some(KEY_PATIENCE),
+            patience: runs.iter().any(|run| run.key.is_some()).then_some(KEY_PATIENCE_MS),
         }
     }
 }

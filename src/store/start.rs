@@ -126,7 +126,7 @@ pub(crate) async fn submit_in_txn(
     let (channel, word) = (told.map(|(channel, _)| channel), told.map(|(_, word)| word.as_str()));
     let Inserts { run_ids, kinds, keys, inputs, movables, traces, patience: _ } = Inserts::of(new);
     // The caller's own time-outs hold.
-    let patience: Option<&str> = None;
+    let patience: Option<i32> = None;
     let params: [&(dyn ToSql + Sync); 9] =
         [&run_ids, &kinds, &keys, &inputs, &movables, &traces, &channel, &word, &patience];
     let row = txn.query_one(&*schema.sql(SUBMIT_MANY), &params).await.map_err(fail_in_txn)?;

@@ -10,7 +10,8 @@
 --   movables  bool[]    whether it may move to a less busy pod
 --   traces    text[]    the trace that it belongs to, as W3C Trace Context writes it
 --   floor     int8    the highest fence that this process was ever given
---   patience  text    how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
+--   patience  int4    how many milliseconds to wait for a transaction that is inserting one of the keys; NULL: as the
+--                     session does
 --
 -- Returns one row: the runs that were inserted, their fences, and why another was not. `has_owner` is false if the
 -- incarnation is not in the roster, or drains. Otherwise `start_run` finds the reason.
@@ -18,7 +19,7 @@
 \set above `cat part/above.sql`
 WITH
   patience AS MATERIALIZED (
-    SELECT f.former, set_config('lock_timeout', COALESCE(:'patience'::text, f.former), true) AS is_set
+    SELECT f.former, set_config('lock_timeout', COALESCE(:'patience'::int4::text, f.former), true) AS is_set
       FROM (SELECT current_setting('lock_timeout') AS former OFFSET 0) f
   ),
   wanted AS MATERIALIZED (

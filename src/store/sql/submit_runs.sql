@@ -12,14 +12,16 @@
 --   traces    text[]     the trace that it belongs to, as W3C Trace Context writes it
 --   told      text     the channel that is notified when the transaction commits; NULL: none
 --   word      text     the notice
---   patience  text     how long to wait for a transaction that is inserting one of the keys; NULL: as the session does
+--   patience  int4     how many milliseconds to wait for a transaction that is inserting one of the keys; NULL: as the
+--                      session does
 --
 -- Returns one row: the runs that were inserted. Another was not if a run with its id, or a running one with its key, exists.
 WITH
   patience AS MATERIALIZED (
     SELECT f.former,
-           CASE WHEN :'patience'::pg_catalog.text IS NOT NULL
-                THEN pg_catalog.set_config('lock_timeout'::pg_catalog.text, :'patience'::pg_catalog.text, true)
+           CASE WHEN :'patience'::pg_catalog.int4 IS NOT NULL
+                THEN pg_catalog.set_config('lock_timeout'::pg_catalog.text,
+                                           :'patience'::pg_catalog.int4::pg_catalog.text, true)
            END AS set_to
       FROM (SELECT pg_catalog.current_setting('lock_timeout'::pg_catalog.text) AS former OFFSET 0::pg_catalog.int8) f
   ),
@@ -54,6 +56,6 @@ SELECT pg_catalog.array_agg(run_id) AS run_ids,
        -- After the inserts, so that the commit waits as long as the session does.
        (SELECT pg_catalog.set_config('lock_timeout'::pg_catalog.text, p.former, true)
           FROM patience p
-         WHERE :'patience'::pg_catalog.text IS NOT NULL
+         WHERE :'patience'::pg_catalog.int4 IS NOT NULL
            AND pg_catalog.count(run_id) OPERATOR(pg_catalog.>=) 0::pg_catalog.int8) AS patience
   FROM run;

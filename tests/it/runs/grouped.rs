@@ -9,7 +9,7 @@ use podlock::{ErrorKind, NewRun, Pod, Run, RunId};
 use serde_json::{Value, json};
 use tokio_postgres::Transaction;
 
-use super::stage::{Act, SOON, Stage, act, attempts, behind_proxy, blocked};
+use super::stage::{Act, SOON, Stage, act, attempts, behind_proxy};
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::sql::{self, Client};
 use crate::support::{Db, eventually, timed};
@@ -45,6 +45,21 @@ impl<'a> Gate<'a> {
     }
 }
 
+/// Waits until a statement of a pod's pool waits for a lock: one, or several.
+async fn is_blocked(client: &Client, statement: &str) {
+    are_blocked(client, statement, 1).await;
+}
+
+async fn are_blocked(client: &Client, statement: &str, count: i64) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+               AND application_name LIKE 'podlock/%/pool' AND wait_event_type = 'Lock' AND query LIKE $1";
+    eventually(SOON, &format!("{count} statements like {statement:?} wait for a lock"), || async {
+        let seen: i64 = client.scalar(sql, &[&statement]).await;
+        if seen >= count { Ok(()) } else { Err(format!("{seen} wait")) }
+    })
+    .await;
+}
+
 /// Attempts of so many runs of a pod.
 async fn acts(stage: &Stage, pod: &Pod, count: usize) -> Vec<Act> {
     for started in pod.start_many((0..count).map(|_| act())).await {
@@ -76,7 +91,7 @@ async fn writes_that_wait_for_one_another_go_in_few_transactions() {
         let starts = a.start_many((0..MANY).map(|n| act().input(json!(n))));
         tokio::pin!(starts);
         assert!(futures_util::poll!(&mut starts).is_pending());
-        blocked(&db.client, GROUP_OF_STARTS, 1).await;
+        is_blocked(&db.client, GROUP_OF_STARTS).await;
         gate.open().await.commit().await.unwrap();
         let started: Vec<_> = starts.await.into_iter().map(|started| started.unwrap()).collect();
         let seen = transactions(&db.client).await;
@@ -91,7 +106,7 @@ async fn writes_that_wait_for_one_another_go_in_few_transactions() {
         let saving = join_all(acts.iter().enumerate().map(|(n, act)| act.run.checkpoint(json!({"at": n}))));
         tokio::pin!(saving);
         assert!(futures_util::poll!(&mut saving).is_pending());
-        blocked(&db.client, GROUP_OF_WRITES, 1).await;
+        is_blocked(&db.client, GROUP_OF_WRITES).await;
         gate.open().await.commit().await.unwrap();
         saving.await.into_iter().for_each(|saved| saved.unwrap());
         let seen = transactions(&db.client).await;
@@ -104,7 +119,7 @@ async fn writes_that_wait_for_one_another_go_in_few_transactions() {
         let ending = join_all(acts.iter().enumerate().map(|(n, act)| act.run.finish(json!(n))));
         tokio::pin!(ending);
         assert!(futures_util::poll!(&mut ending).is_pending());
-        blocked(&db.client, GROUP_OF_WRITES, 1).await;
+        is_blocked(&db.client, GROUP_OF_WRITES).await;
         gate.open().await.commit().await.unwrap();
         ending.await.into_iter().for_each(|ended| _ = ended.unwrap());
         let seen = transactions(&db.client).await;
@@ -130,7 +145,7 @@ async fn the_yields_of_a_drain_go_together() {
         let mut client = sql::connect(&db.url).await;
         let gate = Gate::close(&mut client).await;
         acts.into_iter().for_each(Act::give_back);
-        blocked(&db.client, GROUP_OF_WRITES, 1).await;
+        is_blocked(&db.client, GROUP_OF_WRITES).await;
         let stop = tokio::spawn(async move { a.shutdown(SOON).await });
         gate.open().await.commit().await.unwrap();
         let report = stop.await.unwrap().unwrap();
@@ -154,7 +169,8 @@ async fn each_write_of_a_group_has_its_own_answer() {
         let acts = acts(&stage, &a, 20).await;
         // A trigger of somebody else's refuses one value.
         let trigger = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                         IF new.checkpoint->>'at' = '13' THEN RAISE EXCEPTION 'thirteen'; END IF; RETURN new; END $$; \
+                         IF new.checkpoint->>'at' = '13' THEN \
+                           RAISE EXCEPTION 'thirteen' USING ERRCODE = 'MY001'; END IF; RETURN new; END $$; \
                        CREATE TRIGGER refuse BEFORE UPDATE ON studio_runs FOR EACH ROW EXECUTE FUNCTION refuse()";
         db.client.batch_execute(trigger).await.unwrap();
         let (stolen, locked, bad, large) = (7, 11, 13, 17);
@@ -177,7 +193,7 @@ async fn each_write_of_a_group_has_its_own_answer() {
             }
         }
         assert_eq!(answers.len(), 1, "one is refused without a statement");
-        blocked(&db.client, GROUP_OF_WRITES, 1).await;
+        is_blocked(&db.client, GROUP_OF_WRITES).await;
         let lock = gate.open().await;
         // The one that is locked waits, and nobody waits for it.
         let mut waits = saving.remove(locked);
@@ -300,7 +316,7 @@ async fn starts_that_wait_while_their_pod_begins_to_drain_are_refused() {
         let starts = a.start_many((0..MANY).map(|_| act()));
         tokio::pin!(starts);
         assert!(futures_util::poll!(&mut starts).is_pending());
-        blocked(&db.client, GROUP_OF_STARTS, 1).await;
+        is_blocked(&db.client, GROUP_OF_STARTS).await;
         db.client.batch_execute("UPDATE studio_pods SET state = 'draining'").await.unwrap();
         gate.open().await.commit().await.unwrap();
         for started in starts.await {
@@ -321,7 +337,10 @@ async fn one_key_that_is_being_inserted_does_not_hold_the_others_up() {
         let locked = acts(&stage, &a, 3).await;
         let mut client = sql::connect(&db.url).await;
         let txn = client.transaction().await.unwrap();
-        super::stage::take_key(&txn, "k9").await;
+        let taken = [4, 9, 14, 19, 24, 29];
+        for n in taken {
+            super::stage::take_key(&txn, &format!("k{n}")).await;
+        }
         let mut other = sql::connect(&db.url).await;
         let other = other.transaction().await.unwrap();
         let waiting = occupy(&other, &locked).await;
@@ -329,18 +348,127 @@ async fn one_key_that_is_being_inserted_does_not_hold_the_others_up() {
         for start in &mut starts {
             assert!(futures_util::poll!(start).is_pending());
         }
-        blocked(&db.client, GROUP_OF_STARTS, 1).await;
+        is_blocked(&db.client, GROUP_OF_STARTS).await;
         other.rollback().await.unwrap();
         for saved in waiting {
             saved.await.unwrap();
         }
-        let mut waits = starts.remove(9);
-        for start in starts {
-            start.await.unwrap();
+        let mut waits = Vec::new();
+        for (n, start) in starts.into_iter().enumerate() {
+            if taken.contains(&n) {
+                waits.push(start);
+            } else {
+                start.await.unwrap();
+            }
         }
-        assert!(futures_util::poll!(&mut waits).is_pending());
+        for waits in &mut waits {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
         txn.rollback().await.unwrap();
-        waits.await.unwrap();
+        for waits in waits {
+            waits.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// L12. Of the runs that are locked, two hold a connection each. All that need not wait for them is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_locked_runs_hold_up_no_write_that_needs_no_lock() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(SOON))).await;
+        let all = acts(&stage, &a, 16).await;
+        let (locked, others) = all.split_at(12);
+        let holder = a.start(act().key("busy")).await.unwrap().run_id;
+        let taken = "UPDATE studio_runs SET fence = nextval('studio_fence'), owner_incarnation = gen_random_uuid() \
+                     WHERE run_id = $1";
+        db.client.execute(taken, &[&others[0].run.id().as_uuid()]).await.unwrap();
+        let mut client = sql::connect(&db.url).await;
+        let txn = client.transaction().await.unwrap();
+        let waiting = occupy(&txn, locked).await;
+        let mut waiting = Box::pin(join_all(waiting));
+        {
+            let answered = async {
+                for _ in 0..3 {
+                    let busy = a.start(act().key("busy")).await.unwrap_err();
+                    assert_eq!((busy.kind(), busy.run_id()), (ErrorKind::KeyBusy, Some(holder)), "{busy}");
+                    a.start(act()).await.unwrap();
+                    a.submit(NewRun::new("elsewhere")).await.unwrap();
+                    others[1].run.checkpoint(json!("saved")).await.unwrap();
+                }
+                assert!(others[0].run.checkpoint(json!("stale")).await.unwrap_err().is_fenced());
+                others[2].run.finish(json!("ended")).await.unwrap();
+            };
+            // The locked ones are polled meanwhile, as their handlers would.
+            tokio::select! {
+                biased;
+                () = answered => {}
+                _ = &mut waiting => panic!("they are locked"),
+            }
+        }
+        txn.rollback().await.unwrap();
+        waiting.await.into_iter().for_each(|saved| saved.unwrap());
+    })
+    .await;
+}
+
+/// Two transactions take keys in one order, whatever the collation of the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_of_runs_in_two_transactions_do_not_deadlock() {
+    timed(async {
+        let (db, stage) = (Db::in_english().await, Stage::new());
+        let a = stage.pod(db.config("a")).await;
+        let (mut one, mut two) = (sql::connect(&db.url).await, sql::connect(&db.url).await);
+        let txn = one.transaction().await.unwrap();
+        let key = |key: &str| NewRun::new("elsewhere").key(key);
+        a.submit_many_in_txn(&txn, &[key("B")]).await.unwrap()[0].as_ref().unwrap();
+        let other = a.clone();
+        let waits = tokio::spawn(async move {
+            let txn = two.transaction().await.unwrap();
+            let both = other.submit_many_in_txn(&txn, &[key("a"), key("B")]).await.unwrap();
+            txn.commit().await.unwrap();
+            both
+        });
+        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND wait_event_type = 'Lock' AND query LIKE 'WITH patience AS%'";
+        eventually(SOON, "the other waits", || async {
+            if db.client.scalar::<i64>(blocked, &[]).await > 0 { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+        a.submit_many_in_txn(&txn, &[NewRun::new("elsewhere").key("a")]).await.unwrap()[0].as_ref().unwrap();
+        txn.commit().await.unwrap();
+        for busy in waits.await.unwrap() {
+            assert_eq!(busy.unwrap_err().kind(), ErrorKind::KeyBusy);
+        }
+    })
+    .await;
+}
+
+/// A plan may have been made when the tables were small. A statement that takes long has its connection plan again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_forgets_its_plans_after_a_statement_that_took_long() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(SOON))).await;
+        let begun = acts(&stage, &a, 1).await;
+        let mut client = sql::connect(&db.url).await;
+        let txn = client.transaction().await.unwrap();
+        let mut waiting = occupy(&txn, &begun).await;
+        let long = async {
+            is_blocked(&db.client, "UPDATE%checkpoint%").await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        tokio::select! {
+            () = long => {}
+            _ = &mut waiting[0] => panic!("it is locked"),
+        }
+        txn.rollback().await.unwrap();
+        waiting.remove(0).await.unwrap();
+        let last = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                    AND application_name = 'podlock/a/pool' AND query = 'DISCARD PLANS'";
+        assert_eq!(db.client.scalar::<i64>(last, &[]).await, 1);
+        begun[0].run.checkpoint(json!("again")).await.unwrap();
     })
     .await;
 }
@@ -381,7 +509,7 @@ async fn nobody_waits_for_the_writer_of_a_pod_that_has_ended() {
         let saving = join_all(acts.iter().map(|act| act.run.checkpoint(json!("last"))));
         tokio::pin!(saving);
         assert!(futures_util::poll!(&mut saving).is_pending());
-        blocked(&db.client, GROUP_OF_WRITES, 1).await;
+        is_blocked(&db.client, GROUP_OF_WRITES).await;
         drop(a);
         eventually(SOON, "the pod has ended", || async {
             let there = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -439,7 +567,8 @@ async fn with_lost_replies<T>(
     let pause = Pause::begin(&client).await;
     tokio::pin!(writes);
     assert!(futures_util::poll!(&mut writes).is_pending());
-    blocked(&db.client, group, 1).await;
+    // Starts are tasks: the first group has but one. What comes while that waits is the second.
+    are_blocked(&db.client, group, if group == GROUP_OF_STARTS { 2 } else { 1 }).await;
     proxy.present(&["pool"], Flow::Mute);
     pause.end().await;
     eventually(SOON, "a group is committed", || async {

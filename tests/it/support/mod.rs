@@ -73,6 +73,12 @@ impl Db {
         Self::at(|database| server.url(database), "template1").await
     }
 
+    /// As [`Db::empty`], with a collation that sorts "a" before "B".
+    pub(crate) async fn in_english() -> Self {
+        let template = "template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'";
+        Self::at(|database| server().url(database), template).await
+    }
+
     /// Reached over the server's unix socket.
     pub(crate) async fn over_socket(server: &Server) -> Self {
         Self::at(|database| server.socket_url(database), "template1").await
