@@ -1,6 +1,6 @@
--- An attempt is inserted in the statement that inserts or claims its run, and so needs no check that the run exists. The
--- foreign key checked that with a statement for each row, and locked the run's row for it: a third of the server's time
--- for a start.
+-- An attempt is inserted in the statement that inserts or claims its run, and so needs no check that the run exists.
+-- The foreign key checked that with a statement for each row, and locked the run's row for it: a third of the server's
+-- time for a start.
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 

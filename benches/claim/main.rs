@@ -1,5 +1,5 @@
-//! `make bench-claim`: how long four survivors take to claim what one dead pod leaves, beside a floor that is taken in the
-//! same run: the same writes, made by hand in the same batches over as many connections.
+//! `make bench-claim`: how long four survivors take to claim what one dead pod leaves, beside a floor that is taken in
+//! the same run: the same writes, made by hand in the same batches over as many connections.
 //!
 //! It prints a table and says whether the goal is met. It asserts nothing, and writes nothing but to a private server
 //! that is gone afterwards.

@@ -1,5 +1,5 @@
-//! Many runs that are alive at once on one pod, and wait: what a run takes of memory, what the pod does meanwhile, how long
-//! a clean stop takes, and until another pod has them all. Both pods are processes of their own.
+//! Many runs that are alive at once on one pod, and wait: what a run takes of memory, what the pod does meanwhile, how
+//! long a clean stop takes, and until another pod has them all. Both pods are processes of their own.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A lone start, checkpoint and end, in turns with the same statements by hand on one connection. The statements are those
-//! that the server shows for the connections of the pod's pool.
+//! A lone start, checkpoint and end, in turns with the same statements by hand on one connection. The statements are
+//! those that the server shows for the connections of the pod's pool.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! The statements of the floors. They write the same rows as podlock does, under the same conditions on owner and fence.
-//! They ask for nothing else: whether the pod lives, why a write found no row, whether a fence is in reach.
+//! The statements of the floors. They write the same rows as podlock does, under the same conditions on owner and
+//! fence. They ask for nothing else: whether the pod lives, why a write found no row, whether a fence is in reach.
 
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -46,8 +46,8 @@ pub(crate) const ONE: Texts = Texts {
             FROM run WHERE a.run_id = run.run_id AND a.attempt = run.attempt",
 };
 
-/// Each row is looked up by its key, and written at its place. As a plain join, the server would read all runs that go on,
-/// because it expects few.
+/// Each row is looked up by its key, and written at its place. As a plain join, the server would read all runs that go
+/// on, because it expects few.
 pub(crate) const MANY: Texts = Texts {
     start: "WITH run AS (
               INSERT INTO studio_runs (run_id, kind, input, owner_pod, owner_incarnation, fence, attempt)

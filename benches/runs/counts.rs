@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 
 use crate::Result;
 
-/// Statements of one kind of write, and the runs that they wrote. Each returns a row for a run; but a start returns one row
-/// for all, and its runs are counted elsewhere.
+/// Statements of one kind of write, and the runs that they wrote. Each returns a row for a run; but a start returns one
+/// row for all, and its runs are counted elsewhere.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Writes {
     pub(crate) calls: f64,

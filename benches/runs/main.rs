@@ -1,8 +1,8 @@
 //! `make bench-runs`: how many runs a second a pod starts, checkpoints and ends, and how long each write takes, beside
 //! floors on the same server in the same run: the same writes by hand, one by one, and in statements of many rows.
 //!
-//! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to private servers that are
-//! gone afterwards. A second pod is this very program, started again, so that its time and its memory are its own.
+//! It prints tables and says which goals are met. It asserts nothing, and writes nothing but to private servers that
+//! are gone afterwards. A second pod is this very program, started again, so that its time and its memory are its own.
 
 mod alive;
 mod alone;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// Calls `each` at a rate for some time, with the moment at which the call is due. If this thread is late, it catches up,
-/// and the delay counts. Returns when it has called for the last time.
+/// Calls `each` at a rate for some time, with the moment at which the call is due. If this thread is late, it catches
+/// up, and the delay counts. Returns when it has called for the last time.
 pub(crate) async fn at_rate(rate: f64, time: Duration, each: impl Fn(Instant) + Send + 'static) {
     let (ended, end) = oneshot::channel::<()>();
     // The timers of tokio have steps of a millisecond.

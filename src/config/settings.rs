@@ -29,8 +29,8 @@ const SWEEP_JITTER: f64 = 0.1;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct WorstCase {
-    /// A process that was killed, alone: a sweep, a second look and two statements. If others are lost one after another
-    /// meanwhile, or the server accepts no connection when it is to be buried, the bound is `many_lost`.
+    /// A process that was killed, alone: a sweep, a second look and two statements. If others are lost one after
+    /// another meanwhile, or the server accepts no connection when it is to be buried, the bound is `many_lost`.
     pub process_killed: Duration,
     /// A host that vanished or was cut off without a word: the lease, then as `process_killed`.
     pub host_lost: Duration,
@@ -213,8 +213,8 @@ impl Settings {
     }
 
     /// How long it takes at most until a killed process is buried, if its death is pushed and each answer of the
-    /// database comes within `answer`. So this is the bound on a busy database. An answer comes late, for example, where
-    /// commits wait for those of others or for a standby.
+    /// database comes within `answer`. So this is the bound on a busy database. An answer comes late, for example,
+    /// where commits wait for those of others or for a standby.
     ///
     /// Five answers and the wait for the second lock: one that is under way when the process dies, the one that brings
     /// the lock, the one to the question whether the server accepts connections, the probe, and the burial. A roster of

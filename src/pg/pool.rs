@@ -29,9 +29,9 @@ pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<
 /// Whether a statement may still be sent, asked when its connection is there.
 pub(crate) type MaySend = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// A statement that takes longer makes its connection forget its plans: 100 ms. Each is made once for all arguments, perhaps
-/// when the tables were empty. Shorter: statements that only waited are planned again more often, which takes about a
-/// millisecond each. Longer: a plan that is bad by now is used for longer.
+/// A statement that takes longer makes its connection forget its plans: 100 ms. Each is made once for all arguments,
+/// perhaps when the tables were empty. Shorter: statements that only waited are planned again more often, which takes
+/// about a millisecond each. Longer: a plan that is bad by now is used for longer.
 const PLANS_KEPT: Duration = Duration::from_millis(100);
 
 /// An argument of a statement that is made when the connection is there.
@@ -94,8 +94,8 @@ impl Database {
         Self { in_share: true, ..self.clone() }
     }
 
-    /// The same pool for statements that may be sent only as long as `may_send` says so. It is asked when the connection is
-    /// there, however long that took.
+    /// The same pool for statements that may be sent only as long as `may_send` says so. It is asked when the
+    /// connection is there, however long that took.
     pub(crate) fn guarded(&self, may_send: MaySend) -> Self {
         Self { may_send: Some(may_send), ..self.clone() }
     }
@@ -157,14 +157,15 @@ impl Database {
         rows
     }
 
-    /// Makes the server plan the statements of this connection again, for the tables as they are now. Returns false if it
-    /// could not, and the connection is of no use any more.
+    /// Makes the server plan the statements of this connection again, for the tables as they are now. Returns false if
+    /// it could not, and the connection is of no use any more.
     async fn forgets_plans(&self, step: &str, client: &Leased) -> bool {
         self.within(step, client.batch_execute("DISCARD PLANS")).await.is_ok()
     }
 
-    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection. `params` is
-    /// called when the statement can be sent, so what it says of the time does not include the wait for a connection.
+    /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection. `params`
+    /// is called when the statement can be sent, so what it says of the time does not include the wait for a
+    /// connection.
     ///
     /// # Cancel safety
     ///
@@ -180,8 +181,8 @@ impl Database {
         self.query_between(step, &begin, template, commit_patience(limit), params).await
     }
 
-    /// Runs one statement with a plan for these arguments. Other statements keep one plan for all arguments, which locks
-    /// each partition of a table, also those that the arguments exclude.
+    /// Runs one statement with a plan for these arguments. Other statements keep one plan for all arguments, which
+    /// locks each partition of a table, also those that the arguments exclude.
     ///
     /// # Cancel safety
     ///

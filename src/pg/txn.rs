@@ -26,8 +26,8 @@ pub(crate) const BEGIN_IMPATIENTLY: &str = "BEGIN; SET LOCAL lock_timeout = '20m
 /// A connection keeps one plan for all runs of a statement. If the plan is made while a table is empty or small, the
 /// planner prefers to read the whole table, and goes on doing so until the server has analysed the table again. In this
 /// minute the table can grow by a million rows. So a statement whose work must be proportional to what it finds runs
-/// after this, each time: the server may make the plan again at any time. This helps only where one table is read by one
-/// index. It says nothing about how tables are joined.
+/// after this, each time: the server may make the plan again at any time. This helps only where one table is read by
+/// one index. It says nothing about how tables are joined.
 pub(crate) const BY_INDEX: &str = "BEGIN; SET LOCAL enable_seqscan = off";
 /// A parameter with its type, so that a statement takes one round trip and no name is looked up.
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -121,8 +121,8 @@ impl Txn<'_> {
     }
 
     /// The same as [`Txn::commit_with`], with one more statement in the same round trip. That statement begins after
-    /// the commit, in a transaction of its own, which begins with [`BY_INDEX`]. Returns the rows of both. Those of the second are `None` if it failed
-    /// or took too long; the commit stands all the same.
+    /// the commit, in a transaction of its own, which begins with [`BY_INDEX`]. Returns the rows of both. Those of the
+    /// second are `None` if it failed or took too long; the commit stands all the same.
     pub(crate) async fn commit_with_then(
         mut self,
         step: &str,
@@ -133,8 +133,8 @@ impl Txn<'_> {
         let (on, limit) = (self.on, commit_patience(self.limit));
         self.open = false;
         let mut both = pin!(async { tokio::try_join!(biased; on.run(last), on.client.batch_execute("COMMIT")) });
-        // Polled in this order, so sent in this order, at the first poll. The connection is idle after them, also if the
-        // answer comes too late for this call.
+        // Polled in this order, so sent in this order, at the first poll. The connection is idle after them, also if
+        // the answer comes too late for this call.
         let then = async {
             let (begun, rows, ended) = tokio::join!(
                 biased;

@@ -59,8 +59,8 @@ const FAILURES_MOST: u32 = 32;
 /// `pushed`: the peer whose locks the watch session was granted.
 ///
 /// A roster of one portion takes two round trips. The first begins the transaction and takes the locks; the second
-/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the pushed peer's.
-/// Then the dead are locked, probed again and buried, with a transaction for each portion.
+/// proves, deletes, records and commits. A longer roster is probed portion by portion, beginning with the pushed
+/// peer's. Then the dead are locked, probed again and buried, with a transaction for each portion.
 pub(crate) async fn hold(
     local: &Local,
     session: &mut Session,
@@ -513,8 +513,8 @@ async fn knock(local: &Local, session: &Session) -> Result<(), String> {
 }
 
 /// Buries the dead. Those that were lost lately are buried only if the server accepts connections. While it accepts
-/// none, it may be ending all sessions, and a pod whose session ended cannot come back. So these peers wait as after the
-/// loss of many (L2).
+/// none, it may be ending all sessions, and a pod whose session ended cannot come back. So these peers wait as after
+/// the loss of many (L2).
 async fn bury_if_the_door_is_open(
     local: &Local,
     session: &mut Session,

@@ -96,8 +96,8 @@ impl PodBuilder {
         self
     }
 
-    /// Probes workers whose health check names the function `name` with `probe`. An error, or a panic, is a failed probe.
-    /// A future that takes longer than the check's time-out is dropped.
+    /// Probes workers whose health check names the function `name` with `probe`. An error, or a panic, is a failed
+    /// probe. A future that takes longer than the check's time-out is dropped.
     pub fn worker_probe<F, Fut>(mut self, name: impl Into<String>, probe: F) -> Self
     where
         F: Fn(workers::ProbeRequest) -> Fut + Send + Sync + 'static,
@@ -107,9 +107,9 @@ impl PodBuilder {
         self
     }
 
-    /// Calls `hook` for each change of a worker that this pod shows: it came or went, its health or its liveness changed.
-    /// The calls follow one another. The hook must not block: hand the work to a task. One that is too slow misses changes,
-    /// and a panic is logged. [`Workers::watch`] gives the same changes as a channel.
+    /// Calls `hook` for each change of a worker that this pod shows: it came or went, its health or its liveness
+    /// changed. The calls follow one another. The hook must not block: hand the work to a task. One that is too slow
+    /// misses changes, and a panic is logged. [`Workers::watch`] gives the same changes as a channel.
     pub fn on_worker_change<F>(mut self, hook: F) -> Self
     where
         F: Fn(&workers::WorkerEvent) + Send + Sync + 'static,
@@ -118,8 +118,9 @@ impl PodBuilder {
         self
     }
 
-    /// Gives the secrets of workers of other pods, by the worker's URL and the secret's name. Secrets are not published. So
-    /// without this, a pod does not probe a worker of another pod whose check needs one (`worker_probe_imports`).
+    /// Gives the secrets of workers of other pods, by the worker's URL and the secret's name. Secrets are not
+    /// published. So without this, a pod does not probe a worker of another pod whose check needs one
+    /// (`worker_probe_imports`).
     pub fn worker_secrets<F>(mut self, secret: F) -> Self
     where
         F: Fn(&str, &str) -> Option<workers::Secret> + Send + Sync + 'static,
@@ -128,11 +129,11 @@ impl PodBuilder {
         self
     }
 
-    /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may have
-    /// said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if the pod
-    /// had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without this, the pod
-    /// compares its cgroup with that of the former process, and records `out_of_memory` if the kernel has killed one of its
-    /// processes meanwhile.
+    /// Says how the process before this one ended that had the same name, if the service knows it: its supervisor may
+    /// have said so, in a file or a variable. The history of that process gets the exit code or signal, and a cause if
+    /// the pod had recorded none itself. A clean stop, and an exit that is recorded already, stay as they are. Without
+    /// this, the pod compares its cgroup with that of the former process, and records `out_of_memory` if the kernel has
+    /// killed one of its processes meanwhile.
     pub fn former_exit(mut self, exit: ProcessExit) -> Self {
         self.former_exit = Some(exit);
         self
@@ -147,10 +148,10 @@ impl PodBuilder {
     }
 
     /// Calls `hook` before each attempt, with the run's [`traceparent`](Run::traceparent) and the attempt's span,
-    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it exports
-    /// bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook must not
-    /// block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older versions made, are
-    /// passed over.
+    /// `podlock::run`, which has not been entered yet. There a service gives the span its parent, so that what it
+    /// exports bears the run's trace id on whichever pod: `docs/tracing.md` has an example for OpenTelemetry. The hook
+    /// must not block. A panic of it is logged, and the attempt goes on. Runs without a traceparent, which older
+    /// versions made, are passed over.
     pub fn on_attempt<F>(mut self, hook: F) -> Self
     where
         F: Fn(&str, &tracing::Span) + Send + Sync + 'static,
@@ -159,10 +160,10 @@ impl PodBuilder {
         self
     }
 
-    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod does not,
-    /// because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod reads more rarely,
-    /// so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second. Let one or two pods of a
-    /// large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
+    /// Sets the metrics of the backlog (`podlock_backlog_…`) about every so long, for autoscalers. By default a pod
+    /// does not, because it costs a statement that reads all running runs. In a fleet of more than 16 pods, each pod
+    /// reads more rarely, so that the fleet makes no more reads than 16 pods do. Less than a second counts as a second.
+    /// Let one or two pods of a large fleet report, or read the view `studio_backlog` elsewhere: `docs/metrics.md`.
     pub fn report_backlog(mut self, every: Duration) -> Self {
         self.report_backlog = Some(every);
         self
@@ -355,8 +356,8 @@ impl Pod {
         self.shared.member.events.subscribe()
     }
 
-    /// The registry of workers: what one pod registers, every pod sees. From the first call on, the pod keeps a copy of all
-    /// workers in memory.
+    /// The registry of workers: what one pod registers, every pod sees. From the first call on, the pod keeps a copy of
+    /// all workers in memory.
     #[must_use]
     pub fn workers(&self) -> Workers {
         Workers::of(&self.shared.workers)
@@ -381,8 +382,8 @@ impl Pod {
         self.in_background(async move { runs::start(&engine, &handlers, new).await }).await
     }
 
-    /// [`Pod::start`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
-    /// refused does not stop the others. The results have the errors of [`Pod::start`].
+    /// [`Pod::start`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that
+    /// is refused does not stop the others. The results have the errors of [`Pod::start`].
     ///
     /// # Cancel safety
     ///
@@ -392,8 +393,8 @@ impl Pod {
         join_all(starts).await
     }
 
-    /// [`Pod::submit`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that is
-    /// refused does not stop the others. The results have the errors of [`Pod::submit`].
+    /// [`Pod::submit`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that
+    /// is refused does not stop the others. The results have the errors of [`Pod::submit`].
     ///
     /// # Cancel safety
     ///
@@ -435,8 +436,8 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// The database's: the transaction is aborted then. The results have the others of [`Pod::start_in_txn`]; such a run
-    /// was not inserted, and the transaction can go on.
+    /// The database's: the transaction is aborted then. The results have the others of [`Pod::start_in_txn`]; such a
+    /// run was not inserted, and the transaction can go on.
     ///
     /// # Cancel safety
     ///
@@ -591,8 +592,8 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or is
-    /// nested deeper than 32. What was set before stays.
+    /// [`ErrorKind::TooLarge`] if it has more than 8 KB as text. [`ErrorKind::InvalidInput`] if it contains a NUL, or
+    /// is nested deeper than 32. What was set before stays.
     pub fn set_details(&self, details: impl Into<Option<serde_json::Value>>) -> Result<()> {
         self.shared.samples.set_details(details.into())
     }
@@ -629,8 +630,8 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`] if another transaction has locked the row of the history; or the database's error. Nothing
-    /// was recorded then. Of a lost reply, the error says so; calling again is safe.
+    /// [`ErrorKind::Timeout`] if another transaction has locked the row of the history; or the database's error.
+    /// Nothing was recorded then. Of a lost reply, the error says so; calling again is safe.
     ///
     /// # Cancel safety
     ///

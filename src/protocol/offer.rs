@@ -1,10 +1,11 @@
 //! Which pods are told of runs that nobody owns, and how often.
 //!
-//! Authority: none. A notice only makes a recovery pass come sooner (L6, L11). Each pass decides by itself what it takes.
+//! Authority: none. A notice only makes a recovery pass come sooner (L6, L11). Each pass decides by itself what it
+//! takes.
 //!
-//! For each kind, one pod is told first: this pod itself, or one that a statement chose. That pod's recovery pass takes its
-//! share of the orphans that it can take, and tells other pods of the rest ([`after_a_pass`]). So a single run wakes one
-//! pod, and a burst wakes as many as it needs.
+//! For each kind, one pod is told first: this pod itself, or one that a statement chose. That pod's recovery pass takes
+//! its share of the orphans that it can take, and tells other pods of the rest ([`after_a_pass`]). So a single run
+//! wakes one pod, and a burst wakes as many as it needs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -154,11 +155,11 @@ pub enum Tell {
     Everybody,
 }
 
-/// Whom to tell after a pass that this pod was chosen for. `hidden`: there may be orphans that this pass left out of its
-/// load, because this pod cannot take them now.
+/// Whom to tell after a pass that this pod was chosen for. `hidden`: there may be orphans that this pass left out of
+/// its load, because this pod cannot take them now.
 ///
-/// The load of the fleet does not say which pod has a handler for which kind. So if orphans of several kinds are left, a
-/// pod is chosen again for each kind.
+/// The load of the fleet does not say which pod has a handler for which kind. So if orphans of several kinds are left,
+/// a pod is chosen again for each kind.
 #[must_use]
 pub fn after_a_pass(plan: &Plan, seen: &Seen, hidden: bool) -> Tell {
     let planned = plan.claim.len() + plan.withheld;

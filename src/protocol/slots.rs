@@ -22,7 +22,8 @@ pub enum Use {
     Alone,
     /// A group of writes.
     Group,
-    /// A group of inserts that have keys. It may wait for another transaction's key, so only one is under way at a time.
+    /// A group of inserts that have keys. It may wait for another transaction's key, so only one is under way at a
+    /// time.
     KeyedGroup,
 }
 

@@ -81,8 +81,8 @@ pub(crate) struct Engine {
     begun: Mutex<(Option<Incarnation>, u64)>,
 }
 
-/// L7: an owner past its deadline writes nothing. Nothing is sent then. `Run::write` looks at the deadline again, and says
-/// so.
+/// L7: an owner past its deadline writes nothing. Nothing is sent then. `Run::write` looks at the deadline again, and
+/// says so.
 fn before_the_deadline(member: &Arc<Membership>) -> MaySend {
     let member = Arc::clone(member);
     Arc::new(move || {

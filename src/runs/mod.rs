@@ -137,9 +137,9 @@ impl NewRun {
     }
 
     /// Sets the trace that the run belongs to, as the header `traceparent` of W3C Trace Context has it, version 00:
-    /// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`. It is kept in the run's row, and each attempt gets it,
-    /// whichever pod makes it ([`Run::traceparent`]). By default the run begins a trace of its own, which is marked as
-    /// sampled. Another text is refused when the run is started.
+    /// `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`. It is kept in the run's row, and each attempt gets
+    /// it, whichever pod makes it ([`Run::traceparent`]). By default the run begins a trace of its own, which is marked
+    /// as sampled. Another text is refused when the run is started.
     pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
         self.traceparent = Some(traceparent.into());
         self

@@ -69,8 +69,8 @@ pub(crate) struct Load {
 
 impl Load {
     /// Records what this process knows, before it loads the rows. A run that begins later is not in this record, so
-    /// the plan does not count it as missing from the rows. Only if `whole`, orphans that still name an owner are loaded.
-    /// Only if `wide`, orphans beyond this pod's share are loaded.
+    /// the plan does not count it as missing from the rows. Only if `whole`, orphans that still name an owner are
+    /// loaded. Only if `wide`, orphans beyond this pod's share are loaded.
     pub(crate) fn new(engine: &Engine, own: Incarnation, whole: bool, wide: bool) -> Self {
         let RegistrySnapshot { running, pending, winding_down, room, room_of } = engine.registry.snapshot();
         // This pod does not claim runs that are stopping here, or that it released just now.

@@ -294,8 +294,8 @@ impl Run {
         taken.map_err(|e| if e.is_fenced() { self.report(e) } else { e })
     }
 
-    /// The span of this attempt. It has no parent among the spans of this process: what began the attempt is not what the
-    /// run belongs to.
+    /// The span of this attempt. It has no parent among the spans of this process: what began the attempt is not what
+    /// the run belongs to.
     pub(super) fn span(&self) -> tracing::Span {
         let Claimed { run_id, kind, attempt, fence, traceparent, taken_over, .. } = &*self.facts;
         tracing::info_span!(

@@ -20,7 +20,8 @@ use crate::store::runs::{self, Claimed, Holder, Insert, Inserted};
 /// How many times an insert is tried in all, under the same run id, if its reply is lost. With fewer, more starts would
 /// be in doubt. With more, the caller would wait longer during an outage.
 const TRIES: usize = 3;
-/// The most runs of one statement in a caller's transaction: 500. More would make a long statement; fewer cost round trips.
+/// The most runs of one statement in a caller's transaction: 500. More would make a long statement; fewer cost round
+/// trips.
 const INSERTS_MOST: usize = 500;
 /// The most bytes of their inputs: 1 MiB. A larger one has a statement of its own.
 const INSERT_BYTES: i64 = 1 << 20;
@@ -77,8 +78,8 @@ pub(crate) async fn submit(engine: &Engine, new: &Arc<NewRun>) -> Result<RunId> 
     Ok(run_id)
 }
 
-/// Starts runs in the caller's transaction. With `owned`, this pod begins them once the transaction has committed. One run
-/// that is refused does not stop the others. The results are in the order of `new`.
+/// Starts runs in the caller's transaction. With `owned`, this pod begins them once the transaction has committed. One
+/// run that is refused does not stop the others. The results are in the order of `new`.
 pub(crate) async fn insert_in_txn(
     engine: &Engine,
     txn: &tokio_postgres::Transaction<'_>,
@@ -208,9 +209,9 @@ fn insert_of<'a>(engine: &Engine, run_id: RunId, new: &'a NewRun, traceparent: &
     Insert { run_id, kind, key: key.as_deref(), input, movable: *movable, traceparent, floor }
 }
 
-/// Repeats an insert whose reply was lost, and tells it that it is a repetition. The repetition changes nothing if the first insert was committed. If no
-/// repetition shows whether the first insert was committed, the error is the lost reply, whatever else failed
-/// afterwards.
+/// Repeats an insert whose reply was lost, and tells it that it is a repetition. The repetition changes nothing if the
+/// first insert was committed. If no repetition shows whether the first insert was committed, the error is the lost
+/// reply, whatever else failed afterwards.
 async fn repeat<F>(run_id: RunId, insert: impl Fn(bool) -> F) -> Result<Inserted>
 where
     F: Future<Output = Result<Inserted>>,

@@ -50,8 +50,8 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// Asks for at most `limit` orphans of these kinds, without those in `passed_over`. If `suspect_from` is given, a
-    /// run with at least that many crashes is a suspect and is left out. Only if `whole`, orphans that still name an owner
-    /// are read. Only if `wide`, orphans beyond this pod's share are read.
+    /// run with at least that many crashes is a suspect and is left out. Only if `whole`, orphans that still name an
+    /// owner are read. Only if `wide`, orphans beyond this pod's share are read.
     pub(crate) fn new(
         own: Incarnation,
         kinds: Vec<String>,

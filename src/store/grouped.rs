@@ -1,8 +1,8 @@
-//! Statements that make the same write for several runs. [`super::start`] and [`super::owner_writes`] make one write, and
-//! keep to the same rules.
+//! Statements that make the same write for several runs. [`super::start`] and [`super::owner_writes`] make one write,
+//! and keep to the same rules.
 //!
-//! A reply tells which writes were made, and which writes' owners have lost their runs. Of the others it tells nothing: a
-//! row is locked, or a key is taken. The statement for one write waits where it must, and finds the reason.
+//! A reply tells which writes were made, and which writes' owners have lost their runs. Of the others it tells nothing:
+//! a row is locked, or a key is taken. The statement for one write waits where it must, and finds the reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -193,7 +193,8 @@ pub(crate) async fn give_back(db: &Database, yields: &[&Release]) -> Result<Vec<
     made(yields.len(), &db.query("yielding runs", SQL, &params).await?)
 }
 
-/// What the rows say of so many writes, in their order: whether each was made. `None`: it was not, and its owner has the run.
+/// What the rows say of so many writes, in their order: whether each was made. `None`: it was not, and its owner has
+/// the run.
 fn made(of: usize, rows: &[Row]) -> Result<Vec<Option<bool>>> {
     let mut made = vec![None; of];
     for row in rows {

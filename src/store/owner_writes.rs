@@ -36,8 +36,9 @@ pub(crate) async fn checkpoint(
 /// The number of a write of an attempt that makes no other.
 pub(crate) const ONLY: i64 = i64::MAX;
 
-/// Ends a run with the columns of its output, under the write number of this attempt. Returns false if the owner is fenced,
-/// the run had ended, a later write of the attempt was accepted first, or its stream has fewer than `seq` chunks.
+/// Ends a run with the columns of its output, under the write number of this attempt. Returns false if the owner is
+/// fenced, the run had ended, a later write of the attempt was accepted first, or its stream has fewer than `seq`
+/// chunks.
 pub(crate) async fn finish(
     db: &Database,
     owner: Owner,
@@ -65,9 +66,9 @@ pub(crate) async fn finish(
     Ok(db.query_opt("ending a run", FINISH, &params).await?.is_some())
 }
 
-/// Releases a run, under the write number of this attempt: nobody owns it then, and no crash is counted. `reason` is how the
-/// attempt ended: `yielded` or `moved`. Returns false if the owner is fenced, or a later write of the attempt was accepted
-/// first.
+/// Releases a run, under the write number of this attempt: nobody owns it then, and no crash is counted. `reason` is
+/// how the attempt ended: `yielded` or `moved`. Returns false if the owner is fenced, or a later write of the attempt
+/// was accepted first.
 pub(crate) async fn give_back(db: &Database, owner: Owner, number: i64, reason: &str) -> Result<bool> {
     let params: [&(dyn ToSql + Sync); 5] =
         [&owner.run_id.as_uuid(), &owner.incarnation.as_uuid(), &owner.fence.get(), &reason, &number];

@@ -23,8 +23,8 @@ use crate::protocol::state::RunState;
 const START: &str = sql!("start_run", "reach", "above");
 const RESTART: &str = sql!("restart_run");
 /// The statements of [`start_in_txn`] and [`submit_in_txn`] run on the user's own connection, under the user's
-/// `search_path`. They name the schema of every operator, function and type, and give every literal a type. A test checks
-/// that (`super::pins`).
+/// `search_path`. They name the schema of every operator, function and type, and give every literal a type. A test
+/// checks that (`super::pins`).
 const START_IN_TXN: &str = sql!("start_runs_in_txn");
 const SUBMIT: &str = sql!("submit_run");
 const FIND_KEY_HOLDERS: &str = sql!("find_key_holders");
@@ -80,17 +80,18 @@ pub(crate) async fn submit(db: &Database, new: &Insert<'_>) -> Result<Inserted> 
     Err(contended(new))
 }
 
-/// Starts a run that nobody owns, with the kind, key, input and `movable` of a run that has ended. The input is copied in the
-/// server, so every digit of it stays the same. Returns false if there is no such run, it is still running, or its key
-/// is taken. The new run begins a trace of its own.
+/// Starts a run that nobody owns, with the kind, key, input and `movable` of a run that has ended. The input is copied
+/// in the server, so every digit of it stays the same. Returns false if there is no such run, it is still running, or
+/// its key is taken. The new run begins a trace of its own.
 pub(crate) async fn restart(db: &Database, ended: RunId, new: RunId) -> Result<bool> {
     let trace = traceparent::generate();
     let params: [&(dyn ToSql + Sync); 3] = [&ended.as_uuid(), &new.as_uuid(), &trace];
     Ok(db.query_opt("starting a run again", RESTART, &params).await?.is_some())
 }
 
-/// Starts runs as [`start`], in the caller's transaction on the caller's connection. `owner` begins their first attempts
-/// once the transaction has committed. The commit notifies the channel `told`. The results are in the order of `new`.
+/// Starts runs as [`start`], in the caller's transaction on the caller's connection. `owner` begins their first
+/// attempts once the transaction has committed. The commit notifies the channel `told`. The results are in the order of
+/// `new`.
 pub(crate) async fn start_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
@@ -115,8 +116,8 @@ pub(crate) async fn start_in_txn(
     settled_in_txn(txn, schema, new, run_ids_of(&row)?.into_iter().collect()).await
 }
 
-/// Starts runs as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice `told`
-/// to its channel. The results are in the order of `new`.
+/// Starts runs as [`submit`], in the caller's transaction on the caller's connection. The commit sends the notice
+/// `told` to its channel. The results are in the order of `new`.
 pub(crate) async fn submit_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,
@@ -137,8 +138,8 @@ fn fail_in_txn(error: tokio_postgres::Error) -> Error {
     errors::translate("starting a run in the caller's transaction", error)
 }
 
-/// The results, in the order of `new`. For each run that was not inserted, finds the run that has its key. The inner errors
-/// are about one run each.
+/// The results, in the order of `new`. For each run that was not inserted, finds the run that has its key. The inner
+/// errors are about one run each.
 async fn settled_in_txn(
     txn: &tokio_postgres::Transaction<'_>,
     schema: &Schema,

@@ -1,8 +1,8 @@
 //! Instructions of the protocol's pure functions, counted by callgrind.
 //!
 //! The test runs its own program again under callgrind, with one test that calls each measured function once. Callgrind
-//! counts what each of them executes, together with all that it calls. The program is the unoptimised one that the other
-//! tests build. So the counts say how an algorithm grows, and not how long it takes.
+//! counts what each of them executes, together with all that it calls. The program is the unoptimised one that the
+//! other tests build. So the counts say how an algorithm grows, and not how long it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;

@@ -341,8 +341,8 @@ impl Podlock {
         }
     }
 
-    /// It ends. First the row is marked once more, if the database answers; the sessions end last, and the row stays for a
-    /// survivor to bury (L4).
+    /// It ends. First the row is marked once more, if the database answers; the sessions end last, and the row stays
+    /// for a survivor to bury (L4).
     fn exit(&self, s: &mut State, p: ProcId) {
         let proc = &s.procs[p];
         if !proc.draining || proc.tasks.iter().any(Option::is_some) {

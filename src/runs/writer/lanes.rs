@@ -12,8 +12,8 @@ use crate::runs::NewRun;
 use crate::store::grouped::{Checkpoint, Release};
 use crate::store::runs::{Ending, Insert, Inserted, Owner};
 
-/// The most writes of one statement: 500. A larger statement takes longer than others should wait. Smaller ones need more
-/// commits.
+/// The most writes of one statement: 500. A larger statement takes longer than others should wait. Smaller ones need
+/// more commits.
 pub(super) const GROUP_MOST: usize = 500;
 /// The most bytes of one statement: 1 MiB. A write that is larger is a group of its own.
 const GROUP_BYTES: usize = 1 << 20;
@@ -59,8 +59,8 @@ pub(super) struct End {
 pub(super) type Starts = Lane<NewStart, Inserted>;
 pub(super) type Lane<T, A> = VecDeque<Waiting<T, A>>;
 
-/// The writes that wait. Runs with a key have lanes of their own, because an insert of a key may have to wait for another
-/// transaction, and others must not wait with it.
+/// The writes that wait. Runs with a key have lanes of their own, because an insert of a key may have to wait for
+/// another transaction, and others must not wait with it.
 #[derive(Default)]
 pub(super) struct Lanes {
     last: u64,

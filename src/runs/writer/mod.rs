@@ -8,23 +8,25 @@
 //! 3. When a slot comes free, a worker takes the lane that has waited longest, and sends all of its writes in one
 //!    statement.
 //!
-//! Each caller gets the answer to its own write: it was made, or the run is no longer this attempt's, or another run has
-//! the key. A group waits for no other transaction: a row that is locked, and a key that is being inserted, are left out.
-//! Their writes are made alone, which waits in the server, if few others wait so. Otherwise they are tried again in later
-//! groups.
+//! Each caller gets the answer to its own write: it was made, or the run is no longer this attempt's, or another run
+//! has the key. A group waits for no other transaction: a row that is locked, and a key that is being inserted, are
+//! left out. Their writes are made alone, which waits in the server, if few others wait so. Otherwise they are tried
+//! again in later groups.
 //!
 //! * **Order.** An attempt makes its writes one after another, and each has a number (`runs::run`). A call that was
 //!   dropped leaves a write in its lane. The worker does not send it, unless it was sent already. Then the number keeps
 //!   it from overtaking.
 //! * **Lost replies.** Each caller of a group gets the error, and repeats its write under the same number, or under the
 //!   same id.
-//! * **Memory.** The lanes hold at most [`ROOM_KIB`] of starts, and as much of other writes. Further callers wait, in order.
-//! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it was not sent.
+//! * **Memory.** The lanes hold at most [`ROOM_KIB`] of starts, and as much of other writes. Further callers wait, in
+//!   order.
+//! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it was not
+//!   sent.
 //! * **Connections.** Writes that are made alone leave two connections of the pool to the others.
 //! * **L7.** A pod that is past its deadline sends no write of an owner. The deadline is checked when the connection is
 //!   there.
-//! * **The end of the pod.** A group under way is in doubt for its callers. Writes that wait, and those that come later,
-//!   are made alone. A clean stop waits for the runs first, so nothing waits then.
+//! * **The end of the pod.** A group under way is in doubt for its callers. Writes that wait, and those that come
+//!   later, are made alone. A clean stop waits for the runs first, so nothing waits then.
 
 mod lanes;
 mod send;
@@ -48,18 +50,18 @@ use lanes::{GROUP_MOST, Lane, Lanes};
 pub(crate) use lanes::NewStart;
 pub(crate) use send::Sending;
 
-/// The most statements of the writer that are under way at a time: 3. One more commit at a time keeps the disk busy while
-/// the server works on the others. With more, the groups are smaller, and the pool (4 connections by default) has none
-/// left for anything else.
+/// The most statements of the writer that are under way at a time: 3. One more commit at a time keeps the disk busy
+/// while the server works on the others. With more, the groups are smaller, and the pool (4 connections by default) has
+/// none left for anything else.
 const STATEMENTS_MOST: usize = 3;
-/// How many connections of the pool the writes that are made alone leave to others: 2. One is for groups, so that rows that
-/// are locked hold no other write up. One is for claims and the like.
+/// How many connections of the pool the writes that are made alone leave to others: 2. One is for groups, so that rows
+/// that are locked hold no other write up. One is for claims and the like.
 const LEFT_TO_OTHERS: usize = 2;
-/// The room of the lanes, in KiB: 32 MiB of starts, and as much of other writes. A write takes at least one KiB of it. With
-/// less, large checkpoints wait for one another. More is memory that a pod may use while the database is away.
+/// The room of the lanes, in KiB: 32 MiB of starts, and as much of other writes. A write takes at least one KiB of it.
+/// With less, large checkpoints wait for one another. More is memory that a pod may use while the database is away.
 const ROOM_KIB: u32 = 32 * 1024;
-/// The least and the longest delay before a write that another transaction holds up is tried in a group again. Shorter ones
-/// load the server. Longer ones hold the write up after the other transaction has ended.
+/// The least and the longest delay before a write that another transaction holds up is tried in a group again. Shorter
+/// ones load the server. Longer ones hold the write up after the other transaction has ended.
 const AGAIN_MIN: Duration = Duration::from_millis(5);
 const AGAIN_MAX: Duration = Duration::from_millis(100);
 
@@ -67,8 +69,8 @@ const AGAIN_MAX: Duration = Duration::from_millis(100);
 pub(crate) struct Writer {
     /// Callers and workers change it. Never held across an await.
     state: Mutex<State>,
-    /// A write waits: wakes one worker. `Notify` keeps one wake while all workers are busy, and each looks again before it
-    /// waits. So none is lost.
+    /// A write waits: wakes one worker. `Notify` keeps one wake while all workers are busy, and each looks again before
+    /// it waits. So none is lost.
     wake: Notify,
     /// The room that is left in the lanes of starts, and in the others.
     room_of_starts: Arc<Semaphore>,
@@ -173,8 +175,8 @@ impl Writer {
         Arc::clone(&self.alone).try_acquire_owned().ok()
     }
 
-    /// Makes a write when its turn comes: `alone`, or as one of a group. `what` is called for a group. `bytes` is about how
-    /// many bytes the write has.
+    /// Makes a write when its turn comes: `alone`, or as one of a group. `what` is called for a group. `bytes` is about
+    /// how many bytes the write has.
     ///
     /// Cancel safe as the write itself: a dropped call was made or not.
     async fn write<T, A>(

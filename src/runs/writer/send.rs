@@ -1,5 +1,5 @@
-//! The workers of the writer: each sends one group at a time, and answers its callers. And the calls of the writer, one for
-//! each kind of write.
+//! The workers of the writer: each sends one group at a time, and answers its callers. And the calls of the writer, one
+//! for each kind of write.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -113,8 +113,8 @@ fn after(error: &Error, has_patience: bool, batches: &mut Batches, part: &Range<
     }
 }
 
-/// Whether an error comes from the state of the server and not from a row: its session ended, it takes no writes, it lacks
-/// something, or somebody stops it.
+/// Whether an error comes from the state of the server and not from a row: its session ended, it takes no writes, it
+/// lacks something, or somebody stops it.
 fn is_about_the_server(code: &str) -> bool {
     let class = code.get(..2).unwrap_or_default();
     ["08", "53", "58"].contains(&class) || code == "25006" || (class == "57" && code != "57014")
@@ -124,8 +124,8 @@ fn is_about_the_server(code: &str) -> bool {
 trait Grouped: Sync + Send + Sized {
     type Answer: Send;
 
-    /// Makes the writes in one statement, if this pod may make them now. The answers are in their order; `None`: another
-    /// transaction holds the write up.
+    /// Makes the writes in one statement, if this pod may make them now. The answers are in their order; `None`:
+    /// another transaction holds the write up.
     fn send(engine: &Engine, writes: &[&Self]) -> impl Future<Output = Result<Vec<Option<Self::Answer>>>> + Send;
 
     /// Whether the statement waits for other transactions only for a short time of its own.
@@ -226,8 +226,8 @@ impl Drop for Sending {
 }
 
 impl Engine {
-    /// Starts a run that this pod owns, or that nobody owns. Repeating it with the same id changes nothing. `bytes` is about
-    /// how many bytes it has.
+    /// Starts a run that this pod owns, or that nobody owns. Repeating it with the same id changes nothing. `bytes` is
+    /// about how many bytes it has.
     pub(crate) async fn write_start(&self, start: NewStart, bytes: usize) -> Result<Inserted> {
         let alone = async {
             let insert = start.insert(self.registry.highest_fence());
@@ -290,8 +290,8 @@ mod tests {
         after(error, has_patience, &mut batches, &part)
     }
 
-    /// Issue: "Each caller gets its own answer; one that fails does not fail its neighbours". Whatever code a trigger, a
-    /// constraint or a policy of the service's raises.
+    /// Issue: "Each caller gets its own answer; one that fails does not fail its neighbours". Whatever code a trigger,
+    /// a constraint or a policy of the service's raises.
     #[test]
     fn a_row_that_the_server_refuses_is_searched_for_and_has_its_own_error() {
         for code in ["22P05", "MY001", "42501", "42P01", "P0001", "40001", "40P01", "23514"] {

@@ -16,8 +16,8 @@
 --   along_bytes  int8    how many bytes of inputs and checkpoints are returned, for all runs together
 --
 -- Returns a row for each run that was claimed or quarantined (`error` is not NULL). If `unread` is not NULL, input and
--- checkpoint must still be read. It is their size in bytes, as stored. `taken_over` says how the attempt before ended: as
--- its owner's incarnation, `released`, or `adopted`. It is NULL if this is the first attempt.
+-- checkpoint must still be read. It is their size in bytes, as stored. `taken_over` says how the attempt before ended:
+-- as its owner's incarnation, `released`, or `adopted`. It is NULL if this is the first attempt.
 \set reach `cat part/reach.sql`
 \set above `cat part/above.sql`
 \set as_expected `cat part/as_expected.sql`

@@ -15,8 +15,9 @@
 --   chunks        int8[]     how many chunks the run's stream has, NULL: any number
 --   numbers       int8[]     the number of this write among those of the attempt
 --
--- Returns a row for each write that was made, with its number `nth` from 1 on, and for each whose owner no longer has the
--- run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt was made.
+-- Returns a row for each write that was made, with its number `nth` from 1 on, and for each whose owner no longer has
+-- the run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt
+-- was made.
 \set owned_by_each `cat part/owned_by_each.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH

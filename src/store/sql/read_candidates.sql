@@ -17,17 +17,17 @@
 --   spare         int8    how many orphans beyond its part the pod gets, so that it can pass some over. NULL: it gets
 --                         all orphans, up to the limit
 --
--- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each orphan
--- of the pod's list.
+-- Returns a row for each running run of `own`, then one row for the fleet (`run_id` is NULL), then a row for each
+-- orphan of the pod's list.
 --
 -- Each pod's list begins at another place among all orphans, the oldest first, and goes round at the end. So pods that
--- read at the same time do not compete for the same orphans. The list has about as many as the pod takes: the equal share
--- of all orphans and of the runs of the pods with room, without the runs that it has.
+-- read at the same time do not compete for the same orphans. The list has about as many as the pod takes: the equal
+-- share of all orphans and of the runs of the pods with room, without the runs that it has.
 --
 -- The row for the fleet has the number of orphans, and the kinds of those without an owner. For each pod with a handler
 -- for one of them, it has how many runs the pod owns and how many it may own. `me` is the place of `own` among those
--- pods, from 1 on; NULL if it is not one of them. `pods` has their names. Without orphans, or without such pods, there is
--- no such row. A cordoned pod claims no orphan: it gets only the rows of its own runs.
+-- pods, from 1 on; NULL if it is not one of them. `pods` has their names. Without orphans, or without such pods, there
+-- is no such row. A cordoned pod claims no orphan: it gets only the rows of its own runs.
 \set crashed `cat part/crashed.sql`
 WITH RECURSIVE
   -- The owners of running runs. Each step finds the next owner in the index, and reads none of the runs in between.

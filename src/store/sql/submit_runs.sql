@@ -15,7 +15,8 @@
 --   patience  int4     how many milliseconds to wait for a transaction that is inserting one of the keys; NULL: as the
 --                      session does
 --
--- Returns one row: the runs that were inserted. Another was not if a run with its id, or a running one with its key, exists.
+-- Returns one row: the runs that were inserted. Another was not if a run with its id, or a running one with its key,
+-- exists.
 WITH
   patience AS MATERIALIZED (
     SELECT f.former,

@@ -1,5 +1,5 @@
--- Writes a run's row for its owner without changing it, to find out whether the owner's small writes succeed. It skips a
--- row that another transaction has locked: that transaction, and not the size of a write, is why the owner waits.
+-- Writes a run's row for its owner without changing it, to find out whether the owner's small writes succeed. It skips
+-- a row that another transaction has locked: that transaction, and not the size of a write, is why the owner waits.
 --
 -- Arguments:
 --   run_id  uuid

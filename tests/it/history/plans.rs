@@ -1,8 +1,8 @@
 //! The plans of the statements on the history, on the tables of a large fleet: no statement reads a big table whole.
 //!
-//! The data has the shape of 1,000 pods and 28 days, with fewer samples. The plans are those of a pod's connections, which
-//! plan once for all arguments (`plan_cache_mode = force_generic_plan`). `EXPLAIN ANALYZE` runs each statement, so that
-//! partitions that are pruned at run time do not count.
+//! The data has the shape of 1,000 pods and 28 days, with fewer samples. The plans are those of a pod's connections,
+//! which plan once for all arguments (`plan_cache_mode = force_generic_plan`). `EXPLAIN ANALYZE` runs each statement,
+//! so that partitions that are pruned at run time do not count.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -178,8 +178,8 @@ async fn check(client: &Client, of: &Planned) -> Result<(), String> {
     Err(format!("{} reads {whole:?} whole, and samples of {days} days: {plan:#}", of.file))
 }
 
-/// "Plans checked on generated data (1,000 pods, 28 days): no sequential scan at request time; score filters by an index;
-/// open sessions by a partial index; ended ones by `(ended_at)`."
+/// "Plans checked on generated data (1,000 pods, 28 days): no sequential scan at request time; score filters by an
+/// index; open sessions by a partial index; ended ones by `(ended_at)`."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_statement_on_the_history_reads_a_big_table_whole() {
     timed(async {

@@ -154,8 +154,8 @@ async fn the_yields_of_a_drain_go_together() {
     .await;
 }
 
-/// Issue: "Each caller gets its own answer (started, key busy with its run, no owner, fenced, too large, late); one that
-/// fails does not fail its neighbours". L5: owner and fence are in the condition of each row.
+/// Issue: "Each caller gets its own answer (started, key busy with its run, no owner, fenced, too large, late); one
+/// that fails does not fail its neighbours". L5: owner and fence are in the condition of each row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_write_of_a_group_has_its_own_answer() {
     timed(async {
@@ -220,7 +220,8 @@ async fn each_write_of_a_group_has_its_own_answer() {
     .await;
 }
 
-/// Checkpoints of runs that the transaction locks: they hold every slot for a moment, and what begins meanwhile is grouped.
+/// Checkpoints of runs that the transaction locks: they hold every slot for a moment, and what begins meanwhile is
+/// grouped.
 async fn occupy<'a>(
     txn: &Transaction<'_>,
     acts: &'a [Act],
@@ -554,8 +555,8 @@ impl<'a> Pause<'a> {
     }
 }
 
-/// Makes `writes` while the pod's statements are held, and loses the replies of those that then commit. `committed` counts
-/// the writes that the tables show.
+/// Makes `writes` while the pod's statements are held, and loses the replies of those that then commit. `committed`
+/// counts the writes that the tables show.
 async fn with_lost_replies<T>(
     db: &Db,
     proxy: &Proxy,
@@ -623,8 +624,8 @@ async fn groups_whose_replies_are_lost_are_written_once() {
     .await;
 }
 
-/// Issue: "500 tasks that write at once with random cancellation". What was acknowledged is there, a later write is never
-/// replaced by an earlier one, and nobody waits for a write that nobody wants any more.
+/// Issue: "500 tasks that write at once with random cancellation". What was acknowledged is there, a later write is
+/// never replaced by an earlier one, and nobody waits for a write that nobody wants any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_that_give_writes_up_at_random_lose_nothing_that_was_acknowledged() {
     const TASKS: usize = 500;

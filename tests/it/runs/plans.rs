@@ -169,8 +169,8 @@ async fn claim_of(client: &Client, name: &str, count: usize) -> String {
     client.scalar(&sql, &[]).await
 }
 
-/// What a claim of so many may touch: each run is looked up to be locked and again to be written, and its former attempt
-/// once.
+/// What a claim of so many may touch: each run is looked up to be locked and again to be written, and its former
+/// attempt once.
 fn assert_claims_by_key(plan: &Value, count: usize) {
     let closed = touched(plan, "studio_run_attempts");
     assert!(closed <= count, "{closed} attempts for {count} runs: {plan:#}");
