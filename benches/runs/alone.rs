@@ -151,15 +151,16 @@ impl Hand {
     async fn run(&self, took: &mut [Vec<f64>; 3]) -> Result<()> {
         let (run_id, none) = (Uuid::now_v7(), None::<String>);
         let (input, saved, result, nothing) = (json!(1), checkpoint(0), json!(null), "");
-        let start: [&(dyn ToSql + Sync); 7] = [&self.own, &run_id, &KIND, &none, &input, &0_i64, &false];
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let start: [&(dyn ToSql + Sync); 8] = [&self.own, &run_id, &KIND, &none, &input, &0_i64, &false, &trace];
         let row = self.step(0, &start, took).await?;
         let fence: i64 = row.get::<_, Option<i64>>(0).ok_or("a start by hand was refused")?;
         let of_run: [&(dyn ToSql + Sync); 3] = [&run_id, &self.own, &fence];
         let none_of: (Option<i32>, Option<i64>, Option<&Value>) = (None, None, Some(&result));
         let save: [&(dyn ToSql + Sync); 3] = [&1_i64, &saved, &none_of.1];
         self.step(1, &[of_run, save].concat(), took).await?;
-        let end: [&(dyn ToSql + Sync); 9] =
-            [&"succeeded", &none_of.2, &none, &nothing, &nothing, &none_of.0, &false, &none, &none_of.1];
+        let end: [&(dyn ToSql + Sync); 10] =
+            [&"succeeded", &none_of.2, &none, &nothing, &nothing, &none_of.0, &false, &none, &none_of.1, &2_i64];
         self.step(2, &[&of_run[..], &end[..]].concat(), took).await?;
         Ok(())
     }

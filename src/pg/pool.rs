@@ -29,10 +29,10 @@ pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<
 /// Whether a statement may still be sent, asked when its connection is there.
 pub(crate) type MaySend = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// A statement that takes longer makes its connection forget its plans: 100 ms. Each is made once for all arguments,
-/// perhaps when the tables were empty. Shorter: statements that only waited are planned again more often, which takes
-/// about a millisecond each. Longer: a plan that is bad by now is used for longer.
-const PLANS_KEPT: Duration = Duration::from_millis(100);
+/// A connection whose statement took longer is closed: 1 s. Its plans were each made once for all arguments, perhaps when
+/// the tables were empty, and the next connection makes its own. Shorter: connections are opened more often, for
+/// statements that only waited. Longer: a plan that is bad by now is used for longer.
+const PLANS_KEPT: Duration = Duration::from_secs(1);
 
 /// An argument of a statement that is made when the connection is there.
 pub(crate) type Late = Box<dyn ToSql + Sync + Send>;
@@ -138,29 +138,21 @@ impl Database {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
         let client = self.get(step).await?;
-        if let Some(may_send) = &self.may_send
-            && let Err(e) = may_send()
-        {
-            client.give_back();
-            return Err(e);
-        }
         let began = Instant::now();
-        let rows = self
-            .within(step, async {
-                let statement = client.prepare_cached(sql).await?;
-                client.query(&statement, params).await
-            })
-            .await;
-        if leaves_idle(&rows) && (began.elapsed() < PLANS_KEPT || self.forgets_plans(step, &client).await) {
+        let rows = match self.within(step, client.prepare_cached(sql)).await {
+            Ok(statement) => {
+                if let Some(Err(e)) = self.may_send.as_ref().map(|may_send| may_send()) {
+                    client.give_back();
+                    return Err(e);
+                }
+                self.within(step, client.query(&statement, params)).await
+            }
+            Err(e) => Err(e),
+        };
+        if leaves_idle(&rows) && began.elapsed() < PLANS_KEPT {
             client.give_back();
         }
         rows
-    }
-
-    /// Makes the server plan the statements of this connection again, for the tables as they are now. Returns false if
-    /// it could not, and the connection is of no use any more.
-    async fn forgets_plans(&self, step: &str, client: &Leased) -> bool {
-        self.within(step, client.batch_execute("DISCARD PLANS")).await.is_ok()
     }
 
     /// Runs one statement with a time limit of its own, on the server too, and leaves none on the connection. `params`

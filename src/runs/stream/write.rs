@@ -72,10 +72,8 @@ impl Run {
         let at = self.open_stream(&mut writes).await?;
         let place = (at.generation, at.next);
         let (chunk, value) = (&chunk, &value);
-        let save = |number| async move {
-            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
-            done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value)).await
-        };
+        let db = &self.engine.owners_db;
+        let save = |number| done(streams::append_with_checkpoint(db, self.owner, number, place, chunk, value));
         self.stream.set_going(Going::Unknown);
         let began = clock::now();
         self.write(&mut writes, what, save, |_| None).await?;
@@ -147,10 +145,7 @@ impl Run {
 
     /// Continues the stream at `seq`, or after all its chunks.
     async fn go_on(&self, writes: &mut Writes, seq: Option<i64>) -> Result<Continued> {
-        let go_on = |number| async move {
-            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
-            streams::go_on(db, self.owner, number, seq).await
-        };
+        let go_on = |number| streams::go_on(&self.engine.owners_db, self.owner, number, seq);
         let began = clock::now();
         let continued = self.write(writes, "going on with its stream", go_on, |_| None).await?;
         if let Continued::Yes(generation, next) = continued {
@@ -167,10 +162,7 @@ impl Run {
             return Ok(place);
         }
         self.stream.set_going(Going::Unsaid);
-        let restart = |number| async move {
-            let (_permit, db) = self.engine.to_wait_for_a_run().await?;
-            streams::restart(db, self.owner, number).await
-        };
+        let restart = |number| streams::restart(&self.engine.owners_db, self.owner, number);
         let began = clock::now();
         let generation = self.write(writes, "restarting its stream", restart, |_| None).await?;
         let place = WritePlace { generation, next: 0 };

@@ -219,6 +219,10 @@ impl Writer {
     /// A group of so many writes took too long, or not.
     pub(super) fn note_pace(&self, writes: usize, was_slow: bool) {
         let mut state = self.state();
-        state.most = if was_slow { (writes / 2).max(1) } else { (state.most * 2).min(GROUP_MOST) };
+        if was_slow {
+            state.most = (writes / 2).max(1);
+        } else if writes >= state.most / 2 {
+            state.most = (state.most * 2).min(GROUP_MOST);
+        }
     }
 }

@@ -9,9 +9,9 @@
 //!    statement.
 //!
 //! Each caller gets the answer to its own write: it was made, or the run is no longer this attempt's, or another run
-//! has the key. A group waits for no other transaction: a row that is locked, and a key that is being inserted, are
-//! left out. Their writes are made alone, which waits in the server, if few others wait so. Otherwise they are tried
-//! again in later groups.
+//! has the key. A group leaves out rows that are locked, and waits for a key that is being inserted for a moment only.
+//! What a group cannot answer is made alone, which waits in the server and finds the reason. If many wait so, small
+//! writes are meanwhile tried in later groups.
 //!
 //! * **Order.** An attempt makes its writes one after another, and each has a number (`runs::run`). A call that was
 //!   dropped leaves a write in its lane. The worker does not send it, unless it was sent already. Then the number keeps
@@ -21,10 +21,10 @@
 //! * **Memory.** The lanes hold at most [`ROOM_KIB`] of starts, and as much of other writes. Further callers wait, in
 //!   order.
 //! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it was not
-//!   sent.
-//! * **Connections.** Writes that are made alone leave two connections of the pool to the others.
-//! * **L7.** A pod that is past its deadline sends no write of an owner. The deadline is checked when the connection is
-//!   there.
+//!   sent. The statement itself has its own time limit.
+//! * **Connections.** Writes that are made alone leave two connections of the pool to the others, if it has more.
+//! * **L7.** A pod that is past its deadline sends no such write of an owner. The deadline is checked when the
+//!   connection is there.
 //! * **The end of the pod.** A group under way is in doubt for its callers. Writes that wait, and those that come
 //!   later, are made alone. A clean stop waits for the runs first, so nothing waits then.
 
@@ -38,11 +38,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::engine::Engine;
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::membership::clock;
-use crate::pg::pool::Database;
 use crate::protocol::Moment;
 use crate::protocol::slots::{Slots, Use};
 use lanes::{GROUP_MOST, Lane, Lanes};
@@ -60,10 +58,13 @@ const LEFT_TO_OTHERS: usize = 2;
 /// The room of the lanes, in KiB: 32 MiB of starts, and as much of other writes. A write takes at least one KiB of it.
 /// With less, large checkpoints wait for one another. More is memory that a pod may use while the database is away.
 const ROOM_KIB: u32 = 32 * 1024;
-/// The least and the longest delay before a write that another transaction holds up is tried in a group again. Shorter
-/// ones load the server. Longer ones hold the write up after the other transaction has ended.
-const AGAIN_MIN: Duration = Duration::from_millis(5);
-const AGAIN_MAX: Duration = Duration::from_millis(100);
+/// The least and the longest time after which a write that another transaction holds up, and that cannot be made alone,
+/// is tried in a group again. Shorter ones load the server. Longer ones hold the write up after the other transaction
+/// has ended.
+const AGAIN_MIN: Duration = Duration::from_millis(20);
+const AGAIN_MAX: Duration = Duration::from_millis(500);
+/// Only writes of at most so many bytes are tried in a group again: 64 KiB. Larger ones load the network each time.
+const SENT_AGAIN: usize = 64 * 1024;
 
 /// Groups the writes of a pod's runs.
 pub(crate) struct Writer {
@@ -97,7 +98,7 @@ enum Turn<A> {
     /// Another transaction holds the write up.
     HeldUp,
     /// The group failed for a reason that need not be this write's. It was rolled back.
-    Failed(Error),
+    Failed,
 }
 
 /// A write that waits in a lane.
@@ -194,19 +195,18 @@ impl Writer {
         let mut pause = Backoff::new(AGAIN_MIN, AGAIN_MAX);
         loop {
             let Some(turn) = self.in_a_group(room, bytes, until, &what, &lane).await? else { return alone.await };
-            let error = match turn {
+            // A later group would only be as slow, or have the same neighbour.
+            let mut wait_until = until;
+            match turn {
                 Turn::Done(answer) => return Ok(answer),
-                Turn::Failed(error) => error,
-                Turn::HeldUp => {
-                    if let Some(_permit) = self.alone() {
-                        return alone.await;
-                    }
-                    tokio::time::sleep(pause.delay()).await;
-                    held_up()
-                }
-            };
+                Turn::HeldUp if bytes <= SENT_AGAIN => wait_until = until.min(Instant::now() + pause.delay()),
+                Turn::HeldUp | Turn::Failed => {}
+            }
+            if let Ok(_permit) = acquire(&self.alone, 1, wait_until).await {
+                return alone.await;
+            }
             if Instant::now() >= until {
-                return Err(error);
+                return Err(not_sent());
             }
         }
     }
@@ -230,7 +230,7 @@ impl Writer {
                 return Ok(None);
             }
             // Later writes need no wake: a worker looks when a slot comes free.
-            let is_first = state.lanes.is_empty();
+            let is_first = !state.can_take();
             let waiting = Waiting {
                 what: what(),
                 bytes,
@@ -312,14 +312,6 @@ impl State {
     }
 }
 
-impl Engine {
-    /// The permit to send a statement of an owner that waits for the run's row if it is locked, and where to send it.
-    pub(super) async fn to_wait_for_a_run(&self) -> Result<(OwnedSemaphorePermit, &Database)> {
-        let until = Instant::now() + self.writer.patience;
-        Ok((acquire(&self.writer.alone, 1, until).await?, &self.owners_db))
-    }
-}
-
 /// The permits, in the order of the calls. The semaphores of a writer are never closed.
 async fn acquire(of: &Arc<Semaphore>, permits: u32, until: Instant) -> Result<OwnedSemaphorePermit> {
     match timeout_at(until, Arc::clone(of).acquire_many_owned(permits)).await {
@@ -333,14 +325,6 @@ fn not_sent() -> Error {
         .unconnected()
         .state("nothing was sent")
         .help("see in pg_stat_activity what the pod's statements wait for, or raise pool_size")
-}
-
-/// As if the server had said it.
-fn held_up() -> Error {
-    Error::new(ErrorKind::Timeout, "another transaction has locked the run's row, or is inserting a run with its key")
-        .with_sqlstate("55P03")
-        .state("nothing was written")
-        .help("see in pg_locks which transaction that is")
 }
 
 fn ended() -> Error {

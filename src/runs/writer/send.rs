@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::lanes::{End, Group};
 use super::{NewStart, Turn, Waiting};
 use crate::background::part::{Next, Part};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::output::Columns;
 use crate::protocol::batch::{Batches, Fault, Verdict};
 use crate::runs::engine::Engine;
@@ -37,7 +38,7 @@ impl Sending {
     /// Sends a group and answers its callers. If the server refuses the statement because of a row, smaller parts are
     /// tried, down to that row.
     async fn answer<T: Grouped>(&self, group: Vec<Waiting<T, T::Answer>>) {
-        let mut batches = Batches::new(group.len(), group.len());
+        let (began, mut batches) = (Instant::now(), Batches::new(group.len(), group.len()));
         let mut group: Vec<Option<_>> = group.into_iter().map(Some).collect();
         while let Some(range) = batches.next_batch() {
             let part = &mut group[range.clone()];
@@ -62,17 +63,21 @@ impl Sending {
             if error.is_slow() {
                 self.engine.writer.note_pace(writes.len(), true);
             }
-            let after = after(&error, T::has_patience(&writes), &mut batches, &range);
+            let after = match after(&error, T::has_patience(&writes), &mut batches, &range) {
+                After::Smaller if began.elapsed() > self.engine.writer.patience => After::AllAlone,
+                after => after,
+            };
             let answered = match after {
                 After::Smaller => continue,
-                After::AllAgain => &mut group[..],
-                After::Own | After::Again | After::HeldUp => part,
+                After::AllAlone => &mut group[..],
+                After::Own | After::Alone | After::Lost | After::HeldUp => part,
             };
             for waiting in answered.iter_mut().filter_map(Option::take) {
                 waiting.answer(match after {
                     After::Own => Err(error.for_another()),
+                    After::Lost => Err(lost(&error)),
                     After::HeldUp => Ok(Turn::HeldUp),
-                    After::Smaller | After::Again | After::AllAgain => Ok(Turn::Failed(error.for_another())),
+                    After::Smaller | After::Alone | After::AllAlone => Ok(Turn::Failed),
                 });
             }
         }
@@ -86,31 +91,41 @@ enum After {
     Smaller,
     /// Their callers get the error: it would be the same for each of them alone.
     Own,
-    /// Their callers try again in another group, and have the error if their time is over.
-    Again,
+    /// Their callers learn that no reply came.
+    Lost,
+    /// Their callers make them alone: the error need not be theirs.
+    Alone,
     /// The only one waited for another transaction.
     HeldUp,
-    /// The same as `Again`, for all writes of the group that have no answer yet.
-    AllAgain,
+    /// The same as `Alone`, for all writes of the group that have no answer yet.
+    AllAlone,
 }
 
 /// `has_patience`: the statement waited for keys only for a short time of its own.
 fn after(error: &Error, has_patience: bool, batches: &mut Batches, part: &Range<usize>) -> After {
     let is_alone = part.len() == 1;
     match error.sqlstate() {
-        // No answer: the writes are in doubt, or were not sent.
+        None if error.is_slow() && !is_alone => After::Lost,
+        // The writes are in doubt, or were not sent.
         None => After::Own,
         Some(code) if is_about_the_server(code) => After::Own,
         Some("55P03") if has_patience && is_alone => After::HeldUp,
         _ if is_alone => After::Own,
-        // A smaller group may end in time. It is the next one, so that the callers' own time counts.
-        Some("55P03" | "57014") if !has_patience || error.sqlstate() == Some("57014") => After::Again,
+        // The group was too large, or somebody alters the table.
+        Some("57014") => After::Alone,
+        Some("55P03") if !has_patience => After::Alone,
         Some(_) => match batches.failed(part, Fault::Row) {
             Verdict::Cut => After::Smaller,
             Verdict::Culprit(_) => After::Own,
-            Verdict::GiveUp => After::AllAgain,
+            Verdict::GiveUp => After::AllAlone,
         },
     }
+}
+
+/// The reply of a group did not come in time, and its connection was closed. That says nothing of the size of one write
+/// of it.
+fn lost(error: &Error) -> Error {
+    Error::new(ErrorKind::SessionLost, format!("a group of writes: {error}"))
 }
 
 /// Whether an error comes from the state of the server and not from a row: its session ended, it takes no writes, it
@@ -277,7 +292,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     fn server_says(code: &str) -> Error {
         let slow = ["57014", "55P03"].contains(&code);
@@ -308,9 +322,9 @@ mod tests {
 
     /// For example, somebody alters the table.
     #[test]
-    fn what_takes_too_long_is_tried_again_in_smaller_groups() {
+    fn writes_of_a_group_that_takes_too_long_are_made_alone() {
         for (code, has_patience) in [("57014", false), ("57014", true), ("55P03", false)] {
-            assert_eq!(after_of(&server_says(code), has_patience, 100), After::Again, "{code}");
+            assert_eq!(after_of(&server_says(code), has_patience, 100), After::Alone, "{code}");
         }
         assert_eq!(after_of(&server_says("57014"), false, 1), After::Own);
     }
@@ -320,10 +334,12 @@ mod tests {
     fn writes_without_a_reply_are_in_doubt_and_a_server_in_trouble_is_not_asked_again() {
         let lost = Error::new(ErrorKind::SessionLost, "lost");
         let timed_out = Error::new(ErrorKind::Timeout, "no reply");
-        for error in [lost, timed_out] {
-            assert!(error.may_have_been_done());
-            assert_eq!(after_of(&error, true, 100), After::Own);
-        }
+        assert!(lost.may_have_been_done() && timed_out.may_have_been_done());
+        assert_eq!(after_of(&lost, true, 100), After::Own);
+        assert_eq!(after_of(&timed_out, true, 1), After::Own);
+        assert_eq!(after_of(&timed_out, true, 100), After::Lost, "no write of it is known to be too slow");
+        let told = super::lost(&timed_out);
+        assert!(told.may_have_been_done() && !told.is_slow() && told.is_transient(), "{told:?}");
         for code in ["53100", "57P01", "25006", "08006", "58030"] {
             assert_eq!(after_of(&server_says(code), true, 100), After::Own, "{code}");
         }
@@ -335,7 +351,7 @@ mod tests {
         let mut tried = 0;
         while let Some(part) = batches.next_batch() {
             tried += 1;
-            if after(&server_says("P0001"), false, &mut batches, &part) == After::AllAgain {
+            if after(&server_says("P0001"), false, &mut batches, &part) == After::AllAlone {
                 break;
             }
         }

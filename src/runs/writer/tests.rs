@@ -221,6 +221,7 @@ async fn slow_groups_become_smaller() {
     }
     busy.clear();
     writer.note_pace(100, true);
+    writer.note_pace(1, false);
     let (group, _one) = yields(writer.take());
     assert_eq!(group.len(), 50);
     writer.note_pace(50, true);

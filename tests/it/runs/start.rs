@@ -103,9 +103,9 @@ async fn a_second_start_of_a_key_is_refused_naming_the_running_run_until_that_ha
 async fn of_twenty_racing_starts_of_one_key_exactly_one_runs() {
     timed(async {
         let (db, stage) = (Db::new().await, Stage::new());
-        // A connection for each start that waits, and one that is left to groups.
+        // A connection for each start that waits, and two that are left to others.
         let config =
-            |name| db.config(name).with(|c| (c.pool_size, c.statement_timeout) = (11, Some(Duration::from_secs(20))));
+            |name| db.config(name).with(|c| (c.pool_size, c.statement_timeout) = (12, Some(Duration::from_secs(20))));
         let pods = [stage.pod(config("a")).await, stage.pod(config("b")).await];
         let mut gate = sql::connect(&db.url).await;
         let gate = gate.transaction().await.unwrap();
