@@ -4,7 +4,7 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
--- Statements that claim and end runs lock the two tables in this order.
+-- Claims and ends lock the runs first and then the attempts. This keeps that order.
 LOCK TABLE @.studio_runs, @.studio_run_attempts IN ACCESS EXCLUSIVE MODE;
 ALTER TABLE @.studio_run_attempts DROP CONSTRAINT studio_run_attempts_run;
 
@@ -20,7 +20,7 @@ BEGIN
      WHERE a.run_id = ANY (ARRAY(SELECT g.run_id FROM gone AS g));
     RETURN NULL;
 END $function$;
-COMMENT ON FUNCTION @.studio_delete_attempts() IS 'Deletes the attempts of the runs that a statement has deleted, or all.';
+COMMENT ON FUNCTION @.studio_delete_attempts() IS 'Deletes the attempts of the runs that a statement has deleted, or of all runs after TRUNCATE.';
 REVOKE ALL ON FUNCTION @.studio_delete_attempts() FROM PUBLIC;
 
 CREATE TRIGGER delete_attempts AFTER DELETE ON @.studio_runs

@@ -29,8 +29,8 @@ pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<
 /// Whether a statement may still be sent, asked when its connection is there.
 pub(crate) type MaySend = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// A connection whose statement took longer is closed: 1 s. Its plans were each made once for all arguments, perhaps when
-/// the tables were empty, and the next connection makes its own. Shorter: connections are opened more often, for
+/// A connection whose statement took longer is closed: 1 s. Its plans were each made once for all arguments, perhaps
+/// when the tables were empty, and the next connection makes its own. Shorter: connections are opened more often, for
 /// statements that only waited. Longer: a plan that is bad by now is used for longer.
 const PLANS_KEPT: Duration = Duration::from_secs(1);
 

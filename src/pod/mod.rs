@@ -382,8 +382,13 @@ impl Pod {
         self.in_background(async move { runs::start(&engine, &handlers, new).await }).await
     }
 
-    /// [`Pod::start`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that
-    /// is refused does not stop the others. The results have the errors of [`Pod::start`].
+    /// [`Pod::start`] for many runs, in statements of at most 500 runs or 1 MiB of input. Each run has a result of its
+    /// own, in the order of `new`: one that is refused does not stop the others. Of two with the same key, one gets it.
+    /// The runs begin in any order.
+    ///
+    /// # Errors
+    ///
+    /// The call itself does not fail. Each result has the errors of [`Pod::start`].
     ///
     /// # Cancel safety
     ///
@@ -393,8 +398,12 @@ impl Pod {
         join_all(starts).await
     }
 
-    /// [`Pod::submit`] for many runs, in few statements. Each has a result of its own, in the order of `new`: one that
-    /// is refused does not stop the others. The results have the errors of [`Pod::submit`].
+    /// [`Pod::submit`] for many runs, in statements of at most 500 runs or 1 MiB of input. Each run has a result of its
+    /// own, in the order of `new`: one that is refused does not stop the others. Of two with the same key, one gets it.
+    ///
+    /// # Errors
+    ///
+    /// The call itself does not fail. Each result has the errors of [`Pod::submit`].
     ///
     /// # Cancel safety
     ///
@@ -408,7 +417,8 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::KeyBusy`], [`ErrorKind::InvalidInput`], or the database's.
+    /// [`ErrorKind::KeyBusy`], [`ErrorKind::InvalidInput`], [`ErrorKind::Stopped`], or the database's. If the reply was
+    /// lost, the error says that the run may have been started.
     ///
     /// # Cancel safety
     ///
@@ -436,8 +446,9 @@ impl Pod {
     ///
     /// # Errors
     ///
-    /// The database's: the transaction is aborted then. The results have the others of [`Pod::start_in_txn`]; such a
-    /// run was not inserted, and the transaction can go on.
+    /// The database's: the transaction is aborted then. All other errors are in the results: such a run was not
+    /// inserted, and the transaction can go on. Under REPEATABLE READ, a key of a run that the transaction cannot see
+    /// is an error of the database.
     ///
     /// # Cancel safety
     ///

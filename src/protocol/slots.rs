@@ -4,8 +4,8 @@
 //! alone. Without one it waits, and goes together with the others that wait.
 //!
 //! A write that is sent alone may have to wait in the server, for the lock of its row. So its slot counts as free after
-//! [`ALONE_MOST`], whatever becomes of the write: of three locked rows, no other write is held up for longer. A group
-//! waits for no row, so it has its slot until it ends.
+//! [`ALONE_MOST`]. Even if all slots have lone writes on locked rows, other writes wait no longer for a slot. A group
+//! waits for no locked run, and for a key only for a moment. So it has its slot until it ends.
 
 use std::time::Duration;
 

@@ -193,8 +193,8 @@ pub(crate) async fn give_back(db: &Database, yields: &[&Release]) -> Result<Vec<
     made(yields.len(), &db.query("yielding runs", SQL, &params).await?)
 }
 
-/// What the rows say of so many writes, in their order: whether each was made. `None`: it was not, and its owner has
-/// the run.
+/// For each of `of` writes, in their order: `Some(true)`: it was made. `Some(false)`: its owner has lost the run.
+/// `None`: it was not made, and the statement cannot tell why.
 fn made(of: usize, rows: &[Row]) -> Result<Vec<Option<bool>>> {
     let mut made = vec![None; of];
     for row in rows {

@@ -3,25 +3,26 @@
 //! A commit takes as long as the disk needs, however much it holds. So a pod that makes one statement for each write is
 //! limited by its disk. The writer has no timer in the way of a write, and delays nothing:
 //!
-//! 1. A write that finds a free slot ([`crate::protocol::slots`]) is sent at once, by its caller, alone.
-//! 2. A write that finds none waits in the *lane* of its kind.
+//! 1. If no write waits, a slot ([`crate::protocol::slots`]) is free, and few lone writes are under way, a write is
+//!    sent at once, by its caller, alone.
+//! 2. Otherwise it waits in the *lane* of its kind.
 //! 3. When a slot comes free, a worker takes the lane that has waited longest, and sends all of its writes in one
 //!    statement.
 //!
 //! Each caller gets the answer to its own write: it was made, or the run is no longer this attempt's, or another run
-//! has the key. A group leaves out rows that are locked, and waits for a key that is being inserted for a moment only.
+//! has the key. A group skips locked rows. If another transaction is inserting the same key, the group waits for 50 ms.
 //! What a group cannot answer is made alone, which waits in the server and finds the reason. If many wait so, small
 //! writes are meanwhile tried in later groups.
 //!
 //! * **Order.** An attempt makes its writes one after another, and each has a number (`runs::run`). A call that was
-//!   dropped leaves a write in its lane. The worker does not send it, unless it was sent already. Then the number keeps
-//!   it from overtaking.
+//!   dropped while its write waits leaves nothing to send. If a worker had taken the write, the number keeps it from
+//!   overtaking a later one.
 //! * **Lost replies.** Each caller of a group gets the error, and repeats its write under the same number, or under the
 //!   same id.
 //! * **Memory.** The lanes hold at most [`ROOM_KIB`] of starts, and as much of other writes. Further callers wait, in
 //!   order.
-//! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it was not
-//!   sent. The statement itself has its own time limit.
+//! * **Time.** A write waits for its turn no longer than a caller waits for a connection of the pool. Then it fails,
+//!   and was not made. The statement itself has its own time limit.
 //! * **Connections.** Writes that are made alone leave two connections of the pool to the others, if it has more.
 //! * **L7.** A pod that is past its deadline sends no such write of an owner. The deadline is checked when the
 //!   connection is there.
@@ -85,7 +86,8 @@ pub(crate) struct Writer {
 struct State {
     lanes: Lanes,
     slots: Slots,
-    /// The most writes of the next group. It halves when a group is too slow, and doubles when one is not.
+    /// The most writes of the next group of any lane. Half of those of a group that was too slow. It doubles after a
+    /// group that was not.
     most: usize,
     /// The pod has ended.
     is_closed: bool,
@@ -95,7 +97,7 @@ struct State {
 #[derive(Debug)]
 enum Turn<A> {
     Done(A),
-    /// Another transaction holds the write up.
+    /// The group did not make it and cannot tell why. Mostly another transaction holds it up.
     HeldUp,
     /// The group failed for a reason that need not be this write's. It was rolled back.
     Failed,
@@ -323,7 +325,7 @@ async fn acquire(of: &Arc<Semaphore>, permits: u32, until: Instant) -> Result<Ow
 fn not_sent() -> Error {
     Error::new(ErrorKind::Timeout, "the write did not have its turn in time")
         .unconnected()
-        .state("nothing was sent")
+        .state("nothing was written")
         .help("see in pg_stat_activity what the pod's statements wait for, or raise pool_size")
 }
 

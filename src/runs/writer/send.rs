@@ -60,13 +60,13 @@ impl Sending {
                 }
                 Err(error) => error,
             };
-            if error.is_slow() {
-                self.engine.writer.note_pace(writes.len(), true);
-            }
             let after = match after(&error, T::has_patience(&writes), &mut batches, &range) {
                 After::Smaller if began.elapsed() > self.engine.writer.patience => After::AllAlone,
                 after => after,
             };
+            if matches!(after, After::Lost | After::Alone) {
+                self.engine.writer.note_pace(writes.len(), true);
+            }
             let answered = match after {
                 After::Smaller => continue,
                 After::AllAlone => &mut group[..],

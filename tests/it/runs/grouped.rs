@@ -9,10 +9,11 @@ use podlock::{ErrorKind, NewRun, Pod, Run, RunId};
 use serde_json::{Value, json};
 use tokio_postgres::Transaction;
 
-use super::stage::{Act, SOON, Stage, act, attempts, behind_proxy};
+use super::stage::{Act, SOON, Stage, act, attempts, behind_proxy, story};
+use crate::support::process::Process;
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::sql::{self, Client};
-use crate::support::{Db, eventually, timed};
+use crate::support::{Db, eventually, lease, timed};
 
 /// More than there are statements at a time.
 const MANY: usize = 100;
@@ -735,6 +736,55 @@ async fn many_runs_of_a_transaction_have_one_result_each_and_begin_when_it_commi
         for act in &begun {
             let n = act.run.input().as_u64().and_then(|n| usize::try_from(n).ok()).unwrap();
             assert_eq!(*started[n].as_ref().unwrap(), act.run.id(), "the results are in order");
+        }
+    })
+    .await;
+}
+
+/// Issue: "a crash of the pod between send and reply at each write". The server makes what the dead pod had sent, and
+/// nobody hears of it. Each run ends once all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_whose_pod_is_killed_while_its_writes_are_under_way_end_once() {
+    timed(async {
+        let db = Db::new().await;
+        Pause::install(&db).await;
+        let client = sql::connect(&db.url).await;
+        let process = async |name: &'static str| {
+            let url = db.pod_url.clone();
+            tokio::task::spawn_blocking(move || Process::start(&url, name, lease())).await.unwrap()
+        };
+        let _survivor = process("survivor").await;
+        let front = db.pod("front").await;
+        let demo = || NewRun::new("demo").input(json!({"chunks": 5, "delay_ms": 20, "resume": "continue"}));
+        let mut runs = Vec::new();
+        for name in ["first", "second"] {
+            let victim = process(name).await;
+            for submitted in front.submit_many((0..60).map(|_| demo())).await {
+                runs.push(submitted.unwrap());
+            }
+            let under_way = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND application_name = 'podlock/{name}/pool' AND wait_event_type = 'Lock' AND query LIKE '%studio_runs%'"
+            );
+            let owned = format!("SELECT count(*) FROM studio_runs WHERE owner_pod = '{name}' AND state = 'running'");
+            eventually(SOON, "the victim executes runs", || async {
+                if db.client.scalar::<i64>(&owned, &[]).await > 0 { Ok(()) } else { Err("none yet".to_owned()) }
+            })
+            .await;
+            let pause = Pause::begin(&client).await;
+            eventually(SOON, "writes of the victim are under way", || async {
+                if db.client.scalar::<i64>(&under_way, &[]).await > 0 { Ok(()) } else { Err("none".to_owned()) }
+            })
+            .await;
+            victim.signal(rustix::process::Signal::KILL);
+            drop(victim);
+            pause.end().await;
+        }
+        for run in runs {
+            db.client.run_in_state(run, "succeeded", SOON).await;
+            let story = story(&db.client, run).await;
+            let ends = story.iter().filter(|(_, reason)| reason.as_deref() == Some("succeeded")).count();
+            assert_eq!((ends, story.last().and_then(|(_, reason)| reason.as_deref())), (1, Some("succeeded")), "{story:?}");
         }
     })
     .await;
