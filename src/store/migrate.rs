@@ -75,7 +75,6 @@ files!(
     "V36__reliability",
     "V37__backlog",
     "V38__webhooks",
-    "V39__attempts_unchecked",
 );
 
 const HISTORY_TABLE: &str = "studio_schema_history";

@@ -241,7 +241,7 @@ async fn a_detached_pod_starts_and_claims_nothing_until_it_is_back() {
     .await;
 }
 
-/// Nothing checks that the run of an attempt is there; so the attempts of a run that somebody deletes must go along.
+/// An attempt without its run would be left for ever: retention finds attempts by their runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_attempts_of_a_run_that_is_deleted_by_hand_are_deleted() {
     timed(async {
