@@ -67,7 +67,7 @@ fn row<'t>(text: &'t str, suite: &str) -> (&'t str, &'t str, &'t str, String) {
 
 #[test]
 fn one_summary_tells_of_every_suite_and_why_tests_were_skipped() {
-    let all = ["doc", "lib", "bins", "api", "cancel", "chaos", "cli", "compose", "it", "model", "openapi"];
+    let all = ["doc", "lib", "bins", "api", "cancel", "chaos", "cli", "compose", "costs", "it", "model", "openapi"];
     let (text, code) = test_sh(false, &[]);
     assert_eq!(code, 1);
     let counts = |suite| {
@@ -83,6 +83,7 @@ fn one_summary_tells_of_every_suite_and_why_tests_were_skipped() {
         ("chaos", "2 0 1", ""),
         ("cli", "0 0 2", ""),
         ("compose", "0 0 1", ""),
+        ("costs", "0 0 2", ""),
         ("it", "0 0 2", ""),
         ("model", "0 1 0", "did not compile"),
         ("openapi", "0 0 2", ""),
@@ -100,7 +101,7 @@ fn one_summary_tells_of_every_suite_and_why_tests_were_skipped() {
     ] {
         assert!(text.lines().any(|l| l == line), "no line {line:?}");
     }
-    assert_eq!(text.lines().last(), Some("9 passed, 3 failed, 8 skipped"));
+    assert_eq!(text.lines().last(), Some("9 passed, 3 failed, 10 skipped"));
 }
 
 #[test]

@@ -101,7 +101,9 @@ fn a_check_decides_the_health_and_lists_are_narrowed_by_it() {
         let check = json!({"path": "/livez", "interval_ms": 50, "timeout_ms": 5000});
         let good = registered(&a, &json!({"url": b.url, "health_check": check})).await;
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let check = json!({"tcp": true, "interval_ms": 50, "timeout_ms": 1000, "fail_after": 1});
+        // It stays "not_ready" for the rest of the test.
+        let check =
+            json!({"tcp": true, "interval_ms": 50, "timeout_ms": 1000, "fail_after": 1, "give_up_after": 100_000});
         let bad = registered(&b, &json!({"url": format!("tcp://{closed}"), "health_check": check})).await;
         let ids = async |args: &[&str]| {
             let workers = db.json(&[&["workers", "list"], args].concat()).await;
