@@ -29,10 +29,13 @@ pub(crate) type WarmUp = for<'a> fn(&'a ClientWrapper, &'a Schema) -> BoxFuture<
 /// Whether a statement may still be sent, asked when its connection is there.
 pub(crate) type MaySend = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// A connection whose statement took longer is closed: 1 s. Its plans were each made once for all arguments, perhaps
-/// when the tables were empty, and the next connection makes its own. Shorter: connections are opened more often, for
-/// statements that only waited. Longer: a plan that is bad by now is used for longer.
-const PLANS_KEPT: Duration = Duration::from_secs(1);
+/// A statement that takes longer shows that the plans of its connection may be bad: 1 s. Shorter: more statements that
+/// only waited count as well. Longer: a plan that is bad by now is used for longer.
+const SLOW: Duration = Duration::from_secs(1);
+/// A connection that is older is closed after such a statement: 60 s. Its plans were each made once for all arguments,
+/// perhaps when the tables were empty, and the next connection makes its own. Shorter: pods connect again and again to
+/// a server on which every statement is slow. Longer: a bad plan is used for longer.
+const PLANS_KEPT: Duration = Duration::from_secs(60);
 
 /// An argument of a statement that is made when the connection is there.
 pub(crate) type Late = Box<dyn ToSql + Sync + Send>;
@@ -139,17 +142,22 @@ impl Database {
     ) -> Result<Vec<Row>> {
         let client = self.get(step).await?;
         let began = Instant::now();
-        let rows = match self.within(step, client.prepare_cached(sql)).await {
-            Ok(statement) => {
-                if let Some(Err(e)) = self.may_send.as_ref().map(|may_send| may_send()) {
-                    client.give_back();
-                    return Err(e);
-                }
-                self.within(step, client.query(&statement, params)).await
+        let asked = self.within(step, async {
+            let statement = client.prepare_cached(sql).await?;
+            if let Some(Err(refused)) = self.may_send.as_ref().map(|may_send| may_send()) {
+                return Ok(Err(refused));
+            }
+            client.query(&statement, params).await.map(Ok)
+        });
+        let rows = match asked.await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(refused)) => {
+                client.give_back();
+                return Err(refused);
             }
             Err(e) => Err(e),
         };
-        if leaves_idle(&rows) && began.elapsed() < PLANS_KEPT {
+        if leaves_idle(&rows) && keeps_plans(client.age(), began.elapsed()) {
             client.give_back();
         }
         rows
@@ -457,6 +465,11 @@ impl Leased {
         Self { client: Some(client), _permit: permit }
     }
 
+    /// How long ago the connection was opened.
+    fn age(&self) -> Duration {
+        self.client.as_ref().map_or(Duration::ZERO, |client| managed::Object::metrics(client).age())
+    }
+
     fn give_back(mut self) {
         self.client = None;
     }
@@ -478,6 +491,11 @@ impl Drop for Leased {
             drop(managed::Object::take(client));
         }
     }
+}
+
+/// Whether a connection of this age stays in the pool after a statement that took so long.
+fn keeps_plans(age: Duration, took: Duration) -> bool {
+    took < SLOW || age < PLANS_KEPT
 }
 
 /// How many connections of a pool of this size work in the background may hold.
@@ -519,6 +537,14 @@ fn set_statements(limits: &Limits) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On a server on which every statement is slow, a connection is opened once a minute and no more often.
+    #[test]
+    fn an_old_connection_is_replaced_after_a_slow_statement_and_a_young_one_is_not() {
+        let (young, old) = (PLANS_KEPT - SLOW, PLANS_KEPT);
+        assert!(keeps_plans(young, 9 * SLOW) && keeps_plans(old, SLOW / 2));
+        assert!(!keeps_plans(old, SLOW));
+    }
 
     #[test]
     fn background_work_has_at_most_half_of_a_pool_and_one_connection_of_a_pool_of_one() {

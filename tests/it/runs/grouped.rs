@@ -441,42 +441,6 @@ async fn lists_of_runs_in_two_transactions_do_not_deadlock() {
     .await;
 }
 
-/// A plan may have been made when the tables were small. After a statement that took long, the next is planned again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_whose_statement_took_long_is_replaced() {
-    timed(async {
-        let (db, stage) = (Db::new().await, Stage::new());
-        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(SOON))).await;
-        let begun = acts(&stage, &a, 1).await;
-        let mut client = sql::connect(&db.url).await;
-        let txn = client.transaction().await.unwrap();
-        let mut waiting = occupy(&txn, &begun).await;
-        let waits = "SELECT max(pid) FROM pg_stat_activity WHERE datname = current_database() \
-                     AND application_name = 'podlock/a/pool' AND wait_event_type = 'Lock'";
-        let long = async {
-            is_blocked(&db.client, "UPDATE%checkpoint%").await;
-            tokio::time::sleep(Duration::from_millis(1100)).await;
-            db.client.scalar::<i32>(waits, &[]).await
-        };
-        let pid = tokio::select! {
-            pid = long => pid,
-            _ = &mut waiting[0] => panic!("it is locked"),
-        };
-        txn.rollback().await.unwrap();
-        waiting.remove(0).await.unwrap();
-        eventually(SOON, "its connection has ended", || async {
-            let there = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
-            match db.client.scalar::<i64>(there, &[&pid]).await {
-                0 => Ok(()),
-                _ => Err(format!("{pid} is there")),
-            }
-        })
-        .await;
-        begun[0].run.checkpoint(json!("again")).await.unwrap();
-    })
-    .await;
-}
-
 /// A search among many rows that are refused gives up. The sound ones are made all the same, each alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sound_ends_among_many_that_are_refused_are_written() {
