@@ -79,7 +79,7 @@ async fn traced(handler: Arc<dyn Handler>, run: Run) {
 
 async fn attempt(handler: Arc<dyn Handler>, run: Run) {
     let called = AssertUnwindSafe(async { handler.call(run.clone()).await }).catch_unwind().await;
-    // Boxed when it begins: a write of the end needs several kilobytes, which a run that waits shall not hold.
+    // Boxed when it begins, so that a run that waits does not hold the several kilobytes that the write of its end needs.
     Box::pin(conclude(called, run)).await;
 }
 

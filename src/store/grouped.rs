@@ -2,7 +2,8 @@
 //! and keep to the same rules.
 //!
 //! A reply tells which writes were made, and which writes' owners have lost their runs. Of the others it tells nothing:
-//! a row is locked, or a key is taken. The statement for one write waits where it must, and finds the reason.
+//! a row is locked, a key is taken, a later write of the attempt was made, or the stream is shorter. The statement for
+//! one write waits where it must, and finds the reason.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -250,12 +250,7 @@ fn is_typed(argument: &[Token]) -> bool {
 fn unqualified(sql: &str) -> Vec<String> {
     let words = tokens(sql).into_iter().filter_map(|t| if let Token::Word(word) = t { Some(word) } else { None });
     // Constraints and indexes are named without a schema.
-    let mut before = String::new();
-    let named = words.filter(|word| {
-        let is_constraint = std::mem::replace(&mut before, word.to_lowercase()) == "constraint";
-        word.starts_with("studio_") && !is_constraint && !word.ends_with("_check") && !word.ends_with("_key")
-    });
-    named.collect()
+    words.filter(|w| w.starts_with("studio_") && !w.ends_with("_check") && !w.ends_with("_key")).collect()
 }
 
 fn root() -> &'static Path {

@@ -29,7 +29,7 @@ impl Row {
         self.failures.push(error.to_string());
     }
 
-    /// The newest round, for whoever waits.
+    /// The newest round, for those that wait.
     pub(crate) fn progress(&self) -> String {
         format!("{} {}: {:?} {:?}", self.system, self.setting, self.rounds.last(), self.failures.last())
     }

@@ -128,7 +128,7 @@ impl Display for System {
     }
 }
 
-/// What a system is told beside the database and the size of its pool.
+/// What a system is told besides the database and the size of its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Setting {
     /// Nothing.

@@ -140,7 +140,7 @@ trait Grouped: Sync + Send + Sized {
     type Answer: Send;
 
     /// Makes the writes in one statement, if this pod may make them now. The answers are in their order; `None`:
-    /// another transaction holds the write up.
+    /// it was not made, and the statement cannot tell why.
     fn send(engine: &Engine, writes: &[&Self]) -> impl Future<Output = Result<Vec<Option<Self::Answer>>>> + Send;
 
     /// Whether the statement waits for other transactions only for a short time of its own.

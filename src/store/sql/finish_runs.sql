@@ -16,8 +16,8 @@
 --   numbers       int8[]     the number of this write among those of the attempt
 --
 -- Returns a row for each write that was made, with its number `nth` from 1 on, and for each whose owner no longer has
--- the run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt
--- was made.
+-- the run; `is_made` tells them apart. No row: another transaction has locked the run, a later write of the attempt was
+-- made, or the stream is shorter than `chunks`.
 \set owned_by_each `cat part/owned_by_each.sql`
 \set stream_length `cat part/stream_length.sql`
 WITH

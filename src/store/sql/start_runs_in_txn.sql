@@ -16,8 +16,8 @@
 --   told      text    the channel of the owner, which is notified when the transaction commits; NULL: none
 --
 -- Returns one row: the runs that were inserted, and why another was not. `has_owner` is false if the incarnation is not
--- in the roster, or drains. `is_cordoned`. `in_reach` is false if the sequence of fences must be raised first.
--- Otherwise a run with its id, or a running one with its key, exists.
+-- in the roster, or drains. `is_cordoned` is true if its pod is cordoned. `in_reach` is false if the sequence of fences
+-- must be raised first. Otherwise a run with its id, or a running one with its key, exists.
 WITH
   wanted AS MATERIALIZED (
     SELECT w.run_id, w.kind, w.key, w.input, w.movable, w.trace
