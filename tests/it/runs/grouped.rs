@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use podlock::{ErrorKind, NewRun, Pod, Run, RunId};
+use podlock::{ErrorKind, NewRun, Pod, Run, RunId, StopReason};
 use serde_json::{Value, json};
 use tokio_postgres::Transaction;
 
@@ -405,6 +405,84 @@ async fn many_locked_runs_hold_up_no_write_that_needs_no_lock() {
         }
         txn.rollback().await.unwrap();
         waiting.await.into_iter().for_each(|saved| saved.unwrap());
+    })
+    .await;
+}
+
+/// A commit that notifies may wait for those of other sessions. No short time-out of a group is in force then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_short_wait_for_keys_is_over_at_the_commit() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let a = stage.pod(db.config("a").with(|c| c.statement_timeout = Some(SOON))).await;
+        let locked = acts(&stage, &a, 3).await;
+        let trigger = "CREATE TABLE at_commit (wait text, xid text); GRANT INSERT ON at_commit TO PUBLIC; \
+                       CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                         INSERT INTO public.at_commit VALUES (current_setting('lock_timeout'), \
+                           pg_current_xact_id()::text); RETURN NULL; END $$; \
+                       CREATE CONSTRAINT TRIGGER note AFTER INSERT ON studio_runs DEFERRABLE INITIALLY DEFERRED \
+                         FOR EACH ROW EXECUTE FUNCTION note()";
+        db.client.batch_execute(trigger).await.unwrap();
+        let mut client = sql::connect(&db.url).await;
+        let txn = client.transaction().await.unwrap();
+        let waiting = occupy(&txn, &locked).await;
+        let key = |n: usize| act().key(format!("k{n}"));
+        let starts = a.start_many((0..30).map(key));
+        let (started, submitted) = tokio::join!(starts, a.submit_many((30..60).map(key)));
+        started.into_iter().for_each(|started| _ = started.unwrap());
+        submitted.into_iter().for_each(|submitted| _ = submitted.unwrap());
+        let row = db.client.query_one("SELECT count(*), count(DISTINCT xid), min(wait), max(wait) FROM at_commit", &[]);
+        let row = row.await.unwrap();
+        let (runs, transactions): (i64, i64) = (row.get(0), row.get(1));
+        assert!(runs == 60 && transactions < 30, "{runs} runs in {transactions} transactions");
+        let usual = format!("{}min", SOON.as_secs() / 60);
+        assert_eq!((row.get::<_, &str>(2), row.get::<_, &str>(3)), (&*usual, &*usual));
+        txn.rollback().await.unwrap();
+        for saved in waiting {
+            saved.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// L7: a group that had to wait for a connection is not sent past the deadline of its pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l7_writes_that_wait_while_their_pod_falls_silent_are_not_sent() {
+    timed(async {
+        let (db, stage) = (Db::new().await, Stage::new());
+        let (proxy, config) = behind_proxy(&db, "a").await;
+        let a = stage.pod(config.with(|c| c.statement_timeout = Some(SOON))).await;
+        let acts = acts(&stage, &a, 12).await;
+        let mut client = sql::connect(&db.url).await;
+        let gate = Gate::close(&mut client).await;
+        let save = |act: &Act| {
+            let run = act.run.clone();
+            tokio::spawn(async move { run.checkpoint(json!("late")).await })
+        };
+        let blocked = async |count: i64| {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name = 'podlock/a/pool' AND wait_event_type = 'Lock'";
+            eventually(SOON, &format!("{count} statements wait"), || async {
+                match db.client.scalar::<i64>(sql, &[]).await {
+                    seen if seen >= count => Ok(()),
+                    seen => Err(format!("{seen}")),
+                }
+            })
+            .await;
+        };
+        // Two alone and two groups take all connections of the pool.
+        let mut saving: Vec<_> = acts[..6].iter().map(save).collect();
+        blocked(3).await;
+        saving.extend(acts[6..9].iter().map(save));
+        blocked(4).await;
+        let late: Vec<_> = acts[9..].iter().map(save).collect();
+        proxy.all(&["liveness", "control", "watch"], Flow::Hole);
+        assert_eq!(acts[11].run.stopped().await, StopReason::SelfFenced);
+        gate.open().await.commit().await.unwrap();
+        for (saving, act) in late.into_iter().zip(&acts[9..]) {
+            assert!(saving.await.unwrap().unwrap_err().is_fenced());
+            assert_eq!(checkpoint_of(&db.client, &act.run).await, Value::Null);
+        }
     })
     .await;
 }
