@@ -122,7 +122,7 @@ impl Owners {
 
 /// Saves checkpoints. No two are of one attempt. The answers are in their order.
 pub(crate) async fn checkpoint(db: &Database, checkpoints: &[&Checkpoint]) -> Result<Vec<Option<bool>>> {
-    const SQL: &str = sql!("save_checkpoints", "owned_by_each", "stream_length");
+    const SQL: &str = sql!("save_checkpoints", "owned_by_each", "stream_length", "looked", "lost");
     let Owners { run_ids, owners, fences } = Owners::of(checkpoints.iter().map(|c| c.owner));
     let numbers: Vec<i64> = checkpoints.iter().map(|c| c.number).collect();
     let values: Vec<&Value> = checkpoints.iter().map(|c| &*c.value).collect();
@@ -145,7 +145,7 @@ pub(crate) struct Finish<'a> {
 
 /// Ends runs with the columns of their outputs. No two are of one attempt. The answers are in their order.
 pub(crate) async fn finish(db: &Database, ends: &[Finish<'_>]) -> Result<Vec<Option<bool>>> {
-    const SQL: &str = sql!("finish_runs", "owned_by_each", "stream_length");
+    const SQL: &str = sql!("finish_runs", "owned_by_each", "stream_length", "looked", "lost");
     let Owners { run_ids, owners, fences } = Owners::of(ends.iter().map(|end| end.owner));
     let states: Vec<&str> = ends.iter().map(|end| end.ending.state()).collect();
     let results: Vec<Option<&Value>> = ends.iter().map(|end| end.output.result).collect();
@@ -186,7 +186,7 @@ pub(crate) struct Release {
 
 /// Releases runs. No two are of one attempt. The answers are in their order.
 pub(crate) async fn give_back(db: &Database, yields: &[&Release]) -> Result<Vec<Option<bool>>> {
-    const SQL: &str = sql!("give_back_runs", "owned_by_each");
+    const SQL: &str = sql!("give_back_runs", "owned_by_each", "stream_length", "looked", "lost");
     let Owners { run_ids, owners, fences } = Owners::of(yields.iter().map(|release| release.owner));
     let reasons: Vec<&str> = yields.iter().map(|release| release.reason).collect();
     let numbers: Vec<i64> = yields.iter().map(|release| release.number).collect();

@@ -20,6 +20,8 @@
 -- made, or the stream is shorter than `chunks`.
 \set owned_by_each `cat part/owned_by_each.sql`
 \set stream_length `cat part/stream_length.sql`
+\set looked `cat part/looked.sql`
+\set lost `cat part/lost.sql`
 WITH
   writes AS MATERIALIZED (
     SELECT w.run_id, w.owner, w.fence, w.state, w.result, w.error, w.stdout, w.stderr, w.exit_code, w.escaped,
@@ -34,23 +36,7 @@ WITH
      -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
      LIMIT cardinality(:'run_ids'::uuid[])
   ),
-  -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
-  -- locked (L12): the neighbours do not wait for them.
-  looked AS MATERIALIZED (
-    SELECT w.*, held.is_held
-      FROM (SELECT * FROM writes ORDER BY writes.run_id) w
-      LEFT JOIN LATERAL (
-        SELECT true AS is_held
-          FROM :"schema".studio_runs r
-         WHERE :owned_by_each
-           -- A write that was given up and arrives late changes nothing.
-           AND r.written <= w.number
-           -- If a failover lost chunks, the run's stream is not what its owner believes.
-           AND (w.chunks IS NULL
-                OR w.chunks <= :stream_length)
-           FOR NO KEY UPDATE OF r SKIP LOCKED
-      ) held ON true
-  ),
+  :looked,
   done AS (
     UPDATE :"schema".studio_runs r
        SET state = w.state,
@@ -77,9 +63,4 @@ WITH
 SELECT nth, true AS is_made
   FROM done
  UNION ALL
-SELECT w.nth, false
-  FROM looked w
- WHERE w.is_held IS NULL
-   AND (SELECT count(*)
-          FROM :"schema".studio_runs r
-         WHERE :owned_by_each) = 0;
+:lost;

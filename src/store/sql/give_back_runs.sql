@@ -11,29 +11,19 @@
 -- the run; `is_made` tells them apart. No row: another transaction has locked the run, or a later write of the attempt
 -- was made.
 \set owned_by_each `cat part/owned_by_each.sql`
+\set stream_length `cat part/stream_length.sql`
+\set looked `cat part/looked.sql`
+\set lost `cat part/lost.sql`
 WITH
   writes AS MATERIALIZED (
-    SELECT w.run_id, w.owner, w.fence, w.reason, w.number, w.nth
+    SELECT w.run_id, w.owner, w.fence, w.reason, w.number, NULL::int8 AS chunks, w.nth
       FROM ROWS FROM (unnest(:'run_ids'::uuid[]), unnest(:'owners'::uuid[]), unnest(:'fences'::int8[]),
                       unnest(:'reasons'::text[]), unnest(:'numbers'::int8[]))
            WITH ORDINALITY AS w (run_id, owner, fence, reason, number, nth)
      -- As many as there are. The server takes a limit for few rows, and looks each run up by its key.
      LIMIT cardinality(:'run_ids'::uuid[])
   ),
-  -- Locks the rows in one order, so that two such statements cannot deadlock. Skips rows that another transaction has
-  -- locked (L12): the neighbours do not wait for them.
-  looked AS MATERIALIZED (
-    SELECT w.*, held.is_held
-      FROM (SELECT * FROM writes ORDER BY writes.run_id) w
-      LEFT JOIN LATERAL (
-        SELECT true AS is_held
-          FROM :"schema".studio_runs r
-         WHERE :owned_by_each
-           -- A write that was given up and arrives late changes nothing.
-           AND r.written <= w.number
-           FOR NO KEY UPDATE OF r SKIP LOCKED
-      ) held ON true
-  ),
+  :looked,
   given AS (
     UPDATE :"schema".studio_runs r
        SET owner_pod = NULL,
@@ -54,9 +44,4 @@ WITH
 SELECT nth, true AS is_made
   FROM given
  UNION ALL
-SELECT w.nth, false
-  FROM looked w
- WHERE w.is_held IS NULL
-   AND (SELECT count(*)
-          FROM :"schema".studio_runs r
-         WHERE :owned_by_each) = 0;
+:lost;
