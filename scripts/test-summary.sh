@@ -9,6 +9,9 @@
 # Both libtest and libtest-mimic print `test NAME ... ok`, `FAILED`, or `ignored` with a reason, and a line
 # `test result:` at their end. The counts are those of the `test result:` lines. A program that crashed or was stopped
 # prints no such line: then the lines of single tests are counted, and the suite itself counts as one more failure.
+#
+# Below the first failed test of each suite stands why: the first and the last lines of what the test printed. A suite
+# that ended in another way has its last lines there.
 set -eu
 
 directory=$1
@@ -23,7 +26,7 @@ for suite in "$@"; do
         sed -e "s/$(printf '\033')\\[[0-9;]*m//g" -e 's/^/log /' "$directory/$suite.log"
     fi
     printf 'end\n'
-done | awk '
+done | awk -v SHOWN=3 -v WIDTH=200 '
 function clock(seconds) { return sprintf("%d:%02d", int(seconds / 60), seconds % 60) }
 
 # What stands in a line after its first word.
@@ -36,6 +39,8 @@ $1 == "suite" {
     suite = $2
     status = "none"
     seconds = announced = ok = bad = left = results = passed = failed = ignored = filtered = uncompiled = 0
+    printed = ended = 0
+    section = ""
     next
 }
 $1 == "status" { status = $2; next }
@@ -44,6 +49,15 @@ $1 == "end" { conclude(); next }
 
 # From here on, lines of the log.
 { line = rest() }
+line != "" { ended++; last[ended % SHOWN] = line }
+# "---- NAME stdout ----" of libtest, "---- NAME ----" of libtest-mimic: what a failed test printed follows.
+line ~ /^---- .* ----$/ { section = (section == "" && !printed) ? "first" : "later"; next }
+line ~ /^(failures:|test result: )/ { if (section != "") section = "later" }
+section == "first" && line != "" {
+    printed++
+    if (printed <= SHOWN) head[printed] = line
+    tail[printed % SHOWN] = line
+}
 line ~ /^error(\[[A-Z0-9]+\])?: could not compile/ || line ~ /^error: .*couldn.t compile/ { uncompiled = 1 }
 line ~ /^running [0-9]+ tests?$/ { announced += number(line, "test") }
 line ~ /^test result: / {
@@ -75,8 +89,25 @@ function skip(outcome,    reason, key) {
     skips[key]++
 }
 
-function conclude(    note, whole) {
+# Keeps a line, cut to a width, for below the failed test with this number.
+function tell(failure, line) {
+    why[failure] = why[failure] "\n      " (length(line) > WIDTH ? substr(line, 1, WIDTH - 1) "…" : line)
+}
+
+# Why the first failed test of this suite failed, or how the suite ended.
+function tell_why(failure,    i) {
+    if (!printed) {
+        for (i = ended - SHOWN + 1; i <= ended; i++) if (i > 0) tell(failure, last[i % SHOWN])
+        return
+    }
+    for (i = 1; i <= printed && i <= SHOWN; i++) tell(failure, head[i])
+    if (printed > 2 * SHOWN) tell(failure, "…")
+    for (i = printed - SHOWN + 1; i <= printed; i++) if (i > SHOWN) tell(failure, tail[i % SHOWN])
+}
+
+function conclude(    note, whole, first) {
     whole = (status == 0 && results > 0)
+    first = before + 1
     if (!results || status != 0 && !failed) {
         # Counted by single tests what no result counts.
         if (!results) { passed = ok; failed = bad; ignored = left }
@@ -96,6 +127,8 @@ function conclude(    note, whole) {
     all_failed += failed
     all_ignored += ignored
     if (!whole) red = 1
+    if (nfails >= first) tell_why(first)
+    before = nfails
 }
 
 END {
@@ -105,7 +138,7 @@ END {
     if (nskips) print "\nskipped:"
     for (i = 1; i <= nskips; i++) printf "  %d of %s\n", skips[order[i]], order[i]
     if (nfails) print "\nfailed:"
-    for (i = 1; i <= nfails; i++) printf "  %s\n", fails[i]
+    for (i = 1; i <= nfails; i++) printf "  %s%s\n", fails[i], why[i]
     printf "\n%d passed, %d failed, %d skipped\n", all_passed, all_failed, all_ignored
     exit (red || all_failed || !nrows) ? 1 : 0
 }'

@@ -4,8 +4,8 @@
 #   test.sh            every suite: the documentation, the library, the commands, and each directory of tests/
 #   test.sh SUITE...   these alone: doc, lib, bins, or the name of a directory of tests/
 #
-# A suite is one test program; `doc` is the documentation's examples. They run in two lanes, the long ones first: these
-# mostly wait (for a lease to end), so another runs beside them. Each line of the output begins with its suite's name;
+# A suite is one test program; `doc` is the documentation's examples. `doc` mostly compiles, so it runs before the others.
+# They run in two lanes, the long ones first: these mostly wait (for a lease to end), so another runs beside them. Each line of the output begins with its suite's name;
 # the same output, without that, is kept in target/test-logs. It fails if a test failed, or a suite crashed, did not
 # compile, or took longer than TEST_LIMIT (45m: three times what all suites take together).
 set -eu
@@ -119,6 +119,13 @@ stop() {
     exit 130
 }
 trap stop HUP INT TERM
+case " $all " in
+    *' doc '*)
+        lane doc &
+        lanes=$!
+        wait
+        ;;
+esac
 for _ in 1 2; do
     # shellcheck disable=SC2086 # Words.
     lane $ordered &

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 2.5)]
     seconds: f64,
     /// Whether the server waits for the disk at each commit; a server for each
-    #[arg(long, value_delimiter = ',', default_value = "on,off")]
+    #[arg(long, value_delimiter = ',', default_value = "on,slow,off")]
     fsync: Vec<Fsync>,
     /// How many callers start runs at once
     #[arg(long, value_delimiter = ',', default_value = "1,8,64,512")]
@@ -81,7 +81,16 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Fsync {
     On,
+    /// On, and each flush takes a millisecond longer, as on a slower disk.
+    Slow,
     Off,
+}
+
+impl Fsync {
+    /// The word of the command line.
+    pub(crate) fn word(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 fn main() -> Result<()> {

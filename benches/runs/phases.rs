@@ -11,7 +11,7 @@ use crate::floors::{Floor, Shape, Sizes};
 use crate::other::{Other, Says};
 use crate::report::{Report, Spread, Table};
 use crate::stage::{Board, KIND, Load, Measured, Stage, input, pod};
-use crate::{Args, Result, SOON};
+use crate::{Args, Fsync, Result, SOON};
 
 /// At least so many times the rate of the writes by hand, one by one, with `fsync` on.
 const GOAL_ONE: f64 = 10.0;
@@ -222,7 +222,7 @@ fn top(rows: &[Row], report: &mut Report) {
 fn judge(stage: &Stage, what: &str, one: &Measured, rows: &[Row], report: &mut Report) {
     let Some((callers, measured, groups)) = rows.iter().max_by(|a, b| a.1.rate.total_cmp(&b.1.rate)) else { return };
     let ratio = measured.rate / one.rate;
-    if stage.facts.contains("fsync on") {
+    if stage.fsync != Fsync::Off {
         report.goal(&format!("{what}, {callers} callers: × one by one by hand"), ratio, GOAL_ONE, true);
     }
     let ratio = measured.rate / groups.rate;

@@ -8,6 +8,7 @@ use crate::stage::Stage;
 #[derive(Default)]
 pub(crate) struct Report {
     facts: String,
+    fsync: String,
     /// Printed with the next table.
     notes: Vec<String>,
     goals: Vec<String>,
@@ -34,6 +35,7 @@ impl Table {
 impl Report {
     pub(crate) fn begins(&mut self, stage: &Stage) {
         self.facts.clone_from(&stage.facts);
+        self.fsync = stage.fsync.word();
         println!("\n# {}", self.facts);
     }
 
@@ -55,8 +57,8 @@ impl Report {
         let is_met = if at_least { value >= goal } else { value <= goal };
         let (word, bound) = (if is_met { "met" } else { "MISSED" }, if at_least { "least" } else { "most" });
         self.missed += usize::from(!is_met);
-        let fsync = if self.facts.contains("fsync on") { "on" } else { "off" };
-        self.goals.push(format!("{word:6} fsync {fsync:3} {what}: {value:.2}, goal at {bound} {goal}"));
+        let fsync = &self.fsync;
+        self.goals.push(format!("{word:6} fsync {fsync:4} {what}: {value:.2}, goal at {bound} {goal}"));
     }
 
     pub(crate) fn end(&self) {

@@ -22,17 +22,25 @@ pub(crate) const CAPACITY: usize = 30_000;
 /// badly for tables that are empty when a connection first uses them.
 const ENDED: usize = 20_000;
 
+/// For how long the commits of one connection are counted.
+const COMMITS: Duration = Duration::from_millis(500);
+
 /// A server that counts statements.
 pub(crate) struct Stage {
     server: Server,
     admin: Client,
+    pub(crate) fsync: Fsync,
     pub(crate) facts: String,
 }
 
 impl Stage {
     pub(crate) async fn start(fsync: Fsync) -> Result<Self> {
         let builder = Server::builder()
-            .setting("fsync", if fsync == Fsync::On { "on" } else { "off" })
+            .setting("fsync", if fsync == Fsync::Off { "off" } else { "on" })
+            // The server sleeps for so many microseconds before each flush. Other commits can join the flush meanwhile,
+            // as they can while a slow disk writes.
+            .setting("commit_delay", if fsync == Fsync::Slow { "1000" } else { "0" })
+            .setting("commit_siblings", "0")
             .setting("shared_buffers", "256MB")
             .setting("max_wal_size", "4GB")
             .setting("shared_preload_libraries", "pg_stat_statements")
@@ -44,8 +52,9 @@ impl Stage {
         admin.batch_execute("CREATE EXTENSION pg_stat_statements").await?;
         let sql = "SELECT 'PostgreSQL ' || current_setting('server_version') || ', fsync ' || current_setting('fsync') \
                    || ', synchronous_commit ' || current_setting('synchronous_commit')";
-        let facts = admin.query_one(sql, &[]).await?.get(0);
-        let stage = Self { server, admin, facts };
+        let facts: String = admin.query_one(sql, &[]).await?.get(0);
+        let facts = format!("{facts}, one connection commits {:.0} times a second", commits(&admin).await?);
+        let stage = Self { server, admin, fsync, facts };
         stage.fill().await?;
         Ok(stage)
     }
@@ -105,6 +114,17 @@ impl Stage {
         tokio::task::spawn_blocking(move || drop(self.server)).await?;
         Ok(())
     }
+}
+
+/// How often a second one connection can commit a row.
+async fn commits(client: &Client) -> Result<f64> {
+    client.batch_execute("CREATE TABLE commits (n integer)").await?;
+    let insert = client.prepare("INSERT INTO commits VALUES (1)").await?;
+    let (began, mut rows) = (Instant::now(), 0.0);
+    while began.elapsed() < COMMITS {
+        rows += client.execute(&insert, &[]).await? as f64;
+    }
+    Ok(rows / began.elapsed().as_secs_f64())
 }
 
 /// What all tasks of a load share.

@@ -21,8 +21,11 @@ case "$*" in
     *--lib*) printf 'running 2 tests\ntest a::b ... ok\ntest a::c ... ok\n'; result ok 2 0 0 ;;
     *--bins*) printf 'running 0 tests\n'; result ok 0 0 0 ;;
     *'--test api '*)
-        printf 'running 2 tests\ntest a::b ... FAILED\ntest a::c ... ok\n\nfailures:\n    a::b\n'
-        result FAILED 1 1 0
+        printf 'running 3 tests\ntest a::b ... FAILED\ntest a::c ... ok\ntest a::d ... FAILED\n\nfailures:\n\n'
+        printf -- '---- a::b stdout ----\n'
+        printf 'said %s\n' 1 2 3 4 5 6 7
+        printf '\n---- a::d stdout ----\nsaid by another\n\nfailures:\n    a::b\n    a::d\n\n'
+        result FAILED 1 2 0
         echo 'error: test failed, to rerun pass `--test api`' >&2
         exit 101 ;;
     *'--test cancel '*) printf 'running 3 tests\ntest one ... ok\n'; kill -SEGV $$ ;;
@@ -78,7 +81,7 @@ fn one_summary_tells_of_every_suite_and_why_tests_were_skipped() {
         ("doc", "3 0 0", ""),
         ("lib", "2 0 0", ""),
         ("bins", "0 0 0", ""),
-        ("api", "1 1 0", "FAILED"),
+        ("api", "1 2 0", "FAILED"),
         ("cancel", "1 1 0", "crashed (status 139); 2 of its 3 tests came to no end"),
         ("chaos", "2 0 1", ""),
         ("cli", "0 0 2", ""),
@@ -101,7 +104,32 @@ fn one_summary_tells_of_every_suite_and_why_tests_were_skipped() {
     ] {
         assert!(text.lines().any(|l| l == line), "no line {line:?}");
     }
-    assert_eq!(text.lines().last(), Some("9 passed, 3 failed, 10 skipped"));
+    assert_eq!(text.lines().last(), Some("9 passed, 4 failed, 10 skipped"));
+}
+
+/// A machine may keep no more of the output than its end.
+#[test]
+fn the_summary_says_why_the_first_test_of_each_suite_failed() {
+    let (text, _) = test_sh(false, &["api", "cancel", "lib", "model"]);
+    let told = text.rsplit_once("\nfailed:\n").expect("a list of failures").1;
+    let expected = "  api: a::b
+      said 1
+      said 2
+      said 3
+      …
+      said 5
+      said 6
+      said 7
+  api: a::d
+  cancel: crashed (status 139); 2 of its 3 tests came to no end
+      running 3 tests
+      test one ... ok
+  model: did not compile
+      error: could not compile `podlock` (test \"model\") due to 1 previous error
+
+3 passed, 4 failed, 0 skipped
+";
+    assert_eq!(told, expected);
 }
 
 #[test]
