@@ -11,7 +11,7 @@ use crate::alone::{self, Alone};
 use crate::pace;
 use crate::report::{Report, Spread, Table};
 use crate::stage::{KIND, Stage, checkpoint, config};
-use crate::{Args, Result, SOON};
+use crate::{Args, Result, SOON, WARM_UP};
 
 const WRITES: [&str; 3] = ["start", "checkpoint", "end"];
 const SHARES: [f64; 4] = [0.01, 0.1, 0.5, 1.0];
@@ -54,8 +54,7 @@ pub(crate) async fn measure(stage: &Stage, args: &Args, peak: f64, report: &mut 
     }
     for share in SHARES {
         let rate = peak * share * WRITES_A_RUN;
-        let warm_up = if share >= GOAL.0 { 0.3 } else { 0.0 };
-        load(&pod, &samples, rate, Duration::from_secs_f64(warm_up)).await?;
+        load(&pod, &samples, rate, WARM_UP).await?;
         samples.take();
         load(&pod, &samples, rate, args.time()).await?;
         let spreads = samples.take().map(Spread::of);

@@ -22,6 +22,9 @@ pub(crate) const CAPACITY: usize = 30_000;
 /// badly for tables that are empty when a connection first uses them.
 const ENDED: usize = 20_000;
 
+/// More than the phases write: 16 MB each.
+const LOG_FILES: usize = 120;
+
 /// For how long the commits of one connection are counted.
 const COMMITS: Duration = Duration::from_millis(500);
 
@@ -43,6 +46,7 @@ impl Stage {
             .setting("commit_siblings", "0")
             .setting("shared_buffers", "256MB")
             .setting("max_wal_size", "4GB")
+            .setting("min_wal_size", "2GB")
             .setting("shared_preload_libraries", "pg_stat_statements")
             .setting("pg_stat_statements.track", "top")
             // `alone` reads whole statements there.
@@ -56,6 +60,7 @@ impl Stage {
         let facts = format!("{facts}, one connection commits {:.0} times a second", commits(&admin).await?);
         let stage = Self { server, admin, fsync, facts };
         stage.fill().await?;
+        stage.use_log_files().await?;
         Ok(stage)
     }
 
@@ -84,6 +89,16 @@ impl Stage {
         // A template may have no connection.
         driver.await??;
         Ok(())
+    }
+
+    /// Leaves [`LOG_FILES`] used files of the write-ahead log, which the server uses again. It makes a new one in 20 to 30
+    /// ms, in which nothing commits, and a server that has run for a while makes none.
+    async fn use_log_files(&self) -> Result<()> {
+        for _ in 0..LOG_FILES {
+            self.admin.batch_execute("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()").await?;
+        }
+        // A checkpoint renames the files before the checkpoint before it.
+        Ok(self.admin.batch_execute("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?)
     }
 
     pub(crate) async fn reset_counts(&self) -> Result<()> {

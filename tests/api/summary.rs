@@ -127,7 +127,7 @@ fn the_summary_says_why_the_first_test_of_each_suite_failed() {
   model: did not compile
       error: could not compile `podlock` (test \"model\") due to 1 previous error
 
-3 passed, 4 failed, 0 skipped
+4 passed, 4 failed, 0 skipped
 ";
     assert_eq!(told, expected);
 }

@@ -209,7 +209,8 @@ async fn what_is_said_of_the_former_process_overrules_nothing_that_it_said_itsel
             if reason == "shutdown" {
                 // The part has worked once the one of the next start has: nothing is recorded here.
                 pod.shutdown(SOON).await.unwrap();
-                let next = past(&name, "lost", None, 2).await;
+                // It began after the pod, whose last statement may still be under way on the server.
+                let next = past(&name, "lost", None, 0).await;
                 let exit = ProcessExit::code(1).of(next);
                 let pod = Pod::builder(db.config(&name)).former_exit(exit).start().await.unwrap();
                 ended(&db, next, ("lost", Some("exited")), (Some(1), None)).await;
