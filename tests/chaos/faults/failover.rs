@@ -31,6 +31,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "Pods that name both hosts find the new primary by themselves; nothing is lost and nobody is \
                  disturbed.",
         ),
+        Scenario::new("failover::promotion_amid_grouped_writes", &[], amid_groups).alone().promises(
+            "Each pod has more writes than connections, and groups them. What was sent and got no reply is \
+                 repeated; nothing is lost or made twice.",
+        ),
         Scenario::new("failover::promotion_of_a_standby_that_lags", &[], lags).promises(
             "Confirmed writes are gone, fences too. Every pod goes on by what the database now says, and \
                  every run that it has ends once; a pod that was buried is buried again.",
@@ -100,12 +104,37 @@ async fn fail_over(world: &mut World, standby: &Standby) -> Option<(u64, u64)> {
 
 /// A synchronous standby has all that was ever confirmed: nothing is lost, and nobody is disturbed.
 async fn up_to_date() -> Vec<Figure> {
-    for _ in 0..TRIES {
-        let (mut world, standby) = fleet(LEASE).await;
-        commits_wait_for_the_standby(&world).await;
+    promoted_under(async |world| {
         for pod in PODS {
             world.start(pod, 2, 280, 50).await;
         }
+    })
+    .await
+}
+
+/// The same, while each pod has many more runs that write than connections.
+async fn amid_groups() -> Vec<Figure> {
+    promoted_under(async |world| {
+        for pod in PODS {
+            world.start(pod, 24, 150, 2).await;
+        }
+        world
+            .until(SOON, "each pod groups checkpoints", async |client| {
+                let sql = "SELECT count(DISTINCT application_name) FROM pg_stat_activity
+                            WHERE query LIKE '%writes AS MATERIALIZED%w.checkpoint%' AND pid <> pg_backend_pid()";
+                let pods: i64 = client.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0);
+                if pods == PODS.len() as i64 { Ok(()) } else { Err(format!("{pods} pods")) }
+            })
+            .await;
+    })
+    .await
+}
+
+async fn promoted_under(load: impl AsyncFn(&mut World)) -> Vec<Figure> {
+    for _ in 0..TRIES {
+        let (mut world, standby) = fleet(LEASE).await;
+        commits_wait_for_the_standby(&world).await;
+        load(&mut world).await;
         let Some((began, promoted)) = fail_over(&mut world, &standby).await else { continue };
         let worst = world.worst_case();
         let back = world.whole(&PODS, SOON).await;
