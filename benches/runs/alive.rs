@@ -27,7 +27,7 @@ struct Idle {
 
 pub(crate) async fn measure(stage: &Stage, args: &Args, report: &mut Report) -> Result<()> {
     let url = stage.database(DATABASE).await?;
-    let (runs, time) = (args.alive, args.time() * 2);
+    let (runs, time) = (args.alive, args.time() * 8);
     let expects = runs.to_string();
     let holder = |name| ["holder", "--name", name, "--expects", &expects].map(str::to_owned);
     let start = async |name| {

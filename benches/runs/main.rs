@@ -115,6 +115,7 @@ async fn measure(args: Args) -> Result<()> {
         report.begins(&stage);
         let mut peak = None;
         for phase in &args.phases {
+            stage.recycle_log_files().await?;
             match phase {
                 Phase::Trivial => peak = Some(phases::trivial(&stage, args, &mut report).await?),
                 Phase::Checkpoints => phases::checkpoints(&stage, args, &mut report).await?,

@@ -22,7 +22,7 @@ pub(crate) const CAPACITY: usize = 30_000;
 /// badly for tables that are empty when a connection first uses them.
 const ENDED: usize = 20_000;
 
-/// More than the phases write: 16 MB each.
+/// More than a phase writes: 16 MB each.
 const LOG_FILES: usize = 120;
 
 /// For how long the commits of one connection are counted.
@@ -91,14 +91,19 @@ impl Stage {
         Ok(())
     }
 
-    /// Leaves [`LOG_FILES`] used files of the write-ahead log, which the server uses again. It makes a new one in 20 to 30
-    /// ms, in which nothing commits, and a server that has run for a while makes none.
+    /// Makes the server use its files of the write-ahead log again. It makes a new one in 20 to 30 ms, in which nothing
+    /// commits, and a server that has run for a while makes none.
+    pub(crate) async fn recycle_log_files(&self) -> Result<()> {
+        // A checkpoint renames the files that are older than the checkpoint before it.
+        Ok(self.admin.batch_execute("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?)
+    }
+
+    /// Uses [`LOG_FILES`] files of the write-ahead log.
     async fn use_log_files(&self) -> Result<()> {
         for _ in 0..LOG_FILES {
             self.admin.batch_execute("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()").await?;
         }
-        // A checkpoint renames the files before the checkpoint before it.
-        Ok(self.admin.batch_execute("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?)
+        Ok(())
     }
 
     pub(crate) async fn reset_counts(&self) -> Result<()> {

@@ -209,6 +209,18 @@ pub fn must_see_all(plan: &Plan, seen: &Seen, saw_all: bool) -> bool {
     plan.again.is_some() && (saw_all || (seen.unlisted > 0 && plan.claim.is_empty()))
 }
 
+/// The least time from a pass that claimed runs to the next one. Sooner: the other pods have not claimed theirs yet.
+pub const LOOKS_BACK: Duration = Duration::from_millis(20);
+
+/// How soon a pass follows a pass that claimed runs and took `took`. Other pods claimed at the same time, and nobody
+/// notifies this pod of the runs that they left. They claim for about as long as this pod did. A look before that reads
+/// runs that they are about to claim, and takes the server's time from those claims. The look is no later than `most`,
+/// also if this pass was slow for a reason of its own.
+#[must_use]
+pub fn looks_back_after(took: Duration, most: Duration) -> Duration {
+    took.min(most).max(LOOKS_BACK)
+}
+
 fn is_suspect(rules: &Rules, row: &Candidate) -> bool {
     poison::judge(row.crashes, row.crashed, rules.max_crashes) == Suspicion::Suspect
 }
@@ -534,5 +546,14 @@ mod tests {
         let memory = Memory { last: first.sightings, ..memory };
         assert_eq!(at(&memory, 11).again, Some(Duration::from_secs(1)));
         assert_eq!(ids(&at(&memory, 12).claim), ids(&seen.rows));
+    }
+
+    /// Issue: "read candidates so that the list costs less than the claim".
+    #[test]
+    fn a_pod_looks_back_when_the_others_have_claimed_for_as_long_as_it_did() {
+        let millis = Duration::from_millis;
+        for (took, most, after) in [(5, 250, 20), (90, 250, 90), (4000, 250, 250), (90, 10, 20)] {
+            assert_eq!(looks_back_after(millis(took), millis(most)), millis(after), "{took} {most}");
+        }
     }
 }

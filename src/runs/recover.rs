@@ -37,9 +37,6 @@ const LOAD: usize = 16_384;
 /// The least time between two warnings that passes fail, unless the lease is longer.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// How soon a pass follows a pass that claimed runs.
-const AFTER_A_CLAIM: Duration = Duration::from_millis(20);
-
 /// What a pass remembers for the next pass.
 #[derive(Default)]
 struct Passes {
@@ -241,6 +238,7 @@ async fn pass(
     from_a_burial: Option<Loaded>,
     was_chosen: bool,
 ) -> Result<Report> {
+    let began = clock::now();
     // The burial may have loaded its rows before the event that woke this pass. So another pass follows, with a load
     // of its own.
     let (loaded, may_be_old) = match from_a_burial {
@@ -315,8 +313,8 @@ async fn pass(
     let again = if may_be_old || !plan.cleared.is_empty() || goes_on {
         Some(Duration::ZERO)
     } else if !took.begun.is_empty() {
-        // Other pods claimed at the same time. Nobody notifies us of the runs that they left.
-        Some(AFTER_A_CLAIM)
+        let most = engine.member.settings.hold_probe_interval;
+        Some(recover::looks_back_after(clock::now().saturating_sub(began), most))
     } else if first_seen || some_were_others || (passes.wide && !wide) {
         Some(engine.member.settings.hold_probe_interval)
     } else {

@@ -16,6 +16,9 @@ use crate::support::sql::Client;
 
 /// More than there are statements at a time.
 const MANY: usize = 100;
+/// So few transactions show that writes were grouped: alone, each makes one. How many groups there are depends on how
+/// many writes have come when a worker takes them.
+const FEW: usize = MANY / 5;
 /// The beginnings of the statements that make the writes of several runs.
 const GROUP_OF_WRITES: &str = "WITH writes AS%";
 const GROUP_OF_STARTS: &str = "WITH patience AS%";
