@@ -25,8 +25,9 @@ for suite in "$@"; do
     if [ -r "$directory/$suite.log" ]; then
         sed -e "s/$(printf '\033')\\[[0-9;]*m//g" -e 's/^/log /' "$directory/$suite.log"
     fi
-    printf 'end\n'
-done | awk -v SHOWN=3 -v WIDTH=200 '
+    # A program that was killed may not have ended its last line.
+    printf '\nend\n'
+done | awk -v SHOWN=3 -v WIDTH=200 -v SUITES=$# '
 function clock(seconds) { return sprintf("%d:%02d", int(seconds / 60), seconds % 60) }
 
 # What stands in a line after its first word.
@@ -91,7 +92,12 @@ function skip(outcome,    reason, key) {
 
 # Keeps a line, cut to a width, for below the failed test with this number.
 function tell(failure, line) {
-    why[failure] = why[failure] "\n      " (length(line) > WIDTH ? substr(line, 1, WIDTH - 1) "…" : line)
+    if (length(line) > WIDTH) {
+        line = substr(line, 1, WIDTH)
+        # Some versions of awk count bytes, so the cut may be within a character. The last word goes.
+        sub(/[^ ]*$/, "…", line)
+    }
+    why[failure] = why[failure] "\n      " line
 }
 
 # Why the first failed test of this suite failed, or how the suite ended.
@@ -140,5 +146,5 @@ END {
     if (nfails) print "\nfailed:"
     for (i = 1; i <= nfails; i++) printf "  %s%s\n", fails[i], why[i]
     printf "\n%d passed, %d failed, %d skipped\n", all_passed, all_failed, all_ignored
-    exit (red || all_failed || !nrows) ? 1 : 0
+    exit (red || all_failed || !nrows || nrows != SUITES) ? 1 : 0
 }'

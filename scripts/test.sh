@@ -5,8 +5,8 @@
 #   test.sh SUITE...   these alone: doc, lib, bins, or the name of a directory of tests/
 #
 # A suite is one test program; `doc` is the documentation's examples. `doc` mostly compiles, so it runs before the others.
-# They run in two lanes, the long ones first: these mostly wait (for a lease to end), so another runs beside them. Each line of the output begins with its suite's name;
-# the same output, without that, is kept in target/test-logs. It fails if a test failed, or a suite crashed, did not
+# Two lanes run the others, the longest first. A suite mostly waits (for a lease to end), so two run at once. Each line of the output begins with its suite's name;
+# the same output, without that, is kept in target/test-logs. The script fails if a test failed, or a suite crashed, did not
 # compile, or took longer than TEST_LIMIT (45m: three times what all suites take together).
 set -eu
 cd "$(dirname "$0")/.."
@@ -124,6 +124,7 @@ case " $all " in
         lane doc &
         lanes=$!
         wait
+        lanes=''
         ;;
 esac
 for _ in 1 2; do

@@ -16,8 +16,8 @@ use crate::stage::{KIND, Stage, checkpoint, config};
 use crate::{Args, Result, SOON, connect};
 
 const DATABASE: &str = "alone";
-/// The median of a lone start, checkpoint and end, as a multiple of that of its statement by hand, before writes were
-/// grouped: the median of three measurements, in turns with the ones after (docs/performance.md).
+/// The median of a lone start, checkpoint and end, as a multiple of that of its statement by hand, in the last version
+/// that did not group writes: the median of three measurements with `fsync` on (docs/performance.md).
 pub(crate) const UNGROUPED: [f64; 3] = [1.12, 1.09, 1.16];
 /// A lone write takes at most so many times what it took before writes were grouped.
 pub(crate) const GOAL: f64 = 1.05;

@@ -1,4 +1,4 @@
-//! The server of one setting of `fsync`, its databases, and the pods of this process on them.
+//! The server of one kind of disk, its databases, and the pods of this process on them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -86,7 +86,7 @@ impl Stage {
         client.batch_execute(&fill).await?;
         client.batch_execute("VACUUM (ANALYZE) studio_runs, studio_run_attempts").await?;
         drop(client);
-        // A template may have no connection.
+        // The server copies a template only while nobody is connected to it.
         driver.await??;
         Ok(())
     }
@@ -94,11 +94,11 @@ impl Stage {
     /// Makes the server use its files of the write-ahead log again. It makes a new one in 20 to 30 ms, in which nothing
     /// commits, and a server that has run for a while makes none.
     pub(crate) async fn recycle_log_files(&self) -> Result<()> {
-        // A checkpoint renames the files that are older than the checkpoint before it.
+        // A checkpoint renames files that are older than itself.
         Ok(self.admin.batch_execute("CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?)
     }
 
-    /// Uses [`LOG_FILES`] files of the write-ahead log.
+    /// Uses [`LOG_FILES`] files of the write-ahead log, so that [`Stage::recycle_log_files`] has files to rename.
     async fn use_log_files(&self) -> Result<()> {
         for _ in 0..LOG_FILES {
             self.admin.batch_execute("SELECT pg_logical_emit_message(false, '', ''); SELECT pg_switch_wal()").await?;

@@ -209,13 +209,13 @@ pub fn must_see_all(plan: &Plan, seen: &Seen, saw_all: bool) -> bool {
     plan.again.is_some() && (saw_all || (seen.unlisted > 0 && plan.claim.is_empty()))
 }
 
-/// The least time from a pass that claimed runs to the next one. Sooner: the other pods have not claimed theirs yet.
+/// The shortest wait before a look back ([`looks_back_after`]): 20 ms. Shorter: the other pods have not claimed yet.
 pub const LOOKS_BACK: Duration = Duration::from_millis(20);
 
-/// How soon a pass follows a pass that claimed runs and took `took`. Other pods claimed at the same time, and nobody
-/// notifies this pod of the runs that they left. They claim for about as long as this pod did. A look before that reads
-/// runs that they are about to claim, and takes the server's time from those claims. The look is no later than `most`,
-/// also if this pass was slow for a reason of its own.
+/// When a pod looks back: how soon a pass follows a pass that claimed all that it wanted, and took `took`. Other pods
+/// claimed at the same time, and may have left some of their runs without a notice. They claim for about as long as this
+/// pod did. An earlier look reads runs that they are about to claim, and takes the server's time from those claims. The
+/// look is no later than `most`, or [`LOOKS_BACK`] if that is longer, also if this pass was slow for a reason of its own.
 #[must_use]
 pub fn looks_back_after(took: Duration, most: Duration) -> Duration {
     took.min(most).max(LOOKS_BACK)

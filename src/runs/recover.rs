@@ -111,7 +111,8 @@ impl Load {
 struct Report {
     claimed: usize,
     adopted: usize,
-    /// When another pass is due, because there was more to claim, or because something was seen for the first time.
+    /// When another pass is due: because there was more to claim, because something was seen for the first time, or to
+    /// look back after a claim.
     again: Option<Duration>,
 }
 

@@ -28,7 +28,7 @@ case "$*" in
         result FAILED 1 2 0
         echo 'error: test failed, to rerun pass `--test api`' >&2
         exit 101 ;;
-    *'--test cancel '*) printf 'running 3 tests\ntest one ... ok\n'; kill -SEGV $$ ;;
+    *'--test cancel '*) printf 'running 3 tests\ntest one ... ok\nhalf a line'; kill -SEGV $$ ;;
     *'--test chaos '*)
         printf 'running 3 tests\ntest networks::cut   ... \033[33mignored (needs root, needs ip (iproute2))\033[0m\n'
         printf 'a: buried 3 ms (bound 9 ms)\ntest limits::disk    ... ok\n'
@@ -124,6 +124,7 @@ fn the_summary_says_why_the_first_test_of_each_suite_failed() {
   cancel: crashed (status 139); 2 of its 3 tests came to no end
       running 3 tests
       test one ... ok
+      half a line
   model: did not compile
       error: could not compile `podlock` (test \"model\") due to 1 previous error
 
