@@ -116,15 +116,15 @@ async fn up_to_date() -> Vec<Figure> {
 async fn amid_groups() -> Vec<Figure> {
     promoted_under(async |world| {
         for pod in PODS {
-            world.start(pod, 24, 250, 2).await;
+            world.start(pod, 12, 1000, 2).await;
         }
         world
-            .until(SOON, "each pod has a group of checkpoints under way", async |client| {
-                let sql = "SELECT count(DISTINCT application_name) FROM pg_stat_activity
+            .until(SOON, "a group of checkpoints is under way", async |client| {
+                let sql = "SELECT count(*) FROM pg_stat_activity
                             WHERE query LIKE '%writes AS MATERIALIZED%w.checkpoint%' AND state = 'active'
                               AND pid <> pg_backend_pid()";
-                let pods: i64 = client.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0);
-                if pods == PODS.len() as i64 { Ok(()) } else { Err(format!("{pods} pods")) }
+                let groups: i64 = client.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0);
+                if groups > 0 { Ok(()) } else { Err("none".to_owned()) }
             })
             .await;
     })
