@@ -10,8 +10,8 @@
 # `test result:` at their end. The counts are those of the `test result:` lines. A program that crashed or was stopped
 # prints no such line: then the lines of single tests are counted, and the suite itself counts as one more failure.
 #
-# Below the first failed test of each suite stands why: the first and the last lines of what the test printed. A suite
-# that ended in another way has its last lines there.
+# Below one failed test of each suite stands why: the first and the last lines of what that test printed. A suite that
+# ended in another way has its last lines there.
 set -eu
 
 directory=$1
@@ -41,7 +41,7 @@ $1 == "suite" {
     status = "none"
     seconds = announced = ok = bad = left = results = passed = failed = ignored = filtered = uncompiled = 0
     printed = ended = 0
-    section = ""
+    section = first_section = ""
     next
 }
 $1 == "status" { status = $2; next }
@@ -52,7 +52,16 @@ $1 == "end" { conclude(); next }
 { line = rest() }
 line != "" { ended++; last[ended % SHOWN] = line }
 # "---- NAME stdout ----" of libtest, "---- NAME ----" of libtest-mimic: what a failed test printed follows.
-line ~ /^---- .* ----$/ { section = (section == "" && !printed) ? "first" : "later"; next }
+# The sections are in the order of the names, and the results in the order in which the tests ended.
+line ~ /^---- .* ----$/ {
+    section = first_section == "" ? "first" : "later"
+    if (section == "first") {
+        first_section = line
+        sub(/^---- /, "", first_section)
+        sub(/( stdout)? ----$/, "", first_section)
+    }
+    next
+}
 line ~ /^(failures:|test result: )/ { if (section != "") section = "later" }
 section == "first" && line != "" {
     printed++
@@ -100,8 +109,9 @@ function tell(failure, line) {
     why[failure] = why[failure] "\n      " line
 }
 
-# Why the first failed test of this suite failed, or how the suite ended.
+# Why a test of this suite failed, or how the suite ended. `failure`: the first failure of the suite.
 function tell_why(failure,    i) {
+    for (i = failure; i <= nfails; i++) if (fails[i] == suite ": " first_section) { failure = i; break }
     if (!printed) {
         for (i = ended - SHOWN + 1; i <= ended; i++) if (i > 0) tell(failure, last[i % SHOWN])
         return

@@ -4,10 +4,11 @@
 #   test.sh            every suite: the documentation, the library, the commands, and each directory of tests/
 #   test.sh SUITE...   these alone: doc, lib, bins, or the name of a directory of tests/
 #
-# A suite is one test program; `doc` is the documentation's examples. `doc` mostly compiles, so it runs before the others.
-# Two lanes run the others, the longest first. A suite mostly waits (for a lease to end), so two run at once. Each line of the output begins with its suite's name;
-# the same output, without that, is kept in target/test-logs. The script fails if a test failed, or a suite crashed, did not
-# compile, or took longer than TEST_LIMIT (45m: three times what all suites take together).
+# A suite is one test program; `doc` is the documentation's examples. `doc` mostly compiles, so it runs before the
+# others. Two lanes run the others, the longest first. A suite mostly waits (for a lease to end), so two run at once.
+# Each line of the output begins with its suite's name; the same output, without that, is kept in target/test-logs. The
+# script fails if a test failed, or a suite crashed, did not compile, or took longer than TEST_LIMIT (45m: three times
+# what all suites take together).
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -22,7 +22,8 @@ pub(crate) const CAPACITY: usize = 30_000;
 /// badly for tables that are empty when a connection first uses them.
 const ENDED: usize = 20_000;
 
-/// More than a phase writes: 16 MB each.
+/// How many files of the write-ahead log, of 16 MB each, are used before the first phase: as many as `min_wal_size`
+/// keeps.
 const LOG_FILES: usize = 120;
 
 /// For how long the commits of one connection are counted.

@@ -72,7 +72,8 @@ settings! {
         /// The longest delay between two tries to reconnect, jittered.
         reconnect_backoff_max: Option<Duration> => Duration = [lease / 20] in [from 20 ms to 24 days]
             env "PODLOCK_RECONNECT_BACKOFF_MAX";
-        /// How often a pod probes the peers whose burial waits.
+        /// How often a pod probes the peers whose burial waits. A pod that claimed orphans also looks within this time
+        /// for those that others left.
         hold_probe_interval: Option<Duration> => Duration = [lease / 40] in [from 10 ms to 24 days]
             env "PODLOCK_HOLD_PROBE_INTERVAL";
         /// How often a pod probes all its peers and looks for orphans, jittered by a tenth. This is how long a

@@ -210,15 +210,15 @@ pub fn must_see_all(plan: &Plan, seen: &Seen, saw_all: bool) -> bool {
 }
 
 /// The shortest wait before a look back ([`looks_back_after`]): 20 ms. Shorter: the other pods have not claimed yet.
-pub const LOOKS_BACK: Duration = Duration::from_millis(20);
+pub const LOOK_BACK_MIN: Duration = Duration::from_millis(20);
 
 /// When a pod looks back: how soon a pass follows a pass that claimed all that it wanted, and took `took`. Other pods
 /// claimed at the same time, and may have left some of their runs without a notice. They claim for about as long as this
 /// pod did. An earlier look reads runs that they are about to claim, and takes the server's time from those claims. The
-/// look is no later than `most`, or [`LOOKS_BACK`] if that is longer, also if this pass was slow for a reason of its own.
+/// look is no later than `most`, or [`LOOK_BACK_MIN`] if that is longer, also if this pass was slow for a reason of its own.
 #[must_use]
 pub fn looks_back_after(took: Duration, most: Duration) -> Duration {
-    took.min(most).max(LOOKS_BACK)
+    took.min(most).max(LOOK_BACK_MIN)
 }
 
 fn is_suspect(rules: &Rules, row: &Candidate) -> bool {

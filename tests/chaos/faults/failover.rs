@@ -112,7 +112,7 @@ async fn up_to_date() -> Vec<Figure> {
     .await
 }
 
-/// A standby that is up to date is promoted, while each pod has many more runs that write than connections.
+/// A standby that is up to date is promoted, while each pod has three times as many runs that write as connections.
 async fn amid_groups() -> Vec<Figure> {
     promoted_under(async |world| {
         for pod in PODS {
